@@ -1,0 +1,97 @@
+"""Learn vision models from unlabelled images: BEiT (Bao et al. 2021, arXiv 2106.08254).
+
+The public names, resolved on first use, so that ``import beit`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from beit import checkpoints, masking
+    from beit.checkpoints.store import load_encoder, load_model, load_tokenizer
+    from beit.config import (
+        CheckConfig,
+        DemoConfig,
+        DiscreteVAEConfig,
+        EncoderConfig,
+        PretrainConfig,
+        ReportConfig,
+        TokenizerConfig,
+        UserError,
+    )
+    from beit.models.encoder import BeitEncoder
+    from beit.models.heads import ImageClassifier, MaskedImageModel
+    from beit.presets import configure
+    from beit.recipes.check import check
+    from beit.recipes.demo import demo
+    from beit.recipes.pretrain import pretrain
+    from beit.recipes.report import report
+    from beit.recipes.tokenizer import tokenizer
+    from beit.tokenizers.base import VisualTokenizer
+    from beit.tokenizers.dvae import DiscreteVAE
+
+_HOMES = {
+    "beit.checkpoints.store": ("load_encoder", "load_model", "load_tokenizer"),
+    "beit.config": (
+        "CheckConfig",
+        "DemoConfig",
+        "DiscreteVAEConfig",
+        "EncoderConfig",
+        "PretrainConfig",
+        "ReportConfig",
+        "TokenizerConfig",
+        "UserError",
+    ),
+    "beit.models.encoder": ("BeitEncoder",),
+    "beit.models.heads": ("ImageClassifier", "MaskedImageModel"),
+    "beit.presets": ("configure",),
+    "beit.recipes.check": ("check",),
+    "beit.recipes.demo": ("demo",),
+    "beit.recipes.pretrain": ("pretrain",),
+    "beit.recipes.report": ("report",),
+    "beit.recipes.tokenizer": ("tokenizer",),
+    "beit.tokenizers.base": ("VisualTokenizer",),
+    "beit.tokenizers.dvae": ("DiscreteVAE",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "BeitEncoder",
+    "CheckConfig",
+    "DemoConfig",
+    "DiscreteVAE",
+    "DiscreteVAEConfig",
+    "EncoderConfig",
+    "ImageClassifier",
+    "MaskedImageModel",
+    "PretrainConfig",
+    "ReportConfig",
+    "TokenizerConfig",
+    "UserError",
+    "VisualTokenizer",
+    "check",
+    "checkpoints",
+    "configure",
+    "demo",
+    "load_encoder",
+    "load_model",
+    "load_tokenizer",
+    "masking",
+    "pretrain",
+    "report",
+    "tokenizer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(_HOME_OF[name]), name)
+    if name in ("checkpoints", "masking"):
+        return importlib.import_module(f"beit.{name}")
+    raise AttributeError(f"module 'beit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,236 @@
+"""The command line: a table from verb to (configuration, function); parse, import lazily, run.
+
+Exit status: 0 done, 1 failed, 2 a user's mistake (one line on standard error), 75 interrupted and saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import os
+import re
+import sys
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from beit import config as configs
+from beit.config import TrainingConfig, UserError
+
+Arguments = list[str]
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command: the configuration it takes, the module and function that run it."""
+
+    config: type
+    run: str
+    help: str
+    positional: str = ""
+    """The field that takes the words before the first flag."""
+
+
+VERBS: dict[str, Verb] = {
+    "demo": Verb(configs.DemoConfig, "demo:demo", "the whole story on built-in images, in minutes on a CPU"),
+    "check": Verb(configs.CheckConfig, "check:check", "look a data set over before anything is trained"),
+    "tokenizer": Verb(configs.TokenizerConfig, "tokenizer:tokenizer", "train the visual tokenizer"),
+    "pretrain": Verb(configs.PretrainConfig, "pretrain:pretrain", "masked image modelling"),
+    "report": Verb(
+        configs.ReportConfig, "report:report", "one offline page about one or several runs", "runs"
+    ),
+    "presets": Verb(configs.PresetsConfig, "presets:presets", "the recipes by name"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave with its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        sys.exit(_dispatch(arguments))
+    except UserError as error:
+        print(f"beit: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("beit: interrupted", file=sys.stderr)
+        sys.exit(1)
+
+
+def _dispatch(arguments: Arguments) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("beit"))
+        return 0
+    verb = VERBS.get(arguments[0])
+    if verb is None:
+        import difflib
+
+        near = difflib.get_close_matches(arguments[0], VERBS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(VERBS)}"
+        raise UserError(f"there is no command {arguments[0]!r}; {hint}")
+    return _run(arguments[0], verb, arguments[1:])
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: beit COMMAND [--flags]",
+            "",
+            "Learn vision models from unlabelled images (BEiT).",
+            "",
+            *lines,
+            "",
+            "beit COMMAND --help lists its flags.",
+        ]
+    )
+
+
+def _run(name: str, verb: Verb, arguments: Arguments) -> int:
+    training = issubclass(verb.config, TrainingConfig)
+    if verb.positional and arguments and not arguments[0].startswith("-"):
+        arguments = [f"--{verb.positional}", *arguments]
+    switches = {"--print-config": False, "--dry-run": False, "--overwrite": False}
+    layers: list[dict[str, Any]] = []
+    if training:
+        arguments, layers = _take_layers(verb.config, arguments)
+        for switch in switches:
+            switches[switch] = switch in arguments
+            arguments = [argument for argument in arguments if argument != switch]
+    config = parse(verb.config, arguments, layers, f"beit {name}")
+    if switches["--print-config"]:
+        from beit.config_file import to_yaml
+
+        print(to_yaml(config, f"beit {name} --config THIS-FILE"), end="")
+        return 0
+    if training:
+        _start_processes(typing.cast(TrainingConfig, config))
+    module, function = verb.run.split(":")
+    run = getattr(importlib.import_module(f"beit.recipes.{module}"), function)
+    options = {"dry_run": switches["--dry-run"], "overwrite": switches["--overwrite"]} if training else {}
+    return _guarded(run, config, options)
+
+
+def _guarded(run: Any, config: object, options: dict[str, bool]) -> int:
+    """Call a recipe; an interrupted run that was saved ends with status 75."""
+    from beit.config import Interrupted, RunFailed
+
+    try:
+        run(config, **options)
+    except Interrupted as stop:
+        print(f"beit: {stop}", file=sys.stderr)
+        return 75
+    except RunFailed as stop:
+        print(f"beit: {stop}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse(config_type: type, arguments: Arguments, layers: Sequence[dict[str, Any]], program: str) -> Any:
+    """Flags over `layers` over defaults, as a validated `config_type`.
+
+    tyro parses an unvalidated twin of the class, so that a value missing from one layer may come from the
+    next; what tyro has to say against the flags is said again in one line.
+    """
+    import tyro
+
+    from beit.config_file import EXCLUSIVE, layered
+
+    twin = type(config_type.__name__, (config_type,), {"__post_init__": lambda self: None})
+    known = layered(config_type, layers)
+    fields = dataclasses.fields(config_type)
+    default = twin(**{field.name: known.get(field.name, tyro.MISSING) for field in fields})
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            parsed = tyro.cli(
+                twin, prog=program, args=arguments, default=default, description=config_type.__doc__
+            )
+    except SystemExit as leave:
+        if leave.code:
+            raise UserError(_one_line(complaint.getvalue(), program)) from None
+        if issubclass(config_type, TrainingConfig):
+            print(_COMMON_HELP, end="")
+        raise
+    values = {field.name: getattr(parsed, field.name) for field in fields}
+    flags = {
+        name: values[name]
+        for name in EXCLUSIVE
+        if any(argument.split("=")[0] == f"--{name}" for argument in arguments)
+    }
+    if len(flags) == 1:
+        values.update(dict.fromkeys(EXCLUSIVE, None), **flags)
+    return config_type(**values)
+
+
+_COMMON_HELP = """
+--preset NAME      start from a recipe of `beit presets`
+--config FILE      values from a YAML file, over the preset and under the flags
+--print-config     print the resolved configuration and stop
+--dry-run          print what would be done and stop
+--overwrite        delete the run in --out and start afresh
+"""
+
+
+def _take_layers(config_type: type, arguments: Arguments) -> tuple[Arguments, list[dict[str, Any]]]:
+    """Take ``--preset NAME`` and ``--config FILE`` out of `arguments`; give the rest and their values."""
+    from beit.config_file import read_yaml
+    from beit.presets import find
+
+    rest, preset, file = list(arguments), None, None
+    for flag in ("--preset", "--config"):
+        value = None
+        for index, argument in enumerate(rest):
+            if argument == flag or argument.startswith(flag + "="):
+                used = 1 if "=" in argument else 2
+                if len(rest) < index + used:
+                    raise UserError(f"{flag} needs a value")
+                value = argument.partition("=")[2] if used == 1 else rest[index + 1]
+                del rest[index : index + used]
+                break
+        preset, file = (value, file) if flag == "--preset" else (preset, value)
+    layers = []
+    if preset is not None:
+        layers.append(dict(find(config_type, preset).values))
+    if file is not None:
+        layers.append(read_yaml(file, config_type))
+    return rest, layers
+
+
+def _one_line(complaint: str, program: str) -> str:
+    """tyro's box as one line: what is wrong, and the flags that were perhaps meant."""
+    text = re.sub(r"[│╭╮╰╯|+]", " ", complaint)
+    parts = [" ".join(part.split()).strip("─- ") for part in re.split(r"[─-]{3,}", text)]
+    heading, body, *rest = [part for part in parts if part]
+    flags = re.compile(r"(?<![\w`-])--[a-z][\w-]*")
+    if heading.startswith("Required"):
+        return f"{program} needs {' and '.join(flags.findall(body))}; {program} --help explains"
+    meant = flags.findall(rest[0]) if rest and rest[0].startswith("Perhaps") else []
+    hint = f"; did you mean {' or '.join(dict.fromkeys(meant))}?" if meant else f"; see {program} --help"
+    return body.rstrip(".") + hint
+
+
+def _start_processes(config: TrainingConfig) -> None:
+    """With ``--devices N`` above 1, become torchrun with N processes on this machine.
+
+    Inside torchrun or SLURM the processes exist already, and nothing is started.
+    """
+    if "RANK" in os.environ or config.devices == 1:
+        return
+    if config.devices == "auto":
+        import torch
+
+        count = torch.cuda.device_count()
+    else:
+        count = config.devices
+    if count > 1:
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", "beit"]
+        os.execv(sys.executable, [sys.executable, *launch, *sys.argv[1:]])

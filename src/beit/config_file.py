@@ -1,0 +1,121 @@
+"""Configurations on disk, and how defaults, presets, files and flags are laid over one another."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from beit.config import UserError
+
+EXCLUSIVE = ("steps", "epochs")
+"""Two ways to say one thing: a layer that says one of them silences the other in the layers below."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads ``1e-3`` as a number; plain PyYAML takes it for text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+.0123456789"),
+)
+# SafeLoader's own rules come first, so whole numbers stay whole.
+
+
+def to_yaml(config: object, heading: str = "") -> str:
+    """`config`, a dataclass, as YAML with an optional comment on top."""
+    assert dataclasses.is_dataclass(config) and not isinstance(config, type)
+    text = yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+    return "".join(f"# {line}\n" for line in heading.splitlines()) + text
+
+
+def plain(value: Any) -> Any:
+    """`value` with tuples as lists and paths as text: what YAML and JSON can say."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def read_yaml(path: str | Path, config_type: type) -> dict[str, Any]:
+    """The fields that the file at `path` gives, checked against `config_type`.
+
+    Raises:
+        UserError: the file cannot be read, a key is unknown, or a value has the wrong type.
+    """
+    try:
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--config {path} is not valid YAML: {reason}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path} must hold one `name: value` a line")
+    hints = typing.get_type_hints(config_type)
+    return {key: _checked(key, value, hints, path) for key, value in values.items()}
+
+
+def _checked(key: Any, value: Any, hints: Mapping[str, Any], path: str | Path) -> Any:
+    if key not in hints:
+        near = difflib.get_close_matches(str(key), hints, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"--config {path}: unknown key {key!r}{hint}")
+    try:
+        return _convert(value, hints[key])
+    except TypeError:
+        wanted = str(hints[key]).replace("typing.", "").replace("NoneType", "null")
+        wanted = re.sub(r"<class '(\w+)'>", r"\1", wanted)
+        raise UserError(f"--config {path}: {key} is {value!r}, but must be {wanted}") from None
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """`value` as the type `hint` says, or TypeError. Knows the few types that configurations use."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for option in arguments:
+            try:
+                return _convert(value, option)
+            except TypeError:
+                continue
+        raise TypeError
+    if origin is typing.Literal:
+        if value in arguments and type(value) in {type(argument) for argument in arguments}:
+            return value
+    elif origin is tuple:
+        if isinstance(value, (list, tuple)):
+            if arguments[-1] is Ellipsis:
+                return tuple(_convert(item, arguments[0]) for item in value)
+            if len(value) == len(arguments):
+                return tuple(map(_convert, value, arguments))
+    elif hint is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif type(value) is hint or (hint is type(None) and value is None):
+        return value
+    raise TypeError
+
+
+def layered(config_type: type, layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The defaults of `config_type` overlaid with each of `layers` in turn; later ones win."""
+    values: dict[str, Any] = {
+        field.name: field.default
+        for field in dataclasses.fields(config_type)
+        if field.default is not dataclasses.MISSING
+    }
+    for layer in layers:
+        said = [name for name in EXCLUSIVE if layer.get(name) is not None]
+        if len(said) == 1:
+            values.update(dict.fromkeys(set(EXCLUSIVE) & set(values), None))
+        values.update(layer)
+    return values

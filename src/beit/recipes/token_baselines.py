@@ -1,0 +1,77 @@
+"""What predictors that use no context would score on the same targets, beside the masked-token loss.
+
+Without them a falling loss says little: the frequencies of the tokens alone, or their frequencies at each place,
+already beat ln V by a wide margin.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class TokenBaselines(nn.Module):
+    """Counts of the tokens seen in training, and the cross-entropies of three predictors made from them.
+
+    * `unigram_loss`: every token with its frequency.
+    * `position_unigram_loss`: its frequency at that place of the grid, mixed with the overall frequency.
+    * `copy_neighbour_loss`: the token of the nearest visible patch, mixed with the overall frequency.
+
+    Each is a vector over mixing weights; the least of its mean over many batches is the best mixture. A batch is
+    scored before it is counted, so no predictor has seen its own targets.
+    """
+
+    place_counts: Tensor
+    distance: Tensor
+    weights: Tensor
+
+    def __init__(self, grid: tuple[int, int], vocab_size: int, num_weights: int = 20) -> None:
+        super().__init__()
+        rows, columns = torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")
+        places = torch.stack([rows.flatten(), columns.flatten()], dim=1).float()
+        self.register_buffer("place_counts", torch.zeros(len(places), vocab_size, dtype=torch.int64))
+        self.register_buffer("distance", torch.cdist(places, places), persistent=False)
+        weights = torch.linspace(0, 1, num_weights + 1)[:-1]
+        self.register_buffer("weights", weights, persistent=False)
+
+    @torch.no_grad()
+    def observe(self, tokens: Tensor) -> None:
+        """Count `tokens` (B, h, w), those of every rank."""
+        tokens = tokens.flatten(1)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            shares = [torch.empty_like(tokens) for _ in range(dist.get_world_size())]
+            dist.all_gather(shares, tokens.contiguous())
+            tokens = torch.cat(shares)
+        ones = torch.ones_like(tokens.T, dtype=self.place_counts.dtype)
+        self.place_counts.scatter_add_(1, tokens.T, ones)
+
+    @torch.no_grad()
+    def losses(self, tokens: Tensor, mask: Tensor, predict: Tensor) -> dict[str, Tensor]:
+        """Cross-entropies in nats, each over the mixing weights, of `tokens` (B, h, w) where `predict`.
+
+        `mask` is (B, h, w), True where a patch is hidden.
+        """
+        tokens, mask, predict = tokens.flatten(1), mask.flatten(1), predict.flatten(1)
+        counts = self.place_counts.sum(0)
+        frequency = (counts + 0.1) / (counts.sum() + 0.1 * len(counts))
+        images_seen = self.place_counts[0].sum().clamp(min=1)
+        targets = tokens[predict]
+        places = predict.nonzero()[:, 1]
+        at_place = self.place_counts[places, targets] / images_seen
+        copied = tokens.gather(1, self._nearest_visible(mask))[predict] == targets
+        overall = frequency[targets].float()
+        return {
+            "unigram_loss": -overall.log().mean()[None],
+            "position_unigram_loss": self._mixture(at_place.float(), overall),
+            "copy_neighbour_loss": self._mixture(copied.float(), overall),
+        }
+
+    def _mixture(self, likely: Tensor, overall: Tensor) -> Tensor:
+        mixed = self.weights[:, None] * likely + (1 - self.weights[:, None]) * overall
+        return -mixed.log().mean(dim=1)
+
+    def _nearest_visible(self, mask: Tensor) -> Tensor:
+        """The place of the nearest visible patch, for each patch: (B, N)."""
+        hidden = mask[:, None, :].to(self.distance.dtype) * 1e6
+        return (self.distance[None] + hidden).argmin(dim=2)

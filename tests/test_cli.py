@@ -1,0 +1,154 @@
+"""The command line: fast answers, one line and status 2 for a mistake, and the order of the layers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from beit import UserError
+from beit.cli import VERBS, main
+from beit.config import PretrainConfig, TokenizerConfig
+from beit.config_file import read_yaml, to_yaml
+from beit.presets import TABLES, configure
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as leave:
+        main(arguments)
+    return int(leave.value.code or 0)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["presets"]])
+def test_answers_at_once(arguments: list[str]) -> None:
+    """Under half a second of CPU, a bound on this process alone and not on a busy machine's clock."""
+    code = (
+        "import sys, time; from beit.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print(time.process_time(), 'torch' in sys.modules)"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert output[-1] == "False"
+    assert float(output[-2]) < 0.5
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    assert all(f"  {verb} " in text for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_its_flags(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(verb, "--help") == 0
+    assert "usage" in capsys.readouterr().out
+
+
+TRAINING = ["--data", "x", "--out", "y", "--tokenizer", "t"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["pretrian"], "did you mean pretrain?"),
+        (["pretrain", *TRAINING, "--stepz", "3"], "did you mean --steps?"),
+        (["pretrain", *TRAINING, "--lr", "fast"], "--lr"),
+        (["pretrain", *TRAINING, "--masking", "blocks"], "'block', 'random', 'none'"),
+        (["pretrain", "--tokenizer", "t"], "needs --data and --out"),
+        (["pretrain", *TRAINING, "--steps", "3", "--epochs", "2"], "either --epochs or --steps"),
+        (["pretrain", "--data", "x", "--out", "y"], "--tokenizer"),
+        (["pretrain", *TRAINING, "--masking", "none"], "--predict all"),
+        (["pretrain", *TRAINING, "--target", "pixels"], "drop --tokenizer"),
+        (["pretrain", *TRAINING, "--image-size", "225"], "--patch-size 16"),
+        (["pretrain", *TRAINING, "--preset", "huge"], "choose one of base"),
+        (["pretrain", *TRAINING, "--preset"], "--preset needs a value"),
+        (["pretrain", *TRAINING, "--save-every", "often"], "--save-every often"),
+        (["tokenizer", "--data", "x", "--out", "y", "--stride", "3"], "power of two"),
+        (["report"], "needs --runs"),
+        (["report", "no/such/run"], "no/such/run"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 2
+    output = capsys.readouterr()
+    assert expected in output.err
+    assert output.err.count("\n") == 1, output.err
+    assert not output.out
+
+
+def resolved(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
+    assert run(*arguments, "--print-config") == 0
+    values = yaml.safe_load(capsys.readouterr().out)
+    assert isinstance(values, dict)
+    return values
+
+
+def test_flags_beat_the_file_beats_the_preset_beats_the_defaults(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("lr: 2e-3\nwidth: 96\n")
+    values = resolved(
+        capsys, "pretrain", *TRAINING, "--preset", "tiny", "--config", str(file), "--width", "48"
+    )
+    tiny = TABLES[PretrainConfig]["tiny"].values
+    assert values["width"] == 48
+    assert values["lr"] == 2e-3
+    assert values["depth"] == tiny["depth"]
+    assert values["beta2"] == PretrainConfig.beta2
+
+
+def test_a_length_in_steps_replaces_one_in_epochs_from_below(capsys: pytest.CaptureFixture[str]) -> None:
+    values = resolved(capsys, "pretrain", *TRAINING, "--preset", "tiny", "--steps", "7")
+    assert (values["steps"], values["epochs"]) == (7, None)
+
+
+def test_a_printed_configuration_repeats_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = resolved(capsys, "pretrain", *TRAINING, "--preset", "tiny", "--layer-scale-init", "None")
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(first))
+    assert resolved(capsys, "pretrain", "--config", str(file)) == first
+
+
+@pytest.mark.parametrize("config_type", TABLES)
+def test_every_preset_is_valid_and_survives_its_file(config_type: type, tmp_path: Path) -> None:
+    for name in TABLES[config_type]:
+        extra = {"tokenizer": "t"} if config_type is PretrainConfig else {}
+        config = configure(config_type, name, data=("a", "b"), out="y", **extra)
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(to_yaml(config, "a heading"))
+        assert config_type(**read_yaml(file, config_type)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("stepz: 3", "did you mean steps"),
+        ("steps: many", "steps is 'many'"),
+        ("lr: true", "lr is True"),
+        ("masking: blocks", "masking is 'blocks'"),
+        ("steps: !!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("- a\n- b", "name: value"),
+        ("steps: [", "not valid YAML"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(text: str, expected: str, tmp_path: Path) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"wrong\.yaml") as error:
+        read_yaml(file, PretrainConfig)
+    assert expected in str(error.value)
+
+
+def test_exponents_without_a_point_are_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "numbers.yaml"
+    file.write_text("lr: 1e-3\nsteps: 5\nema_decay: null\n")
+    assert read_yaml(file, TokenizerConfig) == {"lr": 1e-3, "steps": 5, "ema_decay": None}
