@@ -269,10 +269,10 @@ class TokenizerConfig(TrainingConfig):
     temperature_steps: int | float = 150_000
     """Steps, or share of the run below 1, over which the temperature falls along a cosine."""
 
-    crop: Literal["dalle", "resized"] = "dalle"
-    """dalle: a square crop at 9/8 to 12/8 of the size (appendix A.2); resized: random area and shape."""
+    crop: Literal["dalle", "random_resized"] = "dalle"
+    """dalle: a square crop at 9/8 to 12/8 of the size (appendix A.2); random_resized: any area and shape."""
     min_crop: float = 0.2
-    """Smallest share of the image that a `resized` crop takes."""
+    """Smallest share of the image that a `random_resized` crop takes."""
 
     batch_size: int = 512
     steps: int | None = 3_000_000

@@ -1,0 +1,293 @@
+"""Models at rest: a folder with model.safetensors (float32) and model.json (what it is, readable).
+
+save_model -> model/ -> load_model, load_encoder, load_tokenizer. Loading is strict: every weight must be there,
+have its shape and its checksum, and nothing may be left over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from beit.checkpoints.adapt import resize_encoder
+from beit.config import DiscreteVAEConfig, EncoderConfig, UserError
+from beit.models.encoder import BeitEncoder
+from beit.models.heads import ImageClassifier, MaskedImageModel
+from beit.tokenizers.base import VisualTokenizer
+from beit.tokenizers.dvae import DiscreteVAE
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+class Kind(NamedTuple):
+    """How one kind of model is described in model.json and built from it."""
+
+    model: type[nn.Module]
+    config: Callable[[Any], Any]
+    """The model -> its architecture, a dataclass."""
+    config_type: type
+    options: tuple[str, ...]
+    """Attributes of the model that it is built with besides its architecture; keys of model.json."""
+    build: Callable[..., nn.Module]
+    """(architecture, **options) -> the model."""
+
+
+KINDS: Mapping[str, Kind] = {
+    "tokenizer": Kind(
+        DiscreteVAE, lambda model: model.config, DiscreteVAEConfig, (), lambda config: DiscreteVAE(config)
+    ),
+    "pretrained": Kind(
+        MaskedImageModel,
+        lambda model: model.encoder.config,
+        EncoderConfig,
+        ("vocab_size",),
+        lambda config, vocab_size: MaskedImageModel(BeitEncoder(config), vocab_size),
+    ),
+    "classifier": Kind(
+        ImageClassifier,
+        lambda model: model.encoder.config,
+        EncoderConfig,
+        ("num_classes", "pool"),
+        lambda config, num_classes, pool: ImageClassifier(BeitEncoder(config), num_classes, pool),
+    ),
+}
+
+
+class Format(NamedTuple):
+    """A way in which models lie on disk."""
+
+    recognizes: Callable[[Path], bool]
+    load: Callable[[Path], nn.Module]
+
+
+def save_model(
+    model: nn.Module,
+    folder: Path,
+    *,
+    provenance: Mapping[str, Any],
+    tokenizer_hash: str | None = None,
+    classes: Sequence[str] | None = None,
+) -> None:
+    """Writes `model` as folder/model.safetensors and folder/model.json, each complete or not at all.
+
+    provenance: where the model comes from, for people; package and torch versions, date and command are added.
+    tokenizer_hash: :func:`weights_sha256` of the tokenizer whose tokens a pre-trained model predicts.
+    classes: names of a classifier's outputs, in order.
+    """
+    name = kind_of(model)
+    if name not in KINDS:
+        raise TypeError(f"{name} is not a model that can be saved; a {', '.join(KINDS)} is")
+    kind = KINDS[name]
+    tensors = _float32_weights(model)
+    architecture = dataclasses.asdict(kind.config(model))
+    description = {
+        "kind": name,
+        **{option: getattr(model, option) for option in kind.options},
+        "architecture": architecture,
+        "image_size": architecture["image_size"],
+        **_pixel_constants(architecture),
+        "classes": None if classes is None else list(classes),
+        "tokenizer": tokenizer_hash,
+        "weights_sha256": _sha256(tensors),
+        "provenance": {**_this_process(), **provenance},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    _replace_file(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    _replace_file(folder / DESCRIPTION, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def load_model(path: str | Path) -> nn.Module:
+    """The model at `path`, a RUN directory or a model/ folder: evaluation mode, float32, CPU."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give a run directory or its model/ folder")
+    for form in FORMATS:
+        if form.recognizes(path):
+            return form.load(path)
+    if (path / "status.json").exists():
+        raise UserError(
+            f"{path} is a run without a finished model; continue it with the command that began it"
+        )
+    raise UserError(
+        f"{path} holds no {DESCRIPTION} and is of no known format; give a run directory or its model/ folder"
+    )
+
+
+def load_encoder(path: str | Path, image_size: tuple[int, int] | None = None) -> BeitEncoder:
+    """The encoder of any model at `path`; position information resized when `image_size` is given."""
+    encoder = getattr(load_model(path), "encoder", None)
+    if not isinstance(encoder, BeitEncoder):
+        raise UserError(f"{path} is a tokenizer and has no encoder; give a pre-trained model or a classifier")
+    return encoder if image_size is None else resize_encoder(encoder, image_size)
+
+
+def load_tokenizer(path: str | Path) -> VisualTokenizer:
+    """The visual tokenizer at `path`: evaluation mode, float32, CPU."""
+    model = load_model(path)
+    if not isinstance(model, VisualTokenizer):
+        raise UserError(f"{path} is a {kind_of(model)} model and no tokenizer; train one with beit tokenizer")
+    return model
+
+
+def read_description(path: str | Path) -> dict[str, Any]:
+    """model.json of a RUN directory or a model/ folder: classes, tokenizer identity, provenance and the rest."""
+    file = _own_folder(Path(path)) / DESCRIPTION
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist; give a run directory or its model/ folder") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}); save the model again") from None
+    if not isinstance(description, dict):
+        raise UserError(f"{file} is no JSON object; save the model again")
+    return description
+
+
+def kind_of(model: nn.Module) -> str:
+    """The `kind` of model.json for a model, or its class name where it has none."""
+    return next((name for name, kind in KINDS.items() if isinstance(model, kind.model)), type(model).__name__)
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """The identity of a model's weights: a hash of names, shapes and float32 values, whatever its device."""
+    return _sha256(_float32_weights(model))
+
+
+def _load_own(path: Path) -> nn.Module:
+    description = read_description(path)
+    folder = _own_folder(path)
+    model = _build(description, folder / DESCRIPTION)
+    file = folder / WEIGHTS
+    try:
+        # Copied, because load_file maps the file into memory, and a run may rewrite it.
+        tensors = {key: tensor.clone() for key, tensor in load_file(file).items()}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} cannot be read ({error}); copy or save the model again") from None
+    _check_shapes(model.state_dict(), tensors, file)
+    if _sha256(tensors) != description.get("weights_sha256"):
+        raise UserError(
+            f"{file} is damaged or not the file that {DESCRIPTION} describes (its checksum differs); "
+            f"copy or save the model again"
+        )
+    model.load_state_dict(tensors, assign=True)
+    return model.eval()
+
+
+FORMATS: tuple[Format, ...] = (Format(lambda path: (_own_folder(path) / DESCRIPTION).is_file(), _load_own),)
+"""Asked in this order. Formats of other libraries join here."""
+
+
+def _own_folder(path: Path) -> Path:
+    """The model/ folder that `path` means: itself, or the one inside a run directory."""
+    return path / "model" if (path / "model").is_dir() else path
+
+
+def _build(description: Mapping[str, Any], file: Path) -> nn.Module:
+    """The described model without weights, on the meta device."""
+    name = description.get("kind")
+    if name not in KINDS:
+        raise UserError(
+            f"{file}: kind is {name!r}, not one of {', '.join(KINDS)}; this release cannot read it"
+        )
+    kind = KINDS[cast(str, name)]
+    architecture = description.get("architecture")
+    fields = {field.name for field in dataclasses.fields(kind.config_type)}
+    missing = {*kind.options, "weights_sha256"} - set(description)
+    if missing or not isinstance(architecture, dict):
+        raise UserError(f"{file}: {min(missing, default='architecture')} is missing; save the model again")
+    if unknown := set(architecture) - fields:
+        raise UserError(
+            f"{file}: architecture.{min(unknown)} is unknown; a newer release wrote it, update beit"
+        )
+    for key in ("image_size", "pixel_mean", "pixel_std"):
+        if key in architecture and description.get(key, architecture[key]) != architecture[key]:
+            raise UserError(f"{file}: {key} differs from architecture.{key}; make them equal")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in architecture.items()}
+    with torch.device("meta"):
+        return kind.build(
+            kind.config_type(**values), **{option: description[option] for option in kind.options}
+        )
+
+
+def _check_shapes(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], file: Path) -> None:
+    faults = [f"{key} is missing" for key in wanted.keys() - found.keys()]
+    faults += [f"{key} is unknown" for key in found.keys() - wanted.keys()]
+    faults += [
+        f"{key} is {found[key].dtype} {tuple(found[key].shape)}, not {tensor.dtype} {tuple(tensor.shape)}"
+        for key, tensor in wanted.items()
+        if key in found and (found[key].shape, found[key].dtype) != (tensor.shape, tensor.dtype)
+    ]
+    if faults:
+        more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
+        raise UserError(
+            f"{file} does not fit its {DESCRIPTION}: {', '.join(sorted(faults)[:4])}{more}; "
+            f"give the two files that were saved together"
+        )
+
+
+def _float32_weights(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        key: tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else None).contiguous()
+        for key, tensor in model.state_dict().items()
+    }
+
+
+def _sha256(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        digest.update(f"{key} {tensors[key].dtype} {tuple(tensors[key].shape)}\n".encode())
+        digest.update(tensors[key].numpy().data)
+    return digest.hexdigest()
+
+
+def _pixel_constants(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    # DALL-E's pixel map 0.1 + 0.8 x, written as (x - mean) / std; its tokenizer has no other.
+    dalle = {"pixel_mean": (-0.125,) * 3, "pixel_std": (1.25,) * 3}
+    return {key: architecture.get(key, value) for key, value in dalle.items()}
+
+
+def _this_process() -> dict[str, Any]:
+    try:
+        version = importlib.metadata.version("beit")
+    except importlib.metadata.PackageNotFoundError:
+        version = "not installed"
+    return {
+        "beit": version,
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+    }
+
+
+def _replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a temporary neighbour, flushes it to the disk and renames it: at no time is half a file at `path`."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        _flush_to_disk(temporary)
+        temporary.replace(path)
+        _flush_to_disk(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,43 @@
+"""What every set of images offers, whatever it is stored in."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Source(Protocol):
+    """Images by index. Everything is fixed when the source is opened; files that vanish later are damaged files."""
+
+    classes: tuple[str, ...] | None
+    """Class names when the source was opened with labels (and always for sets that bring them)."""
+    notes: list[str]
+    """What was ignored or decided, one line each, for the first lines of a run."""
+
+    def __len__(self) -> int: ...
+    def name(self, index: int) -> str:
+        """What messages call the image: a path, printable."""
+
+    def key(self, index: int) -> str:
+        """The image's lasting identity, for choices by hash: its path relative to the root."""
+
+    def image(self, index: int) -> Tensor:
+        """uint8 (3, H, W); raises :class:`ImageError`."""
+
+    def label(self, index: int) -> int:
+        """Index into `classes`; only where labels were asked for."""
+
+    def describe(self) -> str:
+        """One phrase: count, classes, origin."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when images are added, removed or renamed; a run compares it when it is resumed."""
+
+
+def stable_hash(text: str) -> int:
+    """64 bits that depend on nothing but `text` (which may be a file name of any bytes)."""
+    return int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=8).digest(), "big")

@@ -1,0 +1,245 @@
+"""Batches whose content depends on nothing but (seed, step): not on workers, ranks, accumulation or interruptions.
+
+The loader keeps no state. Position p = step * batch_size + j of an endless stream belongs to epoch p // N and shows
+image permutation(seed, epoch)[p % N]; all randomness of that sample is drawn from a generator seeded with
+(seed, epoch, image). To resume, ask for the batches from another step on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from beit.config import UserError
+from beit.data.base import Source
+from beit.data.decode import ImageError
+from beit.data.workers import WorkerError, fetch
+
+__all__ = ["Loader", "WorkerError", "evaluation_batches", "permutation"]
+
+View = Callable[..., Any]
+"""(image, rng) -> sample, or with labels (image, label, rng) -> sample; a sample is a NamedTuple of tensors."""
+OnBad = Callable[[str, str], None]
+
+_HANDFUL = 5  # damaged files that never stop a run, however small the set
+_REPLACEMENTS = 100  # tries before a set counts as unreadable
+_EVALUATION = 2**32 - 1  # stands for the epoch in the seeds of evaluation samples; no training run gets there
+
+
+class _Bad(NamedTuple):
+    """A file that could not be used."""
+
+    image: int
+    name: str
+    reason: str
+
+
+class _Work(NamedTuple):
+    """What one micro-batch is made of: (epoch, image) pairs."""
+
+    samples: list[tuple[int, int]]
+
+
+class _Fetched(NamedTuple):
+    """What comes back from a worker. Errors travel as values: exceptions would arrive as quoted tracebacks."""
+
+    batch: Any
+    tried: int
+    bad: list[_Bad]
+    failure: str | None = None
+
+
+# ------------------------------------------------------------------------------------------------------------
+# In the worker
+
+
+class _Fetcher(Dataset[_Fetched]):
+    """Turns :class:`_Work` into :class:`_Fetched`; runs in the workers, or in the main process without any."""
+
+    def __init__(self, source: Source, view: View, seed: int, labeled: bool, replace: bool) -> None:
+        self._source, self._view, self._seed = source, view, seed
+        self._labeled, self._replace = labeled, replace
+
+    def __getitem__(self, work: _Work) -> _Fetched:
+        samples: list[Any] = []
+        bad: list[_Bad] = []
+        for epoch, index in work.samples:
+            rng = np.random.default_rng((self._seed, epoch, index))
+            sample = self._load(index, rng, bad)
+            if sample is None and self._replace:
+                text = f"{_REPLACEMENTS} images in a row are damaged, the last being {bad[-1].name}: {bad[-1].reason}"
+                return _Fetched(None, len(bad), bad, text)
+            if sample is not None:
+                samples.append(sample)
+        return _Fetched(_collate(samples) if samples else None, len(samples) + len(bad), bad)
+
+    def _load(self, index: int, rng: np.random.Generator, bad: list[_Bad]) -> Any | None:
+        """The sample of image `index`, or of another one drawn from its own generator when it is damaged."""
+        for _ in range(_REPLACEMENTS if self._replace else 1):
+            try:
+                image = self._source.image(index)
+            except ImageError as error:
+                bad.append(_Bad(index, error.name, error.reason))
+                index = int(rng.integers(len(self._source)))
+                continue
+            if self._labeled:
+                return self._view(image, self._source.label(index), rng)
+            return self._view(image, rng)
+        return None
+
+
+Sample = TypeVar("Sample", bound=tuple[Tensor, ...])
+
+
+def _collate(samples: Sequence[Sample]) -> Sample:
+    """Samples to a batch of the same type: every field gets a first axis."""
+    return type(samples[0])(*(torch.stack(field) for field in zip(*samples, strict=True)))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# In the main process
+
+
+@lru_cache(maxsize=4)
+def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+    """The order of the images in `epoch`."""
+    return np.random.default_rng((seed, epoch)).permutation(size)
+
+
+class Loader:
+    """Training batches of `source` through `view`, for this rank.
+
+    `batch_size` is the global one, over all ranks and accumulated micro-batches. A damaged image is reported once
+    through `on_bad(name, reason)` and replaced by another; when more than the share `max_bad` of the images read
+    were damaged (and at least five files), the run stops with a :class:`UserError`. With `labeled`, the view is
+    called as view(image, label, rng). `repeats` shows every image that many times in a row, differently drawn
+    (repeated augmentation).
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        view: View,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+        workers: int = 0,
+        max_bad: float = 0.05,
+        on_bad: OnBad | None = None,
+        labeled: bool = False,
+        repeats: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        if batch_size < 1 or batch_size % (world * accumulate):
+            raise UserError(
+                f"--batch-size {batch_size} is not divisible by {world} processes x {accumulate} accumulated "
+                f"micro-batches; choose a multiple of {world * accumulate}"
+            )
+        self._size = len(source)
+        self._fetcher = _Fetcher(source, view, seed, labeled, replace=True)
+        self._batch_size, self._seed, self._repeats = batch_size, seed, repeats
+        self._rank, self._world, self._accumulate = rank, world, accumulate
+        self._workers, self._pin_memory = workers, pin_memory
+        self._damage = _Damage(max_bad, on_bad)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in one pass over the source; at least one."""
+        return max(1, self._size // self._batch_size)
+
+    @property
+    def bad_files(self) -> int:
+        """Damaged files met so far by this rank."""
+        return len(self._damage.files)
+
+    def samples(self, step: int) -> list[tuple[int, int]]:
+        """(epoch, image) of every sample in the global batch of `step`, in order."""
+        start = step * self._batch_size
+        return [self._sample(position) for position in range(start, start + self._batch_size)]
+
+    def _sample(self, position: int) -> tuple[int, int]:
+        epoch, place = divmod(position // self._repeats, self._size)
+        image = int(permutation(self._seed, epoch, self._size)[place])
+        return epoch * self._repeats + position % self._repeats, image
+
+    def _work(self, start_step: int, stop_step: int) -> Iterator[_Work]:
+        """This rank's micro-batches: contiguous slices of the global batch, rank by rank within each slice."""
+        micro = self._batch_size // (self._world * self._accumulate)
+        for step in range(start_step, stop_step):
+            samples = self.samples(step)
+            for k in range(self._accumulate):
+                first = (k * self._world + self._rank) * micro
+                yield _Work(samples[first : first + micro])
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[Any]:
+        """Micro-batches of steps start_step <= step < stop_step, `accumulate` of them for each step."""
+        works = self._work(start_step, stop_step)
+        for fetched in fetch(self._fetcher, works, self._workers, self._pin_memory):
+            self._damage.record(fetched)
+            yield fetched.batch
+
+
+def evaluation_batches(
+    source: Source,
+    view: View,
+    *,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    on_bad: OnBad | None = None,
+    labeled: bool = False,
+    pin_memory: bool = False,
+) -> Iterator[Any]:
+    """Every image of `source` once, dealt out to the ranks in turn; damaged ones are reported and left out.
+
+    `batch_size` is that of this rank; the last batch may be smaller, and ranks may differ by one image. A sample's
+    randomness is a function of (seed, image) alone: every evaluation sees the same.
+    """
+    mine = range(rank, len(source), world)
+    works = (
+        _Work([(_EVALUATION, index) for index in mine[start : start + batch_size]])
+        for start in range(0, len(mine), batch_size)
+    )
+    damage = _Damage(1.0, on_bad)
+    fetcher = _Fetcher(source, view, seed, labeled, replace=False)
+    for fetched in fetch(fetcher, works, workers, pin_memory):
+        damage.record(fetched)
+        if fetched.batch is not None:
+            yield fetched.batch
+
+
+class _Damage:
+    """Counts damaged files, reports each once, and stops the run when there are too many."""
+
+    def __init__(self, max_bad: float, on_bad: OnBad | None) -> None:
+        self._max_bad, self._on_bad = max_bad, on_bad
+        self._tried = self._failed = 0
+        self.files: set[int] = set()
+
+    def record(self, fetched: _Fetched) -> None:
+        self._tried += fetched.tried
+        self._failed += len(fetched.bad)
+        for bad in fetched.bad:
+            if bad.image not in self.files:
+                self.files.add(bad.image)
+                if self._on_bad:
+                    self._on_bad(bad.name, bad.reason)
+        if fetched.failure:
+            raise UserError(f"--data: {fetched.failure}; `beit check` lists the damaged files")
+        if len(self.files) >= _HANDFUL and self._failed > self._max_bad * self._tried:
+            raise UserError(
+                f"--data: {self._failed:,} of {self._tried:,} images read were damaged ({len(self.files):,} files), "
+                f"more than --max-bad {self._max_bad:g} allows; `beit check` lists them"
+            )

@@ -1,0 +1,226 @@
+"""BeitEncoder: images -> tokens. One encoder for every task; methods and heads take it.
+
+Shapes: B images of (H, W) pixels, (h, w) the patch grid, N = h w patches, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from beit.config import EncoderConfig, UserError
+from beit.models.layers import Block, PatchEmbed
+from beit.models.position import (
+    Grid,
+    RelativePositionBias,
+    bias_table_rows,
+    position_bias,
+    relative_position_index,
+    resize_position_embedding,
+)
+
+
+class BeitEncoder(nn.Module):
+    """Vision Transformer of the BEiT paper (section 2.5), plain or with relative position bias and LayerScale.
+
+    images (B, 3, H, W), float in [0, 1] or uint8 -> embed -> patches (B, N, D) -> transform -> (B, 1 + N, D).
+    H and W are any multiples of the patch size: position information is resized when they are not
+    `config.image_size`. Parameter names are those of the official code.
+    """
+
+    num_prefix_tokens = 1
+    """Tokens before the patches: the class token."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.grid: Grid = config.grid
+        self.gradient_checkpointing = False
+        """Recompute each block in the backward pass instead of keeping its activations: less memory, more time."""
+
+        width, grid = config.width, config.grid
+        self.patch_embed = PatchEmbed(config.patch_size, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = (
+            nn.Parameter(torch.zeros(1, self.num_prefix_tokens + math.prod(grid), width))
+            if config.position == "absolute"
+            else None
+        )
+        self.rel_pos_bias = (
+            RelativePositionBias(grid, config.num_heads) if config.position == "shared_bias" else None
+        )
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                config.num_heads,
+                mlp_ratio=config.mlp_ratio,
+                layer_scale_init=config.layer_scale_init,
+                drop_path_rate=config.drop_path_rate * layer / max(config.depth - 1, 1),
+                dropout=config.dropout,
+                layer_norm_eps=config.layer_norm_eps,
+                bias_rows=bias_table_rows(grid) if config.position == "block_bias" else None,
+            )
+            for layer in range(config.depth)
+        )
+        init_weights(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> class token and patches after the last block, (B, 1 + N, D), no final norm."""
+        return self.transform(self.embed(images), self.grid_of(images))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> patches (B, N, D), row by row, without positions."""
+        self.grid_of(images)
+        patches: Tensor = self.patch_embed(self.normalize(images))
+        return patches
+
+    def transform(self, patches: Tensor, grid: Grid) -> Tensor:
+        """Patches (B, N, D) of `grid` -> class token and patches after the last block, (B, 1 + N, D)."""
+        return self._run_blocks(self._tokens(patches, grid), grid, [self.config.depth - 1])[0]
+
+    def intermediates(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Patches after the named blocks (0 the first, -1 the last), each as a map (B, D, h, w), no final norm."""
+        grid = self.grid_of(images)
+        states = self._run_blocks(self._tokens(self.embed(images), grid), grid, [*map(self._layer, layers)])
+        return [x[:, self.num_prefix_tokens :].mT.reshape(x.shape[0], -1, *grid) for x in states]
+
+    def attention(self, images: Tensor, layer: int = -1) -> Tensor:
+        """Attention that block `layer` pays, (B, heads, 1 + N, 1 + N): rows sum to one, row and column 0 class."""
+        grid, layer = self.grid_of(images), self._layer(layer)
+        tokens = self._tokens(self.embed(images), grid)
+        if layer > 0:
+            tokens = self._run_blocks(tokens, grid, [layer - 1])[0]
+        block, bias = next(islice(self._blocks_and_biases(grid), layer, None))
+        return block.attn.weights(block.norm1(tokens), bias)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8, or float in [0, 1] -> (x - pixel_mean) / pixel_std in the precision of the weights."""
+        weight = self.patch_embed.proj.weight
+        scale = 255.0 if images.dtype == torch.uint8 else 1.0
+
+        def channels(values: Sequence[float]) -> Tensor:
+            # Filled on the device: copying a tensor from the host would make a GPU wait in every step.
+            return torch.cat([weight.new_full((1, 1, 1), scale * value) for value in values])
+
+        pixels = images.to(weight.dtype)
+        return (pixels - channels(self.config.pixel_mean)) / channels(self.config.pixel_std)
+
+    def grid_of(self, images: Tensor) -> Grid:
+        """Rows and columns of patches of images (B, 3, H, W)."""
+        height, width = images.shape[-2:]
+        side = self.config.patch_size
+        if images.dim() != 4 or images.shape[1] != 3 or height % side or width % side or not height * width:
+            raise UserError(
+                f"images of shape {tuple(images.shape)} do not fit an encoder with patches of {side}x{side} "
+                f"pixels; give (batch, 3, height, width) with sides that are multiples of {side}"
+            )
+        return height // side, width // side
+
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        """Parameters by depth, for layer-wise learning-rate decay: depth + 2 groups, lowest first.
+
+        Group 0: class token, position embedding, patch projection. Group k: block k - 1. The last group, with
+        the full learning rate, is everything else: the shared bias here, and what a head adds (official rule).
+        """
+        stem = [self.cls_token, *self.patch_embed.parameters()]
+        if self.pos_embed is not None:
+            stem.append(self.pos_embed)
+        blocks = [list(block.parameters()) for block in self.blocks]
+        grouped = {id(parameter) for group in (stem, *blocks) for parameter in group}
+        rest = [parameter for parameter in self.parameters() if id(parameter) not in grouped]
+        return [stem, *blocks, rest]
+
+    def _tokens(self, patches: Tensor, grid: Grid) -> Tensor:
+        """Patches (B, N, D) -> class token first, position embeddings added: (B, 1 + N, D)."""
+        tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
+        if self.pos_embed is not None:
+            tokens = tokens + resize_position_embedding(self.pos_embed, self.grid, grid)
+        return tokens
+
+    def _run_blocks(self, tokens: Tensor, grid: Grid, keep: Sequence[int]) -> list[Tensor]:
+        """The states after the blocks in `keep`, in its order; blocks above the highest are not run."""
+        states: dict[int, Tensor] = {}
+        for layer, (block, bias) in enumerate(self._blocks_and_biases(grid)):
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, bias, use_reentrant=False)
+            else:
+                tokens = block(tokens, bias)
+            if layer in keep:
+                states[layer] = tokens
+            if len(states) == len(set(keep)):
+                break
+        return [states[layer] for layer in keep]
+
+    def _blocks_and_biases(self, grid: Grid) -> Iterator[tuple[Block, Tensor | None]]:
+        """Each block with its bias (1, heads, 1 + N, 1 + N) in the compute dtype, or None; a shared one is
+        computed once."""
+        device = self.cls_token.device
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else self.cls_token.dtype
+        shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid, dtype)
+        index = relative_position_index(grid, device) if self.config.position == "block_bias" else None
+        for block in cast("Iterable[Block]", self.blocks):
+            table = block.attn.relative_position_bias_table
+            if table is None or index is None:
+                yield block, shared
+            else:
+                yield block, position_bias(table, self.grid, grid, index, dtype)
+
+    def _layer(self, layer: int) -> int:
+        """A block counted from the first (0, 1, ...) or from the last (-1, -2, ...) -> from the first."""
+        depth = self.config.depth
+        if not -depth <= layer < depth:
+            raise UserError(f"layer {layer} is not one of the {depth} blocks; give {-depth} to {depth - 1}")
+        return layer % depth
+
+
+@torch.no_grad()
+def init_weights(model: nn.Module, *, cut: float | None = 1.0, keep: nn.Module | None = None) -> None:
+    """Draws first values for a model (paper section 2.5, released code):
+
+    =================================================  ==========================================================
+    cls_token, mask_token, pos_embed                   normal(0, 0.02) cut at +- `cut` standard deviations
+    weight of every linear layer and convolution       the same
+    attn.proj.weight, mlp.fc2.weight of block l        then divided by sqrt(2 l), l = 1 ... L
+    every bias, q_bias, v_bias, position bias tables   0
+    LayerNorm                                          weight 1, bias 0
+    gamma_1, gamma_2                                   `EncoderConfig.layer_scale_init`
+    =================================================  ==========================================================
+
+    The released pre-training cuts at 1, its fine-tuning not at all (None). Parameters of `keep`, such as a
+    pre-trained encoder under a new head, are left alone.
+    """
+    kept = set() if keep is None else {id(parameter) for parameter in keep.parameters()}
+    for name, parameter in model.named_parameters():
+        leaf = name.rpartition(".")[2]
+        if id(parameter) in kept:
+            continue
+        if leaf in ("cls_token", "mask_token", "pos_embed") or (leaf == "weight" and parameter.dim() > 1):
+            _normal(parameter, 0.02, cut)
+        else:
+            nn.init.constant_(parameter, 1.0 if leaf == "weight" else 0.0)
+    for encoder in model.modules():
+        if not isinstance(encoder, BeitEncoder) or id(encoder.cls_token) in kept:
+            continue
+        for depth, block in enumerate(cast("Iterable[Block]", encoder.blocks), start=1):
+            block.attn.proj.weight.div_(math.sqrt(2 * depth))
+            block.mlp.fc2.weight.div_(math.sqrt(2 * depth))
+            for gamma in (block.gamma_1, block.gamma_2):
+                if gamma is not None and encoder.config.layer_scale_init is not None:
+                    nn.init.constant_(gamma, encoder.config.layer_scale_init)
+
+
+def _normal(parameter: Tensor, std: float, cut: float | None) -> None:
+    if cut is None:
+        parameter.normal_(0, std)
+    else:
+        # Through the inverse of the cumulative distribution: torch's trunc_normal_ draws again until all values
+        # lie within the cut, which takes 30 times the time at 1.
+        edge = math.erf(cut / math.sqrt(2))
+        parameter.uniform_(-edge, edge).erfinv_().mul_(std * math.sqrt(2)).clamp_(-cut * std, cut * std)

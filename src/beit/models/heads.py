@@ -1,0 +1,115 @@
+"""What is put on an encoder: prediction of visual tokens (or pixels), and classification."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from beit.models.encoder import BeitEncoder, init_weights
+from beit.models.layers import to_patches
+
+
+class MaskedImageModel(nn.Module):
+    """Masked image modelling (paper section 2.3): predicts the visual token of every hidden patch.
+
+    With vocab_size = 3 * patch_size**2 it predicts pixels instead (table 4, "- visual tokens"): its rows then
+    answer to :meth:`pixel_targets`.
+    """
+
+    def __init__(self, encoder: BeitEncoder, vocab_size: int) -> None:
+        super().__init__()
+        width = encoder.config.width
+        self.encoder = encoder
+        self.vocab_size = vocab_size
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.norm = nn.LayerNorm(width, eps=encoder.config.layer_norm_eps)
+        self.token_head = nn.Linear(width, vocab_size)
+        init_weights(self, keep=encoder)
+
+    def forward(self, images: Tensor, mask: Tensor, predict: Tensor | None = None) -> Tensor:
+        """Logits of the patches in `predict`, (number of True, vocab_size), in the order of predict.flatten().
+
+        images: (B, 3, H, W), float in [0, 1] or uint8. mask: bool (B, h, w) or (B, N), True = hidden.
+        predict: the patches to predict, shaped like a mask; by default the hidden ones.
+        """
+        logits: Tensor = self.token_head(self.hidden(images, mask, predict))
+        return logits
+
+    def hidden(self, images: Tensor, mask: Tensor, predict: Tensor | None = None) -> Tensor:
+        """The normed features that `token_head` reads, (number of True in `predict`, D); arguments as forward's.
+
+        A loss fused with the head takes these and `token_head.weight`, and never holds all logits.
+        """
+        patches = self.encoder.embed(images)
+        mask = _flat_mask("mask", mask, patches)
+        predict = mask if predict is None else _flat_mask("predict", predict, patches)
+        # Mask before position: a hidden patch still knows where it is.
+        patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
+        tokens = self.encoder.transform(patches, self.encoder.grid_of(images))
+        rows = F.pad(predict, (self.encoder.num_prefix_tokens, 0)).flatten().nonzero().squeeze(1)
+        # The norm works on each token alone, so only the predicted ones go through it.
+        features: Tensor = self.norm(tokens.flatten(0, 1).index_select(0, rows))
+        return features
+
+    def pixel_targets(self, images: Tensor, predict: Tensor) -> Tensor:
+        """Normalised pixels of the patches in `predict`, (number of True, 3 * patch_size**2), rows as forward's;
+        within a row by channel, row, column."""
+        patches = to_patches(self.encoder.normalize(images), self.encoder.config.patch_size)
+        return patches[_flat_mask("predict", predict, patches)]
+
+
+class ImageClassifier(nn.Module):
+    """An encoder, pooled, normed and classified by one linear layer (paper section 2.6).
+
+    pool "mean" averages the patches, without the class token; "cls" takes the class token.
+    """
+
+    def __init__(self, encoder: BeitEncoder, num_classes: int, pool: Literal["mean", "cls"] = "mean") -> None:
+        super().__init__()
+        width, eps = encoder.config.width, encoder.config.layer_norm_eps
+        self.encoder = encoder
+        self.num_classes = num_classes
+        self.pool = pool
+        # Two names for the one norm, as in the official code: its weights mean different things.
+        self.fc_norm = nn.LayerNorm(width, eps=eps) if pool == "mean" else None
+        self.norm = nn.LayerNorm(width, eps=eps) if pool == "cls" else None
+        self.head = nn.Linear(width, num_classes)
+        init_weights(self, cut=None, keep=encoder)
+        with torch.no_grad():
+            # Fine-tuning starts from nearly equal class probabilities (official init_scale).
+            self.head.weight.mul_(0.001)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W), float in [0, 1] or uint8 -> logits (B, num_classes)."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the head reads: pooled and normed, (B, D)."""
+        tokens = self.encoder(images)
+        if self.fc_norm is not None:
+            pooled: Tensor = self.fc_norm(tokens[:, self.encoder.num_prefix_tokens :].mean(dim=1))
+        else:
+            assert self.norm is not None
+            pooled = self.norm(tokens[:, 0])
+        return pooled
+
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        """The encoder's groups by depth, with this head in the last; see :meth:`BeitEncoder.layer_groups`."""
+        *lower, last = self.encoder.layer_groups()
+        own = [x for name, x in self.named_parameters() if not name.startswith("encoder.")]
+        return [*lower, [*last, *own]]
+
+
+def _flat_mask(name: str, mask: Tensor, patches: Tensor) -> Tensor:
+    """bool (B, h, w) or (B, N) -> (B, N), checked against patches (B, N, ...)."""
+    flat = mask.flatten(1)
+    if mask.dtype != torch.bool or flat.shape != patches.shape[:2]:
+        raise ValueError(
+            f"{name} is {mask.dtype} of shape {tuple(mask.shape)}, but the images hold "
+            f"{tuple(patches.shape[:2])} (batch, patches); give a bool mask of these patches"
+        )
+    return flat

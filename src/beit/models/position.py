@@ -1,0 +1,156 @@
+"""Where a patch is: relative position bias, and resizing of bias tables and position embeddings.
+
+A grid is (rows, columns) of patches; nothing here assumes that it is square.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Grid = tuple[int, int]
+CLS_ROWS = 3
+"""Last rows of every bias table: class token to patch, patch to class token, class token to itself."""
+
+
+def bias_table_rows(grid: Grid) -> int:
+    """Rows of a bias table: one for each offset between two patches of `grid`, and three for the class token."""
+    return (2 * grid[0] - 1) * (2 * grid[1] - 1) + CLS_ROWS
+
+
+def relative_position_index(grid: Grid, device: torch.device | None = None) -> Tensor:
+    """The row of the bias table for each pair (looking token, token looked at): int64 (1 + N, 1 + N).
+
+    Row and column 0 are the class token. Computed anew where it is needed: a few integer operations cost less
+    than keeping N x N buffers in every block in step with the image size.
+    """
+    rows, columns = grid
+    row = torch.arange(rows, device=device).repeat_interleave(columns)
+    column = torch.arange(columns, device=device).repeat(rows)
+    row_offset = row[:, None] - row[None, :] + rows - 1
+    column_offset = column[:, None] - column[None, :] + columns - 1
+    index = F.pad(row_offset * (2 * columns - 1) + column_offset, (1, 0, 1, 0))
+    cls_to_patch = bias_table_rows(grid) - CLS_ROWS
+    index[0, :] = cls_to_patch
+    index[:, 0] = cls_to_patch + 1
+    index[0, 0] = cls_to_patch + 2
+    return index
+
+
+def position_bias(table: Tensor, table_grid: Grid, grid: Grid, index: Tensor, dtype: torch.dtype) -> Tensor:
+    """The bias of every pair of tokens, (1, heads, 1 + N, 1 + N) in `dtype`.
+
+    table: (rows of table_grid, heads); resized when `grid` differs from `table_grid`.
+    index: :func:`relative_position_index` of `grid`, shared by all blocks of one forward pass.
+    """
+    if grid != table_grid:
+        table = resize_bias_table(table, table_grid, grid)
+    # Gathered in the table's own precision: the gradient sums thousands of pairs into each row.
+    bias = table.t().index_select(1, index.flatten())
+    return bias.view(1, -1, *index.shape).to(dtype)
+
+
+class RelativePositionBias(nn.Module):
+    """One learned bias for each head and offset between two tokens, shared by all blocks (paper appendix A)."""
+
+    def __init__(self, grid: Grid, num_heads: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(bias_table_rows(grid), num_heads))
+
+    def forward(self, grid: Grid, dtype: torch.dtype | None = None) -> Tensor:
+        """-> (1, heads, 1 + N, 1 + N) in `dtype` (default: the table's), for N patches of `grid`."""
+        table = self.relative_position_bias_table
+        index = relative_position_index(grid, table.device)
+        return position_bias(table, self.grid, grid, index, dtype or table.dtype)
+
+
+def resize_bias_table(table: Tensor, source: Grid, target: Grid) -> Tensor:
+    """Bias table of `source` (its rows, heads) -> of `target`, as the official code resizes it.
+
+    Cubic spline along each axis over source offsets that grow geometrically, so that near neighbours keep their
+    values and far ones are stretched. The three rows of the class token are kept.
+    """
+    rows, columns = (
+        torch.from_numpy(axis_matrix(size, wanted)).to(table.device, table.dtype)
+        for size, wanted in zip(source, target, strict=True)
+    )
+    offsets = table[:-CLS_ROWS].view(2 * source[0] - 1, 2 * source[1] - 1, -1)
+    with torch.autocast(table.device.type, enabled=False):
+        resized = torch.einsum("ar,rch,bc->abh", rows, offsets, columns)
+    return torch.cat([resized.flatten(0, 1), table[-CLS_ROWS:]])
+
+
+@lru_cache(maxsize=64)
+def axis_matrix(source: int, target: int) -> NDArray[np.float64]:
+    """(2 target - 1, 2 source - 1): takes a bias over the offsets of `source` patches to those of `target`."""
+    if source == target:
+        return np.eye(2 * source - 1)
+    ratio = geometric_ratio(source - 1, target - 1)
+    half = np.cumsum(ratio ** np.arange(source - 1))
+    knots = np.concatenate([-half[::-1], [0.0], half])
+    points = np.arange(-(target - 1), target, dtype=np.float64)
+    return spline_matrix(knots, points)
+
+
+def geometric_ratio(terms: int, total: int) -> float:
+    """q with 1 + q + ... + q**(terms - 1) = total, by the official bisection: within [1.01, 1.5], to 1e-6.
+
+    A table that shrinks therefore keeps q = 1.01: its far offsets are cut off, not squeezed.
+    """
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        if (1 - ratio**terms) / (1 - ratio) > total:
+            high = ratio
+        else:
+            low = ratio
+    return ratio
+
+
+def spline_matrix(knots: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(points, knots): values at `knots` -> the not-a-knot cubic spline through them at `points`.
+
+    Points outside are clamped to the ends. Fewer than four knots give the one polynomial through them.
+    """
+    n = len(knots)
+    points = np.clip(points, knots[0], knots[-1])
+    if n < 4:
+        return np.asarray(np.vander(points, n) @ np.linalg.inv(np.vander(knots, n)))
+    # Second derivatives m of the spline are linear in the values y: left @ m = right @ y. Inner rows: the first
+    # derivative is continuous. First and last row: the third one is, across the second and last but one knot.
+    step = np.diff(knots)
+    left, right = np.zeros((n, n)), np.zeros((n, n))
+    for i in range(1, n - 1):
+        before, after = step[i - 1], step[i]
+        left[i, i - 1 : i + 2] = before / 6, (before + after) / 3, after / 6
+        right[i, i - 1 : i + 2] = 1 / before, -1 / before - 1 / after, 1 / after
+    for i, j in ((0, 1), (n - 1, n - 2)):
+        left[i, j - 1 : j + 2] = -1 / step[j - 1], 1 / step[j - 1] + 1 / step[j], -1 / step[j]
+    curvature = np.linalg.solve(left, right)
+    # On its interval, s = a y_i + b y_(i+1) + h^2/6 ((a^3 - a) m_i + (b^3 - b) m_(i+1)), a and b barycentric.
+    below = np.clip(np.searchsorted(knots, points) - 1, 0, n - 2)
+    h = step[below][:, None]
+    b = (points - knots[below])[:, None] / h
+    a = 1 - b
+    value = np.eye(n)
+    line = a * value[below] + b * value[below + 1]
+    bend = (a**3 - a) * curvature[below] + (b**3 - b) * curvature[below + 1]
+    return np.asarray(line + h**2 / 6 * bend)
+
+
+def resize_position_embedding(embedding: Tensor, source: Grid, target: Grid) -> Tensor:
+    """Learned position embeddings (1, 1 + N, D) of `source` -> of `target`; the class token's is kept.
+
+    Bicubic, align_corners=False, no antialiasing: the official code's fine-tuning at another resolution.
+    """
+    if source == target:
+        return embedding
+    patches = embedding[:, 1:].view(1, *source, -1).permute(0, 3, 1, 2)
+    patches = F.interpolate(patches, size=target, mode="bicubic", align_corners=False)
+    return torch.cat([embedding[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)

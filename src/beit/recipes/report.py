@@ -1,0 +1,15 @@
+"""`beit report`: one offline HTML page about one or several runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from beit.config import ReportConfig
+from beit.visualize.report import write_report
+
+
+def report(config: ReportConfig) -> Path:
+    """Write the page, say where, and return its path."""
+    path = write_report([Path(run) for run in config.runs], Path(config.out) if config.out else None)
+    print(f"wrote {path} (one self-contained page: open it in any browser)")
+    return path

@@ -1,0 +1,301 @@
+"""What every training verb does around its method: open the data and the run, say what will be done, train, and
+say what comes next."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from beit.checkpoints.store import save_model
+from beit.config import TrainingConfig
+from beit.config_file import plain
+from beit.data.loaders import Loader, evaluation_batches
+from beit.data.sources import Source, open_source
+from beit.training.console import Console, duration
+from beit.training.device import (
+    Compute,
+    Precision,
+    autocast,
+    choose_precision,
+    describe_machine,
+    open_compute,
+    to_device,
+)
+from beit.training.loop import fit
+from beit.training.metrics import Summary, over_count, scalars
+from beit.training.open_run import open_run
+from beit.training.optim import adamw, cosine_schedule, parameter_groups
+from beit.training.plan import LoopPlan, Step
+from beit.training.run_directory import RunDirectory
+from beit.training.trackers import TensorBoardTracker, Tracker, WandbTracker
+
+View = Callable[[Tensor, np.random.Generator], Any]
+Poll = Callable[[], None]
+
+
+@dataclass(kw_only=True)
+class Method:
+    """What a recipe brings: a network, its step, its views, and how it is judged and drawn."""
+
+    model: nn.Module
+    step: Step
+    """One micro-batch -> loss and metrics; see :func:`beit.training.loop.fit`."""
+    view: View
+    """An image and a generator -> a training sample."""
+    evaluation_view: View
+    """An image and a generator -> a sample of the evaluation."""
+    evaluate: Callable[[nn.Module, Any], dict[str, Tensor]]
+    """The model and a batch on the device -> sums over it, `count` among them."""
+    draw: Callable[[nn.Module, Any, Path, int], None]
+    """The model, a few evaluation samples as a batch, the folder for pictures, the step."""
+    summarise: Summary = scalars
+    summarise_evaluation: Summary = over_count
+    monitor: str = "loss"
+    """The evaluation's figure that says which was best; lower is better."""
+    companions: Mapping[str, nn.Module] = field(default_factory=dict)
+    tokenizer_hash: str | None = None
+    """Identity of the tokenizer whose tokens the model predicts."""
+    about: Sequence[str] = ()
+    """Lines for the announcement."""
+    activations: float = 0
+    """Bytes of activations for each image of a pass, roughly."""
+    next_command: str = ""
+    """What to type after this, with {out} for the run."""
+
+
+PICTURES = 8
+"""Images in a drawing."""
+
+
+class Stage:
+    """One training verb on this machine: data, devices, and the run directory."""
+
+    def __init__(self, verb: str, config: TrainingConfig, **source_options: Any) -> None:
+        """Join the other ranks and open the data. `source_options` are those of :func:`open_source`.
+
+        Nothing is written yet, so that a mistake in the data leaves no trace.
+        """
+        self.verb, self.config = verb, config
+        self.compute = open_compute()
+        self.console = Console(self.compute.main)
+        options = {
+            "holdout": config.holdout,
+            "max_megapixels": config.max_megapixels,
+            "seed": config.seed,
+            **source_options,
+        }
+        self.source: Source = open_source(config.sources, "train", limit=config.limit, **options)
+        self.held_back: Source = open_source(config.sources, "eval", limit=config.eval_images, **options)
+        torch.manual_seed(config.seed)
+
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        if self.config.steps is not None:
+            return self.config.steps
+        assert self.config.epochs is not None
+        return max(1, round(self.config.epochs * self._steps_per_epoch()))
+
+    def freeze(self, network: nn.Module) -> None:
+        """Put `network` where the run computes, never to be trained."""
+        network.to(self.compute.device).eval().requires_grad_(False)
+
+    def train(self, method: Method, *, dry_run: bool, overwrite: bool) -> None:
+        """Announce `method` and train it to its end, from wherever the run stands."""
+        config, console = self.config, self.console
+        loader = self._loader(method.view)
+        if dry_run:
+            self._announce(method, choose_precision(config.precision, self.compute.device))
+            console.say("dry run: nothing was written")
+            return
+        with open_run(
+            config.out,
+            verb=self.verb,
+            config=plain(dataclasses.asdict(config)),
+            compute=self.compute,
+            console=console,
+            overwrite=overwrite,
+            heading=f"beit {self.verb} --config THIS-FILE",
+        ) as run:
+            if run.finished:
+                console.say(f"{config.out} is finished; nothing to do (--overwrite starts afresh)")
+                return
+            precision: Precision = run.settle(
+                "precision", lambda: choose_precision(config.precision, self.compute.device)
+            )
+            self._announce(method, precision)
+            results = self._fit(method, loader, self._plan(method, precision), run)
+            self._close(method, results)
+
+    # The parts of a run.
+
+    def _loader(self, view: View) -> Loader:
+        config, compute = self.config, self.compute
+        return Loader(
+            self.source,
+            view,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            rank=compute.rank,
+            world=compute.world,
+            accumulate=config.accumulate,
+            workers=self._workers(),
+            max_bad=config.max_bad,
+            on_bad=self._report_bad,
+        )
+
+    def _report_bad(self, name: str, reason: str) -> None:
+        self.console.say(f"skipped {name}: {reason}")
+
+    def _workers(self) -> int:
+        if self.config.workers != "auto":
+            return self.config.workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        # On a CPU the network wants the cores itself; one worker hides the decoding behind it.
+        return min(16, cores // self.compute.world) if self.compute.device.type == "cuda" else 1
+
+    def _steps_per_epoch(self) -> int:
+        """Whole batches in the data, as the released code counts them; the rest is not lost but seen next."""
+        return max(1, len(self.source) // self.config.batch_size)
+
+    def _warmup(self) -> int:
+        wanted = self.config.warmup_steps
+        if wanted is None:
+            wanted = round(self.config.warmup_epochs * self._steps_per_epoch())
+        # A recipe for hundreds of epochs, cut short by --steps, would otherwise only warm up.
+        return min(wanted, self.steps() // 5)
+
+    def _plan(self, method: Method, precision: Precision) -> LoopPlan:
+        config, steps = self.config, self.steps()
+        save_steps, save_minutes = config.save_interval()
+        return LoopPlan(
+            steps=steps,
+            batch_size=config.batch_size,
+            steps_per_epoch=len(self.source) / config.batch_size,
+            seed=config.seed,
+            accumulate=config.accumulate,
+            precision=precision,
+            clip_grad=config.clip_grad,
+            ema_decay=config.ema_decay,
+            nonfinite=config.nonfinite,
+            log_every=config.log_every,
+            eval_every=max(1, steps // config.evaluations),
+            save_every_steps=save_steps,
+            save_every_minutes=save_minutes,
+            keep=config.keep,
+            monitor=method.monitor,
+        )
+
+    def _fit(self, method: Method, loader: Loader, plan: LoopPlan, run: RunDirectory) -> dict[str, Any]:
+        config, compute = self.config, self.compute
+        peak = config.scaled(config.lr)
+        groups = parameter_groups(method.model.to(compute.device), weight_decay=config.weight_decay)
+        return fit(
+            model=method.model,
+            step=method.step,
+            batches=loader.batches,
+            optimizer=adamw(groups, lr=peak, betas=(config.beta1, config.beta2)),
+            schedule=functools.partial(
+                cosine_schedule,
+                peak=peak,
+                final=config.scaled(config.min_lr),
+                warmup_steps=self._warmup(),
+                total_steps=plan.steps,
+            ),
+            plan=plan,
+            run=run,
+            compute=compute,
+            save_model=functools.partial(self._save, method),
+            evaluate=functools.partial(self._evaluate, method, plan.precision),
+            draw=functools.partial(self._draw, method, plan.precision),
+            summarise=method.summarise,
+            summarise_evaluation=method.summarise_evaluation,
+            companions=method.companions,
+            trackers=functools.partial(self._trackers, run),
+        )
+
+    def _save(self, method: Method, model: nn.Module, folder: Path, step: int) -> None:
+        save_model(
+            model,
+            folder,
+            provenance={"verb": self.verb, "step": step, "data": list(self.config.sources)},
+            tokenizer_hash=method.tokenizer_hash,
+        )
+
+    def _evaluation(self, method: Method, batch_size: int) -> Iterator[Any]:
+        return evaluation_batches(
+            self.held_back,
+            method.evaluation_view,
+            batch_size=batch_size,
+            seed=self.config.seed,
+            rank=self.compute.rank,
+            world=self.compute.world,
+            on_bad=self._report_bad,
+        )
+
+    @torch.no_grad()
+    def _evaluate(self, method: Method, precision: Precision, model: nn.Module, poll: Poll) -> dict[str, Tensor]:
+        totals: dict[str, Tensor] = {}
+        per_pass = self.config.batch_size // (self.compute.world * self.config.accumulate)
+        for batch in self._evaluation(method, max(1, per_pass)):
+            poll()
+            with autocast(self.compute.device, precision):
+                sums = method.evaluate(model, to_device(batch, self.compute.device))
+            for name, value in sums.items():
+                totals[name] = totals[name] + value if name in totals else value
+        return totals
+
+    @torch.no_grad()
+    def _draw(self, method: Method, precision: Precision, model: nn.Module, folder: Path, step: int) -> None:
+        batch = next(self._evaluation(method, PICTURES))
+        with autocast(self.compute.device, precision):
+            method.draw(model, to_device(batch, self.compute.device), folder, step)
+
+    def _trackers(self, run: RunDirectory, step: int) -> list[Tracker]:
+        trackers: list[Tracker] = []
+        if self.config.tensorboard:
+            trackers.append(TensorBoardTracker(run.path / "tensorboard", step))
+        if self.config.wandb is not None:
+            trackers.append(WandbTracker(run.path, self.config.wandb, run.identity, run.config))
+        return trackers
+
+    # What is said.
+
+    def _announce(self, method: Method, precision: Precision) -> None:
+        config, say, steps = self.config, self.console.say, self.steps()
+        machine = describe_machine(self.compute)
+        device = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
+        parameters = sum(parameter.numel() for parameter in method.model.parameters())
+        per_pass = config.batch_size // (self.compute.world * config.accumulate)
+        state = parameters * 4 * (4 if config.ema_decay is None else 5)
+        memory = (state + per_pass * method.activations * (0.5 if precision == "bf16" else 1)) / 2**30
+        say(f"data       {self.source.describe()}; {len(self.held_back):,} held back to evaluate on")
+        for note in self.source.notes:
+            say(f"           {note}")
+        say(f"model      {parameters:,} parameters")
+        for line in method.about:
+            say(f"           {line}")
+        epochs = steps * config.batch_size / len(self.source)
+        say(f"training   {steps:,} steps of {config.batch_size} images ({epochs:.1f} epochs)")
+        say(
+            f"rate       {config.scaled(config.lr):.3g} at this batch size "
+            f"({config.lr:.3g} at {config.lr_batch_size}, {config.lr_scaling} scaling)"
+        )
+        say(f"machine    {self.compute.world} x {device}, {precision}, about {memory:.1f} GiB of memory")
+        say(f"results    {config.out}")
+
+    def _close(self, method: Method, results: Mapping[str, Any]) -> None:
+        out, say = self.config.out, self.console.say
+        say(f"done in {duration(results['seconds'])}; the model is in {Path(out) / 'model'}")
+        say(f"next: beit report {out}")
+        if method.next_command:
+            say(f"next: {method.next_command.format(out=out)}")
+

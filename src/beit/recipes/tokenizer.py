@@ -1,0 +1,136 @@
+"""`beit tokenizer`: train the visual tokenizer, a discrete VAE (paper section 2.1; DALL-E, appendix A)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from beit.config import TokenizerConfig
+from beit.data.batches import ImageBatch
+from beit.data.views import EvaluationView, TokenizerViews
+from beit.recipes.stage import Method, Stage
+from beit.tokenizers.dvae import DiscreteVAE
+from beit.tokenizers.objective import (
+    Anneal,
+    cell_mean_mae,
+    codes_used,
+    count_codes,
+    elbo_loss,
+    kl_to_uniform,
+    perplexity,
+    reconstruction_mae,
+)
+from beit.training.plan import StepOutput
+from beit.visualize.pictures import contact_sheet, save_picture, token_picture
+
+COLLAPSED = 0.02
+"""A codebook of which a smaller share carries all the images has collapsed."""
+
+
+def tokenizer(config: TokenizerConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:
+    """Train a discrete VAE on the images of `config.data`; the run directory is `config.out`."""
+    stage = Stage("tokenizer", config)
+    model = DiscreteVAE(config.architecture())
+    size = (config.image_size, config.image_size)
+    steps_of_run = stage.steps()
+    temperature = Anneal(
+        config.temperature, config.final_temperature, in_steps(config.temperature_steps, steps_of_run)
+    )
+    kl_weight = Anneal(0.0, config.kl_weight, in_steps(config.kl_steps, steps_of_run))
+
+    def step(model: nn.Module, batch: ImageBatch, index: int) -> StepOutput:
+        logits, statistics = model(batch.image, temperature(index))
+        loss, nll, kl = elbo_loss(batch.image, logits, statistics, kl_weight(index))
+        metrics = {
+            "nll": nll / batch.image[0].numel(),
+            "kl": kl / logits[0, 0].numel(),
+            "reconstruction_mae": reconstruction_mae(batch.image, DiscreteVAE.to_images(statistics.detach())),
+            "cell_mean_mae": cell_mean_mae(batch.image, config.stride),
+            "codes": count_codes(logits.argmax(dim=1), config.vocab_size).float(),
+            "temperature": torch.tensor(temperature(index)),
+            "kl_weight": torch.tensor(kl_weight(index)),
+        }
+        return StepOutput(loss, metrics)
+
+    def summarise(means: dict[str, Tensor]) -> dict[str, float]:
+        codes = means.pop("codes")
+        figures = {name: float(value) for name, value in means.items()}
+        figures |= {"perplexity": perplexity(codes), "codes_used": float(codes_used(codes))}
+        if figures["perplexity"] < COLLAPSED * config.vocab_size:
+            stage.console.say(
+                f"WARNING: the codebook is collapsing: {figures['codes_used']:.0f} of {config.vocab_size} codes "
+                f"in use, as many as {figures['perplexity']:.1f} used equally. Tokens like these teach an encoder "
+                f"nothing; try a higher --kl-weight, a lower --lr, or a smaller --vocab-size"
+            )
+        return figures
+
+    def evaluate(model: nn.Module, batch: ImageBatch) -> dict[str, Tensor]:
+        assert isinstance(model, DiscreteVAE)
+        logits = model.logits(batch.image)
+        tokens = logits.argmax(dim=1)
+        count = torch.tensor(float(len(tokens)), device=tokens.device)
+        return {
+            "count": count,
+            "reconstruction_mae": count * reconstruction_mae(batch.image, model.decode(tokens)),
+            "cell_mean_mae": count * cell_mean_mae(batch.image, config.stride),
+            "kl": count * kl_to_uniform(logits).mean(),
+            "codes": count_codes(tokens, config.vocab_size).float(),
+        }
+
+    def summarise_evaluation(totals: dict[str, Tensor]) -> dict[str, float]:
+        codes, count = totals.pop("codes"), float(totals.pop("count"))
+        figures = {name: float(value) / count for name, value in totals.items()}
+        return figures | {"perplexity": perplexity(codes), "codes_used": float(codes_used(codes))}
+
+    stage.train(
+        Method(
+            model=model,
+            step=step,
+            view=TokenizerViews(size, crop=config.crop, min_scale=config.min_crop),
+            evaluation_view=EvaluationView(size),
+            evaluate=evaluate,
+            draw=draw,
+            summarise=summarise,
+            summarise_evaluation=summarise_evaluation,
+            monitor="reconstruction_mae",
+            about=[
+                f"{config.vocab_size} codes, one for each {config.stride}x{config.stride} pixels: "
+                f"{config.image_size} px become {config.image_size // config.stride}x"
+                f"{config.image_size // config.stride} tokens"
+            ],
+            activations=activations(config),
+            next_command="beit pretrain --data ... --tokenizer {out} --out ...",
+        ),
+        dry_run=dry_run,
+        overwrite=overwrite,
+    )
+
+
+def in_steps(length: int | float, steps_of_run: int) -> int:
+    """A schedule's length in steps, where one below 1 is a share of the run."""
+    return max(1, round(length * steps_of_run)) if length < 1 else round(length)
+
+
+def activations(config: TokenizerConfig) -> float:
+    """Bytes of float32 activations for one image, roughly: every residual block keeps three of its width."""
+    groups = config.stride.bit_length()
+    pixels = config.image_size**2
+    blocks = sum(config.width * 2**i * pixels / 4**i for i in range(groups)) * config.blocks_per_group * 3
+    return 4 * (2 * blocks + 3 * config.vocab_size * pixels / config.stride**2)
+
+
+def draw(model: nn.Module, batch: ImageBatch, folder: Path, step: int) -> None:
+    """Images, their tokens as colours, and what the decoder makes of the tokens."""
+    assert isinstance(model, DiscreteVAE)
+    tokens = model.encode(batch.image)
+    cell = batch.image.shape[-1] // tokens.shape[-1]
+    sheet = contact_sheet(
+        {
+            "image": batch.image,
+            "visual tokens": [token_picture(grid, model.vocab_size, cell) for grid in tokens],
+            "decoded tokens": model.decode(tokens).float(),
+        }
+    )
+    save_picture(sheet, folder / f"step-{step:06d}-reconstructions.png")

@@ -1,0 +1,249 @@
+"""The discrete VAE of DALL-E (arXiv 2102.12092, appendix A), at any width, depth, stride and vocabulary.
+
+    images (B, 3, H, W) -> encoder -> logits (B, V, h, w) -> argmax, or Gumbel-softmax while training
+        -> decoder -> statistics (B, 6, H, W): means and log-scales of the logit-Laplace pixel distribution
+
+Parameter names are those of OpenAI's package but for `.w`/`.b`, which are `.weight`/`.bias` here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from itertools import pairwise
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from beit.config import DiscreteVAEConfig, UserError
+from beit.tokenizers.objective import gumbel_softmax, map_pixels, unmap_pixels
+
+
+class DiscreteVAEOutput(NamedTuple):
+    """What the training loss needs."""
+
+    logits: Tensor
+    """float32 (B, V, h, w): unnormalised log q(z | x)."""
+    statistics: Tensor
+    """float32 (B, 6, H, W): three means, then three log-scales of p(x | z)."""
+
+
+class DiscreteVAE(nn.Module):
+    """A visual tokenizer that can be trained: :class:`beit.tokenizers.VisualTokenizer` plus the training pass.
+
+    Args:
+        config: the architecture. The default is OpenAI's: 53,786,240 parameters in the encoder and 43,829,766 in
+            the decoder.
+
+    Images are float in [0, 1] or uint8, (B, 3, H, W); this module maps them to the pixel range of its networks.
+    The computation follows `torch.autocast` of the caller (bf16 is meant) except for the layers on either side of
+    the tokens and of the pixels, which stay in the dtype of the weights.
+    """
+
+    def __init__(self, config: DiscreteVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = DalleEncoder(config)
+        self.decoder = DalleDecoder(config)
+        init_weights(self)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def stride(self) -> int:
+        return self.config.stride
+
+    @property
+    def codebook(self) -> Tensor:
+        """(V, code_width): what the decoder reads for each token. It is the decoder's input convolution."""
+        return self.decoder.codebook
+
+    def forward(self, images: Tensor, temperature: float) -> DiscreteVAEOutput:
+        """The training pass: tokens relaxed by Gumbel-softmax at `temperature`, decoded to pixel statistics."""
+        logits = self.logits(images)
+        return DiscreteVAEOutput(logits, self.reconstruct(gumbel_softmax(logits, temperature)))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Unnormalised log q(z | x), (B, V, h, w), float32 for float32 weights even under autocast."""
+        height, width = images.shape[-2:]
+        if height % self.stride or width % self.stride:
+            raise UserError(
+                f"tokenizer images of {height}x{width} pixels do not divide into tokens of "
+                f"{self.stride}x{self.stride}; choose sides that are multiples of {self.stride}"
+            )
+        pixels = map_pixels(images, next(self.parameters()).dtype)
+        logits: Tensor = self.encoder(pixels.contiguous(memory_format=torch.channels_last))
+        return logits
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """The most probable tokens, int64 (B, h, w). No noise and no softmax: the argmax is that of the logits."""
+        return self.logits(images).argmax(dim=1)
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Images in [0, 1], (B, 3, H, W), from tokens int64 (B, h, w)."""
+        return self.to_images(self.decoder.from_codes(F.embedding(tokens, self.codebook).permute(0, 3, 1, 2)))
+
+    def reconstruct(self, weights: Tensor) -> Tensor:
+        """Pixel statistics (B, 6, H, W) from a distribution over tokens at each position, (B, V, h, w)."""
+        statistics: Tensor = self.decoder(weights)
+        return statistics
+
+    @torch.no_grad()
+    def decode_soft(self, weights: Tensor) -> Tensor:
+        """Images in [0, 1], (B, 3, H, W), from a distribution over tokens at each position, (B, V, h, w)."""
+        return self.to_images(self.reconstruct(weights))
+
+    @staticmethod
+    def to_images(statistics: Tensor) -> Tensor:
+        """The median of the pixel distribution as images in [0, 1]: (B, 6, H, W) -> (B, 3, H, W)."""
+        return unmap_pixels(statistics[:, :3].sigmoid())
+
+
+class DalleEncoder(nn.Module):
+    """Mapped pixels (B, 3, H, W) -> logits (B, V, h, w); a max-pool of 2 after every group but the last."""
+
+    def __init__(self, config: DiscreteVAEConfig) -> None:
+        super().__init__()
+        widths = _group_widths(config)
+        layers: OrderedDict[str, nn.Module] = OrderedDict(input=_conv(3, config.width, 7))
+        for index, (n_in, n_out) in enumerate(pairwise([config.width, *widths]), start=1):
+            group = _group(n_in, n_out, config, kernels=(3, 3, 3, 1))
+            if index < len(widths):
+                group["pool"] = nn.MaxPool2d(2)
+            layers[f"group_{index}"] = nn.Sequential(group)
+        layers["output"] = _output(widths[-1], config.vocab_size)
+        self.blocks = nn.Sequential(layers)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.blocks(pixels)
+        return logits
+
+
+class DalleDecoder(nn.Module):
+    """Distributions over tokens (B, V, h, w) -> pixel statistics (B, 6, H, W).
+
+    Groups in the reverse order of the encoder's, each but the first at twice the size of the one before it.
+    """
+
+    def __init__(self, config: DiscreteVAEConfig) -> None:
+        super().__init__()
+        widths = _group_widths(config)[::-1]
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        layers["input"] = _FullPrecisionConv1x1(config.vocab_size, config.code_width)
+        for index, (n_in, n_out) in enumerate(pairwise([config.code_width, *widths]), start=1):
+            group = _group(n_in, n_out, config, kernels=(1, 3, 3, 3), upsample=index > 1)
+            layers[f"group_{index}"] = nn.Sequential(group)
+        layers["output"] = _output(widths[-1], 6)
+        self.blocks = nn.Sequential(layers)
+
+    @property
+    def codebook(self) -> Tensor:
+        """(V, code_width)"""
+        convolution = cast(nn.Conv2d, self.blocks.get_submodule("input"))
+        return convolution.weight[:, :, 0, 0].t() + cast(Tensor, convolution.bias)
+
+    def forward(self, weights: Tensor) -> Tensor:
+        statistics: Tensor = self.blocks(weights)
+        return statistics
+
+    def from_codes(self, codes: Tensor) -> Tensor:
+        """Pixel statistics (B, 6, H, W) from (mixtures of) codebook entries (B, code_width, h, w)."""
+        for layer in list(self.blocks)[1:]:
+            codes = layer(codes)
+        return codes
+
+
+class ResidualBlock(nn.Module):
+    """id_path(x) + gain * res_path(x), pre-activated; with `upsample`, at twice the size (nearest neighbour).
+
+    OpenAI's decoder upsamples before the block. Its first convolutions are 1x1 and commute with nearest-neighbour
+    upsampling, so that doing it after them gives the same numbers at a quarter of their cost.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        *,
+        kernels: tuple[int, int, int, int],
+        gain: float,
+        upsample: bool = False,
+    ) -> None:
+        super().__init__()
+        n_hidden = n_out // 4
+        self.gain = gain
+        self.upsample = nn.Upsample(scale_factor=2, mode="nearest") if upsample else nn.Identity()
+        self.id_path = _conv(n_in, n_out, 1) if n_in != n_out else nn.Identity()
+        sizes = [n_in, n_hidden, n_hidden, n_hidden, n_out]
+        path: OrderedDict[str, nn.Module] = OrderedDict()
+        for i, kernel in enumerate(kernels, start=1):
+            # The first activation would overwrite the input of the identity path.
+            path[f"relu_{i}"] = nn.ReLU(inplace=i > 1)
+            path[f"conv_{i}"] = _conv(sizes[i - 1], sizes[i], kernel)
+            if i == 1 and upsample:
+                path["upsample"] = self.upsample
+        self.res_path = nn.Sequential(path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(self.upsample(self.id_path(x)), self.res_path(x), alpha=self.gain)
+
+
+class _FullPrecisionConv1x1(nn.Conv2d):
+    """A 1x1 convolution that autocast leaves alone: next to tokens and pixels 8 bits of mantissa are too few."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__(n_in, n_out, 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))
+
+
+def init_weights(model: nn.Module) -> None:
+    """Initialises every convolution of `model` as DALL-E does.
+
+    ======  =============================
+    weight  N(0, 1 / (n_in * kernel^2))
+    bias    0
+    ======  =============================
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=1 / math.sqrt(module.weight[0].numel()))
+            nn.init.zeros_(cast(Tensor, module.bias))
+
+
+def _group_widths(config: DiscreteVAEConfig) -> list[int]:
+    """Channels of the encoder's groups; between two groups the size halves and the width doubles."""
+    return [config.width * 2**group for group in range(int(math.log2(config.stride)) + 1)]
+
+
+def _group(
+    n_in: int,
+    n_out: int,
+    config: DiscreteVAEConfig,
+    *,
+    kernels: tuple[int, int, int, int],
+    upsample: bool = False,
+) -> OrderedDict[str, nn.Module]:
+    num_layers = (int(math.log2(config.stride)) + 1) * config.blocks_per_group
+    blocks: OrderedDict[str, nn.Module] = OrderedDict()
+    for i in range(config.blocks_per_group):
+        blocks[f"block_{i + 1}"] = ResidualBlock(
+            n_out if i else n_in, n_out, kernels=kernels, gain=1 / num_layers**2, upsample=upsample and i == 0
+        )
+    return blocks
+
+
+def _output(n_in: int, n_out: int) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(relu=nn.ReLU(inplace=True), conv=_FullPrecisionConv1x1(n_in, n_out)))
+
+
+def _conv(n_in: int, n_out: int, kernel: int) -> nn.Conv2d:
+    return nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2)

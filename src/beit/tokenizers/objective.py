@@ -1,0 +1,140 @@
+"""The training objective of the discrete VAE as pure functions, its schedules, and yardsticks of a tokenizer.
+
+Every constant is that of DALL-E (arXiv 2102.12092, appendix A.2-A.3) unless a line says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LOGIT_LAPLACE_EPS = 0.1
+"""Pixels are mapped to [eps, 1 - eps], because the logit of 0 and 1 is infinite."""
+
+
+class Anneal(NamedTuple):
+    """A cosine from `start` to `end` over `steps` optimiser steps, constant afterwards; a function of the step alone.
+
+    >>> Anneal(1.0, 1 / 16, 150_000)(75_000)
+    0.53125
+    """
+
+    start: float
+    end: float
+    steps: int
+
+    def __call__(self, step: int) -> float:
+        share = min(step / self.steps, 1.0) if self.steps else 1.0
+        return self.end + (self.start - self.end) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+TEMPERATURE = Anneal(1.0, 1 / 16, 150_000)
+KL_WEIGHT = Anneal(0.0, 6.6, 5_000)
+LEARNING_RATE = Anneal(1e-4, 1.25e-6, 1_200_000)
+
+
+class ElboLoss(NamedTuple):
+    """Means over the batch, in nats."""
+
+    loss: Tensor
+    """(nll + kl_weight * kl) / (3 H W): what is minimised."""
+    nll: Tensor
+    """-log p(x | z), summed over the pixels of an image."""
+    kl: Tensor
+    """KL(q(z | x) || uniform), summed over the positions of an image."""
+
+
+def map_pixels(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Images, float in [0, 1] or uint8, to [eps, 1 - eps] = [0.1, 0.9] in `dtype`."""
+    white = 255.0 if images.dtype == torch.uint8 else 1.0
+    return images.to(dtype) * ((1 - 2 * LOGIT_LAPLACE_EPS) / white) + LOGIT_LAPLACE_EPS
+
+
+def unmap_pixels(pixels: Tensor) -> Tensor:
+    """The inverse of :func:`map_pixels` for floats, clamped to [0, 1]."""
+    return ((pixels - LOGIT_LAPLACE_EPS) / (1 - 2 * LOGIT_LAPLACE_EPS)).clamp(0, 1)
+
+
+def gumbel_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """A relaxed sample of softmax(logits) over dimension 1, always in float32 or wider: (B, V, h, w).
+
+    At temperature 0+ it is a one-hot sample of the exact distribution (Gumbel-max).
+    """
+    # Channels last: a softmax along contiguous memory is several times faster on CPU.
+    logits = _at_least_float32(logits).movedim(1, -1)
+    noise = -torch.log(-torch.log(torch.rand_like(logits)))
+    return F.softmax((logits + noise) / temperature, dim=-1).movedim(-1, 1)
+
+
+def logit_laplace_nll(pixels: Tensor, statistics: Tensor) -> Tensor:
+    """-log p of each mapped pixel (B, 3, H, W) in (0, 1) under `statistics` (B, 6, H, W): means, then log-scales.
+
+    f(x | mu, b) = exp(-|logit x - mu| / b) / (2 b x (1 - x)), DALL-E equation 4.
+    """
+    mean, log_scale = statistics.chunk(2, dim=1)
+    distance = (torch.logit(pixels) - mean).abs()
+    return math.log(2) + log_scale + torch.log(pixels * (1 - pixels)) + distance * torch.exp(-log_scale)
+
+
+def kl_to_uniform(logits: Tensor) -> Tensor:
+    """KL(softmax(logits) || uniform) over dimension 1: (B, V, h, w) -> (B, h, w), between 0 and ln V."""
+    log_q = F.log_softmax(_at_least_float32(logits).movedim(1, -1), dim=-1)
+    return math.log(logits.shape[1]) + (log_q.exp() * log_q).sum(dim=-1)
+
+
+def elbo_loss(images: Tensor, logits: Tensor, statistics: Tensor, kl_weight: float) -> ElboLoss:
+    """The negative evidence lower bound with a weighted KL, divided by the number of pixel values of an image.
+
+    Args:
+        images: (B, 3, H, W), float in [0, 1] or uint8.
+        logits: (B, V, h, w).
+        statistics: (B, 6, H, W).
+        kl_weight: beta; 6.6 was found at 8x8 pixels per token.
+
+    Both terms are sums over one image and means over the batch, so that `kl_weight` means the same at any batch size.
+    """
+    nll = logit_laplace_nll(map_pixels(images), statistics).flatten(1).sum(dim=1).mean()
+    kl = kl_to_uniform(logits).flatten(1).sum(dim=1).mean()
+    return ElboLoss((nll + kl_weight * kl) / images[0].numel(), nll, kl)
+
+
+def reconstruction_mae(images: Tensor, reconstructions: Tensor) -> Tensor:
+    """Mean absolute error of images in [0, 1] against `images` (float in [0, 1] or uint8), a scalar."""
+    return (_unit(images) - reconstructions).abs().mean()
+
+
+def cell_mean_mae(images: Tensor, stride: int) -> Tensor:
+    """Mean absolute error of showing every stride x stride cell as its mean colour, a scalar.
+
+    The yardstick of a tokenizer: one whose error is larger stores less than one colour per token.
+    """
+    images = _unit(images)
+    return (images - F.interpolate(F.avg_pool2d(images, stride), scale_factor=stride)).abs().mean()
+
+
+def count_codes(tokens: Tensor, vocab_size: int) -> Tensor:
+    """How often each token occurs, int64 (V,); add the counts of several batches before judging them."""
+    return torch.bincount(tokens.flatten(), minlength=vocab_size)
+
+
+def codes_used(counts: Tensor) -> int:
+    """Entries of the codebook that occur at all."""
+    return int((counts > 0).sum())
+
+
+def perplexity(counts: Tensor) -> float:
+    """exp of the entropy of the token frequencies: the number of equally used codes that they amount to."""
+    frequency = counts.double() / counts.sum()
+    return float(torch.special.entr(frequency).sum().exp())
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _unit(images: Tensor) -> Tensor:
+    return images.float() / 255 if images.dtype == torch.uint8 else images

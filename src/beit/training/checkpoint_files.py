@@ -1,0 +1,170 @@
+"""States to resume from, on disk: written whole or not at all, and never trusted without their checksums.
+
+checkpoints/step-N/state.pt        tensors and primitives only, so that no pickle is ever executed
+checkpoints/step-N/manifest.json   what it is, size and sha256 of every file, and a checksum of itself
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT = 1
+STATE, MANIFEST = "state.pt", "manifest.json"
+STEP_FOLDER = re.compile(r"step-(\d+)")
+
+
+class BrokenCheckpoint(Exception):
+    """A checkpoint that must not be used, and why."""
+
+
+def write_checkpoint(root: Path, step: int, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Write `state` as `root/step-N`; it appears there only when all of it is on disk.
+
+    Raises:
+        OSError: it could not be written. Nothing of it is left, and what was there before is untouched.
+    """
+    target, draft = root / f"step-{step}", root / f".tmp-step-{step}"
+    try:
+        root.mkdir(exist_ok=True)
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        _write_state(draft / STATE, state)
+        files = {STATE: {"bytes": (draft / STATE).stat().st_size, "sha256": _file_hash(draft / STATE)}}
+        content = {"format": FORMAT, "step": step, **facts, "files": files}
+        manifest = {"content": content, "sha256": _content_hash(content)}
+        write_text(draft / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        if target.exists():  # only a broken one can be there: a good one would have been resumed from
+            shutil.rmtree(target)
+        draft.rename(target)
+        sync(root)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def _write_state(path: Path, state: Mapping[str, Any]) -> None:
+    with path.open("wb") as file:
+        try:
+            torch.save(dict(state), file)
+        except RuntimeError as error:  # torch's writer hides the OSError of a full disk
+            raise OSError(f"{path.name} could not be written: {error}") from error
+    sync(path)
+
+
+def newest_checkpoint(root: Path, report: Callable[[str], None]) -> tuple[dict[str, Any] | None, list[int]]:
+    """Go down the ladder from the newest checkpoint to the first good one.
+
+    Args:
+        report: told in one line about every broken one, with the reason.
+
+    Returns:
+        The manifest of the newest good checkpoint (None if there is none), and the steps of broken ones above it.
+    """
+    broken: list[int] = []
+    for step in sorted(checkpoint_steps(root), reverse=True):
+        try:
+            return read_manifest(root / f"step-{step}"), broken
+        except BrokenCheckpoint as reason:
+            broken.append(step)
+            report(f"the checkpoint of step {step} is broken and not used: {reason}")
+    return None, broken
+
+
+def checkpoint_steps(root: Path) -> list[int]:
+    """Steps of all checkpoints in `root`, good or broken, in increasing order."""
+    matches = [STEP_FOLDER.fullmatch(path.name) for path in root.iterdir()] if root.is_dir() else []
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are all as they were written.
+
+    Raises:
+        BrokenCheckpoint: with the reason, when anything is missing, cut short or changed.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        content, checksum = manifest["content"], manifest["sha256"]
+        if _content_hash(content) != checksum:
+            raise BrokenCheckpoint(f"{MANIFEST} does not match its own checksum")
+        if content["format"] != FORMAT:
+            raise BrokenCheckpoint(f"it has format {content['format']}, and this version reads {FORMAT}")
+        for name, known in content["files"].items():
+            size = (folder / name).stat().st_size
+            if size != known["bytes"]:
+                raise BrokenCheckpoint(f"{name} has {size:,} bytes instead of {known['bytes']:,}")
+            if _file_hash(folder / name) != known["sha256"]:
+                raise BrokenCheckpoint(f"{name} does not match its checksum")
+    except FileNotFoundError as error:
+        raise BrokenCheckpoint(f"{Path(error.filename).name} is missing") from error
+    except OSError as error:
+        raise BrokenCheckpoint(f"it cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BrokenCheckpoint(f"{MANIFEST} is not a manifest") from error
+    return dict(content)
+
+
+def read_state(root: Path, step: int) -> dict[str, Any]:
+    """The state in `root/step-N`, tensors on the CPU; its manifest has been checked before."""
+    state: dict[str, Any] = torch.load(root / f"step-{step}" / STATE, map_location="cpu", weights_only=True)
+    return state
+
+
+def prune(root: Path, keep: int, broken: Collection[int], report: Callable[[str], None]) -> None:
+    """Delete broken checkpoints, and good ones but the `keep` newest."""
+    good = [step for step in checkpoint_steps(root) if step not in broken]
+    for step in [*broken, *good[: -max(1, keep)]]:
+        try:
+            shutil.rmtree(root / f"step-{step}")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            report(f"the old checkpoint of step {step} could not be deleted: {error}")
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace `path` by `text` in one go: a reader sees the old file or the new one.
+
+    Args:
+        durable: also after a power cut.
+    """
+    draft = path.with_name(f".tmp-{path.name}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        if durable:
+            sync(draft)
+        draft.replace(path)
+        if durable:
+            sync(path.parent)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, from the system's memory to the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _content_hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,256 @@
+"""The machine a run computes on: device, precision, and the ranks of a distributed run. Ranks are known here."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib import metadata
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor, nn
+
+from beit.config import UserError
+
+Precision = Literal["bf16", "float32"]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """One process of a run: its device, its rank among `world` processes, and what they say to each other."""
+
+    device: torch.device
+    rank: int
+    world: int
+    accelerator: Accelerator
+    flag_group: Any = None
+    """Process group for values on the host; flags sent through it do not make a GPU wait."""
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    def distribute(self, model: nn.Module) -> nn.Module:
+        """`model`, already on the device, so that its gradients are averaged over the ranks."""
+        if self.world == 1:
+            return model
+        distributed: nn.Module = self.accelerator.prepare_model(model, device_placement=False)
+        return distributed
+
+    def release(self) -> None:
+        """Let go of distributed models."""
+        if self.world > 1:
+            self.accelerator.free_memory()
+
+    def unsynchronised(self, model: nn.Module) -> AbstractContextManager[None]:
+        """No averaging of gradients inside: for all passes of an accumulated step but the last."""
+        return self.accelerator.no_sync(model) if self.world > 1 else nullcontext()
+
+    def largest(self, value: int) -> int:
+        """The largest `value` of any rank, on all of them."""
+        if self.world == 1:
+            return value
+        flag = torch.tensor(value)
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.flag_group)
+        return int(flag)
+
+    def any_rank(self, condition: Tensor) -> Tensor:
+        """A bool scalar on the device: True where `condition` is on any rank. The host does not wait for it."""
+        if self.world == 1:
+            return condition
+        flag = condition.float()
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return flag > 0
+
+    def sums(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sum over ranks of every tensor, on the host; one transfer for all of them.
+
+        In float64, where counts of pixels stay exact (float32 on MPS, which has no other).
+        """
+        names = sorted(tensors)
+        if not names:
+            return {}
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        flat = torch.cat([tensors[name].detach().flatten().to(self.device, dtype) for name in names])
+        if self.world > 1:
+            dist.all_reduce(flat)
+        parts = torch.split(flat.cpu(), [tensors[name].numel() for name in names])
+        return {name: part.reshape(tensors[name].shape) for name, part in zip(names, parts, strict=True)}
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """`tensor` of every rank, stacked in front, on the host."""
+        if self.world == 1:
+            return tensor.detach().cpu()[None].clone()
+        shares = [torch.empty_like(tensor) for _ in range(self.world)]
+        dist.all_gather(shares, tensor.detach().contiguous())
+        return torch.stack(shares).cpu()
+
+    def from_main(self, produce: Callable[[], Result]) -> Result:
+        """What `produce` gives on the main rank, on every rank; what it raises there is raised everywhere."""
+        if self.world == 1:
+            return produce()
+        outcome: list[Any] = [None, None]
+        if self.main:
+            try:
+                outcome[0] = produce()
+            except Exception as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0, group=self.flag_group)
+        if outcome[1] is not None:
+            raise outcome[1]
+        result: Result = outcome[0]
+        return result
+
+
+def open_compute(device: str = "auto", timeout_minutes: float = 30.0) -> Compute:
+    """Join the ranks that torchrun or SLURM started, or compute alone.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` (also `cuda:1`) or `mps`.
+        timeout_minutes: how long a rank waits for the others before it gives up.
+    """
+    chosen = choose_device(device)
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    # Accelerate remembers its first device for the life of the process; alone, the device is ours to choose.
+    accelerator = _accelerator(alone or chosen.type == "cpu", timeout_minutes)
+    world = accelerator.num_processes
+    return Compute(
+        device=accelerator.device if world > 1 else chosen,
+        rank=accelerator.process_index,
+        world=world,
+        accelerator=accelerator,
+        flag_group=_flag_group(timeout_minutes) if world > 1 else None,
+    )
+
+
+@functools.cache
+def _accelerator(cpu: bool, timeout_minutes: float) -> Accelerator:
+    """The one Accelerator of this process: a second one with another precision would raise."""
+    handlers = [
+        InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes)),
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+    ]
+    accelerator = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=handlers)
+    if accelerator.num_processes > 1:
+        atexit.register(_leave_ranks)
+    return accelerator
+
+
+@functools.cache
+def _flag_group(timeout_minutes: float) -> Any:
+    return dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
+
+
+def _leave_ranks() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """`device`, or for `auto` a GPU where there is one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"--device {device} is not a device; choose auto, cpu, cuda or mps") from None
+    mps: bool = torch.backends.mps.is_available()
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": mps}
+    if not available.get(chosen.type, False):
+        raise UserError(f"--device {device} is not available on this machine; choose auto")
+    return chosen
+
+
+def choose_precision(precision: str, device: torch.device) -> Precision:
+    """`precision`, or for `auto` bf16 where `device` has instructions for it, else float32."""
+    if precision in ("bf16", "float32"):
+        return "bf16" if precision == "bf16" else "float32"
+    if precision != "auto":
+        raise UserError(f"--precision {precision} is unknown; choose auto, bf16 or float32")
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and _cpu_multiplies_bf16()
+    return "bf16" if fast else "float32"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return onednn and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """The context in which networks run at `precision`; their weights stay float32."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def reseed(seed: int, device: torch.device) -> None:
+    """Seed torch's generators for the CPU and `device`; cheap enough for every pass."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """`batch`, a tensor or a (named) tuple or list of them, on `device`; pinned memory moves in the background."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, tuple | list):
+        items = [to_device(item, device) for item in batch]
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+    return batch
+
+
+def describe_machine(compute: Compute) -> dict[str, Any]:
+    """What status.json says about this machine."""
+    machine: dict[str, Any] = {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "processes": compute.world,
+        "device": compute.device.type,
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if hasattr(os, "sysconf"):
+        machine["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    if compute.device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(compute.device)
+        machine |= {"gpu": gpu.name, "gpu_memory_gib": round(gpu.total_memory / 2**30, 1)}
+    return machine
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of what decides a run's figures."""
+    versions = {"python": sys.version.split()[0]}
+    for name in ("beit", "torch", "torchvision", "accelerate", "numpy"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # run from a source tree
+            versions[name] = "unknown"
+    return versions

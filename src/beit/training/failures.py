@@ -1,0 +1,35 @@
+"""Failures that torch reports at length, said in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from beit.config import Interrupted, RunFailed
+from beit.training.device import Compute
+from beit.training.saving import Saver
+
+LOST_RANK = ("timed out", "timeout", "connection closed", "connection reset", "broken pipe")
+
+
+@contextmanager
+def explained(saver: Saver, compute: Compute) -> Iterator[None]:
+    """Turn a lack of memory and the loss of another rank into a RunFailed that says what to do."""
+    try:
+        yield
+    except (RunFailed, Interrupted):
+        raise
+    except (RuntimeError, MemoryError) as error:
+        step, plan, text = saver.state.step + 1, saver.plan, str(error).lower()
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+            raise RunFailed(
+                f"out of memory in step {step}, with --batch-size {plan.batch_size} and --accumulate"
+                f" {plan.accumulate}: double --accumulate or lower --batch-size; {saver.standing}"
+            ) from error
+        if compute.world > 1 and any(sign in text for sign in LOST_RANK):
+            raise RunFailed(
+                f"rank {compute.rank} lost touch with another rank in step {step}; {saver.standing}"
+            ) from error
+        raise

@@ -1,0 +1,75 @@
+"""When a run is saved, and what becomes of a save that fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from beit.config import RunFailed
+from beit.training.device import Compute
+from beit.training.plan import LoopPlan, SaveModel
+from beit.training.run_directory import RunDirectory
+from beit.training.state import TrainingState
+
+MOST_FAILED_SAVES = 3
+
+
+class Saver:
+    """Keeps checkpoints and model/ of `run` up with `state`."""
+
+    def __init__(
+        self, state: TrainingState, plan: LoopPlan, run: RunDirectory, compute: Compute, save_model: SaveModel
+    ) -> None:
+        self.state, self.plan, self.run, self.compute, self.save_model = state, plan, run, compute, save_model
+        self.saved_step = state.step
+        self._model_step = -1
+        self._saved_at = time.monotonic()
+        self._failures = 0
+
+    @property
+    def standing(self) -> str:
+        """What there is to go back to, in words."""
+        if self.saved_step == 0:
+            return "there is no checkpoint yet"
+        return f"the checkpoint of step {self.saved_step} is intact"
+
+    def due(self) -> bool:
+        """Whether the plan asks for a save after the step just done."""
+        return self.plan.saves_after(self.state.step, time.monotonic() - self._saved_at)
+
+    def save(self) -> None:
+        """Save if this step is not saved yet; called on every rank.
+
+        Raises:
+            RunFailed: it could not be written for the third time on end, or after the last step.
+        """
+        step = self.state.step
+        if self.saved_step == step:
+            return
+        content = self.state.state_dict(self.compute)
+        problem = self.compute.from_main(lambda: self._write(content))
+        self._saved_at = time.monotonic()
+        if problem is None:
+            self.saved_step, self._failures = step, 0
+            return
+        self._failures += 1
+        told = f"step {step} could not be saved: {problem}; {self.standing}"
+        if step == self.plan.steps or self._failures == MOST_FAILED_SAVES:
+            raise RunFailed(told)
+        self.run.console.say(told)
+
+    def _write(self, content: Mapping[str, Any]) -> str | None:
+        """Checkpoint first, then model/; what went wrong, if anything did."""
+        try:
+            self.run.save(self.state.step, content, self.plan.keep)
+            self.write_model()
+        except OSError as error:
+            return str(error)
+        return None
+
+    def write_model(self) -> None:
+        """Bring model/ up to this step."""
+        if self._model_step != self.state.step:
+            self.run.replace_model(lambda folder: self.save_model(self.state.result, folder, self.state.step))
+            self._model_step = self.state.step

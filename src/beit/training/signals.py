@@ -1,0 +1,52 @@
+"""Asked to stop from outside: the request is noted, and honoured where the run can be saved."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+"""SIGUSR1 is what SLURM is commonly told to send some time before it kills a job."""
+NOTICE = b"beit: stopping; the state is saved first (Ctrl-C again: leave at once)\n"
+
+
+class StopRequested(Exception):
+    """Raised by :meth:`StopSignals.poll`, to leave an evaluation."""
+
+
+class StopSignals:
+    """While entered, a stopping signal sets `requested`; a second SIGINT leaves at once."""
+
+    def __init__(self, *, distributed: bool) -> None:
+        self.requested = False
+        self._distributed = distributed
+        self._before: dict[int, Any] = {}
+
+    def poll(self) -> None:
+        """Leave by :class:`StopRequested` if a stop was asked for."""
+        if self.requested:
+            raise StopRequested
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # Python delivers signals nowhere else
+            self._before = {number: signal.signal(number, self._note) for number in STOPPING}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        if self._before and self.requested and self._distributed:
+            # torchrun's agent sends SIGTERM once more, which would turn a clean exit into a kill.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self.requested:
+            os.write(2, NOTICE)  # print() is not safe in a signal handler
+        self.requested = True

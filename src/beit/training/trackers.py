@@ -1,0 +1,61 @@
+"""Where figures go besides metrics.jsonl, for those who want it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from beit.config import UserError
+
+
+class Tracker(Protocol):
+    """Takes the figures of a step."""
+
+    def log(self, step: int, figures: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoardTracker:
+    """Event files in RUN/tensorboard."""
+
+    def __init__(self, folder: Path, resume_step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("--tensorboard needs TensorBoard: pip install 'beit[tensorboard]'") from None
+        # Steps after the resumed one were logged before the kill and will come again.
+        self._writer: Any = SummaryWriter(str(folder), purge_step=resume_step + 1)
+
+    def log(self, step: int, figures: Mapping[str, Any]) -> None:
+        for name, value in figures.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbTracker:
+    """A Weights & Biases run that continues when the run continues."""
+
+    def __init__(self, folder: Path, project: str, identity: str, config: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("--wandb needs Weights & Biases: pip install 'beit[wandb]'") from None
+        self._run: Any = wandb.init(
+            project=project,
+            id=identity,
+            name=folder.name,
+            dir=str(folder),
+            config=dict(config),
+            resume="allow",
+        )
+
+    def log(self, step: int, figures: Mapping[str, Any]) -> None:
+        self._run.log(dict(figures), step=step)
+
+    def close(self) -> None:
+        self._run.finish()

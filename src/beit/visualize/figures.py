@@ -1,0 +1,149 @@
+"""What each named figure of a run means, how it is written, and what it is compared with. One table."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+from typing import Literal
+
+BASELINES = ("unigram_loss", "position_unigram_loss", "copy_neighbour_loss")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure under its name in `metrics.jsonl`; `eval/NAME` is the same figure on held-back images."""
+
+    name: str
+    title: str
+    meaning: str = ""
+    """Plain words for a reader who does not know the method."""
+    style: Literal["number", "percent", "count"] = "number"
+    """`percent` figures are stored as shares in [0, 1]."""
+    better: Literal["lower", "higher"] | None = None
+    references: tuple[str, ...] = ()
+    """Figures that are drawn with this one, and never alone."""
+    group: Literal["result", "process"] = "result"
+    """`process`: says how the training went rather than what came of it."""
+    log_scale: bool = False
+    """Drawn on a logarithmic axis when its values span far."""
+
+    def format(self, value: float) -> str:
+        return self._digits(value).replace("e-0", "e-").replace("-", "\u2212")
+
+    def _digits(self, value: float) -> str:
+        if self.style == "percent":
+            return f"{100 * value:.1f}\u00a0%"
+        if self.style == "count" or value == 0 or abs(value) >= 1000:
+            return f"{value:,.0f}"
+        return f"{value:.2e}" if abs(value) < 1e-3 else f"{value:#.4g}"
+
+    def order(self) -> tuple[bool, int]:
+        """Sorts results before the process, known figures before unknown ones."""
+        known = list(FIGURES)
+        return self.group == "process", known.index(self.name) if self.name in known else len(known)
+
+
+_TABLE = (
+    Figure("loss", "Loss", "What training makes smaller.", better="lower"),
+    Figure(
+        "unigram_loss",
+        "Baseline: token frequencies",
+        "The loss of guessing every hidden token from the overall frequency of tokens.",
+    ),
+    Figure(
+        "position_unigram_loss",
+        "Baseline: frequencies by position",
+        "The same with frequencies of tokens at each place of the grid.",
+    ),
+    Figure(
+        "copy_neighbour_loss",
+        "Baseline: copy the nearest patch",
+        "The loss of the best mixture of the token of the nearest visible patch and the overall frequencies.",
+    ),
+    Figure(
+        "token_accuracy",
+        "Masked-token accuracy",
+        "Share of hidden patches whose visual token is named exactly. Many tokens look alike, so a low share can "
+        "still be a good model; compare it with other runs on the same tokenizer.",
+        "percent",
+        "higher",
+    ),
+    Figure(
+        "top1",
+        "Top-1 accuracy",
+        "Share of images whose most likely class is the right one.",
+        "percent",
+        "higher",
+    ),
+    Figure(
+        "top5",
+        "Top-5 accuracy",
+        "Share of images with the right class among the five likeliest.",
+        "percent",
+        "higher",
+    ),
+    Figure(
+        "miou",
+        "Mean intersection over union",
+        "Overlap of predicted and true regions, averaged over the classes; 100 % is perfect.",
+        "percent",
+        "higher",
+    ),
+    Figure(
+        "reconstruction_mae",
+        "Reconstruction error",
+        "Mean absolute difference between an image and its reconstruction from tokens, with pixels in [0, 1].",
+        better="lower",
+        references=("cell_mean_mae",),
+    ),
+    Figure(
+        "cell_mean_mae",
+        "Baseline: mean colour of each cell",
+        "The error of painting each token's square in its mean colour.",
+    ),
+    Figure(
+        "nll",
+        "Misfit of the pixels",
+        "Negative log-likelihood of a pixel value under the decoder, in nats; below zero once the decoder is sure.",
+        better="lower",
+    ),
+    Figure(
+        "perplexity",
+        "Codebook perplexity",
+        "How many tokens are in effective use: 1 means a collapsed codebook, the vocabulary size means all equally.",
+        "count",
+        references=("codes_used",),
+    ),
+    Figure("codes_used", "Codes used", "Entries of the codebook that occur at all.", "count"),
+    Figure(
+        "kl",
+        "Distance from even token use",
+        "Kullback-Leibler divergence of the tokens from the uniform distribution, in nats.",
+    ),
+    Figure("lr", "Learning rate", group="process"),
+    Figure("temperature", "Gumbel-softmax temperature", group="process"),
+    Figure("kl_weight", "Weight of the distance from even use", group="process"),
+    Figure("grad_norm", "Gradient norm", group="process", log_scale=True),
+    Figure("images_per_second", "Images per second", group="process"),
+    Figure("data_wait", "Share of time waiting for data", style="percent", group="process"),
+)
+FIGURES = {figure.name: figure for figure in _TABLE}
+MASKED_TOKEN_LOSS = Figure(
+    "loss",
+    "Masked-token loss",
+    "The surprise, in nats, at the true token of a hidden patch. Knowing nothing costs ln V; the baselines know "
+    "only frequencies or the nearest visible patch. A model that is under all of them has learned to use context.",
+    better="lower",
+    references=BASELINES,
+)
+
+
+def figure_of(name: str, present: Container[str] = ()) -> Figure:
+    """The figure of a metric, with or without `eval/`; an unknown one is shown plainly under its own name.
+
+    `present` holds the names beside it: a loss among the baselines for tokens is that of masked tokens.
+    """
+    name = name.removeprefix("eval/")
+    if name == "loss" and any(baseline in present for baseline in BASELINES):
+        return MASKED_TOKEN_LOSS
+    return FIGURES.get(name) or Figure(name, name)

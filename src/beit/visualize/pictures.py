@@ -1,0 +1,175 @@
+"""Tensors -> pictures: contact sheets, hidden patches, grids of visual tokens.
+
+An `image` is a Tensor (3, H, W), uint8 or float in [0, 1]. Functions between tensors return uint8 (3, H, W).
+"""
+
+from __future__ import annotations
+
+import colorsys
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn import functional
+
+PAPER, INK, MUTED = (255, 255, 255), (38, 40, 45), (120, 124, 131)
+HIDDEN = (203, 205, 209)
+MARGIN, GAP = 16, 12
+CAPTION_SIZE, NAME_SIZE = 15, 12
+GOLDEN_RATIO = 0.6180339887498949
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """Image (3, H, W), uint8 or float in [0, 1] (clamped) -> uint8 on the CPU."""
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"expected an image (3, H, W), got {tuple(image.shape)}")
+    image = image.detach().cpu()
+    if image.is_floating_point():
+        return image.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    if image.dtype != torch.uint8:
+        raise ValueError(f"expected uint8 or float in [0, 1], got {image.dtype}")
+    return image
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """Image (3, H, W) -> RGB picture of W x H pixels."""
+    return Image.fromarray(to_uint8(image).permute(1, 2, 0).contiguous().numpy())
+
+
+def enlarge(image: Tensor, side: int) -> Tensor:
+    """The largest whole multiple of a small image whose longer side is at most `side`, by nearest neighbour."""
+    image = to_uint8(image)
+    factor = max(1, side // max(image.shape[1:]))
+    return image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+
+
+def shade_hidden(image: Tensor, mask: Tensor, opacity: float = 1.0) -> Tensor:
+    """Cover the hidden patches of an image (3, H, W) with light grey; `mask` is bool (h, w), True = hidden."""
+    image = to_uint8(image)
+    hidden = functional.interpolate(mask.cpu()[None, None].float(), size=image.shape[1:], mode="nearest")[0]
+    cover = torch.tensor(HIDDEN, dtype=torch.float32)[:, None, None]
+    return torch.lerp(image.float(), cover, hidden * opacity).round().to(torch.uint8)
+
+
+def token_palette(vocab_size: int) -> Tensor:
+    """One fixed colour per token, uint8 (vocab_size, 3): hues a golden ratio apart, so that neighbours differ."""
+    colors = []
+    for token in range(vocab_size):
+        lightness = 0.42 + 0.30 * (token % 3) / 2
+        saturation = 0.42 + 0.24 * (token // 3 % 2)
+        colors.append(colorsys.hls_to_rgb(token * GOLDEN_RATIO % 1.0, lightness, saturation))
+    return torch.tensor(colors).mul(255).round().to(torch.uint8)
+
+
+def token_picture(tokens: Tensor, vocab_size: int, cell: int = 16) -> Tensor:
+    """Grid of tokens, int64 (h, w) -> image (3, h * cell, w * cell) with one square of colour per token."""
+    picture = token_palette(vocab_size)[tokens.cpu()].permute(2, 0, 1)
+    return picture.repeat_interleave(cell, 1).repeat_interleave(cell, 2)
+
+
+def contact_sheet(
+    columns: Mapping[str, Sequence[Tensor] | Tensor], row_names: Sequence[str] = (), *, cell: int = 192
+) -> Image.Image:
+    """A labelled sheet: one row per image, one column per rendering of it, the column's name above.
+
+    `columns` maps a caption to images (a sequence of (3, H, W) or one Tensor (B, 3, H, W)), as many in each column.
+    The pictures of a row are drawn at the size of its first, brought close to `cell` pixels: small images grow by a
+    whole factor and keep their pixels, large ones shrink. `row_names` are written small below each row.
+    """
+    rows = list(zip(*columns.values(), strict=True))
+    if not rows:
+        raise ValueError("a contact sheet needs at least one column with at least one image")
+    if row_names and len(row_names) != len(rows):
+        raise ValueError(f"{len(row_names)} row names for {len(rows)} rows")
+    sizes = [_cell_size(row[0], cell) for row in rows]
+    step = max(width for width, _ in sizes) + GAP
+    caption_font, name_font = ImageFont.load_default(CAPTION_SIZE), ImageFont.load_default(NAME_SIZE)
+    captions = [_wrap(caption, step - GAP, caption_font) for caption in columns]
+    header = max(caption.count("\n") + 1 for caption in captions) * (CAPTION_SIZE + 5) + 6
+    footer = NAME_SIZE + 10 if row_names else 0
+    width = 2 * MARGIN + len(columns) * step - GAP
+    height = 2 * MARGIN + header + sum(h + GAP + footer for _, h in sizes) - GAP
+
+    sheet = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for index, caption in enumerate(captions):
+        # Anchored at its last line, so that short captions sit on the pictures beside long ones.
+        left, bottom = MARGIN + index * step, MARGIN + header - 8
+        top = bottom - (caption.count("\n") + 1) * (CAPTION_SIZE + 5)
+        draw.multiline_text((left, top), caption, INK, caption_font, spacing=4)
+    top = MARGIN + header
+    for number, (row, size) in enumerate(zip(rows, sizes, strict=True)):
+        for index, image in enumerate(row):
+            sheet.paste(_fit(image, size), (MARGIN + index * step, top))
+        top += size[1]
+        if row_names:
+            name = _shorten(row_names[number], width - 2 * MARGIN, name_font)
+            draw.text((MARGIN, top + 4), name, MUTED, name_font)
+        top += footer + GAP
+    return sheet
+
+
+def save_picture(picture: Image.Image, path: Path) -> Path:
+    """Write a picture whole or not at all, as PNG, or as JPEG where that saves a quarter of the size.
+
+    `path` ends in `.png`; the path really written, with its suffix, is returned.
+    """
+    lossless, lossy = io.BytesIO(), io.BytesIO()
+    picture.save(lossless, "PNG")
+    picture.convert("RGB").save(lossy, "JPEG", quality=90, subsampling=0)
+    small = lossy.tell() < 0.75 * lossless.tell()
+    path = path.with_suffix(".jpg" if small else ".png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes((lossy if small else lossless).getvalue())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    # A resumed run draws the same step again: its picture must not stay beside it under the other suffix.
+    path.with_suffix(".png" if small else ".jpg").unlink(missing_ok=True)
+    return path
+
+
+def _cell_size(image: Tensor, cell: int) -> tuple[int, int]:
+    """Width and height at which the first picture of a row is drawn."""
+    height, width = int(image.shape[1]), int(image.shape[2])
+    longer = max(height, width)
+    if longer < cell:
+        factor = max(1, round(cell / longer))
+        return width * factor, height * factor
+    return max(1, round(width * cell / longer)), max(1, round(height * cell / longer))
+
+
+def _fit(image: Tensor, size: tuple[int, int]) -> Image.Image:
+    picture = to_pil(image)
+    grows = size[0] >= picture.width and size[1] >= picture.height
+    return picture.resize(size, Image.Resampling.NEAREST if grows else Image.Resampling.LANCZOS)
+
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def _wrap(text: str, width: int, font: Font) -> str:
+    """Break a caption between words so that its lines fit `width` pixels."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(_shorten(word, width, font))
+    return "\n".join(lines)
+
+
+def _shorten(text: str, width: int, font: Font) -> str:
+    """Cut a name in its middle, where the least is lost of a path, until it fits `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    kept = len(text) - 1
+    while kept > 2 and font.getlength(text[: kept // 2] + "..." + text[-(kept - kept // 2) :]) > width:
+        kept -= 1
+    return text[: kept // 2] + "..." + text[-(kept - kept // 2) :]

@@ -1,0 +1,191 @@
+"""Run directories -> one HTML page that needs nothing else: no network, no script, pictures inside."""
+
+from __future__ import annotations
+
+import base64
+import importlib.resources
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+
+from beit.config import UserError
+from beit.visualize.curves import RUN_COLORS, Chart, draw_charts
+from beit.visualize.run_record import MIME_TYPES, Picture, RunRecord, distinct_names, read_run
+from beit.visualize.tables import Row, differences, facts, figure_rows
+from beit.visualize.verdicts import Verdict, verdicts
+
+EARLIER_PICTURES = 4
+SMALL_PICTURE, SHEET_WIDTH = 400, 680
+VERB_TITLES = {
+    "tokenizer": "Visual tokenizer",
+    "pretrain": "Masked image modelling",
+    "finetune": "Fine-tuning",
+    "segment": "Segmentation",
+    "probe": "Linear probe",
+}
+
+
+@dataclass(frozen=True)
+class EmbeddedPicture:
+    """A picture as the template takes it; `small` ones are enlarged by the browser without blurring."""
+
+    source: str
+    caption: str
+    width: int
+    height: int
+
+    @property
+    def small(self) -> bool:
+        return self.width < SMALL_PICTURE
+
+    @property
+    def sheet(self) -> bool:
+        """Wider than a phone: scrolled there rather than shrunk until its captions vanish."""
+        return self.width > SHEET_WIDTH
+
+
+class RunPictures(NamedTuple):
+    """Pictures of one kind from one run: the latest large, earlier ones folded."""
+
+    run: RunView
+    latest: EmbeddedPicture
+    earlier: tuple[EmbeddedPicture, ...]
+
+
+class Gallery(NamedTuple):
+    """Pictures of one kind, run beside run."""
+
+    kind: str
+    runs: tuple[RunPictures, ...]
+
+    @property
+    def stacked(self) -> bool:
+        """Wide sheets stand below each other: side by side they would be too small to see."""
+        return any(pictures.latest.width > SHEET_WIDTH for pictures in self.runs)
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as the template takes it; `color` is that of its curves, None where it is the only one of its verb."""
+
+    name: str
+    color: str | None
+    record: RunRecord
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """The runs of one verb side by side: their figures can be compared, those of different verbs can not."""
+
+    title: str
+    runs: tuple[RunView, ...]
+    rows: tuple[Row, ...]
+    galleries: tuple[Gallery, ...]
+    result_charts: tuple[Chart, ...]
+    process_charts: tuple[Chart, ...]
+
+
+def write_report(
+    runs: Sequence[Path], out: Path | None = None, *, title: str = "", notes: Sequence[str] = ()
+) -> Path:
+    """Write the page about `runs`, whole or not at all, and return its path.
+
+    `out` is a file or a folder that gets `report.html`; by default the first run. `notes` are paragraphs of plain
+    text that open the page. A path that is no run directory raises UserError.
+    """
+    if not runs:
+        raise UserError("beit report needs at least one run directory, as in: beit report runs/pretrain")
+    page = render([read_run(Path(run)) for run in runs], title=title, notes=notes)
+    path = Path(out) if out is not None else Path(runs[0])
+    if path.is_dir():
+        path /= "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def render(records: Sequence[RunRecord], *, title: str = "", notes: Sequence[str] = ()) -> str:
+    """The page as text. Everything that comes from a run is escaped by the template."""
+    names = distinct_names(records)
+    by_verb: dict[str, list[tuple[str, RunRecord]]] = {}
+    for name, record in zip(names, records, strict=True):
+        by_verb.setdefault(record.verb, []).append((name, record))
+    sections = [_section(verb, runs) for verb, runs in by_verb.items()]
+    in_order = [run.record for section in sections for run in section.runs]
+    source = (importlib.resources.files("beit.visualize") / "report.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["data_uri"] = _svg_uri
+    page = environment.from_string(source).render(
+        title=title or (" · ".join(names) if len(names) <= 3 else f"{len(names)} runs side by side"),
+        notes=notes,
+        sections=sections,
+        runs=[run for section in sections for run in section.runs],
+        facts=list(facts(in_order)),
+        differences=list(differences(in_order)) if len(sections) == 1 else [],
+    )
+    return page.strip() + "\n"
+
+
+def _section(verb: str, runs: Sequence[tuple[str, RunRecord]]) -> Section:
+    views = tuple(
+        RunView(
+            name,
+            RUN_COLORS[index % len(RUN_COLORS)] if len(runs) > 1 else None,
+            record,
+            tuple(verdicts(record)),
+        )
+        for index, (name, record) in enumerate(runs)
+    )
+    charts = draw_charts({view.name: view.record.curves for view in views})
+    return Section(
+        title=VERB_TITLES.get(verb, verb),
+        runs=views,
+        rows=tuple(figure_rows([view.record for view in views])),
+        galleries=tuple(_galleries(views)),
+        result_charts=tuple(chart for chart in charts if chart.figure.group == "result"),
+        process_charts=tuple(chart for chart in charts if chart.figure.group == "process"),
+    )
+
+
+def _galleries(views: Sequence[RunView]) -> Iterator[Gallery]:
+    for kind in dict.fromkeys(picture.kind for view in views for picture in view.record.pictures):
+        runs = []
+        for view in views:
+            pictures = [picture for picture in view.record.pictures if picture.kind == kind]
+            if pictures:
+                earlier = tuple(_embed(picture) for picture in _spread(pictures[:-1], EARLIER_PICTURES))
+                runs.append(RunPictures(view, _embed(pictures[-1]), earlier))
+        yield Gallery(kind.replace("-", " ").replace("_", " "), tuple(runs))
+
+
+def _spread(pictures: Sequence[Picture], count: int) -> list[Picture]:
+    """At most `count` of the pictures, evenly spaced, the first among them."""
+    if len(pictures) <= count:
+        return list(pictures)
+    return [pictures[index * len(pictures) // count] for index in range(count)]
+
+
+def _embed(picture: Picture) -> EmbeddedPicture:
+    source = _data_uri(picture.path.read_bytes(), MIME_TYPES[picture.path.suffix.lower()])
+    caption = f"step {picture.step:,}" if picture.step is not None else picture.path.name
+    return EmbeddedPicture(source, caption, *picture.size)
+
+
+def _svg_uri(chart: Chart) -> str:
+    return _data_uri(chart.svg.encode(), "image/svg+xml")
+
+
+def _data_uri(data: bytes, mime_type: str) -> str:
+    return f"data:{mime_type};base64,{base64.b64encode(data).decode('ascii')}"

@@ -1,0 +1,146 @@
+"""The tables of the report: what the runs are, how they differ, and the figures they reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from beit.visualize.curves import NOT_FIGURES
+from beit.visualize.figures import Figure, figure_of
+from beit.visualize.run_record import RunRecord, find, flatten
+
+NOT_RESULTS = NOT_FIGURES | {"epochs", "parameters", "skipped_steps", "steps", "vocab_size"}
+Line = tuple[str, list[str]]
+"""A name and its value in each run."""
+
+
+class Cell(NamedTuple):
+    """One run's entry in the table of figures."""
+
+    value: str
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    figure: Figure
+    cells: tuple[Cell | None, ...]
+
+
+def facts(records: Sequence[RunRecord]) -> Iterator[Line]:
+    """What each run is, one line per fact that any run knows."""
+    per_run = [dict(_facts_of(record)) for record in records]
+    for name in dict.fromkeys(name for known in per_run for name in known):
+        yield name, [known.get(name, "–") for known in per_run]
+
+
+def _facts_of(record: RunRecord) -> Iterator[tuple[str, str]]:
+    status, results = record.status, record.results
+    yield "Command", f"beit {record.verb}" if record.status.get("verb") else "–"
+    yield "State", record.state
+    step, steps = status.get("step"), status.get("steps")
+    if isinstance(step, int):
+        yield "Steps", f"{step:,} of {steps:,}" if isinstance(steps, int) else f"{step:,}"
+    if record.parameters is not None:
+        yield "Model", _parameters(record.parameters)
+    if "data" in record.config:
+        yield "Data", _words(record.config["data"])
+    if isinstance(images := find(results, "images"), int | float):
+        yield "Images seen", f"{images:,.0f}"
+    if skipped := results.get("skipped_steps"):
+        yield "Steps skipped", f"{skipped} with a loss that was not finite"
+    seconds = find(results, "seconds")
+    if seconds is None:
+        seconds = find(status, "seconds")
+    if isinstance(seconds, int | float):
+        yield "Time", duration(seconds)
+    if status.get("machine"):
+        yield "Machine", _machine(status["machine"])
+    if status.get("versions"):
+        yield "Versions", _words(status["versions"])
+    if status.get("command"):
+        yield "Started with", _words(status["command"], " ")
+    yield "Folder", str(record.folder)
+
+
+def differences(records: Sequence[RunRecord]) -> Iterator[Line]:
+    """The knobs that are not the same in all runs; nothing for a single run."""
+    configs = [dict(flatten(record.config)) for record in records]
+    for name in dict.fromkeys(name for config in configs for name in config):
+        values = [_words(config[name]) if name in config else "–" for config in configs]
+        if len(set(values)) > 1 and name != "out":
+            yield name, values
+
+
+def figure_rows(records: Sequence[RunRecord]) -> Iterator[Row]:
+    """The table of figures: results only, in the order of :data:`.figures.FIGURES`, unknown ones after."""
+    per_run = [_cells(record) for record in records]
+    names = {name: None for cells in per_run for name in cells}
+    figures = {name: figure_of(name, names) for name in names}
+    for figure in sorted(figures.values(), key=Figure.order):
+        if figure.group == "result":
+            yield Row(figure, tuple(cells.get(figure.name) for cells in per_run))
+
+
+def _cells(record: RunRecord) -> dict[str, Cell]:
+    cells = {}
+    for name in dict.fromkeys(name.removeprefix("eval/") for name in record.curves):
+        figure = figure_of(name)
+        train, held_back = record.curves.get(name), record.curves.get(f"eval/{name}")
+        remarks = []
+        if held_back is None:
+            assert train is not None
+            cells[name] = Cell(figure.format(train.recent), ("training",))
+            continue
+        if train is not None:
+            remarks.append(f"training {figure.format(train.recent)}")
+        if figure.better is not None:
+            values = held_back.values if figure.better == "higher" else -held_back.values
+            best = int(values.argmax())
+            if values[best] > values[-1]:
+                best_value = figure.format(float(held_back.values[best]))
+                remarks.append(f"best {best_value} at step {held_back.steps[best]:,.0f}")
+        cells[name] = Cell(figure.format(held_back.last), tuple(remarks))
+    for path, value in flatten(record.results):
+        name = path.removeprefix("last.").removeprefix("eval/")
+        known = name in cells or name in NOT_RESULTS or path.startswith("best")
+        if isinstance(value, int | float) and not isinstance(value, bool) and not known:
+            cells[name] = Cell(figure_of(name).format(value), ())
+    return cells
+
+
+def _words(value: Any, separator: str = " · ") -> str:
+    """A value of a configuration or status in one line."""
+    if isinstance(value, Mapping):
+        return separator.join(f"{key} {_words(part)}" for key, part in value.items())
+    if isinstance(value, list | tuple):
+        return separator.join(_words(part) for part in value)
+    return "none" if value is None else str(value)
+
+
+def _machine(machine: Any) -> str:
+    """What decides the speed of a run; pages are shared, so neither the host's name nor its system."""
+    if not isinstance(machine, Mapping):
+        return str(machine)
+    named = ((name, machine.get(name)) for name in ("gpu", "cpu", "cores", "memory_gib", "processes"))
+    units = {"cores": "cores", "memory_gib": "GiB", "processes": "processes"}
+    return " · ".join(f"{value} {units.get(name, '')}".strip() for name, value in named if value is not None)
+
+
+def _parameters(count: float) -> str:
+    for size, unit in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+        if count >= size:
+            return f"{count / size:.3g} {unit} parameters"
+    return f"{count:.0f} parameters"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two largest units that matter."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

@@ -1,0 +1,154 @@
+"""What the figures of a run say, in sentences for a reader who does not know the method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from beit.visualize.figures import BASELINES, figure_of
+from beit.visualize.run_record import RunRecord
+
+LEVEL = 0.01
+"""Relative difference below which two figures count as equal."""
+
+
+class Verdict(NamedTuple):
+    tone: Literal["good", "open", "bad", "plain"]
+    """`open`: not there yet."""
+    text: str
+
+
+def verdicts(run: RunRecord) -> list[Verdict]:
+    """State first, then what was learned."""
+    return [
+        *_state(run),
+        *_context(run),
+        *_reconstruction(run),
+        *_codebook(run),
+        *_accuracy(run),
+        *_overfitting(run),
+    ]
+
+
+def standing(run: RunRecord, name: str) -> float | None:
+    """Where a figure stands: its last evaluation, else the mean of its last training steps."""
+    if (curve := run.curves.get(f"eval/{name}")) is not None:
+        return curve.last
+    return curve.recent if (curve := run.curves.get(name)) is not None else None
+
+
+def _state(run: RunRecord) -> Iterator[Verdict]:
+    step, steps = run.status.get("step"), run.status.get("steps")
+    where = ""
+    if isinstance(step, int) and isinstance(steps, int) and steps > 0:
+        where = f" at step {step:,} of {steps:,} ({100 * step / steps:.0f}\u00a0%)"
+    reason = run.status.get("reason")
+    because = f": {str(reason).rstrip('.')}" if reason else ""
+    if run.state == "running":
+        yield Verdict("plain", f"Still running{where}. All figures here are those reached so far.")
+    elif run.state == "interrupted":
+        yield Verdict("open", f"Interrupted{where}{because}. The same command continues it.")
+    elif run.state == "failed":
+        yield Verdict("bad", f"Failed{where}{because}.")
+    if not run.curves:
+        yield Verdict("plain", "No figures have been logged yet.")
+
+
+def _context(run: RunRecord) -> Iterator[Verdict]:
+    """The masked-token loss beside what needs no model: only below all of them has context been used."""
+    prefix = (
+        "eval/"
+        if "eval/loss" in run.curves and any(f"eval/{name}" in run.curves for name in BASELINES)
+        else ""
+    )
+    baselines = {name: run.curves[prefix + name].recent for name in BASELINES if prefix + name in run.curves}
+    if not baselines or f"{prefix}loss" not in run.curves:
+        return
+    curve = run.curves[f"{prefix}loss"]
+    loss = curve.last if prefix else curve.recent
+    name, best = min(baselines.items(), key=lambda item: item[1])
+    title = figure_of(name).title.removeprefix("Baseline: ")
+    below = 1 - loss / best
+    figures = f"masked-token loss {loss:.2f} against {best:.2f} for the best baseline ({title})"
+    if run.vocab_size:
+        figures += f" and ln V = {math.log(run.vocab_size):.2f} for knowing nothing"
+    if below > LEVEL:
+        yield Verdict(
+            "good", f"The model uses context: {_percent(below)} below the best baseline; {figures}."
+        )
+    elif below > -LEVEL:
+        yield Verdict("open", f"Level with the best baseline, so not yet using context; {figures}.")
+    else:
+        yield Verdict(
+            "open", f"Not yet using context: {_percent(-below)} above the best baseline; {figures}."
+        )
+
+
+def _reconstruction(run: RunRecord) -> Iterator[Verdict]:
+    error, reference = standing(run, "reconstruction_mae"), standing(run, "cell_mean_mae")
+    if error is None:
+        return
+    levels = f"on average a pixel is off by {255 * error:.1f} of 255 levels"
+    if not reference:
+        yield Verdict("plain", f"Reconstructions: {levels}.")
+        return
+    below = 1 - error / reference
+    mean = "painting each token's square in its mean colour"
+    if below > LEVEL:
+        yield Verdict(
+            "good", f"Tokens carry shape: reconstructions are {_percent(below)} closer than {mean}; {levels}."
+        )
+    elif below > -LEVEL:
+        yield Verdict("open", f"Reconstructions are about as close as {mean}; {levels}.")
+    else:
+        yield Verdict(
+            "open",
+            f"Reconstructions are not yet as close as {mean} ({_percent(-below)} further off); {levels}.",
+        )
+
+
+def _codebook(run: RunRecord) -> Iterator[Verdict]:
+    perplexity, used = standing(run, "perplexity"), standing(run, "codes_used")
+    if perplexity is None:
+        return
+    of = f" of {run.vocab_size:,}" if run.vocab_size else ""
+    counts = f"{used:,.0f}{of} codes occur, " if used is not None else ""
+    if perplexity < 2:
+        yield Verdict("bad", f"The codebook has collapsed: {counts}{perplexity:.1f} in effective use.")
+        return
+    yield Verdict("plain", f"Codebook: {counts}{perplexity:,.0f} in effective use{'' if counts else of}.")
+
+
+def _accuracy(run: RunRecord) -> Iterator[Verdict]:
+    classes = run.model.get("classes")
+    chance = 1 / len(classes) if isinstance(classes, list) and classes else None
+    top1, miou = standing(run, "top1"), standing(run, "miou")
+    kind = "held-back" if "eval/top1" in run.curves else "training"
+    if top1 is not None:
+        guess = f"; guessing would get {100 * chance:.1f}\u00a0%" if chance else ""
+        tone: Literal["good", "open"] = "good" if chance is None or top1 > 2 * chance else "open"
+        yield Verdict(tone, f"{100 * top1:.1f}\u00a0% of the {kind} images are named right{guess}.")
+    if miou is not None:
+        yield Verdict(
+            "plain",
+            f"Predicted and true regions overlap by {100 * miou:.1f}\u00a0% on average over the classes.",
+        )
+
+
+def _overfitting(run: RunRecord) -> Iterator[Verdict]:
+    curve = run.curves.get("eval/loss")
+    if curve is None or len(curve.values) < 3:
+        return
+    best = int(curve.values.argmin())
+    if curve.last > curve.values[best] + 0.02 * abs(curve.values[best]):
+        yield Verdict(
+            "open",
+            f"The held-back loss was lowest at step {curve.steps[best]:,.0f} ({curve.values[best]:.4g}) and is now "
+            f"{curve.last:.4g}: the model has begun to learn its training images by heart. Use more images, "
+            "a shorter run or stronger regularisation.",
+        )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.{0 if share >= 0.1 else 1}f}\u00a0%"

@@ -1,0 +1,87 @@
+"""Contracts of the heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from beit.config import EncoderConfig
+from beit.models.encoder import BeitEncoder
+from beit.models.heads import ImageClassifier, MaskedImageModel
+
+Tiny = Callable[..., EncoderConfig]
+Shaken = Callable[[nn.Module], nn.Module]
+
+
+@pytest.fixture
+def model(tiny: Tiny, shaken: Shaken) -> MaskedImageModel:
+    model = shaken(MaskedImageModel(BeitEncoder(tiny(image_size=(32, 48))), 20).double())
+    assert isinstance(model, MaskedImageModel)
+    return model
+
+
+def test_rows_are_the_predicted_patches_in_flat_order(model: MaskedImageModel) -> None:
+    images = torch.rand(3, 3, 32, 48, dtype=torch.float64)
+    mask, predict = torch.rand(3, 4, 6) < 0.4, torch.rand(3, 4, 6) < 0.5
+    everywhere = model(images, mask, torch.ones_like(mask))
+    assert everywhere.shape == (3 * 24, 20)
+    assert torch.equal(model(images, mask), model(images, mask, mask))
+    torch.testing.assert_close(model(images, mask, predict), everywhere[predict.flatten()])
+    torch.testing.assert_close(
+        model(images, mask.flatten(1), predict.flatten(1)), everywhere[predict.flatten()]
+    )
+    assert model(images, torch.zeros_like(mask)).shape == (0, 20)
+
+
+def test_nothing_behind_the_mask_reaches_the_output(model: MaskedImageModel) -> None:
+    images = torch.rand(2, 3, 32, 48, dtype=torch.float64)
+    mask = torch.rand(2, 4, 6) < 0.5
+    pixels = mask.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
+    others = torch.where(pixels, torch.rand_like(images), images)
+    everywhere = torch.ones_like(mask)
+    logits = model(images, mask, everywhere)
+    assert torch.equal(logits, model(others, mask, everywhere))
+    assert not torch.equal(model(images, ~mask, everywhere), model(others, ~mask, everywhere))
+    with torch.no_grad():
+        model.mask_token += 1
+    assert not torch.equal(logits, model(images, mask, everywhere))
+
+
+@pytest.mark.parametrize("mask", [torch.zeros(2, 4, 4, dtype=torch.bool), torch.zeros(2, 4, 6)])
+def test_masks_that_do_not_fit_are_refused(mask: torch.Tensor, model: MaskedImageModel) -> None:
+    with pytest.raises(ValueError, match="mask is"):
+        model(torch.rand(2, 3, 32, 48, dtype=torch.float64), mask)
+
+
+def test_pixel_targets_are_the_normalised_pixels_of_the_predicted_patches(tiny: Tiny) -> None:
+    config = tiny(pixel_mean=(0.1, 0.2, 0.3), pixel_std=(0.4, 0.5, 0.6))
+    model = MaskedImageModel(BeitEncoder(config), 3 * 8**2)
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    predict = torch.zeros(2, 4, 4, dtype=torch.bool)
+    predict[1, 2, 3] = True
+    targets = model.pixel_targets(images, predict)
+    assert targets.shape == model(images, predict).shape == (1, 192)
+    patch = images[1, :, 16:24, 24:32].float() / 255
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (config.pixel_mean, config.pixel_std))
+    torch.testing.assert_close(targets[0], ((patch - mean) / std).flatten())
+
+
+def test_a_new_head_leaves_its_encoder_alone_and_starts_small(tiny: Tiny) -> None:
+    encoder = BeitEncoder(tiny())
+    before = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
+    classifier = ImageClassifier(encoder, 5)
+    MaskedImageModel(encoder, 5)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in encoder.state_dict().items())
+    assert 0 < classifier.head.weight.abs().max() < 2e-4
+    assert classifier(torch.rand(2, 3, 32, 32)).abs().max() < 0.01
+
+
+def test_the_layer_groups_of_a_classifier_are_the_encoders_and_its_head(tiny: Tiny) -> None:
+    classifier = ImageClassifier(BeitEncoder(tiny()), 5)
+    groups = [[id(x) for x in group] for group in classifier.layer_groups()]
+    encoder = [[id(x) for x in group] for group in classifier.encoder.layer_groups()]
+    assert groups[:-1] == encoder[:-1]
+    assert sorted(x for group in groups for x in group) == sorted(id(x) for x in classifier.parameters())

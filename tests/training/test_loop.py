@@ -1,0 +1,232 @@
+"""What fit() computes, alone and on two ranks, and how it stops when it must not go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+from toy_recipe import Toy, train
+
+from beit.config import RunFailed, UserError
+from beit.training import loop
+from beit.training.device import Compute, choose_device, choose_precision, open_compute
+from beit.training.metrics import MetricWindow, json_ready, line_of
+from beit.training.nonfinite import NonFiniteGuard
+from beit.training.optim import adamw
+from beit.training.plan import LoopPlan
+from beit.training.state import TrainingState
+
+HERE = Path(__file__).parent
+SPLIT = Toy(batch_norm=False, accumulate=2)
+"""A toy whose result does not depend on how its batches are split."""
+
+
+def weights_of(run: Path) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = torch.load(run / "model" / "weights.pt")
+    return weights
+
+
+def records_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_training(run: Path, other: Path, tolerance: float) -> None:
+    weights, others = weights_of(run), weights_of(other)
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(value, others[name], rtol=0, atol=tolerance)
+    for mine, theirs in zip(records_of(run), records_of(other), strict=True):
+        for name in ("step", "epoch", "images", "loss", "lr", "grad_norm", "eval/loss"):
+            assert mine.get(name) == pytest.approx(theirs.get(name), abs=tolerance), name
+
+
+def test_one_pass_or_four_make_the_same_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.nn.Dropout.forward", lambda self, inputs: inputs)
+    for accumulate in (1, 4):
+        train(tmp_path / str(accumulate), dataclasses.replace(SPLIT, accumulate=accumulate))
+    assert_same_training(tmp_path / "1", tmp_path / "4", 1e-6)
+
+
+def torchrun(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    toy = [
+        str(HERE / "toy_recipe.py"),
+        str(out),
+        "accumulate=1",
+        "batch_norm=0",
+        "nonfinite=skip",
+        "poison=4",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launch, *toy, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_two_ranks_train_stop_and_go_on_as_one(tmp_path: Path) -> None:
+    """Dropout included: what a pass draws depends on its place in the batch, wherever it runs.
+
+    Rank 1 alone has a loss that is not finite, which both must skip, and rank 1 alone is sent SIGTERM.
+    """
+    toy = dataclasses.replace(SPLIT, nonfinite="skip", poison=(4,))
+    assert train(tmp_path / "alone", toy)["skipped_steps"] == 1
+    stopped = torchrun(tmp_path / "two", "killed_at=9")
+    assert stopped.stderr.count("interrupted and saved at step 10 of 24") == 2, stopped.stderr
+    status = json.loads((tmp_path / "two" / "status.json").read_text())
+    assert (status["state"], status["step"], status["machine"]["processes"]) == ("interrupted", 10, 2)
+
+    shutil.copytree(tmp_path / "two", tmp_path / "then-one")
+    train(tmp_path / "then-one", toy)
+    assert_same_training(tmp_path / "then-one", tmp_path / "alone", 2e-6)
+    stored = yaml.safe_load((tmp_path / "then-one" / "config.yaml").read_text())
+    assert stored["accumulate"] == 2
+
+    done = torchrun(tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("continuing after step 10") == 1, "only the main rank speaks"
+    assert_same_training(tmp_path / "two", tmp_path / "alone", 2e-6)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_nothing_is_updated_from_a_step_that_is_not_finite(fused: bool, policy: Any) -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1, fused=fused)
+    guard = NonFiniteGuard(policy)
+
+    def step(gradient: float, bad: bool) -> Tensor:
+        parameter.grad = torch.full((3,), gradient)
+        guard.update(optimizer, torch.tensor(bad))
+        return parameter.detach().clone()
+
+    first = step(1.0, False)
+    moments = {key: value.clone() for key, value in optimizer.state[parameter].items()}
+    assert torch.equal(step(float("nan"), True), first)
+    assert all(torch.equal(optimizer.state[parameter][key], value) for key, value in moments.items())
+    # A host that has not noticed yet goes on; when it is to stop, nothing more may change.
+    assert torch.equal(step(1.0, False), first) == (policy == "stop")
+
+
+def test_a_run_stops_at_the_step_that_is_not_finite(tmp_path: Path) -> None:
+    with pytest.raises(
+        RunFailed, match=r"^step 14: the loss \(nan on this rank\) .*not finite, and nothing was"
+    ):
+        train(tmp_path / "run", Toy(poison=(13,)))
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("failed", 12) and "step 14" in status["reason"]
+
+
+def test_a_run_skips_steps_that_are_not_finite_until_there_are_too_many(tmp_path: Path) -> None:
+    results = train(tmp_path / "skip", Toy(poison=(5, 13), nonfinite="skip"))
+    assert results["skipped_steps"] == 2
+    assert all(record["loss"] > 0 for record in records_of(tmp_path / "skip") if "loss" in record)
+    with pytest.raises(RunFailed, match=r"step 22: .*20 times on end"):
+        train(tmp_path / "many", Toy(poison=tuple(range(2, 24)), nonfinite="skip"))
+
+
+def test_a_lack_of_memory_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def backward(accelerator: Any, loss: Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("accelerate.Accelerator.backward", backward)
+    with pytest.raises(RunFailed, match=r"out of memory in step 1, .*--accumulate 2: double --accumulate"):
+        train(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
+def test_results_name_the_best_evaluation(tmp_path: Path) -> None:
+    results = train(tmp_path / "run", Toy(ema_decay=None))
+    assert results == json.loads((tmp_path / "run" / "results.json").read_text())
+    evaluations = [record for record in records_of(tmp_path / "run") if "eval/size" in record]
+    assert [record["step"] for record in evaluations] == [8, 16, 24]
+    best = min(evaluations, key=lambda record: record["eval/size"])
+    assert results["best"]["step"] == best["step"] == 8
+    assert results["last"]["eval/loss"] == evaluations[-1]["eval/loss"]
+    assert (results["steps"], results["epochs"], results["images"]) == (24, 4.0, 192)
+    assert results["parameters"] == 6 * 32 + 32 + 64 + 32 * 4 + 4
+
+
+def test_ema_follows_its_closed_form() -> None:
+    model = nn.BatchNorm1d(2)
+    plan = LoopPlan(steps=9, batch_size=1, steps_per_epoch=1, ema_decay=0.4)
+    state = TrainingState(model, adamw([{"params": list(model.parameters())}], lr=1.0), {}, plan)
+    assert state.ema is not None
+    expected = 1.0
+    for step in range(6):
+        state.step = step
+        with torch.no_grad():
+            model.weight.fill_(step)
+            model.running_mean.fill_(step)  # type: ignore[union-attr]
+            model.num_batches_tracked.fill_(step)  # type: ignore[union-attr]
+        state.update_ema()
+        decay = min(0.4, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+        torch.testing.assert_close(state.ema.weight, torch.full((2,), expected))
+    assert state.ema.num_batches_tracked == 5
+    assert not state.ema.training and not state.ema.weight.requires_grad
+
+
+@pytest.fixture
+def alone() -> Compute:
+    return open_compute("cpu")
+
+
+def test_a_window_averages_tensors_over_the_steps_that_count(alone: Compute) -> None:
+    window = MetricWindow()
+    for value, counts in ((1.0, True), (float("nan"), False), (3.0, True)):
+        window.add(
+            {"loss": torch.tensor(value), "used": torch.tensor([value, 2 * value])}, torch.tensor(counts)
+        )
+    means = window.means(alone)
+    assert means["loss"] == 2 and means["used"].tolist() == [2, 4]
+
+
+def test_what_is_written_is_json_and_readable() -> None:
+    assert json_ready({"loss": float("nan"), "step": 3}) == {"loss": None, "step": 3}
+    line = line_of(1200, 5000, 1.5, {"loss": 6.2994, "lr": 1.5e-5, "images_per_second": 12345.6})
+    assert line == "step 1200/5000  epoch 1.50  loss 6.299  lr 1.50e-05  images/s 12,346"
+
+
+def test_random_numbers_of_different_places_are_unrelated() -> None:
+    seeds = {loop._seed(seed, step, place) for seed in range(3) for step in range(30) for place in range(30)}
+    assert len(seeds) == 3 * 30 * 30
+    assert loop._seed(0, 1, 2) == loop._seed(0, 1, 2)
+
+
+def test_device_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    assert choose_precision("auto", cpu) == "float32"
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: True)
+    assert choose_precision("auto", cpu) == "bf16"
+    assert choose_precision("float32", cpu) == "float32"
+    with pytest.raises(UserError, match="--precision fp16 is unknown"):
+        choose_precision("fp16", cpu)
+    assert choose_device("cpu") == cpu
+    with pytest.raises(UserError, match="--device gpu"):
+        choose_device("gpu")
+
+
+def test_bf16_training_keeps_float32_weights(tmp_path: Path) -> None:
+    outputs = []
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: outputs.append(output.dtype) if isinstance(module, nn.Linear) else None
+    )
+    try:
+        train(tmp_path / "run", Toy(steps=2, precision="bf16"))
+    finally:
+        hook.remove()
+    assert set(outputs) == {torch.bfloat16}
+    assert {value.dtype for value in weights_of(tmp_path / "run").values()} <= {torch.float32, torch.int64}

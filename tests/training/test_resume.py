@@ -1,0 +1,265 @@
+"""A run that is stopped, killed or broken into ends as if nothing had happened, or says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy_recipe import Toy, digest, train
+
+from beit.config import Interrupted, RunFailed
+from beit.training import loop
+from beit.training.checkpoint_files import checkpoint_steps, read_state
+from beit.training.saving import Saver
+from beit.training.signals import StopSignals
+from beit.training.state import TrainingState
+
+HERE = Path(__file__).parent
+TIMINGS = {"images_per_second", "data_wait"}
+
+
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl without what depends on the clock."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMINGS} for line in lines]
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """Everything that an interruption must not change."""
+    state = read_state(run / "checkpoints", checkpoint_steps(run / "checkpoints")[-1])
+    optimizer = {str(key): value for key, value in flat(state["optimizer"]).items()}
+    return {
+        "model": digest(state["model"]),
+        "average": digest(state["ema"]),
+        "optimizer": digest({key: value for key, value in optimizer.items() if torch.is_tensor(value)}),
+        "rates": {key: value for key, value in optimizer.items() if not torch.is_tensor(value)},
+        "companion": digest(state["companions"]["seen"]),
+        "kept": digest(torch.load(run / "model" / "weights.pt")),
+        "metrics": metrics_of(run),
+        "samples": {path.name: path.read_text() for path in (run / "samples").iterdir()},
+        "best": json.loads((run / "results.json").read_text())["best"],
+    }
+
+
+def flat(tree: Any, name: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict | list | tuple):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {key: leaf for part, branch in items for key, leaf in flat(branch, f"{name}.{part}").items()}
+    return {name: tree}
+
+
+class Crash(Exception):
+    pass
+
+
+def crash_at(evaluation: int) -> Callable[[], None]:
+    """Raises in the given batch of evaluation, counted over the run; there are three batches in each."""
+    left = iter([*[False] * evaluation, True])
+
+    def on_evaluation() -> None:
+        if next(left, False):
+            raise Crash
+
+    return on_evaluation
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(run)
+    return outcome(run)
+
+
+def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
+    command = [sys.executable, str(HERE / "kill_rounds.py"), str(tmp_path), "8", "1"]
+    report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert int(report.rsplit("\n", 2)[-2].split()[0]) >= 4, report
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+    assert json.loads((tmp_path / "killed" / "status.json").read_text())["state"] == "done"
+
+
+def test_a_crash_is_on_record_and_the_run_continues(tmp_path: Path, whole: dict[str, Any]) -> None:
+    with pytest.raises(Crash):
+        train(tmp_path / "run", on_evaluation=crash_at(3))  # after step 16; saved after step 15
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["step"], status["steps"]) == ("failed", 15, 24)
+    train(tmp_path / "run")
+    assert "continuing after step 15 of 24" in (tmp_path / "run" / "log.txt").read_text()
+    assert outcome(tmp_path / "run") == whole
+
+
+@pytest.mark.parametrize(
+    "lost", ["model", "ema", "optimizer", "companions", "window", "best", "place", "random"]
+)
+def test_equality_notices_whatever_a_resume_forgets(
+    lost: str, tmp_path: Path, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Crash):
+        train(tmp_path / "run", on_evaluation=crash_at(3))
+
+    def restore_badly(self: TrainingState, state: dict[str, Any], compute: Any) -> None:
+        fresh = self.state_dict(compute)
+        restore(self, {**state, **({lost: fresh[lost]} if lost in fresh else {})}, compute)
+        self.step -= lost == "place"
+
+    restore = TrainingState.load_state_dict
+    monkeypatch.setattr(TrainingState, "load_state_dict", restore_badly)
+    if lost == "random":
+        monkeypatch.setattr(loop, "reseed", lambda seed, device: None)
+    train(tmp_path / "run")
+    assert outcome(tmp_path / "run") != whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_in_a_step_saves_and_leaves(
+    number: signal.Signals, tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    handler = signal.getsignal(number)
+    with pytest.raises(Interrupted, match="saved at step 10 of 24"):
+        train(tmp_path / "run", Toy(killed_at=9, killed_by=number))
+    assert signal.getsignal(number) == handler
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("interrupted", 10) and "saved at step 10" in status["reason"]
+    train(tmp_path / "run")
+    assert outcome(tmp_path / "run") == whole
+
+
+def test_a_signal_in_an_evaluation_saves_and_leaves(tmp_path: Path, whole: dict[str, Any]) -> None:
+    batches = iter(range(100))
+
+    def on_evaluation() -> None:
+        if next(batches) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="saved at step 16 of 24"):
+        train(tmp_path / "run", on_evaluation=on_evaluation)
+    assert next(batches) == 5, "the evaluation was left at once"
+    train(tmp_path / "run")
+    assert outcome(tmp_path / "run") == whole
+
+
+def test_a_second_interrupt_leaves_at_once() -> None:
+    with StopSignals(distributed=False) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.pause()
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "state.pt has 0 bytes": lambda folder: os.truncate(folder / "state.pt", 0),
+    "state.pt has": lambda folder: os.truncate(folder / "state.pt", (folder / "state.pt").stat().st_size - 1),
+    "state.pt is missing": lambda folder: (folder / "state.pt").unlink(),
+    "state.pt does not match its checksum": lambda folder: flip(folder / "state.pt", 5000),
+    "manifest.json is missing": lambda folder: (folder / "manifest.json").unlink(),
+    "manifest.json is not a manifest": lambda folder: os.truncate(folder / "manifest.json", 100),
+}
+
+
+def flip(file: Path, bit: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("reason", DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    reason: str, tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(Crash):
+        train(run, on_evaluation=crash_at(3))
+    DAMAGE[reason](run / "checkpoints" / "step-15")
+    train(run)
+    log = (run / "log.txt").read_text()
+    assert f"the checkpoint of step 15 is broken and not used: {reason}" in log
+    assert "continuing after step 12 of 24" in log
+    assert outcome(run) == whole
+    assert checkpoint_steps(run / "checkpoints") == [21, 24]
+
+
+def test_without_any_good_checkpoint_the_run_refuses(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(Crash):
+        train(run, on_evaluation=crash_at(3))
+    for step in (12, 15):
+        flip(run / "checkpoints" / f"step-{step}" / "state.pt", 999)
+    with pytest.raises(RunFailed, match=r"no checkpoint .* can be used; --overwrite"):
+        train(run)
+
+
+def failing_saves(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """Make torch.save raise, as on a full disk, at the given steps."""
+    write = torch.save
+
+    def save(state: dict[str, Any], file: Any) -> None:
+        if state.get("step") in steps:
+            file.write(b"some of it")
+            raise OSError(28, "No space left on device")
+        write(state, file)
+
+    monkeypatch.setattr("torch.save", save)
+
+
+def test_failed_saves_are_told_and_borne(
+    tmp_path: Path, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing_saves(monkeypatch, {9, 12, 18})
+    train(tmp_path / "run")
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert (
+        "step 12 could not be saved: [Errno 28] No space left on device; the checkpoint of step 6 is intact"
+        in log
+    )
+    assert outcome(tmp_path / "run") == whole
+
+
+@pytest.mark.parametrize(("steps", "left"), [({9, 12, 15}, [3, 6]), ({24}, [18, 21])])
+def test_a_run_that_cannot_be_saved_fails(
+    steps: set[int], left: list[int], tmp_path: Path, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as full_disk:
+        failing_saves(full_disk, steps)
+        with pytest.raises(RunFailed, match="No space left"):
+            train(run)
+    assert json.loads((run / "status.json").read_text())["state"] == "failed"
+    assert checkpoint_steps(run / "checkpoints") == left
+    assert not list(run.rglob(".tmp-*"))
+    train(run)
+    assert outcome(run) == whole
+
+
+def test_nothing_is_done_after_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    first = train(run, Toy(steps=3))
+    before = {
+        path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name not in ("log.txt", ".lock")
+    }
+    assert train(run, Toy(steps=3)) == first
+    assert capsys.readouterr().out.endswith("nothing to do\n")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_killed_between_the_last_checkpoint_and_the_end(
+    tmp_path: Path, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_model(saver: Saver) -> None:
+        if saver.state.step == 24:
+            raise Crash
+
+    with monkeypatch.context() as killed:
+        killed.setattr(Saver, "write_model", write_model)
+        with pytest.raises(Crash):
+            train(tmp_path / "run")
+    train(tmp_path / "run")
+    assert outcome(tmp_path / "run") == whole

@@ -1,0 +1,338 @@
+"""Opening a run directory, what is refused, and what a failing disk leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from beit.config import Interrupted, UserError
+from beit.training.checkpoint_files import (
+    BrokenCheckpoint,
+    checkpoint_steps,
+    newest_checkpoint,
+    prune,
+    read_manifest,
+    read_state,
+    write_checkpoint,
+)
+from beit.training.console import Console, duration
+from beit.training.device import open_compute
+from beit.training.open_run import open_run
+from beit.training.run_directory import RunDirectory
+from beit.training.trackers import TensorBoardTracker, WandbTracker
+
+CONFIG = {"lr": 1e-5, "image_size": (32, 32), "data": Path("photos"), "precision": "auto", "workers": "auto"}
+
+
+def opened(path: Path, verb: str = "toy", overwrite: bool = False, **changes: Any) -> RunDirectory:
+    config = CONFIG | changes
+    console = Console()
+    return open_run(
+        path, verb=verb, config=config, compute=open_compute("cpu"), console=console, overwrite=overwrite
+    )
+
+
+def write_old(folder: Path) -> None:
+    (folder / "weights").write_text("old")
+
+
+def status_of(path: Path) -> dict[str, Any]:
+    status: dict[str, Any] = json.loads((path / "status.json").read_text())
+    return status
+
+
+def test_a_new_run_records_what_it_is(tmp_path: Path) -> None:
+    with opened(tmp_path / "a" / "b") as run:
+        assert run.restore() is None
+        assert status_of(run.path)["state"] == "running"
+        assert run.settle("precision", lambda: "float32") == "float32"
+    stored = yaml.safe_load((run.path / "config.yaml").read_text())
+    assert stored == {
+        "lr": 1e-5,
+        "image_size": [32, 32],
+        "data": "photos",
+        "precision": "float32",
+        "workers": "auto",
+    }
+    assert {"verb", "step", "steps", "reason", "command", "versions", "machine"} <= status_of(run.path).keys()
+
+
+def test_the_same_run_continues_with_what_was_chosen_before(tmp_path: Path) -> None:
+    with opened(tmp_path) as run:
+        run.settle("precision", lambda: "float32")
+        identity = run.identity
+    with opened(tmp_path, workers=3) as run:
+        assert run.settle("precision", lambda: "bf16") == "float32"
+        assert run.config["workers"] == 3
+        assert run.identity == identity
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
+    with opened(tmp_path) as run:
+        run.settle("precision", lambda: "float32")
+    with pytest.raises(UserError) as refusal:
+        opened(tmp_path, lr=2e-5, precision="bf16", depth=3)
+    for difference in (
+        "lr was 1e-05 and is now 2e-05",
+        "precision was 'float32' and is now 'bf16'",
+        "depth was None",
+    ):
+        assert difference in str(refusal.value)
+    with pytest.raises(UserError, match="holds a toy run, not a pretrain run"):
+        opened(tmp_path, verb="pretrain")
+    opened(tmp_path).__exit__(None, None, None)  # a refusal gives the lock back
+
+
+def test_a_folder_with_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("all my work")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="is not empty and holds no run"):
+            opened(tmp_path, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(UserError, match="cannot be used: "):
+        opened(tmp_path / "thesis.tex")
+
+
+def test_overwrite_names_the_run_and_deletes_no_more_than_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with opened(tmp_path) as run:
+        run.save(7, {"step": 7}, keep=2)
+        run.write_status(step=7)
+    (tmp_path / "notes.txt").write_text("mine")
+    with opened(tmp_path, overwrite=True, lr=1.0) as run:
+        assert run.restore() is None
+    assert f"deleting the toy run in {tmp_path} (running, step 7)" in capsys.readouterr().out
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert "deleting the toy run" in (tmp_path / "log.txt").read_text()
+
+
+def test_two_runs_on_one_folder(tmp_path: Path) -> None:
+    program = f"""
+from pathlib import Path
+from beit.training.run_lock import RunLock
+RunLock.take(Path({str(tmp_path / ".lock")!r}), Path("RUN"))
+"""
+
+    def try_elsewhere() -> str:
+        return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stderr
+
+    with opened(tmp_path):
+        assert f"--out RUN is in use by process {os.getpid()} on " in try_elsewhere()
+        with pytest.raises(UserError, match="is in use"):
+            opened(tmp_path)
+    assert try_elsewhere() == "", "a lock ends with its run"
+    with opened(tmp_path):
+        pass  # the lock file of a process that is gone is no lock
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [(Interrupted("saved"), "interrupted"), (KeyboardInterrupt(), "interrupted"), (OSError("x"), "failed")],
+)
+def test_how_a_run_ends_is_on_record(error: BaseException, state: str, tmp_path: Path) -> None:
+    with pytest.raises(type(error)), opened(tmp_path):
+        raise error
+    assert status_of(tmp_path)["state"] == state and status_of(tmp_path)["reason"]
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
+    with opened(tmp_path) as run:
+        run.write_metrics({"step": 1, "loss": float("inf")})
+        run.save(1, {"step": 1}, keep=2)
+        run.write_metrics({"step": 2, "loss": 0.5})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')  # killed while writing
+    with opened(tmp_path) as run:
+        assert run.restore() == {"step": 1}
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null}\n'
+
+
+def test_litter_of_a_killed_session_is_cleared(tmp_path: Path) -> None:
+    with opened(tmp_path) as run:
+        run.replace_model(write_old)
+        run.save(1, {"step": 1}, keep=1)
+    (tmp_path / "checkpoints" / ".tmp-step-2").mkdir()
+    (tmp_path / ".tmp-status.json").write_text("{")
+    (tmp_path / "model").rename(tmp_path / ".old-model")  # killed between two renames
+    with opened(tmp_path):
+        assert (tmp_path / "model" / "weights").read_text() == "old"
+        assert not [path for path in tmp_path.rglob(".*") if path.name != ".lock"]
+
+
+def test_a_model_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "weights").write_text("half")
+        raise OSError("disk full")
+
+    with opened(tmp_path) as run:
+        run.replace_model(write_old)
+        with pytest.raises(OSError, match="disk full"):
+            run.replace_model(fail)
+        assert (tmp_path / "model" / "weights").read_text() == "old"
+        assert not (tmp_path / ".tmp-model").exists()
+
+
+STATE = {"step": 3, "weights": torch.arange(6000.0), "name": "x", "nested": [{"a": (1, None, True)}]}
+
+
+def written(root: Path, *steps: int) -> Path:
+    for step in steps:
+        write_checkpoint(root, step, STATE | {"step": step}, {"world_size": 1})
+    return root
+
+
+def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    state = read_state(written(tmp_path / "checkpoints", 3), 3)
+    assert torch.equal(state.pop("weights"), STATE["weights"])  # type: ignore[arg-type]
+    assert state == {key: value for key, value in STATE.items() if key != "weights"}
+
+
+def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    folder = written(tmp_path, 3) / "step-3"
+    manifest = read_manifest(folder)
+    chance = random.Random(0)
+    for name in ["state.pt"] * 200 + ["manifest.json"] * 200:
+        intact = (folder / name).read_bytes()
+        damaged = bytearray(intact)
+        damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+        (folder / name).write_bytes(damaged)
+        with contextlib.suppress(BrokenCheckpoint):
+            unnoticed = read_manifest(folder)
+            assert unnoticed == manifest and name == "manifest.json", "only white space may differ"
+        (folder / name).write_bytes(intact)
+
+
+class Disk:
+    """Lets `calls` operations through and fails at the next one."""
+
+    OPERATIONS = (
+        "os.fsync",
+        "os.open",
+        "pathlib.Path.rename",
+        "pathlib.Path.mkdir",
+        "pathlib.Path.replace",
+        "torch.save",
+    )
+
+    def __init__(self, patch: pytest.MonkeyPatch, calls: int) -> None:
+        self.left, self.failed = calls, False
+        for name in self.OPERATIONS:
+            module, _, attribute = name.rpartition(".")
+            owner = {"os": os, "torch": torch, "pathlib.Path": Path}[module]
+            patch.setattr(owner, attribute, self.guarded(getattr(owner, attribute)))
+
+    def guarded(self, operation: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.left -= 1
+            if self.left == -1:
+                self.failed = True
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return operation(*arguments, **options)
+
+        return call
+
+
+def test_a_save_that_fails_anywhere_leaves_the_one_before_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for calls in range(100):
+        root = written(tmp_path / str(calls), 3)
+        with monkeypatch.context() as patch:
+            disk = Disk(patch, calls)
+            try:
+                written(root, 4)
+            except OSError:
+                assert disk.failed
+        manifest, broken = newest_checkpoint(root, lambda line: None)
+        assert manifest is not None and manifest["step"] in (3, 4) and broken == []
+        assert not list(root.glob(".tmp-*"))
+        if not disk.failed:
+            assert manifest["step"] == 4 and calls > 6
+            return
+    raise AssertionError("never got through")
+
+
+def test_a_disk_that_is_full_is_an_oserror(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            written(tmp_path, 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pruning_keeps_the_newest_good_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path, 1, 2, 3, 4, 5)
+    prune(tmp_path, keep=2, broken=[4], report=pytest.fail)
+    assert checkpoint_steps(tmp_path) == [3, 5]
+    prune(tmp_path, keep=0, broken=[], report=pytest.fail)
+    assert checkpoint_steps(tmp_path) == [5]
+    written(tmp_path, 6)
+    reports: list[str] = []
+
+    def rmtree(path: Path) -> None:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr("shutil.rmtree", rmtree)
+    prune(tmp_path, keep=1, broken=[], report=reports.append)
+    assert checkpoint_steps(tmp_path) == [5, 6]
+    assert reports == ["the old checkpoint of step 5 could not be deleted: not yours"]
+
+
+def test_the_console_logs_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    console.say("found 3 images [bold]")
+    console.log_to(tmp_path / "log.txt")
+    with console.progress(10, 0) as progress:
+        progress.advance(1)
+        progress.report("step 1/10  loss 2", "loss 2")
+    Console(main=False).say("nobody hears")
+    assert capsys.readouterr().out == (tmp_path / "log.txt").read_text()
+    assert (tmp_path / "log.txt").read_text() == "found 3 images [bold]\nstep 1/10  loss 2\n"
+    console.close()
+
+
+def test_a_terminal_gets_a_bar_and_the_log_gets_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    with Console() as console:
+        console.log_to(tmp_path / "log.txt")
+        with console.progress(10, 0) as progress:
+            progress.advance(5)
+            progress.report("step 5/10  loss 2", "loss 2  9 images/s")
+            console.say("evaluated [all]")
+    assert (tmp_path / "log.txt").read_text() == "step 5/10  loss 2\nevaluated [all]\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.4, "4 s"), (725, "12 min 05 s"), (11220, "3 h 07 min"), (187_200, "2 d 4 h")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_trackers_that_are_not_installed_name_their_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("torch.utils.tensorboard", "wandb"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=r"beit\[tensorboard\]"):
+        TensorBoardTracker(tmp_path, 0)
+    with pytest.raises(UserError, match=r"beit\[wandb\]"):
+        WandbTracker(tmp_path, "project", "id", {})

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from fake_runs import fake_run
+
+from beit.config import ReportConfig, UserError
+from beit.recipes.report import report
+from beit.visualize.report import write_report
+from beit.visualize.run_record import read_run
+from beit.visualize.tables import duration
+from beit.visualize.verdicts import verdicts
+
+
+class Page(HTMLParser):
+    """Text, tags and addresses of a page; fails on tags that are not closed."""
+
+    VOID = frozenset({"meta", "img", "br"})
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.open: list[str] = []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        assert not self.open
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        assert not any(name.startswith("on") for name, _ in attrs)
+        self.addresses += [
+            value or "" for name, value in attrs if name in {"src", "href", "srcset", "action", "data"}
+        ]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+
+def assert_self_contained(page: Page) -> None:
+    assert page.source.startswith("<!doctype html>")
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in page.source
+    assert page.addresses and all(address.startswith("data:image/") for address in page.addresses)
+    assert {"script", "link", "iframe", "object", "form"}.isdisjoint(page.tags)
+    assert "url(" not in page.source and "@import" not in page.source
+
+
+@pytest.mark.parametrize("verb", ["tokenizer", "pretrain", "finetune"])
+def test_a_finished_run_tells_its_story(tmp_path: Path, verb: str) -> None:
+    run = fake_run(tmp_path / verb, verb)
+    out = write_report([run])
+    assert out == run / "report.html"
+    page = Page(out)
+    assert_self_contained(page)
+    said = {
+        "tokenizer": "Tokens carry shape",
+        "pretrain": "The model uses context: 18 % below the best baseline",
+        "finetune": "are named right; guessing would get 10.0 %",
+    }[verb]
+    for words in (
+        said,
+        "5.53 million parameters",
+        "5 min 12 s",
+        "1,000 of 1,000",
+        "torch 2.15.0",
+        "Fast CPU",
+    ):
+        assert words in page.text
+    assert "\x1b" not in page.source and "desk" not in page.text
+    assert "<script" not in page.source and not [name for name in run.iterdir() if "partial" in name.name]
+
+
+def test_runs_side_by_side_and_notes(tmp_path: Path) -> None:
+    first = fake_run(tmp_path / "first", "pretrain")
+    second = fake_run(tmp_path / "other" / "first", "pretrain", done=0.6, shift=0.9, seed=3, pictures=False)
+    third = fake_run(tmp_path / "tokenizer", "tokenizer")
+    out = write_report(
+        [third, first, second],
+        tmp_path / "new" / "page.html",
+        title="Three & more",
+        notes=["Blobs <at first>."],
+    )
+    page = Page(out)
+    assert_self_contained(page)
+    assert "Three & more" in page.text and "Blobs <at first>." in page.text
+    assert "other/first" in page.text and "Not yet using context" in page.text
+    assert "Visual tokenizer" in page.text and "Masked image modelling" in page.text
+    assert page.text.index("Visual tokenizer") < page.text.index("Masked image modelling")
+    assert "Still running at step 600 of 1,000 (60 %)" in page.text
+
+
+def test_settings_that_differ_are_shown(tmp_path: Path) -> None:
+    runs = [fake_run(tmp_path / str(seed), "finetune", seed=seed, pictures=False) for seed in (4, 7)]
+    text = Page(report(ReportConfig(runs=tuple(map(str, runs))))).text
+    different = text[text.index("What was set differently") :]
+    assert re.search(r"seed 4 7", different) and "batch_size 64 64" not in different
+
+
+def test_nothing_from_a_run_becomes_markup(tmp_path: Path) -> None:
+    bad = "<script>alert(1)</script>"
+    name = bad.replace("/", "\\")
+    run = fake_run(tmp_path / f"{name} $x^", "finetune")
+    for path, key in (("status.json", "command"), ("status.json", "reason"), ("model/model.json", "classes")):
+        record = json.loads((run / path).read_text())
+        record[key] = [bad] if key == "classes" else f"--data {bad}"
+        (run / path).write_text(json.dumps(record | {"state": "failed"}))
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": bad, bad: "'\"></pre>" + bad}))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 1000, f"eval/{bad}": 0.5, bad: 1.0}) + "\n")
+    (run / "log.txt").write_text(f"</pre>{bad}\n")
+    (run / "results.json").write_text(json.dumps({bad: 3.0, "last": {f"class {bad}": 1.0}}))
+    next((run / "samples").iterdir()).rename(run / "samples" / f'step-001000-"><img onerror=x>{name}.png')
+    page = Page(write_report([run], title=bad, notes=[bad]))
+    assert_self_contained(page)
+    assert page.text.count("alert(1)") >= 8
+    assert "<script" not in page.source.lower()
+
+
+def test_a_run_that_has_just_begun_or_been_damaged(tmp_path: Path) -> None:
+    run = tmp_path / "young"
+    run.mkdir()
+    (run / "config.yaml").write_text("data: !!python/object:os.system x\n")
+    text = Page(write_report([run])).text
+    assert "No figures have been logged yet." in text and "config.yaml could not be read" in text
+
+    run = fake_run(tmp_path / "damaged", "pretrain")
+    (run / "status.json").write_text('{"state": "run')
+    (run / "results.json").unlink()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('broken\n{"step": 1010, "lo')
+    pictures = sorted((run / "samples").iterdir())
+    pictures[0].write_bytes(pictures[0].read_bytes()[:200])
+    pictures[1].write_bytes(b"<svg onload=alert(1)>")
+    page = Page(write_report([run]))
+    assert_self_contained(page)
+    assert "status.json could not be read" in page.text and "1 lines of metrics.jsonl" in page.text
+    assert page.text.count("could not be read; what could be read is shown") == 4
+
+
+def test_what_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        write_report([tmp_path / "nowhere"])
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UserError, match=r"photos.*name the --out"):
+        write_report([tmp_path / "photos"])
+    with pytest.raises(UserError, match="at least one"):
+        write_report([])
+    assert not list(tmp_path.rglob("*.html"))
+
+
+def test_verdicts_are_honest(tmp_path: Path) -> None:
+    def said(**figures: list[float]) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        lines = [
+            {
+                "step": step,
+                **{name.replace("eval_", "eval/"): values[step] for name, values in figures.items()},
+            }
+            for step in range(len(next(iter(figures.values()))))
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return " ".join(verdict.text for verdict in verdicts(read_run(folder)))
+
+    assert said(eval_loss=[5, 4.0], eval_unigram_loss=[6, 6], eval_copy_neighbour_loss=[5, 5]).startswith(
+        "The model uses context: 20\u00a0% below"
+    )
+    assert said(eval_loss=[5, 4.99], eval_unigram_loss=[5, 5]).startswith("Level with the best baseline")
+    assert said(eval_loss=[5, 5.5], eval_unigram_loss=[5, 5]).startswith(
+        "Not yet using context: 10\u00a0% above"
+    )
+    # A low training loss is no evidence when held-back images say otherwise.
+    assert "Not yet" in said(
+        eval_loss=[5.0, 5.2], loss=[5, 1.0], eval_unigram_loss=[5, 5], unigram_loss=[5, 5]
+    )
+    assert "by heart" in said(eval_loss=[5, 4, 4.5])
+    assert "by heart" not in said(eval_loss=[5, 4, 4.01])
+    assert "collapsed" in said(perplexity=[90, 1.2], codes_used=[90, 3])
+    assert "not yet as close" in said(reconstruction_mae=[0.2, 0.1], cell_mean_mae=[0.08, 0.08])
+
+
+def test_durations() -> None:
+    seconds = [12.34, 312.4, 7260, 200_000]
+    assert [duration(value) for value in seconds] == ["12.3 s", "5 min 12 s", "2 h 1 min", "2 d 7 h"]
+
+
+def test_the_report_starts_without_torch() -> None:
+    code = "import sys, beit.recipes.report; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
