@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
+
+Split = Literal["train", "eval"]
+"""Images to learn from, or images to judge by."""
 
 
 class Source(Protocol):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from beit.config import UserError
-from beit.data.base import stable_hash
+from beit.data.base import Split, stable_hash
 from beit.data.decode import ImageError, decode_image
 from beit.data.labels import label_members
 from beit.data.listing import Listing, Member, list_data

@@ -18,8 +18,8 @@ from typing import NamedTuple
 from beit.config import UserError
 
 IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-    + (".ppm", ".pgm", ".pnm", ".jp2", ".avif")
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp"}
+    | {".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2", ".avif"}
 )
 # Folders of thumbnails and resource forks that file systems and archivers leave behind.
 _LITTER = frozenset(("__MACOSX", "@eaDir", "lost+found"))

@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from beit.config import UserError
-from beit.data.base import Source, stable_hash
+from beit.data.base import Source, Split, stable_hash
 from beit.data.combined import Concatenation, Subset
 from beit.data.demo_scenes import DemoSource
 from beit.data.files import FileSource, open_files
 from beit.data.named_sets import NAMED_SETS, NamedSource
 
-__all__ = ["Concatenation", "DemoSource", "FileSource", "NamedSource", "Source", "Subset", "open_source"]
-
-Split = Literal["train", "eval"]
+__all__ = [
+    "Concatenation",
+    "DemoSource",
+    "FileSource",
+    "NamedSource",
+    "Source",
+    "Split",
+    "Subset",
+    "open_source",
+]
 
 
 def open_source(

@@ -25,7 +25,9 @@ def find_splits(root: str, paths: Sequence[str]) -> Splits:
     ADE20K's `images/{training,validation}/` beside `annotations/`; otherwise everything is one pool.
     """
     top = _children(paths, "")
-    base, train_names, ignored = "", ("train",), {}
+    base = ""
+    train_names: tuple[str, ...] = ("train",)
+    ignored: dict[str, int] = {}
     if {"images", "annotations"} <= top.keys():
         base, train_names = "images/", ("training", "train")
         ignored = {"annotations/ (label maps)": top["annotations"]}

@@ -11,6 +11,10 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+_LOOK = (
+    1  # seconds after which a wait is broken to see whether the workers are alive: they are not our children,
+)
+# so no signal tells of their death
 _PATIENCE = 900  # seconds without a batch after which a worker counts as hung
 
 Work = TypeVar("Work")
@@ -28,7 +32,7 @@ def fetch(
     if workers == 0:
         for work in works:
             with _one_thread():
-                result = dataset[work]  # type: ignore[index]
+                result = dataset[work]
             yield result
         return
     loader = DataLoader(
@@ -40,18 +44,23 @@ def fetch(
         pin_memory=pin_memory,
         multiprocessing_context=_worker_context(),
         worker_init_fn=_start_worker,
-        timeout=_PATIENCE,
+        timeout=_LOOK,
         # Without a generator of its own, the loader would draw its base seed from the global one.
         generator=torch.Generator(),
     )
     iterator = iter(loader)
+    waited = 0
     while True:
         try:
             result = next(iterator)
         except StopIteration:
             return
         except RuntimeError as error:
+            waited += _LOOK
+            if "timed out" in str(error) and waited < _PATIENCE:
+                continue
             raise _worker_error(error) from error
+        waited = 0
         yield result
 
 
@@ -85,8 +94,8 @@ def _worker_error(error: RuntimeError) -> RuntimeError:
     text = str(error)
     if "exited unexpectedly" in text or "killed by signal" in text:
         return WorkerError(
-            f"a loader process died ({text.splitlines()[0]}); most often memory ran out: lower --workers. In a script, "
-            f'training must be called under `if __name__ == "__main__":`'
+            f"a loader process died ({text.splitlines()[0]}); most often memory ran out: lower --workers. "
+            f'In a script, training must be called under `if __name__ == "__main__":`'
         )
     if "timed out" in text:
         return WorkerError(
@@ -97,6 +106,6 @@ def _worker_error(error: RuntimeError) -> RuntimeError:
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C and SIGTERM reach the whole process group; the main process finishes its step and then stops the workers.
+    # Ctrl-C and SIGTERM reach the whole process group; the main process ends its step and then stops the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -58,4 +58,5 @@ def demo(config: DemoConfig) -> None:
 
 def scaled_steps(config_type: type[TokenizerConfig] | type[PretrainConfig], scale: float) -> int:
     """The demo preset's steps times `scale`."""
-    return max(1, round(find(config_type, "demo").values["steps"] * scale))
+    steps: int = find(config_type, "demo").values["steps"]
+    return max(1, round(steps * scale))

@@ -1,7 +1,7 @@
 """`beit pretrain`: masked image modelling (paper section 2.3). The method is :func:`masked_image_modelling`.
 
-    image --encoder's view---> patches, about 40 % of them replaced by [MASK] -> encoder -> logits over the codebook
-    image --tokenizer's view-> visual tokens on the same grid                 -> targets at the hidden patches
+image --encoder's view---> patches, about 40 % of them replaced by [MASK] -> encoder -> logits over the codebook
+image --tokenizer's view-> visual tokens on the same grid                 -> targets at the hidden patches
 """
 
 from __future__ import annotations

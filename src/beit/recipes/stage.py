@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from beit.checkpoints.store import save_model
 from beit.config import TrainingConfig
 from beit.config_file import plain
+from beit.data.combined import Subset
 from beit.data.loaders import Loader, evaluation_batches
 from beit.data.sources import Source, open_source
 from beit.training.console import Console, duration
 from beit.training.device import (
-    Compute,
     Precision,
     autocast,
     choose_precision,
@@ -95,6 +95,8 @@ class Stage:
         }
         self.source: Source = open_source(config.sources, "train", limit=config.limit, **options)
         self.held_back: Source = open_source(config.sources, "eval", limit=config.eval_images, **options)
+        # Spread over the set, because neighbours in it are alike.
+        self.shown = Subset(self.held_back, spread(len(self.held_back), PICTURES))
         torch.manual_seed(config.seed)
 
     def steps(self) -> int:
@@ -128,6 +130,7 @@ class Stage:
             if run.finished:
                 console.say(f"{config.out} is finished; nothing to do (--overwrite starts afresh)")
                 return
+            run.remember("images", self.source.fingerprint, "bring them back, or choose another --out")
             precision: Precision = run.settle(
                 "precision", lambda: choose_precision(config.precision, self.compute.device)
             )
@@ -230,22 +233,23 @@ class Stage:
             tokenizer_hash=method.tokenizer_hash,
         )
 
-    def _evaluation(self, method: Method, batch_size: int) -> Iterator[Any]:
-        return evaluation_batches(
+    @torch.no_grad()
+    def _evaluate(
+        self, method: Method, precision: Precision, model: nn.Module, poll: Poll
+    ) -> dict[str, Tensor]:
+        totals: dict[str, Tensor] = {}
+        per_pass = self.config.batch_size // (self.compute.world * self.config.accumulate)
+        batches = evaluation_batches(
             self.held_back,
             method.evaluation_view,
-            batch_size=batch_size,
+            batch_size=per_pass,
             seed=self.config.seed,
             rank=self.compute.rank,
             world=self.compute.world,
+            workers=self._workers(),
             on_bad=self._report_bad,
         )
-
-    @torch.no_grad()
-    def _evaluate(self, method: Method, precision: Precision, model: nn.Module, poll: Poll) -> dict[str, Tensor]:
-        totals: dict[str, Tensor] = {}
-        per_pass = self.config.batch_size // (self.compute.world * self.config.accumulate)
-        for batch in self._evaluation(method, max(1, per_pass)):
+        for batch in batches:
             poll()
             with autocast(self.compute.device, precision):
                 sums = method.evaluate(model, to_device(batch, self.compute.device))
@@ -255,7 +259,8 @@ class Stage:
 
     @torch.no_grad()
     def _draw(self, method: Method, precision: Precision, model: nn.Module, folder: Path, step: int) -> None:
-        batch = next(self._evaluation(method, PICTURES))
+        seed = self.config.seed
+        batch = next(evaluation_batches(self.shown, method.evaluation_view, batch_size=PICTURES, seed=seed))
         with autocast(self.compute.device, precision):
             method.draw(model, to_device(batch, self.compute.device), folder, step)
 
@@ -272,7 +277,7 @@ class Stage:
     def _announce(self, method: Method, precision: Precision) -> None:
         config, say, steps = self.config, self.console.say, self.steps()
         machine = describe_machine(self.compute)
-        device = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
+        device = machine.get("gpu") or f"{machine['cpu']} with {machine['threads']} threads"
         parameters = sum(parameter.numel() for parameter in method.model.parameters())
         per_pass = config.batch_size // (self.compute.world * config.accumulate)
         state = parameters * 4 * (4 if config.ema_decay is None else 5)
@@ -299,3 +304,7 @@ class Stage:
         if method.next_command:
             say(f"next: {method.next_command.format(out=out)}")
 
+
+def spread(size: int, count: int) -> list[int]:
+    """At most `count` different numbers below `size`, evenly spaced."""
+    return sorted({index * size // count for index in range(count)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -54,11 +55,13 @@ def tokenizer(config: TokenizerConfig, *, dry_run: bool = False, overwrite: bool
         }
         return StepOutput(loss, metrics)
 
-    def summarise(means: dict[str, Tensor]) -> dict[str, float]:
-        codes = means.pop("codes")
-        figures = {name: float(value) for name, value in means.items()}
-        figures |= {"perplexity": perplexity(codes), "codes_used": float(codes_used(codes))}
-        if figures["perplexity"] < COLLAPSED * config.vocab_size:
+    def summarise(means: Mapping[str, Tensor]) -> dict[str, float]:
+        figures = with_codebook_usage(means)
+        # Few codes win the argmax until the KL divergence has its full weight; only then is it a sign.
+        if (
+            figures["kl_weight"] > 0.99 * config.kl_weight
+            and figures["perplexity"] < COLLAPSED * config.vocab_size
+        ):
             stage.console.say(
                 f"WARNING: the codebook is collapsing: {figures['codes_used']:.0f} of {config.vocab_size} codes "
                 f"in use, as many as {figures['perplexity']:.1f} used equally. Tokens like these teach an encoder "
@@ -79,10 +82,9 @@ def tokenizer(config: TokenizerConfig, *, dry_run: bool = False, overwrite: bool
             "codes": count_codes(tokens, config.vocab_size).float(),
         }
 
-    def summarise_evaluation(totals: dict[str, Tensor]) -> dict[str, float]:
-        codes, count = totals.pop("codes"), float(totals.pop("count"))
-        figures = {name: float(value) / count for name, value in totals.items()}
-        return figures | {"perplexity": perplexity(codes), "codes_used": float(codes_used(codes))}
+    def summarise_evaluation(totals: Mapping[str, Tensor]) -> dict[str, float]:
+        means = {name: value / totals["count"] for name, value in totals.items() if name != "count"}
+        return with_codebook_usage(means)
 
     stage.train(
         Method(
@@ -108,6 +110,13 @@ def tokenizer(config: TokenizerConfig, *, dry_run: bool = False, overwrite: bool
     )
 
 
+def with_codebook_usage(means: Mapping[str, Tensor]) -> dict[str, float]:
+    """Named figures, with what the (mean) counts of `codes` say about the codebook in their place."""
+    figures = {name: float(value) for name, value in means.items() if name != "codes"}
+    codes = means["codes"]
+    return figures | {"perplexity": perplexity(codes), "codes_used": codes_used(codes)}
+
+
 def in_steps(length: int | float, steps_of_run: int) -> int:
     """A schedule's length in steps, where one below 1 is a share of the run."""
     return max(1, round(length * steps_of_run)) if length < 1 else round(length)
@@ -115,9 +124,10 @@ def in_steps(length: int | float, steps_of_run: int) -> int:
 
 def activations(config: TokenizerConfig) -> float:
     """Bytes of float32 activations for one image, roughly: every residual block keeps three of its width."""
-    groups = config.stride.bit_length()
+    groups = config.stride.bit_length()  # log2(stride) + 1
     pixels = config.image_size**2
-    blocks = sum(config.width * 2**i * pixels / 4**i for i in range(groups)) * config.blocks_per_group * 3
+    # Each group has twice the channels on a quarter of the pixels.
+    blocks = 3 * config.blocks_per_group * sum(config.width * pixels / 2.0**i for i in range(groups))
     return 4 * (2 * blocks + 3 * config.vocab_size * pixels / config.stride**2)
 
 

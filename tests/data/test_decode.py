@@ -1,0 +1,224 @@
+"""Any file becomes RGB uint8 or an error that names it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import resource
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from beit.data.decode import ImageError, decode_image
+
+REAL = os.environ.get("BEIT_REAL_DATA")
+AWKWARD = Path(REAL or ".") / "awkward"
+
+
+def photo(height: int = 24, width: int = 40) -> Image.Image:
+    """A smooth picture, so that JPEG changes it little."""
+    y, x = np.mgrid[0:height, 0:width].astype(float)
+    planes = (x * 255 / width, y * 255 / height, 128 + 100 * np.sin((x + y) / 9))
+    return Image.fromarray(np.stack(planes, -1).astype(np.uint8))
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def pixels(data: bytes, **options: object) -> np.ndarray:
+    decoded = decode_image(data, "some/file.jpg", **options)
+    assert decoded.dtype == torch.uint8 and decoded.shape[0] == 3
+    return decoded.permute(1, 2, 0).numpy()
+
+
+def png(values: np.ndarray, color_type: int) -> bytes:
+    """A 16-bit PNG, which Pillow cannot write in colour."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    height, width = values.shape[:2]
+
+    def chunk(tag: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
+    chunks = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
+def test_lossless_formats_are_exact(kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    np.testing.assert_array_equal(pixels(encode(photo(), kind, **options)), np.array(photo()))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_both_jpeg_decoders_agree(options: dict[str, object]) -> None:
+    data = encode(photo(), "JPEG", quality=95, **options)
+    fast, exact = pixels(data).astype(int), pixels(data, pillow=True).astype(int)
+    assert np.abs(fast - exact).max() <= 2
+    assert np.abs(exact - np.array(photo()).astype(int)).mean() < 3
+
+
+def test_gray_is_repeated_in_all_channels() -> None:
+    gray = photo().convert("L")
+    for data in (encode(gray, "JPEG", quality=95), encode(gray, "PNG")):
+        decoded = pixels(data)
+        assert (decoded[..., 0] == decoded[..., 1]).all() and (decoded[..., 1] == decoded[..., 2]).all()
+        assert np.abs(decoded[..., 0].astype(int) - np.array(gray).astype(int)).max() <= 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
+    # How the stored picture is made from the upright one, by the EXIF standard's meaning of each value.
+    upright = np.array(photo())
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+    decoded = pixels(encode(Image.fromarray(np.ascontiguousarray(stored)), kind, exif=exif, **options))
+    assert decoded.shape == upright.shape
+    assert np.abs(decoded.astype(int) - upright.astype(int)).mean() < 3
+
+
+def test_alpha_lies_over_white() -> None:
+    rgba = np.zeros((1, 3, 4), np.uint8)
+    rgba[0, :, 3] = 0, 128, 255  # black: unseen, half seen, seen
+    decoded = pixels(encode(Image.fromarray(rgba), "PNG"))
+    np.testing.assert_allclose(decoded[0, :, 0].astype(int), [255, 127, 0], atol=1)
+
+
+def test_transparent_palette_lies_over_white() -> None:
+    image = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    for kind in ("PNG", "GIF"):
+        decoded = pixels(encode(image, kind, transparency=0))
+        np.testing.assert_array_equal(decoded, [[[255, 255, 255], [200, 100, 50]]])
+
+
+def test_sixteen_bits_are_divided_by_257() -> None:
+    values = np.array([[0, 128, 129, 257, 30000, 65535]], np.uint16)
+    expected = np.round(values / 257)
+    decoded = pixels(encode(Image.fromarray(values), "PNG"))
+    np.testing.assert_array_equal(decoded, np.repeat(expected[..., None], 3, -1))
+    np.testing.assert_array_equal(pixels(encode(Image.fromarray(values), "TIFF"))[..., 0], expected)
+    colour = np.random.default_rng(0).integers(0, 65536, (4, 5, 3))
+    np.testing.assert_array_equal(pixels(png(colour, 2)), np.round(colour / 257))
+    alpha = np.dstack([colour, np.full((4, 5), 65535 // 3)])
+    np.testing.assert_allclose(pixels(png(alpha, 6)), colour / 257 / 3 + 255 * 2 / 3, atol=0.51)
+
+
+def test_cmyk_is_not_inverted() -> None:
+    red = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    assert np.abs(pixels(encode(red, "JPEG", quality=95))[4, 4].astype(int) - [255, 0, 0]).max() < 8
+
+
+def test_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    for kind, options in (("GIF", {}), ("WEBP", {"lossless": True}), ("TIFF", {})):
+        data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+        np.testing.assert_array_equal(pixels(data)[0, 0], [255, 0, 0])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF"])
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.5, 0.95])
+def test_truncated_files_are_errors(kind: str, share: float) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = encode(noise, kind)
+    with pytest.raises(ImageError, match="^album/x.jpg: .") as caught:
+        decode_image(data[: int(len(data) * share)], "album/x.jpg")
+    assert "\n" not in str(caught.value)
+
+
+def test_text_and_scripts_are_errors() -> None:
+    for data in (b"<html>404</html>", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"):
+        with pytest.raises(ImageError, match="not an image"):
+            decode_image(data, "x.jpg")
+
+
+def test_floating_point_pixels_are_refused() -> None:
+    with pytest.raises(ImageError, match="no agreed range"):
+        decode_image(encode(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"), "x.tif")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "JPEG"])
+def test_bombs_are_refused_from_the_header(kind: str) -> None:
+    height, width = (15000, 20000) if kind != "JPEG" else (9000, 9000)
+    if kind == "JPEG":  # the header alone decides
+        data = bytearray(encode(photo(16, 16), "JPEG"))
+        frame = data.index(b"\xff\xc0")
+        data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    elif kind == "GIF":
+        data = bytearray(encode(photo(16, 16).convert("P"), "GIF"))
+        data[6:10] = struct.pack("<HH", width, height)
+    else:
+        data = bytearray(png(np.zeros((1, 1, 3)), 2))
+        data[16:24] = struct.pack(">II", width, height)
+        data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for pillow in (False, True):
+        with pytest.raises(ImageError, match="megapixels"):
+            decode_image(bytes(data), "bomb", pillow=pillow)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KB
+
+
+def test_the_limit_is_a_knob() -> None:
+    data = encode(photo(100, 100), "PNG")
+    assert decode_image(data, "x", max_megapixels=0.01).shape == (3, 100, 100)
+    with pytest.raises(ImageError, match="--max-megapixels"):
+        decode_image(data, "x", max_megapixels=0.0099)
+
+
+@pytest.mark.skipif(not REAL, reason="needs BEIT_REAL_DATA")
+def test_every_awkward_file() -> None:
+    with open(AWKWARD / "INDEX.tsv", newline="") as table:
+        rows = list(csv.DictReader(table, delimiter="\t"))
+    assert len(rows) == 35
+    for row in rows:
+        name = row["file"]
+        data = (AWKWARD / name).read_bytes()
+        if name.startswith("broken_") and name != "broken_bitflips.jpg":
+            with pytest.raises(ImageError, match=name):
+                decode_image(data, name)
+            continue
+        decoded = decode_image(data, name)
+        size = int(row["height"]), int(row["width"])
+        turned = row["exif_orientation"] in ("6", "8")
+        assert decoded.shape[1:] == (size[::-1] if turned else size), name
+        assert not torch.equal(decoded, torch.full_like(decoded, 255)), f"{name} came out white"
+
+
+@pytest.mark.skipif(not REAL, reason="needs BEIT_REAL_DATA")
+def test_awkward_pictures_show_what_they_should() -> None:
+    def thumb(name: str) -> np.ndarray:
+        image = Image.fromarray(pixels((AWKWARD / name).read_bytes()))
+        return np.array(image.resize((40, 30), Image.Resampling.BOX)).astype(int)
+
+    # The same scene four times, but for a printed digit.
+    scenes = [thumb(f"exif_orientation_{n}.jpg") for n in (3, 6, 8)]
+    assert all(np.abs(scene - scenes[0]).mean() < 6 for scene in scenes)
+    # Four files made from one photograph.
+    photos = [
+        thumb(name) for name in ("jpeg_named.png", "trailing_garbage.jpg", "palette_photo.png", "photo.bmp")
+    ]
+    assert all(np.abs(photo - photos[0]).mean() < 6 for photo in photos)
+    # An infrared picture with values 7301..8206 of 65535.
+    gray = pixels((AWKWARD / "gray16.png").read_bytes())
+    assert gray.min() == round(7301 / 257) and gray.max() == round(8206 / 257)
