@@ -312,6 +312,9 @@ class PretrainConfig(TrainingConfig):
     tokenizer: str | None = None
     """The visual tokenizer: a run or model directory. Not needed with `--target pixels`."""
 
+    token_image_size: int | None = None
+    """Side of the tokenizer's view in pixels; null for the size that the tokenizer was trained at."""
+
     image_size: int = 224
     """Side of the encoder's view in pixels."""
     patch_size: int = 16

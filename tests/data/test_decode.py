@@ -142,7 +142,7 @@ def test_first_frame_of_an_animation() -> None:
 def test_truncated_files_are_errors(kind: str, share: float) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     data = encode(noise, kind)
-    with pytest.raises(ImageError, match="^album/x.jpg: .") as caught:
+    with pytest.raises(ImageError, match=r"^album/x\.jpg: .") as caught:
         decode_image(data[: int(len(data) * share)], "album/x.jpg")
     assert "\n" not in str(caught.value)
 

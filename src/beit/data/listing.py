@@ -240,6 +240,9 @@ def _tar_members(tar: str, shard: int, ignored: Counter[str]) -> Iterator[Member
                     raise tarfile.ReadError(f"the member {path} is cut short")
                 else:
                     yield Member(path, shard, info.offset_data, info.size)
+            # A whole tar ends with empty blocks; one that stops within a header was cut short.
+            if 0 < length - archive.offset < tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("it ends within a header")
     except PermissionError as error:
         raise UserError(f"--data: {tar} cannot be read; grant permission: chmod u+r '{tar}'") from error
     except (tarfile.TarError, OSError) as error:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import signal
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-_LOOK = (
-    1  # seconds after which a wait is broken to see whether the workers are alive: they are not our children,
-)
-# so no signal tells of their death
 _PATIENCE = 900  # seconds without a batch after which a worker counts as hung
 
 Work = TypeVar("Work")
@@ -30,11 +28,32 @@ def fetch(
 ) -> Iterator[Result]:
     """``dataset[work]`` for each of `works`, in order, computed ahead in `workers` processes (0: in this one)."""
     if workers == 0:
-        for work in works:
-            with _one_thread():
-                result = dataset[work]
-            yield result
-        return
+        return _fetch_here(dataset, works)
+    results = _fetch_ahead(dataset, works, workers, pin_memory)
+    _unfinished.add(results)
+    return results
+
+
+_unfinished: weakref.WeakSet[Generator[Any]] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_workers() -> None:
+    """Workers ignore SIGTERM, so multiprocessing would wait for them in vain at the end of the process."""
+    for results in list(_unfinished):
+        results.close()
+
+
+def _fetch_here(dataset: Dataset[Result], works: Iterable[Work]) -> Iterator[Result]:
+    for work in works:
+        with _one_thread():
+            result = dataset[work]
+        yield result
+
+
+def _fetch_ahead(
+    dataset: Dataset[Result], works: Iterable[Work], workers: int, pin_memory: bool
+) -> Generator[Result]:
     loader = DataLoader(
         dataset,
         batch_size=None,  # a unit of work is a micro-batch already
@@ -42,26 +61,17 @@ def fetch(
         collate_fn=_unchanged,
         num_workers=workers,
         pin_memory=pin_memory,
-        multiprocessing_context=_worker_context(),
+        # Forked workers share the tables of a source, and their death is noticed at once.
+        multiprocessing_context="fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn",
         worker_init_fn=_start_worker,
-        timeout=_LOOK,
+        timeout=_PATIENCE,
         # Without a generator of its own, the loader would draw its base seed from the global one.
         generator=torch.Generator(),
     )
-    iterator = iter(loader)
-    waited = 0
-    while True:
-        try:
-            result = next(iterator)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            waited += _LOOK
-            if "timed out" in str(error) and waited < _PATIENCE:
-                continue
-            raise _worker_error(error) from error
-        waited = 0
-        yield result
+    try:
+        yield from loader
+    except RuntimeError as error:
+        raise _worker_error(error) from error
 
 
 @contextmanager
@@ -77,17 +87,6 @@ def _one_thread() -> Iterator[None]:
 
 def _unchanged(result: Any) -> Any:
     return result
-
-
-def _worker_context() -> Any:
-    """Workers start from a clean server process: forking one that uses CUDA or threads is not safe, and starting
-    a fresh interpreter for each is slow. The server imports torch once.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return "spawn"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", __name__])
-    return context
 
 
 def _worker_error(error: RuntimeError) -> RuntimeError:

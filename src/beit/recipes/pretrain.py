@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beit.checkpoints.store import load_tokenizer, weights_sha256
-from beit.config import PretrainConfig
+from beit.config import PretrainConfig, UserError
 from beit.data.batches import PretrainBatch
 from beit.data.views import Masking, PretrainEvaluationView, PretrainViews
 from beit.masking import BlockwiseMasking, NoMasking, RandomMasking
@@ -72,7 +72,7 @@ def token_method(config: PretrainConfig, stage: Stage) -> Method:
         metrics = accuracy(logits, tokens[predict]) | baselines.losses(tokens, batch.mask, predict)
         return weighted({"loss": loss, **metrics}, predict)
 
-    token_size = tuple(side * tokenizer.stride for side in encoder.config.grid)
+    token_size = token_image_size(config, tokenizer)
     return Method(
         model=model,
         step=step,
@@ -86,8 +86,22 @@ def token_method(config: PretrainConfig, stage: Stage) -> Method:
             f"predicts {tokenizer.vocab_size} tokens of {config.tokenizer}, "
             f"read from a second view of {token_size[0]}x{token_size[1]} px"
         ],
-        **views(config, (token_size[0], token_size[1])),
+        **views(config, token_size),
     )
+
+
+def token_image_size(config: PretrainConfig, tokenizer: VisualTokenizer) -> tuple[int, int]:
+    """The tokenizer's view (H, W); UserError unless it has one token for each patch."""
+    size = tokenizer.image_size if config.token_image_size is None else (config.token_image_size,) * 2
+    grid = config.architecture().grid
+    fitting = (grid[0] * tokenizer.stride, grid[1] * tokenizer.stride)
+    if size != fitting:
+        raise UserError(
+            f"the tokenizer {config.tokenizer} makes {size[0] / tokenizer.stride:g}x{size[1] / tokenizer.stride:g} "
+            f"tokens of {size[0]}x{size[1]} px, but the encoder has {grid[0]}x{grid[1]} patches; show the tokenizer "
+            f"{fitting[0]} px with --token-image-size {fitting[0]}, or change --image-size or --patch-size"
+        )
+    return size
 
 
 def pixel_method(config: PretrainConfig, stage: Stage) -> Method:

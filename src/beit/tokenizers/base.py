@@ -25,6 +25,11 @@ class VisualTokenizer(Protocol):
         """Pixels per token along each axis."""
         ...
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels that it was trained at; it runs at any multiple of `stride`."""
+        ...
+
     def logits(self, images: Tensor) -> Tensor:
         """Unnormalised log-probabilities of the tokens, float32 (B, V, h, w)."""
         ...

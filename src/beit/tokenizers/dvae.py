@@ -58,6 +58,10 @@ class DiscreteVAE(nn.Module):
         return self.config.stride
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        return self.config.image_size
+
+    @property
     def codebook(self) -> Tensor:
         """(V, code_width): what the decoder reads for each token. It is the decoder's input convolution."""
         return self.decoder.codebook

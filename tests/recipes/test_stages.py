@@ -1,0 +1,149 @@
+"""The training verbs end to end on a CPU: what they leave on disk, their ablations, and their refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import pretrain_config, tokenizer_config
+from torch import Tensor
+
+import beit
+from beit.config import UserError
+from beit.recipes.pretrain import pretrain
+from beit.recipes.tokenizer import tokenizer
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    return beit.load_model(run).state_dict()
+
+
+def test_a_tokenizer_run_leaves_what_it_promises(trained_tokenizer: Path) -> None:
+    run = trained_tokenizer
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    training = [line for line in metrics(run) if "loss" in line]
+    assert [line["step"] for line in training] == [2, 4]
+    wanted = {"lr", "grad_norm", "images_per_second", "data_wait", "kl", "perplexity", "codes_used"}
+    assert wanted <= training[-1].keys()
+    evaluation = metrics(run)[-1]
+    assert {"eval/reconstruction_mae", "eval/cell_mean_mae", "eval/kl"} <= evaluation.keys()
+    assert list((run / "samples").glob("step-000004-reconstructions.*"))
+    assert "skipped" in (run / "log.txt").read_text()
+    model = beit.load_tokenizer(run)
+    tokens = model.encode(torch.rand(2, 3, 16, 16))
+    assert tokens.shape == (2, 4, 4)
+    assert model.decode(tokens).shape == (2, 3, 16, 16)
+
+
+def test_pretraining_logs_its_baselines_and_names_its_tokenizer(
+    images: Path, trained_tokenizer: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    pretrain(pretrain_config(images, run, tokenizer=str(trained_tokenizer)))
+    last = metrics(run)[-1]
+    figures = {"loss", "token_accuracy", "unigram_loss", "position_unigram_loss", "copy_neighbour_loss"}
+    assert {f"eval/{name}" for name in figures} <= last.keys()
+    assert last["eval/loss"] == pytest.approx(math.log(16), abs=1)
+    # A mixture can always fall back on the unigram distribution.
+    assert last["eval/copy_neighbour_loss"] <= last["eval/unigram_loss"] + 1e-6
+    identity = json.loads((trained_tokenizer / "model/model.json").read_text())["weights_sha256"]
+    assert json.loads((run / "model/model.json").read_text())["tokenizer"] == identity
+    assert beit.load_encoder(run)(torch.rand(1, 3, 32, 32)).shape == (1, 17, 16)
+    assert list((run / "samples").glob("step-000004-masked.*"))
+
+
+@pytest.mark.parametrize(
+    "ablation",
+    [
+        {"masking": "random"},
+        {"masking": "none", "predict": "all"},
+        {"predict": "all"},
+        {"target": "pixels"},
+        {"target": "pixels", "masking": "random"},
+        {"position": "absolute", "layer_scale_init": None, "normalization": "imagenet"},
+        {"views": "exact", "mask_count": "at_most"},
+    ],
+    ids=str,
+)
+def test_every_ablation_of_table_4_trains(
+    ablation: dict[str, Any], images: Path, trained_tokenizer: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    target = {} if ablation.get("target") == "pixels" else {"tokenizer": str(trained_tokenizer)}
+    pretrain(pretrain_config(images, run, steps=2, **target, **ablation))
+    assert math.isfinite(metrics(run)[-1]["eval/loss"])
+
+
+def test_a_stopped_run_continues_to_the_same_weights(
+    images: Path, trained_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"tokenizer": str(trained_tokenizer), "save_every": "1", "ema_decay": 0.9, "drop_path_rate": 0.5}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    pretrain(pretrain_config(images, whole, **values))
+
+    from beit.training import loop
+
+    take_step = loop._Training.take_step
+
+    def fail_in_step_3(self: Any, micro_batches: Any) -> None:
+        if self.state.step == 2:
+            raise KeyboardInterrupt
+        take_step(self, micro_batches)
+
+    monkeypatch.setattr(loop._Training, "take_step", fail_in_step_3)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(pretrain_config(images, stopped, **values))
+    monkeypatch.undo()
+    pretrain(pretrain_config(images, stopped, **values))
+    first, second = weights(whole), weights(stopped)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    losses = [[line.get("loss") for line in metrics(run)] for run in (whole, stopped)]
+    assert losses[0] == losses[1]
+
+
+def test_a_finished_run_is_left_alone_and_another_configuration_refused(
+    images: Path, trained_tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (trained_tokenizer / "metrics.jsonl").read_bytes()
+    tokenizer(tokenizer_config(images, trained_tokenizer))
+    assert "nothing to do" in capsys.readouterr().out
+    assert (trained_tokenizer / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(UserError, match=r"vocab_size was 16 and is now 32"):
+        tokenizer(tokenizer_config(images, trained_tokenizer, vocab_size=32))
+
+
+def test_a_dry_run_writes_nothing(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer(tokenizer_config(images, tmp_path / "run"), dry_run=True)
+    text = capsys.readouterr().out
+    assert "4 steps of 8 images" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_of_another_grid_is_refused_with_the_remedy(
+    images: Path, trained_tokenizer: Path, tmp_path: Path
+) -> None:
+    config = {"tokenizer": str(trained_tokenizer), "image_size": 64}
+    with pytest.raises(UserError, match=r"4x4 tokens.*8x8 patches.*--token-image-size 32"):
+        pretrain(pretrain_config(images, tmp_path / "run", **config))
+    pretrain(pretrain_config(images, tmp_path / "run", **config, token_image_size=32, steps=1))
+
+
+def test_images_that_changed_since_the_run_began_are_noticed(images: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy, run = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(images, copy)
+    tokenizer(tokenizer_config(copy, run, steps=1))
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps({**status, "state": "running"}))
+    (copy / "01.jpg").rename(copy / "another.jpg")
+    with pytest.raises(UserError, match="other images"):
+        tokenizer(tokenizer_config(copy, run, steps=1))

@@ -1,0 +1,34 @@
+"""Configurations of the smallest runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from beit.config import PretrainConfig, TokenizerConfig
+
+SHORT: dict[str, Any] = {
+    "batch_size": 8,
+    "lr_batch_size": 8,
+    "workers": 0,
+    "precision": "float32",
+    "log_every": 2,
+    "evaluations": 2,
+    "eval_images": 8,
+    "holdout": 0.2,
+}
+
+
+def tokenizer_config(images: Path, out: Path, **values: Any) -> TokenizerConfig:
+    """Four steps of a tokenizer of 16 codes: 16 px to 4x4 tokens."""
+    small = {"image_size": 16, "stride": 4, "width": 8, "vocab_size": 16, "blocks_per_group": 1}
+    schedule = {"steps": 4, "kl_steps": 0.5, "temperature_steps": 0.5}
+    return TokenizerConfig(data=str(images), out=str(out), **{**small, **schedule, **SHORT, **values})
+
+
+def pretrain_config(images: Path, out: Path, **values: Any) -> PretrainConfig:
+    """Four steps of an encoder of two blocks on a 4x4 grid."""
+    small = {"image_size": 32, "patch_size": 8, "width": 16, "depth": 2, "num_heads": 2}
+    return PretrainConfig(
+        data=str(images), out=str(out), **{**small, "steps": 4, "epochs": None, **SHORT, **values}
+    )

@@ -1,0 +1,58 @@
+"""The README's commands work: every `beit` line is run as it stands, shortened by flags alone."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from beit.cli import main
+
+README = Path(__file__).parent.parent / "README.md"
+SHORTER = {
+    "demo": ["--scale", "0.005"],
+    "tokenizer": ["--steps", "2", "--width", "8", "--batch-size", "4", "--workers", "0"],
+    "pretrain": ["--steps", "2", "--depth", "1", "--batch-size", "4", "--workers", "0"],
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def beit_lines() -> list[list[str]]:
+    commands = re.split(r"\n|&&", "\n".join(blocks("sh")))
+    return [shlex.split(line)[1:] for line in map(str.strip, commands) if line.startswith("beit ")]
+
+
+def test_the_first_two_blocks_set_up_and_go() -> None:
+    first, second = blocks("sh")[:2]
+    assert first.count("\n") == second.count("\n") == 1
+    assert first.endswith("&& beit demo\n")
+    assert second.endswith("&& pytest\n")
+
+
+def test_every_beit_line_and_the_python_block_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(24):
+        pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{index}.png")
+    lines = beit_lines()
+    assert {line[0] for line in lines} == {"demo", "check", "tokenizer", "pretrain", "report"}
+    for line in lines:
+        with pytest.raises(SystemExit) as leave:
+            main([*line, *SHORTER.get(line[0], [])])
+        assert not leave.value.code, line
+    assert (tmp_path / "demo/report.html").exists()
+    assert (tmp_path / "runs/tokenizer/report.html").exists()
+    scope: dict[str, torch.Tensor] = {}
+    exec(compile(blocks("python")[0], str(README), "exec"), scope)
+    assert scope["features"].shape == (1, 65, 192)
+    assert scope["tokens"].shape == (1, 8, 8)
