@@ -52,11 +52,17 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     try:
         sys.exit(_dispatch(arguments))
     except UserError as error:
-        print(f"beit: {error}", file=sys.stderr)
+        _complain(error)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("beit: interrupted", file=sys.stderr)
+        _complain("interrupted at once, without saving")
         sys.exit(1)
+
+
+def _complain(message: object) -> None:
+    """One line on standard error, from one of the ranks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"beit: {message}", file=sys.stderr)
 
 
 def _dispatch(arguments: Arguments) -> int:
@@ -126,10 +132,10 @@ def _guarded(run: Any, config: object, options: dict[str, bool]) -> int:
     try:
         run(config, **options)
     except Interrupted as stop:
-        print(f"beit: {stop}", file=sys.stderr)
+        _complain(stop)
         return 75
     except RunFailed as stop:
-        print(f"beit: {stop}", file=sys.stderr)
+        _complain(stop)
         return 1
     return 0
 

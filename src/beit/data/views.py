@@ -24,7 +24,7 @@ Size = tuple[int, int]
 Masking = Callable[[np.random.Generator], NDArray[np.bool_]]
 ImageView = Callable[[Tensor, np.random.Generator], ImageBatch]
 
-_GRAY = torch.tensor([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow and torchvision weigh colours
+_GRAY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow and torchvision weigh colours
 
 
 class Box(NamedTuple):
@@ -100,11 +100,14 @@ def apply_jitter(jitter: Jitter, *views: Tensor) -> list[Tensor]:
     commute as long as nothing is clipped in between. So they are one 3x3 matrix here, clipped and rounded once.
     """
     brightness, contrast, saturation, _ = jitter
-    matrix = brightness * contrast * (saturation * torch.eye(3) + (1 - saturation) * _GRAY)
+    scale = brightness * contrast
+    row = [scale * (1 - saturation) * weight for weight in _GRAY]
+    matrix = torch.tensor([[row[j] + (i == j) * scale * saturation for j in range(3)] for i in range(3)])
     planes = [view.to(torch.float32).reshape(3, -1) for view in views]
-    mean = float(_GRAY @ planes[-1].mean(dim=1))  # of the same crop, so the last (smallest) view will do
+    means = planes[-1].mean(dim=1).tolist()  # of the same crop, so the last (smallest) view will do
+    gray = sum(weight * mean for weight, mean in zip(_GRAY, means, strict=True))
     shift = (
-        brightness * (1 - contrast) * mean + 0.5
+        brightness * (1 - contrast) * gray + 0.5
     )  # with half a step, to round when the fraction is cut off
     changed = [torch.mm(matrix, plane).add_(shift).clamp_(0, 255.5) for plane in planes]
     # numpy converts to bytes three times as fast as torch.

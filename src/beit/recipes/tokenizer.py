@@ -26,7 +26,7 @@ from beit.tokenizers.objective import (
 from beit.training.plan import StepOutput
 from beit.visualize.pictures import contact_sheet, save_picture, token_picture
 
-COLLAPSED = 0.02
+COLLAPSED = 0.01
 """A codebook of which a smaller share carries all the images has collapsed."""
 
 
@@ -118,8 +118,8 @@ def with_codebook_usage(means: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def in_steps(length: int | float, steps_of_run: int) -> int:
-    """A schedule's length in steps, where one below 1 is a share of the run."""
-    return max(1, round(length * steps_of_run)) if length < 1 else round(length)
+    """A schedule's length in steps, where one up to 1 is a share of the run."""
+    return max(1, round(length * steps_of_run)) if length <= 1 else round(length)
 
 
 def activations(config: TokenizerConfig) -> float:

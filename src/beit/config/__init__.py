@@ -1,0 +1,30 @@
+"""Every knob of every verb, as frozen dataclasses: the command line, the Python API and the YAML on disk.
+
+A field's docstring is its help text. Defaults are the released BEiT-base recipe unless a line says otherwise;
+:mod:`beit.presets` holds the other recipes. Nothing here imports torch, so that ``beit --help`` stays fast.
+"""
+
+from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEConfig, EncoderConfig
+from beit.config.errors import Interrupted, RunFailed, UserError, require
+from beit.config.others import CheckConfig, DemoConfig, PresetsConfig, ReportConfig
+from beit.config.pretrain import PretrainConfig
+from beit.config.run import DataConfig, TrainingConfig
+from beit.config.tokenizer import TokenizerConfig
+
+__all__ = [
+    "PIXEL_STATISTICS",
+    "CheckConfig",
+    "DataConfig",
+    "DemoConfig",
+    "DiscreteVAEConfig",
+    "EncoderConfig",
+    "Interrupted",
+    "PresetsConfig",
+    "PretrainConfig",
+    "ReportConfig",
+    "RunFailed",
+    "TokenizerConfig",
+    "TrainingConfig",
+    "UserError",
+    "require",
+]

@@ -1,0 +1,89 @@
+"""Architectures: saved with the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from beit.config.errors import UserError
+
+PIXEL_STATISTICS = {
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""Mean and standard deviation that encoders are trained with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Architecture of a :class:`beit.BeitEncoder` (paper section 2.5 and table 12; defaults: BEiT-base)."""
+
+    image_size: tuple[int, int] = (224, 224)
+    """Height and width in pixels that the position information is stored for; multiples of `patch_size`."""
+    patch_size: int = 16
+    """Side of a square patch in pixels."""
+    width: int = 768
+    """Channels of every token."""
+    depth: int = 12
+    """Transformer blocks."""
+    num_heads: int = 12
+    """Attention heads; must divide `width`."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP as a multiple of `width`."""
+    position: Literal["shared_bias", "block_bias", "absolute", "none"] = "shared_bias"
+    """One relative position bias for all blocks, one for each block, learned absolute embeddings, or none."""
+    layer_scale_init: float | None = 0.1
+    """First value of LayerScale; null for none (the paper's plain ViT)."""
+    drop_path_rate: float = 0.1
+    """Stochastic depth of the last block; it grows linearly from 0 at the first."""
+    dropout: float = 0.0
+    """Dropout after the MLP and the attention projection."""
+    layer_norm_eps: float = 1e-6
+    """Epsilon of every LayerNorm."""
+    pixel_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Subtracted from images in [0, 1], per channel."""
+    pixel_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Divides images after the subtraction, per channel."""
+
+    def __post_init__(self) -> None:
+        if any(side % self.patch_size or side <= 0 for side in self.image_size):
+            raise UserError(
+                f"--image-size {'x'.join(map(str, self.image_size))} is not a multiple of "
+                f"--patch-size {self.patch_size}; choose a multiple"
+            )
+        if self.width % self.num_heads:
+            raise UserError(f"--width {self.width} is not divisible by --num-heads {self.num_heads}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches at `image_size`."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteVAEConfig:
+    """Architecture of a :class:`beit.tokenizers.DiscreteVAE` (DALL-E, arXiv 2102.12092; defaults: OpenAI's)."""
+
+    vocab_size: int = 8192
+    """Entries of the codebook."""
+    width: int = 256
+    """Channels after the first layer; each group of blocks doubles them."""
+    stride: int = 8
+    """Pixels per token along each axis; a power of two. The number of groups is log2(stride) + 1."""
+    blocks_per_group: int = 2
+    """Residual blocks in each group."""
+    code_width: int = 128
+    """Channels of a codebook entry as the decoder receives it."""
+    image_size: tuple[int, int] = (112, 112)
+    """Height and width in pixels that the tokenizer is meant for; it runs at any multiple of `stride`."""
+
+    def __post_init__(self) -> None:
+        if self.stride < 2 or self.stride & (self.stride - 1):
+            raise UserError(f"--stride {self.stride} is not a power of two of at least 2")
+        if any(side % self.stride or side <= 0 for side in self.image_size):
+            raise UserError(
+                f"tokenizer image size {'x'.join(map(str, self.image_size))} is not a multiple of "
+                f"--stride {self.stride}"
+            )
+        if self.width % 4:
+            raise UserError(f"--width {self.width} of a tokenizer must be a multiple of 4")

@@ -1,0 +1,24 @@
+"""How a run ends otherwise than well."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend, told in one line that names the flag or file and the remedy.
+
+    The command line prints the message alone and exits with status 2.
+    """
+
+
+class RunFailed(RuntimeError):
+    """A run that cannot go on, told in one line; exit status 1."""
+
+
+class Interrupted(RuntimeError):
+    """A run that was stopped from outside and saved its state; the same command continues it. Status 75."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise :class:`UserError` with `message` unless `condition` holds."""
+    if not condition:
+        raise UserError(message)

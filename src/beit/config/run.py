@@ -1,0 +1,141 @@
+"""What every verb that reads images takes, and what every verb that trains takes."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from beit.config.errors import UserError, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how much damage among them is bearable."""
+
+    data: str | tuple[str, ...]
+    """Folders of images, tar shards (`shards-{000..099}.tar`), torchvision data sets by name, or `demo`."""
+    limit: int | None = None
+    """Use only this many images: a fixed choice, spread over the set."""
+    holdout: float = 0.05
+    """Share of the images held back for evaluation where the data has no split of its own."""
+    max_bad: float = 0.05
+    """Stop when more than this share of the images cannot be read."""
+    max_megapixels: float = 64.0
+    """Refuse images larger than this many million pixels."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise UserError("--data names no images; give a folder, tar shards, a data set's name, or demo")
+        require(self.limit is None or self.limit > 0, "--limit must be positive")
+        require(0 < self.holdout < 1, "--holdout is a share between 0 and 1")
+        require(0 <= self.max_bad <= 1, "--max-bad is a share between 0 and 1")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """`data` as a tuple, however it was given."""
+        return (self.data,) if isinstance(self.data, str) else tuple(self.data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(DataConfig):
+    """What every training verb shares: length, optimiser, machine, and what is written when."""
+
+    out: str
+    """The run directory. The same command on a directory that holds a run continues it."""
+
+    epochs: float | None = None
+    """Length in passes over the images. Excludes `steps`."""
+    steps: int | None = None
+    """Length in optimiser steps. Excludes `epochs`."""
+    batch_size: int = 2048
+    """Images per optimiser step over all devices and accumulation steps."""
+    accumulate: int = 1
+    """Split every device's share of the batch into this many passes, to save memory."""
+
+    lr: float = 1.5e-3
+    """Peak learning rate at a batch of `lr_batch_size`."""
+    lr_batch_size: int = 2048
+    """The batch that `lr` is meant for."""
+    lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
+    """How the learning rate follows the batch size away from `lr_batch_size`."""
+    min_lr: float = 1e-5
+    """Learning rate at the end of the cosine, scaled like `lr`."""
+    warmup_epochs: float = 10.0
+    """Linear warm-up from 0 in epochs; at most a fifth of the run."""
+    warmup_steps: int | None = None
+    """Linear warm-up in steps, instead of `warmup_epochs`."""
+    weight_decay: float = 0.05
+    """AdamW weight decay; biases, norms, class token and position embeddings have none."""
+    beta1: float = 0.9
+    """AdamW first moment."""
+    beta2: float = 0.999
+    """AdamW second moment."""
+    clip_grad: float | None = 3.0
+    """Largest norm of the gradient; null for no clipping."""
+    ema_decay: float | None = None
+    """Decay of the moving average of the weights, reached as min(decay, (1 + t) / (10 + t)); null for none."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """Stop at a loss or gradient that is not finite, or skip that step."""
+
+    devices: int | Literal["auto"] = "auto"
+    """Processes to start on this machine, one per GPU; auto: every GPU, or one CPU process."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """auto: bf16 where this machine is fast at it, else float32."""
+    workers: int | Literal["auto"] = "auto"
+    """Processes that load images, for each device. Does not change the result."""
+    compile: bool = False
+    """Compile the networks with torch.compile."""
+    seed: int = 0
+    """Seed of everything random."""
+
+    save_every: str = "10m"
+    """Save a state to resume from every so many steps (`500`) or minutes (`10m`)."""
+    keep: int = 2
+    """States to keep."""
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl."""
+    evaluations: int = 10
+    """Evaluations on held-back images over the run, the last one included."""
+    eval_images: int = 2048
+    """Held-back images to evaluate on, at most."""
+    tensorboard: bool = False
+    """Also log to TensorBoard, in the run directory (needs `pip install beit[tensorboard]`)."""
+    wandb: str | None = None
+    """Also log to this Weights & Biases project (needs `pip install beit[wandb]`)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            (self.steps is None) != (self.epochs is None),
+            "give the length of the run as either --epochs or --steps",
+        )
+        require((self.steps or self.epochs or 0) > 0, "--steps or --epochs must be positive")
+        for flag, value in {
+            "--batch-size": self.batch_size,
+            "--accumulate": self.accumulate,
+            "--lr-batch-size": self.lr_batch_size,
+            "--keep": self.keep,
+            "--log-every": self.log_every,
+            "--evaluations": self.evaluations,
+            "--eval-images": self.eval_images,
+        }.items():
+            require(value > 0, f"{flag} must be positive")
+        require(self.lr > 0, "--lr must be positive")
+        require(self.seed >= 0, "--seed must not be negative")
+        require(self.devices == "auto" or self.devices > 0, "--devices must be positive, or auto")
+        require(self.workers == "auto" or self.workers >= 0, "--workers must not be negative, or auto")
+        self.save_interval()
+
+    def save_interval(self) -> tuple[int | None, float | None]:
+        """`save_every` as (steps, None) or (None, minutes)."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(m?)", self.save_every)
+        if match is None or float(match[1]) <= 0 or (not match[2] and "." in match[1]):
+            raise UserError(f"--save-every {self.save_every} is neither steps (500) nor minutes (10m)")
+        return (None, float(match[1])) if match[2] else (int(match[1]), None)
+
+    def scaled(self, lr: float) -> float:
+        """`lr` at this run's batch size."""
+        ratio = self.batch_size / self.lr_batch_size
+        return lr * {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[self.lr_scaling]

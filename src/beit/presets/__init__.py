@@ -1,0 +1,34 @@
+"""Recipes by name: what differs from the defaults, with its source, its cost and what to expect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from beit.config import PretrainConfig, TokenizerConfig, TrainingConfig, UserError
+from beit.config_file import layered
+from beit.presets.preset import ENCODERS, Preset
+from beit.presets.pretrain import PRETRAIN
+from beit.presets.tokenizer import TOKENIZER
+
+__all__ = ["ENCODERS", "TABLES", "Preset", "configure", "find"]
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+TABLES: Mapping[type[TrainingConfig], Mapping[str, Preset]] = {
+    TokenizerConfig: TOKENIZER,
+    PretrainConfig: PRETRAIN,
+}
+
+
+def find(config_type: type[TrainingConfig], name: str) -> Preset:
+    """The preset `name` of the verb that `config_type` belongs to; UserError lists the names otherwise."""
+    table = TABLES[config_type]
+    if name not in table:
+        raise UserError(f"--preset {name} does not exist; choose one of {', '.join(table)}")
+    return table[name]
+
+
+def configure(config_type: type[Config], preset: str, **values: Any) -> Config:
+    """A configuration from a preset with `values` over it: ``configure(PretrainConfig, "tiny", data=…, out=…)``."""
+    return config_type(**layered(config_type, [find(config_type, preset).values, values]))

@@ -1,0 +1,102 @@
+"""Recipes of `beit pretrain`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from beit.presets.preset import ENCODERS, PLAIN, Preset
+
+PRETRAIN: Mapping[str, Preset] = {
+    "base": Preset(
+        {**ENCODERS["base"]},
+        "the released code's BEiT-base: shared relative position bias, LayerScale",
+        "released README, IN-1k/IN-22k commands",
+        "about 5 days on 16 V100 for 800 ImageNet-1k epochs",
+        "83.2 top-1 on ImageNet-1k after fine-tuning (300 epochs, paper table 5)",
+    ),
+    "large": Preset(
+        {**ENCODERS["large"]},
+        "the released code's BEiT-large",
+        "released README; paper table 12",
+        "3.5 times base per image",
+        "86.0 top-1 on ImageNet-1k from ImageNet-22k (released README)",
+    ),
+    "base-paper": Preset(
+        {**ENCODERS["base"], **PLAIN, "block_aspect": "uniform", "mask_count": "more_than"},
+        "the paper's own base model: plain ViT, absolute positions, algorithm 1 to the letter",
+        "paper table 12, algorithm 1",
+        "as base",
+        "83.2 top-1 on ImageNet-1k (paper table 1, 800 epochs); 82.9 after 300",
+    ),
+    "large-paper": Preset(
+        {**ENCODERS["large"], **PLAIN, "block_aspect": "uniform", "mask_count": "more_than"},
+        "the paper's own large model",
+        "paper table 12, algorithm 1",
+        "as large",
+        "85.2 top-1 on ImageNet-1k (paper table 1)",
+    ),
+    "base-22k": Preset(
+        {**ENCODERS["base"], "epochs": 150.0, "warmup_steps": 10_000},
+        "base on ImageNet-22k",
+        "released README, IN-22k command",
+        "14.2 million images, 150 epochs",
+        "83.7 top-1 on ImageNet-1k (released README)",
+    ),
+    "small": Preset(
+        {
+            **ENCODERS["small"],
+            "batch_size": 256,
+            "lr_batch_size": 256,
+            "lr": 1e-3,
+            "warmup_epochs": 5.0,
+            "epochs": 300.0,
+        },
+        "a quarter of base, for one GPU",
+        "widths of DeiT-small; learning rate for a batch of 256",
+        "about a quarter of base per image",
+        "not measured",
+    ),
+    "tiny": Preset(
+        {
+            **ENCODERS["tiny"],
+            "batch_size": 64,
+            "lr_batch_size": 64,
+            "lr": 1e-3,
+            "min_lr": 1e-5,
+            "warmup_epochs": 1.0,
+            "epochs": 30.0,
+            "drop_path_rate": 0.0,
+            "min_crop": 0.2,
+            "ema_decay": None,
+        },
+        "for a laptop CPU and a few thousand images; name --image-size and --patch-size to fit",
+        "ours",
+        "24 images/s at 224 px on 2 CPU cores; 52 at 32 px with 4 px patches",
+        "docs/results.md",
+    ),
+    "demo": Preset(
+        {
+            "image_size": 64,
+            "patch_size": 8,
+            "width": 128,
+            "depth": 4,
+            "num_heads": 4,
+            "drop_path_rate": 0.0,
+            "batch_size": 64,
+            "lr_batch_size": 64,
+            "lr": 1.5e-3,
+            "warmup_steps": 40,
+            "min_crop": 0.3,
+            "steps": 400,
+            "epochs": None,
+            "evaluations": 3,
+            "eval_images": 256,
+            "log_every": 20,
+            "save_every": "1m",
+        },
+        "the encoder of beit demo",
+        "ours",
+        "100 s on 2 CPU cores",
+        "docs/results.md",
+    ),
+}

@@ -1,0 +1,96 @@
+"""Recipes of `beit tokenizer`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from beit.presets.preset import Preset
+
+# Thousands of steps instead of millions: a high rate that falls all the way, and a temperature that stays soft.
+SHORT: Mapping[str, Any] = {
+    "batch_size": 32,
+    "lr_batch_size": 32,
+    "lr": 5e-3,
+    "min_lr": 2.5e-4,
+    "warmup_steps": 100,
+    "kl_steps": 0.2,
+    "final_temperature": 0.25,
+    "temperature_steps": 1.0,
+    "crop": "random_resized",
+    "min_crop": 0.3,
+    "clip_grad": 1.0,
+    "ema_decay": 0.99,
+    "save_every": "5m",
+}
+
+TOKENIZER: Mapping[str, Preset] = {
+    "dalle": Preset(
+        {"image_size": 256, "stride": 8},
+        "OpenAI's tokenizer, the full recipe",
+        "DALL-E paper, appendix A.1 to A.3",
+        "3 million steps of 512 images on 64 V100",
+        "reconstructions as in the DALL-E paper",
+    ),
+    "tiny": Preset(
+        {
+            **SHORT,
+            "image_size": 32,
+            "stride": 4,
+            "width": 32,
+            "vocab_size": 512,
+            "kl_weight": 1.65,
+            "steps": 5000,
+        },
+        "32 px to 8x8 tokens, for small images on a CPU",
+        "ours: docs/results.md has the trials",
+        "about 10 minutes on 2 CPU cores",
+        "docs/results.md",
+    ),
+    "small": Preset(
+        {
+            **SHORT,
+            "image_size": 56,
+            "stride": 4,
+            "width": 32,
+            "vocab_size": 1024,
+            "kl_weight": 1.65,
+            "steps": 2500,
+        },
+        "56 px to 14x14 tokens, the grid of a 224 px encoder, for photographs on a CPU",
+        "ours: docs/results.md has the trials",
+        "about 15 minutes on 2 CPU cores",
+        "docs/results.md",
+    ),
+    "base": Preset(
+        {"epochs": 100.0, "steps": None, "kl_steps": 0.05, "temperature_steps": 0.5},
+        "the same network at BEiT's 112 px, schedules as shares of the run",
+        "architecture of DALL-E; schedules ours",
+        "26 GMAC forward per image",
+        "not measured",
+    ),
+    # Scenes of 64 px: tokens from a second view of 32 px at 4 px each, patches of 8 px, both on an 8x8 grid.
+    "demo": Preset(
+        {
+            **SHORT,
+            "image_size": 32,
+            "stride": 4,
+            "width": 32,
+            "vocab_size": 512,
+            "kl_weight": 1.65,
+            "lr": 1e-2,
+            "min_lr": 5e-4,
+            "warmup_steps": 30,
+            "ema_decay": 0.98,
+            "steps": 560,
+            "evaluations": 3,
+            "eval_images": 256,
+            "log_every": 20,
+            "save_every": "1m",
+        },
+        "the tokenizer of beit demo",
+        "ours",
+        "75 s on 2 CPU cores",
+        "coloured blobs",
+    ),
+}
