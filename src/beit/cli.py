@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from beit import config as configs
-from beit.config import TrainingConfig, UserError
+from beit.config import Interrupted, RunFailed, TrainingConfig, UserError
 
 Arguments = list[str]
 
@@ -127,8 +127,6 @@ def _run(name: str, verb: Verb, arguments: Arguments) -> int:
 
 def _guarded(run: Any, config: object, options: dict[str, bool]) -> int:
     """Call a recipe; an interrupted run that was saved ends with status 75."""
-    from beit.config import Interrupted, RunFailed
-
     try:
         run(config, **options)
     except Interrupted as stop:

@@ -13,13 +13,15 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from beit.config import RunFailed
+
 _PATIENCE = 900  # seconds without a batch after which a worker counts as hung
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
 
 
-class WorkerError(RuntimeError):
+class WorkerError(RunFailed):
     """A loader process died or hangs; the message says which and what to do."""
 
 
