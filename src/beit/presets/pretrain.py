@@ -87,7 +87,7 @@ PRETRAIN: Mapping[str, Preset] = {
             "lr": 1.5e-3,
             "warmup_steps": 40,
             "min_crop": 0.3,
-            "steps": 400,
+            "steps": 550,
             "epochs": None,
             "evaluations": 3,
             "eval_images": 256,

@@ -82,7 +82,7 @@ TOKENIZER: Mapping[str, Preset] = {
             "min_lr": 5e-4,
             "warmup_steps": 30,
             "ema_decay": 0.98,
-            "steps": 560,
+            "steps": 650,
             "evaluations": 3,
             "eval_images": 256,
             "log_every": 20,

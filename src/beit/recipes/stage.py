@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -190,7 +191,7 @@ class Stage:
             ema_decay=config.ema_decay,
             nonfinite=config.nonfinite,
             log_every=config.log_every,
-            eval_every=max(1, steps // config.evaluations),
+            eval_every=math.ceil(steps / config.evaluations),
             save_every_steps=save_steps,
             save_every_minutes=save_minutes,
             keep=config.keep,
@@ -279,9 +280,7 @@ class Stage:
         machine = describe_machine(self.compute)
         device = machine.get("gpu") or f"{machine['cpu']} with {machine['threads']} threads"
         parameters = sum(parameter.numel() for parameter in method.model.parameters())
-        per_pass = config.batch_size // (self.compute.world * config.accumulate)
-        state = parameters * 4 * (4 if config.ema_decay is None else 5)
-        memory = (state + per_pass * method.activations * (0.5 if precision == "bf16" else 1)) / 2**30
+        memory = self._memory(parameters, method.activations, precision) / 2**30
         say(f"data       {self.source.describe()}; {len(self.held_back):,} held back to evaluate on")
         for note in self.source.notes:
             say(f"           {note}")
@@ -294,8 +293,17 @@ class Stage:
             f"rate       {config.scaled(config.lr):.3g} at this batch size "
             f"({config.lr:.3g} at {config.lr_batch_size}, {config.lr_scaling} scaling)"
         )
-        say(f"machine    {self.compute.world} x {device}, {precision}, about {memory:.1f} GiB of memory")
+        say(
+            f"machine    {self.compute.world} x {device}, {precision}, about {memory:.2g} GiB of memory besides torch"
+        )
         say(f"results    {config.out}")
+
+    def _memory(self, parameters: int, activations: float, precision: Precision) -> float:
+        """Bytes on each device, roughly: weights, gradients, two moments and the average; activations of a pass."""
+        config = self.config
+        copies = 4 if config.ema_decay is None else 5
+        images = config.batch_size / (self.compute.world * config.accumulate)
+        return 4 * copies * parameters + images * activations * (0.5 if precision == "bf16" else 1)
 
     def _close(self, method: Method, results: Mapping[str, Any]) -> None:
         out, say = self.config.out, self.console.say

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from beit.config import TokenizerConfig
 from beit.data.batches import ImageBatch
 from beit.data.views import EvaluationView, TokenizerViews
+from beit.recipes.memory import activations_of_tokenizer
 from beit.recipes.stage import Method, Stage
 from beit.tokenizers.dvae import DiscreteVAE
 from beit.tokenizers.objective import (
@@ -102,7 +103,7 @@ def tokenizer(config: TokenizerConfig, *, dry_run: bool = False, overwrite: bool
                 f"{config.image_size} px become {config.image_size // config.stride}x"
                 f"{config.image_size // config.stride} tokens"
             ],
-            activations=activations(config),
+            activations=activations_of_tokenizer(config.architecture()),
             next_command="beit pretrain --data ... --tokenizer {out} --out ...",
         ),
         dry_run=dry_run,
@@ -120,15 +121,6 @@ def with_codebook_usage(means: Mapping[str, Tensor]) -> dict[str, float]:
 def in_steps(length: int | float, steps_of_run: int) -> int:
     """A schedule's length in steps, where one up to 1 is a share of the run."""
     return max(1, round(length * steps_of_run)) if length <= 1 else round(length)
-
-
-def activations(config: TokenizerConfig) -> float:
-    """Bytes of float32 activations for one image, roughly: every residual block keeps three of its width."""
-    groups = config.stride.bit_length()  # log2(stride) + 1
-    pixels = config.image_size**2
-    # Each group has twice the channels on a quarter of the pixels.
-    blocks = 3 * config.blocks_per_group * sum(config.width * pixels / 2.0**i for i in range(groups))
-    return 4 * (2 * blocks + 3 * config.vocab_size * pixels / config.stride**2)
 
 
 def draw(model: nn.Module, batch: ImageBatch, folder: Path, step: int) -> None:
