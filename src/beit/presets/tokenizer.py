@@ -13,6 +13,7 @@ SHORT: Mapping[str, Any] = {
     "lr_batch_size": 32,
     "lr": 5e-3,
     "min_lr": 2.5e-4,
+    "lr_steps": 1.0,
     "warmup_steps": 100,
     "kl_steps": 0.2,
     "final_temperature": 0.25,
@@ -63,7 +64,7 @@ TOKENIZER: Mapping[str, Preset] = {
         "docs/results.md",
     ),
     "base": Preset(
-        {"epochs": 100.0, "steps": None, "kl_steps": 0.05, "temperature_steps": 0.5},
+        {"epochs": 100.0, "steps": None, "lr_steps": 1.0, "kl_steps": 0.05, "temperature_steps": 0.5},
         "the same network at BEiT's 112 px, schedules as shares of the run",
         "architecture of DALL-E; schedules ours",
         "26 GMAC forward per image",

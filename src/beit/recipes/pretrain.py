@@ -23,7 +23,7 @@ from beit.models.encoder import BeitEncoder
 from beit.models.heads import MaskedImageModel
 from beit.recipes.masked_pictures import draw_pixels, draw_tokens
 from beit.recipes.memory import activations_of_encoder, activations_of_predictions
-from beit.recipes.stage import Method, Stage
+from beit.recipes.stage import Method, Stage, is_done
 from beit.recipes.token_baselines import TokenBaselines
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.plan import StepOutput
@@ -45,6 +45,8 @@ def masked_image_modelling(
 
 def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:
     """Pre-train an encoder on the images of `config.data`, ignoring labels; the run directory is `config.out`."""
+    if is_done("pretrain", config, overwrite):
+        return
     stage = Stage("pretrain", config, pillow=config.views == "exact")
     method = token_method(config, stage) if config.target == "tokens" else pixel_method(config, stage)
     stage.train(method, dry_run=dry_run, overwrite=overwrite)
