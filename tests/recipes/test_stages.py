@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,23 @@ def test_two_ranks_learn_what_one_learns(images: Path, trained_tokenizer: Path, 
     first, second = metrics(one)[-1], metrics(two)[-1]
     for name in ("eval/loss", "eval/token_accuracy", "eval/copy_neighbour_loss"):
         assert second[name] == pytest.approx(first[name], rel=1e-5)
+
+
+def test_a_run_told_to_stop_saves_and_leaves_with_status_75(images: Path, tmp_path: Path) -> None:
+    run, file = tmp_path / "run", tmp_path / "config.yaml"
+    file.write_text(to_yaml(tokenizer_config(images, run, steps=100_000, log_every=1, evaluations=1)))
+    command = [sys.executable, "-m", "beit", "tokenizer", "--config", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while not (run / "metrics.jsonl").exists() or len(metrics(run)) < 3:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        message = process.communicate(timeout=60)[1]
+    assert process.returncode == 75
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "interrupted"
+    assert f"step {status['step']}" in message
+    assert (run / "checkpoints" / f"step-{status['step']}").is_dir()
 
 
 def test_a_dry_run_writes_nothing(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

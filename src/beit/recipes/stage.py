@@ -103,6 +103,7 @@ class Stage:
             "holdout": config.holdout,
             "max_megapixels": config.max_megapixels,
             "seed": config.seed,
+            "on_progress": self._drawing,
             **source_options,
         }
         self.source: Source = open_source(config.sources, "train", limit=config.limit, **options)
@@ -110,6 +111,10 @@ class Stage:
         # Spread over the set, because neighbours in it are alike.
         self.shown = Subset(self.held_back, spread(len(self.held_back), PICTURES))
         torch.manual_seed(config.seed)
+
+    def _drawing(self, done: int, total: int) -> None:
+        if done * 4 % total == 0:
+            self.console.say(f"drawing the built-in scenes: {done:,} of {total:,}")
 
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
