@@ -68,6 +68,9 @@ def survey(foreign: Foreign, stated: Stated) -> Survey:
         kind, model = _skeleton(foreign, shapes, config)
     except UserError as error:
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from None
+    if kind == "encoder":  # it is the model itself
+        keys = {name.removeprefix("encoder."): parts for name, parts in keys.items()}
+        shapes = {name.removeprefix("encoder."): shape for name, shape in shapes.items()}
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     if wrong := [
         f"{key} {shapes[key]} (not {wanted[key]})"

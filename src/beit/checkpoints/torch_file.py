@@ -128,18 +128,15 @@ def _open_zip(path: Path) -> TensorFile:
         if f"{folder}byteorder" in records and archive.read(f"{folder}byteorder") != b"little":
             raise Refused("it was written on a big-endian machine")
         contents = read_pickle(io.BytesIO(archive.read(pickles[0])))
+    for key, storage in _storages(contents).items():
+        record = records.get(f"{folder}data/{key}")
+        if record is None or record.file_size != storage.numel * storage.dtype.itemsize:
+            raise Refused(f"its part {key[:40]!r} does not hold {storage.numel} {storage.dtype}")
 
     @contextmanager
     def reader() -> Iterator[Callable[[StoredTensor], bytearray]]:
         with zipfile.ZipFile(path) as archive:
-
-            def read(tensor: StoredTensor) -> bytearray:
-                name, storage = f"{folder}data/{tensor.storage.key}", tensor.storage
-                if name not in records or records[name].file_size != storage.numel * storage.dtype.itemsize:
-                    raise ValueError(f"{name} does not hold {storage.numel} numbers")
-                return bytearray(archive.read(name))
-
-            yield read
+            yield lambda tensor: bytearray(archive.read(f"{folder}data/{tensor.storage.key}"))
 
     return TensorFile(path, contents, reader)
 
