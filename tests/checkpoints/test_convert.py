@@ -54,7 +54,7 @@ def assert_same(loaded: nn.Module, model: Model) -> None:
         assert getattr(loaded.encoder.config, name) == getattr(model.encoder.config, name), name
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(models())
 def test_round_trips_are_the_identity_or_refused_by_name(model: Model) -> None:
     with tempfile.TemporaryDirectory() as name:

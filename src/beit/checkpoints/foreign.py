@@ -94,7 +94,8 @@ def assemble(foreign: Foreign, found: Survey, strict: bool) -> tuple[nn.Module, 
     parts = {part: foreign.tensors[part] for names in found.keys.values() for part in names}
     loaded = foreign.file.load(parts)
     weights = {
-        name: torch.cat([loaded[part] for part in names]).float() for name, names in found.keys.items()
+        name: (torch.cat([loaded[part] for part in names]) if len(names) > 1 else loaded[names[0]]).float()
+        for name, names in found.keys.items()
     }
     model = found.model
     if found.missing:
