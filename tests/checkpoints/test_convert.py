@@ -185,6 +185,29 @@ def test_a_run_of_the_released_code_tells_its_normalisation(tmp_path: Path) -> N
         assert describe(file)["provenance"] == {"model": "beit_tiny"}
 
 
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("cls_token", lambda x: x.long(), r"cls_token holds torch\.int64"),
+        ("norm.weight", lambda x: x[:-1], r"norm\.weight \(31,\) \(not \(32,\)\)"),
+        ("patch_embed.proj.weight", lambda x: x[:, :1], "square patches of RGB images"),
+        ("blocks.0.mlp.fc1.weight", lambda x: x[:0], "without numbers"),
+        ("rel_pos_bias.relative_position_bias_table", lambda x: x[:, :0], "0 attention heads"),
+        ("rel_pos_bias.relative_position_bias_table", lambda x: x[:-1], "has 51 rows"),
+    ],
+)
+def test_weights_of_a_wrong_type_or_shape_are_refused(
+    key: str, change: Any, message: str, tmp_path: Path
+) -> None:
+    weights = {
+        name.removeprefix("encoder.").replace("token_head", "lm_head"): x
+        for name, x in tiny().state_dict().items()
+    }
+    save_file({**weights, key: change(weights[key]).clone()}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=message):
+        load_model(tmp_path / "x.safetensors")
+
+
 def test_a_description_needs_no_weights(tmp_path: Path) -> None:
     save_model(tiny("cls"), tmp_path / "own", provenance={})
     convert(tmp_path / "own", tmp_path / "timm", "timm")

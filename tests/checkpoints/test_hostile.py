@@ -169,8 +169,9 @@ def test_every_hostile_file_is_refused_in_one_line(tmp_path: Path) -> None:
 
 def test_the_hostile_files_would_work_on_a_careless_reader(tmp_path: Path) -> None:
     canary = tmp_path / "executed"
+    files = hostile(str(canary))
     for title in ("os.system", "exec", "os.system, older container"):
-        torch.load(io.BytesIO(hostile(str(canary))[title][0]), weights_only=False)
+        torch.load(io.BytesIO(files[title][0]), weights_only=False)
         assert canary.exists(), title
         canary.unlink()
 
