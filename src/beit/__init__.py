@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from beit.checkpoints.store import load_encoder, load_model, load_tokenizer
     from beit.config import (
         CheckConfig,
+        ConvertConfig,
         DemoConfig,
         DiscreteVAEConfig,
         EncoderConfig,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from beit.models.heads import ImageClassifier, MaskedImageModel
     from beit.presets import configure
     from beit.recipes.check import check
+    from beit.recipes.convert import convert
     from beit.recipes.demo import demo
     from beit.recipes.pretrain import pretrain
     from beit.recipes.report import report
@@ -36,6 +38,7 @@ _HOMES = {
     "beit.checkpoints.store": ("load_encoder", "load_model", "load_tokenizer"),
     "beit.config": (
         "CheckConfig",
+        "ConvertConfig",
         "DemoConfig",
         "DiscreteVAEConfig",
         "EncoderConfig",
@@ -48,6 +51,7 @@ _HOMES = {
     "beit.models.heads": ("ImageClassifier", "MaskedImageModel"),
     "beit.presets": ("configure",),
     "beit.recipes.check": ("check",),
+    "beit.recipes.convert": ("convert",),
     "beit.recipes.demo": ("demo",),
     "beit.recipes.pretrain": ("pretrain",),
     "beit.recipes.report": ("report",),
@@ -60,6 +64,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "BeitEncoder",
     "CheckConfig",
+    "ConvertConfig",
     "DemoConfig",
     "DiscreteVAE",
     "DiscreteVAEConfig",
@@ -74,6 +79,7 @@ __all__ = [
     "check",
     "checkpoints",
     "configure",
+    "convert",
     "demo",
     "load_encoder",
     "load_model",

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import itertools
 import os
 import re
 import sys
@@ -31,7 +32,7 @@ class Verb:
     run: str
     help: str
     positional: str = ""
-    """The field that takes the words before the first flag."""
+    """The fields that take the words before the first flag, in order; the last takes all that remain."""
 
 
 VERBS: dict[str, Verb] = {
@@ -41,6 +42,12 @@ VERBS: dict[str, Verb] = {
     "pretrain": Verb(configs.PretrainConfig, "pretrain:pretrain", "masked image modelling"),
     "report": Verb(
         configs.ReportConfig, "report:report", "one offline page about one or several runs", "runs"
+    ),
+    "convert": Verb(
+        configs.ConvertConfig,
+        "convert:convert",
+        "write a model in the format of another library",
+        "source destination",
     ),
     "presets": Verb(configs.PresetsConfig, "presets:presets", "the recipes by name"),
 }
@@ -104,8 +111,7 @@ def _overview() -> str:
 def _run(name: str, verb: Verb, arguments: Arguments) -> int:
     given = list(arguments)
     training = issubclass(verb.config, TrainingConfig)
-    if verb.positional and arguments and not arguments[0].startswith("-"):
-        arguments = [f"--{verb.positional}", *arguments]
+    arguments = _name_words(verb.positional.split(), arguments)
     switches = {"--print-config": False, "--dry-run": False, "--overwrite": False}
     layers: list[dict[str, Any]] = []
     if training:
@@ -125,6 +131,16 @@ def _run(name: str, verb: Verb, arguments: Arguments) -> int:
     run = getattr(importlib.import_module(f"beit.recipes.{module}"), function)
     options = {"dry_run": switches["--dry-run"], "overwrite": switches["--overwrite"]} if training else {}
     return _guarded(run, config, options)
+
+
+def _name_words(fields: Sequence[str], arguments: Arguments) -> Arguments:
+    """The words before the first flag, each after the flag of its field."""
+    words = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
+    named: Arguments = []
+    for index, field in enumerate(fields):
+        own = words[index:] if index == len(fields) - 1 else words[index : index + 1]
+        named += [f"--{field}", *own] if own else []
+    return [*named, *arguments[len(words) :]] if fields else arguments
 
 
 def _guarded(run: Any, config: object, options: dict[str, bool]) -> int:

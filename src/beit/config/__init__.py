@@ -5,6 +5,7 @@ A field's docstring is its help text. Defaults are the released BEiT-base recipe
 """
 
 from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEConfig, EncoderConfig
+from beit.config.convert import ConvertConfig
 from beit.config.errors import Interrupted, RunFailed, UserError, require
 from beit.config.others import CheckConfig, DemoConfig, PresetsConfig, ReportConfig
 from beit.config.pretrain import PretrainConfig
@@ -14,6 +15,7 @@ from beit.config.tokenizer import TokenizerConfig
 __all__ = [
     "PIXEL_STATISTICS",
     "CheckConfig",
+    "ConvertConfig",
     "DataConfig",
     "DemoConfig",
     "DiscreteVAEConfig",
