@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from beit.checkpoints.adapt import resize_encoder
 from beit.config import DiscreteVAEConfig, EncoderConfig, UserError
 from beit.models.encoder import BeitEncoder
-from beit.models.heads import ImageClassifier, MaskedImageModel
+from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.tokenizers.base import VisualTokenizer
 from beit.tokenizers.dvae import DiscreteVAE
 
@@ -63,6 +63,13 @@ KINDS: Mapping[str, Kind] = {
         ("num_classes", "pool"),
         lambda config, num_classes, pool: ImageClassifier(BeitEncoder(config), num_classes, pool),
     ),
+    "probe": Kind(
+        LinearProbe,
+        lambda model: model.encoder.config,
+        EncoderConfig,
+        ("num_classes", "layer", "pool"),
+        lambda config, num_classes, layer, pool: LinearProbe(BeitEncoder(config), num_classes, layer, pool),
+    ),
 }
 
 
@@ -80,12 +87,14 @@ def save_model(
     provenance: Mapping[str, Any],
     tokenizer_hash: str | None = None,
     classes: Sequence[str] | None = None,
+    crop_pct: float | None = None,
 ) -> None:
     """Writes `model` as folder/model.safetensors and folder/model.json, each complete or not at all.
 
     provenance: where the model comes from, for people; package and torch versions, date and command are added.
     tokenizer_hash: :func:`weights_sha256` of the tokenizer whose tokens a pre-trained model predicts.
     classes: names of a classifier's outputs, in order.
+    crop_pct: share of the resized image's side that a classifier's evaluation shows it.
     """
     name = kind_of(model)
     if name not in KINDS:
@@ -100,6 +109,7 @@ def save_model(
         "image_size": architecture["image_size"],
         **_pixel_constants(architecture),
         "classes": None if classes is None else list(classes),
+        **({} if crop_pct is None else {"crop_pct": crop_pct}),
         "tokenizer": tokenizer_hash,
         "weights_sha256": _sha256(tensors),
         "provenance": {**_this_process(), **provenance},

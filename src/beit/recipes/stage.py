@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,8 +17,9 @@ from beit.checkpoints.store import save_model
 from beit.config import TrainingConfig
 from beit.config_file import plain
 from beit.data.combined import Subset
-from beit.data.loaders import Loader, evaluation_batches
+from beit.data.loaders import Loader, View, evaluation_batches
 from beit.data.sources import Source, open_source
+from beit.recipes.inference import Machine, each_batch, num_workers, totals
 from beit.training.console import Console, duration
 from beit.training.device import (
     Precision,
@@ -38,7 +37,6 @@ from beit.training.plan import LoopPlan, Step
 from beit.training.run_directory import RunDirectory
 from beit.training.trackers import TensorBoardTracker, Tracker, WandbTracker
 
-View = Callable[[Tensor, np.random.Generator], Any]
 Poll = Callable[[], None]
 
 
@@ -50,17 +48,28 @@ class Method:
     step: Step
     """One micro-batch -> loss and metrics; see :func:`beit.training.loop.fit`."""
     view: View
-    """An image and a generator -> a training sample."""
+    """An image (its label) and a generator -> a training sample."""
     evaluation_view: View
-    """An image and a generator -> a sample of the evaluation."""
+    """An image (its label) and a generator -> a sample of the evaluation."""
     evaluate: Callable[[nn.Module, Any], dict[str, Tensor]]
     """The model and a batch on the device -> sums over it, `count` among them."""
-    draw: Callable[[nn.Module, Any, Path, int], None]
+    draw: Callable[[nn.Module, Any, Path, int], None] | None = None
     """The model, a few evaluation samples as a batch, the folder for pictures, the step."""
     summarise: Summary = scalars
     summarise_evaluation: Summary = over_count
     monitor: str = "loss"
-    """The evaluation's figure that says which was best; lower is better."""
+    """The evaluation's figure that says which was best."""
+    monitor_mode: Literal["min", "max"] = "min"
+    prepare: Callable[[Machine], None] | None = None
+    """What must be computed before the first step, on this machine; done again when a run continues."""
+    to_keep: Callable[[nn.Module], nn.Module] = lambda model: model
+    """The trained network -> the model to write."""
+    crop_pct: float | None = None
+    """Share of the resized image's side that the model is shown, to be saved with it."""
+    details: Callable[[], Mapping[str, Any]] = dict
+    """What results.json says besides the last and best figures; asked after the last evaluation."""
+    conclusion: Callable[[Mapping[str, Any]], Sequence[str]] = lambda results: ()
+    """results.json in words, to end with."""
     companions: Mapping[str, nn.Module] = field(default_factory=dict)
     tokenizer_hash: str | None = None
     """Identity of the tokenizer whose tokens the model predicts."""
@@ -85,6 +94,7 @@ class Stage:
         Nothing is written yet, so that a mistake in the data leaves no trace.
         """
         self.verb, self.config = verb, config
+        self.labeled = bool(source_options.get("labeled", False))
         self.compute = open_compute()
         self.console = Console(self.compute.main)
         options = {
@@ -135,6 +145,8 @@ class Stage:
                 "precision", lambda: choose_precision(config.precision, self.compute.device)
             )
             self._announce(method, precision)
+            if method.prepare:
+                method.prepare(self._machine(precision))
             results = self._fit(method, loader, self._plan(method, precision), run)
             self._close(method, results)
 
@@ -150,20 +162,17 @@ class Stage:
             rank=compute.rank,
             world=compute.world,
             accumulate=config.accumulate,
-            workers=self._workers(),
+            workers=num_workers(config.workers, compute),
             max_bad=config.max_bad,
             on_bad=self._report_bad,
+            labeled=self.labeled,
         )
 
     def _report_bad(self, name: str, reason: str) -> None:
         self.console.say(f"skipped {name}: {reason}")
 
-    def _workers(self) -> int:
-        if self.config.workers != "auto":
-            return self.config.workers
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        # On a CPU the network wants the cores itself; one worker hides the decoding behind it.
-        return min(16, cores // self.compute.world) if self.compute.device.type == "cuda" else 1
+    def _machine(self, precision: Precision) -> Machine:
+        return Machine(self.compute, precision, num_workers(self.config.workers, self.compute))
 
     def _steps_per_epoch(self) -> int:
         """Whole batches in the data, as the released code counts them; the rest is not lost but seen next."""
@@ -195,6 +204,7 @@ class Stage:
             save_every_minutes=save_minutes,
             keep=config.keep,
             monitor=method.monitor,
+            monitor_mode=method.monitor_mode,
         )
 
     def _fit(self, method: Method, loader: Loader, plan: LoopPlan, run: RunDirectory) -> dict[str, Any]:
@@ -218,7 +228,8 @@ class Stage:
             compute=compute,
             save_model=functools.partial(self._save, method),
             evaluate=functools.partial(self._evaluate, method, plan.precision),
-            draw=functools.partial(self._draw, method, plan.precision),
+            draw=functools.partial(self._draw, method, plan.precision) if method.draw else None,
+            details=method.details,
             summarise=method.summarise,
             summarise_evaluation=method.summarise_evaluation,
             companions=method.companions,
@@ -227,42 +238,38 @@ class Stage:
 
     def _save(self, method: Method, model: nn.Module, folder: Path, step: int) -> None:
         save_model(
-            model,
+            method.to_keep(model),
             folder,
             provenance={"verb": self.verb, "step": step, "data": list(self.config.sources)},
             tokenizer_hash=method.tokenizer_hash,
+            classes=self.source.classes if self.labeled else None,
+            crop_pct=method.crop_pct,
         )
 
-    @torch.no_grad()
     def _evaluate(
         self, method: Method, precision: Precision, model: nn.Module, poll: Poll
     ) -> dict[str, Tensor]:
-        totals: dict[str, Tensor] = {}
-        per_pass = self.config.batch_size // (self.compute.world * self.config.accumulate)
-        batches = evaluation_batches(
+        passes = each_batch(
+            functools.partial(method.evaluate, model),
             self.held_back,
             method.evaluation_view,
-            batch_size=per_pass,
+            self._machine(precision),
+            batch_size=self.config.batch_size // (self.compute.world * self.config.accumulate),
             seed=self.config.seed,
-            rank=self.compute.rank,
-            world=self.compute.world,
-            workers=self._workers(),
+            labeled=self.labeled,
             on_bad=self._report_bad,
         )
-        for batch in batches:
-            poll()
-            with autocast(self.compute.device, precision):
-                sums = method.evaluate(model, to_device(batch, self.compute.device))
-            for name, value in sums.items():
-                totals[name] = totals[name] + value if name in totals else value
-        return totals
+        return totals(passes, poll)
 
     @torch.no_grad()
     def _draw(self, method: Method, precision: Precision, model: nn.Module, folder: Path, step: int) -> None:
-        seed = self.config.seed
-        batch = next(evaluation_batches(self.shown, method.evaluation_view, batch_size=PICTURES, seed=seed))
+        assert method.draw is not None
+        seed, labeled = self.config.seed, self.labeled
+        batches = evaluation_batches(
+            self.shown, method.evaluation_view, batch_size=PICTURES, seed=seed, labeled=labeled
+        )
         with autocast(self.compute.device, precision):
-            method.draw(model, to_device(batch, self.compute.device), folder, step)
+            method.draw(model, to_device(next(batches), self.compute.device), folder, step)
 
     def _trackers(self, run: RunDirectory, step: int) -> list[Tracker]:
         trackers: list[Tracker] = []
@@ -299,6 +306,8 @@ class Stage:
 
     def _close(self, method: Method, results: Mapping[str, Any]) -> None:
         out, say = self.config.out, self.console.say
+        for line in method.conclusion(results):
+            say(line)
         say(f"done in {duration(results['seconds'])}; the model is in {Path(out) / 'model'}")
         say(f"next: beit report {out}")
         if method.next_command:

@@ -1,0 +1,79 @@
+"""Verbs that use a trained model: evaluate, predict, info."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from beit.config.errors import require
+from beit.config.run import DataConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(DataConfig):
+    """Judge a model on images: accuracy, reconstruction error, or masked-token loss, as its kind asks."""
+
+    model: str
+    """A run or model directory. Classes, image size and normalisation come with it."""
+    split: Literal["eval", "train", "all"] = "eval"
+    """Which images: those held back from training, those trained on, or both."""
+    tokenizer: str | None = None
+    """For a pre-trained model: the tokenizer whose tokens it predicts; null for the one its run names."""
+    baseline_images: int = 2048
+    """For a pre-trained model: training images that the baselines count tokens on, at most."""
+    batch_size: int = 64
+    """Images at a time."""
+    workers: int | Literal["auto"] = "auto"
+    """Processes that load images."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """auto: bf16 where this machine is fast at it, else float32."""
+    seed: int = 0
+    """Seed of the masks, and of the choice that `limit` makes."""
+    out: str | None = None
+    """A .json file for all figures."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.batch_size > 0, "--batch-size must be positive")
+        require(self.baseline_images > 0, "--baseline-images must be positive")
+        require(self.workers == "auto" or self.workers >= 0, "--workers must not be negative, or auto")
+        require(self.seed >= 0, "--seed must not be negative")
+        require(self.out is None or self.out.endswith(".json"), f"--out {self.out} must end in .json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """What a model makes of images: labels, tokens, or features, as its kind asks."""
+
+    images: tuple[str, ...]
+    """Image files, and folders of images at any depth."""
+    model: str
+    """A run or model directory. Labels, image size and normalisation come with it."""
+    out: str | None = None
+    """File for the results: .csv or .jsonl for labels, .jsonl or .npz for tokens, .npz for features."""
+    top_k: int = 5
+    """Labels of each image, the likeliest first."""
+    layer: int | None = None
+    """Block whose features are written (0 the first, -1 the last); null for the last."""
+    batch_size: int = 64
+    """Images at a time."""
+    workers: int | Literal["auto"] = "auto"
+    """Processes that load images."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """auto: bf16 where this machine is fast at it, else float32."""
+    max_megapixels: float = 64.0
+    """Refuse images larger than this many million pixels."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.images), "--images names nothing; give image files or folders")
+        require(self.top_k > 0, "--top-k must be positive")
+        require(self.batch_size > 0, "--batch-size must be positive")
+        require(self.workers == "auto" or self.workers >= 0, "--workers must not be negative, or auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig:
+    """Say what a run or a model is, and where a run stands."""
+
+    path: str
+    """A run or model directory."""
