@@ -16,17 +16,25 @@ if TYPE_CHECKING:
         DemoConfig,
         DiscreteVAEConfig,
         EncoderConfig,
+        EvaluateConfig,
+        InfoConfig,
+        PredictConfig,
         PretrainConfig,
+        ProbeConfig,
         ReportConfig,
         TokenizerConfig,
         UserError,
     )
     from beit.models.encoder import BeitEncoder
-    from beit.models.heads import ImageClassifier, MaskedImageModel
+    from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
     from beit.presets import configure
     from beit.recipes.check import check
     from beit.recipes.demo import demo
+    from beit.recipes.evaluate import evaluate
+    from beit.recipes.info import info
+    from beit.recipes.predict import predict
     from beit.recipes.pretrain import pretrain
+    from beit.recipes.probe import probe
     from beit.recipes.report import report
     from beit.recipes.tokenizer import tokenizer
     from beit.tokenizers.base import VisualTokenizer
@@ -39,17 +47,25 @@ _HOMES = {
         "DemoConfig",
         "DiscreteVAEConfig",
         "EncoderConfig",
+        "EvaluateConfig",
+        "InfoConfig",
+        "PredictConfig",
         "PretrainConfig",
+        "ProbeConfig",
         "ReportConfig",
         "TokenizerConfig",
         "UserError",
     ),
     "beit.models.encoder": ("BeitEncoder",),
-    "beit.models.heads": ("ImageClassifier", "MaskedImageModel"),
+    "beit.models.heads": ("ImageClassifier", "LinearProbe", "MaskedImageModel"),
     "beit.presets": ("configure",),
     "beit.recipes.check": ("check",),
     "beit.recipes.demo": ("demo",),
+    "beit.recipes.evaluate": ("evaluate",),
+    "beit.recipes.info": ("info",),
+    "beit.recipes.predict": ("predict",),
     "beit.recipes.pretrain": ("pretrain",),
+    "beit.recipes.probe": ("probe",),
     "beit.recipes.report": ("report",),
     "beit.recipes.tokenizer": ("tokenizer",),
     "beit.tokenizers.base": ("VisualTokenizer",),
@@ -64,9 +80,14 @@ __all__ = [
     "DiscreteVAE",
     "DiscreteVAEConfig",
     "EncoderConfig",
+    "EvaluateConfig",
     "ImageClassifier",
+    "InfoConfig",
+    "LinearProbe",
     "MaskedImageModel",
+    "PredictConfig",
     "PretrainConfig",
+    "ProbeConfig",
     "ReportConfig",
     "TokenizerConfig",
     "UserError",
@@ -75,11 +96,15 @@ __all__ = [
     "checkpoints",
     "configure",
     "demo",
+    "evaluate",
+    "info",
     "load_encoder",
     "load_model",
     "load_tokenizer",
     "masking",
+    "predict",
     "pretrain",
+    "probe",
     "report",
     "tokenizer",
 ]

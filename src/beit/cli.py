@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import math
 import os
 import re
 import sys
@@ -31,7 +32,7 @@ class Verb:
     run: str
     help: str
     positional: str = ""
-    """The field that takes the words before the first flag."""
+    """The field that takes the words without a flag."""
 
 
 VERBS: dict[str, Verb] = {
@@ -39,6 +40,14 @@ VERBS: dict[str, Verb] = {
     "check": Verb(configs.CheckConfig, "check:check", "look a data set over before anything is trained"),
     "tokenizer": Verb(configs.TokenizerConfig, "tokenizer:tokenizer", "train the visual tokenizer"),
     "pretrain": Verb(configs.PretrainConfig, "pretrain:pretrain", "masked image modelling"),
+    "probe": Verb(
+        configs.ProbeConfig, "probe:probe", "linear classifiers and k-NN on every layer of an encoder"
+    ),
+    "evaluate": Verb(configs.EvaluateConfig, "evaluate:evaluate", "how good a model is on images"),
+    "predict": Verb(
+        configs.PredictConfig, "predict:predict", "labels, tokens or features of new images", "images"
+    ),
+    "info": Verb(configs.InfoConfig, "info:info", "what a run or model is, and where a run stands", "path"),
     "report": Verb(
         configs.ReportConfig, "report:report", "one offline page about one or several runs", "runs"
     ),
@@ -102,8 +111,8 @@ def _overview() -> str:
 
 def _run(name: str, verb: Verb, arguments: Arguments) -> int:
     training = issubclass(verb.config, TrainingConfig)
-    if verb.positional and arguments and not arguments[0].startswith("-"):
-        arguments = [f"--{verb.positional}", *arguments]
+    if verb.positional:
+        arguments = _name_words(verb.config, verb.positional, arguments)
     switches = {"--print-config": False, "--dry-run": False, "--overwrite": False}
     layers: list[dict[str, Any]] = []
     if training:
@@ -123,6 +132,31 @@ def _run(name: str, verb: Verb, arguments: Arguments) -> int:
     run = getattr(importlib.import_module(f"beit.recipes.{module}"), function)
     options = {"dry_run": switches["--dry-run"], "overwrite": switches["--overwrite"]} if training else {}
     return _guarded(run, config, options)
+
+
+def _name_words(config_type: type, field: str, arguments: Arguments) -> Arguments:
+    """`arguments` with the words that belong to no flag, wherever they stand, put behind ``--field``."""
+    hints = typing.get_type_hints(config_type)
+    words: Arguments = []
+    rest: Arguments = []
+    room: float = 0  # how many more words the last flag takes
+    for argument in arguments:
+        if argument.startswith("-"):
+            name, value, _ = argument.removeprefix("--").replace("-", "_").partition("=")
+            room = 0 if value else _words_of(hints.get(name, bool))
+        elif room < 1:
+            words.append(argument)
+            continue
+        else:
+            room -= 1
+        rest.append(argument)
+    return [f"--{field}", *words, *rest] if words else rest
+
+
+def _words_of(hint: Any) -> float:
+    """How many words a flag of this type takes."""
+    kinds = [typing.get_origin(kind) for kind in (hint, *typing.get_args(hint))]
+    return 0 if hint is bool else math.inf if tuple in kinds else 1
 
 
 def _guarded(run: Any, config: object, options: dict[str, bool]) -> int:

@@ -117,10 +117,19 @@ def described(path: str | Path) -> dict[str, Any]:
     return read_description(path) if own else {}
 
 
+def run_of(path: str | Path) -> Path | None:
+    """The run that the model at `path` lies in: `path` itself, or the folder around its model/; else None."""
+    folder = Path(path)
+    run = folder.parent if folder.resolve().name == "model" else folder
+    return run if all((run / name).exists() for name in ("model", "config.yaml", "status.json")) else None
+
+
 def classifier_view(size: tuple[int, int], description: dict[str, Any]) -> EvaluationView:
     """How a classifier of images of `size` (H, W) is shown them, as its description says."""
     if (filter_name := description.get("interpolation", "bicubic")) != "bicubic":
-        raise UserError(f"the model wants {filter_name} interpolation, and only bicubic is known; update beit")
+        raise UserError(
+            f"the model wants {filter_name} interpolation, and only bicubic is known; update beit"
+        )
     crop = description.get("crop_pct")
     return EvaluationView(size, crop_share=default_crop(size) if crop is None else crop)
 

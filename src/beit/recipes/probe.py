@@ -191,7 +191,10 @@ def conclusion(results: Mapping[str, Any]) -> Sequence[str]:
     names = ("top1", "top5", "knn_top1", "knn_top5")
     lines = ["layer   linear top-1   top-5     k-NN top-1   top-5     (0 is the first)"]
     for row in results["layers"]:
-        marks = {"top1": "*" if row["layer"] == best else " ", "knn_top1": "*" if row["layer"] == knn else " "}
+        marks = {
+            "top1": "*" if row["layer"] == best else " ",
+            "knn_top1": "*" if row["layer"] == knn else " ",
+        }
         cells = [f"{row[name]:>9.2%}{marks.get(name, ' ')}" for name in names]
         lines.append(f"{row['layer']:>5}   {'  '.join(cells)}")
     return [*lines, f"best: layer {best} with a linear classifier, layer {knn} with k-NN"]

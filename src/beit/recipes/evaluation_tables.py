@@ -1,0 +1,68 @@
+"""The figures of an evaluation, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from beit.training.metrics import short_number
+from beit.visualize.figures import figure_of
+
+FEW_CLASSES = 20
+"""Classes that fit into a confusion matrix on a terminal."""
+WORST = 10
+"""Classes that are named where there are more."""
+
+
+def show(figures: Mapping[str, Any], console: Console) -> None:
+    """Print what :func:`beit.recipes.evaluate.evaluate` found."""
+    damaged = f"; {figures['damaged']:,} damaged files left out" if figures["damaged"] else ""
+    console.print(f"model  {escape(figures['model'])} ({figures['kind']})", soft_wrap=True, highlight=False)
+    console.print(f"data   {escape(figures['data'])}{damaged}", soft_wrap=True, highlight=False)
+    table = Table(box=None, show_header=False)
+    for name, value in figures.items():
+        if isinstance(value, float):
+            figure = figure_of(name, figures)
+            table.add_row(figure.title, f"{value:.2%}" if figure.style == "percent" else short_number(value))
+    console.print(table)
+    if "confusion" in figures:
+        names = list(figures["classes"])
+        (_matrix if len(names) <= FEW_CLASSES else _worst)(figures, names, console)
+
+
+def _matrix(figures: Mapping[str, Any], names: list[str], console: Console) -> None:
+    """A row for each class, a column for each answer."""
+    table = Table(box=None, title="classes by row, answers by column", title_justify="left")
+    table.add_column("class")
+    for number, name in enumerate(names):
+        # Column headings must be short: the names are in the rows, in the same order.
+        table.add_column(escape(name[:6]) if len(names) <= 10 else str(number), justify="right")
+    table.add_column("top-1", justify="right")
+    for number, name in enumerate(names):
+        row = figures["confusion"][name]
+        heading = name if len(names) <= 10 else f"{number} {name}"
+        cells = [f"{row[answer]:,}" if answer in row else "." for answer in names]
+        table.add_row(escape(heading), *cells, _share(figures["classes"][name]["top1"]))
+    console.print(table)
+
+
+def _worst(figures: Mapping[str, Any], names: list[str], console: Console) -> None:
+    """The classes that are told apart least, and what they are taken for."""
+    known = [name for name in names if figures["classes"][name]["images"]]
+    table = Table(box=None, title=f"the {WORST} hardest of {len(names):,} classes", title_justify="left")
+    for heading in ("class", "images", "top-1", "most often taken for"):
+        table.add_column(heading, justify="left" if heading[0] in "cm" else "right")
+    for name in sorted(known, key=lambda name: float(figures["classes"][name]["top1"]))[:WORST]:
+        entry = figures["classes"][name]
+        wrong = {answer: n for answer, n in figures["confusion"][name].items() if answer != name}
+        worst = max(wrong, key=lambda answer: wrong[answer], default="")
+        table.add_row(escape(name), f"{entry['images']:,}", _share(entry["top1"]), escape(worst))
+    console.print(table)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
