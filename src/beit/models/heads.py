@@ -154,7 +154,8 @@ class LayerProbes(nn.Module):
     @torch.no_grad()
     def probe(self, encoder: BeitEncoder, layer: int, pool: Literal["mean", "cls_mean"]) -> LinearProbe:
         """The classifier of `layer` on the encoder that the features came from."""
-        probe = LinearProbe(encoder, self.weight.shape[1], layer, pool).to(self.weight.device)
+        probe = LinearProbe(encoder, self.weight.shape[1], layer, pool)
+        probe.head.to(self.weight)
         probe.head.weight.copy_(self.weight[layer] / self.std[layer])
         probe.head.bias.copy_(self.bias[layer] - probe.head.weight @ self.mean[layer])
         return probe

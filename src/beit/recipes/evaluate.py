@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -70,7 +71,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             f"beit probe judges an encoder"
         )
     figures = {"model": config.model, "kind": kind_of(model), "split": config.split, **figures}
-    show(figures, Console())
+    # A file or pipe has no width to keep to.
+    show(figures, Console(width=None if sys.stdout.isatty() else 200))
     if config.out is not None:
         Path(config.out).parent.mkdir(parents=True, exist_ok=True)
         write_text(Path(config.out), json.dumps(figures, indent=1, ensure_ascii=False) + "\n")

@@ -12,7 +12,7 @@ from rich.table import Table
 from beit.training.metrics import short_number
 from beit.visualize.figures import figure_of
 
-FEW_CLASSES = 20
+FEW_CLASSES = 12
 """Classes that fit into a confusion matrix on a terminal."""
 WORST = 10
 """Classes that are named where there are more."""
@@ -38,15 +38,13 @@ def _matrix(figures: Mapping[str, Any], names: list[str], console: Console) -> N
     """A row for each class, a column for each answer."""
     table = Table(box=None, title="classes by row, answers by column", title_justify="left")
     table.add_column("class")
-    for number, name in enumerate(names):
-        # Column headings must be short: the names are in the rows, in the same order.
-        table.add_column(escape(name[:6]) if len(names) <= 10 else str(number), justify="right")
+    for number in range(len(names)):
+        table.add_column(str(number), justify="right")  # short; the rows have the names
     table.add_column("top-1", justify="right")
     for number, name in enumerate(names):
         row = figures["confusion"][name]
-        heading = name if len(names) <= 10 else f"{number} {name}"
         cells = [f"{row[answer]:,}" if answer in row else "." for answer in names]
-        table.add_row(escape(heading), *cells, _share(figures["classes"][name]["top1"]))
+        table.add_row(escape(f"{number} {name}"), *cells, _share(figures["classes"][name]["top1"]))
     console.print(table)
 
 

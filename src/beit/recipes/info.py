@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from safetensors import SafetensorError, safe_open
 
 from beit.checkpoints.store import DESCRIPTION, WEIGHTS, read_description
@@ -31,7 +28,7 @@ def info(config: InfoConfig) -> dict[str, Facts]:
     found = {part.name: part.describe(path) for part in PARTS if part.recognizes(path)}
     if not found:
         raise UserError(f"{path} is neither a run nor a model of a known format")
-    show(found, Console())
+    show(found)
     return found
 
 
@@ -127,17 +124,16 @@ PARTS: Sequence[Part] = (Part("run", is_run, describe_run), Part("model", is_mod
 # For people
 
 
-def show(found: Mapping[str, Facts], console: Console) -> None:
-    """Print facts as two columns."""
-    for facts in found.values():
-        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
-        for name, value in facts.items():
-            if value is not None:
-                table.add_row(escape(name.replace("_", " ")), escape(in_words(value)))
-        console.print(table)
-        console.print()
+def show(found: Mapping[str, Facts]) -> None:
+    """Print every fact as a line."""
+    width = 1 + max(len(name) for facts in found.values() for name in facts)
+    print("\n\n".join("\n".join(_lines(facts, width)) for facts in found.values()))
+
+
+def _lines(facts: Facts, width: int) -> Iterator[str]:
+    for name, value in facts.items():
+        if value is not None:
+            yield f"{name.replace('_', ' '):<{width}} {in_words(value)}"
 
 
 def in_words(value: Any) -> str:
