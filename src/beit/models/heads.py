@@ -124,7 +124,9 @@ class LinearProbe(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), float in [0, 1] or uint8 -> logits (B, num_classes)."""
-        logits: Tensor = self.head(layer_features(self.encoder, images, [self.layer], self.pool)[:, 0])
+        features = layer_features(self.encoder, images, [self.layer], self.pool)[:, 0]
+        with torch.autocast(features.device.type, enabled=False):  # as the probe was trained
+            logits: Tensor = self.head(features)
         return logits
 
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from beit.training.metrics import short_number
-from beit.visualize.figures import figure_of
+from beit.visualize.figures import FIGURES, figure_of
 
 FEW_CLASSES = 12
 """Classes that fit into a confusion matrix on a terminal."""
@@ -24,10 +24,10 @@ def show(figures: Mapping[str, Any], console: Console) -> None:
     console.print(f"model  {escape(figures['model'])} ({figures['kind']})", soft_wrap=True, highlight=False)
     console.print(f"data   {escape(figures['data'])}{damaged}", soft_wrap=True, highlight=False)
     table = Table(box=None, show_header=False)
-    for name, value in figures.items():
-        if isinstance(value, float):
-            figure = figure_of(name, figures)
-            table.add_row(figure.title, f"{value:.2%}" if figure.style == "percent" else short_number(value))
+    known = [name for name in figures if name in FIGURES]
+    for name in sorted(known, key=lambda name: figure_of(name, figures).order()):
+        figure, value = figure_of(name, figures), figures[name]
+        table.add_row(figure.title, f"{value:.2%}" if figure.style == "percent" else short_number(value))
     console.print(table)
     if "confusion" in figures:
         names = list(figures["classes"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,10 +93,10 @@ def describe_model(path: Path) -> Facts:
     classes = described.pop("classes", None)
     facts: Facts = {"model": str(folder), "kind": described.pop("kind", None)}
     facts["parameters"] = count_parameters(folder / WEIGHTS)
-    if classes is not None:
-        facts["number of classes"] = len(classes)
-        facts["classes"] = classes
-    provenance, architecture = described.pop("provenance", None), described.pop("architecture", None)
+    provenance, architecture = described.pop("provenance", None) or {}, described.pop("architecture", None)
+    if "command" in provenance:
+        provenance["command"] = shlex.join(map(str, provenance["command"]))
+    described["classes"] = classes
     return facts | described | {"architecture": architecture, "provenance": provenance}
 
 

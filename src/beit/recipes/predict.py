@@ -184,16 +184,18 @@ def show(records: Sequence[Record], config: PredictConfig) -> None:
     table.add_column("image", overflow="fold")
     table.add_column("label")
     table.add_column("probability", justify="right")
-    table.add_column("then", style="dim")
+    table.add_column("then", style="dim", no_wrap=True)
     shown = records[:SHOWN] if config.out else records
     for record in shown:
         first, *others = record["top"]
-        then = ", ".join(f"{escape(o['label'])} {o['probability']:.1%}" for o in others)
+        then = ", ".join(f"{escape(o['label'])} {o['probability']:.1%}" for o in others[:2])
         share = f"{first['probability']:.1%}"
         table.add_row(escape(record["image"]), f"[bold]{escape(first['label'])}[/]", share, then)
     terminal.print(table)
     if len(shown) < len(records):
-        terminal.print(f"... and {len(records) - len(shown):,} more in {escape(config.out or '')}")
+        terminal.print(
+            f"... and {len(records) - len(shown):,} more in {escape(config.out or '')}", highlight=False
+        )
 
 
 def write(records: Sequence[Record], path: Path) -> None:

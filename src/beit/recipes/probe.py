@@ -66,6 +66,7 @@ class _Probing:
     def method(self) -> Method:
         config, encoder = self.config, self.encoder
         height, width = self.size
+        memory = sum(source.features.nbytes for source in (self.known, self.held_back)) / 2**30
         crops = TokenizerViews(self.size, crop="random_resized", min_scale=config.min_crop, flip=config.flip)
         return Method(
             model=self.model,
@@ -86,6 +87,7 @@ class _Probing:
                 f"on each of the {len(self.layers)} layers of the frozen encoder of {config.init}, "
                 f"at {height}x{width} px",
                 f"{config.knn} neighbours vote, among {min(len(self.known), config.knn_images):,} training images",
+                f"the features of {len(self.known) + len(self.held_back):,} images take {memory:.1f} GiB",
             ],
             activations=16.0 * encoder.config.width * (height // encoder.config.patch_size) ** 2,
             next_command="beit predict --model {out} IMAGE...",
