@@ -87,14 +87,14 @@ def save_model(
     provenance: Mapping[str, Any],
     tokenizer_hash: str | None = None,
     classes: Sequence[str] | None = None,
-    crop_pct: float | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes `model` as folder/model.safetensors and folder/model.json, each complete or not at all.
 
     provenance: where the model comes from, for people; package and torch versions, date and command are added.
     tokenizer_hash: :func:`weights_sha256` of the tokenizer whose tokens a pre-trained model predicts.
     classes: names of a classifier's outputs, in order.
-    crop_pct: share of the resized image's side that a classifier's evaluation shows it.
+    extra: further keys of model.json, such as the interpolation and crop_pct that images are prepared with.
     """
     name = kind_of(model)
     if name not in KINDS:
@@ -109,8 +109,8 @@ def save_model(
         "image_size": architecture["image_size"],
         **_pixel_constants(architecture),
         "classes": None if classes is None else list(classes),
-        **({} if crop_pct is None else {"crop_pct": crop_pct}),
         "tokenizer": tokenizer_hash,
+        **(extra or {}),
         "weights_sha256": _sha256(tensors),
         "provenance": {**_this_process(), **provenance},
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from beit.config.errors import require
+from beit.config.errors import require, require_not_negative, require_positive
 from beit.config.run import DataConfig
 
 
@@ -34,10 +34,10 @@ class EvaluateConfig(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.batch_size > 0, "--batch-size must be positive")
-        require(self.baseline_images > 0, "--baseline-images must be positive")
-        require(self.workers == "auto" or self.workers >= 0, "--workers must not be negative, or auto")
-        require(self.seed >= 0, "--seed must not be negative")
+        require_positive({"--batch-size": self.batch_size, "--baseline-images": self.baseline_images})
+        require_not_negative(
+            {"--workers": None if self.workers == "auto" else self.workers, "--seed": self.seed}
+        )
         require(self.out is None or self.out.endswith(".json"), f"--out {self.out} must end in .json")
 
 
@@ -66,9 +66,14 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.images), "--images names nothing; give image files or folders")
-        require(self.top_k > 0, "--top-k must be positive")
-        require(self.batch_size > 0, "--batch-size must be positive")
-        require(self.workers == "auto" or self.workers >= 0, "--workers must not be negative, or auto")
+        require_positive(
+            {
+                "--top-k": self.top_k,
+                "--batch-size": self.batch_size,
+                "--max-megapixels": self.max_megapixels,
+            }
+        )
+        require_not_negative({"--workers": None if self.workers == "auto" else self.workers})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from beit.config.errors import require
+from beit.config.errors import require_positive, require_share
 from beit.config.run import TrainingConfig
 
 
@@ -43,16 +43,21 @@ class ProbeConfig(TrainingConfig):
     lr: float = 4e-3
     lr_batch_size: int = 1024
     min_lr: float = 0.0
-    warmup_epochs: float = 0.0
+    warmup_epochs: float | None = 0.0
     weight_decay: float = 1e-4
     clip_grad: float | None = None
     eval_images: int = 50_000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.image_size is None or self.image_size > 0, "--image-size must be positive")
-        require(0 < self.min_crop <= 1, "--min-crop is a share between 0 and 1")
-        require(0 <= self.flip <= 1, "--flip is a probability between 0 and 1")
-        require(self.crop_pct is None or 0 < self.crop_pct <= 1, "--crop-pct is a share between 0 and 1")
-        require(self.knn > 0 and self.knn_images > 0, "--knn and --knn-images must be positive")
-        require(self.knn_temperature > 0, "--knn-temperature must be positive")
+        require_positive(
+            {
+                "--image-size": self.image_size,
+                "--min-crop": self.min_crop,
+                "--crop-pct": self.crop_pct,
+                "--knn": self.knn,
+                "--knn-temperature": self.knn_temperature,
+                "--knn-images": self.knn_images,
+            }
+        )
+        require_share({"--min-crop": self.min_crop, "--flip": self.flip, "--crop-pct": self.crop_pct})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from beit.config import DemoConfig, PretrainConfig, TokenizerConfig
+from beit.config import DemoConfig, PretrainConfig, TokenizerConfig, require
 from beit.presets import configure, find
 from beit.recipes.pretrain import pretrain
 from beit.recipes.tokenizer import tokenizer
@@ -26,6 +26,7 @@ NOTES = (
 def demo(config: DemoConfig) -> None:
     """Train a tokenizer and an encoder on built-in scenes, and write a report. Continues where it was stopped."""
     started, out = time.monotonic(), Path(config.out)
+    require(not (out / "config.yaml").exists(), f"--out {out} is a run; choose another folder for the demo")
     runs = {verb: out / verb for verb in ("tokenizer", "pretrain")}
     print("1 of 3: a visual tokenizer, which turns images into a grid of tokens\n", flush=True)
     tokenizer(
@@ -36,7 +37,8 @@ def demo(config: DemoConfig) -> None:
             out=str(runs["tokenizer"]),
             seed=config.seed,
             steps=scaled_steps(TokenizerConfig, config.scale),
-        )
+        ),
+        overwrite=config.overwrite,
     )
     print("\n2 of 3: an encoder, which predicts the tokens of hidden patches\n", flush=True)
     pretrain(
@@ -48,7 +50,8 @@ def demo(config: DemoConfig) -> None:
             tokenizer=str(runs["tokenizer"]),
             seed=config.seed,
             steps=scaled_steps(PretrainConfig, config.scale),
-        )
+        ),
+        overwrite=config.overwrite,
     )
     print("\n3 of 3: the report\n", flush=True)
     page = write_report(list(runs.values()), out / "report.html", title="beit demo", notes=NOTES)

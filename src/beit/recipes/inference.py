@@ -94,15 +94,17 @@ def each_batch(
 
 
 def totals(
-    passes: Iterable[tuple[Any, Mapping[str, Tensor]]], poll: Callable[[], None] = lambda: None
+    passes: Iterable[tuple[Any, Mapping[str, Tensor]]],
+    sums: Mapping[str, Tensor] | None = None,
+    poll: Callable[[], None] = lambda: None,
 ) -> dict[str, Tensor]:
-    """The sums of each batch from :func:`each_batch`, summed; calls `poll` with each."""
-    sums: dict[str, Tensor] = {}
+    """The sums of each batch from :func:`each_batch`, added to `sums`; calls `poll` with each."""
+    added = dict(sums or {})
     for _, part in passes:
         poll()
         for name, value in part.items():
-            sums[name] = sums[name] + value if name in sums else value
-    return sums
+            added[name] = added[name] + value if name in added else value
+    return added
 
 
 def complain(name: str, reason: str) -> None:

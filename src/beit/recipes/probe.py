@@ -21,7 +21,8 @@ from beit.models.heads import LayerProbes, LinearProbe, layer_features
 from beit.recipes.accuracy import classification_sums, hits
 from beit.recipes.features import FeatureBatch, FeatureSource, feature_view, neighbour_votes
 from beit.recipes.inference import Machine, default_crop
-from beit.recipes.stage import Method, Stage, spread
+from beit.recipes.memory import activations_of_encoder
+from beit.recipes.stage import Method, Stage, is_done, spread
 from beit.training.plan import StepOutput
 
 CHUNK = 1024
@@ -30,6 +31,8 @@ CHUNK = 1024
 
 def probe(config: ProbeConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:
     """Judge every layer of the encoder of `config.init` on labelled images; the run directory is `config.out`."""
+    if is_done("probe", config, overwrite):
+        return
     stage = Stage("probe", config, labeled=True)
     stage.train(_Probing(config, stage).method(), dry_run=dry_run, overwrite=overwrite)
 
@@ -80,7 +83,10 @@ class _Probing:
             monitor="top1",
             monitor_mode="max",
             to_keep=self.best_probe,
-            crop_pct=self.crop_pct,
+            labeled=True,
+            input_shape=tuple(self.known.features.shape[1:]),
+            classes=self.stage.source.classes,
+            description={"interpolation": "bicubic", "crop_pct": self.crop_pct},
             details=self.details,
             conclusion=conclusion,
             about=[
@@ -89,8 +95,9 @@ class _Probing:
                 f"{config.knn} neighbours vote, among {min(len(self.known), config.knn_images):,} training images",
                 f"the features of {len(self.known) + len(self.held_back):,} images take {memory:.1f} GiB",
             ],
-            activations=16.0 * encoder.config.width * (height // encoder.config.patch_size) ** 2,
-            next_command="beit predict --model {out} IMAGE...",
+            # Without gradients the encoder holds the activations of one block.
+            activations=activations_of_encoder(encoder.config) / len(self.layers),
+            next_command=f"beit predict --model {config.out} IMAGE...",
         )
 
     def features(self, batch: LabeledBatch) -> Tensor:

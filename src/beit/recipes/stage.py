@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,26 +21,27 @@ from beit.checkpoints.store import save_model
 from beit.config import TrainingConfig
 from beit.config_file import plain
 from beit.data.combined import Subset
-from beit.data.loaders import Loader, View, evaluation_batches
+from beit.data.loaders import Loader, evaluation_batches
 from beit.data.sources import Source, open_source
+from beit.recipes.announcement import announce, conclude
 from beit.recipes.inference import Machine, each_batch, num_workers, totals
-from beit.training.console import Console, duration
+from beit.training.console import Console
 from beit.training.device import (
     Precision,
     autocast,
     choose_precision,
-    describe_machine,
     open_compute,
     to_device,
 )
 from beit.training.loop import fit
 from beit.training.metrics import Summary, over_count, scalars
-from beit.training.open_run import open_run
+from beit.training.open_run import is_finished, open_run
 from beit.training.optim import adamw, cosine_schedule, parameter_groups
 from beit.training.plan import LoopPlan, Step
 from beit.training.run_directory import RunDirectory
 from beit.training.trackers import TensorBoardTracker, Tracker, WandbTracker
 
+View = Callable[..., Any]
 Poll = Callable[[], None]
 
 
@@ -48,9 +53,9 @@ class Method:
     step: Step
     """One micro-batch -> loss and metrics; see :func:`beit.training.loop.fit`."""
     view: View
-    """An image (its label) and a generator -> a training sample."""
+    """An image, its label if the method is `labeled`, and a generator -> a training sample."""
     evaluation_view: View
-    """An image (its label) and a generator -> a sample of the evaluation."""
+    """The same -> a sample of the evaluation."""
     evaluate: Callable[[nn.Module, Any], dict[str, Tensor]]
     """The model and a batch on the device -> sums over it, `count` among them."""
     draw: Callable[[nn.Module, Any, Path, int], None] | None = None
@@ -60,25 +65,46 @@ class Method:
     monitor: str = "loss"
     """The evaluation's figure that says which was best."""
     monitor_mode: Literal["min", "max"] = "min"
+    labeled: bool = False
+    """Whether the views take labels."""
+    repeats: int = 1
+    """Views of an image that stand together in a batch."""
+    layer_decay: float = 1.0
+    layer_groups: Sequence[Sequence[nn.Parameter]] | None = None
+    """The model's parameters by depth, lowest first; with them `layer_decay` slows the lower ones down."""
     prepare: Callable[[Machine], None] | None = None
     """What must be computed before the first step, on this machine; done again when a run continues."""
     to_keep: Callable[[nn.Module], nn.Module] = lambda model: model
     """The trained network -> the model to write."""
-    crop_pct: float | None = None
-    """Share of the resized image's side that the model is shown, to be saved with it."""
     details: Callable[[], Mapping[str, Any]] = dict
     """What results.json says besides the last and best figures; asked after the last evaluation."""
     conclusion: Callable[[Mapping[str, Any]], Sequence[str]] = lambda results: ()
     """results.json in words, to end with."""
+    input_shape: tuple[int, ...] = (3, 64, 64)
+    """What the views take: an image of any size, or the features that stand in its place."""
     companions: Mapping[str, nn.Module] = field(default_factory=dict)
     tokenizer_hash: str | None = None
     """Identity of the tokenizer whose tokens the model predicts."""
+    classes: Sequence[str] | None = None
+    """Names of a classifier's outputs, in order."""
+    description: Mapping[str, Any] = field(default_factory=dict)
+    """What else model.json should say."""
     about: Sequence[str] = ()
     """Lines for the announcement."""
     activations: float = 0
     """Bytes of activations for each image of a pass, roughly."""
     next_command: str = ""
     """What to type after this, with {out} for the run."""
+
+
+def is_done(verb: str, config: TrainingConfig, overwrite: bool) -> bool:
+    """Say so when the run in `config.out` is finished; its data need not be there any more."""
+    if overwrite or not is_finished(config.out, verb=verb, config=plain(dataclasses.asdict(config))):
+        return False
+    Console(os.environ.get("RANK", "0") == "0").say(
+        f"{config.out} is finished; nothing to do (--overwrite starts afresh)"
+    )
+    return True
 
 
 PICTURES = 8
@@ -94,7 +120,6 @@ class Stage:
         Nothing is written yet, so that a mistake in the data leaves no trace.
         """
         self.verb, self.config = verb, config
-        self.labeled = bool(source_options.get("labeled", False))
         self.compute = open_compute()
         self.console = Console(self.compute.main)
         options = {
@@ -105,8 +130,6 @@ class Stage:
         }
         self.source: Source = open_source(config.sources, "train", limit=config.limit, **options)
         self.held_back: Source = open_source(config.sources, "eval", limit=config.eval_images, **options)
-        # Spread over the set, because neighbours in it are alike.
-        self.shown = Subset(self.held_back, spread(len(self.held_back), PICTURES))
         torch.manual_seed(config.seed)
 
     def steps(self) -> int:
@@ -114,7 +137,11 @@ class Stage:
         if self.config.steps is not None:
             return self.config.steps
         assert self.config.epochs is not None
-        return max(1, round(self.config.epochs * self._steps_per_epoch()))
+        return max(1, self._steps_of(self.config.epochs))
+
+    def _steps_of(self, epochs: float) -> int:
+        """Steps that show every image `epochs` times; the loader's stream drops none at an epoch's end."""
+        return round(epochs * len(self.source) / self.config.batch_size)
 
     def freeze(self, network: nn.Module) -> None:
         """Put `network` where the run computes, never to be trained."""
@@ -123,9 +150,9 @@ class Stage:
     def train(self, method: Method, *, dry_run: bool, overwrite: bool) -> None:
         """Announce `method` and train it to its end, from wherever the run stands."""
         config, console = self.config, self.console
-        loader = self._loader(method.view)
+        loader = self._loader(method)
         if dry_run:
-            self._announce(method, choose_precision(config.precision, self.compute.device))
+            announce(self, method, choose_precision(config.precision, self.compute.device))
             console.say("dry run: nothing was written")
             return
         with open_run(
@@ -134,29 +161,26 @@ class Stage:
             config=plain(dataclasses.asdict(config)),
             compute=self.compute,
             console=console,
+            facts=self._facts(method),
             overwrite=overwrite,
             heading=f"beit {self.verb} --config THIS-FILE",
         ) as run:
-            if run.finished:
-                console.say(f"{config.out} is finished; nothing to do (--overwrite starts afresh)")
-                return
-            run.remember("images", self.source.fingerprint, "bring them back, or choose another --out")
             precision: Precision = run.settle(
                 "precision", lambda: choose_precision(config.precision, self.compute.device)
             )
-            self._announce(method, precision)
+            announce(self, method, precision)
             if method.prepare:
                 method.prepare(self._machine(precision))
             results = self._fit(method, loader, self._plan(method, precision), run)
-            self._close(method, results)
+            conclude(self, method, results, loader.bad_files)
 
     # The parts of a run.
 
-    def _loader(self, view: View) -> Loader:
+    def _loader(self, method: Method) -> Loader:
         config, compute = self.config, self.compute
         return Loader(
             self.source,
-            view,
+            method.view,
             batch_size=config.batch_size,
             seed=config.seed,
             rank=compute.rank,
@@ -165,25 +189,32 @@ class Stage:
             workers=num_workers(config.workers, compute),
             max_bad=config.max_bad,
             on_bad=self._report_bad,
-            labeled=self.labeled,
+            labeled=method.labeled,
+            repeats=method.repeats,
+            pin_memory=compute.device.type == "cuda",
         )
 
     def _report_bad(self, name: str, reason: str) -> None:
-        self.console.say(f"skipped {name}: {reason}")
+        line = f"skipped {name}: {reason}"
+        if self.compute.main:
+            self.console.say(line)
+        else:  # the other ranks have no log, but damage that only they meet must be named
+            print(line, file=sys.stderr, flush=True)
 
     def _machine(self, precision: Precision) -> Machine:
         return Machine(self.compute, precision, num_workers(self.config.workers, self.compute))
 
-    def _steps_per_epoch(self) -> int:
-        """Whole batches in the data, as the released code counts them; the rest is not lost but seen next."""
-        return max(1, len(self.source) // self.config.batch_size)
-
-    def _warmup(self) -> int:
-        wanted = self.config.warmup_steps
-        if wanted is None:
-            wanted = round(self.config.warmup_epochs * self._steps_per_epoch())
+    def warmup(self) -> int:
+        """Steps of linear warm-up."""
+        if self.config.warmup_steps is not None:
+            return self.config.warmup_steps
         # A recipe for hundreds of epochs, cut short by --steps, would otherwise only warm up.
-        return min(wanted, self.steps() // 5)
+        return min(self._steps_of(self.config.warmup_epochs or 0), self.steps() // 5)
+
+    def _facts(self, method: Method) -> dict[str, str]:
+        """What the run depends on besides its configuration."""
+        facts = {"images": f"{self.source.fingerprint} and {self.held_back.fingerprint}"}
+        return facts if method.tokenizer_hash is None else {**facts, "tokenizer": method.tokenizer_hash}
 
     def _plan(self, method: Method, precision: Precision) -> LoopPlan:
         config, steps = self.config, self.steps()
@@ -199,7 +230,7 @@ class Stage:
             ema_decay=config.ema_decay,
             nonfinite=config.nonfinite,
             log_every=config.log_every,
-            eval_every=max(1, steps // config.evaluations),
+            eval_every=math.ceil(steps / config.evaluations),
             save_every_steps=save_steps,
             save_every_minutes=save_minutes,
             keep=config.keep,
@@ -210,7 +241,12 @@ class Stage:
     def _fit(self, method: Method, loader: Loader, plan: LoopPlan, run: RunDirectory) -> dict[str, Any]:
         config, compute = self.config, self.compute
         peak = config.scaled(config.lr)
-        groups = parameter_groups(method.model.to(compute.device), weight_decay=config.weight_decay)
+        groups = parameter_groups(
+            method.model.to(compute.device),
+            weight_decay=config.weight_decay,
+            layer_decay=method.layer_decay,
+            layer_groups=method.layer_groups,
+        )
         return fit(
             model=method.model,
             step=method.step,
@@ -220,8 +256,8 @@ class Stage:
                 cosine_schedule,
                 peak=peak,
                 final=config.scaled(config.min_lr),
-                warmup_steps=self._warmup(),
-                total_steps=plan.steps,
+                warmup_steps=self.warmup(),
+                total_steps=config.in_steps(config.lr_steps, plan.steps),
             ),
             plan=plan,
             run=run,
@@ -242,10 +278,11 @@ class Stage:
             folder,
             provenance={"verb": self.verb, "step": step, "data": list(self.config.sources)},
             tokenizer_hash=method.tokenizer_hash,
-            classes=self.source.classes if self.labeled else None,
-            crop_pct=method.crop_pct,
+            classes=method.classes,
+            extra=method.description,
         )
 
+    @torch.no_grad()
     def _evaluate(
         self, method: Method, precision: Precision, model: nn.Module, poll: Poll
     ) -> dict[str, Tensor]:
@@ -256,20 +293,36 @@ class Stage:
             self._machine(precision),
             batch_size=self.config.batch_size // (self.compute.world * self.config.accumulate),
             seed=self.config.seed,
-            labeled=self.labeled,
+            labeled=method.labeled,
             on_bad=self._report_bad,
         )
-        return totals(passes, poll)
+        return totals(passes, self._no_totals(method, model), poll)
+
+    def _no_totals(self, method: Method, model: nn.Module) -> dict[str, Tensor]:
+        """Sums over nothing. Every rank needs the names, also one whose held-back images are all damaged."""
+        image, label = torch.zeros(method.input_shape, dtype=torch.uint8), (0,) if method.labeled else ()
+        blank = method.evaluation_view(image, *label, np.random.default_rng(0))
+        batch = type(blank)(*(field[None] for field in blank))
+        sums = method.evaluate(model, to_device(batch, self.compute.device))
+        return {name: torch.zeros_like(value) for name, value in sums.items()}
 
     @torch.no_grad()
     def _draw(self, method: Method, precision: Precision, model: nn.Module, folder: Path, step: int) -> None:
         assert method.draw is not None
-        seed, labeled = self.config.seed, self.labeled
+        # Spread over the set, because neighbours in it are alike.
+        shown = Subset(self.held_back, spread(len(self.held_back), PICTURES))
         batches = evaluation_batches(
-            self.shown, method.evaluation_view, batch_size=PICTURES, seed=seed, labeled=labeled
+            shown,
+            method.evaluation_view,
+            batch_size=PICTURES,
+            seed=self.config.seed,
+            labeled=method.labeled,
         )
+        batch = next(batches, None)
+        if batch is None:
+            return
         with autocast(self.compute.device, precision):
-            method.draw(model, to_device(next(batches), self.compute.device), folder, step)
+            method.draw(model, to_device(batch, self.compute.device), folder, step)
 
     def _trackers(self, run: RunDirectory, step: int) -> list[Tracker]:
         trackers: list[Tracker] = []
@@ -278,40 +331,6 @@ class Stage:
         if self.config.wandb is not None:
             trackers.append(WandbTracker(run.path, self.config.wandb, run.identity, run.config))
         return trackers
-
-    # What is said.
-
-    def _announce(self, method: Method, precision: Precision) -> None:
-        config, say, steps = self.config, self.console.say, self.steps()
-        machine = describe_machine(self.compute)
-        device = machine.get("gpu") or f"{machine['cpu']} with {machine['threads']} threads"
-        parameters = sum(parameter.numel() for parameter in method.model.parameters())
-        per_pass = config.batch_size // (self.compute.world * config.accumulate)
-        state = parameters * 4 * (4 if config.ema_decay is None else 5)
-        memory = (state + per_pass * method.activations * (0.5 if precision == "bf16" else 1)) / 2**30
-        say(f"data       {self.source.describe()}; {len(self.held_back):,} held back to evaluate on")
-        for note in self.source.notes:
-            say(f"           {note}")
-        say(f"model      {parameters:,} parameters")
-        for line in method.about:
-            say(f"           {line}")
-        epochs = steps * config.batch_size / len(self.source)
-        say(f"training   {steps:,} steps of {config.batch_size} images ({epochs:.1f} epochs)")
-        say(
-            f"rate       {config.scaled(config.lr):.3g} at this batch size "
-            f"({config.lr:.3g} at {config.lr_batch_size}, {config.lr_scaling} scaling)"
-        )
-        say(f"machine    {self.compute.world} x {device}, {precision}, about {memory:.1f} GiB of memory")
-        say(f"results    {config.out}")
-
-    def _close(self, method: Method, results: Mapping[str, Any]) -> None:
-        out, say = self.config.out, self.console.say
-        for line in method.conclusion(results):
-            say(line)
-        say(f"done in {duration(results['seconds'])}; the model is in {Path(out) / 'model'}")
-        say(f"next: beit report {out}")
-        if method.next_command:
-            say(f"next: {method.next_command.format(out=out)}")
 
 
 def spread(size: int, count: int) -> list[int]:
