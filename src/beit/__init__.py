@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         DemoConfig,
         DiscreteVAEConfig,
         EncoderConfig,
+        FinetuneConfig,
         PretrainConfig,
         ReportConfig,
         TokenizerConfig,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from beit.presets import configure
     from beit.recipes.check import check
     from beit.recipes.demo import demo
+    from beit.recipes.finetune import finetune
     from beit.recipes.pretrain import pretrain
     from beit.recipes.report import report
     from beit.recipes.tokenizer import tokenizer
@@ -39,6 +41,7 @@ _HOMES = {
         "DemoConfig",
         "DiscreteVAEConfig",
         "EncoderConfig",
+        "FinetuneConfig",
         "PretrainConfig",
         "ReportConfig",
         "TokenizerConfig",
@@ -49,6 +52,7 @@ _HOMES = {
     "beit.presets": ("configure",),
     "beit.recipes.check": ("check",),
     "beit.recipes.demo": ("demo",),
+    "beit.recipes.finetune": ("finetune",),
     "beit.recipes.pretrain": ("pretrain",),
     "beit.recipes.report": ("report",),
     "beit.recipes.tokenizer": ("tokenizer",),
@@ -64,6 +68,7 @@ __all__ = [
     "DiscreteVAE",
     "DiscreteVAEConfig",
     "EncoderConfig",
+    "FinetuneConfig",
     "ImageClassifier",
     "MaskedImageModel",
     "PretrainConfig",
@@ -75,6 +80,7 @@ __all__ = [
     "checkpoints",
     "configure",
     "demo",
+    "finetune",
     "load_encoder",
     "load_model",
     "load_tokenizer",

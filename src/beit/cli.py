@@ -39,6 +39,11 @@ VERBS: dict[str, Verb] = {
     "check": Verb(configs.CheckConfig, "check:check", "look a data set over before anything is trained"),
     "tokenizer": Verb(configs.TokenizerConfig, "tokenizer:tokenizer", "train the visual tokenizer"),
     "pretrain": Verb(configs.PretrainConfig, "pretrain:pretrain", "masked image modelling"),
+    "finetune": Verb(
+        configs.FinetuneConfig,
+        "finetune:finetune",
+        "classification, from a pre-trained model or from scratch",
+    ),
     "report": Verb(
         configs.ReportConfig, "report:report", "one offline page about one or several runs", "runs"
     ),

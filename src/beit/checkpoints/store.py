@@ -80,12 +80,14 @@ def save_model(
     provenance: Mapping[str, Any],
     tokenizer_hash: str | None = None,
     classes: Sequence[str] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes `model` as folder/model.safetensors and folder/model.json, each complete or not at all.
 
     provenance: where the model comes from, for people; package and torch versions, date and command are added.
     tokenizer_hash: :func:`weights_sha256` of the tokenizer whose tokens a pre-trained model predicts.
     classes: names of a classifier's outputs, in order.
+    extra: further keys of model.json, such as the interpolation and crop_pct that images are prepared with.
     """
     name = kind_of(model)
     if name not in KINDS:
@@ -101,6 +103,7 @@ def save_model(
         **_pixel_constants(architecture),
         "classes": None if classes is None else list(classes),
         "tokenizer": tokenizer_hash,
+        **(extra or {}),
         "weights_sha256": _sha256(tensors),
         "provenance": {**_this_process(), **provenance},
     }

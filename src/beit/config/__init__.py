@@ -6,6 +6,7 @@ A field's docstring is its help text. Defaults are the released BEiT-base recipe
 
 from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEConfig, EncoderConfig
 from beit.config.errors import Interrupted, RunFailed, UserError, require
+from beit.config.finetune import FinetuneConfig
 from beit.config.others import CheckConfig, DemoConfig, PresetsConfig, ReportConfig
 from beit.config.pretrain import PretrainConfig
 from beit.config.run import DataConfig, TrainingConfig
@@ -18,6 +19,7 @@ __all__ = [
     "DemoConfig",
     "DiscreteVAEConfig",
     "EncoderConfig",
+    "FinetuneConfig",
     "Interrupted",
     "PresetsConfig",
     "PretrainConfig",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from beit.config import PretrainConfig, TokenizerConfig, TrainingConfig, UserError
+from beit.config import FinetuneConfig, PretrainConfig, TokenizerConfig, TrainingConfig, UserError
 from beit.config_file import layered
+from beit.presets.finetune import FINETUNE
 from beit.presets.preset import ENCODERS, Preset
 from beit.presets.pretrain import PRETRAIN
 from beit.presets.tokenizer import TOKENIZER
@@ -18,6 +19,7 @@ Config = TypeVar("Config", bound=TrainingConfig)
 TABLES: Mapping[type[TrainingConfig], Mapping[str, Preset]] = {
     TokenizerConfig: TOKENIZER,
     PretrainConfig: PRETRAIN,
+    FinetuneConfig: FINETUNE,
 }
 
 

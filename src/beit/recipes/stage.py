@@ -9,9 +9,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +37,7 @@ from beit.training.plan import LoopPlan, Step
 from beit.training.run_directory import RunDirectory
 from beit.training.trackers import TensorBoardTracker, Tracker, WandbTracker
 
-View = Callable[[Tensor, np.random.Generator], Any]
+View = Callable[..., Any]
 Poll = Callable[[], None]
 
 
@@ -50,9 +49,9 @@ class Method:
     step: Step
     """One micro-batch -> loss and metrics; see :func:`beit.training.loop.fit`."""
     view: View
-    """An image and a generator -> a training sample."""
+    """An image, its label if the method is `labeled`, and a generator -> a training sample."""
     evaluation_view: View
-    """An image and a generator -> a sample of the evaluation."""
+    """The same -> a sample of the evaluation."""
     evaluate: Callable[[nn.Module, Any], dict[str, Tensor]]
     """The model and a batch on the device -> sums over it, `count` among them."""
     draw: Callable[[nn.Module, Any, Path, int], None]
@@ -60,10 +59,22 @@ class Method:
     summarise: Summary = scalars
     summarise_evaluation: Summary = over_count
     monitor: str = "loss"
-    """The evaluation's figure that says which was best; lower is better."""
+    """The evaluation's figure that says which was best."""
+    monitor_mode: Literal["min", "max"] = "min"
+    labeled: bool = False
+    """Whether the views take labels."""
+    repeats: int = 1
+    """Views of an image that stand together in a batch."""
+    layer_decay: float = 1.0
+    layer_groups: Sequence[Sequence[nn.Parameter]] | None = None
+    """The model's parameters by depth, lowest first; with them `layer_decay` slows the lower ones down."""
     companions: Mapping[str, nn.Module] = field(default_factory=dict)
     tokenizer_hash: str | None = None
     """Identity of the tokenizer whose tokens the model predicts."""
+    classes: Sequence[str] | None = None
+    """Names of a classifier's outputs, in order."""
+    description: Mapping[str, Any] = field(default_factory=dict)
+    """What else model.json should say."""
     about: Sequence[str] = ()
     """Lines for the announcement."""
     activations: float = 0
@@ -95,8 +106,6 @@ class Stage:
         }
         self.source: Source = open_source(config.sources, "train", limit=config.limit, **options)
         self.held_back: Source = open_source(config.sources, "eval", limit=config.eval_images, **options)
-        # Spread over the set, because neighbours in it are alike.
-        self.shown = Subset(self.held_back, spread(len(self.held_back), PICTURES))
         torch.manual_seed(config.seed)
 
     def steps(self) -> int:
@@ -113,7 +122,7 @@ class Stage:
     def train(self, method: Method, *, dry_run: bool, overwrite: bool) -> None:
         """Announce `method` and train it to its end, from wherever the run stands."""
         config, console = self.config, self.console
-        loader = self._loader(method.view)
+        loader = self._loader(method)
         if dry_run:
             self._announce(method, choose_precision(config.precision, self.compute.device))
             console.say("dry run: nothing was written")
@@ -140,11 +149,11 @@ class Stage:
 
     # The parts of a run.
 
-    def _loader(self, view: View) -> Loader:
+    def _loader(self, method: Method) -> Loader:
         config, compute = self.config, self.compute
         return Loader(
             self.source,
-            view,
+            method.view,
             batch_size=config.batch_size,
             seed=config.seed,
             rank=compute.rank,
@@ -153,6 +162,8 @@ class Stage:
             workers=self._workers(),
             max_bad=config.max_bad,
             on_bad=self._report_bad,
+            labeled=method.labeled,
+            repeats=method.repeats,
         )
 
     def _report_bad(self, name: str, reason: str) -> None:
@@ -195,12 +206,18 @@ class Stage:
             save_every_minutes=save_minutes,
             keep=config.keep,
             monitor=method.monitor,
+            monitor_mode=method.monitor_mode,
         )
 
     def _fit(self, method: Method, loader: Loader, plan: LoopPlan, run: RunDirectory) -> dict[str, Any]:
         config, compute = self.config, self.compute
         peak = config.scaled(config.lr)
-        groups = parameter_groups(method.model.to(compute.device), weight_decay=config.weight_decay)
+        groups = parameter_groups(
+            method.model.to(compute.device),
+            weight_decay=config.weight_decay,
+            layer_decay=method.layer_decay,
+            layer_groups=method.layer_groups,
+        )
         return fit(
             model=method.model,
             step=method.step,
@@ -231,6 +248,8 @@ class Stage:
             folder,
             provenance={"verb": self.verb, "step": step, "data": list(self.config.sources)},
             tokenizer_hash=method.tokenizer_hash,
+            classes=method.classes,
+            extra=method.description,
         )
 
     @torch.no_grad()
@@ -248,6 +267,7 @@ class Stage:
             world=self.compute.world,
             workers=self._workers(),
             on_bad=self._report_bad,
+            labeled=method.labeled,
         )
         for batch in batches:
             poll()
@@ -259,8 +279,16 @@ class Stage:
 
     @torch.no_grad()
     def _draw(self, method: Method, precision: Precision, model: nn.Module, folder: Path, step: int) -> None:
-        seed = self.config.seed
-        batch = next(evaluation_batches(self.shown, method.evaluation_view, batch_size=PICTURES, seed=seed))
+        # Spread over the set, because neighbours in it are alike.
+        shown = Subset(self.held_back, spread(len(self.held_back), PICTURES))
+        batches = evaluation_batches(
+            shown,
+            method.evaluation_view,
+            batch_size=PICTURES,
+            seed=self.config.seed,
+            labeled=method.labeled,
+        )
+        batch = next(batches)
         with autocast(self.compute.device, precision):
             method.draw(model, to_device(batch, self.compute.device), folder, step)
 
