@@ -46,7 +46,8 @@ def _rotate(picture: Image.Image, level: float, fill: Color) -> Image.Image:
 
 
 def _posterize(picture: Image.Image, level: float, fill: Color) -> Image.Image:
-    return ImageOps.posterize(picture, 4 - int(4 * abs(level)))
+    # timm keeps no bit at all at level 1, which today's Pillow refuses.
+    return ImageOps.posterize(picture, max(1, 4 - int(4 * abs(level))))
 
 
 def _solarize(picture: Image.Image, level: float, fill: Color) -> Image.Image:

@@ -93,6 +93,11 @@ def prepare_labels(config: FinetuneConfig, stage: Stage) -> Labels:
         )
     if config.labels_per_class is not None:
         stage.source = labels_per_class(stage.source, config.labels_per_class, config.seed)
+    if len(stage.source) < config.batch_size:
+        stage.source.notes.append(
+            f"a batch of {config.batch_size:,} shows these images more than once, and an epoch is one batch; "
+            f"--preset small-data and tiny are for few images"
+        )
     return labels
 
 

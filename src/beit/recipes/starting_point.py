@@ -63,10 +63,12 @@ def _take_over_head(
     for mine, its in ((model.fc_norm, start.fc_norm), (model.norm, start.norm)):
         if mine is not None and its is not None:
             mine.load_state_dict(its.state_dict())
-    if _classes_of(config.init) == classes:
+    known = _classes_of(config.init)
+    if known == classes:
         model.head.load_state_dict(start.head.state_dict())
         return [f"head kept: the same {len(classes):,} classes"]
-    return [f"head for {start.num_classes:,} other classes replaced by a new one for {len(classes):,}"]
+    old = "other" if known else "unnamed"
+    return [f"head for {start.num_classes:,} {old} classes replaced by a new one for {len(classes):,}"]
 
 
 def _classes_of(init: str) -> tuple[str, ...] | None:
