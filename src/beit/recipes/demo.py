@@ -25,7 +25,7 @@ NOTES = (
     "Last, the same network learned the classes from {labels} labelled scenes of each class twice, with the same "
     "recipe and the same number of steps: once from the pre-trained encoder (finetune), once from scratch. What "
     "pre-training is worth is the difference between the two on scenes that neither has seen. After minutes of it "
-    "that is a few points, and an early lead; it grows with longer pre-training.",
+    "expect a few points; docs/results.md has longer runs.",
 )
 
 Config = TypeVar("Config", bound=TrainingConfig)
