@@ -36,7 +36,8 @@ ALLOWED = {
         "training",
         "visualize",
     },
-    "cli": {"config", "config_file", "presets"},
+    "launch": set(),
+    "cli": {"config", "config_file", "presets", "launch"},
 }
 
 

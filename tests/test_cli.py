@@ -77,7 +77,7 @@ FINETUNE = ["--data", "x", "--out", "y", "--init", "i"]
         ),
         (["finetune", *FINETUNE, "--label-share", "0.1", "--labels-per-class", "5"], "exclude each other"),
         (["finetune", *FINETUNE, "--multilabel", "--labels-per-class", "5"], "use --label-share"),
-        (["finetune", *FINETUNE, "--randaugment", "11"], "--randaugment lies between 0 and 10"),
+        (["finetune", *FINETUNE, "--randaugment", "11"], "--randaugment must lie between 0 and 10"),
         (["report"], "needs --runs"),
         (["report", "no/such/run"], "no/such/run"),
     ],

@@ -117,9 +117,9 @@ def test_other_mistakes_are_refused() -> None:
         RandomMasking((0, 14))
     with pytest.raises(UserError, match="--min-block 0"):
         BlockwiseMasking(min_block=0)
-    with pytest.raises(UserError, match="--min-aspect"):
+    with pytest.raises(UserError, match="min_aspect"):
         BlockwiseMasking(min_aspect=0)
     with pytest.raises(UserError, match="--mask-count"):
         BlockwiseMasking(count="some")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="--mask-aspect"):
+    with pytest.raises(UserError, match="--block-aspect"):
         BlockwiseMasking(aspect="square")  # type: ignore[arg-type]

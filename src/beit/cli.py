@@ -12,13 +12,13 @@ import io
 import os
 import re
 import sys
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from beit import config as configs
 from beit.config import Interrupted, RunFailed, TrainingConfig, UserError
+from beit.launch import launch
 
 Arguments = list[str]
 
@@ -64,10 +64,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(1)
 
 
-def _complain(message: object) -> None:
-    """One line on standard error, from one of the ranks."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"beit: {message}", file=sys.stderr)
+def _complain(message: object, everywhere: bool = False) -> None:
+    """One line on standard error; of what all ranks find alike only the first speaks, unless `everywhere`."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0 or everywhere:
+        print(f"beit{f' (rank {rank})' if rank else ''}: {message}", file=sys.stderr)
 
 
 def _dispatch(arguments: Arguments) -> int:
@@ -106,6 +107,7 @@ def _overview() -> str:
 
 
 def _run(name: str, verb: Verb, arguments: Arguments) -> int:
+    given = list(arguments)
     training = issubclass(verb.config, TrainingConfig)
     if verb.positional and arguments and not arguments[0].startswith("-"):
         arguments = [f"--{verb.positional}", *arguments]
@@ -122,8 +124,8 @@ def _run(name: str, verb: Verb, arguments: Arguments) -> int:
 
         print(to_yaml(config, f"beit {name} --config THIS-FILE"), end="")
         return 0
-    if training:
-        _start_processes(typing.cast(TrainingConfig, config))
+    if isinstance(config, TrainingConfig) and (count := _ranks_to_start(config)) > 1:
+        return launch(count, [name, *given])
     module, function = verb.run.split(":")
     run = getattr(importlib.import_module(f"beit.recipes.{module}"), function)
     options = {"dry_run": switches["--dry-run"], "overwrite": switches["--overwrite"]} if training else {}
@@ -138,7 +140,10 @@ def _guarded(run: Any, config: object, options: dict[str, bool]) -> int:
         _complain(stop)
         return 75
     except RunFailed as stop:
-        _complain(stop)
+        _complain(stop, everywhere=True)
+        return 1
+    except OSError as error:
+        _complain(f"{error.filename or 'the operating system'}: {error.strerror or error}", everywhere=True)
         return 1
     return 0
 
@@ -153,6 +158,8 @@ def parse(config_type: type, arguments: Arguments, layers: Sequence[dict[str, An
 
     from beit.config_file import EXCLUSIVE, layered
 
+    _refuse_repetition(arguments)
+    arguments = ["None" if argument in ("null", "none") else argument for argument in arguments]
     twin = type(config_type.__name__, (config_type,), {"__post_init__": lambda self: None})
     known = layered(config_type, layers)
     fields = dataclasses.fields(config_type)
@@ -170,14 +177,19 @@ def parse(config_type: type, arguments: Arguments, layers: Sequence[dict[str, An
             print(_COMMON_HELP, end="")
         raise
     values = {field.name: getattr(parsed, field.name) for field in fields}
-    flags = {
-        name: values[name]
-        for name in EXCLUSIVE
-        if any(argument.split("=")[0] == f"--{name}" for argument in arguments)
-    }
-    if len(flags) == 1:
-        values.update(dict.fromkeys(EXCLUSIVE, None), **flags)
+    given = {argument.split("=")[0][2:].replace("-", "_") for argument in arguments if argument[:2] == "--"}
+    for group in EXCLUSIVE:
+        said = [name for name in group if name in given]
+        if len(said) == 1:
+            values.update({name: None for name in group if name in values and name != said[0]})
     return config_type(**values)
+
+
+def _refuse_repetition(arguments: Arguments) -> None:
+    flags = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
+    for flag in flags:
+        if flags.count(flag) > 1:
+            raise UserError(f"{flag} is given twice; give it once, with all its values behind it")
 
 
 _COMMON_HELP = """
@@ -222,24 +234,19 @@ def _one_line(complaint: str, program: str) -> str:
     flags = re.compile(r"(?<![\w`-])--[a-z][\w-]*")
     if heading.startswith("Required"):
         return f"{program} needs {' and '.join(flags.findall(body))}; {program} --help explains"
+    if failed := re.search(r"Error parsing (--\S+): .*?(?:\[?'([^']*)'\]?)", body):
+        return f"{failed[1]} cannot be {failed[2]!r}; see {program} --help"
     meant = flags.findall(rest[0]) if rest and rest[0].startswith("Perhaps") else []
     hint = f"; did you mean {' or '.join(dict.fromkeys(meant))}?" if meant else f"; see {program} --help"
     return body.rstrip(".") + hint
 
 
-def _start_processes(config: TrainingConfig) -> None:
-    """With ``--devices N`` above 1, become torchrun with N processes on this machine.
+def _ranks_to_start(config: TrainingConfig) -> int:
+    """Processes to start for ``--devices``; 1 inside a rank that torchrun or :mod:`beit.launch` has started."""
+    if "RANK" in os.environ:
+        return 1
+    if config.devices != "auto":
+        return config.devices
+    import torch
 
-    Inside torchrun or SLURM the processes exist already, and nothing is started.
-    """
-    if "RANK" in os.environ or config.devices == 1:
-        return
-    if config.devices == "auto":
-        import torch
-
-        count = torch.cuda.device_count()
-    else:
-        count = config.devices
-    if count > 1:
-        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", "beit"]
-        os.execv(sys.executable, [sys.executable, *launch, *sys.argv[1:]])
+    return max(1, torch.cuda.device_count())

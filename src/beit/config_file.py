@@ -15,7 +15,7 @@ import yaml
 
 from beit.config import UserError
 
-EXCLUSIVE = ("steps", "epochs")
+EXCLUSIVE = (("steps", "epochs"), ("warmup_steps", "warmup_epochs"))
 """Two ways to say one thing: a layer that says one of them silences the other in the layers below."""
 
 
@@ -101,6 +101,8 @@ def _convert(value: Any, hint: Any) -> Any:
     elif hint is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
+    elif hint is str and type(value) is int:
+        return str(value)  # save_every: 500
     elif type(value) is hint or (hint is type(None) and value is None):
         return value
     raise TypeError
@@ -114,8 +116,9 @@ def layered(config_type: type, layers: Iterable[Mapping[str, Any]]) -> dict[str,
         if field.default is not dataclasses.MISSING
     }
     for layer in layers:
-        said = [name for name in EXCLUSIVE if layer.get(name) is not None]
-        if len(said) == 1:
-            values.update(dict.fromkeys(set(EXCLUSIVE) & set(values), None))
+        for group in EXCLUSIVE:
+            said = [name for name in group if layer.get(name) is not None]
+            if len(said) == 1:
+                values.update({name: None for name in group if name in values})
         values.update(layer)
     return values

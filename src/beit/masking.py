@@ -63,9 +63,9 @@ class BlockwiseMasking:
         if count not in get_args(Count):
             raise UserError(f"--mask-count {count} is unknown; choose from {', '.join(get_args(Count))}")
         if aspect not in get_args(Aspect):
-            raise UserError(f"--mask-aspect {aspect} is unknown; choose from {', '.join(get_args(Aspect))}")
+            raise UserError(f"--block-aspect {aspect} is unknown; choose from {', '.join(get_args(Aspect))}")
         if not 0 < min_aspect <= 1:
-            raise UserError(f"--min-aspect {min_aspect} is not in (0, 1]")
+            raise UserError(f"min_aspect {min_aspect} is not in (0, 1]")
         num_patches = grid[0] * grid[1]
         if num_masked is None and count == "more_than":
             num_masked = int(_PAPER_SHARE * num_patches)

@@ -14,7 +14,6 @@ from beit.training.optim import (
     cosine_schedule,
     parameter_groups,
     polynomial_schedule,
-    scaled_lr,
     set_learning_rate,
 )
 
@@ -97,10 +96,6 @@ def test_polynomial_is_that_of_mmsegmentation() -> None:
         factor = 1 - (1 - step / 15) * (1 - 1e-6) if step < 15 else 1
         rate = polynomial_schedule(step, peak=3e-5, final=1e-6, warmup_steps=15, total_steps=100, power=0.9)
         assert rate == pytest.approx(regular * factor, rel=1e-12)
-
-
-def test_linear_scaling() -> None:
-    assert scaled_lr(1e-3, 512, 256) == 2e-3
 
 
 def test_adamw_is_loshchilov_and_hutters() -> None:

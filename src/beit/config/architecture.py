@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require, require_positive, require_share
 
 PIXEL_STATISTICS = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -46,6 +46,16 @@ class EncoderConfig:
     """Divides images after the subtraction, per channel."""
 
     def __post_init__(self) -> None:
+        require_positive(
+            {
+                "--patch-size": self.patch_size,
+                "--width": self.width,
+                "--depth": self.depth,
+                "--num-heads": self.num_heads,
+                "--mlp-ratio": self.mlp_ratio,
+            }
+        )
+        require_share({"--drop-path-rate": self.drop_path_rate, "--dropout": self.dropout}, below_one=True)
         if any(side % self.patch_size or side <= 0 for side in self.image_size):
             raise UserError(
                 f"--image-size {'x'.join(map(str, self.image_size))} is not a multiple of "
@@ -78,6 +88,14 @@ class DiscreteVAEConfig:
     """Height and width in pixels that the tokenizer is meant for; it runs at any multiple of `stride`."""
 
     def __post_init__(self) -> None:
+        require_positive(
+            {
+                "--width": self.width,
+                "--code-width": self.code_width,
+                "--blocks-per-group": self.blocks_per_group,
+            }
+        )
+        require(self.vocab_size > 1, f"--vocab-size must be at least 2, not {self.vocab_size}")
         if self.stride < 2 or self.stride & (self.stride - 1):
             raise UserError(f"--stride {self.stride} is not a power of two of at least 2")
         if any(side % self.stride or side <= 0 for side in self.image_size):

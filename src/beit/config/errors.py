@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 
 class UserError(ValueError):
     """A mistake that the user can mend, told in one line that names the flag or file and the remedy.
@@ -22,3 +25,22 @@ def require(condition: bool, message: str) -> None:
     """Raise :class:`UserError` with `message` unless `condition` holds."""
     if not condition:
         raise UserError(message)
+
+
+def require_positive(values: Mapping[str, float | None]) -> None:
+    """UserError naming the first flag whose value is not a finite number above 0; None passes."""
+    for flag, value in values.items():
+        require(value is None or 0 < value < math.inf, f"{flag} must be positive, not {value}")
+
+
+def require_share(values: Mapping[str, float | None], *, below_one: bool = False) -> None:
+    """UserError naming the first flag whose value is not between 0 and 1; None passes."""
+    for flag, value in values.items():
+        fits = value is None or (0 <= value < 1 if below_one else 0 <= value <= 1)
+        require(fits, f"{flag} must be at least 0 and {'below' if below_one else 'at most'} 1, not {value}")
+
+
+def require_not_negative(values: Mapping[str, float | None]) -> None:
+    """UserError naming the first flag whose value is below 0 or not finite; None passes."""
+    for flag, value in values.items():
+        require(value is None or 0 <= value < math.inf, f"{flag} must not be negative, but is {value}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from beit.config.architecture import PIXEL_STATISTICS, EncoderConfig
-from beit.config.errors import UserError, require
+from beit.config.errors import UserError, require, require_not_negative, require_positive, require_share
 from beit.config.run import TrainingConfig
 
 SCRATCH = ("image_size", "patch_size", "width", "depth", "num_heads")
@@ -88,35 +88,49 @@ class FinetuneConfig(TrainingConfig):
     lr: float = 4e-3
     lr_batch_size: int = 1024
     min_lr: float = 1e-6
-    warmup_epochs: float = 20.0
+    warmup_epochs: float | None = 20.0
     clip_grad: float | None = None
     eval_images: int = 50_000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for flag, value, highest in (
-            ("--drop-path-rate", self.drop_path_rate, 1.0),
-            ("--dropout", self.dropout, 1.0),
-            ("--label-smoothing", self.label_smoothing, 1.0),
-            ("--cutmix-share", self.cutmix_share, 1.0),
-            ("--erasing", self.erasing, 1.0),
-            ("--flip", self.flip, 1.0),
-            ("--color-jitter", self.color_jitter, 1.0),
-            ("--randaugment", self.randaugment, 10.0),
-        ):
-            require(0 <= value <= highest, f"{flag} lies between 0 and {highest:g}")
-        for flag, share in (
-            ("--layer-decay", self.layer_decay),
-            ("--min-crop", self.min_crop),
-            ("--crop-pct", 1.0 if self.crop_pct is None else self.crop_pct),
-            ("--label-share", 1.0 if self.label_share is None else self.label_share),
-        ):
-            require(0 < share <= 1, f"{flag} is a share above 0 and up to 1")
-        require(min(self.mixup, self.cutmix) >= 0, "--mixup and --cutmix must not be negative")
-        require(self.randaugment_std >= 0, "--randaugment-std must not be negative")
-        require(self.repeats > 0, "--repeats must be positive")
+        require_share(
+            {
+                "--label-share": self.label_share,
+                "--layer-decay": self.layer_decay,
+                "--cutmix-share": self.cutmix_share,
+                "--label-smoothing": self.label_smoothing,
+                "--erasing": self.erasing,
+                "--color-jitter": self.color_jitter,
+                "--flip": self.flip,
+                "--min-crop": self.min_crop,
+                "--crop-pct": self.crop_pct,
+            }
+        )
+        require_share({"--drop-path-rate": self.drop_path_rate, "--dropout": self.dropout}, below_one=True)
+        require_positive(
+            {
+                "--label-share": self.label_share,
+                "--labels-per-class": self.labels_per_class,
+                "--layer-decay": self.layer_decay,
+                "--repeats": self.repeats,
+                "--min-crop": self.min_crop,
+                "--crop-pct": self.crop_pct,
+            }
+        )
+        require_not_negative(
+            {
+                "--mixup": self.mixup,
+                "--cutmix": self.cutmix,
+                "--randaugment-std": self.randaugment_std,
+                "--init-scale": self.init_scale,
+            }
+        )
         require(
-            self.labels_per_class is None or self.labels_per_class > 0, "--labels-per-class must be positive"
+            0 <= self.randaugment <= 10, f"--randaugment must lie between 0 and 10, not {self.randaugment}"
+        )
+        require(
+            self.init is None or self.out != self.init, "--out is the run of --init; choose another folder"
         )
         require(
             self.label_share is None or self.labels_per_class is None,

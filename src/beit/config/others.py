@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from beit.config.errors import require
+from beit.config.errors import require_positive
 from beit.config.run import DataConfig
 
 
@@ -20,8 +20,11 @@ class DemoConfig:
     scale: float = 1.0
     """Lengthen or shorten every stage; 1 takes a few minutes on 2 CPU cores."""
 
+    overwrite: bool = False
+    """Delete the demo's runs in `out` and start afresh."""
+
     def __post_init__(self) -> None:
-        require(self.scale > 0, "--scale must be positive")
+        require_positive({"--scale": self.scale})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from beit.config.architecture import PIXEL_STATISTICS, EncoderConfig
-from beit.config.errors import UserError, require
+from beit.config.errors import UserError, require, require_positive, require_share
 from beit.config.run import TrainingConfig
 
 
@@ -72,6 +72,9 @@ class PretrainConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.architecture()
+        require_positive({"--min-crop": self.min_crop})
+        require_share({"--min-crop": self.min_crop, "--flip": self.flip, "--color-jitter": self.color_jitter})
+        require(self.out != self.tokenizer, "--out is the tokenizer's own run; choose another folder")
         if self.target == "tokens":
             require(self.tokenizer is not None, "--target tokens needs --tokenizer, a run of beit tokenizer")
         elif self.tokenizer is not None:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from beit.config.errors import UserError, require
+from beit.config.errors import UserError, require, require_not_negative, require_positive, require_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,8 @@ class DataConfig:
     """Which images, and how much damage among them is bearable."""
 
     data: str | tuple[str, ...]
-    """Folders of images, tar shards (`shards-{000..099}.tar`), torchvision data sets by name, or `demo`."""
+    """Folders of images, tar shards (`shards-{000..099}.tar`), torchvision data sets by name, or `demo`: the
+    built-in set (a folder of that name is `./demo`)."""
     limit: int | None = None
     """Use only this many images: a fixed choice, spread over the set."""
     holdout: float = 0.05
@@ -28,9 +29,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.sources:
             raise UserError("--data names no images; give a folder, tar shards, a data set's name, or demo")
-        require(self.limit is None or self.limit > 0, "--limit must be positive")
-        require(0 < self.holdout < 1, "--holdout is a share between 0 and 1")
-        require(0 <= self.max_bad <= 1, "--max-bad is a share between 0 and 1")
+        require_positive(
+            {"--limit": self.limit, "--holdout": self.holdout, "--max-megapixels": self.max_megapixels}
+        )
+        require_share({"--holdout": self.holdout}, below_one=True)
+        require_share({"--max-bad": self.max_bad})
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -52,7 +55,7 @@ class TrainingConfig(DataConfig):
     batch_size: int = 2048
     """Images per optimiser step over all devices and accumulation steps."""
     accumulate: int = 1
-    """Split every device's share of the batch into this many passes, to save memory."""
+    """Split every device's share of the batch into this many passes, whose losses are averaged, to save memory."""
 
     lr: float = 1.5e-3
     """Peak learning rate at a batch of `lr_batch_size`."""
@@ -62,10 +65,12 @@ class TrainingConfig(DataConfig):
     """How the learning rate follows the batch size away from `lr_batch_size`."""
     min_lr: float = 1e-5
     """Learning rate at the end of the cosine, scaled like `lr`."""
-    warmup_epochs: float = 10.0
-    """Linear warm-up from 0 in epochs; at most a fifth of the run."""
+    lr_steps: int | float = 1.0
+    """Steps, or a share of the run up to 1, over which the learning rate falls to `min_lr`."""
+    warmup_epochs: float | None = 10.0
+    """Linear warm-up from 0 in epochs, at most a fifth of the run. Excludes `warmup_steps`."""
     warmup_steps: int | None = None
-    """Linear warm-up in steps, instead of `warmup_epochs`."""
+    """Linear warm-up from 0 in steps. Excludes `warmup_epochs`."""
     weight_decay: float = 0.05
     """AdamW weight decay; biases, norms, class token and position embeddings have none."""
     beta1: float = 0.9
@@ -85,8 +90,6 @@ class TrainingConfig(DataConfig):
     """auto: bf16 where this machine is fast at it, else float32."""
     workers: int | Literal["auto"] = "auto"
     """Processes that load images, for each device. Does not change the result."""
-    compile: bool = False
-    """Compile the networks with torch.compile."""
     seed: int = 0
     """Seed of everything random."""
 
@@ -111,21 +114,36 @@ class TrainingConfig(DataConfig):
             (self.steps is None) != (self.epochs is None),
             "give the length of the run as either --epochs or --steps",
         )
-        require((self.steps or self.epochs or 0) > 0, "--steps or --epochs must be positive")
-        for flag, value in {
-            "--batch-size": self.batch_size,
-            "--accumulate": self.accumulate,
-            "--lr-batch-size": self.lr_batch_size,
-            "--keep": self.keep,
-            "--log-every": self.log_every,
-            "--evaluations": self.evaluations,
-            "--eval-images": self.eval_images,
-        }.items():
-            require(value > 0, f"{flag} must be positive")
-        require(self.lr > 0, "--lr must be positive")
-        require(self.seed >= 0, "--seed must not be negative")
-        require(self.devices == "auto" or self.devices > 0, "--devices must be positive, or auto")
-        require(self.workers == "auto" or self.workers >= 0, "--workers must not be negative, or auto")
+        require_positive(
+            {
+                "--steps": self.steps,
+                "--epochs": self.epochs,
+                "--batch-size": self.batch_size,
+                "--accumulate": self.accumulate,
+                "--lr": self.lr,
+                "--lr-batch-size": self.lr_batch_size,
+                "--lr-steps": self.lr_steps,
+                "--clip-grad": self.clip_grad,
+                "--devices": None if self.devices == "auto" else self.devices,
+                "--keep": self.keep,
+                "--log-every": self.log_every,
+                "--evaluations": self.evaluations,
+                "--eval-images": self.eval_images,
+            }
+        )
+        require_not_negative(
+            {
+                "--min-lr": self.min_lr,
+                "--warmup-epochs": self.warmup_epochs,
+                "--warmup-steps": self.warmup_steps,
+                "--weight-decay": self.weight_decay,
+                "--workers": None if self.workers == "auto" else self.workers,
+                "--seed": self.seed,
+            }
+        )
+        require_share(
+            {"--beta1": self.beta1, "--beta2": self.beta2, "--ema-decay": self.ema_decay}, below_one=True
+        )
         self.save_interval()
 
     def save_interval(self) -> tuple[int | None, float | None]:
@@ -134,6 +152,10 @@ class TrainingConfig(DataConfig):
         if match is None or float(match[1]) <= 0 or (not match[2] and "." in match[1]):
             raise UserError(f"--save-every {self.save_every} is neither steps (500) nor minutes (10m)")
         return (None, float(match[1])) if match[2] else (int(match[1]), None)
+
+    def in_steps(self, length: int | float, steps_of_run: int) -> int:
+        """A schedule's `length` in steps, where one up to 1 is a share of the run."""
+        return max(1, round(length * steps_of_run)) if length <= 1 else round(length)
 
     def scaled(self, lr: float) -> float:
         """`lr` at this run's batch size."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from beit.config.architecture import DiscreteVAEConfig
-from beit.config.errors import require
+from beit.config.errors import require, require_not_negative, require_positive, require_share
 from beit.config.run import TrainingConfig
 
 
@@ -48,7 +48,8 @@ class TokenizerConfig(TrainingConfig):
     lr: float = 1e-4
     lr_batch_size: int = 512
     min_lr: float = 1.25e-6
-    warmup_epochs: float = 0.0
+    lr_steps: int | float = 1_200_000
+    warmup_epochs: float | None = 0.0
     weight_decay: float = 1e-4
     clip_grad: float | None = None
     ema_decay: float | None = 0.999
@@ -56,11 +57,20 @@ class TokenizerConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.architecture()
-        require(self.kl_weight >= 0, "--kl-weight must not be negative")
-        require(
-            0 < self.final_temperature <= self.temperature, "--temperature must fall to --final-temperature"
+        require_not_negative({"--kl-weight": self.kl_weight})
+        require_positive(
+            {
+                "--temperature": self.temperature,
+                "--final-temperature": self.final_temperature,
+                "--kl-steps": self.kl_steps,
+                "--temperature-steps": self.temperature_steps,
+                "--min-crop": self.min_crop,
+            }
         )
-        require(self.kl_steps > 0 and self.temperature_steps > 0, "schedule lengths must be positive")
+        require_share({"--min-crop": self.min_crop})
+        require(
+            self.final_temperature <= self.temperature, "--final-temperature must not exceed --temperature"
+        )
 
     def architecture(self) -> DiscreteVAEConfig:
         """The network these knobs describe."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from beit.config import UserError
+from beit.config import RunFailed, UserError
 from beit.data.base import Source
 from beit.data.decode import ImageError
 from beit.data.workers import WorkerError, fetch
@@ -28,9 +28,10 @@ View = Callable[..., Any]
 """(image, rng) -> sample, or with labels (image, label, rng) -> sample; a sample is a NamedTuple of tensors."""
 OnBad = Callable[[str, str], None]
 
-_HANDFUL = 5  # damaged files that never stop a run, however small the set
+HANDFUL = 5  # damaged files that never stop a run, however small the set
 _REPLACEMENTS = 100  # tries before a set counts as unreadable
 _EVALUATION = 2**32 - 1  # stands for the epoch in the seeds of evaluation samples; no training run gets there
+_ORDER, _SAMPLES = 1, 2  # first word of the seeds: no order shares its stream with a sample
 
 
 class _Bad(NamedTuple):
@@ -71,7 +72,7 @@ class _Fetcher(Dataset[_Fetched]):
         samples: list[Any] = []
         bad: list[_Bad] = []
         for epoch, index in work.samples:
-            rng = np.random.default_rng((self._seed, epoch, index))
+            rng = np.random.default_rng((_SAMPLES, self._seed, epoch, index))
             sample = self._load(index, rng, bad)
             if sample is None and self._replace:
                 text = f"{_REPLACEMENTS} images in a row are damaged, the last being {bad[-1].name}: {bad[-1].reason}"
@@ -110,7 +111,7 @@ def _collate(samples: Sequence[Sample]) -> Sample:
 @lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
     """The order of the images in `epoch`."""
-    return np.random.default_rng((seed, epoch)).permutation(size)
+    return np.random.default_rng((_ORDER, seed, epoch)).permutation(size)
 
 
 class Loader:
@@ -118,7 +119,7 @@ class Loader:
 
     `batch_size` is the global one, over all ranks and accumulated micro-batches. A damaged image is reported once
     through `on_bad(name, reason)` and replaced by another; when more than the share `max_bad` of the images read
-    were damaged (and at least five files), the run stops with a :class:`UserError`. With `labeled`, the view is
+    were damaged (and at least five files), the run stops with :class:`RunFailed`. With `labeled`, the view is
     called as view(image, label, rng). `repeats` shows every image that many times in a row, differently drawn
     (repeated augmentation).
     """
@@ -151,11 +152,6 @@ class Loader:
         self._rank, self._world, self._accumulate = rank, world, accumulate
         self._workers, self._pin_memory = workers, pin_memory
         self._damage = _Damage(max_bad, on_bad)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches in one pass over the source; at least one."""
-        return max(1, self._size // self._batch_size)
 
     @property
     def bad_files(self) -> int:
@@ -237,9 +233,9 @@ class _Damage:
                 if self._on_bad:
                     self._on_bad(bad.name, bad.reason)
         if fetched.failure:
-            raise UserError(f"--data: {fetched.failure}; `beit check` lists the damaged files")
-        if len(self.files) >= _HANDFUL and self._failed > self._max_bad * self._tried:
-            raise UserError(
+            raise RunFailed(f"--data: {fetched.failure}; `beit check` lists the damaged files")
+        if len(self.files) >= HANDFUL and self._failed > self._max_bad * self._tried:
+            raise RunFailed(
                 f"--data: {self._failed:,} of {self._tried:,} images read were damaged ({len(self.files):,} files), "
                 f"more than --max-bad {self._max_bad:g} allows; `beit check` lists them"
             )

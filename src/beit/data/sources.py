@@ -60,8 +60,6 @@ def open_source(
     for value in data:
         if value == "demo":
             opened.append(DemoSource(split, size=demo_size, on_progress=on_progress))
-            if os.path.exists(value):
-                notes.append("--data demo is the built-in set; the folder of that name is ./demo")
         elif value in NAMED_SETS and not os.path.exists(value):
             opened.append(NamedSource(value, split))
         else:

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from beit.config import CheckConfig, UserError
 from beit.data.decode import ImageError
+from beit.data.loaders import HANDFUL
 from beit.data.sources import FileSource, Source, open_source
 
 _SIDES = (32, 64, 128, 224, 384, 512, 1024)
@@ -242,12 +243,19 @@ def show(report: DataReport, console: Console, max_bad: float = 0.05) -> None:
     _print_list(
         console, "evaluation files that are also trained on", [f"{b} = {a}" for a, b in report.leaked]
     )
-    images = sum(part.images for part in parts)
-    if len(report.broken) > max_bad * images:
-        share = len(report.broken) / images
-        console.print(f"[red]training would stop: {share:.1%} damaged files exceed --max-bad {max_bad:g}[/]")
-    else:
-        console.print(f"ready for training: {images - len(report.broken):,} usable images")
+    console.print(_verdict(report, max_bad), soft_wrap=True)
+
+
+def _verdict(report: DataReport, max_bad: float) -> str:
+    """What training will do with the images."""
+    train, held_back = report.train, report.evaluation
+    if train is None or len(train.broken) == train.images:
+        return "[red]training would refuse: there is no image to train on[/]"
+    bad = len(train.broken)
+    if bad >= HANDFUL and bad > max_bad * train.images:
+        return f"[red]training would stop: {bad / train.images:.1%} damaged files exceed --max-bad {max_bad:g}[/]"
+    usable = held_back.images - len(held_back.broken) if held_back else 0
+    return f"ready: {train.images - bad:,} images to train on, {usable:,} to evaluate on"
 
 
 def _print_counts(

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, TypeVar
 
-from beit.config import DemoConfig, FinetuneConfig, PretrainConfig, TokenizerConfig, TrainingConfig
+from beit.config import DemoConfig, FinetuneConfig, PretrainConfig, TokenizerConfig, TrainingConfig, require
 from beit.presets import configure, find
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
@@ -37,6 +37,7 @@ def demo(config: DemoConfig) -> None:
     Continues where it was stopped.
     """
     started, out = time.monotonic(), Path(config.out)
+    require(not (out / "config.yaml").exists(), f"--out {out} is a run; choose another folder for the demo")
     runs = {name: out / name for name in ("tokenizer", "pretrain", "finetune", "scratch")}
     encoder = find(PretrainConfig, "demo").values
     architecture = {
@@ -45,13 +46,16 @@ def demo(config: DemoConfig) -> None:
     labels = find(FinetuneConfig, "demo").values["labels_per_class"]
 
     print("1 of 5: a visual tokenizer, which turns images into a grid of tokens\n", flush=True)
-    tokenizer(_stage(TokenizerConfig, config, runs["tokenizer"]))
+    again = config.overwrite
+    tokenizer(_stage(TokenizerConfig, config, runs["tokenizer"]), overwrite=again)
     print("\n2 of 5: an encoder, which predicts the tokens of hidden patches\n", flush=True)
-    pretrain(_stage(PretrainConfig, config, runs["pretrain"], tokenizer=str(runs["tokenizer"])))
+    pretrain(
+        _stage(PretrainConfig, config, runs["pretrain"], tokenizer=str(runs["tokenizer"])), overwrite=again
+    )
     print(f"\n3 of 5: a classifier from that encoder and {labels} labels of each class\n", flush=True)
-    finetune(_stage(FinetuneConfig, config, runs["finetune"], init=str(runs["pretrain"])))
+    finetune(_stage(FinetuneConfig, config, runs["finetune"], init=str(runs["pretrain"])), overwrite=again)
     print("\n4 of 5: the same classifier from scratch\n", flush=True)
-    finetune(_stage(FinetuneConfig, config, runs["scratch"], **architecture))
+    finetune(_stage(FinetuneConfig, config, runs["scratch"], **architecture), overwrite=again)
     print("\n5 of 5: the report\n", flush=True)
     notes = [note.format(labels=labels) for note in NOTES]
     page = write_report(list(runs.values()), out / "report.html", title="beit demo", notes=notes)

@@ -20,7 +20,8 @@ from beit.data.label_file import LabelFile, Labels
 from beit.data.mixing import BatchMixing, smoothed
 from beit.data.views import EvaluationView, LabeledView
 from beit.recipes.classification import agreement, draw_predictions, hits, with_f1
-from beit.recipes.stage import Method, Stage
+from beit.recipes.memory import activations_of_encoder
+from beit.recipes.stage import Method, Stage, is_done
 from beit.recipes.starting_point import starting_classifier
 from beit.training.metrics import over_count
 from beit.training.plan import StepOutput
@@ -28,6 +29,8 @@ from beit.training.plan import StepOutput
 
 def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:
     """Train a classifier on the labelled images of `config.data`; the run directory is `config.out`."""
+    if is_done("finetune", config, overwrite):
+        return
     stage = Stage("finetune", config, labeled=config.labels is None)
     labels = prepare_labels(config, stage)
     model, about = starting_classifier(config, labels.classes)
@@ -70,8 +73,8 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
             classes=labels.classes,
             description={"interpolation": "bicubic", "crop_pct": crop_pct, "multilabel": config.multilabel},
             about=[*about, rates(config, encoder.depth)],
-            activations=activations(encoder),
-            next_command="beit predict --model {out} IMAGE...",
+            activations=activations_of_encoder(encoder),
+            next_command=f"beit predict --model {config.out} IMAGE...",
         ),
         dry_run=dry_run,
         overwrite=overwrite,
@@ -95,8 +98,8 @@ def prepare_labels(config: FinetuneConfig, stage: Stage) -> Labels:
         stage.source = labels_per_class(stage.source, config.labels_per_class, config.seed)
     if len(stage.source) < config.batch_size:
         stage.source.notes.append(
-            f"a batch of {config.batch_size:,} shows these images more than once, and an epoch is one batch; "
-            f"--preset small-data and tiny are for few images"
+            f"a batch of {config.batch_size:,} shows some images more than once; --preset small-data and tiny are "
+            f"for few images"
         )
     return labels
 
@@ -122,9 +125,3 @@ def rates(config: FinetuneConfig, depth: int) -> str:
         return "every layer learns at the full rate (--layer-decay is for --init)"
     slowest = config.layer_decay ** (depth + 1)
     return f"layers learn at {slowest:.2g} of the rate (patches) to 1 (head), {config.layer_decay:g} a layer"
-
-
-def activations(encoder: EncoderConfig) -> float:
-    """Bytes of float32 activations for one image, roughly: 17 of the tokens and 2.5 of attention in each block."""
-    tokens = 1 + encoder.grid[0] * encoder.grid[1]
-    return 4 * encoder.depth * tokens * (17 * encoder.width + 2.5 * encoder.num_heads * tokens)

@@ -15,14 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beit.checkpoints.store import load_tokenizer, weights_sha256
-from beit.config import PretrainConfig, UserError
+from beit.config import EncoderConfig, PretrainConfig, UserError
 from beit.data.batches import PretrainBatch
 from beit.data.views import Masking, PretrainEvaluationView, PretrainViews
 from beit.masking import BlockwiseMasking, NoMasking, RandomMasking
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import MaskedImageModel
 from beit.recipes.masked_pictures import draw_pixels, draw_tokens
-from beit.recipes.stage import Method, Stage
+from beit.recipes.memory import activations_of_encoder, activations_of_predictions
+from beit.recipes.stage import Method, Stage, is_done
 from beit.recipes.token_baselines import TokenBaselines
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.plan import StepOutput
@@ -44,6 +45,8 @@ def masked_image_modelling(
 
 def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:
     """Pre-train an encoder on the images of `config.data`, ignoring labels; the run directory is `config.out`."""
+    if is_done("pretrain", config, overwrite):
+        return
     stage = Stage("pretrain", config, pillow=config.views == "exact")
     method = token_method(config, stage) if config.target == "tokens" else pixel_method(config, stage)
     stage.train(method, dry_run=dry_run, overwrite=overwrite)
@@ -81,6 +84,7 @@ def token_method(config: PretrainConfig, stage: Stage) -> Method:
         summarise=best_mixtures,
         summarise_evaluation=best_mixtures_of_sums,
         companions={"baselines": baselines},
+        activations=activations(encoder.config, tokenizer.vocab_size),
         tokenizer_hash=identity,
         about=[
             f"predicts {tokenizer.vocab_size} tokens of {config.tokenizer}, "
@@ -125,6 +129,7 @@ def pixel_method(config: PretrainConfig, stage: Stage) -> Method:
         step=step,
         evaluate=evaluate,
         draw=draw_pixels,
+        activations=activations(encoder.config, network.vocab_size),
         about=[f"predicts the normalised pixels of {config.patch_size}x{config.patch_size} patches"],
         **views(config, encoder.config.image_size),
     )
@@ -145,7 +150,7 @@ def views(config: PretrainConfig, token_size: tuple[int, int]) -> dict[str, Any]
             mode=config.views,
         ),
         "evaluation_view": PretrainEvaluationView(size, token_size, masking),
-        "next_command": "beit finetune --data ... --init {out} --out ...",
+        "next_command": f"beit finetune --data ... --init {config.out} --out ...",
     }
 
 
@@ -159,6 +164,12 @@ def masking_of(config: PretrainConfig) -> Masking:
     return BlockwiseMasking(
         grid, config.num_masked, config.min_block, count=config.mask_count, aspect=config.block_aspect
     )
+
+
+def activations(encoder: EncoderConfig, vocab_size: int) -> float:
+    """Bytes of activations for one image, roughly, were all patches predicted."""
+    patches = encoder.grid[0] * encoder.grid[1]
+    return activations_of_encoder(encoder) + activations_of_predictions(patches, vocab_size)
 
 
 def patches_to_predict(config: PretrainConfig, mask: Tensor) -> Tensor:

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,18 +23,18 @@ from beit.config_file import plain
 from beit.data.combined import Subset
 from beit.data.loaders import Loader, evaluation_batches
 from beit.data.sources import Source, open_source
-from beit.training.console import Console, duration
+from beit.recipes.announcement import announce, conclude
+from beit.training.console import Console
 from beit.training.device import (
     Precision,
     autocast,
     choose_precision,
-    describe_machine,
     open_compute,
     to_device,
 )
 from beit.training.loop import fit
 from beit.training.metrics import Summary, over_count, scalars
-from beit.training.open_run import open_run
+from beit.training.open_run import is_finished, open_run
 from beit.training.optim import adamw, cosine_schedule, parameter_groups
 from beit.training.plan import LoopPlan, Step
 from beit.training.run_directory import RunDirectory
@@ -83,6 +86,16 @@ class Method:
     """What to type after this, with {out} for the run."""
 
 
+def is_done(verb: str, config: TrainingConfig, overwrite: bool) -> bool:
+    """Say so when the run in `config.out` is finished; its data need not be there any more."""
+    if overwrite or not is_finished(config.out, verb=verb, config=plain(dataclasses.asdict(config))):
+        return False
+    Console(os.environ.get("RANK", "0") == "0").say(
+        f"{config.out} is finished; nothing to do (--overwrite starts afresh)"
+    )
+    return True
+
+
 PICTURES = 8
 """Images in a drawing."""
 
@@ -113,7 +126,11 @@ class Stage:
         if self.config.steps is not None:
             return self.config.steps
         assert self.config.epochs is not None
-        return max(1, round(self.config.epochs * self._steps_per_epoch()))
+        return max(1, self._steps_of(self.config.epochs))
+
+    def _steps_of(self, epochs: float) -> int:
+        """Steps that show every image `epochs` times; the loader's stream drops none at an epoch's end."""
+        return round(epochs * len(self.source) / self.config.batch_size)
 
     def freeze(self, network: nn.Module) -> None:
         """Put `network` where the run computes, never to be trained."""
@@ -124,7 +141,7 @@ class Stage:
         config, console = self.config, self.console
         loader = self._loader(method)
         if dry_run:
-            self._announce(method, choose_precision(config.precision, self.compute.device))
+            announce(self, method, choose_precision(config.precision, self.compute.device))
             console.say("dry run: nothing was written")
             return
         with open_run(
@@ -133,19 +150,16 @@ class Stage:
             config=plain(dataclasses.asdict(config)),
             compute=self.compute,
             console=console,
+            facts=self._facts(method),
             overwrite=overwrite,
             heading=f"beit {self.verb} --config THIS-FILE",
         ) as run:
-            if run.finished:
-                console.say(f"{config.out} is finished; nothing to do (--overwrite starts afresh)")
-                return
-            run.remember("images", self.source.fingerprint, "bring them back, or choose another --out")
             precision: Precision = run.settle(
                 "precision", lambda: choose_precision(config.precision, self.compute.device)
             )
-            self._announce(method, precision)
+            announce(self, method, precision)
             results = self._fit(method, loader, self._plan(method, precision), run)
-            self._close(method, results)
+            conclude(self, method, results, loader.bad_files)
 
     # The parts of a run.
 
@@ -164,10 +178,15 @@ class Stage:
             on_bad=self._report_bad,
             labeled=method.labeled,
             repeats=method.repeats,
+            pin_memory=compute.device.type == "cuda",
         )
 
     def _report_bad(self, name: str, reason: str) -> None:
-        self.console.say(f"skipped {name}: {reason}")
+        line = f"skipped {name}: {reason}"
+        if self.compute.main:
+            self.console.say(line)
+        else:  # the other ranks have no log, but damage that only they meet must be named
+            print(line, file=sys.stderr, flush=True)
 
     def _workers(self) -> int:
         if self.config.workers != "auto":
@@ -176,16 +195,17 @@ class Stage:
         # On a CPU the network wants the cores itself; one worker hides the decoding behind it.
         return min(16, cores // self.compute.world) if self.compute.device.type == "cuda" else 1
 
-    def _steps_per_epoch(self) -> int:
-        """Whole batches in the data, as the released code counts them; the rest is not lost but seen next."""
-        return max(1, len(self.source) // self.config.batch_size)
-
-    def _warmup(self) -> int:
-        wanted = self.config.warmup_steps
-        if wanted is None:
-            wanted = round(self.config.warmup_epochs * self._steps_per_epoch())
+    def warmup(self) -> int:
+        """Steps of linear warm-up."""
+        if self.config.warmup_steps is not None:
+            return self.config.warmup_steps
         # A recipe for hundreds of epochs, cut short by --steps, would otherwise only warm up.
-        return min(wanted, self.steps() // 5)
+        return min(self._steps_of(self.config.warmup_epochs or 0), self.steps() // 5)
+
+    def _facts(self, method: Method) -> dict[str, str]:
+        """What the run depends on besides its configuration."""
+        facts = {"images": f"{self.source.fingerprint} and {self.held_back.fingerprint}"}
+        return facts if method.tokenizer_hash is None else {**facts, "tokenizer": method.tokenizer_hash}
 
     def _plan(self, method: Method, precision: Precision) -> LoopPlan:
         config, steps = self.config, self.steps()
@@ -201,7 +221,7 @@ class Stage:
             ema_decay=config.ema_decay,
             nonfinite=config.nonfinite,
             log_every=config.log_every,
-            eval_every=max(1, steps // config.evaluations),
+            eval_every=math.ceil(steps / config.evaluations),
             save_every_steps=save_steps,
             save_every_minutes=save_minutes,
             keep=config.keep,
@@ -227,8 +247,8 @@ class Stage:
                 cosine_schedule,
                 peak=peak,
                 final=config.scaled(config.min_lr),
-                warmup_steps=self._warmup(),
-                total_steps=plan.steps,
+                warmup_steps=self.warmup(),
+                total_steps=config.in_steps(config.lr_steps, plan.steps),
             ),
             plan=plan,
             run=run,
@@ -256,7 +276,7 @@ class Stage:
     def _evaluate(
         self, method: Method, precision: Precision, model: nn.Module, poll: Poll
     ) -> dict[str, Tensor]:
-        totals: dict[str, Tensor] = {}
+        totals = self._no_totals(method, model)
         per_pass = self.config.batch_size // (self.compute.world * self.config.accumulate)
         batches = evaluation_batches(
             self.held_back,
@@ -273,9 +293,16 @@ class Stage:
             poll()
             with autocast(self.compute.device, precision):
                 sums = method.evaluate(model, to_device(batch, self.compute.device))
-            for name, value in sums.items():
-                totals[name] = totals[name] + value if name in totals else value
+            totals = {name: totals[name] + value for name, value in sums.items()}
         return totals
+
+    def _no_totals(self, method: Method, model: nn.Module) -> dict[str, Tensor]:
+        """Sums over nothing. Every rank needs the names, also one whose held-back images are all damaged."""
+        image, label = torch.zeros(3, 64, 64, dtype=torch.uint8), (0,) if method.labeled else ()
+        blank = method.evaluation_view(image, *label, np.random.default_rng(0))
+        batch = type(blank)(*(field[None] for field in blank))
+        sums = method.evaluate(model, to_device(batch, self.compute.device))
+        return {name: torch.zeros_like(value) for name, value in sums.items()}
 
     @torch.no_grad()
     def _draw(self, method: Method, precision: Precision, model: nn.Module, folder: Path, step: int) -> None:
@@ -288,7 +315,9 @@ class Stage:
             seed=self.config.seed,
             labeled=method.labeled,
         )
-        batch = next(batches)
+        batch = next(batches, None)
+        if batch is None:
+            return
         with autocast(self.compute.device, precision):
             method.draw(model, to_device(batch, self.compute.device), folder, step)
 
@@ -299,38 +328,6 @@ class Stage:
         if self.config.wandb is not None:
             trackers.append(WandbTracker(run.path, self.config.wandb, run.identity, run.config))
         return trackers
-
-    # What is said.
-
-    def _announce(self, method: Method, precision: Precision) -> None:
-        config, say, steps = self.config, self.console.say, self.steps()
-        machine = describe_machine(self.compute)
-        device = machine.get("gpu") or f"{machine['cpu']} with {machine['threads']} threads"
-        parameters = sum(parameter.numel() for parameter in method.model.parameters())
-        per_pass = config.batch_size // (self.compute.world * config.accumulate)
-        state = parameters * 4 * (4 if config.ema_decay is None else 5)
-        memory = (state + per_pass * method.activations * (0.5 if precision == "bf16" else 1)) / 2**30
-        say(f"data       {self.source.describe()}; {len(self.held_back):,} held back to evaluate on")
-        for note in self.source.notes:
-            say(f"           {note}")
-        say(f"model      {parameters:,} parameters")
-        for line in method.about:
-            say(f"           {line}")
-        epochs = steps * config.batch_size / len(self.source)
-        say(f"training   {steps:,} steps of {config.batch_size} images ({epochs:.1f} epochs)")
-        say(
-            f"rate       {config.scaled(config.lr):.3g} at this batch size "
-            f"({config.lr:.3g} at {config.lr_batch_size}, {config.lr_scaling} scaling)"
-        )
-        say(f"machine    {self.compute.world} x {device}, {precision}, about {memory:.1f} GiB of memory")
-        say(f"results    {config.out}")
-
-    def _close(self, method: Method, results: Mapping[str, Any]) -> None:
-        out, say = self.config.out, self.console.say
-        say(f"done in {duration(results['seconds'])}; the model is in {Path(out) / 'model'}")
-        say(f"next: beit report {out}")
-        if method.next_command:
-            say(f"next: {method.next_command.format(out=out)}")
 
 
 def spread(size: int, count: int) -> list[int]:

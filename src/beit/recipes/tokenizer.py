@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from beit.config import TokenizerConfig
 from beit.data.batches import ImageBatch
 from beit.data.views import EvaluationView, TokenizerViews
-from beit.recipes.stage import Method, Stage
+from beit.recipes.memory import activations_of_tokenizer
+from beit.recipes.stage import Method, Stage, is_done
 from beit.tokenizers.dvae import DiscreteVAE
 from beit.tokenizers.objective import (
     Anneal,
@@ -32,14 +33,16 @@ COLLAPSED = 0.01
 
 def tokenizer(config: TokenizerConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:
     """Train a discrete VAE on the images of `config.data`; the run directory is `config.out`."""
+    if is_done("tokenizer", config, overwrite):
+        return
     stage = Stage("tokenizer", config)
     model = DiscreteVAE(config.architecture())
     size = (config.image_size, config.image_size)
     steps_of_run = stage.steps()
     temperature = Anneal(
-        config.temperature, config.final_temperature, in_steps(config.temperature_steps, steps_of_run)
+        config.temperature, config.final_temperature, config.in_steps(config.temperature_steps, steps_of_run)
     )
-    kl_weight = Anneal(0.0, config.kl_weight, in_steps(config.kl_steps, steps_of_run))
+    kl_weight = Anneal(0.0, config.kl_weight, config.in_steps(config.kl_steps, steps_of_run))
 
     def step(model: nn.Module, batch: ImageBatch, index: int) -> StepOutput:
         logits, statistics = model(batch.image, temperature(index))
@@ -57,11 +60,9 @@ def tokenizer(config: TokenizerConfig, *, dry_run: bool = False, overwrite: bool
 
     def summarise(means: Mapping[str, Tensor]) -> dict[str, float]:
         figures = with_codebook_usage(means)
-        # Few codes win the argmax until the KL divergence has its full weight; only then is it a sign.
-        if (
-            figures["kl_weight"] > 0.99 * config.kl_weight
-            and figures["perplexity"] < COLLAPSED * config.vocab_size
-        ):
+        # Few codes win the argmax while the KL divergence gains its weight and the temperature is high.
+        settled = figures["temperature"] <= (config.temperature + config.final_temperature) / 2
+        if settled and figures["perplexity"] < COLLAPSED * config.vocab_size:
             stage.console.say(
                 f"WARNING: the codebook is collapsing: {figures['codes_used']:.0f} of {config.vocab_size} codes "
                 f"in use, as many as {figures['perplexity']:.1f} used equally. Tokens like these teach an encoder "
@@ -102,8 +103,8 @@ def tokenizer(config: TokenizerConfig, *, dry_run: bool = False, overwrite: bool
                 f"{config.image_size} px become {config.image_size // config.stride}x"
                 f"{config.image_size // config.stride} tokens"
             ],
-            activations=activations(config),
-            next_command="beit pretrain --data ... --tokenizer {out} --out ...",
+            activations=activations_of_tokenizer(config.architecture()),
+            next_command=next_command(config),
         ),
         dry_run=dry_run,
         overwrite=overwrite,
@@ -117,18 +118,14 @@ def with_codebook_usage(means: Mapping[str, Tensor]) -> dict[str, float]:
     return figures | {"perplexity": perplexity(codes), "codes_used": codes_used(codes)}
 
 
-def in_steps(length: int | float, steps_of_run: int) -> int:
-    """A schedule's length in steps, where one up to 1 is a share of the run."""
-    return max(1, round(length * steps_of_run)) if length <= 1 else round(length)
-
-
-def activations(config: TokenizerConfig) -> float:
-    """Bytes of float32 activations for one image, roughly: every residual block keeps three of its width."""
-    groups = config.stride.bit_length()  # log2(stride) + 1
-    pixels = config.image_size**2
-    # Each group has twice the channels on a quarter of the pixels.
-    blocks = 3 * config.blocks_per_group * sum(config.width * pixels / 2.0**i for i in range(groups))
-    return 4 * (2 * blocks + 3 * config.vocab_size * pixels / config.stride**2)
+def next_command(config: TokenizerConfig) -> str:
+    """Pre-training on the same images with an encoder whose grid fits; 14x14 is that of 224 px."""
+    grid = config.image_size // config.stride
+    image_size, patch_size = (224, 16) if grid == 14 else (config.image_size, config.stride)
+    return (
+        f"beit pretrain --preset tiny --image-size {image_size} --patch-size {patch_size} "
+        f"--data {' '.join(config.sources)} --tokenizer {config.out} --out {Path(config.out).parent / 'pretrain'}"
+    )
 
 
 def draw(model: nn.Module, batch: ImageBatch, folder: Path, step: int) -> None:

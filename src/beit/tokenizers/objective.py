@@ -32,11 +32,6 @@ class Anneal(NamedTuple):
         return self.end + (self.start - self.end) * 0.5 * (1 + math.cos(math.pi * share))
 
 
-TEMPERATURE = Anneal(1.0, 1 / 16, 150_000)
-KL_WEIGHT = Anneal(0.0, 6.6, 5_000)
-LEARNING_RATE = Anneal(1e-4, 1.25e-6, 1_200_000)
-
-
 class ElboLoss(NamedTuple):
     """Means over the batch, in nats."""
 

@@ -20,7 +20,6 @@ from beit.training.run_lock import RunLock
 CHANGEABLE = frozenset(
     {
         "accumulate",
-        "device",
         "devices",
         "keep",
         "log_every",
@@ -47,6 +46,7 @@ def open_run(
     config: Mapping[str, Any],
     compute: Compute,
     console: Console,
+    facts: Mapping[str, str] | None = None,
     changeable: Collection[str] = CHANGEABLE,
     overwrite: bool = False,
     heading: str = "",
@@ -55,6 +55,7 @@ def open_run(
 
     Args:
         config: the resolved configuration as plain values; where it says `auto`, the stored choice is reused.
+        facts: what the run depends on besides `config`, by name; a run that began with others is refused.
         changeable: top-level keys of `config` that may differ from the stored ones.
         overwrite: delete the run that is there, after naming it.
         heading: comment on top of config.yaml.
@@ -71,8 +72,10 @@ def open_run(
         lock = RunLock.take(path / LOCK, path)
         try:
             if overwrite:
-                _delete_run(path, console)
-            return _reconcile(path, verb, _plain(config), changeable)
+                _delete_run(path, verb, console)
+            found = _reconcile(path, verb, _plain(config), changeable)
+            _compare_facts(path, facts or {}, found.status)
+            return found
         except BaseException:
             lock.release()
             raise
@@ -83,7 +86,7 @@ def open_run(
         path,
         verb=verb,
         config=found.config,
-        status=found.status,
+        status={**found.status, **(facts or {})},
         lock=lock,
         heading=heading,
         compute=compute,
@@ -108,10 +111,30 @@ def _make_folder(path: Path) -> None:
         raise UserError(f"--out {path} cannot be written to; choose another folder")
 
 
-def _delete_run(path: Path, console: Console) -> None:
+def is_finished(out: str | Path, *, verb: str, config: Mapping[str, Any]) -> bool:
+    """Whether `out` holds this very run, and it is done. Reads only.
+
+    Raises:
+        UserError: `out` holds another run.
+    """
+    return _reconcile(Path(out), verb, _plain(config), CHANGEABLE).status.get("state") == "done"
+
+
+def _compare_facts(path: Path, facts: Mapping[str, str], status: Mapping[str, Any]) -> None:
+    for name, fact in facts.items():
+        if status.get(name, fact) != fact:
+            raise UserError(
+                f"--out {path} began with other {name} ({status[name]}, now {fact}); bring them back, choose "
+                f"another --out, or start afresh with --overwrite"
+            )
+
+
+def _delete_run(path: Path, verb: str, console: Console) -> None:
     if not (path / CONFIG).exists():
         return
     status = _read_status(path)
+    if status.get("verb", verb) != verb:
+        raise UserError(f"--overwrite would delete the {status['verb']} run in {path}; choose another --out")
     console.say(
         f"deleting the {status.get('verb', 'unfinished')} run in {path}"
         f" ({status.get('state', 'state unknown')}, step {status.get('step', 0)})"

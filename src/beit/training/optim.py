@@ -86,11 +86,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
-def scaled_lr(lr: float, batch_size: int, reference: int) -> float:
-    """The learning rate `lr`, meant for a batch of `reference`, at `batch_size`: linear scaling."""
-    return lr * batch_size / reference
-
-
 def cosine_schedule(
     step: int,
     *,

@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar
 
 import yaml
 
-from beit.config import Interrupted, RunFailed, UserError
+from beit.config import Interrupted, RunFailed
 from beit.training.checkpoint_files import (
     newest_checkpoint,
     prune,
@@ -87,13 +87,6 @@ class RunDirectory:
             self._write_config()
         settled: Settled = self.config[key]
         return settled
-
-    def remember(self, fact: str, value: str, remedy: str) -> None:
-        """Store what the run depends on besides its configuration; UserError when it is not what it was."""
-        known = self._status.get(fact, value)
-        if known != value:
-            raise UserError(f"{self.path} began with other {fact} ({known}, now {value}); {remedy}")
-        self.write_status(**{fact: value})
 
     # What is written while training.
 
@@ -177,6 +170,10 @@ class RunDirectory:
         if manifest is None and self._broken:
             raise RunFailed(
                 f"no checkpoint in {self.checkpoints} can be used; --overwrite starts the run afresh"
+            )
+        if manifest is None and self._status["step"]:
+            self.console.say(
+                f"no checkpoint is left in {self.checkpoints}; starting again from the first step"
             )
         if self._compute.main:
             self._cut_metrics(0 if manifest is None else manifest["metrics_bytes"])

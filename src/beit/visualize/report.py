@@ -104,11 +104,13 @@ def write_report(
     path = Path(out) if out is not None else Path(runs[0])
     if path.is_dir():
         path /= "report.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(page, encoding="utf-8")
         partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; choose another --out") from error
     finally:
         partial.unlink(missing_ok=True)
     return path

@@ -1,0 +1,32 @@
+"""Rough counts of the memory that training takes, for the announcement of a run."""
+
+from __future__ import annotations
+
+from beit.config import DiscreteVAEConfig, EncoderConfig
+
+
+def activations_of_tokenizer(config: DiscreteVAEConfig) -> float:
+    """Bytes of float32 activations that a discrete VAE keeps for the gradient of one image.
+
+    Encoder and decoder keep about three maps of its width for each block; each group has twice the channels on a
+    quarter of the pixels. Around the tokens there are three maps of the vocabulary's size.
+    """
+    pixels = config.image_size[0] * config.image_size[1]
+    groups = config.stride.bit_length()
+    blocks = 3 * config.blocks_per_group * sum(config.width * pixels / 2.0**group for group in range(groups))
+    return 4 * (2 * blocks + 3 * config.vocab_size * pixels / config.stride**2)
+
+
+def activations_of_encoder(config: EncoderConfig) -> float:
+    """Bytes of float32 activations that an encoder keeps for the gradient of one image.
+
+    A block keeps about ten maps of the tokens, two of the MLP's width, and three maps of attention.
+    """
+    tokens = 1 + config.grid[0] * config.grid[1]
+    block = tokens * config.width * (10 + 2 * config.mlp_ratio) + 3 * config.num_heads * tokens**2
+    return 4 * config.depth * block
+
+
+def activations_of_predictions(predicted: int, classes: int) -> float:
+    """Bytes that the logits of one image and their softmax take, always float32 in part."""
+    return 4.0 * 3 * predicted * classes
