@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         DiscreteVAEConfig,
         EncoderConfig,
         EvaluateConfig,
+        FinetuneConfig,
         InfoConfig,
         PredictConfig,
         PretrainConfig,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from beit.recipes.check import check
     from beit.recipes.demo import demo
     from beit.recipes.evaluate import evaluate
+    from beit.recipes.finetune import finetune
     from beit.recipes.info import info
     from beit.recipes.predict import predict
     from beit.recipes.pretrain import pretrain
@@ -47,6 +49,7 @@ _HOMES = {
         "DemoConfig",
         "DiscreteVAEConfig",
         "EncoderConfig",
+        "FinetuneConfig",
         "EvaluateConfig",
         "InfoConfig",
         "PredictConfig",
@@ -61,6 +64,7 @@ _HOMES = {
     "beit.presets": ("configure",),
     "beit.recipes.check": ("check",),
     "beit.recipes.demo": ("demo",),
+    "beit.recipes.finetune": ("finetune",),
     "beit.recipes.evaluate": ("evaluate",),
     "beit.recipes.info": ("info",),
     "beit.recipes.predict": ("predict",),
@@ -81,6 +85,7 @@ __all__ = [
     "DiscreteVAEConfig",
     "EncoderConfig",
     "EvaluateConfig",
+    "FinetuneConfig",
     "ImageClassifier",
     "InfoConfig",
     "LinearProbe",
@@ -97,6 +102,7 @@ __all__ = [
     "configure",
     "demo",
     "evaluate",
+    "finetune",
     "info",
     "load_encoder",
     "load_model",

@@ -41,6 +41,11 @@ VERBS: dict[str, Verb] = {
     "check": Verb(configs.CheckConfig, "check:check", "look a data set over before anything is trained"),
     "tokenizer": Verb(configs.TokenizerConfig, "tokenizer:tokenizer", "train the visual tokenizer"),
     "pretrain": Verb(configs.PretrainConfig, "pretrain:pretrain", "masked image modelling"),
+    "finetune": Verb(
+        configs.FinetuneConfig,
+        "finetune:finetune",
+        "classification, from a pre-trained model or from scratch",
+    ),
     "probe": Verb(
         configs.ProbeConfig, "probe:probe", "linear classifiers and k-NN on every layer of an encoder"
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from beit.config import PretrainConfig, ProbeConfig, TokenizerConfig
+from beit.config import FinetuneConfig, PretrainConfig, ProbeConfig, TokenizerConfig
 
 SHORT: dict[str, Any] = {
     "batch_size": 8,
@@ -32,6 +32,14 @@ def pretrain_config(images: Path, out: Path, **values: Any) -> PretrainConfig:
     return PretrainConfig(
         data=str(images), out=str(out), **{**small, "steps": 4, "epochs": None, **SHORT, **values}
     )
+
+
+def finetune_config(data: Path, out: Path, **values: Any) -> FinetuneConfig:
+    """Four steps of a classifier; from scratch the encoder of :func:`pretrain_config`."""
+    small = {"image_size": 32, "patch_size": 8, "width": 16, "depth": 2, "num_heads": 2}
+    schedule = {"steps": 4, "epochs": None, "warmup_epochs": 0.0, "min_crop": 0.5}
+    start = {} if values.get("init") else small
+    return FinetuneConfig(data=str(data), out=str(out), **{**start, **schedule, **SHORT, **values})
 
 
 def probe_config(images: Path, out: Path, init: Path, **values: Any) -> ProbeConfig:

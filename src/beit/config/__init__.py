@@ -6,6 +6,7 @@ A field's docstring is its help text. Defaults are the released BEiT-base recipe
 
 from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEConfig, EncoderConfig
 from beit.config.errors import Interrupted, RunFailed, UserError, require
+from beit.config.finetune import FinetuneConfig
 from beit.config.inference import EvaluateConfig, InfoConfig, PredictConfig
 from beit.config.others import CheckConfig, DemoConfig, PresetsConfig, ReportConfig
 from beit.config.pretrain import PretrainConfig
@@ -21,6 +22,7 @@ __all__ = [
     "DiscreteVAEConfig",
     "EncoderConfig",
     "EvaluateConfig",
+    "FinetuneConfig",
     "InfoConfig",
     "Interrupted",
     "PredictConfig",

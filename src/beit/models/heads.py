@@ -65,10 +65,17 @@ class MaskedImageModel(nn.Module):
 class ImageClassifier(nn.Module):
     """An encoder, pooled, normed and classified by one linear layer (paper section 2.6).
 
-    pool "mean" averages the patches, without the class token; "cls" takes the class token.
+    pool "mean" averages the patches, without the class token; "cls" takes the class token. The head's first weights
+    are scaled by `init_scale`, so that training starts from nearly equal class probabilities (released code).
     """
 
-    def __init__(self, encoder: BeitEncoder, num_classes: int, pool: Literal["mean", "cls"] = "mean") -> None:
+    def __init__(
+        self,
+        encoder: BeitEncoder,
+        num_classes: int,
+        pool: Literal["mean", "cls"] = "mean",
+        init_scale: float = 0.001,
+    ) -> None:
         super().__init__()
         width, eps = encoder.config.width, encoder.config.layer_norm_eps
         self.encoder = encoder
@@ -80,8 +87,7 @@ class ImageClassifier(nn.Module):
         self.head = nn.Linear(width, num_classes)
         init_weights(self, cut=None, keep=encoder)
         with torch.no_grad():
-            # Fine-tuning starts from nearly equal class probabilities (official init_scale).
-            self.head.weight.mul_(0.001)
+            self.head.weight.mul_(init_scale)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), float in [0, 1] or uint8 -> logits (B, num_classes)."""

@@ -136,7 +136,7 @@ def pixel_loss(model: nn.Module, network: MaskedImageModel, batch: PretrainBatch
 
 
 def views(config: PretrainConfig, token_size: tuple[int, int]) -> dict[str, Any]:
-    """The training and evaluation views, as arguments of :class:`Method`."""
+    """The training and evaluation views and what follows the run, as arguments of :class:`Method`."""
     size = (config.image_size, config.image_size)
     masking = masking_of(config)
     return {
@@ -150,6 +150,7 @@ def views(config: PretrainConfig, token_size: tuple[int, int]) -> dict[str, Any]
             mode=config.views,
         ),
         "evaluation_view": PretrainEvaluationView(size, token_size, masking),
+        "next_command": f"beit finetune --data ... --init {config.out} --out ...",
     }
 
 

@@ -83,6 +83,14 @@ _TABLE = (
         "higher",
     ),
     Figure(
+        "f1",
+        "F1 over all classes",
+        "Where an image may have several classes: how well the classes named and the true ones agree (harmonic mean "
+        "of precision and recall, with a class named from 50 % on).",
+        "percent",
+        "higher",
+    ),
+    Figure(
         "knn_top1",
         "Top-1 accuracy by k-NN",
         "The same where the nearest training images vote, on the best layer.",
