@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from beit.checkpoints.store import load_encoder, load_model, load_tokenizer
     from beit.config import (
         CheckConfig,
+        ConvertConfig,
         DemoConfig,
         DiscreteVAEConfig,
         EncoderConfig,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
     from beit.presets import configure
     from beit.recipes.check import check
+    from beit.recipes.convert import convert
     from beit.recipes.demo import demo
     from beit.recipes.evaluate import evaluate
     from beit.recipes.finetune import finetune
@@ -46,6 +48,7 @@ _HOMES = {
     "beit.checkpoints.store": ("load_encoder", "load_model", "load_tokenizer"),
     "beit.config": (
         "CheckConfig",
+        "ConvertConfig",
         "DemoConfig",
         "DiscreteVAEConfig",
         "EncoderConfig",
@@ -63,6 +66,7 @@ _HOMES = {
     "beit.models.heads": ("ImageClassifier", "LinearProbe", "MaskedImageModel"),
     "beit.presets": ("configure",),
     "beit.recipes.check": ("check",),
+    "beit.recipes.convert": ("convert",),
     "beit.recipes.demo": ("demo",),
     "beit.recipes.finetune": ("finetune",),
     "beit.recipes.evaluate": ("evaluate",),
@@ -80,6 +84,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "BeitEncoder",
     "CheckConfig",
+    "ConvertConfig",
     "DemoConfig",
     "DiscreteVAE",
     "DiscreteVAEConfig",
@@ -100,6 +105,7 @@ __all__ = [
     "check",
     "checkpoints",
     "configure",
+    "convert",
     "demo",
     "evaluate",
     "finetune",

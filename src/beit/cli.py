@@ -33,7 +33,7 @@ class Verb:
     run: str
     help: str
     positional: str = ""
-    """The field that takes the words without a flag."""
+    """The fields that take the words without a flag, in order; the last takes all that remain."""
 
 
 VERBS: dict[str, Verb] = {
@@ -56,6 +56,12 @@ VERBS: dict[str, Verb] = {
     "info": Verb(configs.InfoConfig, "info:info", "what a run or model is, and where a run stands", "path"),
     "report": Verb(
         configs.ReportConfig, "report:report", "one offline page about one or several runs", "runs"
+    ),
+    "convert": Verb(
+        configs.ConvertConfig,
+        "convert:convert",
+        "write a model in the format of another library",
+        "source destination",
     ),
     "presets": Verb(configs.PresetsConfig, "presets:presets", "the recipes by name"),
 }
@@ -119,8 +125,7 @@ def _overview() -> str:
 def _run(name: str, verb: Verb, arguments: Arguments) -> int:
     given = list(arguments)
     training = issubclass(verb.config, TrainingConfig)
-    if verb.positional:
-        arguments = _name_words(verb.config, verb.positional, arguments)
+    arguments = _name_words(verb.config, verb.positional.split(), arguments)
     switches = {"--print-config": False, "--dry-run": False, "--overwrite": False}
     layers: list[dict[str, Any]] = []
     if training:
@@ -142,8 +147,10 @@ def _run(name: str, verb: Verb, arguments: Arguments) -> int:
     return _guarded(run, config, options)
 
 
-def _name_words(config_type: type, field: str, arguments: Arguments) -> Arguments:
-    """`arguments` with the words that belong to no flag, wherever they stand, put behind ``--field``."""
+def _name_words(config_type: type, fields: Sequence[str], arguments: Arguments) -> Arguments:
+    """`arguments` with the words that belong to no flag, wherever they stand, each after the flag of its field."""
+    if not fields:
+        return arguments
     hints = typing.get_type_hints(config_type)
     words: Arguments = []
     rest: Arguments = []
@@ -158,7 +165,11 @@ def _name_words(config_type: type, field: str, arguments: Arguments) -> Argument
         else:
             room -= 1
         rest.append(argument)
-    return [f"--{field}", *words, *rest] if words else rest
+    named: Arguments = []
+    for index, field in enumerate(fields):
+        own = words[index:] if index == len(fields) - 1 else words[index : index + 1]
+        named += [f"--{field}", *own] if own else []
+    return [*named, *rest]
 
 
 def _words_of(hint: Any) -> float:

@@ -7,13 +7,9 @@ have its shape and its checksum, and nothing may be left over.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib.metadata
 import json
-import os
-import sys
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -23,12 +19,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from beit.checkpoints.adapt import resize_encoder
+from beit.checkpoints.architecture import Pixel, Stated
+from beit.checkpoints.atomic import replace_file
+from beit.checkpoints.hub import local
+from beit.checkpoints.identity import float32_weights, sha256_of, this_process
+from beit.checkpoints.identity import weights_sha256 as weights_sha256
+from beit.checkpoints.recognise import is_foreign, load_foreign
 from beit.config import DiscreteVAEConfig, EncoderConfig, UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
+from beit.models.position import Grid
 from beit.tokenizers.base import VisualTokenizer
 from beit.tokenizers.dvae import DiscreteVAE
 
+logger = logging.getLogger(__name__)
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
@@ -77,7 +81,7 @@ class Format(NamedTuple):
     """A way in which models lie on disk."""
 
     recognizes: Callable[[Path], bool]
-    load: Callable[[Path], nn.Module]
+    load: Callable[[Path, Stated], nn.Module]
 
 
 def save_model(
@@ -100,7 +104,7 @@ def save_model(
     if name not in KINDS:
         raise TypeError(f"{name} is not a model that can be saved; a {', '.join(KINDS)} is")
     kind = KINDS[name]
-    tensors = _float32_weights(model)
+    tensors = float32_weights(model)
     architecture = dataclasses.asdict(kind.config(model))
     description = {
         "kind": name,
@@ -111,23 +115,37 @@ def save_model(
         "classes": None if classes is None else list(classes),
         "tokenizer": tokenizer_hash,
         **(extra or {}),
-        "weights_sha256": _sha256(tensors),
-        "provenance": {**_this_process(), **provenance},
+        "weights_sha256": sha256_of(tensors),
+        "provenance": {**this_process(), **provenance},
     }
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    _replace_file(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    _replace_file(folder / DESCRIPTION, lambda path: path.write_text(text, encoding="utf-8"))
+    replace_file(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    replace_file(folder / DESCRIPTION, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def load_model(path: str | Path) -> nn.Module:
-    """The model at `path`, a RUN directory or a model/ folder: evaluation mode, float32, CPU."""
-    path = Path(path)
+def load_model(
+    path: str | Path,
+    *,
+    num_heads: int | None = None,
+    grid: Grid | None = None,
+    pixel_mean: Pixel | None = None,
+    pixel_std: Pixel | None = None,
+    strict: bool = True,
+) -> nn.Module:
+    """The model at `path`: evaluation mode, float32, CPU.
+
+    path: a RUN directory or a model/ folder; a file or folder of another library, told by its contents: the released
+        code, timm, Hugging Face, DALL-E, DALLE-pytorch; or hf://owner/name on the Hugging Face Hub.
+    num_heads, grid, pixel_mean, pixel_std, strict: see :class:`beit.checkpoints.architecture.Stated`.
+    """
+    path = local(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; give a run directory or its model/ folder")
+    stated = Stated(num_heads=num_heads, grid=grid, pixel_mean=pixel_mean, pixel_std=pixel_std, strict=strict)
     for form in FORMATS:
         if form.recognizes(path):
-            return form.load(path)
+            return form.load(path, stated)
     if (path / "status.json").exists():
         raise UserError(
             f"{path} is a run without a finished model; continue it with the command that began it"
@@ -137,17 +155,35 @@ def load_model(path: str | Path) -> nn.Module:
     )
 
 
-def load_encoder(path: str | Path, image_size: tuple[int, int] | None = None) -> BeitEncoder:
+def load_encoder(
+    path: str | Path,
+    image_size: tuple[int, int] | None = None,
+    *,
+    num_heads: int | None = None,
+    grid: Grid | None = None,
+    pixel_mean: Pixel | None = None,
+    pixel_std: Pixel | None = None,
+    strict: bool = True,
+) -> BeitEncoder:
     """The encoder of any model at `path`; position information resized when `image_size` is given."""
-    encoder = getattr(load_model(path), "encoder", None)
+    model = load_model(
+        path, num_heads=num_heads, grid=grid, pixel_mean=pixel_mean, pixel_std=pixel_std, strict=strict
+    )
+    encoder = model if isinstance(model, BeitEncoder) else getattr(model, "encoder", None)
     if not isinstance(encoder, BeitEncoder):
         raise UserError(f"{path} is a tokenizer and has no encoder; give a pre-trained model or a classifier")
     return encoder if image_size is None else resize_encoder(encoder, image_size)
 
 
-def load_tokenizer(path: str | Path) -> VisualTokenizer:
+def load_tokenizer(
+    path: str | Path,
+    *,
+    grid: Grid | None = None,
+    pixel_mean: Pixel | None = None,
+    pixel_std: Pixel | None = None,
+) -> VisualTokenizer:
     """The visual tokenizer at `path`: evaluation mode, float32, CPU."""
-    model = load_model(path)
+    model = load_model(path, grid=grid, pixel_mean=pixel_mean, pixel_std=pixel_std)
     if not isinstance(model, VisualTokenizer):
         raise UserError(f"{path} is a {kind_of(model)} model and no tokenizer; train one with beit tokenizer")
     return model
@@ -172,12 +208,14 @@ def kind_of(model: nn.Module) -> str:
     return next((name for name, kind in KINDS.items() if isinstance(model, kind.model)), type(model).__name__)
 
 
-def weights_sha256(model: nn.Module) -> str:
-    """The identity of a model's weights: a hash of names, shapes and float32 values, whatever its device."""
-    return _sha256(_float32_weights(model))
+def is_own(path: Path) -> bool:
+    """Whether `path` is a RUN directory with a model, or a model/ folder."""
+    return (_own_folder(path) / DESCRIPTION).is_file()
 
 
-def _load_own(path: Path) -> nn.Module:
+def _load_own(path: Path, stated: Stated) -> nn.Module:
+    if needless := stated.given():
+        raise UserError(f"{path} tells its architecture itself; drop {', '.join(needless)}")
     description = read_description(path)
     folder = _own_folder(path)
     model = _build(description, folder / DESCRIPTION)
@@ -188,7 +226,7 @@ def _load_own(path: Path) -> nn.Module:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read ({error}); copy or save the model again") from None
     _check_shapes(model.state_dict(), tensors, file)
-    if _sha256(tensors) != description.get("weights_sha256"):
+    if sha256_of(tensors) != description.get("weights_sha256"):
         raise UserError(
             f"{file} is damaged or not the file that {DESCRIPTION} describes (its checksum differs); "
             f"copy or save the model again"
@@ -197,12 +235,21 @@ def _load_own(path: Path) -> nn.Module:
     return model.eval()
 
 
-FORMATS: tuple[Format, ...] = (Format(lambda path: (_own_folder(path) / DESCRIPTION).is_file(), _load_own),)
-"""Asked in this order. Formats of other libraries join here."""
+def _load_foreign(path: Path, stated: Stated) -> nn.Module:
+    loaded = load_foreign(path, stated)
+    for note in loaded.notes:
+        logger.info("%s: %s", path, note)
+    return loaded.model
+
+
+FORMATS: tuple[Format, ...] = (Format(is_own, _load_own), Format(is_foreign, _load_foreign))
+"""Asked in this order."""
 
 
 def _own_folder(path: Path) -> Path:
-    """The model/ folder that `path` means: itself, or the one inside a run directory."""
+    """The model/ folder that `path` means: itself, the one inside a run directory, or that of its weights."""
+    if path.name == WEIGHTS and (path.parent / DESCRIPTION).is_file():
+        return path.parent
     return path / "model" if (path / "model").is_dir() else path
 
 
@@ -249,55 +296,7 @@ def _check_shapes(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], fil
         )
 
 
-def _float32_weights(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        key: tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else None).contiguous()
-        for key, tensor in model.state_dict().items()
-    }
-
-
-def _sha256(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for key in sorted(tensors):
-        digest.update(f"{key} {tensors[key].dtype} {tuple(tensors[key].shape)}\n".encode())
-        digest.update(tensors[key].numpy().data)
-    return digest.hexdigest()
-
-
 def _pixel_constants(architecture: Mapping[str, Any]) -> dict[str, Any]:
     # DALL-E's pixel map 0.1 + 0.8 x, written as (x - mean) / std; its tokenizer has no other.
     dalle = {"pixel_mean": (-0.125,) * 3, "pixel_std": (1.25,) * 3}
     return {key: architecture.get(key, value) for key, value in dalle.items()}
-
-
-def _this_process() -> dict[str, Any]:
-    try:
-        version = importlib.metadata.version("beit")
-    except importlib.metadata.PackageNotFoundError:
-        version = "not installed"
-    return {
-        "beit": version,
-        "torch": torch.__version__,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-    }
-
-
-def _replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a temporary neighbour, flushes it to the disk and renames it: at no time is half a file at `path`."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        _flush_to_disk(temporary)
-        temporary.replace(path)
-        _flush_to_disk(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

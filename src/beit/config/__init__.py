@@ -5,6 +5,7 @@ A field's docstring is its help text. Defaults are the released BEiT-base recipe
 """
 
 from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEConfig, EncoderConfig
+from beit.config.convert import ConvertConfig
 from beit.config.errors import Interrupted, RunFailed, UserError, require
 from beit.config.finetune import FinetuneConfig
 from beit.config.inference import EvaluateConfig, InfoConfig, PredictConfig
@@ -17,6 +18,7 @@ from beit.config.tokenizer import TokenizerConfig
 __all__ = [
     "PIXEL_STATISTICS",
     "CheckConfig",
+    "ConvertConfig",
     "DataConfig",
     "DemoConfig",
     "DiscreteVAEConfig",

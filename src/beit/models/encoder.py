@@ -222,6 +222,8 @@ def init_weights(model: nn.Module, *, cut: float | None = 1.0, keep: nn.Module |
 
 
 def _normal(parameter: Tensor, std: float, cut: float | None) -> None:
+    if parameter.is_meta:
+        return  # weights to be loaded; drawing none is slow
     if cut is None:
         parameter.normal_(0, std)
     else:

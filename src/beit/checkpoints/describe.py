@@ -1,0 +1,80 @@
+"""What a model on disk is, told without reading its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from beit.checkpoints.architecture import Stated
+from beit.checkpoints.dalle import TokenizerSurvey
+from beit.checkpoints.foreign import Foreign, Survey
+from beit.checkpoints.hub import local
+from beit.checkpoints.recognise import is_foreign, survey_foreign
+from beit.checkpoints.store import is_own, read_description
+from beit.config import UserError
+from beit.models.heads import ImageClassifier, MaskedImageModel
+from beit.tokenizers.plain_dvae import PlainDVAE
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """What the model at `path` is, in any format that :func:`beit.load_model` reads.
+
+    Keys as in model.json: kind, architecture, image_size, pixel_mean, pixel_std, classes, tokenizer, provenance, and
+    vocab_size, num_classes, pool where a kind has them. Added: format; and for other libraries' files parameters,
+    and unknown, missing, notes: what :func:`beit.load_model` would refuse, or leave out and say.
+    Raises :class:`UserError` for what is no model.
+    """
+    path = local(path)
+    if is_own(path):
+        return {"format": "beit", **read_description(path)}
+    if not is_foreign(path):
+        raise UserError(f"{path} holds no model; give a run, a model/ folder, or a checkpoint file or folder")
+    opened, found = survey_foreign(path, Stated())
+    about = _tokenizer(found) if isinstance(found, TokenizerSurvey) else _encoder(opened, found)
+    return {
+        **about,
+        "parameters": sum(parameter.numel() for parameter in found.model.parameters()),
+        "unknown": list(found.unknown),
+        "missing": list(found.missing),
+    }
+
+
+def _encoder(opened: Foreign | None, found: Survey) -> dict[str, Any]:
+    assert opened is not None
+    model, config = found.model, found.config
+    head: dict[str, Any] = {}
+    if isinstance(model, MaskedImageModel):
+        head = {"vocab_size": model.vocab_size}
+    elif isinstance(model, ImageClassifier):
+        head = {"num_classes": model.num_classes, "pool": model.pool}
+    return {
+        "format": opened.format,
+        "kind": found.kind,
+        **head,
+        "architecture": dataclasses.asdict(config),
+        "image_size": config.image_size,
+        "pixel_mean": config.pixel_mean,
+        "pixel_std": config.pixel_std,
+        "classes": None if opened.classes is None else list(opened.classes),
+        "provenance": dict(opened.provenance),
+        "notes": list(found.notes),
+    }
+
+
+def _tokenizer(found: TokenizerSurvey) -> dict[str, Any]:
+    model, config = found.model, found.config
+    plain = isinstance(model, PlainDVAE)
+    return {
+        "format": found.format,
+        "kind": "tokenizer",
+        "vocab_size": model.vocab_size,
+        "architecture": config if plain else dataclasses.asdict(config),
+        "image_size": model.image_size,
+        # DALL-E's pixel map 0.1 + 0.8 x, written as (x - mean) / std.
+        "pixel_mean": model.pixel_mean if isinstance(model, PlainDVAE) else (-0.125,) * 3,
+        "pixel_std": model.pixel_std if isinstance(model, PlainDVAE) else (1.25,) * 3,
+        "classes": None,
+        "provenance": {},
+        "notes": [],
+    }

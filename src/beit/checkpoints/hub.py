@@ -1,0 +1,63 @@
+"""The Hugging Face Hub: hf://owner/name wherever a path is taken, and uploads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from beit.config import UserError
+
+SCHEME = "hf://"
+_SMALL = ("config.json", "preprocessor_config.json", "model.json")
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def local(path: str | Path) -> Path:
+    """`path`; for hf://owner/name the folder that its files were fetched to (or lie in, when there is no network)."""
+    text = str(path)
+    if not text.startswith(SCHEME):
+        return Path(path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    name = _repository(text)
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=[*_SMALL, _WEIGHTS[0]]))
+        if not (folder / _WEIGHTS[0]).is_file():
+            folder = Path(snapshot_download(name, allow_patterns=[*_SMALL, _WEIGHTS[1]]))
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"{text} does not exist, or is private and `hf auth login` has not been run"
+        ) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{text} cannot be fetched ({_first_line(error)}); download the files by hand and give their folder"
+        ) from None
+    return folder
+
+
+def push(folder: Path, destination: str) -> str:
+    """Uploads the files of `folder` to owner/name, a private repository unless it exists; gives its address."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api, name = HfApi(), _repository(destination)
+    try:
+        api.create_repo(name, private=True, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(
+            f"--push {name} failed ({_first_line(error)}); the files are in {folder}. Is `hf auth login` done?"
+        ) from None
+    return f"{SCHEME}{name}"
+
+
+def _repository(text: str) -> str:
+    name = text.removeprefix(SCHEME).strip("/")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise UserError(f"{text} is not of the form {SCHEME}owner/name")
+    return name
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

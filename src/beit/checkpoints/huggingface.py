@@ -1,0 +1,226 @@
+"""Hugging Face's BEiT: a folder with config.json, preprocessor_config.json and model.safetensors (or .bin).
+
+Written under the names of transformers 4.x, which the hub has and which 5.x reads and writes as well; read under
+these and under the names that 5.x uses in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from beit.checkpoints.foreign import Foreign
+from beit.checkpoints.key_map import KeyMap
+from beit.checkpoints.torch_file import TensorFile
+from beit.config import EncoderConfig, UserError
+from beit.models.heads import ImageClassifier, MaskedImageModel
+
+NAME = "huggingface"
+_BIAS = "relative_position_bias"
+_ANYWHERE = [
+    ("encoder.cls_token", "beit.embeddings.cls_token"),
+    ("mask_token", "beit.embeddings.mask_token"),
+    ("encoder.pos_embed", "beit.embeddings.position_embeddings"),
+    ("encoder.patch_embed.proj.*", "beit.embeddings.patch_embeddings.projection.*"),
+    ("fc_norm.*", "beit.pooler.layernorm.*"),
+    ("token_head.*", "lm_head.*"),
+    ("head.*", "classifier.*"),
+]
+# Ours, in 4.x, in 5.x; after the prefix of a block.
+_IN_BLOCK = [
+    ("norm1.*", "layernorm_before.*", "layernorm_before.*"),
+    ("norm2.*", "layernorm_after.*", "layernorm_after.*"),
+    ("gamma_1", "lambda_1", "lambda_1"),
+    ("gamma_2", "lambda_2", "lambda_2"),
+    ("attn.q_bias", "attention.attention.query.bias", "attention.q_proj.bias"),
+    ("attn.v_bias", "attention.attention.value.bias", "attention.v_proj.bias"),
+    (f"attn.{_BIAS}_table", f"attention.attention.{_BIAS}.{_BIAS}_table", f"{_BIAS}.{_BIAS}_table"),
+    ("attn.proj.*", "attention.output.dense.*", "attention.o_proj.*"),
+    ("mlp.fc1.*", "intermediate.dense.*", "mlp.fc1.*"),
+    ("mlp.fc2.*", "output.dense.*", "mlp.fc2.*"),
+]
+# In 4.x, in 5.x: prefix of a block; the shared table's module; the three projections that are our one.
+_BLOCK = ("beit.encoder.layer.{}", "beit.layers.{}")
+_SHARED = (f"beit.encoder.{_BIAS}", "beit.shared_position_bias")
+_QUERY_KEY_VALUE = (
+    [f"attention.attention.{name}.weight" for name in ("query", "key", "value")],
+    [f"attention.{name}_proj.weight" for name in "qkv"],
+)
+
+
+def _table(version: int, masked: bool) -> KeyMap:
+    """The names of transformers 4 (0) or 5 (1), in its masked image model or its classifier."""
+    block, shared = _BLOCK[version], _SHARED[version]
+    rows: list[tuple[str, str | tuple[str, ...]]] = [*_ANYWHERE]
+    rows += [(f"encoder.rel_pos_bias.{_BIAS}_table", f"{shared}.{_BIAS}_table")]
+    rows += [(f"encoder.blocks.{{}}.{row[0]}", f"{block}.{row[1 + version]}") for row in _IN_BLOCK]
+    parts = tuple(f"{block}.{part}" for part in _QUERY_KEY_VALUE[version])
+    rows += [("encoder.blocks.{}.attn.qkv.weight", parts)]
+    # The norm before the head lies elsewhere in each of the two models.
+    rows += [("norm.*", "layernorm.*" if masked else "beit.layernorm.*")]
+    tables = [theirs for _, theirs in rows if str(theirs).endswith("_table")]
+    indices = [str(name).removesuffix(f"{_BIAS}_table") + "relative_position_index" for name in tables]
+    return KeyMap(rows, ignored=indices)
+
+
+def is_config(config: Mapping[str, Any]) -> bool:
+    return config.get("model_type") == "beit"
+
+
+def reads(file: TensorFile) -> bool:
+    """Whether a file, perhaps without a configuration, has these names."""
+    contents = file.contents
+    return isinstance(contents, dict) and any(
+        key in contents for key in ("beit.embeddings.cls_token", "embeddings.cls_token")
+    )
+
+
+def open_folder(
+    file: TensorFile, config: Mapping[str, Any] | None, preprocessor: Mapping[str, Any] | None
+) -> Foreign:
+    """A model and what lies beside it. Without a configuration nothing but the weights speaks."""
+    tensors = file.tensors(file.contents)
+    if "embeddings.cls_token" in tensors:  # a bare BeitModel
+        tensors = {f"beit.{key}": tensor for key, tensor in tensors.items()}
+    masked = "lm_head.weight" in tensors
+    if masked and "beit.layernorm.weight" in tensors:
+        raise UserError(
+            f"{file.path} is a masked image model with two final norms, layernorm and beit.layernorm "
+            f"(use_mean_pooling=false), which BEiT does not have"
+        )
+    version = int(any(key.startswith("beit.layers.") for key in tensors))
+    labels = (config or {}).get("id2label")
+    return Foreign(
+        format=NAME,
+        file=file,
+        tensors=tensors,
+        table=_table(version, masked),
+        facts={**_facts(file, config or {}), **_pixels(preprocessor or {})},
+        pool=None if config is None else "mean" if config.get("use_mean_pooling", True) else "cls",
+        classes=_class_names(labels) if isinstance(labels, dict) else None,
+        provenance={"_name_or_path": config["_name_or_path"]} if config and "_name_or_path" in config else {},
+    )
+
+
+# Their name, ours, their default.
+_FIELDS = [
+    ("patch_size", "patch_size", 16),
+    ("num_attention_heads", "num_heads", 12),
+    ("layer_norm_eps", "layer_norm_eps", 1e-12),
+    ("layer_scale_init_value", "layer_scale_init", 0.1),
+    ("drop_path_rate", "drop_path_rate", 0.1),
+    ("hidden_dropout_prob", "dropout", 0.0),
+]
+
+
+def _facts(file: TensorFile, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of :class:`EncoderConfig`; what a configuration leaves out has the library's default."""
+    if not config:
+        return {}
+    where = file.path.parent / "config.json"
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise UserError(f"{where}: hidden_act is {config['hidden_act']!r}, and BEiT has gelu")
+    facts = {ours: config.get(theirs, default) for theirs, ours, default in _FIELDS}
+    size = config.get("image_size", 224)
+    facts["image_size"] = (size, size) if isinstance(size, int) else size
+    return facts
+
+
+def _pixels(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+    if preprocessor.get("do_normalize") is False:
+        return {"pixel_mean": (0.0, 0.0, 0.0), "pixel_std": (1.0, 1.0, 1.0)}
+    found = {"pixel_mean": preprocessor.get("image_mean"), "pixel_std": preprocessor.get("image_std")}
+    return {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+
+
+def _class_names(labels: Mapping[str, str]) -> list[str] | None:
+    """Names of the classes in order, or None where they were never given any."""
+    names = [str(labels.get(str(index), f"LABEL_{index}")) for index in range(len(labels))]
+    return None if names == [f"LABEL_{index}" for index in range(len(names))] else names
+
+
+def write(model: nn.Module, folder: Path, classes: Sequence[str] | None) -> list[str]:
+    """Writes the three files that `from_pretrained` of the model and of AutoImageProcessor want."""
+    if not isinstance(model, MaskedImageModel | ImageClassifier):
+        raise UserError(
+            f"Hugging Face's BEiT is a masked image model or a classifier; it cannot hold a {type(model).__name__}"
+        )
+    config = model.encoder.config
+    if config.grid[0] != config.grid[1] and config.position != "none":
+        raise UserError(
+            f"Hugging Face's BEiT cannot hold {config.position} positions of a grid of "
+            f"{config.grid[0]}x{config.grid[1]} patches: it takes every grid for a square (absolute positions) or "
+            f"swaps its axes (bias tables); resize to a square first"
+        )
+    weights = _table(0, isinstance(model, MaskedImageModel)).write(model.state_dict(), NAME)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for name, content in (
+        ("config", _config(model, classes)),
+        ("preprocessor_config", _preprocessor(config)),
+    ):
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    return []
+
+
+def _config(model: MaskedImageModel | ImageClassifier, classes: Sequence[str] | None) -> dict[str, Any]:
+    config = model.encoder.config
+    content = {
+        "model_type": "beit",
+        "torch_dtype": "float32",
+        "hidden_size": config.width,
+        "intermediate_size": int(config.width * config.mlp_ratio),
+        "num_hidden_layers": config.depth,
+        "num_channels": 3,
+        "hidden_act": "gelu",
+        "image_size": _side(config),
+        "use_mask_token": isinstance(model, MaskedImageModel),
+        "use_absolute_position_embeddings": config.position == "absolute",
+        "use_relative_position_bias": config.position == "block_bias",
+        "use_shared_relative_position_bias": config.position == "shared_bias",
+        **{theirs: getattr(config, ours) for theirs, ours, _ in _FIELDS},
+        # Zero means no LayerScale there.
+        "layer_scale_init_value": 0.0 if config.layer_scale_init is None else config.layer_scale_init or 1e-6,
+    }
+    if isinstance(model, MaskedImageModel):
+        return {
+            "architectures": ["BeitForMaskedImageModeling"],
+            **content,
+            "use_mean_pooling": True,  # otherwise its masked image model has a second final norm
+            "vocab_size": model.vocab_size,
+        }
+    names = list(classes or [f"LABEL_{index}" for index in range(model.num_classes)])
+    return {
+        "architectures": ["BeitForImageClassification"],
+        **content,
+        "use_mean_pooling": model.pool == "mean",
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+
+
+def _side(config: EncoderConfig) -> int | list[int]:
+    height, width = config.image_size
+    return height if height == width else [height, width]
+
+
+def _preprocessor(config: EncoderConfig) -> dict[str, Any]:
+    height, width = config.image_size
+    return {
+        "image_processor_type": "BeitImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": 3,  # bicubic
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.pixel_mean),
+        "image_std": list(config.pixel_std),
+        "do_reduce_labels": False,
+    }

@@ -1,0 +1,125 @@
+"""Which library wrote a file or folder, told by its configuration and by the names of its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from beit.checkpoints import dalle, foreign, huggingface, timm, unilm
+from beit.checkpoints.architecture import Stated
+from beit.checkpoints.dalle import TokenizerSurvey
+from beit.checkpoints.foreign import Foreign, Survey
+from beit.checkpoints.key_map import listed
+from beit.checkpoints.torch_file import TensorFile, open_tensor_file
+from beit.config import UserError
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+MAX_CONFIG = 2**24
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether `path` is a file, or a folder that another library may have written."""
+    return path.is_file() or any((path / name).is_file() for name in (*WEIGHT_FILES, *dalle.FILES))
+
+
+def open_foreign(path: Path) -> Foreign | tuple[Path, Path] | TensorFile:
+    """An encoder's checkpoint; the two files of OpenAI's tokenizer; or a plain tokenizer's file."""
+    if path.is_dir() and any((path / name).is_file() for name in dalle.FILES):
+        return path / dalle.FILES[0], path / dalle.FILES[1]
+    file = open_tensor_file(path if path.is_file() else _weights_in(path))
+    beside = file.path.parent if file.path.name in WEIGHT_FILES else None
+    config = _json(beside / "config.json") if beside else None
+    if config and "model_type" in config and not huggingface.is_config(config):
+        raise UserError(f"{path} is a {str(config['model_type'])[:40]} of Hugging Face, not a beit")
+    try:
+        if config and timm.is_config(config):
+            return timm.open_folder(file, config)
+        if huggingface.reads(file):
+            preprocessor = _json(beside / "preprocessor_config.json") if beside else None
+            return huggingface.open_folder(file, config, preprocessor)
+    except (AttributeError, LookupError, TypeError) as error:
+        raise UserError(f"{path}: its config.json is not one of BEiT's ({error})") from None
+    if dalle.reads(file):
+        # Whichever half was named, the other lies beside it.
+        half = {*dalle.FILES} & {file.path.name}
+        return (
+            (file.path.parent / dalle.FILES[0], file.path.parent / dalle.FILES[1])
+            if half
+            else _one_half(path)
+        )
+    if dalle.reads_plain(file):
+        return file
+    if unilm.reads(file):
+        return unilm.open_file(file)
+    raise UserError(f"{path} is of no known format: {_contents(file)}")
+
+
+class Loaded(NamedTuple):
+    """A foreign model, and what came with it."""
+
+    model: nn.Module
+    format: str
+    notes: Sequence[str]
+    """A line for whatever was adapted."""
+    classes: Sequence[str] | None = None
+    provenance: Mapping[str, Any] = {}
+
+
+def load_foreign(path: Path, stated: Stated) -> Loaded:
+    opened, found = survey_foreign(path, stated)
+    if isinstance(found, TokenizerSurvey):
+        model, notes = dalle.assemble(found, stated.strict)
+        return Loaded(model, found.format, notes)
+    assert opened is not None
+    model, notes = foreign.assemble(opened, found, stated.strict)
+    return Loaded(model, opened.format, notes, opened.classes, opened.provenance)
+
+
+def survey_foreign(path: Path, stated: Stated) -> tuple[Foreign | None, Survey | TokenizerSurvey]:
+    """What :func:`load_foreign` would find, without reading the weights."""
+    opened = open_foreign(path)
+    if isinstance(opened, Foreign):
+        return opened, foreign.survey(opened, stated)
+    if isinstance(opened, TensorFile):
+        return None, dalle.survey_plain(opened, stated)
+    return None, dalle.survey(opened, stated)
+
+
+def _weights_in(folder: Path) -> Path:
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder} holds neither {' nor '.join(WEIGHT_FILES)}")
+
+
+def _one_half(path: Path) -> Any:
+    raise UserError(f"{path} is one half of OpenAI's tokenizer; name the files {' and '.join(dalle.FILES)}")
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """A small JSON object, or None where there is no such file."""
+    try:
+        if path.stat().st_size > MAX_CONFIG:
+            raise ValueError("too large")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no JSON object")
+    return content
+
+
+def _contents(file: TensorFile) -> str:
+    contents = file.contents
+    if not isinstance(contents, dict):
+        return f"it holds a {getattr(contents, 'name', type(contents).__name__)}"
+    state = contents.get("state_dict")
+    if isinstance(state, dict) and any(str(key).startswith("decode_head.") for key in state):
+        return "it is a segmentation model, which this release does not read"
+    return f"it holds {listed(map(str, contents))}" if contents else "it holds nothing"

@@ -1,0 +1,268 @@
+"""Reads pickles without running them.
+
+A pickle is a program that may import and call anything. The interpreter here knows only the operations that build
+dicts, lists, tuples, numbers, text and descriptions of tensors; it has none that imports or calls. What a file
+names beyond that is refused by name, or, for the few classes that checkpoints are known to hold, kept as an
+:class:`Inert` record of its attributes.
+"""
+
+from __future__ import annotations
+
+import math
+import pickletools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any, NamedTuple
+
+import torch
+
+MAX_DIMENSIONS = 8
+
+
+class Refused(ValueError):
+    """Why a file is not read, in a few words."""
+
+
+class Storage(NamedTuple):
+    """Where the numbers of a tensor lie in the file, or will."""
+
+    key: str
+    dtype: torch.dtype
+    numel: int
+
+
+class StoredTensor(NamedTuple):
+    """A tensor that has not been read: a view of a storage. Checked to lie within it."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.storage.dtype.itemsize
+
+
+@dataclass(eq=False)
+class Inert:
+    """An object that the file describes and that was never made: its class by name, its attributes."""
+
+    name: str
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+class _Global(NamedTuple):
+    """A class or function that the file names."""
+
+    name: str
+
+
+_STORAGES = {
+    f"torch.{name}Storage": dtype
+    for name, dtype in {
+        "Double": torch.float64,
+        "Float": torch.float32,
+        "Half": torch.float16,
+        "BFloat16": torch.bfloat16,
+        "Long": torch.int64,
+        "Int": torch.int32,
+        "Short": torch.int16,
+        "Char": torch.int8,
+        "Byte": torch.uint8,
+        "Bool": torch.bool,
+    }.items()
+}
+_MODULES = {
+    *(f"dall_e.encoder.{name}" for name in ("Encoder", "EncoderBlock")),
+    *(f"dall_e.decoder.{name}" for name in ("Decoder", "DecoderBlock")),
+    "dall_e.utils.Conv2d",
+    "torch.nn.modules.activation.ReLU",
+    "torch.nn.modules.container.Sequential",
+    "torch.nn.modules.linear.Identity",
+    "torch.nn.modules.pooling.MaxPool2d",
+    "torch.nn.modules.upsampling.Upsample",
+}
+"""Classes of OpenAI's encoder.pkl and decoder.pkl, which are whole modules."""
+_BYSTANDERS = {
+    "__builtin__.set",
+    "builtins.set",
+    "_codecs.encode",
+    "argparse.Namespace",
+    "numpy.dtype",
+    *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
+    *(f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath", "_local.PosixPath")),
+    *(f"torch.{name}" for name in ("device", "float16", "bfloat16", "float32", "float64", "int64")),
+}
+"""What modules and training checkpoints hold beside their weights; nothing here reads it but the arguments."""
+_TENSOR, _OLD_TENSOR = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"
+_PARAMETERS = {"torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter"}
+_DICT, _SIZE = "collections.OrderedDict", "torch.Size"
+_ALLOWED = {*_STORAGES, *_MODULES, *_BYSTANDERS, *_PARAMETERS, _TENSOR, _OLD_TENSOR, _DICT, _SIZE}
+
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_VALUES = {"BINFLOAT", "BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
+_VALUES |= {"BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINBYTES", "SHORT_BINBYTES"}
+_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+def read_pickle(stream: IO[bytes]) -> Any:
+    """The value of the pickle at the position of `stream`, which is left behind it.
+
+    Raises :class:`Refused`. Time and memory are bounded by a multiple of what `stream` holds; give a short one.
+    """
+    machine = _Machine()
+    try:
+        for operation, argument, _ in pickletools.genops(stream):
+            if operation.name == "STOP":
+                return machine.pop(1)[0]
+            machine.step(operation.name, argument)
+    except Refused:
+        raise
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
+        raise Refused(f"its pickle is damaged ({error})") from None
+    raise Refused("its pickle has no end")
+
+
+class _Machine:
+    """The stack of a pickle, its marks and its memory of values."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def step(self, name: str, argument: Any) -> None:
+        stack = self.stack
+        if name in _VALUES:
+            stack.append(argument)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif name in _TUPLES:
+            stack.append(tuple(self.pop(_TUPLES[name])))
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(self.memo[argument])
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = stack[-1]
+        elif name == "MARK":
+            self.marks.append(len(stack))
+        else:
+            self.build(name, argument)
+
+    def build(self, name: str, argument: Any) -> None:
+        """The operations that put values together."""
+        match name:
+            case "PROTO" | "FRAME":
+                pass
+            case "EMPTY_DICT":
+                self.stack.append({})
+            case "EMPTY_LIST":
+                self.stack.append([])
+            case "TUPLE":
+                self.stack.append(tuple(self.pop_marked()))
+            case "APPEND" | "APPENDS":
+                values = self.pop(1) if name == "APPEND" else self.pop_marked()
+                self.top(list).extend(values)
+            case "SETITEM" | "SETITEMS":
+                values = self.pop(2) if name == "SETITEM" else self.pop_marked()
+                self.top(dict).update(_items(zip(values[::2], values[1::2], strict=True)))
+            case "GLOBAL":
+                self.stack.append(_named(argument.replace(" ", ".", 1)))
+            case "STACK_GLOBAL":
+                self.stack.append(_named(".".join(map(str, self.pop(2)))))
+            case "REDUCE" | "NEWOBJ":
+                self.stack.append(_made(*self.pop(2)))
+            case "BUILD":
+                self.set_state(self.pop(1)[0])
+            case "BINPERSID":
+                self.stack.append(_persistent(self.pop(1)[0]))
+            case _:
+                raise Refused(f"its pickle uses {name}, which no checkpoint needs")
+
+    def pop(self, count: int) -> list[Any]:
+        if len(self.stack) < count:
+            raise Refused("its pickle is damaged (empty stack)")
+        values = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        return values
+
+    def pop_marked(self) -> list[Any]:
+        return self.pop(len(self.stack) - self.marks.pop())
+
+    def top(self, wanted: type) -> Any:
+        if type(self.stack[-1]) is not wanted:
+            raise Refused(f"its pickle fills a {type(self.stack[-1]).__name__} like a {wanted.__name__}")
+        return self.stack[-1]
+
+    def set_state(self, state: Any) -> None:
+        """Attributes of an object. Those of a dict (`_metadata` of a state dict) are of no interest."""
+        target = self.stack[-1]
+        if isinstance(target, Inert) and isinstance(state, dict):
+            target.attributes.update(state)
+        elif not isinstance(target, Inert | dict):
+            raise Refused(f"its pickle sets attributes of a {type(target).__name__}")
+
+
+def _named(name: str) -> _Global:
+    if name not in _ALLOWED:
+        raise Refused(f"it holds {name[:80]!r}, which is neither a tensor nor part of a known checkpoint")
+    return _Global(name)
+
+
+def _made(maker: Any, arguments: Any) -> Any:
+    """What calling `maker` would give, for the makers that are known."""
+    if not isinstance(maker, _Global) or not isinstance(arguments, tuple):
+        raise Refused(f"its pickle calls a {type(maker).__name__}")
+    if maker.name in (_TENSOR, _OLD_TENSOR):
+        return _tensor(*arguments[:4])
+    if maker.name in _PARAMETERS:
+        if not arguments or not isinstance(arguments[0], StoredTensor):
+            raise Refused("it holds a parameter that is no tensor")
+        return arguments[0]
+    if maker.name == _DICT:
+        return _items(arguments[0]) if arguments else {}
+    if maker.name == _SIZE:
+        return tuple(arguments[0])
+    return Inert(maker.name)
+
+
+def _items(pairs: Any) -> dict[Any, Any]:
+    """A dict of (key, value) pairs. Keys are plain, because hashing nested tuples recurses without end."""
+    items = {}
+    for key, value in pairs:
+        if key is not None and not isinstance(key, str | int | float):
+            raise Refused(f"it holds a dict with a {type(key).__name__} as a key")
+        items[key] = value
+    return items
+
+
+def _persistent(value: Any) -> Any:
+    """A storage, or in the older container also a class with its source code, which is left unread."""
+    match value:
+        case ("storage", _Global(name), str(key), _, int(numel), *view) if name in _STORAGES:
+            if numel < 0 or any(part is not None for part in view):
+                raise Refused(f"its storage {key[:40]!r} is of an unknown kind")
+            return Storage(key, _STORAGES[name], numel)
+        case ("module", _Global() as named, _, _):
+            return named
+    raise Refused("it refers to something that is neither a storage nor a module")
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> StoredTensor:
+    if not isinstance(storage, Storage):
+        raise Refused("it holds a tensor without a storage")
+    if not isinstance(shape, tuple) or not isinstance(stride, tuple) or len(shape) != len(stride):
+        raise Refused("it holds a tensor without a shape")
+    if len(shape) > MAX_DIMENSIONS or not _sizes((offset, *shape, *stride)):
+        raise Refused(f"it holds a tensor of shape {str(shape)[:80]}")
+    count = math.prod(shape)
+    last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    if count and (last >= storage.numel or count > storage.numel):
+        raise Refused(f"it holds a tensor of shape {shape} in a storage of {storage.numel} numbers")
+    return StoredTensor(storage, offset, shape, stride)
+
+
+def _sizes(values: Sequence[Any]) -> bool:
+    return all(type(value) is int and 0 <= value < 2**48 for value in values)

@@ -1,0 +1,25 @@
+"""`beit convert`."""
+
+from __future__ import annotations
+
+from beit import checkpoints
+from beit.config import ConvertConfig
+
+
+def convert(config: ConvertConfig) -> list[str]:
+    """Convert, and print what was adapted, line by line, and where the result is."""
+    notes = checkpoints.convert(
+        config.source,
+        config.destination,
+        config.to,
+        num_heads=config.num_heads,
+        grid=config.grid,
+        pixel_mean=config.pixel_mean,
+        pixel_std=config.pixel_std,
+        strict=config.strict,
+        push=config.push,
+    )
+    for note in notes:
+        print(note)
+    print(f"{config.destination} holds {config.source} for {config.to}")
+    return notes

@@ -1,0 +1,345 @@
+"""Round trips between formats are the identity, or refused with the name of what would be lost."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from safetensors.torch import load_file, save_file
+from tiny_models import Model, models, outputs, shaken, tiny
+from torch import nn
+
+import beit
+from beit import UserError, load_encoder, load_model
+from beit.checkpoints import convert, describe, hub, save_model
+from beit.cli import main
+from beit.config import DiscreteVAEConfig
+from beit.models.encoder import BeitEncoder
+from beit.models.heads import ImageClassifier, MaskedImageModel
+from beit.tokenizers.dvae import DiscreteVAE
+
+FOREIGN = ("unilm", "timm", "huggingface")
+
+
+def why_not(model: Model, to: str) -> str | None:
+    """What the message has to name where `to` cannot hold `model`."""
+    config = model.encoder.config
+    if to == "timm" and isinstance(model, MaskedImageModel):
+        return r"mask_token and no lm_head"
+    if to == "huggingface" and config.grid[0] != config.grid[1] and config.position != "none":
+        return rf"{config.position} positions of a grid of {config.grid[0]}x{config.grid[1]}"
+    return None
+
+
+def hints(model: Model, source: str) -> dict[str, Any]:
+    """What a file of the released code does not tell."""
+    config = model.encoder.config
+    names = ("num_heads", "grid", "pixel_mean", "pixel_std") if source == "unilm" else ()
+    return {name: getattr(config, name) for name in names}
+
+
+def assert_same(loaded: nn.Module, model: Model) -> None:
+    assert type(loaded) is type(model)
+    weights = model.state_dict()
+    assert loaded.state_dict().keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in loaded.state_dict().items())
+    for name in ("image_size", "patch_size", "width", "num_heads", "position", "pixel_mean", "pixel_std"):
+        assert getattr(loaded.encoder.config, name) == getattr(model.encoder.config, name), name
+
+
+@settings(max_examples=20, deadline=None)
+@given(models())
+def test_round_trips_are_the_identity_or_refused_by_name(model: Model) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_model(model, folder / "beit", provenance={}, classes=["ü", "b", "c", "d", "e"])
+        held = []
+        for to in FOREIGN:
+            if reason := why_not(model, to):
+                with pytest.raises(UserError, match=reason):
+                    convert(folder / "beit", folder / to, to)
+                assert not (folder / to).exists()
+            else:
+                convert(folder / "beit", folder / to, to)
+                assert_same(load_model(folder / to, **hints(model, to)), model)
+                held.append(to)
+        for source, to in product(held, [*held, "beit"]):
+            target = folder / f"{source}-{to}"
+            convert(folder / source, target, to, **hints(model, source))
+            back = load_model(target, **hints(model, to))
+            assert_same(back, model)
+            if {source, to} <= {"huggingface", "beit"}:  # these two tell the LayerNorm's eps
+                images = torch.rand(2, 3, *model.encoder.config.image_size)
+                assert torch.equal(outputs(back, images), outputs(model, images))
+
+
+def test_what_a_file_cannot_tell_is_said_and_has_its_default(tmp_path: Path) -> None:
+    model = tiny(
+        "mean", image_size=(16, 24), position="absolute", pixel_mean=(0.1, 0.2, 0.3), layer_norm_eps=1e-5
+    )
+    save_model(model, tmp_path / "own", provenance={})
+    notes = "\n".join(convert(tmp_path / "own", tmp_path / "file.pth", "unilm"))
+    for fact in ("num_heads=4", "grid=(2, 3)", "pixel_mean=(0.1, 0.2, 0.3)", "eps of 1e-6, not 1e-05"):
+        assert fact in notes
+    with pytest.raises(UserError, match=r"state num_heads"):
+        load_model(tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"grid of 2x2 patches needs 5; state grid"):
+        load_model(tmp_path / "file.pth", num_heads=4)
+    loaded: Any = load_model(tmp_path / "file.pth", num_heads=4, grid=(2, 3))
+    assert loaded.encoder.config.pixel_mean == (0.5, 0.5, 0.5)
+    wide = tiny("mean", width=128, num_heads=2, position="none", image_size=(112, 112))
+    save_model(wide, tmp_path / "wide", provenance={})
+    assert convert(tmp_path / "wide", tmp_path / "wide.pth", "unilm") == []
+    assert load_encoder(tmp_path / "wide.pth").config.num_heads == 2
+    with pytest.raises(UserError, match="drop num_heads"):
+        load_model(tmp_path / "own", num_heads=4)
+
+
+def test_class_names_tokenizer_and_origin_travel(tmp_path: Path) -> None:
+    classes = ["ü", "b", "c", "d", "e"]
+    save_model(tiny("mean"), tmp_path / "own", provenance={"run": "x"}, classes=classes)
+    for to in ("timm", "huggingface"):
+        convert(tmp_path / "own", tmp_path / to, to)
+        assert describe(tmp_path / to)["classes"] == classes
+        convert(tmp_path / to, tmp_path / f"{to}-own", "beit")
+        about = describe(tmp_path / f"{to}-own")
+        assert about["classes"] == classes
+        assert about["provenance"]["format"] == to
+    save_model(tiny(), tmp_path / "masked", provenance={"run": "x"}, tokenizer_hash="t")
+    convert(tmp_path / "masked", tmp_path / "copy", "beit")
+    about = describe(tmp_path / "copy")
+    assert (about["tokenizer"], about["provenance"]["run"]) == ("t", "x")
+
+
+def test_unknown_and_missing_weights_are_errors_unless_told_to_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_model(tiny(), tmp_path / "own", provenance={})
+    convert(tmp_path / "own", tmp_path / "hf", "huggingface")
+    file = tmp_path / "hf" / "model.safetensors"
+    weights = load_file(file)
+    weights["surprise"] = weights.pop("beit.encoder.layer.1.lambda_2")
+    del weights["beit.encoder.layer.0.attention.attention.key.weight"]
+    save_file(weights, file)
+    # The query and the value without their key are not our one projection.
+    pattern = r"unknown .*query\.weight.*surprise; missing encoder\.blocks\.0\.attn\.qkv.*blocks\.1\.gamma_2"
+    with pytest.raises(UserError, match=pattern) as error:
+        load_model(tmp_path / "hf")
+    assert "\n" not in str(error.value)
+    about = describe(tmp_path / "hf")
+    assert "surprise" in about["unknown"]
+    assert "encoder.blocks.1.gamma_2" in about["missing"]
+    with caplog.at_level(logging.INFO, "beit"):
+        loaded: Any = load_model(tmp_path / "hf", strict=False)
+    assert "drawn anew" in caplog.text
+    assert "surprise" in caplog.text
+    assert torch.equal(loaded.encoder.blocks[1].gamma_2, torch.full((32,), 0.1))
+
+
+def test_weights_of_another_stage_are_left_out_and_said(tmp_path: Path) -> None:
+    model = tiny("mean", position="block_bias")
+    weights = {key.removeprefix("encoder."): x for key, x in model.state_dict().items()}
+    torch.save({"model": {**weights, "mask_token": torch.zeros(1, 1, 32)}}, tmp_path / "with_mask.pth")
+    assert convert(tmp_path / "with_mask.pth", tmp_path / "own", "beit") == [
+        "mask_token: left out, a classifier has none"
+    ]
+    bare = {key: x for key, x in weights.items() if not key.startswith(("head", "fc_norm"))}
+    torch.save(bare, tmp_path / "bare.pth")
+    encoder = load_model(tmp_path / "bare.pth")
+    assert isinstance(encoder, BeitEncoder)
+    assert load_encoder(tmp_path / "bare.pth", image_size=(48, 32)).grid == (6, 4)
+    with pytest.raises(UserError, match="cannot hold a BeitEncoder"):
+        convert(tmp_path / "bare.pth", tmp_path / "x", "beit")
+
+
+def test_a_run_of_the_released_code_tells_its_normalisation(tmp_path: Path) -> None:
+    import argparse
+
+    model = tiny(position="shared_bias")
+    weights = {
+        key.removeprefix("encoder.").replace("token_head", "lm_head"): x
+        for key, x in model.state_dict().items()
+    }
+    arguments = argparse.Namespace(
+        model="beit_tiny", imagenet_default_mean_and_std=True, output_dir=Path("x")
+    )
+    run = {
+        "model": weights,
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(9)}}},
+        "epoch": 3,
+        "args": arguments,
+    }
+    for legacy in (False, True):
+        file = tmp_path / f"checkpoint-{legacy}.pth"
+        torch.save(run, file, _use_new_zipfile_serialization=not legacy)
+        loaded: Any = load_model(file)
+        assert loaded.encoder.config.pixel_std == (0.229, 0.224, 0.225)
+        assert torch.equal(loaded.token_head.weight, model.token_head.weight)
+        assert describe(file)["provenance"] == {"model": "beit_tiny"}
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("cls_token", lambda x: x.long(), r"cls_token holds torch\.int64"),
+        ("norm.weight", lambda x: x[:-1], r"norm\.weight \(31,\) \(not \(32,\)\)"),
+        ("patch_embed.proj.weight", lambda x: x[:, :1], "square patches of RGB images"),
+        ("blocks.0.mlp.fc1.weight", lambda x: x[:0], "without numbers"),
+        ("rel_pos_bias.relative_position_bias_table", lambda x: x[:, :0], "0 attention heads"),
+        ("rel_pos_bias.relative_position_bias_table", lambda x: x[:-1], "has 51 rows"),
+    ],
+)
+def test_weights_of_a_wrong_type_or_shape_are_refused(
+    key: str, change: Any, message: str, tmp_path: Path
+) -> None:
+    weights = {
+        name.removeprefix("encoder.").replace("token_head", "lm_head"): x
+        for name, x in tiny().state_dict().items()
+    }
+    save_file({**weights, key: change(weights[key]).clone()}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=message):
+        load_model(tmp_path / "x.safetensors")
+
+
+def test_a_description_needs_no_weights(tmp_path: Path) -> None:
+    save_model(tiny("cls"), tmp_path / "own", provenance={})
+    convert(tmp_path / "own", tmp_path / "timm", "timm")
+    about = describe(tmp_path / "timm")
+    expected = {
+        "format": "timm",
+        "kind": "classifier",
+        "num_classes": 5,
+        "pool": "cls",
+        "unknown": [],
+        "missing": [],
+    }
+    assert expected.items() <= about.items()
+    assert about["architecture"]["num_heads"] == 4
+    assert about["parameters"] == sum(x.numel() for x in tiny("cls").parameters())
+    assert describe(tmp_path / "own")["format"] == "beit"
+
+
+def dvae(**changes: Any) -> DiscreteVAE:
+    small = {"vocab_size": 512, "width": 64, "stride": 8, "blocks_per_group": 1, "code_width": 8}
+    model: DiscreteVAE = shaken(DiscreteVAE(DiscreteVAEConfig(**{**small, **changes})))
+    return model
+
+
+def test_tokenizers_are_held_by_dalle_alone(tmp_path: Path) -> None:
+    model = dvae()
+    save_model(model, tmp_path / "own", provenance={})
+    for to in FOREIGN:
+        with pytest.raises(UserError, match="hold"):
+            convert(tmp_path / "own", tmp_path / to, to)
+    convert(tmp_path / "own", tmp_path / "dalle", "dalle")
+    convert(tmp_path / "dalle", tmp_path / "back", "beit")
+    for path in ("dalle", "dalle/encoder.pkl", "back"):
+        weights = load_model(tmp_path / path).state_dict()
+        assert all(torch.equal(weights[key], x) for key, x in model.state_dict().items())
+    for changes, lost in (({"stride": 4}, "stride 4"), ({"vocab_size": 256}, "vocab_size 256")):
+        save_model(dvae(**changes), tmp_path / lost, provenance={})
+        with pytest.raises(UserError, match=lost):
+            convert(tmp_path / lost, tmp_path / "x", "dalle")
+    (tmp_path / "dalle" / "decoder.pkl").unlink()
+    with pytest.raises(UserError, match=r"decoder\.pkl is missing"):
+        load_model(tmp_path / "dalle")
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as leave:
+        main(arguments)
+    return int(leave.value.code or 0)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own, target = str(tmp_path / "own"), str(tmp_path / "a" / "target")
+    save_model(tiny("mean"), Path(own), provenance={})
+    assert run("convert", own, target, "--to", "huggingface") == 0
+    assert f"{target} holds {own}" in capsys.readouterr().out
+    assert isinstance(load_model(target), ImageClassifier)
+    for arguments, message in [
+        ([own, target, "--to", "unilm"], "exists already"),
+        ([own, str(tmp_path / "x"), "--to", "keras"], "huggingface"),
+        ([own, "--to", "unilm"], "--destination"),
+        ([own, str(tmp_path / "x"), "third", "--to", "unilm"], "third"),
+        ([str(tmp_path / "nothing"), str(tmp_path / "x"), "--to", "unilm"], "nothing holds no model"),
+    ]:
+        assert run("convert", *arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    file = str(tmp_path / "x.pth")
+    flags = ["--grid", "2", "8", "--num-heads", "4", "--no-strict"]
+    save_model(tiny("mean", image_size=(16, 64), position="absolute"), tmp_path / "wide", provenance={})
+    assert run("convert", str(tmp_path / "wide"), file, "--to", "unilm") == 0
+    assert run("convert", file, str(tmp_path / "again"), "--to", "beit", *flags) == 0
+    assert load_encoder(tmp_path / "again").grid == (2, 8)
+
+
+def test_the_hub_through_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    fetched: list[Any] = []
+    uploads: list[Any] = []
+
+    def snapshot(name: str, allow_patterns: list[str]) -> str:
+        fetched.append((name, allow_patterns[-1]))
+        return str(tmp_path / "hf")
+
+    class Api:
+        def create_repo(self, name: str, private: bool, exist_ok: bool) -> None:
+            assert private and exist_ok
+
+        def upload_folder(self, repo_id: str, folder_path: Path) -> None:
+            uploads.append((repo_id, sorted(file.name for file in folder_path.iterdir())))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    model = tiny()
+    save_model(model, tmp_path / "own", provenance={})
+    notes = convert(tmp_path / "own", tmp_path / "hf", "huggingface", push="me/beit-tiny")
+    assert notes == ["uploaded to hf://me/beit-tiny"]
+    assert uploads == [("me/beit-tiny", ["config.json", "model.safetensors", "preprocessor_config.json"])]
+    assert_same(load_model("hf://me/beit-tiny"), model)
+    assert beit.load_encoder("hf://me/beit-tiny").config == model.encoder.config
+    assert fetched == [("me/beit-tiny", "model.safetensors")] * 2
+    with pytest.raises(UserError, match="hf://owner/name"):
+        hub.local("hf://../../etc")
+
+    def offline(name: str, allow_patterns: list[str]) -> str:
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(UserError, match=r"cannot be fetched \(no network\); download the files by hand"):
+        load_model("hf://me/beit-tiny")
+    with pytest.raises(UserError, match="--push uploads a folder"):
+        convert(tmp_path / "own", tmp_path / "x", "unilm", push="me/x")
+
+
+def test_contradictions_are_refused(tmp_path: Path) -> None:
+    save_model(tiny("mean", position="block_bias"), tmp_path / "own", provenance={})
+    convert(tmp_path / "own", tmp_path / "hf", "huggingface")
+    file = tmp_path / "hf" / "config.json"
+    good = json.loads(file.read_text())
+    for changes, message in [
+        ({"num_attention_heads": 2}, "num_heads is 2 by one account and 4"),
+        ({"image_size": 64}, "a grid of 8x8 patches needs 228"),
+        ({"image_size": "big"}, "image_size is big"),
+        ({"patch_size": 16}, "differ in the patch size"),
+        ({"model_type": "data2vec-vision"}, "data2vec-vision of Hugging Face"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ({"use_mean_pooling": False}, r"unknown beit\.pooler.*missing norm"),
+    ]:
+        file.write_text(json.dumps({**good, **changes}))
+        with pytest.raises(UserError, match=message):
+            load_model(tmp_path / "hf")
+    file.write_text(json.dumps(good))
+    with pytest.raises(UserError, match=r"grid is \(2, 8\) by one account"):
+        load_model(tmp_path / "hf", grid=(2, 8))
