@@ -19,7 +19,7 @@ from beit.checkpoints.store import save_model
 from beit.config import EncoderConfig, EvaluateConfig, UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier
-from beit.recipes.accuracy import classification_sums
+from beit.recipes.classification import classification_sums
 from beit.recipes.evaluate import evaluate
 from beit.recipes.pretrain import pretrain
 from beit.recipes.tokenizer import tokenizer
@@ -35,7 +35,7 @@ def config(model: Path, data: Path, **values: Any) -> EvaluateConfig:
 def test_sums_are_torchmetrics_and_hold_for_every_layer() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(40, 3, 7), torch.randint(7, (40,))
-    sums = classification_sums(logits, labels)
+    sums = classification_sums(logits, torch.nn.functional.one_hot(labels, 7).bool())
     for layer in range(3):
         for k, name in ((1, "top1"), (5, "top5")):
             wanted = oracle.multiclass_accuracy(logits[:, layer], labels, 7, top_k=k, average="micro")
@@ -110,6 +110,43 @@ def test_classes_are_matched_by_name(classifier: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown to the model: 'x', 'y'; rename or remove") as error:
         evaluate(config(classifier, labelled(tmp_path / "more", "axy")))
     assert "\n" not in str(error.value)
+
+
+def test_several_classes_an_image(tmp_path: Path) -> None:
+    """Labels from a file, in the model's order of classes; F1, precision and recall as torchmetrics has them."""
+    torch.manual_seed(3)
+    encoder = BeitEncoder(EncoderConfig(image_size=(16, 16), patch_size=8, width=16, depth=1, num_heads=2))
+    model = ImageClassifier(encoder, 3)
+    torch.nn.init.normal_(model.head.weight)
+    extra = {"multilabel": True, "crop_pct": 1.0}
+    save_model(model, tmp_path / "model", provenance={}, classes=("c", "a", "b"), extra=extra)
+    data = labelled(tmp_path / "data", "ab")
+    rows = {
+        f"val/{name}/{i}.png": [["a"], ["b", "c"], [], ["a", "b", "c"]][i % 4]
+        for name in "ab"
+        for i in range(6)
+    }
+    (tmp_path / "labels.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match="--labels"):
+        evaluate(config(tmp_path / "model", data))
+    figures = evaluate(config(tmp_path / "model", data, labels=str(tmp_path / "labels.json")))
+
+    assert figures["images"] == 12
+    records = beit.predict(
+        beit.PredictConfig(images=(str(data),), model=str(tmp_path / "model"), top_k=3, precision="float32")
+    )
+    shares = {Path(r["image"]).relative_to(data).as_posix(): r["top"] for r in records}
+    found = [[{t["label"]: t["probability"] for t in shares[name]}[c] for c in "cab"] for name in rows]
+    truth = [[int(c in row) for c in "cab"] for row in rows.values()]
+    scores, targets = torch.tensor(found), torch.tensor(truth)
+    for key, metric in (("recall", oracle.multilabel_recall), ("precision", oracle.multilabel_precision)):
+        wanted = metric(scores, targets, 3, average="none").tolist()
+        assert [figures["classes"][c][key] or 0.0 for c in "cab"] == pytest.approx(wanted)
+    f1 = oracle.multilabel_f1_score(scores, targets, 3, average="micro")
+    assert figures["f1"] == pytest.approx(float(f1))
+    (tmp_path / "labels.json").write_text(json.dumps(rows | {"val/a/0.png": ["d"]}))
+    with pytest.raises(UserError, match="unknown to the model: 'd'"):
+        evaluate(config(tmp_path / "model", data, labels=str(tmp_path / "labels.json")))
 
 
 def last_evaluation(run: Path) -> dict[str, float]:

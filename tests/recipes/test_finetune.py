@@ -248,7 +248,7 @@ def test_data_without_enough_classes_is_refused(images: Path, colors: Path, tmp_
     unknown = plant(
         plant(tmp_path / "more", {"a": "red", "b": "blue"}, split="train"), {"c": "red"}, split="val"
     )
-    with pytest.raises(UserError, match="unknown to the training split, the first being 'c'"):
+    with pytest.raises(UserError, match="unknown to the training split: 'c'"):
         finetune(finetune_config(unknown, tmp_path / "run"))
     with pytest.raises(UserError, match=r"nowhere.* does not exist"):
         finetune(finetune_config(colors, tmp_path / "run", init=str(tmp_path / "nowhere")))

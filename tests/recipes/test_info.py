@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 import beit
-from beit.config import InfoConfig, UserError
+from beit.checkpoints.adapt import share_bias_out
+from beit.checkpoints.store import save_model
+from beit.config import EncoderConfig, InfoConfig, UserError
+from beit.models.encoder import BeitEncoder
+from beit.models.heads import ImageClassifier
 from beit.recipes.info import info
 
 
@@ -47,3 +53,25 @@ def test_what_is_nothing_is_refused(tmp_path: Path) -> None:
         info(InfoConfig(path=str(tmp_path / "none")))
     with pytest.raises(UserError, match="neither a run nor a model"):
         info(InfoConfig(path=str(tmp_path)))
+
+
+def test_a_checkpoint_of_another_library_is_described_and_used(tmp_path: Path, capsys: Any) -> None:
+    """Hugging Face's files name their classes, and need nothing else to label an image."""
+    torch.manual_seed(0)
+    encoder = BeitEncoder(EncoderConfig(image_size=(32, 32), patch_size=8, width=16, depth=1, num_heads=2))
+    model = ImageClassifier(share_bias_out(encoder), 3)
+    torch.nn.init.normal_(model.head.weight)
+    save_model(model, tmp_path / "own", provenance={}, classes=("ash", "elm", "oak"))
+    beit.checkpoints.convert(tmp_path / "own", tmp_path / "theirs", to="huggingface")
+    found = info(InfoConfig(path=str(tmp_path / "theirs")))["model"]
+    assert (found["format"], found["kind"]) == ("huggingface", "classifier")
+    assert found["parameters"] == sum(p.numel() for p in model.parameters())
+    assert "ash, elm, oak" in capsys.readouterr().out
+    Image.new("RGB", (40, 40), (200, 30, 90)).save(tmp_path / "image.png")
+    first, second = (
+        beit.predict(
+            beit.PredictConfig(images=(str(tmp_path / "image.png"),), model=str(tmp_path / name), workers=0)
+        )
+        for name in ("own", "theirs")
+    )
+    assert first == second

@@ -17,6 +17,8 @@ class EvaluateConfig(DataConfig):
     """A run or model directory. Classes, image size and normalisation come with it."""
     split: Literal["eval", "train", "all"] = "eval"
     """Which images: those held back from training, those trained on, or both."""
+    labels: str | None = None
+    """For a classifier: a file of labels as in `beit finetune`; null for one folder per class."""
     tokenizer: str | None = None
     """For a pre-trained model: the tokenizer whose tokens it predicts; null for the one its run names."""
     baseline_images: int = 2048
@@ -81,4 +83,4 @@ class InfoConfig:
     """Say what a run or a model is, and where a run stands."""
 
     path: str
-    """A run or model directory."""
+    """A run, a model directory, or a checkpoint of another library."""

@@ -45,10 +45,17 @@ class Labels:
 class LabelFile:
     """The classes of images by their paths: relative to --data, or as found from the folder of the file."""
 
-    def __init__(self, path: str | Path, *, multilabel: bool) -> None:
+    def __init__(self, path: str | Path, *, multilabel: bool, classes: Sequence[str] | None = None) -> None:
+        """`classes` are those of a model that has its own; otherwise the file's, sorted by name."""
         self.path = Path(path)
         rows = _read(self.path)
-        names = tuple(sorted({name for classes in rows.values() for name in classes}))
+        found = sorted({name for row in rows.values() for name in row})
+        names = tuple(found if classes is None else classes)
+        if unknown := [name for name in found if name not in names]:
+            raise UserError(
+                f"--labels {path} has classes that are unknown to the model: {', '.join(map(repr, unknown[:5]))}"
+                f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}; rename or remove them"
+            )
         if len(names) < 2:
             said = f"one class only ('{names[0]}')" if names else "no class"
             raise UserError(f"--labels {path} holds {said}; a classifier needs at least two")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beit.data.batches import LabeledBatch
@@ -14,12 +15,35 @@ from beit.training.metrics import over_count
 from beit.visualize.pictures import captioned_grid, save_picture
 
 
+def classification_sums(logits: Tensor, targets: Tensor, *, multilabel: bool = False) -> dict[str, Tensor]:
+    """Loss and right answers on a batch, as sums over its images, and their `count`.
+
+    logits: (B, C), or (B, layers, C) for several classifiers, whose sums are then of shape (layers,).
+    targets: bool (B, C).
+    """
+    logits, targets = logits.float(), _for_each(targets, logits)
+    if multilabel:
+        losses = F.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none").mean(-1)
+    else:
+        losses = -(logits.log_softmax(-1) * targets).sum(-1)
+    count = torch.tensor(len(logits), device=logits.device)
+    sums = {"count": count, "loss": losses.sum(0), **hits(logits, targets)}
+    return sums | agreement(logits, targets) if multilabel else sums
+
+
 def hits(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """How many of the images with logits (B, C) have a true class of targets, bool (B, C), among the likeliest 1
-    and 5."""
-    likeliest = logits.topk(min(5, logits.shape[1])).indices
-    found = targets.gather(1, likeliest)
-    return {"top1": found[:, 0].sum(), "top5": found.any(1).sum()}
+    """How many of the images with logits (B, ..., C) have a true class of targets, bool (B, C), among the likeliest
+    1 and 5."""
+    likeliest = logits.topk(min(5, logits.shape[-1])).indices
+    found = _for_each(targets, logits).gather(-1, likeliest)
+    return {"top1": found[..., 0].sum(0), "top5": found.any(-1).sum(0)}
+
+
+def _for_each(targets: Tensor, logits: Tensor) -> Tensor:
+    """Targets (B, C) for every classifier of logits (B, ..., C)."""
+    if targets.dim() < logits.dim():
+        targets = targets.view(len(targets), *[1] * (logits.dim() - 2), -1)
+    return targets.expand_as(logits)
 
 
 def agreement(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:

@@ -32,6 +32,8 @@ def show(figures: Mapping[str, Any], console: Console) -> None:
     if "confusion" in figures:
         names = list(figures["classes"])
         (_matrix if len(names) <= FEW_CLASSES else _worst)(figures, names, console)
+    elif "classes" in figures:
+        _several(figures, console)
 
 
 def _matrix(figures: Mapping[str, Any], names: list[str], console: Console) -> None:
@@ -59,6 +61,17 @@ def _worst(figures: Mapping[str, Any], names: list[str], console: Console) -> No
         wrong = {answer: n for answer, n in figures["confusion"][name].items() if answer != name}
         worst = max(wrong, key=lambda answer: wrong[answer], default="")
         table.add_row(escape(name), f"{entry['images']:,}", _share(entry["top1"]), escape(worst))
+    console.print(table)
+
+
+def _several(figures: Mapping[str, Any], console: Console) -> None:
+    """How well each class is found where an image may have several: the least found first."""
+    table = Table("class", "images", "precision", "recall", box=None)
+    classes = figures["classes"]
+    for name in sorted(classes, key=lambda name: classes[name]["recall"] or 0.0)[: 2 * WORST]:
+        entry = classes[name]
+        shares = (_share(entry[key]) for key in ("precision", "recall"))
+        table.add_row(escape(name), f"{entry['images']:,}", *shares)
     console.print(table)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from beit.data.few_labels import label_share, labels_per_class
 from beit.data.label_file import LabelFile, Labels
 from beit.data.mixing import BatchMixing, smoothed
 from beit.data.views import EvaluationView, LabeledView
-from beit.recipes.classification import agreement, draw_predictions, hits, with_f1
+from beit.recipes.classification import classification_sums, draw_predictions, with_f1
 from beit.recipes.memory import activations_of_encoder
 from beit.recipes.stage import Method, Stage, is_done
 from beit.recipes.starting_point import starting_classifier
@@ -47,10 +46,8 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
         return StepOutput(loss_of(logits, targets), {"top1": right.float().mean()})
 
     def evaluate(model: nn.Module, batch: LabeledBatch) -> dict[str, Tensor]:
-        logits, targets = model(batch.image).float(), labels.targets(batch.label)
-        count = torch.tensor(len(logits))
-        sums = {"count": count, "loss": count * loss_of(logits, targets.float()), **hits(logits, targets)}
-        return sums | agreement(logits, targets) if config.multilabel else sums
+        targets = labels.targets(batch.label)
+        return classification_sums(model(batch.image), targets, multilabel=config.multilabel)
 
     encoder = model.encoder.config
     crop_pct = config.crop_share(encoder.image_size)

@@ -13,7 +13,6 @@ from rich.console import Console as Terminal
 from rich.progress import Progress
 from torch import Tensor
 
-from beit.checkpoints.store import DESCRIPTION, read_description
 from beit.config import UserError
 from beit.data.base import Source
 from beit.data.loaders import OnBad, View, evaluation_batches
@@ -110,13 +109,6 @@ def totals(
 def complain(name: str, reason: str) -> None:
     """Name a file that cannot be used, beside the output and not in it."""
     print(f"skipped {name}: {reason}", file=sys.stderr, flush=True)
-
-
-def described(path: str | Path) -> dict[str, Any]:
-    """model.json of a model that was loaded from `path`; empty for a model of a foreign format, which has none."""
-    folder = Path(path)
-    own = any((place / DESCRIPTION).is_file() for place in (folder / "model", folder))
-    return read_description(path) if own else {}
 
 
 def run_of(path: str | Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""`beit info`: what a run or a model is, and where a run stands, from what lies on disk."""
+"""`beit info`: what a run, a model or a checkpoint of another library is, and where a run stands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from beit.checkpoints.store import DESCRIPTION, WEIGHTS, read_description
+from beit.checkpoints.describe import describe
+from beit.checkpoints.hub import local
+from beit.checkpoints.recognise import is_foreign
+from beit.checkpoints.store import WEIGHTS, is_own
 from beit.config import InfoConfig, UserError
 from beit.training.checkpoint_files import checkpoint_steps
 from beit.training.metrics import short_number
@@ -23,7 +26,7 @@ Facts = dict[str, Any]
 
 def info(config: InfoConfig) -> dict[str, Facts]:
     """Print what is at `config.path`, and return it: the facts about a `run`, a `model`, or both."""
-    path = Path(config.path)
+    path = local(config.path)
     if not path.exists():
         raise UserError(f"{path} does not exist; give a run directory or its model/ folder")
     found = {part.name: part.describe(path) for part in PARTS if part.recognizes(path)}
@@ -78,21 +81,16 @@ def newest_figures(run: RunRecord) -> Facts:
 # Models
 
 
-def model_folder(path: Path) -> Path:
-    return path / "model" if (path / "model").is_dir() else path
-
-
 def is_model(path: Path) -> bool:
-    return (model_folder(path) / DESCRIPTION).is_file()
+    return is_own(path) or is_foreign(path)
 
 
 def describe_model(path: Path) -> Facts:
-    """What model.json says, and the number of parameters; no weight is read."""
-    folder = model_folder(path)
-    described = read_description(path)
+    """What model.json says, or what a file of another library shows; the weights of our own are not read."""
+    described = describe(path)
     classes = described.pop("classes", None)
-    facts: Facts = {"model": str(folder), "kind": described.pop("kind", None)}
-    facts["parameters"] = count_parameters(folder / WEIGHTS)
+    facts: Facts = {"model": str(path), "format": described.pop("format"), "kind": described.pop("kind")}
+    facts["parameters"] = described.pop("parameters", None) or count_parameters(path)
     provenance, architecture = described.pop("provenance", None) or {}, described.pop("architecture", None)
     if "command" in provenance:
         provenance["command"] = shlex.join(map(str, provenance["command"]))
@@ -100,8 +98,9 @@ def describe_model(path: Path) -> Facts:
     return facts | described | {"architecture": architecture, "provenance": provenance}
 
 
-def count_parameters(file: Path) -> int:
-    """Numbers in a safetensors file, from its header."""
+def count_parameters(path: Path) -> int:
+    """Numbers in the weights of a run or model/ folder, from the file's header."""
+    file = next(file for file in (path / "model" / WEIGHTS, path / WEIGHTS, path) if file.is_file())
     try:
         with safe_open(file, framework="pt") as tensors:
             return sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
@@ -118,7 +117,7 @@ class Part(NamedTuple):
 
 
 PARTS: Sequence[Part] = (Part("run", is_run, describe_run), Part("model", is_model, describe_model))
-"""All that are found are told. Formats of other libraries join here."""
+"""All that are found are told."""
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -133,7 +132,7 @@ def show(found: Mapping[str, Facts]) -> None:
 
 def _lines(facts: Facts, width: int) -> Iterator[str]:
     for name, value in facts.items():
-        if value is not None:
+        if value is not None and value != []:
             yield f"{name.replace('_', ' '):<{width}} {in_words(value)}"
 
 

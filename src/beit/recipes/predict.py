@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
+from beit.checkpoints.describe import describe
 from beit.checkpoints.store import kind_of, load_model
 from beit.config import PredictConfig, RunFailed, UserError
 from beit.data.batches import LabeledBatch
@@ -25,7 +27,7 @@ from beit.data.files import FileSource, open_images
 from beit.data.views import EvaluationView, LabeledView
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe
-from beit.recipes.inference import classifier_view, complain, described, each_batch, open_machine
+from beit.recipes.inference import classifier_view, complain, each_batch, open_machine
 from beit.tokenizers.base import VisualTokenizer
 
 Record = dict[str, Any]
@@ -99,12 +101,12 @@ def reading_of(model: nn.Module, config: PredictConfig) -> Reading:
     if isinstance(model, ImageClassifier | LinearProbe):
         if config.layer is not None:
             raise UserError(f"--layer is for features, and {config.model} gives labels; drop it")
-        view = classifier_view(model.encoder.config.image_size, described(config.model))
+        description = describe(config.model)
+        view = classifier_view(model.encoder.config.image_size, description)
+        # Where an image may have several classes, each has a probability of its own.
+        shares = torch.sigmoid if description.get("multilabel") else partial(torch.softmax, dim=1)
         return Reading(
-            "labels",
-            (".csv", ".jsonl"),
-            view,
-            lambda images: {"probability": model(images).float().softmax(dim=1)},
+            "labels", (".csv", ".jsonl"), view, lambda images: {"probability": shares(model(images).float())}
         )
     if isinstance(model, VisualTokenizer):
         if config.layer is not None:
@@ -128,7 +130,7 @@ def labels_of(model: nn.Module, config: PredictConfig) -> tuple[str, ...] | None
     """The names of a classifier's outputs; their numbers where it has none. None for other models."""
     if not isinstance(model, ImageClassifier | LinearProbe):
         return None
-    names = described(config.model).get("classes") or range(model.num_classes)
+    names = describe(config.model).get("classes") or range(model.num_classes)
     return tuple(map(str, names))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beit.checkpoints.store import load_encoder
@@ -18,7 +19,7 @@ from beit.data.batches import LabeledBatch
 from beit.data.combined import Subset
 from beit.data.views import EvaluationView, LabeledView, TokenizerViews
 from beit.models.heads import LayerProbes, LinearProbe, layer_features
-from beit.recipes.accuracy import classification_sums, hits
+from beit.recipes.classification import classification_sums, hits
 from beit.recipes.features import FeatureBatch, FeatureSource, feature_view, neighbour_votes
 from beit.recipes.inference import Machine, default_crop
 from beit.recipes.memory import activations_of_encoder
@@ -107,12 +108,15 @@ class _Probing:
     def step(self, model: nn.Module, batch: LabeledBatch | FeatureBatch, index: int) -> StepOutput:
         """Cross-entropies summed over layers, which learn nothing from one another."""
         features = batch.features if isinstance(batch, FeatureBatch) else self.features(batch)
-        sums = classification_sums(model(features), batch.label)
+        sums = classification_sums(model(features), self.targets(batch.label))
         count = sums.pop("count")
         return StepOutput(sums["loss"].sum() / count, {"top1": sums["top1"] / count})
 
     def evaluate(self, model: nn.Module, batch: FeatureBatch) -> dict[str, Tensor]:
-        return classification_sums(model(batch.features), batch.label)
+        return classification_sums(model(batch.features), self.targets(batch.label))
+
+    def targets(self, label: Tensor) -> Tensor:
+        return F.one_hot(label, self.num_classes).bool()
 
     def summarise(self, totals: Mapping[str, Tensor]) -> dict[str, float]:
         self.scores = shares(totals)
@@ -156,8 +160,8 @@ class _Probing:
                     neighbours=config.knn,
                     temperature=config.knn_temperature,
                 ).cpu()
-                counts[0, layer] += hits(votes, answer, 1).sum()
-                counts[1, layer] += hits(votes, answer, 5).sum()
+                right = hits(votes, self.targets(answer))
+                counts[:, layer] += torch.stack([right["top1"], right["top5"]])
         return dict(zip(("top1", "top5"), counts / len(answers), strict=True))
 
     def best_probe(self, model: nn.Module) -> LinearProbe:
@@ -167,7 +171,8 @@ class _Probing:
         features, labels = self.held_back.features, self.held_back.labels()
         with torch.no_grad():
             for rows in torch.split(self.held_back.whole.nonzero().squeeze(1), CHUNK):
-                sums = classification_sums(model(features[rows].to(device)), labels[rows].to(device))
+                targets = self.targets(labels[rows]).to(device)
+                sums = classification_sums(model(features[rows].to(device)), targets)
                 totals += torch.stack([sums[name].float().cpu() for name in ("loss", "top1", "top5")])
         scores = dict(zip(("loss", "top1", "top5"), totals, strict=True))
         return model.probe(self.encoder, best_layer(scores), self.config.pool)
