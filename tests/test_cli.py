@@ -11,7 +11,7 @@ import yaml
 
 from beit import UserError
 from beit.cli import VERBS, main
-from beit.config import PretrainConfig, TokenizerConfig
+from beit.config import FinetuneConfig, PretrainConfig, ProbeConfig, TokenizerConfig
 from beit.config_file import read_yaml, to_yaml
 from beit.presets import TABLES, configure
 
@@ -51,6 +51,7 @@ def test_every_verb_explains_its_flags(verb: str, capsys: pytest.CaptureFixture[
 
 
 TRAINING = ["--data", "x", "--out", "y", "--tokenizer", "t"]
+FINETUNE = ["--data", "x", "--out", "y", "--init", "i"]
 
 
 @pytest.mark.parametrize(
@@ -74,8 +75,23 @@ TRAINING = ["--data", "x", "--out", "y", "--tokenizer", "t"]
         (["pretrain", *TRAINING, "--steps", "1.5"], "--steps cannot be '1.5'"),
         (["pretrain", "--data", "x", "--out", "y", "--tokenizer", "y"], "--out is the tokenizer's own run"),
         (["tokenizer", "--data", "no/such/folder", "--out", "y", "--devices", "2"], "no/such/folder"),
+        (
+            ["finetune", "--data", "x", "--out", "y", "--width", "96"],
+            "name --image-size, --patch-size, --depth",
+        ),
+        (["finetune", *FINETUNE, "--label-share", "0.1", "--labels-per-class", "5"], "exclude each other"),
+        (["finetune", *FINETUNE, "--multilabel", "--labels-per-class", "5"], "use --label-share"),
+        (["finetune", *FINETUNE, "--randaugment", "11"], "--randaugment must lie between 0 and 10"),
         (["report"], "needs --runs"),
         (["report", "no/such/run"], "no/such/run"),
+        (["report", "--out", "page.html", "no/such/run"], "no/such/run"),
+        (["probe", "--data", "x", "--out", "y"], "needs --init"),
+        (["evaluate", "--data", "x", "--model", "no/such/model"], "no/such/model does not exist"),
+        (["evaluate", "--data", "x", "--model", "m", "--out", "x.txt"], "must end in .json"),
+        (["predict", "--model", "no/such/model", "a.jpg", "b.jpg"], "no/such/model does not exist"),
+        (["predict", "--model", "m"], "needs --images"),
+        (["info"], "needs --path"),
+        (["info", "no/such/run"], "no/such/run does not exist"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
@@ -176,7 +192,8 @@ def test_a_printed_configuration_repeats_the_run(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize("config_type", TABLES)
 def test_every_preset_is_valid_and_survives_its_file(config_type: type, tmp_path: Path) -> None:
     for name in TABLES[config_type]:
-        extra = {"tokenizer": "t"} if config_type is PretrainConfig else {}
+        inits = {FinetuneConfig: {"init": "i"}, ProbeConfig: {"init": "i"}}
+        extra = {PretrainConfig: {"tokenizer": "t"}, **inits}.get(config_type, {})
         config = configure(config_type, name, data=("a", "b"), out="y", **extra)
         file = tmp_path / f"{name}.yaml"
         file.write_text(to_yaml(config, "a heading"))

@@ -17,18 +17,28 @@ if TYPE_CHECKING:
         DemoConfig,
         DiscreteVAEConfig,
         EncoderConfig,
+        EvaluateConfig,
+        FinetuneConfig,
+        InfoConfig,
+        PredictConfig,
         PretrainConfig,
+        ProbeConfig,
         ReportConfig,
         TokenizerConfig,
         UserError,
     )
     from beit.models.encoder import BeitEncoder
-    from beit.models.heads import ImageClassifier, MaskedImageModel
+    from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
     from beit.presets import configure
     from beit.recipes.check import check
     from beit.recipes.convert import convert
     from beit.recipes.demo import demo
+    from beit.recipes.evaluate import evaluate
+    from beit.recipes.finetune import finetune
+    from beit.recipes.info import info
+    from beit.recipes.predict import predict
     from beit.recipes.pretrain import pretrain
+    from beit.recipes.probe import probe
     from beit.recipes.report import report
     from beit.recipes.tokenizer import tokenizer
     from beit.tokenizers.base import VisualTokenizer
@@ -42,18 +52,28 @@ _HOMES = {
         "DemoConfig",
         "DiscreteVAEConfig",
         "EncoderConfig",
+        "FinetuneConfig",
+        "EvaluateConfig",
+        "InfoConfig",
+        "PredictConfig",
         "PretrainConfig",
+        "ProbeConfig",
         "ReportConfig",
         "TokenizerConfig",
         "UserError",
     ),
     "beit.models.encoder": ("BeitEncoder",),
-    "beit.models.heads": ("ImageClassifier", "MaskedImageModel"),
+    "beit.models.heads": ("ImageClassifier", "LinearProbe", "MaskedImageModel"),
     "beit.presets": ("configure",),
     "beit.recipes.check": ("check",),
     "beit.recipes.convert": ("convert",),
     "beit.recipes.demo": ("demo",),
+    "beit.recipes.finetune": ("finetune",),
+    "beit.recipes.evaluate": ("evaluate",),
+    "beit.recipes.info": ("info",),
+    "beit.recipes.predict": ("predict",),
     "beit.recipes.pretrain": ("pretrain",),
+    "beit.recipes.probe": ("probe",),
     "beit.recipes.report": ("report",),
     "beit.recipes.tokenizer": ("tokenizer",),
     "beit.tokenizers.base": ("VisualTokenizer",),
@@ -69,9 +89,15 @@ __all__ = [
     "DiscreteVAE",
     "DiscreteVAEConfig",
     "EncoderConfig",
+    "EvaluateConfig",
+    "FinetuneConfig",
     "ImageClassifier",
+    "InfoConfig",
+    "LinearProbe",
     "MaskedImageModel",
+    "PredictConfig",
     "PretrainConfig",
+    "ProbeConfig",
     "ReportConfig",
     "TokenizerConfig",
     "UserError",
@@ -81,11 +107,16 @@ __all__ = [
     "configure",
     "convert",
     "demo",
+    "evaluate",
+    "finetune",
+    "info",
     "load_encoder",
     "load_model",
     "load_tokenizer",
     "masking",
+    "predict",
     "pretrain",
+    "probe",
     "report",
     "tokenizer",
 ]

@@ -9,10 +9,11 @@ import contextlib
 import dataclasses
 import importlib
 import io
-import itertools
+import math
 import os
 import re
 import sys
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -32,7 +33,7 @@ class Verb:
     run: str
     help: str
     positional: str = ""
-    """The fields that take the words before the first flag, in order; the last takes all that remain."""
+    """The fields that take the words without a flag, in order; the last takes all that remain."""
 
 
 VERBS: dict[str, Verb] = {
@@ -40,6 +41,19 @@ VERBS: dict[str, Verb] = {
     "check": Verb(configs.CheckConfig, "check:check", "look a data set over before anything is trained"),
     "tokenizer": Verb(configs.TokenizerConfig, "tokenizer:tokenizer", "train the visual tokenizer"),
     "pretrain": Verb(configs.PretrainConfig, "pretrain:pretrain", "masked image modelling"),
+    "finetune": Verb(
+        configs.FinetuneConfig,
+        "finetune:finetune",
+        "classification, from a pre-trained model or from scratch",
+    ),
+    "probe": Verb(
+        configs.ProbeConfig, "probe:probe", "linear classifiers and k-NN on every layer of an encoder"
+    ),
+    "evaluate": Verb(configs.EvaluateConfig, "evaluate:evaluate", "how good a model is on images"),
+    "predict": Verb(
+        configs.PredictConfig, "predict:predict", "labels, tokens or features of new images", "images"
+    ),
+    "info": Verb(configs.InfoConfig, "info:info", "what a run or model is, and where a run stands", "path"),
     "report": Verb(
         configs.ReportConfig, "report:report", "one offline page about one or several runs", "runs"
     ),
@@ -111,7 +125,7 @@ def _overview() -> str:
 def _run(name: str, verb: Verb, arguments: Arguments) -> int:
     given = list(arguments)
     training = issubclass(verb.config, TrainingConfig)
-    arguments = _name_words(verb.positional.split(), arguments)
+    arguments = _name_words(verb.config, verb.positional.split(), arguments)
     switches = {"--print-config": False, "--dry-run": False, "--overwrite": False}
     layers: list[dict[str, Any]] = []
     if training:
@@ -133,14 +147,35 @@ def _run(name: str, verb: Verb, arguments: Arguments) -> int:
     return _guarded(run, config, options)
 
 
-def _name_words(fields: Sequence[str], arguments: Arguments) -> Arguments:
-    """The words before the first flag, each after the flag of its field."""
-    words = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
+def _name_words(config_type: type, fields: Sequence[str], arguments: Arguments) -> Arguments:
+    """`arguments` with the words that belong to no flag, wherever they stand, each after the flag of its field."""
+    if not fields:
+        return arguments
+    hints = typing.get_type_hints(config_type)
+    words: Arguments = []
+    rest: Arguments = []
+    room: float = 0  # how many more words the last flag takes
+    for argument in arguments:
+        if argument.startswith("-"):
+            name, value, _ = argument.removeprefix("--").replace("-", "_").partition("=")
+            room = 0 if value else _words_of(hints.get(name, bool))
+        elif room < 1:
+            words.append(argument)
+            continue
+        else:
+            room -= 1
+        rest.append(argument)
     named: Arguments = []
     for index, field in enumerate(fields):
         own = words[index:] if index == len(fields) - 1 else words[index : index + 1]
         named += [f"--{field}", *own] if own else []
-    return [*named, *arguments[len(words) :]] if fields else arguments
+    return [*named, *rest]
+
+
+def _words_of(hint: Any) -> float:
+    """How many words a flag of this type takes."""
+    kinds = [typing.get_origin(kind) for kind in (hint, *typing.get_args(hint))]
+    return 0 if hint is bool else math.inf if tuple in kinds else 1
 
 
 def _guarded(run: Any, config: object, options: dict[str, bool]) -> int:

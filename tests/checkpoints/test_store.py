@@ -23,7 +23,7 @@ from beit.checkpoints.store import (
 )
 from beit.config import DiscreteVAEConfig, EncoderConfig, UserError
 from beit.models.encoder import BeitEncoder
-from beit.models.heads import ImageClassifier, MaskedImageModel
+from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.models.position import resize_bias_table
 from beit.tokenizers.dvae import DiscreteVAE
 
@@ -41,6 +41,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     ),
     "pretrained": lambda: MaskedImageModel(encoder(pixel_mean=(0.1, 0.2, 0.3)), 16),
     "classifier": lambda: ImageClassifier(encoder(position="block_bias", layer_scale_init=None), 3, "cls"),
+    "probe": lambda: LinearProbe(encoder(), 3, 1, "cls_mean"),
 }
 
 
@@ -84,12 +85,13 @@ def test_the_description_tells_what_it_is(saved: tuple[str, nn.Module, Path]) ->
     assert description["weights_sha256"] == weights_sha256(model) == weights_sha256(load_model(run))
     assert description["provenance"]["run"] == "a test"
     assert {"beit", "torch", "date", "command"} <= description["provenance"].keys()
-    mean = {"tokenizer": -0.125, "pretrained": 0.1, "classifier": 0.5}[kind]
+    mean = {"tokenizer": -0.125, "pretrained": 0.1}.get(kind, 0.5)
     assert description["pixel_mean"][0] == mean
     size = {
         "tokenizer": ("architecture", 16),
         "pretrained": ("vocab_size", 16),
         "classifier": ("num_classes", 3),
+        "probe": ("num_classes", 3),
     }
     key, value = size[kind]
     assert (description[key]["vocab_size"] if key == "architecture" else description[key]) == value

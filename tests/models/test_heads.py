@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from beit.config import EncoderConfig
 from beit.models.encoder import BeitEncoder
-from beit.models.heads import ImageClassifier, MaskedImageModel
+from beit.models.heads import ImageClassifier, LayerProbes, MaskedImageModel, layer_features
 
 Tiny = Callable[..., EncoderConfig]
 Shaken = Callable[[nn.Module], nn.Module]
@@ -85,3 +86,24 @@ def test_the_layer_groups_of_a_classifier_are_the_encoders_and_its_head(tiny: Ti
     encoder = [[id(x) for x in group] for group in classifier.encoder.layer_groups()]
     assert groups[:-1] == encoder[:-1]
     assert sorted(x for group in groups for x in group) == sorted(id(x) for x in classifier.parameters())
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls_mean"])
+def test_a_probed_layer_becomes_the_classifier_that_it_was(
+    pool: Literal["mean", "cls_mean"], tiny: Tiny, shaken: Shaken
+) -> None:
+    """Features are the encoder's own after each block, and the standardisation is taken into the linear layer."""
+    encoder = shaken(BeitEncoder(tiny()).double())
+    assert isinstance(encoder, BeitEncoder)
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    features = layer_features(encoder, images, range(3), pool)
+    assert features.shape == (2, 3, 32 if pool == "mean" else 64)
+    for layer, patches in enumerate(encoder.intermediates(images, [0, 1, 2])):
+        torch.testing.assert_close(features[:, layer, -32:], patches.mean(dim=(2, 3)))
+    if pool == "cls_mean":
+        torch.testing.assert_close(features[:, 2, :32], encoder(images)[:, 0])
+
+    probes = LayerProbes(3, features.shape[2], 5).double()
+    probes.mean.copy_(torch.randn_like(probes.mean))
+    probes.std.copy_(torch.rand_like(probes.std) + 0.5)
+    torch.testing.assert_close(probes.probe(encoder, 1, pool)(images), probes(features)[:, 1])

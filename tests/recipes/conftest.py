@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_runs import tokenizer_config
+from tiny_runs import pretrain_config, probe_config, tokenizer_config
 
+from beit.recipes.pretrain import pretrain
+from beit.recipes.probe import probe
 from beit.recipes.tokenizer import tokenizer
 
 
@@ -29,4 +31,36 @@ def trained_tokenizer(images: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """The run directory of a tokenizer."""
     out = tmp_path_factory.mktemp("runs") / "tokenizer"
     tokenizer(tokenizer_config(images, out))
+    return out
+
+
+@pytest.fixture(scope="session")
+def pretrained(images: Path, trained_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of an encoder."""
+    out = tmp_path_factory.mktemp("runs") / "pretrain"
+    pretrain(pretrain_config(images, out, tokenizer=str(trained_tokenizer)))
+    return out
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of three classes that differ in colour, for training and evaluation, two of them damaged."""
+    folder = tmp_path_factory.mktemp("colours")
+    rng = np.random.default_rng(1)
+    for split, count in (("train", 20), ("val", 7)):
+        for name, colour in {"blue": (60, 60, 200), "green": (60, 190, 60), "red": (200, 60, 60)}.items():
+            place = folder / split / name
+            place.mkdir(parents=True)
+            for index in range(count):
+                pixels = np.clip(rng.normal(colour, 40, (34, 40, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(place / f"{index:02}.png")
+        (folder / split / "red" / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def probed(colours: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of probes on that encoder, with the colours as classes."""
+    out = tmp_path_factory.mktemp("runs") / "probe"
+    probe(probe_config(colours, out, pretrained))
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from beit.config import PretrainConfig, TokenizerConfig
+from beit.config import FinetuneConfig, PretrainConfig, ProbeConfig, TokenizerConfig
 
 SHORT: dict[str, Any] = {
     "batch_size": 8,
@@ -31,4 +31,24 @@ def pretrain_config(images: Path, out: Path, **values: Any) -> PretrainConfig:
     small = {"image_size": 32, "patch_size": 8, "width": 16, "depth": 2, "num_heads": 2}
     return PretrainConfig(
         data=str(images), out=str(out), **{**small, "steps": 4, "epochs": None, **SHORT, **values}
+    )
+
+
+def finetune_config(data: Path, out: Path, **values: Any) -> FinetuneConfig:
+    """Four steps of a classifier; from scratch the encoder of :func:`pretrain_config`."""
+    small = {"image_size": 32, "patch_size": 8, "width": 16, "depth": 2, "num_heads": 2}
+    schedule = {"steps": 4, "epochs": None, "warmup_epochs": 0.0, "min_crop": 0.5}
+    start = {} if values.get("init") else small
+    return FinetuneConfig(data=str(data), out=str(out), **{**start, **schedule, **SHORT, **values})
+
+
+def probe_config(images: Path, out: Path, init: Path, **values: Any) -> ProbeConfig:
+    """Sixty steps of probes on features that are kept, and all held-back images to judge them."""
+    kept = {"augment": False, "standardize": True, "crop_pct": 1.0, "lr": 0.05, "knn": 5}
+    whole = {**SHORT, "batch_size": 16, "lr_batch_size": 16, "eval_images": 1000, "log_every": 20}
+    return ProbeConfig(
+        data=str(images),
+        out=str(out),
+        init=str(init),
+        **{**kept, "steps": 60, "epochs": None, **whole, **values},
     )

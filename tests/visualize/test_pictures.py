@@ -95,3 +95,15 @@ def test_pictures_are_saved_as_the_smaller_kind_and_leave_nothing_else(tmp_path:
     )
     with Image.open(written) as picture:
         assert picture.size == (200, 200)
+
+
+def test_a_captioned_grid_holds_every_image_and_marks_mistakes() -> None:
+    captions = [(f"class {index}", index != 2) for index in range(5)]
+    grid = np.asarray(pictures.captioned_grid(images(5, side=32), captions, columns=3, cell=96))
+    left, top, step = pictures.MARGIN, pictures.MARGIN, 96 + pictures.GAP
+    for column in range(3):
+        part = grid[top : top + 96, left + column * step : left + column * step + 96]
+        assert np.array_equal(part, pictures.to_pil(images(5, side=32)[column]).resize((96, 96), 0))
+    assert grid.shape[1] == 2 * left + 3 * step - pictures.GAP
+    red = (grid == pictures.MISTAKE).all(2)
+    assert red.any() and not red[:, : left + 2 * step].any()

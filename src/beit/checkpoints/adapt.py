@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -14,6 +16,21 @@ from beit.models.position import resize_bias_table, resize_position_embedding
 
 logger = logging.getLogger(__name__)
 _TABLE = "relative_position_bias_table"
+
+
+@contextmanager
+def changes() -> Iterator[list[str]]:
+    """A list that receives one line for everything the functions below change inside the block."""
+    told: list[str] = []
+    handler, level = logging.Handler(), logger.level
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield told
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @torch.no_grad()
@@ -43,6 +60,19 @@ def share_bias_out(encoder: BeitEncoder) -> BeitEncoder:
         weights[f"blocks.{layer}.attn.{_TABLE}"] = table
     logger.info("the shared position bias copied into %d blocks", config.depth)
     return _encoder_with(config, weights, encoder)
+
+
+@torch.no_grad()
+def replace_rates(encoder: BeitEncoder, *, drop_path_rate: float, dropout: float) -> BeitEncoder:
+    """The encoder with other rates of stochastic depth and dropout; its weights stay."""
+    config = dataclasses.replace(encoder.config, drop_path_rate=drop_path_rate, dropout=dropout)
+    if config == encoder.config:
+        return encoder
+    for name in ("drop_path_rate", "dropout"):
+        before, after = getattr(encoder.config, name), getattr(config, name)
+        if before != after:
+            logger.info("%s %g instead of %g", name.replace("_", " "), after, before)
+    return _encoder_with(config, encoder.state_dict(), encoder)
 
 
 def _encoder_with(config: EncoderConfig, weights: dict[str, Tensor], like: BeitEncoder) -> BeitEncoder:

@@ -27,7 +27,7 @@ from beit.checkpoints.identity import weights_sha256 as weights_sha256
 from beit.checkpoints.recognise import is_foreign, load_foreign
 from beit.config import DiscreteVAEConfig, EncoderConfig, UserError
 from beit.models.encoder import BeitEncoder
-from beit.models.heads import ImageClassifier, MaskedImageModel
+from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.models.position import Grid
 from beit.tokenizers.base import VisualTokenizer
 from beit.tokenizers.dvae import DiscreteVAE
@@ -67,6 +67,13 @@ KINDS: Mapping[str, Kind] = {
         ("num_classes", "pool"),
         lambda config, num_classes, pool: ImageClassifier(BeitEncoder(config), num_classes, pool),
     ),
+    "probe": Kind(
+        LinearProbe,
+        lambda model: model.encoder.config,
+        EncoderConfig,
+        ("num_classes", "layer", "pool"),
+        lambda config, num_classes, layer, pool: LinearProbe(BeitEncoder(config), num_classes, layer, pool),
+    ),
 }
 
 
@@ -84,12 +91,14 @@ def save_model(
     provenance: Mapping[str, Any],
     tokenizer_hash: str | None = None,
     classes: Sequence[str] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes `model` as folder/model.safetensors and folder/model.json, each complete or not at all.
 
     provenance: where the model comes from, for people; package and torch versions, date and command are added.
     tokenizer_hash: :func:`weights_sha256` of the tokenizer whose tokens a pre-trained model predicts.
     classes: names of a classifier's outputs, in order.
+    extra: further keys of model.json, such as the interpolation and crop_pct that images are prepared with.
     """
     name = kind_of(model)
     if name not in KINDS:
@@ -105,6 +114,7 @@ def save_model(
         **_pixel_constants(architecture),
         "classes": None if classes is None else list(classes),
         "tokenizer": tokenizer_hash,
+        **(extra or {}),
         "weights_sha256": sha256_of(tensors),
         "provenance": {**this_process(), **provenance},
     }

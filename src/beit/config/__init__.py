@@ -7,8 +7,11 @@ A field's docstring is its help text. Defaults are the released BEiT-base recipe
 from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEConfig, EncoderConfig
 from beit.config.convert import ConvertConfig
 from beit.config.errors import Interrupted, RunFailed, UserError, require
+from beit.config.finetune import FinetuneConfig
+from beit.config.inference import EvaluateConfig, InfoConfig, PredictConfig
 from beit.config.others import CheckConfig, DemoConfig, PresetsConfig, ReportConfig
 from beit.config.pretrain import PretrainConfig
+from beit.config.probe import ProbeConfig
 from beit.config.run import DataConfig, TrainingConfig
 from beit.config.tokenizer import TokenizerConfig
 
@@ -20,9 +23,14 @@ __all__ = [
     "DemoConfig",
     "DiscreteVAEConfig",
     "EncoderConfig",
+    "EvaluateConfig",
+    "FinetuneConfig",
+    "InfoConfig",
     "Interrupted",
+    "PredictConfig",
     "PresetsConfig",
     "PretrainConfig",
+    "ProbeConfig",
     "ReportConfig",
     "RunFailed",
     "TokenizerConfig",

@@ -46,6 +46,19 @@ class Subset:
         return f"{self._source.fingerprint} {chosen}"
 
 
+class Numbered(Subset):
+    """A source whose labels are the numbers of its images: what is computed finds its image again."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source, range(len(source)))
+
+    def label(self, index: int) -> int:
+        return index
+
+    def describe(self) -> str:
+        return self._source.describe()
+
+
 class Concatenation:
     """Several sources one after the other; with labels, they must agree on the classes."""
 

@@ -15,7 +15,7 @@ from beit.config import UserError
 from beit.data.base import Split, stable_hash
 from beit.data.decode import ImageError, decode_image
 from beit.data.labels import label_members
-from beit.data.listing import Listing, Member, list_data
+from beit.data.listing import Listing, Member, list_data, scan_folder
 from beit.data.splits import find_splits
 
 
@@ -141,6 +141,22 @@ def open_files(
         return FileSource(listings, chosen, notes=notes, **options)
     chosen, labels, names_found, told = label_members(listings, training, chosen, prefixes, split, classes)
     return FileSource(listings, chosen, labels, names_found, notes=notes + told, **options)
+
+
+def open_images(values: Sequence[str], max_megapixels: float = 64) -> FileSource:
+    """The image files and every image in the folders that `values` name, in their order, whatever the layout."""
+    listings: list[Listing] = []
+    for value in values:
+        if os.path.isdir(value):
+            listings.append(scan_folder(value, "--images"))
+        elif os.path.lexists(value):
+            folder, name = os.path.split(value)
+            listings.append(Listing(folder, [Member(name)]))
+        else:
+            raise UserError(f"--images {value}: no such file or folder; check the path")
+    notes = [note for listing in listings for note in listing.notes]
+    members = [listing.members for listing in listings]
+    return FileSource(listings, members, max_megapixels=max_megapixels, notes=notes)
 
 
 def _split(

@@ -70,9 +70,10 @@ def _by_folder(
     names = tuple(classes) if classes is not None else tuple(sorted(known or found))
     if unknown := sorted(found - set(names)):
         source = "the model" if classes is not None else "the training split"
+        named = ", ".join(f"'{name}'" for name in unknown[:5])
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise UserError(
-            f"--data {where}: {len(unknown)} class folders are unknown to {source}, the first being "
-            f"'{unknown[0]}'; rename or remove them"
+            f"--data {where} has class folders that are unknown to {source}: {named}{more}; rename or remove them"
         )
     if len(names) < 2:
         raise UserError(

@@ -135,7 +135,7 @@ def _unreadable(folder: str) -> UserError:
 # Folders
 
 
-def scan_folder(root: str) -> Listing:
+def scan_folder(root: str, flag: str = "--data") -> Listing:
     """Every image beneath `root`, at any depth. Links are followed, but never in a circle; hidden names are not."""
     notes: list[str] = []
     others: Counter[str] = Counter()
@@ -143,7 +143,7 @@ def scan_folder(root: str) -> Listing:
     if not paths:
         seen = f" (it holds {sum(others.values())} other files)" if others else ""
         raise UserError(
-            f"--data {root} holds no image{seen}; name a folder with files such as .jpg or .png, or tar shards"
+            f"{flag} {root} holds no image{seen}; name a folder with files such as .jpg or .png, or tar shards"
         )
     if others:
         kinds = ", ".join(

@@ -87,8 +87,13 @@ class BeitEncoder(nn.Module):
     def intermediates(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """Patches after the named blocks (0 the first, -1 the last), each as a map (B, D, h, w), no final norm."""
         grid = self.grid_of(images)
-        states = self._run_blocks(self._tokens(self.embed(images), grid), grid, [*map(self._layer, layers)])
+        states = self.states(images, layers)
         return [x[:, self.num_prefix_tokens :].mT.reshape(x.shape[0], -1, *grid) for x in states]
+
+    def states(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """All tokens after the named blocks (0 the first, -1 the last), each (B, 1 + N, D), no final norm."""
+        grid = self.grid_of(images)
+        return self._run_blocks(self._tokens(self.embed(images), grid), grid, [*map(self._layer, layers)])
 
     def attention(self, images: Tensor, layer: int = -1) -> Tensor:
         """Attention that block `layer` pays, (B, heads, 1 + N, 1 + N): rows sum to one, row and column 0 class."""

@@ -1,7 +1,8 @@
-"""What is put on an encoder: prediction of visual tokens (or pixels), and classification."""
+"""What is put on an encoder: prediction of visual tokens (or pixels), classification, linear probes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -64,10 +65,17 @@ class MaskedImageModel(nn.Module):
 class ImageClassifier(nn.Module):
     """An encoder, pooled, normed and classified by one linear layer (paper section 2.6).
 
-    pool "mean" averages the patches, without the class token; "cls" takes the class token.
+    pool "mean" averages the patches, without the class token; "cls" takes the class token. The head's first weights
+    are scaled by `init_scale`, so that training starts from nearly equal class probabilities (released code).
     """
 
-    def __init__(self, encoder: BeitEncoder, num_classes: int, pool: Literal["mean", "cls"] = "mean") -> None:
+    def __init__(
+        self,
+        encoder: BeitEncoder,
+        num_classes: int,
+        pool: Literal["mean", "cls"] = "mean",
+        init_scale: float = 0.001,
+    ) -> None:
         super().__init__()
         width, eps = encoder.config.width, encoder.config.layer_norm_eps
         self.encoder = encoder
@@ -79,8 +87,7 @@ class ImageClassifier(nn.Module):
         self.head = nn.Linear(width, num_classes)
         init_weights(self, cut=None, keep=encoder)
         with torch.no_grad():
-            # Fine-tuning starts from nearly equal class probabilities (official init_scale).
-            self.head.weight.mul_(0.001)
+            self.head.weight.mul_(init_scale)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), float in [0, 1] or uint8 -> logits (B, num_classes)."""
@@ -102,6 +109,77 @@ class ImageClassifier(nn.Module):
         *lower, last = self.encoder.layer_groups()
         own = [x for name, x in self.named_parameters() if not name.startswith("encoder.")]
         return [*lower, [*last, *own]]
+
+
+class LinearProbe(nn.Module):
+    """One linear layer on what a frozen encoder holds after block `layer` (0 the first), without a norm.
+
+    pool "mean" averages the patches (paper appendix D); "cls_mean" puts the class token before that mean
+    (released code).
+    """
+
+    def __init__(
+        self, encoder: BeitEncoder, num_classes: int, layer: int, pool: Literal["mean", "cls_mean"] = "mean"
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.num_classes = num_classes
+        self.layer = layer
+        self.pool = pool
+        self.head = nn.Linear(encoder.config.width * (1 if pool == "mean" else 2), num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W), float in [0, 1] or uint8 -> logits (B, num_classes)."""
+        features = layer_features(self.encoder, images, [self.layer], self.pool)[:, 0]
+        with torch.autocast(features.device.type, enabled=False):  # as the probe was trained
+            logits: Tensor = self.head(features)
+        return logits
+
+
+class LayerProbes(nn.Module):
+    """A linear classifier for each layer of an encoder, over features that were computed before.
+
+    `mean` and `std`, (layers, features), are taken off the features first; 0 and 1 unless they are set.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, num_layers: int, num_features: int, num_classes: int) -> None:
+        super().__init__()
+        # normal(0, 0.01) and zero: the released code's.
+        self.weight = nn.Parameter(0.01 * torch.randn(num_layers, num_classes, num_features))
+        self.bias = nn.Parameter(torch.zeros(num_layers, num_classes))
+        self.register_buffer("mean", torch.zeros(num_layers, num_features))
+        self.register_buffer("std", torch.ones(num_layers, num_features))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (B, layers, F) -> logits (B, layers, num_classes), in float32 even under autocast."""
+        with torch.autocast(features.device.type, enabled=False):
+            scaled = (features.to(self.mean.dtype) - self.mean) / self.std
+            return torch.einsum("blf,lcf->blc", scaled, self.weight) + self.bias
+
+    @torch.no_grad()
+    def probe(self, encoder: BeitEncoder, layer: int, pool: Literal["mean", "cls_mean"]) -> LinearProbe:
+        """The classifier of `layer` on the encoder that the features came from."""
+        probe = LinearProbe(encoder, self.weight.shape[1], layer, pool)
+        probe.head.to(self.weight)
+        probe.head.weight.copy_(self.weight[layer] / self.std[layer])
+        probe.head.bias.copy_(self.bias[layer] - probe.head.weight @ self.mean[layer])
+        return probe
+
+
+def layer_features(
+    encoder: BeitEncoder, images: Tensor, layers: Sequence[int], pool: Literal["mean", "cls_mean"]
+) -> Tensor:
+    """What linear probes of `layers` read of images (B, 3, H, W): (B, layers, F), at least float32."""
+    first = encoder.num_prefix_tokens
+    features = []
+    for tokens in encoder.states(images, layers):
+        tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+        patches = tokens[:, first:].mean(dim=1)
+        features.append(patches if pool == "mean" else torch.cat([tokens[:, 0], patches], dim=1))
+    return torch.stack(features, dim=1)
 
 
 def _flat_mask(name: str, mask: Tensor, patches: Tensor) -> Tensor:

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from beit.config import PretrainConfig, TokenizerConfig, TrainingConfig, UserError
+from beit.config import (
+    FinetuneConfig,
+    PretrainConfig,
+    ProbeConfig,
+    TokenizerConfig,
+    TrainingConfig,
+    UserError,
+)
 from beit.config_file import layered
+from beit.presets.finetune import FINETUNE
 from beit.presets.preset import ENCODERS, Preset
 from beit.presets.pretrain import PRETRAIN
+from beit.presets.probe import PROBE
 from beit.presets.tokenizer import TOKENIZER
 
 __all__ = ["ENCODERS", "TABLES", "Preset", "configure", "find"]
@@ -18,6 +27,8 @@ Config = TypeVar("Config", bound=TrainingConfig)
 TABLES: Mapping[type[TrainingConfig], Mapping[str, Preset]] = {
     TokenizerConfig: TOKENIZER,
     PretrainConfig: PRETRAIN,
+    FinetuneConfig: FINETUNE,
+    ProbeConfig: PROBE,
 }
 
 

@@ -43,6 +43,8 @@ def conclude(stage: Stage, method: Method, results: Mapping[str, Any], bad_files
     out, say = stage.config.out, stage.console.say
     if bad_files:
         say(f"{bad_files} damaged images were skipped")
+    for line in method.conclusion(results):
+        say(line)
     say(f"done in {duration(results['seconds'])}; the model is in {Path(out) / 'model'}")
     say(f"next: beit report {out}")
     if method.next_command:

@@ -71,9 +71,7 @@ def token_method(config: PretrainConfig, stage: Stage) -> Method:
 
     def evaluate(model: nn.Module, batch: PretrainBatch) -> dict[str, Tensor]:
         predict = patches_to_predict(config, batch.mask)
-        tokens, logits, loss = masked_image_modelling(model, tokenizer, batch, predict)
-        metrics = accuracy(logits, tokens[predict]) | baselines.losses(tokens, batch.mask, predict)
-        return weighted({"loss": loss, **metrics}, predict)
+        return masked_token_sums(model, tokenizer, baselines, batch, predict)
 
     token_size = token_image_size(config, tokenizer)
     return Method(
@@ -113,16 +111,12 @@ def pixel_method(config: PretrainConfig, stage: Stage) -> Method:
     encoder = BeitEncoder(config.architecture())
     network = MaskedImageModel(encoder, 3 * config.patch_size**2)
 
-    def loss_of(model: nn.Module, batch: PretrainBatch, predict: Tensor) -> Tensor:
-        predicted = model(batch.image, batch.mask, predict)
-        return F.mse_loss(predicted.float(), network.pixel_targets(batch.image, predict).float())
-
     def step(model: nn.Module, batch: PretrainBatch, index: int) -> StepOutput:
-        return StepOutput(loss_of(model, batch, patches_to_predict(config, batch.mask)), {})
+        return StepOutput(pixel_loss(model, network, batch, patches_to_predict(config, batch.mask)), {})
 
     def evaluate(model: nn.Module, batch: PretrainBatch) -> dict[str, Tensor]:
         predict = patches_to_predict(config, batch.mask)
-        return weighted({"loss": loss_of(model, batch, predict)}, predict)
+        return weighted({"loss": pixel_loss(model, network, batch, predict)}, predict)
 
     return Method(
         model=network,
@@ -135,8 +129,14 @@ def pixel_method(config: PretrainConfig, stage: Stage) -> Method:
     )
 
 
+def pixel_loss(model: nn.Module, network: MaskedImageModel, batch: PretrainBatch, predict: Tensor) -> Tensor:
+    """Mean squared error of the predicted pixels; `model` is `network`, wrapped when there are several ranks."""
+    predicted = model(batch.image, batch.mask, predict)
+    return F.mse_loss(predicted.float(), network.pixel_targets(batch.image, predict).float())
+
+
 def views(config: PretrainConfig, token_size: tuple[int, int]) -> dict[str, Any]:
-    """The training and evaluation views, as arguments of :class:`Method`."""
+    """The training and evaluation views and what follows the run, as arguments of :class:`Method`."""
     size = (config.image_size, config.image_size)
     masking = masking_of(config)
     return {
@@ -150,6 +150,7 @@ def views(config: PretrainConfig, token_size: tuple[int, int]) -> dict[str, Any]
             mode=config.views,
         ),
         "evaluation_view": PretrainEvaluationView(size, token_size, masking),
+        "next_command": f"beit finetune --data ... --init {config.out} --out ...",
     }
 
 
@@ -179,6 +180,21 @@ def patches_to_predict(config: PretrainConfig, mask: Tensor) -> Tensor:
 def accuracy(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Share of the targets (M,) that are the most likely in logits (M, V)."""
     return {"token_accuracy": (logits.argmax(dim=1) == targets).float().mean()}
+
+
+def masked_token_sums(
+    model: nn.Module,
+    tokenizer: VisualTokenizer,
+    baselines: TokenBaselines | None,
+    batch: PretrainBatch,
+    predict: Tensor,
+) -> dict[str, Tensor]:
+    """Loss and accuracy on a batch, and what `baselines` score on it, as sums over the predicted patches."""
+    tokens, logits, loss = masked_image_modelling(model, tokenizer, batch, predict)
+    metrics = {"loss": loss, **accuracy(logits, tokens[predict])}
+    if baselines is not None:
+        metrics |= baselines.losses(tokens, batch.mask, predict)
+    return weighted(metrics, predict)
 
 
 def weighted(means: Mapping[str, Tensor], predict: Tensor) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from beit.data.combined import Subset
 from beit.data.loaders import Loader, evaluation_batches
 from beit.data.sources import Source, open_source
 from beit.recipes.announcement import announce, conclude
+from beit.recipes.inference import Machine, each_batch, num_workers, totals
 from beit.training.console import Console
 from beit.training.device import (
     Precision,
@@ -40,7 +41,7 @@ from beit.training.plan import LoopPlan, Step
 from beit.training.run_directory import RunDirectory
 from beit.training.trackers import TensorBoardTracker, Tracker, WandbTracker
 
-View = Callable[[Tensor, np.random.Generator], Any]
+View = Callable[..., Any]
 Poll = Callable[[], None]
 
 
@@ -52,20 +53,42 @@ class Method:
     step: Step
     """One micro-batch -> loss and metrics; see :func:`beit.training.loop.fit`."""
     view: View
-    """An image and a generator -> a training sample."""
+    """An image, its label if the method is `labeled`, and a generator -> a training sample."""
     evaluation_view: View
-    """An image and a generator -> a sample of the evaluation."""
+    """The same -> a sample of the evaluation."""
     evaluate: Callable[[nn.Module, Any], dict[str, Tensor]]
     """The model and a batch on the device -> sums over it, `count` among them."""
-    draw: Callable[[nn.Module, Any, Path, int], None]
+    draw: Callable[[nn.Module, Any, Path, int], None] | None = None
     """The model, a few evaluation samples as a batch, the folder for pictures, the step."""
     summarise: Summary = scalars
     summarise_evaluation: Summary = over_count
     monitor: str = "loss"
-    """The evaluation's figure that says which was best; lower is better."""
+    """The evaluation's figure that says which was best."""
+    monitor_mode: Literal["min", "max"] = "min"
+    labeled: bool = False
+    """Whether the views take labels."""
+    repeats: int = 1
+    """Views of an image that stand together in a batch."""
+    layer_decay: float = 1.0
+    layer_groups: Sequence[Sequence[nn.Parameter]] | None = None
+    """The model's parameters by depth, lowest first; with them `layer_decay` slows the lower ones down."""
+    prepare: Callable[[Machine], None] | None = None
+    """What must be computed before the first step, on this machine; done again when a run continues."""
+    to_keep: Callable[[nn.Module], nn.Module] = lambda model: model
+    """The trained network -> the model to write."""
+    details: Callable[[], Mapping[str, Any]] = dict
+    """What results.json says besides the last and best figures; asked after the last evaluation."""
+    conclusion: Callable[[Mapping[str, Any]], Sequence[str]] = lambda results: ()
+    """results.json in words, to end with."""
+    input_shape: tuple[int, ...] = (3, 64, 64)
+    """What the views take: an image of any size, or the features that stand in its place."""
     companions: Mapping[str, nn.Module] = field(default_factory=dict)
     tokenizer_hash: str | None = None
     """Identity of the tokenizer whose tokens the model predicts."""
+    classes: Sequence[str] | None = None
+    """Names of a classifier's outputs, in order."""
+    description: Mapping[str, Any] = field(default_factory=dict)
+    """What else model.json should say."""
     about: Sequence[str] = ()
     """Lines for the announcement."""
     activations: float = 0
@@ -103,18 +126,11 @@ class Stage:
             "holdout": config.holdout,
             "max_megapixels": config.max_megapixels,
             "seed": config.seed,
-            "on_progress": self._drawing,
             **source_options,
         }
         self.source: Source = open_source(config.sources, "train", limit=config.limit, **options)
         self.held_back: Source = open_source(config.sources, "eval", limit=config.eval_images, **options)
-        # Spread over the set, because neighbours in it are alike.
-        self.shown = Subset(self.held_back, spread(len(self.held_back), PICTURES))
         torch.manual_seed(config.seed)
-
-    def _drawing(self, done: int, total: int) -> None:
-        if done * 4 % total == 0:
-            self.console.say(f"drawing the built-in scenes: {done:,} of {total:,}")
 
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
@@ -134,7 +150,7 @@ class Stage:
     def train(self, method: Method, *, dry_run: bool, overwrite: bool) -> None:
         """Announce `method` and train it to its end, from wherever the run stands."""
         config, console = self.config, self.console
-        loader = self._loader(method.view)
+        loader = self._loader(method)
         if dry_run:
             announce(self, method, choose_precision(config.precision, self.compute.device))
             console.say("dry run: nothing was written")
@@ -153,24 +169,28 @@ class Stage:
                 "precision", lambda: choose_precision(config.precision, self.compute.device)
             )
             announce(self, method, precision)
+            if method.prepare:
+                method.prepare(self._machine(precision))
             results = self._fit(method, loader, self._plan(method, precision), run)
             conclude(self, method, results, loader.bad_files)
 
     # The parts of a run.
 
-    def _loader(self, view: View) -> Loader:
+    def _loader(self, method: Method) -> Loader:
         config, compute = self.config, self.compute
         return Loader(
             self.source,
-            view,
+            method.view,
             batch_size=config.batch_size,
             seed=config.seed,
             rank=compute.rank,
             world=compute.world,
             accumulate=config.accumulate,
-            workers=self._workers(),
+            workers=num_workers(config.workers, compute),
             max_bad=config.max_bad,
             on_bad=self._report_bad,
+            labeled=method.labeled,
+            repeats=method.repeats,
             pin_memory=compute.device.type == "cuda",
         )
 
@@ -181,12 +201,8 @@ class Stage:
         else:  # the other ranks have no log, but damage that only they meet must be named
             print(line, file=sys.stderr, flush=True)
 
-    def _workers(self) -> int:
-        if self.config.workers != "auto":
-            return self.config.workers
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        # On a CPU the network wants the cores itself; one worker hides the decoding behind it.
-        return min(16, cores // self.compute.world) if self.compute.device.type == "cuda" else 1
+    def _machine(self, precision: Precision) -> Machine:
+        return Machine(self.compute, precision, num_workers(self.config.workers, self.compute))
 
     def warmup(self) -> int:
         """Steps of linear warm-up."""
@@ -219,12 +235,18 @@ class Stage:
             save_every_minutes=save_minutes,
             keep=config.keep,
             monitor=method.monitor,
+            monitor_mode=method.monitor_mode,
         )
 
     def _fit(self, method: Method, loader: Loader, plan: LoopPlan, run: RunDirectory) -> dict[str, Any]:
         config, compute = self.config, self.compute
         peak = config.scaled(config.lr)
-        groups = parameter_groups(method.model.to(compute.device), weight_decay=config.weight_decay)
+        groups = parameter_groups(
+            method.model.to(compute.device),
+            weight_decay=config.weight_decay,
+            layer_decay=method.layer_decay,
+            layer_groups=method.layer_groups,
+        )
         return fit(
             model=method.model,
             step=method.step,
@@ -242,7 +264,8 @@ class Stage:
             compute=compute,
             save_model=functools.partial(self._save, method),
             evaluate=functools.partial(self._evaluate, method, plan.precision),
-            draw=functools.partial(self._draw, method, plan.precision),
+            draw=functools.partial(self._draw, method, plan.precision) if method.draw else None,
+            details=method.details,
             summarise=method.summarise,
             summarise_evaluation=method.summarise_evaluation,
             companions=method.companions,
@@ -251,46 +274,50 @@ class Stage:
 
     def _save(self, method: Method, model: nn.Module, folder: Path, step: int) -> None:
         save_model(
-            model,
+            method.to_keep(model),
             folder,
             provenance={"verb": self.verb, "step": step, "data": list(self.config.sources)},
             tokenizer_hash=method.tokenizer_hash,
+            classes=method.classes,
+            extra=method.description,
         )
 
     @torch.no_grad()
     def _evaluate(
         self, method: Method, precision: Precision, model: nn.Module, poll: Poll
     ) -> dict[str, Tensor]:
-        totals = self._no_totals(method, model)
-        per_pass = self.config.batch_size // (self.compute.world * self.config.accumulate)
-        batches = evaluation_batches(
+        passes = each_batch(
+            functools.partial(method.evaluate, model),
             self.held_back,
             method.evaluation_view,
-            batch_size=per_pass,
+            self._machine(precision),
+            batch_size=self.config.batch_size // (self.compute.world * self.config.accumulate),
             seed=self.config.seed,
-            rank=self.compute.rank,
-            world=self.compute.world,
-            workers=self._workers(),
+            labeled=method.labeled,
             on_bad=self._report_bad,
         )
-        for batch in batches:
-            poll()
-            with autocast(self.compute.device, precision):
-                sums = method.evaluate(model, to_device(batch, self.compute.device))
-            totals = {name: totals[name] + value for name, value in sums.items()}
-        return totals
+        return totals(passes, self._no_totals(method, model), poll)
 
     def _no_totals(self, method: Method, model: nn.Module) -> dict[str, Tensor]:
         """Sums over nothing. Every rank needs the names, also one whose held-back images are all damaged."""
-        blank = method.evaluation_view(torch.zeros(3, 64, 64, dtype=torch.uint8), np.random.default_rng(0))
+        image, label = torch.zeros(method.input_shape, dtype=torch.uint8), (0,) if method.labeled else ()
+        blank = method.evaluation_view(image, *label, np.random.default_rng(0))
         batch = type(blank)(*(field[None] for field in blank))
         sums = method.evaluate(model, to_device(batch, self.compute.device))
         return {name: torch.zeros_like(value) for name, value in sums.items()}
 
     @torch.no_grad()
     def _draw(self, method: Method, precision: Precision, model: nn.Module, folder: Path, step: int) -> None:
-        seed = self.config.seed
-        batches = evaluation_batches(self.shown, method.evaluation_view, batch_size=PICTURES, seed=seed)
+        assert method.draw is not None
+        # Spread over the set, because neighbours in it are alike.
+        shown = Subset(self.held_back, spread(len(self.held_back), PICTURES))
+        batches = evaluation_batches(
+            shown,
+            method.evaluation_view,
+            batch_size=PICTURES,
+            seed=self.config.seed,
+            labeled=method.labeled,
+        )
         batch = next(batches, None)
         if batch is None:
             return

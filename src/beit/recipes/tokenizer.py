@@ -13,6 +13,7 @@ from beit.data.batches import ImageBatch
 from beit.data.views import EvaluationView, TokenizerViews
 from beit.recipes.memory import activations_of_tokenizer
 from beit.recipes.stage import Method, Stage, is_done
+from beit.tokenizers.base import VisualTokenizer
 from beit.tokenizers.dvae import DiscreteVAE
 from beit.tokenizers.objective import (
     Anneal,
@@ -70,33 +71,16 @@ def tokenizer(config: TokenizerConfig, *, dry_run: bool = False, overwrite: bool
             )
         return figures
 
-    def evaluate(model: nn.Module, batch: ImageBatch) -> dict[str, Tensor]:
-        assert isinstance(model, DiscreteVAE)
-        logits = model.logits(batch.image)
-        tokens = logits.argmax(dim=1)
-        count = torch.tensor(float(len(tokens)), device=tokens.device)
-        return {
-            "count": count,
-            "reconstruction_mae": count * reconstruction_mae(batch.image, model.decode(tokens)),
-            "cell_mean_mae": count * cell_mean_mae(batch.image, config.stride),
-            "kl": count * kl_to_uniform(logits).mean(),
-            "codes": count_codes(tokens, config.vocab_size).float(),
-        }
-
-    def summarise_evaluation(totals: Mapping[str, Tensor]) -> dict[str, float]:
-        means = {name: value / totals["count"] for name, value in totals.items() if name != "count"}
-        return with_codebook_usage(means)
-
     stage.train(
         Method(
             model=model,
             step=step,
             view=TokenizerViews(size, crop=config.crop, min_scale=config.min_crop),
             evaluation_view=EvaluationView(size),
-            evaluate=evaluate,
+            evaluate=reconstruction_sums,
             draw=draw,
             summarise=summarise,
-            summarise_evaluation=summarise_evaluation,
+            summarise_evaluation=reconstruction_figures,
             monitor="reconstruction_mae",
             about=[
                 f"{config.vocab_size} codes, one for each {config.stride}x{config.stride} pixels: "
@@ -108,6 +92,28 @@ def tokenizer(config: TokenizerConfig, *, dry_run: bool = False, overwrite: bool
         ),
         dry_run=dry_run,
         overwrite=overwrite,
+    )
+
+
+def reconstruction_sums(model: nn.Module, batch: ImageBatch) -> dict[str, Tensor]:
+    """What a tokenizer keeps of the images of a batch, as sums over them."""
+    assert isinstance(model, VisualTokenizer)
+    logits = model.logits(batch.image)
+    tokens = logits.argmax(dim=1)
+    count = torch.tensor(float(len(tokens)), device=tokens.device)
+    return {
+        "count": count,
+        "reconstruction_mae": count * reconstruction_mae(batch.image, model.decode(tokens)),
+        "cell_mean_mae": count * cell_mean_mae(batch.image, model.stride),
+        "kl": count * kl_to_uniform(logits).mean(),
+        "codes": count_codes(tokens, model.vocab_size).float(),
+    }
+
+
+def reconstruction_figures(totals: Mapping[str, Tensor]) -> dict[str, float]:
+    """The sums over many batches as means over images, and as the use of the codebook."""
+    return with_codebook_usage(
+        {name: value / totals["count"] for name, value in totals.items() if name != "count"}
     )
 
 

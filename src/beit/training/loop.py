@@ -48,6 +48,7 @@ def fit(
     summarise_evaluation: Summary = over_count,
     companions: Mapping[str, nn.Module] | None = None,
     trackers: Callable[[int], Sequence[Tracker]] | None = None,
+    details: Callable[[], Mapping[str, Any]] = dict,
 ) -> dict[str, Any]:
     """Train `model` to the end of `plan`, from wherever `run` stands; the run is done when this returns.
 
@@ -67,6 +68,7 @@ def fit(
         summarise: the means of the metrics of a stretch of steps -> named figures.
         summarise_evaluation: the totals of an evaluation -> named figures, without `eval/`.
         companions: modules that `step` changes besides `model`, alike on every rank; moved, saved and restored.
+        details: more for results.json, asked after the last evaluation.
         trackers: given the step to go on from, the trackers to log to; called on the main rank.
 
     `evaluate`, `draw` and `save_model` get the moving average of the weights where `plan` asks for one, in eval mode.
@@ -100,6 +102,7 @@ def fit(
         summarise=summarise,
         summarise_evaluation=summarise_evaluation,
         trackers=trackers(state.step) if trackers is not None and compute.main else (),
+        details=details,
     )
     run.write_status(step=state.step, steps=plan.steps)
     try:
@@ -135,6 +138,7 @@ class _Training:
     summarise: Summary
     summarise_evaluation: Summary
     trackers: Sequence[Tracker]
+    details: Callable[[], Mapping[str, Any]]
     looked_after: int = -1
     """The last step that was followed by an evaluation."""
     stop: StopSignals = field(init=False)
@@ -305,6 +309,7 @@ class _Training:
             "skipped_steps": state.guard.skipped,
             "last": state.last,
             "best": state.best,
+            **self.details(),
         }
         self.run.finish(results)
         return results

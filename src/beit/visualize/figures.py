@@ -83,6 +83,28 @@ _TABLE = (
         "higher",
     ),
     Figure(
+        "f1",
+        "F1 over all classes",
+        "Where an image may have several classes: how well the classes named and the true ones agree (harmonic mean "
+        "of precision and recall, with a class named from 50 % on).",
+        "percent",
+        "higher",
+    ),
+    Figure(
+        "knn_top1",
+        "Top-1 accuracy by k-NN",
+        "The same where the nearest training images vote, on the best layer.",
+        "percent",
+        "higher",
+    ),
+    Figure(
+        "best_layer", "Best layer", "The layer that linear classifiers read best; 0 is the first.", "count"
+    ),
+    Figure(
+        "mean_class_accuracy", "Mean accuracy of a class", "Every class counts the same.", "percent", "higher"
+    ),
+    Figure("chance_loss", "Loss of knowing nothing (ln V)"),
+    Figure(
         "miou",
         "Mean intersection over union",
         "Overlap of predicted and true regions, averaged over the classes; 100 % is perfect.",

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 PAPER, INK, MUTED = (255, 255, 255), (38, 40, 45), (120, 124, 131)
-HIDDEN = (203, 205, 209)
+HIDDEN, MISTAKE = (203, 205, 209), (178, 34, 34)
 MARGIN, GAP = 16, 12
 CAPTION_SIZE, NAME_SIZE = 15, 12
 GOLDEN_RATIO = 0.6180339887498949
@@ -103,6 +103,31 @@ def contact_sheet(
             name = _shorten(row_names[number], width - 2 * MARGIN, name_font)
             draw.text((MARGIN, top + 4), name, MUTED, name_font)
         top += footer + GAP
+    return sheet
+
+
+def captioned_grid(
+    images: Sequence[Tensor] | Tensor,
+    captions: Sequence[tuple[str, bool]],
+    *,
+    columns: int = 4,
+    cell: int = 192,
+) -> Image.Image:
+    """Images (3, H, W) in rows of `columns`, each above its caption; a caption marked False is drawn as a mistake."""
+    width, height = (max(sides) for sides in zip(*(_cell_size(image, cell) for image in images), strict=True))
+    font = ImageFont.load_default(NAME_SIZE)
+    texts = [(_wrap(caption, width, font), right) for caption, right in captions]
+    footer = max(text.count("\n") + 1 for text, _ in texts) * (NAME_SIZE + 5) + 4
+    columns = min(columns, len(texts))
+    rows = -(-len(texts) // columns)
+    size = 2 * MARGIN + columns * (width + GAP) - GAP, 2 * MARGIN + rows * (height + footer + GAP) - GAP
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for index, (image, (text, right)) in enumerate(zip(images, texts, strict=True)):
+        left = MARGIN + index % columns * (width + GAP)
+        top = MARGIN + index // columns * (height + footer + GAP)
+        sheet.paste(_fit(image, _cell_size(image, cell)), (left, top))
+        draw.multiline_text((left, top + height + 4), text, INK if right else MISTAKE, font, spacing=4)
     return sheet
 
 

@@ -1,0 +1,63 @@
+"""`beit probe`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from beit.config.errors import require_positive, require_share
+from beit.config.run import TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(TrainingConfig):
+    """Linear classifiers and k-NN on every layer of a frozen encoder (defaults: the paper's, appendix D)."""
+
+    init: str
+    """The encoder to judge: a run or model directory."""
+
+    image_size: int | None = None
+    """Side of the images in pixels; null for the size that the encoder was trained at."""
+    pool: Literal["mean", "cls_mean"] = "mean"
+    """Features of a layer: the mean of its patches (paper), or the class token and that mean (released code)."""
+    standardize: bool = False
+    """Bring every feature to mean 0 and deviation 1 over the training images first."""
+    augment: bool = True
+    """Train on random crops and flips, through the encoder at every step; else on features computed once."""
+    min_crop: float = 0.08
+    """Smallest share of the image that a random crop takes."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    crop_pct: float | None = None
+    """Share of the resized image's side that evaluation shows; null for 0.875 below 384 px, else 1."""
+
+    knn: int = 20
+    """Neighbours that vote in the k-NN classifier."""
+    knn_temperature: float = 0.07
+    """A neighbour's vote weighs exp(cosine similarity / this)."""
+    knn_images: int = 50_000
+    """Training images among which neighbours are sought, at most."""
+
+    epochs: float | None = 50.0
+    batch_size: int = 1024
+    lr: float = 4e-3
+    lr_batch_size: int = 1024
+    min_lr: float = 0.0
+    warmup_epochs: float | None = 0.0
+    weight_decay: float = 1e-4
+    clip_grad: float | None = None
+    eval_images: int = 50_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(
+            {
+                "--image-size": self.image_size,
+                "--min-crop": self.min_crop,
+                "--crop-pct": self.crop_pct,
+                "--knn": self.knn,
+                "--knn-temperature": self.knn_temperature,
+                "--knn-images": self.knn_images,
+            }
+        )
+        require_share({"--min-crop": self.min_crop, "--flip": self.flip, "--crop-pct": self.crop_pct})

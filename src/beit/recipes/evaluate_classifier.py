@@ -1,0 +1,112 @@
+"""Evaluation of a classifier: how often it is right, class by class."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from beit.checkpoints.describe import describe
+from beit.config import EvaluateConfig, UserError
+from beit.data.base import Source
+from beit.data.label_file import LabelFile, Labels
+from beit.data.views import LabeledView
+from beit.models.heads import ImageClassifier, LinearProbe
+from beit.recipes.classification import classification_sums, with_f1
+from beit.recipes.evaluation_data import Damage, open_split
+from beit.recipes.inference import Machine, classifier_view, each_batch
+from beit.training.metrics import over_count
+
+
+def evaluate_classifier(
+    model: ImageClassifier | LinearProbe, config: EvaluateConfig, machine: Machine
+) -> dict[str, Any]:
+    """Accuracy and loss over all images, and how the classes fare: matched with the data's by their names."""
+    description = describe(config.model)
+    multilabel = bool(description.get("multilabel", False))
+    source, labels = open_labeled(config, description.get("classes"), multilabel)
+    names, damage = labels.classes, Damage(source, config.max_bad)
+    if len(names) != model.num_classes:
+        raise UserError(
+            f"--data has {len(names)} classes and {config.model}, which does not name its classes, has "
+            f"{model.num_classes}; choose data with the same classes"
+        )
+    labels = labels.to(machine.compute.device)
+    sums: dict[str, Tensor] = {}
+    pairs: Counter[tuple[int, int]] = Counter()
+    named = torch.zeros(3, len(names), dtype=torch.int64)
+    passes = each_batch(
+        lambda batch: model(batch.image),
+        source,
+        LabeledView(classifier_view(model.encoder.config.image_size, description)),
+        machine,
+        batch_size=config.batch_size,
+        labeled=True,
+        on_bad=damage,
+        title="evaluating",
+    )
+    for batch, logits in passes:
+        targets = labels.targets(batch.label)
+        part = classification_sums(logits, targets, multilabel=multilabel)
+        sums = {name: sums.get(name, 0) + value.double().cpu() for name, value in part.items()}
+        if multilabel:
+            answers = logits > 0
+            named += torch.stack([x.sum(0) for x in (answers, targets, answers & targets)]).cpu()
+        else:
+            pairs.update(zip(batch.label.tolist(), logits.argmax(dim=1).tolist(), strict=True))
+    images = damage.figures(source)
+    if multilabel:
+        return {**images, **with_f1(sums), "classes": precision_and_recall(named, names)}
+    return {**images, **over_count(sums), **by_class(pairs, names)}
+
+
+def open_labeled(
+    config: EvaluateConfig, classes: list[str] | None, multilabel: bool
+) -> tuple[Source, Labels]:
+    """The images, and what their labels mean among the model's `classes` (None: those of the data)."""
+    if config.labels is not None:
+        file = LabelFile(config.labels, multilabel=multilabel, classes=classes)
+        return file.apply(open_split(config)), file.labels
+    if multilabel:
+        raise UserError(
+            f"{config.model} gives an image several classes; name a file that has them with --labels"
+        )
+    source = open_split(config, labeled=True, classes=classes)
+    assert source.classes is not None  # open_source refuses data without labels
+    return source, Labels(source.classes)
+
+
+def precision_and_recall(named: Tensor, names: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
+    """For each class, of counts (named, true, both) x classes: how many images, and how well they are found."""
+    return {
+        name: {
+            "images": true,
+            "precision": both / said if said else None,
+            "recall": both / true if true else None,
+        }
+        for name, (said, true, both) in zip(names, named.T.tolist(), strict=True)
+    }
+
+
+def by_class(pairs: Counter[tuple[int, int]], names: tuple[str, ...]) -> dict[str, Any]:
+    """Counts of (class, predicted class) as accuracy by class, its mean, and the confusion matrix by names."""
+    counts: Counter[int] = Counter()
+    confusion: dict[str, dict[str, int]] = {name: {} for name in names}
+    for (label, predicted), count in sorted(pairs.items()):
+        counts[label] += count
+        confusion[names[label]][names[predicted]] = count
+    classes = {
+        name: {
+            "images": counts[number],
+            "top1": pairs[number, number] / counts[number] if counts[number] else None,
+        }
+        for number, name in enumerate(names)
+    }
+    present = [entry["top1"] for entry in classes.values() if entry["top1"] is not None]
+    return {
+        "mean_class_accuracy": sum(present) / len(present),
+        "classes": classes,
+        "confusion": confusion,
+    }

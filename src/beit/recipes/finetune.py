@@ -1,0 +1,124 @@
+"""`beit finetune`: classification (paper section 2.6), from a pre-trained encoder, a classifier, or from scratch.
+
+image -> augmented view -> mixed with another of the batch -> encoder -> mean of the patches -> norm -> linear head
+label -> smoothed target -> mixed alike ------------------------------> cross-entropy, or binary cross-entropy
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from beit.config import EncoderConfig, FinetuneConfig
+from beit.data.augment import ClassificationView
+from beit.data.batches import LabeledBatch
+from beit.data.few_labels import label_share, labels_per_class
+from beit.data.label_file import LabelFile, Labels
+from beit.data.mixing import BatchMixing, smoothed
+from beit.data.views import EvaluationView, LabeledView
+from beit.recipes.classification import classification_sums, draw_predictions, with_f1
+from beit.recipes.memory import activations_of_encoder
+from beit.recipes.stage import Method, Stage, is_done
+from beit.recipes.starting_point import starting_classifier
+from beit.training.metrics import over_count
+from beit.training.plan import StepOutput
+
+
+def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:
+    """Train a classifier on the labelled images of `config.data`; the run directory is `config.out`."""
+    if is_done("finetune", config, overwrite):
+        return
+    stage = Stage("finetune", config, labeled=config.labels is None)
+    labels = prepare_labels(config, stage)
+    model, about = starting_classifier(config, labels.classes)
+    labels = labels.to(stage.compute.device)
+    mixing = BatchMixing(config.mixup, config.cutmix, config.cutmix_share)
+    loss_of = F.binary_cross_entropy_with_logits if config.multilabel else F.cross_entropy
+
+    def step(model: nn.Module, batch: LabeledBatch, index: int) -> StepOutput:
+        targets = smoothed(labels.targets(batch.label), config.label_smoothing, multilabel=config.multilabel)
+        images, targets = mixing(batch.image, targets)
+        logits = model(images).float()
+        # The strongest class of a mixed target counts as the right one.
+        right = targets.gather(1, logits.argmax(1, keepdim=True)) == targets.amax(1, keepdim=True)
+        return StepOutput(loss_of(logits, targets), {"top1": right.float().mean()})
+
+    def evaluate(model: nn.Module, batch: LabeledBatch) -> dict[str, Tensor]:
+        targets = labels.targets(batch.label)
+        return classification_sums(model(batch.image), targets, multilabel=config.multilabel)
+
+    encoder = model.encoder.config
+    crop_pct = config.crop_share(encoder.image_size)
+    stage.train(
+        Method(
+            model=model,
+            step=step,
+            view=training_view(config, encoder),
+            evaluation_view=LabeledView(EvaluationView(encoder.image_size, crop_share=crop_pct)),
+            evaluate=evaluate,
+            draw=partial(draw_predictions, labels, config.multilabel),
+            summarise_evaluation=with_f1 if config.multilabel else over_count,
+            monitor="f1" if config.multilabel else "top1",
+            monitor_mode="max",
+            labeled=True,
+            repeats=config.repeats,
+            # From scratch there is nothing to preserve in the lower layers, and slowing them down only hurts.
+            layer_decay=1.0 if config.init is None else config.layer_decay,
+            layer_groups=model.layer_groups(),
+            classes=labels.classes,
+            description={"interpolation": "bicubic", "crop_pct": crop_pct, "multilabel": config.multilabel},
+            about=[*about, rates(config, encoder.depth)],
+            activations=activations_of_encoder(encoder),
+            next_command=f"beit predict --model {config.out} IMAGE...",
+        ),
+        dry_run=dry_run,
+        overwrite=overwrite,
+    )
+
+
+def prepare_labels(config: FinetuneConfig, stage: Stage) -> Labels:
+    """Give the stage's images their labels, and keep few for training where asked for; returns what they mean."""
+    if config.labels is not None:
+        file = LabelFile(config.labels, multilabel=config.multilabel)
+        stage.source, stage.held_back = file.apply(stage.source), file.apply(stage.held_back)
+        labels = file.labels
+    else:
+        assert stage.source.classes is not None  # open_source refuses data without labels
+        labels = Labels(stage.source.classes)
+    if config.label_share is not None:
+        stage.source = label_share(
+            stage.source, config.label_share, config.seed, balanced=not config.multilabel
+        )
+    if config.labels_per_class is not None:
+        stage.source = labels_per_class(stage.source, config.labels_per_class, config.seed)
+    if len(stage.source) < config.batch_size:
+        stage.source.notes.append(
+            f"a batch of {config.batch_size:,} shows some images more than once; --preset small-data and tiny are "
+            f"for few images"
+        )
+    return labels
+
+
+def training_view(config: FinetuneConfig, encoder: EncoderConfig) -> ClassificationView:
+    """The augmented view that the configuration describes."""
+    return ClassificationView(
+        encoder.image_size,
+        min_scale=config.min_crop,
+        flip=config.flip,
+        color_jitter=config.color_jitter,
+        magnitude=config.randaugment,
+        magnitude_std=config.randaugment_std,
+        erasing=config.erasing,
+        mean=encoder.pixel_mean,
+        std=encoder.pixel_std,
+    )
+
+
+def rates(config: FinetuneConfig, depth: int) -> str:
+    """How fast the layers learn, for the announcement."""
+    if config.init is None:
+        return "every layer learns at the full rate (--layer-decay is for --init)"
+    slowest = config.layer_decay ** (depth + 1)
+    return f"layers learn at {slowest:.2g} of the rate (patches) to 1 (head), {config.layer_decay:g} a layer"

@@ -1,0 +1,103 @@
+"""Labels from files, and fewer of them on purpose."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from beit.config import UserError
+from beit.data.few_labels import label_share, labels_per_class
+from beit.data.label_file import LabelFile
+from beit.data.sources import open_source
+
+
+def plant(root: Path, counts: dict[str, int]) -> Path:
+    for folder, count in counts.items():
+        (root / folder).mkdir(parents=True)
+        for index in range(count):
+            pixels = np.full((8, 8, 3), index, dtype=np.uint8)
+            Image.fromarray(pixels).save(root / folder / f"{index}.png")
+    return root
+
+
+def test_few_labels_are_balanced_seeded_and_nested(tmp_path: Path) -> None:
+    root = plant(tmp_path, {"train/a": 40, "train/b": 10, "train/c": 3, "val/a": 1})
+    source = open_source([str(root)], "train", holdout=0.1, labeled=True)
+
+    def keys(chosen: object) -> set[str]:
+        return {chosen.key(i) for i in range(len(chosen))}  # type: ignore[attr-defined]
+
+    fifth = label_share(source, 0.2, seed=0)
+    assert Counter(fifth.label(i) for i in range(len(fifth))) == {0: 8, 1: 2, 2: 1}
+    assert keys(fifth) < keys(label_share(source, 0.5, seed=0))
+    assert keys(fifth) != keys(label_share(source, 0.2, seed=1))
+    assert len(label_share(source, 0.2, 0, balanced=False)) == 11
+    five = labels_per_class(source, 5, seed=0)
+    assert Counter(five.label(i) for i in range(len(five))) == {0: 5, 1: 5, 2: 3}
+    assert keys(labels_per_class(source, 2, seed=0)) < keys(five)
+    assert any(
+        "1 classes have fewer than 5 images, the first being 'c' with 3" in note for note in five.notes
+    )
+    assert five.fingerprint != labels_per_class(source, 5, seed=1).fingerprint
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return plant(tmp_path / "photos", {"train": 4, "val": 2})
+
+
+def test_a_csv_labels_images_wherever_they_lie(photos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text(
+        "image_path,label\ntrain/0.png,cat;dog\n./train/1.png,\nphotos/val/0.png, dog \ntrain/3.png,cat;dog\n"
+    )
+    labels = LabelFile(file, multilabel=True)
+    train = labels.apply(open_source([str(photos)], "train", holdout=0.1))
+    held_back = labels.apply(open_source([str(photos)], "eval", holdout=0.1))
+    assert train.classes == held_back.classes == ("cat", "dog")
+    rows = labels.labels.targets(torch.tensor([train.label(i) for i in range(len(train))]))
+    assert [train.key(i) for i in range(len(train))] == ["train/0.png", "train/1.png", "train/3.png"]
+    assert rows.tolist() == [[True, True], [False, False], [True, True]]
+    assert labels.labels.targets(torch.tensor([held_back.label(0)])).tolist() == [[False, True]]
+    assert any("1 images are not in" in note for note in train.notes)
+
+
+def test_a_file_of_one_class_each_numbers_classes_in_order(photos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "labels.json"
+    file.write_text(json.dumps({f"train/{i}.png": [name] for i, name in enumerate("cabc")}))
+    labels = LabelFile(file, multilabel=False)
+    train = labels.apply(open_source([str(photos)], "train", holdout=0.1))
+    assert [train.label(i) for i in range(4)] == [2, 0, 1, 2]
+    assert labels.labels.targets(torch.tensor([2])).tolist() == [[False, False, True]]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("l.csv", "a.png,x;y\nb.png,x\n", "gives a.png 2 classes; add --multilabel"),
+        ("l.csv", "a.png,\nb.png,x\nc.png,y\n", "gives a.png no classes; add --multilabel"),
+        ("l.csv", "a.png,x\nb.png,x\n", r"one class only \('x'\)"),
+        ("l.csv", "a.png,x\na.png,y\n", "line 2: a.png has a line already"),
+        ("l.csv", "a.png,x,y\n", "line 1 has 3 columns"),
+        ("l.csv", "", "is empty"),
+        (
+            "l.csv",
+            "a.png,x\nb.png,y\n",
+            r"names none of the images .* 'a.png', and an image there is 'train/0.png'",
+        ),
+        ("l.json", "{", "not valid JSON"),
+        ("l.json", '{"a.png": "x"}', "must look like"),
+    ],
+)
+def test_a_wrong_file_is_refused(name: str, text: str, expected: str, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=expected):
+        LabelFile(tmp_path / name, multilabel=False).apply(open_source([str(photos)], "train", holdout=0.1))
+    with pytest.raises(UserError, match="cannot be read"):
+        LabelFile(tmp_path / "missing.csv", multilabel=False)

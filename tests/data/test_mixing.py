@@ -1,0 +1,77 @@
+"""Soft targets against timm's Mixup and closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.data.mixup import Mixup, mixup_target, rand_bbox
+
+from beit.data.mixing import BatchMixing, cut_box, cutmix, mixup, smoothed
+
+LABELS = torch.tensor([0, 2, 1, 2])
+TARGETS = F.one_hot(LABELS, 3).bool()
+
+
+def images() -> torch.Tensor:
+    return torch.rand(4, 3, 12, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_smoothing_is_its_closed_form_and_timms() -> None:
+    targets = smoothed(TARGETS, 0.1)
+    assert targets[0].tolist() == pytest.approx([0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3])
+    assert torch.allclose(targets.sum(1), torch.ones(4))
+    several = torch.tensor([[True, True, False]])
+    assert smoothed(several, 0.1, multilabel=True)[0].tolist() == pytest.approx([0.95, 0.95, 0.05])
+    theirs = mixup_target(several, 3, smoothing=0.1, multi_label=True)
+    torch.testing.assert_close(smoothed(several, 0.1, multilabel=True), theirs)
+
+
+def test_mixup_is_timms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np.random, "beta", lambda a, b: 0.3)
+    theirs = Mixup(0.8, 0.0, label_smoothing=0.1, num_classes=3)(images(), LABELS)
+    mine = mixup(images(), smoothed(TARGETS, 0.1), 0.3)
+    torch.testing.assert_close(mine, theirs)
+    whole = (255 * images()).byte()
+    torch.testing.assert_close(
+        mixup(whole, TARGETS.float(), 0.3)[0], mixup(whole / 255, TARGETS.float(), 0.3)[0]
+    )
+
+
+def test_cutmix_is_timms(monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in range(12):
+        monkeypatch.setattr(np.random, "beta", lambda a, b: 0.6)
+        monkeypatch.setattr(np.random, "randint", lambda low, high, size, place=place: place)
+        theirs = Mixup(0.0, 1.0, label_smoothing=0.1, num_classes=3)(images(), LABELS)
+        box = cut_box((12, 16), 0.6, (place, place))
+        top, bottom, left, right = rand_bbox((4, 3, 12, 16), 0.6)
+        assert (box.top, box.top + box.height, box.left, box.left + box.width) == (top, bottom, left, right)
+        torch.testing.assert_close(cutmix(images(), smoothed(TARGETS, 0.1), box), theirs)
+
+
+def test_which_way_a_batch_is_mixed() -> None:
+    torch.manual_seed(0)
+    black_and_white = torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)])
+    targets = torch.eye(2)
+    cut, shares = [], []
+    for _ in range(2000):
+        mixed, mixed_targets = BatchMixing(0.8, 1.0, 0.5)(black_and_white, targets)
+        share = float(mixed_targets[0, 0])
+        assert mixed[0].mean() == pytest.approx(1 - share, abs=1e-5)
+        cut.append(mixed[0].unique().numel() == 2 or share in (0.0, 1.0))
+        shares.append(share)
+    assert np.mean(cut) == pytest.approx(0.5, abs=0.05)
+    # Boxes are cut off at the border, so that more than half of an image stays on average.
+    assert 0.5 < np.mean(shares) < 0.62
+    assert BatchMixing(0, 0)(black_and_white, targets) == (black_and_white, targets)
+    only_cut = [BatchMixing(0, 1.0)(black_and_white, targets)[0] for _ in range(20)]
+    assert all(set(mixed.unique().tolist()) <= {0.0, 1.0} for mixed in only_cut)
+
+
+def test_the_same_seed_mixes_the_same() -> None:
+    results = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        results.append(BatchMixing()(images(), TARGETS.float()))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)

@@ -1,0 +1,206 @@
+"""Evaluation: the figures of independent libraries, and of the runs that trained the models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchmetrics.functional.classification as oracle
+from PIL import Image
+from tiny_runs import pretrain_config, tokenizer_config
+
+import beit
+from beit.checkpoints.store import save_model
+from beit.config import EncoderConfig, EvaluateConfig, UserError
+from beit.models.encoder import BeitEncoder
+from beit.models.heads import ImageClassifier
+from beit.recipes.classification import classification_sums
+from beit.recipes.evaluate import evaluate
+from beit.recipes.pretrain import pretrain
+from beit.recipes.tokenizer import tokenizer
+
+CLASSES = tuple("abcdefg")
+
+
+def config(model: Path, data: Path, **values: Any) -> EvaluateConfig:
+    exact = {"workers": 0, "precision": "float32", "batch_size": 5}
+    return EvaluateConfig(model=str(model), data=str(data), **{**exact, **values})
+
+
+def test_sums_are_torchmetrics_and_hold_for_every_layer() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(40, 3, 7), torch.randint(7, (40,))
+    sums = classification_sums(logits, torch.nn.functional.one_hot(labels, 7).bool())
+    for layer in range(3):
+        for k, name in ((1, "top1"), (5, "top5")):
+            wanted = oracle.multiclass_accuracy(logits[:, layer], labels, 7, top_k=k, average="micro")
+            assert float(sums[name][layer] / sums["count"]) == pytest.approx(float(wanted))
+        loss = torch.nn.functional.cross_entropy(logits[:, layer], labels, reduction="sum")
+        assert float(sums["loss"][layer]) == pytest.approx(float(loss), rel=1e-5)
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    """A classifier of seven classes that nothing has trained, so that it is wrong in every way."""
+    torch.manual_seed(1)
+    encoder = BeitEncoder(EncoderConfig(image_size=(16, 16), patch_size=8, width=16, depth=1, num_heads=2))
+    model = ImageClassifier(encoder, len(CLASSES))
+    torch.nn.init.normal_(model.head.weight)
+    save_model(model, tmp_path / "classifier", provenance={}, classes=CLASSES)
+    return tmp_path / "classifier"
+
+
+def labelled(folder: Path, names: str = "abcdefg") -> Path:
+    rng = np.random.default_rng(2)
+    for name in names:
+        (folder / "val" / name).mkdir(parents=True)
+        for index in range(6):
+            pixels = rng.integers(0, 256, (20, 24, 3)) // 2 + rng.integers(0, 128, 3)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / "val" / name / f"{index}.png")
+    return folder
+
+
+def test_a_classifier_scores_what_torchmetrics_says(classifier: Path, tmp_path: Path, capsys: Any) -> None:
+    data = labelled(tmp_path / "data")
+    (data / "val/c/damaged.png").write_bytes(b"nothing")
+    figures = evaluate(config(classifier, data, out=str(tmp_path / "out" / "figures.json")))
+
+    from beit.data.sources import open_source
+    from beit.data.views import EvaluationView
+
+    model = beit.load_model(classifier)
+    source = open_source([str(data)], "eval", holdout=0.1, labeled=True, classes=CLASSES)
+    whole = [i for i in range(len(source)) if "damaged" not in source.name(i)]
+    view, rng = EvaluationView((16, 16), crop_share=0.875), np.random.default_rng()
+    images = torch.stack([view(source.image(i), rng).image for i in whole])
+    labels = torch.tensor([source.label(i) for i in whole])
+    with torch.no_grad():
+        logits = model(images)
+    accuracy = {
+        "top1": oracle.multiclass_accuracy(logits, labels, 7, average="micro"),
+        "top5": oracle.multiclass_accuracy(logits, labels, 7, average="micro", top_k=5),
+        "mean_class_accuracy": oracle.multiclass_accuracy(logits, labels, 7, average="macro"),
+    }
+    for name, wanted in accuracy.items():
+        assert figures[name] == pytest.approx(float(wanted))
+    by_class = oracle.multiclass_accuracy(logits, labels, 7, average="none").tolist()
+    assert [figures["classes"][name]["top1"] for name in CLASSES] == pytest.approx(by_class)
+    matrix = [[figures["confusion"][row].get(column, 0) for column in CLASSES] for row in CLASSES]
+    assert matrix == oracle.multiclass_confusion_matrix(logits, labels, 7).tolist()
+    assert sum(count > 0 for row in matrix for count in row) > 7
+    assert (figures["images"], figures["damaged"]) == (42, 1)
+
+    output = capsys.readouterr()
+    assert "damaged.png" in output.err
+    assert "Top-1 accuracy" in output.out and "classes by row" in output.out
+    assert json.loads((tmp_path / "out" / "figures.json").read_text()) == figures
+
+
+def test_classes_are_matched_by_name(classifier: Path, tmp_path: Path) -> None:
+    some = labelled(tmp_path / "some", "cf")
+    figures = evaluate(config(classifier, some))
+    assert {name for name, entry in figures["classes"].items() if entry["images"]} == {"c", "f"}
+    both = evaluate(config(classifier, labelled(tmp_path / "all")))
+    assert figures["classes"]["c"]["images"] == both["classes"]["c"]["images"] == 6
+    with pytest.raises(UserError, match=r"unknown to the model: 'x', 'y'; rename or remove") as error:
+        evaluate(config(classifier, labelled(tmp_path / "more", "axy")))
+    assert "\n" not in str(error.value)
+
+
+def test_several_classes_an_image(tmp_path: Path) -> None:
+    """Labels from a file, in the model's order of classes; F1, precision and recall as torchmetrics has them."""
+    torch.manual_seed(3)
+    encoder = BeitEncoder(EncoderConfig(image_size=(16, 16), patch_size=8, width=16, depth=1, num_heads=2))
+    model = ImageClassifier(encoder, 3)
+    torch.nn.init.normal_(model.head.weight)
+    extra = {"multilabel": True, "crop_pct": 1.0}
+    save_model(model, tmp_path / "model", provenance={}, classes=("c", "a", "b"), extra=extra)
+    data = labelled(tmp_path / "data", "ab")
+    rows = {
+        f"val/{name}/{i}.png": [["a"], ["b", "c"], [], ["a", "b", "c"]][i % 4]
+        for name in "ab"
+        for i in range(6)
+    }
+    (tmp_path / "labels.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match="--labels"):
+        evaluate(config(tmp_path / "model", data))
+    figures = evaluate(config(tmp_path / "model", data, labels=str(tmp_path / "labels.json")))
+
+    assert figures["images"] == 12
+    records = beit.predict(
+        beit.PredictConfig(images=(str(data),), model=str(tmp_path / "model"), top_k=3, precision="float32")
+    )
+    shares = {Path(r["image"]).relative_to(data).as_posix(): r["top"] for r in records}
+    found = [[{t["label"]: t["probability"] for t in shares[name]}[c] for c in "cab"] for name in rows]
+    truth = [[int(c in row) for c in "cab"] for row in rows.values()]
+    scores, targets = torch.tensor(found), torch.tensor(truth)
+    for key, metric in (("recall", oracle.multilabel_recall), ("precision", oracle.multilabel_precision)):
+        wanted = metric(scores, targets, 3, average="none").tolist()
+        assert [figures["classes"][c][key] or 0.0 for c in "cab"] == pytest.approx(wanted)
+    f1 = oracle.multilabel_f1_score(scores, targets, 3, average="micro")
+    assert figures["f1"] == pytest.approx(float(f1))
+    (tmp_path / "labels.json").write_text(json.dumps(rows | {"val/a/0.png": ["d"]}))
+    with pytest.raises(UserError, match="unknown to the model: 'd'"):
+        evaluate(config(tmp_path / "model", data, labels=str(tmp_path / "labels.json")))
+
+
+def last_evaluation(run: Path) -> dict[str, float]:
+    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    return {name.removeprefix("eval/"): value for name, value in line.items() if name.startswith("eval/")}
+
+
+# As the runs of the fixtures were evaluated.
+SAME: dict[str, Any] = {"limit": 8, "holdout": 0.2}
+
+
+def test_a_tokenizer_scores_what_its_run_recorded(trained_tokenizer: Path, images: Path) -> None:
+    figures = evaluate(config(trained_tokenizer, images, **SAME))
+    wanted = last_evaluation(trained_tokenizer)
+    assert {"reconstruction_mae", "cell_mean_mae", "kl", "perplexity", "codes_used"} == wanted.keys()
+    assert {name: figures[name] for name in wanted} == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"masking": "random", "predict": "all"}, {"target": "pixels"}], ids=str
+)
+def test_a_pretrained_model_scores_what_its_run_recorded(
+    values: dict[str, Any], images: Path, trained_tokenizer: Path, tmp_path: Path
+) -> None:
+    """Masks, targets and the tokenizer come from the run; only the baselines count other images."""
+    run = tmp_path / "run"
+    target = {} if "target" in values else {"tokenizer": str(trained_tokenizer)}
+    pretrain(pretrain_config(images, run, **target, **values))
+    figures = evaluate(config(run, images, **SAME))
+    wanted = last_evaluation(run)
+    for name in {"loss", "token_accuracy"} & wanted.keys():
+        assert figures[name] == pytest.approx(wanted[name], rel=1e-5)
+    assert ("copy_neighbour_loss" in figures) == ("tokenizer" in target)
+
+
+def test_a_model_without_its_run_needs_its_own_tokenizer(
+    pretrained: Path, trained_tokenizer: Path, images: Path, tmp_path: Path
+) -> None:
+    alone, other = tmp_path / "alone", tmp_path / "other"
+    shutil.copytree(pretrained / "model", alone)
+    with pytest.raises(UserError, match="with --tokenizer"):
+        evaluate(config(alone, images, **SAME))
+    figures = evaluate(config(alone, images, **SAME, tokenizer=str(trained_tokenizer)))
+    assert figures["loss"] == pytest.approx(last_evaluation(pretrained)["loss"], rel=1e-5)
+    tokenizer(tokenizer_config(images, other, seed=1, steps=1))
+    with pytest.raises(UserError, match="is not the one"):
+        evaluate(config(alone, images, **SAME, tokenizer=str(other)))
+    with pytest.raises(UserError, match="drop it"):
+        evaluate(config(trained_tokenizer, images, **SAME, tokenizer=str(other)))
+
+
+def test_splits_are_what_training_made_of_them(trained_tokenizer: Path, images: Path) -> None:
+    counts = {
+        split: evaluate(config(trained_tokenizer, images, holdout=0.2, split=split))["images"]
+        for split in ("train", "eval", "all")
+    }
+    assert counts["train"] + counts["eval"] == counts["all"] == 40

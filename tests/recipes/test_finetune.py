@@ -1,0 +1,274 @@
+"""`beit finetune` end to end on a CPU, from every kind of start, and what it says and refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import finetune_config, pretrain_config
+from torch import Tensor
+
+import beit
+from beit.checkpoints.store import read_description
+from beit.config import EncoderConfig, UserError
+from beit.models.encoder import BeitEncoder
+from beit.models.heads import ImageClassifier
+from beit.recipes.finetune import finetune
+from beit.recipes.pretrain import pretrain
+from beit.training.optim import parameter_groups
+
+COLORS = {"blue": (40, 60, 220), "green": (60, 200, 80), "red": (220, 40, 40)}
+
+
+def plant(root: Path, names: dict[str, str], each: int = 16, split: str = "") -> Path:
+    """A folder of `each` noisy images for every class in `names`, of the colour it stands for."""
+    rng = np.random.default_rng(0)
+    for name, color in names.items():
+        (root / split / name).mkdir(parents=True)
+        for index in range(each):
+            pixels = np.array(COLORS[color]) + rng.normal(0, 25, (36, 40, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / split / name / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = plant(tmp_path_factory.mktemp("colors"), {name: name for name in COLORS}, split="train")
+    return plant(root, {name: name for name in COLORS}, each=6, split="val")
+
+
+@pytest.fixture(scope="module")
+def pretrained(colors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "pretrain"
+    pretrain(pretrain_config(colors, run, target="pixels", steps=2))
+    return run
+
+
+@pytest.fixture(scope="module")
+def classifier(colors: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough steps to tell three colours apart."""
+    run = tmp_path_factory.mktemp("runs") / "classifier"
+    plain = {
+        "mixup": 0,
+        "cutmix": 0,
+        "randaugment": 0,
+        "erasing": 0,
+        "eval_images": 100,
+        "lr_scaling": "none",
+    }
+    finetune(finetune_config(colors, run, init=str(pretrained), steps=30, lr=1e-2, **plain))
+    return run
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    return beit.load_model(run).state_dict()
+
+
+def log(run: Path) -> str:
+    return (run / "log.txt").read_text()
+
+
+def test_a_run_learns_and_leaves_what_it_promises(classifier: Path, pretrained: Path) -> None:
+    last = metrics(classifier)[-1]
+    assert last["eval/top1"] > 0.9 and last["eval/top5"] == 1 and last["eval/loss"] < 1
+    assert {"top1", "loss", "lr", "grad_norm"} <= metrics(classifier)[0].keys()
+    results = json.loads((classifier / "results.json").read_text())
+    assert results["best"]["monitor"] == "eval/top1" and results["best"]["eval/top1"] >= last["eval/top1"]
+    said = read_description(classifier)
+    assert said["kind"] == "classifier" and said["classes"] == ["blue", "green", "red"]
+    assert said["image_size"] == [32, 32] and said["multilabel"] is False
+    assert (said["interpolation"], said["crop_pct"]) == ("bicubic", 1.0)
+    assert said["architecture"]["position"] == "block_bias"
+    model = beit.load_model(classifier)
+    colours = torch.tensor([COLORS[name] for name in said["classes"]], dtype=torch.uint8)
+    assert model(colours[:, :, None, None].expand(-1, -1, 32, 32)).argmax(1).tolist() == [0, 1, 2]
+    assert list((classifier / "samples").glob("step-000030-predictions.*"))
+    text = log(classifier)
+    assert f"from {pretrained} (pretrained): 2 blocks of width 16" in text
+    assert "the shared position bias copied into 2 blocks" in text
+    assert "new norm and head for 3 classes, on the mean of the patches" in text
+
+
+def test_the_first_step_starts_from_the_pretrained_encoder(
+    colors: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    start = weights(pretrained)
+    table = start["encoder.rel_pos_bias.relative_position_bias_table"]
+    run = tmp_path / "run"
+    finetune(finetune_config(colors, run, init=str(pretrained), steps=1, lr=1e-12))
+    now = weights(run)
+    for layer in range(2):
+        torch.testing.assert_close(now[f"encoder.blocks.{layer}.attn.relative_position_bias_table"], table)
+    shared = {name for name in start if name.startswith("encoder.") and "rel_pos" not in name}
+    assert shared == {n for n in now if n.startswith("encoder.") and "relative_position" not in n}
+    assert all(torch.allclose(now[name], start[name], atol=1e-8) for name in shared)
+    shared_run = tmp_path / "shared"
+    finetune(
+        finetune_config(colors, shared_run, init=str(pretrained), steps=1, position="shared_bias", pool="cls")
+    )
+    assert read_description(shared_run)["architecture"]["position"] == "shared_bias"
+    assert "norm kept, new head for 3 classes, on the class token" in log(shared_run)
+
+
+def test_another_size_resizes_positions_and_says_so(colors: Path, pretrained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    finetune(finetune_config(colors, run, init=str(pretrained), image_size=48, steps=1, drop_path_rate=0.2))
+    assert read_description(run)["image_size"] == [48, 48] and read_description(run)["crop_pct"] == 0.875
+    assert "shared_bias positions resized from 4x4 to 6x6 patches" in log(run)
+    assert "drop path rate 0.2 instead of 0.1" in log(run)
+
+
+def test_other_classes_replace_the_head_and_the_same_keep_it(
+    colors: Path, classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, same = tmp_path / "other", tmp_path / "same"
+    two = plant(tmp_path / "two", {"cold": "blue", "warm": "red"})
+    finetune(finetune_config(two, other, init=str(classifier), steps=1, lr=1e-12))
+    assert "head for 3 other classes replaced by a new one for 2" in log(other)
+    before, after = weights(classifier), weights(other)
+    kept = [name for name in before if not name.startswith("head.")]
+    assert all(torch.allclose(before[name], after[name], atol=1e-8) for name in kept)
+    assert after["head.weight"].shape == (2, 16) and after["head.weight"].abs().max() < 1e-3
+    finetune(finetune_config(colors, same, init=str(classifier), image_size=48, steps=1, lr=1e-12))
+    assert "head kept: the same 3 classes" in log(same)
+    assert torch.allclose(weights(same)["head.weight"], before["head.weight"], atol=1e-8)
+
+
+def test_from_scratch_with_few_labels_and_repeats(colors: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    finetune(finetune_config(colors, run, labels_per_class=2, repeats=4, pool="cls", layer_scale_init=0.0))
+    assert "6 chosen of 48 images" in log(run) and "from scratch: 2 blocks of width 16" in log(run)
+    assert "every layer learns at the full rate" in log(run)
+    assert not any("gamma" in name for name in weights(run))
+    share = tmp_path / "share"
+    finetune(finetune_config(colors, share, label_share=0.25, steps=1, dropout=0.1), dry_run=True)
+    assert not share.exists()
+
+
+def test_several_labels_for_each_image(colors: Path, pretrained: Path, tmp_path: Path) -> None:
+    lines = []
+    for split in ("train", "val"):
+        for path in sorted((colors / split).rglob("*.png")):
+            classes = {"blue": "cold", "green": "cold;warm", "red": "warm"}[path.parent.name]
+            lines.append(f"{path.relative_to(colors)},{classes}")
+    file = tmp_path / "labels.csv"
+    file.write_text("\n".join(lines))
+    run = tmp_path / "run"
+    plain = {
+        "mixup": 0,
+        "cutmix": 0,
+        "randaugment": 0,
+        "erasing": 0,
+        "eval_images": 100,
+        "lr_scaling": "none",
+    }
+    wanted = {"labels": str(file), "multilabel": True, "init": str(pretrained), "steps": 40, "lr": 1e-2}
+    finetune(finetune_config(colors, run, **wanted, **plain))
+    said = read_description(run)
+    assert said["classes"] == ["cold", "warm"] and said["multilabel"] is True
+    assert metrics(run)[-1]["eval/f1"] > 0.8
+    assert json.loads((run / "results.json").read_text())["best"]["monitor"] == "eval/f1"
+    logits = beit.load_model(run)(
+        torch.tensor(COLORS["green"], dtype=torch.uint8)[None, :, None, None].expand(1, 3, 32, 32)
+    )
+    assert (logits > 0).all()
+
+
+def test_a_stopped_run_continues_to_the_same_weights(
+    colors: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {
+        "init": str(pretrained),
+        "save_every": "1",
+        "ema_decay": 0.9,
+        "drop_path_rate": 0.5,
+        "accumulate": 2,
+    }
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    finetune(finetune_config(colors, whole, **values))
+    from beit.training import loop
+
+    take_step = loop._Training.take_step
+
+    def fail_in_step_3(self: Any, micro_batches: Any) -> None:
+        if self.state.step == 2:
+            raise KeyboardInterrupt
+        take_step(self, micro_batches)
+
+    monkeypatch.setattr(loop._Training, "take_step", fail_in_step_3)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(finetune_config(colors, stopped, **values))
+    monkeypatch.undo()
+    finetune(finetune_config(colors, stopped, **{**values, "workers": 1}))
+    first, second = weights(whole), weights(stopped)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert [line.get("loss") for line in metrics(whole)] == [line.get("loss") for line in metrics(stopped)]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"width": 32}, r"--width 32 contradicts --init .* whose encoder has width 16; drop --width"),
+        ({"position": "absolute"}, "--position absolute contradicts --init"),
+        ({"layer_scale_init": 0.0}, "--layer-scale-init 0.0 contradicts --init"),
+        ({"normalization": "imagenet"}, "--normalization imagenet contradicts --init"),
+        ({"image_size": 36}, "--image-size 36x36 is not a multiple"),
+    ],
+)
+def test_knobs_that_contradict_the_start_are_refused(
+    values: dict[str, Any], expected: str, colors: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=expected):
+        finetune(finetune_config(colors, tmp_path / "run", init=str(pretrained), **values))
+    assert not (tmp_path / "run").exists()
+
+
+def test_knobs_that_agree_with_the_start_are_not(colors: Path, pretrained: Path, tmp_path: Path) -> None:
+    agreeing = {"width": 16, "depth": 2, "patch_size": 8, "position": "block_bias", "normalization": "half"}
+    config = finetune_config(colors, tmp_path / "run", init=str(pretrained), layer_scale_init=0.1, **agreeing)
+    finetune(config, dry_run=True)
+
+
+def test_data_without_enough_classes_is_refused(images: Path, colors: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no class folders; put the images of each class in a folder"):
+        finetune(finetune_config(images, tmp_path / "run"))
+    one = plant(tmp_path / "one", {"red": "red"})
+    with pytest.raises(UserError, match=r"one class only \('red'\)"):
+        finetune(finetune_config(one, tmp_path / "run"))
+    unknown = plant(
+        plant(tmp_path / "more", {"a": "red", "b": "blue"}, split="train"), {"c": "red"}, split="val"
+    )
+    with pytest.raises(UserError, match="unknown to the training split: 'c'"):
+        finetune(finetune_config(unknown, tmp_path / "run"))
+    with pytest.raises(UserError, match=r"nowhere.* does not exist"):
+        finetune(finetune_config(colors, tmp_path / "run", init=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize("position", ["block_bias", "shared_bias", "absolute"])
+def test_layer_decay_and_weight_decay_of_beit_base(position: Any) -> None:
+    """The released rule: scale 0.65 ** (13 - id), with id 0 for the patches and 13 for the head and a shared bias."""
+    with torch.device("meta"):
+        model = ImageClassifier(BeitEncoder(EncoderConfig(position=position)), 1000)
+    if position == "block_bias":
+        assert sum(parameter.numel() for parameter in model.parameters()) == 86_530_984
+    groups = parameter_groups(model, weight_decay=0.05, layer_decay=0.65, layer_groups=model.layer_groups())
+    group_of = {id(parameter): group for group in groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        parts = name.removeprefix("encoder.").split(".")
+        layer = 0 if parts[0] in ("cls_token", "pos_embed", "patch_embed") else 13
+        layer = int(parts[1]) + 1 if parts[0] == "blocks" else layer
+        group = group_of[id(parameter)]
+        assert math.isclose(group["lr_scale"], 0.65 ** (13 - layer), rel_tol=1e-12), name
+        spared = parameter.dim() == 1 or parts[-1] in ("bias", "pos_embed", "cls_token")
+        assert group["weight_decay"] == (0.0 if spared else 0.05), name
+    assert group_of[id(model.head.weight)]["lr_scale"] == 1

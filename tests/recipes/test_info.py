@@ -1,0 +1,77 @@
+"""`beit info` tells what lies on disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import beit
+from beit.checkpoints.adapt import share_bias_out
+from beit.checkpoints.store import save_model
+from beit.config import EncoderConfig, InfoConfig, UserError
+from beit.models.encoder import BeitEncoder
+from beit.models.heads import ImageClassifier
+from beit.recipes.info import info
+
+
+def test_a_run_and_its_model(probed: Path, pretrained: Path, capsys: Any) -> None:
+    found = info(InfoConfig(path=str(probed)))
+    assert (found["run"]["state"], found["run"]["step"], found["run"]["steps"]) == ("done", 60, 60)
+    assert found["run"]["last"]["eval/top1"] > 0.9
+    assert "to continue" not in found["run"]
+    model = beit.load_model(probed)
+    assert found["model"]["kind"] == "probe"
+    assert found["model"]["parameters"] == sum(p.numel() for p in model.parameters())
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("red", "probe", "done", "image size", "32, 32"))
+    alone = info(InfoConfig(path=str(pretrained / "model")))
+    assert alone.keys() == {"model"}
+    assert alone["model"]["tokenizer"] in capsys.readouterr().out
+
+
+def test_an_unfinished_run_says_how_to_go_on(probed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(probed, run)
+    shutil.rmtree(run / "model")
+    (run / "results.json").unlink()
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps({**status, "state": "interrupted", "step": 40}))
+    facts = info(InfoConfig(path=str(run)))["run"]
+    assert facts["to continue"] == f"beit probe --config {run / 'config.yaml'}"
+    assert (facts["state"], facts["step"], facts["checkpoint"]) == ("interrupted", 40, 60)
+    assert facts["last"]["loss"] > 0
+
+
+def test_what_is_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        info(InfoConfig(path=str(tmp_path / "none")))
+    with pytest.raises(UserError, match="neither a run nor a model"):
+        info(InfoConfig(path=str(tmp_path)))
+
+
+def test_a_checkpoint_of_another_library_is_described_and_used(tmp_path: Path, capsys: Any) -> None:
+    """Hugging Face's files name their classes, and need nothing else to label an image."""
+    torch.manual_seed(0)
+    encoder = BeitEncoder(EncoderConfig(image_size=(32, 32), patch_size=8, width=16, depth=1, num_heads=2))
+    model = ImageClassifier(share_bias_out(encoder), 3)
+    torch.nn.init.normal_(model.head.weight)
+    save_model(model, tmp_path / "own", provenance={}, classes=("ash", "elm", "oak"))
+    beit.checkpoints.convert(tmp_path / "own", tmp_path / "theirs", to="huggingface")
+    found = info(InfoConfig(path=str(tmp_path / "theirs")))["model"]
+    assert (found["format"], found["kind"]) == ("huggingface", "classifier")
+    assert found["parameters"] == sum(p.numel() for p in model.parameters())
+    assert "ash, elm, oak" in capsys.readouterr().out
+    Image.new("RGB", (40, 40), (200, 30, 90)).save(tmp_path / "image.png")
+    first, second = (
+        beit.predict(
+            beit.PredictConfig(images=(str(tmp_path / "image.png"),), model=str(tmp_path / name), workers=0)
+        )
+        for name in ("own", "theirs")
+    )
+    assert first == second

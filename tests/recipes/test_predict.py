@@ -1,0 +1,153 @@
+"""Prediction: every good image gets its result, every bad one is named, whatever the model makes of images."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import beit
+from beit.cli import main
+from beit.data.decode import decode_image
+from beit.data.views import EvaluationView
+
+REAL = os.environ.get("BEIT_REAL_DATA")
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as leave:
+        main([str(argument) for argument in arguments])
+    return int(leave.value.code or 0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Red, green and blue images in nested folders and odd formats, and four files that are none."""
+    place = tmp_path / "new images"
+    (place / "deep" / "er").mkdir(parents=True)
+    for name, colour in {
+        "red, one.png": (210, 50, 50),
+        "deep/GREEN.JPG": (50, 200, 50),
+        "deep/er/blue.webp": (50, 50, 210),
+        "wide.png": (200, 60, 60),
+    }.items():
+        side = (300, 8) if name == "wide.png" else (48, 37)
+        Image.new("RGB", side, colour).save(place / name, "JPEG" if "JPG" in name else None)
+    Image.new("L", (30, 30), 128).save(place / "gray.gif")
+    (place / "broken_empty.jpg").touch()
+    (place / "broken_text.png").write_text("<html>no image</html>")
+    (place / "deep" / "broken_half.jpg").write_bytes((place / "deep" / "GREEN.JPG").read_bytes()[:200])
+    (place / "broken_link.png").symlink_to("nowhere")
+    (place / "notes.txt").write_text("no image and not called one")
+    return place
+
+
+BROKEN = {"broken_empty.jpg", "broken_text.png", "broken_half.jpg", "broken_link.png"}
+
+
+def test_a_folder_with_broken_files(folder: Path, probed: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "labels" / "labels.csv"
+    assert run("predict", "--model", probed, folder, "--out", out, "--batch-size", "2", "--workers", "0") == 0
+    output = capsys.readouterr()
+    assert all(f"{name}: " in output.err for name in BROKEN)
+    assert "labels for 5 of 9 images; 4 could not be read" in output.out
+    lines = out.read_text(encoding="utf-8").splitlines()
+    rows = {Path(row["image"]).name: row for row in csv.DictReader(lines)}
+    assert rows.keys() == {"red, one.png", "GREEN.JPG", "blue.webp", "wide.png", "gray.gif"}
+    found = {name: row["label"] for name, row in rows.items() if name != "gray.gif"}
+    assert found == {"red, one.png": "red", "GREEN.JPG": "green", "blue.webp": "blue", "wide.png": "red"}
+    for row in rows.values():
+        shares = [float(row[name]) for name in ("probability", "probability_2", "probability_3")]
+        assert shares == sorted(shares, reverse=True)
+        assert sum(shares) == pytest.approx(1, abs=1e-4)
+
+
+def test_lines_can_be_piped_on(folder: Path, probed: Path, tmp_path: Path, capsys: Any) -> None:
+    """Without a file the labels alone are on standard output; a bare path and one flag are enough."""
+    first, second = folder / "red, one.png", folder / "deep" / "er" / "blue.webp"
+    assert run("predict", second, "--model", probed, "--top-k", "2", first) == 0
+    output = capsys.readouterr()
+    lines = [line.split("\t") for line in output.out.splitlines()]
+    assert [(line[0], line[1]) for line in lines] == [(str(second), "blue"), (str(first), "red")]
+    assert all(len(line) == 5 for line in lines)
+    assert "labels for 2 of 2 images" in output.err
+    assert run("predict", first, "--model", probed, "--out", tmp_path / "x.jsonl") == 0
+    record = json.loads((tmp_path / "x.jsonl").read_text())
+    assert record["label"] == record["top"][0]["label"] == "red"
+    assert record["probability"] == pytest.approx(float(lines[1][2]), abs=1e-3)
+
+
+def test_tokens_and_features_are_the_models_own(
+    folder: Path, trained_tokenizer: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    image = folder / "deep" / "er" / "blue.webp"
+    pixels = decode_image(image.read_bytes(), "blue")
+
+    def shown(side: int) -> torch.Tensor:
+        return EvaluationView((side, side))(pixels, np.random.default_rng()).image[None]
+
+    flags = ("--precision", "float32", "--workers", "0")
+    assert run("predict", folder, "--model", trained_tokenizer, "--out", tmp_path / "t.npz", *flags) == 0
+    assert run("predict", folder, "--model", trained_tokenizer, "--out", tmp_path / "t.jsonl", *flags) == 0
+    arrays = np.load(tmp_path / "t.npz")
+    wanted = beit.load_tokenizer(trained_tokenizer).encode(shown(16))[0]
+    row = [Path(name).name for name in arrays["image"]].index("blue.webp")
+    assert arrays["tokens"].shape == (5, 4, 4)
+    assert arrays["tokens"][row].tolist() == wanted.tolist()
+    lines = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert [line["tokens"] for line in lines] == arrays["tokens"].tolist()
+
+    encoder = beit.load_encoder(pretrained)
+    for layer in (None, 0):
+        chosen = () if layer is None else ("--layer", layer)
+        assert run("predict", image, "--model", pretrained, "--out", tmp_path / "f.npz", *chosen, *flags) == 0
+        features = np.load(tmp_path / "f.npz")
+        with torch.no_grad():
+            tokens = encoder.states(shown(32), [-1 if layer is None else layer])[0]
+        np.testing.assert_allclose(features["mean"], tokens[:, 1:].mean(dim=1).numpy(), atol=1e-6)
+        np.testing.assert_allclose(features["cls"], tokens[:, 0].numpy(), atol=1e-6)
+
+
+def test_mistakes_are_one_line(
+    folder: Path, probed: Path, trained_tokenizer: Path, tmp_path: Path, capsys: Any
+) -> None:
+    image, empty = folder / "wide.png", tmp_path / "empty"
+    empty.mkdir()
+    cases: list[tuple[list[object], int, str]] = [
+        ([image, "--model", tmp_path / "none"], 2, "none does not exist"),
+        ([tmp_path / "none.jpg", "--model", probed], 2, "none.jpg: no such file or folder"),
+        ([empty, "--model", probed], 2, "--images"),
+        (["--model", probed], 2, "needs --images"),
+        ([image, "--model", empty], 2, "of no known format"),
+        ([image, "--model", trained_tokenizer], 2, "--out FILE.jsonl or FILE.npz"),
+        ([image, "--model", probed, "--out", "x.npz"], 2, "FILE.csv or FILE.jsonl"),
+        ([image, "--model", probed, "--layer", "1"], 2, "--layer is for features"),
+        ([folder / "broken_text.png", "--model", probed], 1, "none of the 1 images could be read"),
+    ]
+    for arguments, status, expected in cases:
+        assert run("predict", *arguments) == status, arguments
+        output = capsys.readouterr()
+        said = [line for line in output.err.splitlines() if line.startswith("beit: ")]
+        assert len(said) == 1 and expected in said[0], output.err
+        assert not output.out
+
+
+@pytest.mark.skipif(not REAL, reason="needs BEIT_REAL_DATA")
+def test_the_awkward_folder(probed: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "labels.jsonl"
+    assert run("predict", f"{REAL}/awkward", "--model", probed, "--out", out) == 0
+    output = capsys.readouterr()
+    named = {Path(json.loads(line)["image"]).name for line in out.read_text().splitlines()}
+    files = {path.name for path in Path(f"{REAL}/awkward").iterdir() if path.suffix != ".tsv"}
+    missing = files - named
+    # Bit flips leave a picture that decodes, with damage in it.
+    assert missing == {name for name in files if name.startswith("broken_")} - {"broken_bitflips.jpg"}
+    assert all(name in output.err for name in missing)
+    assert f"labels for {len(named)} of {len(files)} images; {len(missing)} could not be read" in output.out

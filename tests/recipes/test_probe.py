@@ -1,0 +1,146 @@
+"""Linear probes and k-NN: their arithmetic, and that the layer which knows the classes is found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import probe_config
+from torch import Tensor
+
+import beit
+from beit.config import UserError
+from beit.models.heads import LinearProbe
+from beit.recipes import probe as recipe
+from beit.recipes.features import neighbour_votes
+from beit.recipes.probe import probe
+
+
+def read(run: Path, name: str) -> Any:
+    return json.loads((run / name).read_text())
+
+
+def test_votes_are_those_of_the_definition() -> None:
+    rng = np.random.default_rng(0)
+    bank, queries = rng.normal(size=(50, 8)), rng.normal(size=(9, 8))
+    labels = rng.integers(0, 4, 50)
+    wanted = np.zeros((9, 4))
+    for row, query in enumerate(queries):
+        cosine = [query @ x / np.linalg.norm(query) / np.linalg.norm(x) for x in bank]
+        for near in sorted(range(50), key=lambda i: -cosine[i])[:20]:
+            wanted[row, labels[near]] += np.exp(cosine[near] / 0.07)
+    tensors = map(torch.from_numpy, (queries, bank, labels))
+    found = neighbour_votes(*tensors, num_classes=4, neighbours=20, temperature=0.07)
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-9)
+    # Fewer images than neighbours: all of them vote.
+    few = neighbour_votes(
+        *map(torch.from_numpy, (queries, bank[:3], labels[:3])), 4, neighbours=20, temperature=1
+    )
+    assert few.sum() > 0
+
+
+def test_the_layer_that_knows_the_classes_is_found(
+    colours: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Layer 0 of a stand-in for the encoder sees colours; layer 1 sees noise that depends on the image."""
+
+    def features(encoder: Any, images: Tensor, layers: Any, pool: str) -> Tensor:
+        means = images.float().mean(dim=(2, 3)) / 255
+        known = torch.nn.functional.pad(means, (0, 13))
+        noise = torch.sin(1e4 * means.sum(dim=1, keepdim=True) * torch.arange(1, 17))
+        return torch.stack([known, noise], dim=1)
+
+    monkeypatch.setattr(recipe, "layer_features", features)
+    run = tmp_path / "run"
+    probe(probe_config(colours, run, pretrained))
+    results = read(run, "results.json")
+    assert results["best_layer"] == results["knn_best_layer"] == 0
+    known, noise = results["layers"]
+    assert known["top1"] == known["knn_top1"] == known["top5"] == 1.0
+    assert noise["top1"] < 0.8 and noise["knn_top1"] < 0.8
+    assert results["best"]["eval/top1"] == results["last"]["eval/top1"] == 1.0
+    assert read(run, "model/model.json")["layer"] == 0
+    assert "best: layer 0 with a linear classifier, layer 0 with k-NN" in capsys.readouterr().out
+
+
+def test_a_run_leaves_a_model_that_sees_what_the_probe_saw(probed: Path, colours: Path) -> None:
+    """The saved classifier scores on its own what results.json says of its layer."""
+    results, description = read(probed, "results.json"), read(probed, "model/model.json")
+    assert description["kind"] == "probe"
+    assert description["classes"] == ["blue", "green", "red"]
+    assert description["crop_pct"] == 1.0
+    assert description["layer"] == results["best_layer"]
+    model = beit.load_model(probed)
+    assert isinstance(model, LinearProbe)
+    best = results["layers"][results["best_layer"]]
+    assert best["top1"] > 0.9
+    figures = beit.evaluate(
+        beit.EvaluateConfig(model=str(probed), data=str(colours), workers=0, precision="float32")
+    )
+    assert figures["top1"] == pytest.approx(best["top1"], abs=1e-6)
+    assert figures["loss"] == pytest.approx(best["loss"], abs=1e-5)
+    log = (probed / "log.txt").read_text()
+    assert "damaged.png" in log
+    lines = [json.loads(line) for line in (probed / "metrics.jsonl").read_text().splitlines()]
+    assert {"eval/top1", "eval/top5", "eval/loss", "eval/knn_top1", "eval/best_layer"} <= lines[-1].keys()
+
+
+def test_a_stopped_run_continues_to_the_same_weights(
+    probed: Path, colours: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from beit.training import loop
+
+    run, take_step = tmp_path / "run", loop._Training.take_step
+    values = {"save_every": "20"}
+
+    def stop_in_step_30(self: Any, micro_batches: Any) -> None:
+        if self.state.step == 30:
+            raise KeyboardInterrupt
+        take_step(self, micro_batches)
+
+    monkeypatch.setattr(loop._Training, "take_step", stop_in_step_30)
+    with pytest.raises(KeyboardInterrupt):
+        probe(probe_config(colours, run, pretrained, **values))
+    monkeypatch.undo()
+    probe(probe_config(colours, run, pretrained, **values))
+    first, second = beit.load_model(probed).state_dict(), beit.load_model(run).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert read(run, "results.json")["layers"] == read(probed, "results.json")["layers"]
+
+
+def test_the_published_protocols_train_on_random_crops(
+    colours: Path, pretrained: Path, tmp_path: Path, capsys: Any
+) -> None:
+    for preset in ("paper", "released"):
+        config = beit.configure(
+            beit.ProbeConfig,
+            preset,
+            data=str(colours),
+            out=str(tmp_path / preset),
+            init=str(pretrained),
+            steps=3,
+            batch_size=8,
+            image_size=40,
+            workers=0,
+            precision="float32",
+            knn_images=9,
+        )
+        probe(config)
+        description = read(tmp_path / preset, "model/model.json")
+        assert description["pool"] == {"paper": "mean", "released": "cls_mean"}[preset]
+        assert description["image_size"] == [40, 40]
+        assert "among 9 training images" in capsys.readouterr().out
+
+
+def test_what_cannot_be_probed_is_refused(
+    images: Path, colours: Path, trained_tokenizer: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="no encoder"):
+        probe(probe_config(colours, tmp_path / "run", trained_tokenizer))
+    with pytest.raises(UserError, match="class folders"):
+        probe(probe_config(images, tmp_path / "run", trained_tokenizer))
+    assert not (tmp_path / "run").exists()
