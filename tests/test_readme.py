@@ -17,6 +17,7 @@ README = Path(__file__).parent.parent / "README.md"
 SHORTER = {
     "demo": ["--scale", "0.005"],
     "tokenizer": ["--steps", "2", "--width", "8", "--batch-size", "4", "--workers", "0"],
+    "finetune": ["--steps", "2", "--batch-size", "4", "--workers", "0"],
     "pretrain": ["--steps", "2", "--depth", "1", "--batch-size", "4", "--workers", "0"],
 }
 
@@ -44,8 +45,11 @@ def test_every_beit_line_and_the_python_block_run(tmp_path: Path, monkeypatch: p
     for index in range(24):
         pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{index}.png")
+        folder = tmp_path / "labelled" / "ab"[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
     lines = beit_lines()
-    assert {line[0] for line in lines} == {"demo", "check", "tokenizer", "pretrain", "report"}
+    assert {line[0] for line in lines} >= {"demo", "check", "tokenizer", "pretrain", "report", "finetune"}
     for line in lines:
         with pytest.raises(SystemExit) as leave:
             main([*line, *SHORTER.get(line[0], [])])
