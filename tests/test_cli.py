@@ -78,18 +78,56 @@ FINETUNE = ["--data", "x", "--out", "y", "--init", "i"]
         (["finetune", *FINETUNE, "--label-share", "0.1", "--labels-per-class", "5"], "exclude each other"),
         (["finetune", *FINETUNE, "--multilabel", "--labels-per-class", "5"], "use --label-share"),
         (["finetune", *FINETUNE, "--randaugment", "11"], "--randaugment must lie between 0 and 10"),
+        (["pretrain", *TRAINING, "--lr", "1", "--lr", "2"], "--lr is given twice"),
+        (["pretrain", *TRAINING, "--steps", "1.5"], "--steps cannot be '1.5'"),
+        (["pretrain", "--data", "x", "--out", "y", "--tokenizer", "y"], "--out is the tokenizer's own run"),
+        (["tokenizer", "--data", "no/such/folder", "--out", "y", "--devices", "2"], "no/such/folder"),
         (["report"], "needs --runs"),
         (["report", "no/such/run"], "no/such/run"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
-    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], expected: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(*arguments) == 2
-    output = capsys.readouterr()
+    output = capfd.readouterr()
     assert expected in output.err
     assert output.err.count("\n") == 1, output.err
     assert not output.out
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--patch-size 0",
+        "--num-heads 0",
+        "--width -4",
+        "--depth 0",
+        "--dropout 2",
+        "--drop-path-rate 1",
+        "--mlp-ratio 0",
+        "--clip-grad -1",
+        "--ema-decay 2",
+        "--beta1 1.5",
+        "--weight-decay -1",
+        "--min-lr -1",
+        "--lr inf",
+        "--warmup-steps -5",
+        "--max-megapixels 0",
+        "--min-crop 3",
+        "--flip 7",
+        "--color-jitter -1",
+        "--batch-size 0",
+        "--steps 0",
+        "--holdout 1",
+        "--max-bad nan",
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_flag(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("pretrain", *TRAINING, *flag.split()) == 2
+    error = capsys.readouterr().err
+    assert flag.split()[0] in error
+    assert error.count("\n") == 1
 
 
 def resolved(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
@@ -117,6 +155,23 @@ def test_flags_beat_the_file_beats_the_preset_beats_the_defaults(
 def test_a_length_in_steps_replaces_one_in_epochs_from_below(capsys: pytest.CaptureFixture[str]) -> None:
     values = resolved(capsys, "pretrain", *TRAINING, "--preset", "tiny", "--steps", "7")
     assert (values["steps"], values["epochs"]) == (7, None)
+
+
+def test_a_warm_up_in_epochs_replaces_one_in_steps_from_below(capsys: pytest.CaptureFixture[str]) -> None:
+    values = resolved(
+        capsys, "tokenizer", "--data", "x", "--out", "y", "--preset", "tiny", "--warmup-epochs", "2"
+    )
+    assert (values["warmup_steps"], values["warmup_epochs"]) == (None, 2.0)
+
+
+def test_null_switches_a_knob_off(capsys: pytest.CaptureFixture[str]) -> None:
+    assert resolved(capsys, "pretrain", *TRAINING, "--clip-grad", "null")["clip_grad"] is None
+
+
+def test_dalles_learning_rate_falls_over_its_own_steps() -> None:
+    """DALL-E appendix A.2: 1e-4 to 1.25e-6 over 1.2 million of 3 million updates."""
+    config = configure(TokenizerConfig, "dalle", data="x", out="y")
+    assert (config.steps, config.in_steps(config.lr_steps, 3_000_000)) == (3_000_000, 1_200_000)
 
 
 def test_a_printed_configuration_repeats_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -159,7 +159,7 @@ def parse(config_type: type, arguments: Arguments, layers: Sequence[dict[str, An
     from beit.config_file import EXCLUSIVE, layered
 
     _refuse_repetition(arguments)
-    arguments = ["None" if argument in ("null", "none") else argument for argument in arguments]
+    arguments = ["None" if argument == "null" else argument for argument in arguments]
     twin = type(config_type.__name__, (config_type,), {"__post_init__": lambda self: None})
     known = layered(config_type, layers)
     fields = dataclasses.fields(config_type)

@@ -188,7 +188,7 @@ def test_too_much_damage_stops_the_run() -> None:
     with pytest.raises(RunFailed, match=r"damaged \(\d+ files\), more than --max-bad 0.05") as caught:
         list(loader.batches(0, 30))
     assert "\n" not in str(caught.value)
-    list(Loader(Numbers(100, bad=tuple(range(20))), plain, batch_size=10, seed=0, max_bad=0.3).batches(0, 30))
+    list(Loader(Numbers(100, bad=tuple(range(20))), plain, batch_size=10, seed=0, max_bad=0.5).batches(0, 30))
     # A handful is bearable in any set, but a set of nothing else is not.
     list(Loader(Numbers(10, bad=(0, 1, 2)), plain, batch_size=5, seed=0, max_bad=0.01).batches(0, 10))
     with pytest.raises(RunFailed, match="images in a row are damaged"):

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +18,19 @@ from torch import Tensor
 
 import beit
 from beit.config import UserError
+from beit.config_file import to_yaml
 from beit.recipes.pretrain import pretrain
 from beit.recipes.tokenizer import tokenizer
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def unfinish(run: Path) -> None:
+    """As if the run had been killed after its last checkpoint."""
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps({**status, "state": "running"}))
 
 
 def weights(run: Path) -> dict[str, Tensor]:
@@ -120,6 +131,71 @@ def test_a_finished_run_is_left_alone_and_another_configuration_refused(
         tokenizer(tokenizer_config(images, trained_tokenizer, vocab_size=32))
 
 
+def test_a_finished_run_needs_its_images_no_more(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, run = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(images, copy)
+    tokenizer(tokenizer_config(copy, run, steps=1))
+    shutil.rmtree(copy)
+    tokenizer(tokenizer_config(copy, run, steps=1))
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_tokenizer_that_changed_since_the_run_began_is_noticed(
+    images: Path, trained_tokenizer: Path, tmp_path: Path
+) -> None:
+    other, run = tmp_path / "tokenizer", tmp_path / "run"
+    shutil.copytree(trained_tokenizer, other)
+    pretrain(pretrain_config(images, run, tokenizer=str(other), steps=1))
+    unfinish(run)
+    shutil.rmtree(other)
+    tokenizer(tokenizer_config(images, other, seed=1, steps=1))
+    with pytest.raises(UserError, match="other tokenizer"):
+        pretrain(pretrain_config(images, run, tokenizer=str(other), steps=1))
+
+
+def test_held_back_images_that_are_all_damaged_do_not_end_the_run(images: Path, tmp_path: Path) -> None:
+    folder, run = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(images, folder / "train")
+    (folder / "val").mkdir()
+    (folder / "val" / "broken.jpg").write_bytes((images / "broken.jpg").read_bytes())
+    tokenizer(tokenizer_config(folder, run, steps=1))
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    assert metrics(run)[-1]["eval/reconstruction_mae"] is None
+
+
+def test_two_ranks_learn_what_one_learns(images: Path, trained_tokenizer: Path, tmp_path: Path) -> None:
+    """`--devices 2` on a CPU: two processes of half the batch each."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    values = {"tokenizer": str(trained_tokenizer), "steps": 2, "drop_path_rate": 0.0}
+    pretrain(pretrain_config(images, one, **values))
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(pretrain_config(images, two, **values)))
+    command = [sys.executable, "-m", "beit", "pretrain", "--config", str(file), "--devices", "2"]
+    subprocess.run(command, check=True, timeout=200, stdout=subprocess.DEVNULL)
+    first, second = metrics(one)[-1], metrics(two)[-1]
+    for name in ("eval/loss", "eval/token_accuracy", "eval/copy_neighbour_loss"):
+        assert second[name] == pytest.approx(first[name], rel=1e-5)
+
+
+def test_a_run_told_to_stop_saves_and_leaves_with_status_75(images: Path, tmp_path: Path) -> None:
+    run, file = tmp_path / "run", tmp_path / "config.yaml"
+    file.write_text(to_yaml(tokenizer_config(images, run, steps=100_000, log_every=1, evaluations=1)))
+    command = [sys.executable, "-m", "beit", "tokenizer", "--config", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while not (run / "metrics.jsonl").exists() or len(metrics(run)) < 3:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        message = process.communicate(timeout=60)[1]
+    assert process.returncode == 75
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "interrupted"
+    assert f"step {status['step']}" in message
+    assert (run / "checkpoints" / f"step-{status['step']}").is_dir()
+
+
 def test_a_dry_run_writes_nothing(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer(tokenizer_config(images, tmp_path / "run"), dry_run=True)
     text = capsys.readouterr().out
@@ -137,13 +213,10 @@ def test_a_tokenizer_of_another_grid_is_refused_with_the_remedy(
 
 
 def test_images_that_changed_since_the_run_began_are_noticed(images: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy, run = tmp_path / "images", tmp_path / "run"
     shutil.copytree(images, copy)
     tokenizer(tokenizer_config(copy, run, steps=1))
-    status = json.loads((run / "status.json").read_text())
-    (run / "status.json").write_text(json.dumps({**status, "state": "running"}))
+    unfinish(run)
     (copy / "01.jpg").rename(copy / "another.jpg")
     with pytest.raises(UserError, match="other images"):
         tokenizer(tokenizer_config(copy, run, steps=1))

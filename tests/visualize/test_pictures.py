@@ -54,14 +54,6 @@ def test_tokens_keep_their_colour_and_neighbours_differ() -> None:
     assert (picture[:, :4, 4:] == palette[5][:, None, None]).all()
 
 
-def test_small_images_grow_by_whole_factors() -> None:
-    image = images(1, side=32)[0]
-    large = pictures.enlarge(image, 100)
-    assert large.shape == (3, 96, 96)
-    assert torch.equal(large[:, 1::3, 1::3], image)
-    assert torch.equal(pictures.enlarge(image, 10), image)
-
-
 @settings(deadline=None, max_examples=10)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 300), st.integers(1, 60)), min_size=1, max_size=3),

@@ -8,6 +8,7 @@ header and refused above a limit before anything is decoded, because a 300 KB fi
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from functools import cache
 
@@ -69,6 +70,13 @@ def open_pillow(data: bytes, name: str, max_megapixels: float = 64) -> Image.Ima
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=_known_formats())
+    except (
+        Image.DecompressionBombError
+    ) as error:  # Pillow's own limit, which stands above every --max-megapixels
+        allowed = min(max_megapixels, 2e-6 * (Image.MAX_IMAGE_PIXELS or math.inf))
+        raise ImageError(
+            name, f"larger than the limit of {allowed:.0f} megapixels (--max-megapixels)"
+        ) from error
     except UnidentifiedImageError as error:
         raise ImageError(name, "not an image in a known format") from error
     except Exception as error:

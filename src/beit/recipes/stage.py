@@ -115,11 +115,16 @@ class Stage:
             "holdout": config.holdout,
             "max_megapixels": config.max_megapixels,
             "seed": config.seed,
+            "on_progress": self._drawing,
             **source_options,
         }
         self.source: Source = open_source(config.sources, "train", limit=config.limit, **options)
         self.held_back: Source = open_source(config.sources, "eval", limit=config.eval_images, **options)
         torch.manual_seed(config.seed)
+
+    def _drawing(self, done: int, total: int) -> None:
+        if done * 4 % total == 0:
+            self.console.say(f"drawing the built-in scenes: {done:,} of {total:,}")
 
     def steps(self) -> int:
         """Optimiser steps of the whole run."""

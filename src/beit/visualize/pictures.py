@@ -40,13 +40,6 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(to_uint8(image).permute(1, 2, 0).contiguous().numpy())
 
 
-def enlarge(image: Tensor, side: int) -> Tensor:
-    """The largest whole multiple of a small image whose longer side is at most `side`, by nearest neighbour."""
-    image = to_uint8(image)
-    factor = max(1, side // max(image.shape[1:]))
-    return image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-
-
 def shade_hidden(image: Tensor, mask: Tensor, opacity: float = 1.0) -> Tensor:
     """Cover the hidden patches of an image (3, H, W) with light grey; `mask` is bool (h, w), True = hidden."""
     image = to_uint8(image)
