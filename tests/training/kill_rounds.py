@@ -1,6 +1,6 @@
 """`python kill_rounds.py FOLDER KILLS SEED`: the toy uninterrupted in FOLDER/whole, killed in FOLDER/killed.
 
-One process loads torch and forks every session, so that a round costs no start-up.
+One process loads torch and forks every start, so that a round costs no start-up.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TOY = Toy(steps=60, sleep=0.002, save_every_steps=2, log_every=7, eval_every=30)
 
 
 def start(out: Path) -> int:
-    """The process id of a new session of the run in `out`."""
+    """The process id of a new start of the run in `out`."""
     process = os.fork()
     if process == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

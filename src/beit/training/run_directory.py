@@ -201,7 +201,7 @@ class RunDirectory:
     # Beginning and leaving.
 
     def begin(self) -> None:
-        """Clear away what a killed session left half written, and record that the run is running, here and now."""
+        """Clear away what a killed process left half written, and record that the run is running, here and now."""
         if self._compute.main:
             (self.path / SAMPLES).mkdir(exist_ok=True)
             for litter in [*self.path.glob(".tmp-*"), *self.checkpoints.glob(".tmp-*")]:

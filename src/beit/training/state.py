@@ -36,7 +36,7 @@ class TrainingState:
         self.step = 0
         """Optimiser steps done."""
         self.seconds = 0.0
-        """Time spent in steps, over all sessions of the run."""
+        """Time spent in steps, over all starts of the run."""
         self.last: dict[str, Any] = {}
         """The newest figures, of training and of evaluation."""
         self.best: dict[str, Any] = {}
