@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -239,6 +240,14 @@ class Signalled(Numbers):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         return super().image(index)
+
+
+def test_no_worker_outlives_its_loader_though_a_traceback_holds_it() -> None:
+    loader = Loader(Faulty(8), plain, batch_size=4, seed=0, workers=2)
+    with pytest.raises(ZeroDivisionError) as held:
+        list(loader.batches(0, 2))
+    assert not multiprocessing.active_children()
+    assert held.tb is not None
 
 
 def test_workers_outlive_signals_to_the_group() -> None:

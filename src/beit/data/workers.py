@@ -70,10 +70,14 @@ def _fetch_ahead(
         # Without a generator of its own, the loader would draw its base seed from the global one.
         generator=torch.Generator(),
     )
+    iterator: Any = iter(loader)
     try:
-        yield from loader
+        yield from iterator
     except RuntimeError as error:
         raise _worker_error(error) from error
+    finally:
+        # A traceback may keep the iterator alive to the end of the process, and its workers with it.
+        iterator._shutdown_workers()
 
 
 @contextmanager
