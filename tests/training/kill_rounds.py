@@ -32,21 +32,29 @@ def start(out: Path) -> int:
     return process
 
 
+def wait_for_step(run: Path, step: int, process: int) -> None:
+    """Until a checkpoint of `step` or later is there, or the process has ended (and is left to be reaped)."""
+    while step and not any(int(entry.name.split("-")[1]) >= step for entry in run.glob("checkpoints/step-*")):
+        if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+        time.sleep(0.001)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     folder, kills, chance = Path(sys.argv[1]), int(sys.argv[2]), random.Random(int(sys.argv[3]))
     train(folder / "warm-up", Toy(steps=1, save_every_steps=None))  # torch imports much on first use
-    began = time.monotonic()
     assert os.waitpid(start(folder / "whole"), 0)[1] == 0
-    whole = time.monotonic() - began
     landed = 0
-    for _ in range(kills):
+    for round in range(kills):
         process = start(folder / "killed")
-        time.sleep(chance.uniform(0, 0.25 * whole))
+        # By steps and not by the clock, so that a busy machine does not push the kills to the end of the run.
+        wait_for_step(folder / "killed", round * TOY.steps // (kills + 1), process)
+        time.sleep(chance.uniform(0, 0.02))
         os.kill(process, signal.SIGKILL)
         landed += os.WIFSIGNALED(os.waitpid(process, 0)[1])
     assert os.waitpid(start(folder / "killed"), 0)[1] == 0
-    print(f"{landed} kills landed; {whole:.2f} s uninterrupted")
+    print(f"{landed} kills landed")
 
 
 if __name__ == "__main__":
