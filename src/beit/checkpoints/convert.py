@@ -12,8 +12,10 @@ from torch import nn
 from beit.checkpoints import dalle, hub, huggingface, timm, unilm
 from beit.checkpoints.architecture import Pixel, Stated
 from beit.checkpoints.atomic import appearing
+from beit.checkpoints.key_map import listed
 from beit.checkpoints.recognise import is_foreign, load_foreign
-from beit.checkpoints.store import KINDS, is_own, kind_of, load_model, read_description, save_model
+from beit.checkpoints.reference import Located, locate
+from beit.checkpoints.store import ASKED, KINDS, is_own, kind_of, load_model, read_description, save_model
 from beit.config import UserError
 from beit.models.position import Grid
 
@@ -27,6 +29,8 @@ class Source(NamedTuple):
     classes: Sequence[str] | None
     tokenizer: str | None
     provenance: Mapping[str, Any]
+    extra: Mapping[str, Any]
+    """Further keys of model.json."""
     notes: Sequence[str]
 
 
@@ -47,7 +51,7 @@ def convert(
     Gives a line for each thing that was adapted on the way or that the target cannot tell. Raises
     :class:`UserError` where the target cannot hold the model, and where there is something at `destination`.
 
-    num_heads, grid, pixel_mean, pixel_std, strict: see :class:`beit.checkpoints.architecture.Stated`.
+    source, num_heads, grid, pixel_mean, pixel_std, strict: as in :func:`beit.load_model`.
     push: owner/name of the Hugging Face Hub that the written folder is uploaded to.
     """
     if to not in get_args(Target):
@@ -58,12 +62,30 @@ def convert(
     if push is not None and to == "unilm":
         raise UserError("--push uploads a folder, and unilm is a file; choose --to huggingface, timm or beit")
     stated = Stated(num_heads=num_heads, grid=grid, pixel_mean=pixel_mean, pixel_std=pixel_std, strict=strict)
-    opened = _open(hub.local(source), stated)
+    opened = _open(locate(source, stated), source)
     with appearing(target) as temporary:
-        notes = [*opened.notes, *_write(opened, temporary, to)]
+        notes = [*opened.notes, *_write(opened, temporary, to), *_lost(opened, to)]
         if target.is_dir():
             target.rmdir()
     return notes if push is None else [*notes, f"uploaded to {hub.push(target, push)}"]
+
+
+_TOLD: Mapping[str, set[str]] = {
+    "unilm": set(),
+    "timm": {"classes", "crop_pct", "interpolation"},
+    "huggingface": {"classes", "multilabel"},
+    "dalle": set(),
+}
+"""What a format tells of a model beside its weights and architecture."""
+_OURS = {"kind", "architecture", "image_size", "pixel_mean", "pixel_std", "weights_sha256"}
+
+
+def _lost(source: Source, to: Target) -> list[str]:
+    """A line for what is known about the model and will not be known any more."""
+    known = {name for name, value in source.extra.items() if value not in (None, False)}
+    known |= {name for name in ("classes", "tokenizer") if getattr(source, name)}
+    lost = known - _TOLD.get(to, known)
+    return [f"{to} does not tell {listed(lost, 20)}"] if lost else []
 
 
 def _write(source: Source, path: Path, to: Target) -> list[str]:
@@ -72,26 +94,35 @@ def _write(source: Source, path: Path, to: Target) -> list[str]:
         return unilm.write(model, path)
     path.mkdir()
     if to == "timm":
-        return timm.write(model, path, source.classes)
+        return timm.write(model, path, source.classes, source.extra)
     if to == "huggingface":
-        return huggingface.write(model, path, source.classes)
+        return huggingface.write(model, path, source.classes, source.extra)
     if to == "dalle":
         return dalle.write(model, path)
     if kind_of(model) not in KINDS:
         raise UserError(f"our own format holds a {', '.join(KINDS)}; it cannot hold a {type(model).__name__}")
     save_model(
-        model, path, provenance=source.provenance, tokenizer_hash=source.tokenizer, classes=source.classes
+        model,
+        path,
+        provenance=source.provenance,
+        tokenizer_hash=source.tokenizer,
+        classes=source.classes,
+        extra=source.extra,
     )
     return []
 
 
-def _open(path: Path, stated: Stated) -> Source:
+def _open(located: Located, name: str | Path) -> Source:
+    path, stated = located
     if is_own(path):
         model = load_model(path, **dataclasses.asdict(stated))
         about = read_description(path)
-        return Source(model, about.get("classes"), about.get("tokenizer"), about.get("provenance") or {}, [])
+        told = {*_OURS, *KINDS[about["kind"]].options, "classes", "tokenizer", "provenance"}
+        extra = {name: value for name, value in about.items() if name not in told}
+        provenance = about.get("provenance") or {}
+        return Source(model, about.get("classes"), about.get("tokenizer"), provenance, extra, [])
     if not is_foreign(path):
-        raise UserError(f"{path} holds no model; give a run, a model/ folder, or a checkpoint file or folder")
+        raise UserError(f"{path} holds no model; {ASKED}")
     found = load_foreign(path, stated)
-    provenance = {"converted_from": str(path), "format": found.format, **found.provenance}
-    return Source(found.model, found.classes, None, provenance, found.notes)
+    provenance = {"converted_from": str(name), "format": found.format, **found.provenance}
+    return Source(found.model, found.classes, None, provenance, found.extra, found.notes)

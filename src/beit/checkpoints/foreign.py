@@ -17,7 +17,6 @@ from beit.config import EncoderConfig, UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, MaskedImageModel
 
-
 MAX_DRAWN = 2**29
 """Numbers that are drawn anew for a file that lacks them; BEiT-large has 2**28 in all."""
 
@@ -37,6 +36,8 @@ class Foreign:
     """Pooling of a classifier, where a configuration tells."""
     classes: Sequence[str] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of model.json that the configuration tells: interpolation, crop_pct, multilabel."""
 
 
 class Survey(NamedTuple):
@@ -125,7 +126,9 @@ def refuse_strays(path: object, unknown: Sequence[str], missing: Sequence[str]) 
         f"{word} {listed(names)}" for word, names in (("unknown", unknown), ("missing", missing)) if names
     ]
     if faults:
-        raise UserError(f"{path}: {'; '.join(faults)} (strict=False, --no-strict, goes on without them)")
+        raise UserError(
+            f"{path}: {'; '.join(faults)} (strict=False, or PATH@strict=no, goes on without them)"
+        )
 
 
 _A = {"pretrained": "a masked image model", "classifier": "a classifier", "encoder": "a bare encoder"}

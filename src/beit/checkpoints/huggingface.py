@@ -22,6 +22,7 @@ from beit.models.heads import ImageClassifier, MaskedImageModel
 
 NAME = "huggingface"
 _BIAS = "relative_position_bias"
+_SEVERAL = "multi_label_classification"
 _ANYWHERE = [
     ("encoder.cls_token", "beit.embeddings.cls_token"),
     ("mask_token", "beit.embeddings.mask_token"),
@@ -104,6 +105,7 @@ def open_folder(
         pool=None if config is None else "mean" if config.get("use_mean_pooling", True) else "cls",
         classes=_class_names(labels) if isinstance(labels, dict) else None,
         provenance={"_name_or_path": config["_name_or_path"]} if config and "_name_or_path" in config else {},
+        extra={"multilabel": True} if (config or {}).get("problem_type") == _SEVERAL else {},
     )
 
 
@@ -144,7 +146,9 @@ def _class_names(labels: Mapping[str, str]) -> list[str] | None:
     return None if names == [f"LABEL_{index}" for index in range(len(names))] else names
 
 
-def write(model: nn.Module, folder: Path, classes: Sequence[str] | None) -> list[str]:
+def write(
+    model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: Mapping[str, Any]
+) -> list[str]:
     """Writes the three files that `from_pretrained` of the model and of AutoImageProcessor want."""
     if not isinstance(model, MaskedImageModel | ImageClassifier):
         raise UserError(
@@ -160,7 +164,7 @@ def write(model: nn.Module, folder: Path, classes: Sequence[str] | None) -> list
     weights = _table(0, isinstance(model, MaskedImageModel)).write(model.state_dict(), NAME)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     for name, content in (
-        ("config", _config(model, classes)),
+        ("config", _config(model, classes) | ({"problem_type": _SEVERAL} if extra.get("multilabel") else {})),
         ("preprocessor_config", _preprocessor(config)),
     ):
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from beit.checkpoints.adapt import resize_encoder
 from beit.checkpoints.architecture import Pixel, Stated
 from beit.checkpoints.atomic import replace_file
-from beit.checkpoints.hub import local
 from beit.checkpoints.identity import float32_weights, sha256_of, this_process
 from beit.checkpoints.identity import weights_sha256 as weights_sha256
 from beit.checkpoints.recognise import is_foreign, load_foreign
+from beit.checkpoints.reference import locate
 from beit.config import DiscreteVAEConfig, EncoderConfig, UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
@@ -34,6 +34,7 @@ from beit.tokenizers.dvae import DiscreteVAE
 
 logger = logging.getLogger(__name__)
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+ASKED = "give a run, its model/ folder, a checkpoint, or the name of a released model (`beit presets`)"
 
 
 class Kind(NamedTuple):
@@ -136,13 +137,17 @@ def load_model(
     """The model at `path`: evaluation mode, float32, CPU.
 
     path: a RUN directory or a model/ folder; a file or folder of another library, told by its contents: the released
-        code, timm, Hugging Face, DALL-E, DALLE-pytorch; or hf://owner/name on the Hugging Face Hub.
-    num_heads, grid, pixel_mean, pixel_std, strict: see :class:`beit.checkpoints.architecture.Stated`.
+        code, timm, Hugging Face, DALL-E, DALLE-pytorch; hf://owner/name on the Hugging Face Hub; or the name of a
+        released model (`beit presets`).
+    num_heads, grid, pixel_mean, pixel_std, strict: see :class:`beit.checkpoints.architecture.Stated`. They can also
+        stand behind the path: "weights.pth@num_heads=6", see :mod:`beit.checkpoints.reference`.
     """
-    path = local(path)
+    path, stated = locate(
+        path,
+        Stated(num_heads=num_heads, grid=grid, pixel_mean=pixel_mean, pixel_std=pixel_std, strict=strict),
+    )
     if not path.exists():
-        raise UserError(f"{path} does not exist; give a run directory or its model/ folder")
-    stated = Stated(num_heads=num_heads, grid=grid, pixel_mean=pixel_mean, pixel_std=pixel_std, strict=strict)
+        raise UserError(f"{path} does not exist; {ASKED}")
     for form in FORMATS:
         if form.recognizes(path):
             return form.load(path, stated)
@@ -150,9 +155,7 @@ def load_model(
         raise UserError(
             f"{path} is a run without a finished model; continue it with the command that began it"
         )
-    raise UserError(
-        f"{path} holds no {DESCRIPTION} and is of no known format; give a run directory or its model/ folder"
-    )
+    raise UserError(f"{path} holds no {DESCRIPTION} and is of no known format; {ASKED}")
 
 
 def load_encoder(
@@ -238,7 +241,7 @@ def _load_own(path: Path, stated: Stated) -> nn.Module:
 def _load_foreign(path: Path, stated: Stated) -> nn.Module:
     loaded = load_foreign(path, stated)
     for note in loaded.notes:
-        logger.info("%s: %s", path, note)
+        logger.warning("%s: %s", path, note)
     return loaded.model
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from beit.checkpoints.architecture import DEFAULT_GRID, WIDTH_OF_HEAD
+from beit.checkpoints.architecture import DEFAULT_GRID, WIDTH_OF_HEAD, Stated, as_statement
 from beit.checkpoints.foreign import Foreign
 from beit.checkpoints.key_map import KeyMap
 from beit.checkpoints.safe_pickle import Inert
@@ -98,15 +98,14 @@ def untold(config: EncoderConfig) -> list[str]:
     square = rows == columns and (config.position != "none" or config.grid == DEFAULT_GRID)
     heads = "bias" in config.position or config.width == WIDTH_OF_HEAD * config.num_heads
     half = (0.5, 0.5, 0.5)
-    facts = {
-        f"num_heads={config.num_heads}": heads,
-        f"grid=({rows}, {columns})": square,
-        f"pixel_mean={config.pixel_mean}": config.pixel_mean == half,
-        f"pixel_std={config.pixel_std}": config.pixel_std == half,
-    }
-    lines = [
-        f"the file cannot tell {fact}: state it when loading" for fact, known in facts.items() if not known
-    ]
+    needed = Stated(
+        num_heads=None if heads else config.num_heads,
+        grid=None if square else config.grid,
+        pixel_mean=None if config.pixel_mean == half else config.pixel_mean,
+        pixel_std=None if config.pixel_std == half else config.pixel_std,
+    )
+    said = as_statement(needed)
+    lines = [f"the file cannot tell {', '.join(needed.given())}: load it as PATH{said}"] if said else []
     return lines + fixed_eps(config, NAME)
 
 
