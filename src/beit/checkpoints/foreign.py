@@ -38,6 +38,8 @@ class Foreign:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further keys of model.json that the configuration tells: interpolation, crop_pct, multilabel."""
+    notes: Sequence[str] = ()
+    """What of the file is not read."""
 
 
 class Survey(NamedTuple):
@@ -91,7 +93,7 @@ def survey(foreign: Foreign, stated: Stated) -> Survey:
     spare = {name for name in shapes if name not in wanted}
     idle = {name for name in spare if _is_idle(name, kind)}
     unknown += [key for name in spare - idle for key in keys[name]]
-    notes = [f"{listed(idle)}: left out, {_A[kind]} has none"] if idle else []
+    notes = [*foreign.notes, *([f"{listed(idle)}: left out, {_A[kind]} has none"] if idle else [])]
     missing = sorted(wanted.keys() - shapes.keys())
     return Survey(kind, config, model, {k: keys[k] for k in wanted if k in keys}, unknown, missing, notes)
 

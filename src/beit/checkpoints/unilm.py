@@ -1,8 +1,8 @@
 """Files of the released code (microsoft/unilm, beit/): pre-training and fine-tuning, released or from a run.
 
-They hold {"model": weights}, {"module": weights} or the weights alone, and a run's own optimizer and arguments
-beside them, which are not read. A file tells neither its normalisation (unless it has a run's arguments), nor a
-grid that is not square, nor, without a bias table, its heads.
+They hold {"model": weights}, {"module": weights} or the weights alone ({"state_dict": weights} in a run of timm), and
+a run's own optimizer and arguments beside them, which are not read. A file tells neither its normalisation (unless it
+has a run's arguments), nor a grid that is not square, nor, without a bias table, its heads.
 """
 
 from __future__ import annotations
@@ -56,8 +56,10 @@ def open_file(file: TensorFile) -> Foreign:
     if isinstance(imagenet := told.get("imagenet_default_mean_and_std"), bool):
         mean, std = PIXEL_STATISTICS["imagenet" if imagenet else "half"]
         facts = {"pixel_mean": mean, "pixel_std": std}
+    averaged = [key for key in ("model_ema", "state_dict_ema") if key in file.contents]
     return Foreign(
         format=NAME,
+        notes=[f"{key}: not read, the weights as trained are" for key in averaged],
         file=file,
         tensors=file.tensors(_weights(file.contents)),
         table=KEYS,
@@ -71,7 +73,7 @@ def open_file(file: TensorFile) -> Foreign:
 def _weights(contents: Any) -> dict[str, Any] | None:
     if not isinstance(contents, dict):
         return None
-    for key in ("model", "module"):
+    for key in ("model", "module", "state_dict"):
         if isinstance(contents.get(key), dict):
             return dict(contents[key])
     return contents
