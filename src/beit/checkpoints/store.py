@@ -29,6 +29,7 @@ from beit.config import DiscreteVAEConfig, EncoderConfig, UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.models.position import Grid
+from beit.models.segmentation import SemanticSegmenter
 from beit.tokenizers.base import VisualTokenizer
 from beit.tokenizers.dvae import DiscreteVAE
 
@@ -67,6 +68,21 @@ KINDS: Mapping[str, Kind] = {
         ("num_classes", "pool"),
         lambda config, num_classes, pool: ImageClassifier(BeitEncoder(config), num_classes, pool),
     ),
+    "segmenter": Kind(
+        SemanticSegmenter,
+        lambda model: model.encoder.config,
+        EncoderConfig,
+        ("num_classes", "decoder", "layers", "channels", "transposed", "auxiliary"),
+        lambda config, num_classes, decoder, layers, channels, transposed, auxiliary: SemanticSegmenter(
+            BeitEncoder(config),
+            num_classes,
+            decoder=decoder,
+            layers=layers,
+            channels=channels,
+            transposed=transposed,
+            auxiliary=auxiliary,
+        ),
+    ),
     "probe": Kind(
         LinearProbe,
         lambda model: model.encoder.config,
@@ -97,7 +113,7 @@ def save_model(
 
     provenance: where the model comes from, for people; package and torch versions, date and command are added.
     tokenizer_hash: :func:`weights_sha256` of the tokenizer whose tokens a pre-trained model predicts.
-    classes: names of a classifier's outputs, in order.
+    classes: names of a classifier's or segmenter's outputs, in order.
     extra: further keys of model.json, such as the interpolation and crop_pct that images are prepared with.
     """
     name = kind_of(model)
