@@ -18,6 +18,10 @@ from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, MaskedImageModel
 
 
+MAX_DRAWN = 2**29
+"""Numbers that are drawn anew for a file that lacks them; BEiT-large has 2**28 in all."""
+
+
 @dataclass(kw_only=True)
 class Foreign:
     """An open foreign checkpoint of an encoder, and what its format tells about it."""
@@ -71,6 +75,11 @@ def survey(foreign: Foreign, stated: Stated) -> Survey:
     if kind == "encoder":  # it is the model itself
         keys = {name.removeprefix("encoder."): parts for name, parts in keys.items()}
         shapes = {name.removeprefix("encoder."): shape for name, shape in shapes.items()}
+    classes = foreign.classes
+    if isinstance(model, ImageClassifier) and classes is not None and len(classes) != model.num_classes:
+        raise UserError(
+            f"{path}: its configuration names {len(classes)} classes, and its head has {model.num_classes}"
+        )
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     if wrong := [
         f"{key} {shapes[key]} (not {wanted[key]})"
@@ -99,6 +108,9 @@ def assemble(foreign: Foreign, found: Survey, strict: bool) -> tuple[nn.Module, 
     }
     model = found.model
     if found.missing:
+        wanted = model.state_dict()
+        if sum(wanted[name].numel() for name in found.missing) > MAX_DRAWN:
+            raise UserError(f"{path} lacks more than {MAX_DRAWN:,} numbers ({listed(found.missing)})")
         model = _blank(found.config, found.kind, model)
         notes.append(f"{listed(found.missing)}: not in the file, drawn anew")
     if found.unknown:

@@ -45,7 +45,9 @@ class KeyMap:
         unknown = []
         for key in keys:
             template, numbers = _template(key)
-            if template in self._ours:
+            if "{" in key:  # which stands for a number in templates alone
+                unknown.append(key)
+            elif template in self._ours:
                 own, place = self._ours[template]
                 names.setdefault(own.format(*numbers), {})[place] = key
             elif template not in self._ignored:
@@ -79,7 +81,15 @@ class KeyMap:
 def listed(names: Iterable[str], most: int = 4) -> str:
     """A few names for a message, sorted, and how many more there are."""
     ordered = sorted(names)
-    return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(map(shown, ordered[:most])) + more
+
+
+def shown(name: str, most: int = 80) -> str:
+    """Text out of a file, fit for a message: in one line, short, and without control characters."""
+    text = name[: most + 1]
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _template(key: str) -> tuple[str, list[str]]:
