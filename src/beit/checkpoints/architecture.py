@@ -33,6 +33,9 @@ class Stated:
     pixel_mean: Pixel | None = None
     pixel_std: Pixel | None = None
     """By default the file's own, or 0.5 for every channel, as for all released BEiT models but ADE20K's."""
+    layers: tuple[int, int, int, int] | None = None
+    """Blocks, 0 the first, that a segmenter's decoder reads; by default those of a configuration beside the weights,
+    or those that the released code reads in an encoder of this depth."""
     strict: bool = True
     """Refuse unknown and missing weights. Otherwise unknown ones are left out, and missing ones drawn anew."""
 
@@ -67,8 +70,9 @@ def infer(shapes: Mapping[str, Shape], facts: Mapping[str, Any], stated: Stated)
     grid = agreed("grid", stated.grid, told) or _square_grid(shapes, table)
     _check_grid(grid, shapes, table)
     for name in ("pixel_mean", "pixel_std"):
-        pixel = agreed(name, getattr(stated, name), facts.pop(name, None))
-        facts |= {} if pixel is None else {name: pixel}
+        # Weights do not tell; and hub files of ADE20K models name other constants than they were trained with.
+        pixel = getattr(stated, name) or facts.pop(name, None)
+        facts |= {} if pixel is None else {name: tuple(pixel)}
     init = facts.pop("layer_scale_init", None) or 0.1
     return EncoderConfig(
         image_size=(grid[0] * patch, grid[1] * patch),

@@ -87,7 +87,9 @@ class TensorFile(NamedTuple):
             for key, value in _dict_of(module, "_parameters").items():
                 if isinstance(value, StoredTensor):
                     yield f"{prefix}{key}", value
-            waiting += [(f"{prefix}{key}.", child) for key, child in children.items() if isinstance(child, Inert)]
+            waiting += [
+                (f"{prefix}{key}.", child) for key, child in children.items() if isinstance(child, Inert)
+            ]
 
 
 def open_tensor_file(path: Path) -> TensorFile:
@@ -139,7 +141,9 @@ def _open_safetensors(path: Path) -> TensorFile:
     if header > MAX_PICKLE:
         raise Refused(f"its header is larger than {MAX_PICKLE >> 20} MiB")
     # Its tensors are there at once, mapped into memory.
-    return TensorFile(path, load_file(path), lambda: nullcontext(lambda storage: bytearray()), path.stat().st_size)
+    return TensorFile(
+        path, load_file(path), lambda: nullcontext(lambda storage: bytearray()), path.stat().st_size
+    )
 
 
 def _open_zip(path: Path) -> TensorFile:
