@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from beit.checkpoints.adapt import changes, replace_rates, resize_encoder, share_bias_out
-from beit.checkpoints.store import kind_of, load_model, read_description
+from beit.checkpoints.describe import describe
+from beit.checkpoints.store import kind_of, load_model
 from beit.config import EncoderConfig, FinetuneConfig, UserError
 from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.heads import ImageClassifier, MaskedImageModel
@@ -20,7 +21,8 @@ def starting_classifier(
         init_weights(encoder, cut=None)
         model = ImageClassifier(encoder, len(classes), config.pool, config.init_scale)
         return model, [f"from scratch: {_described(encoder.config)}", f"head for {len(classes):,} classes"]
-    start = load_model(config.init)
+    with changes() as adapted:
+        start = load_model(config.init)
     source = getattr(start, "encoder", None)
     if not isinstance(source, BeitEncoder):
         raise UserError(
@@ -31,7 +33,7 @@ def starting_classifier(
         encoder = _adapted(config, source)
     model = ImageClassifier(encoder, len(classes), config.pool, config.init_scale)
     first = f"from {config.init} ({kind_of(start)}): {_described(source.config)}"
-    return model, [first, *told, *_take_over_head(model, start, config, classes)]
+    return model, [first, *adapted, *told, *_take_over_head(model, start, config, classes)]
 
 
 def _adapted(config: FinetuneConfig, encoder: BeitEncoder) -> BeitEncoder:
@@ -63,21 +65,13 @@ def _take_over_head(
     for mine, its in ((model.fc_norm, start.fc_norm), (model.norm, start.norm)):
         if mine is not None and its is not None:
             mine.load_state_dict(its.state_dict())
-    known = _classes_of(config.init)
+    names = describe(config.init).get("classes")
+    known = None if names is None else tuple(names)
     if known == classes:
         model.head.load_state_dict(start.head.state_dict())
         return [f"head kept: the same {len(classes):,} classes"]
     old = "other" if known else "unnamed"
     return [f"head for {start.num_classes:,} {old} classes replaced by a new one for {len(classes):,}"]
-
-
-def _classes_of(init: str) -> tuple[str, ...] | None:
-    """The class names of one of our own models."""
-    try:
-        names = read_description(init).get("classes")
-    except UserError:  # a foreign checkpoint names none
-        return None
-    return None if names is None else tuple(names)
 
 
 def _require_agreement(config: FinetuneConfig, found: EncoderConfig) -> None:
