@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from beit.models.encoder import BeitEncoder
     from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
+    from beit.models.segmentation import SemanticSegmenter
     from beit.presets import configure
     from beit.recipes.check import check
     from beit.recipes.convert import convert
@@ -64,6 +65,7 @@ _HOMES = {
     ),
     "beit.models.encoder": ("BeitEncoder",),
     "beit.models.heads": ("ImageClassifier", "LinearProbe", "MaskedImageModel"),
+    "beit.models.segmentation": ("SemanticSegmenter",),
     "beit.presets": ("configure",),
     "beit.recipes.check": ("check",),
     "beit.recipes.convert": ("convert",),
@@ -99,6 +101,7 @@ __all__ = [
     "PretrainConfig",
     "ProbeConfig",
     "ReportConfig",
+    "SemanticSegmenter",
     "TokenizerConfig",
     "UserError",
     "VisualTokenizer",

@@ -33,6 +33,9 @@ class Stated:
     pixel_mean: Pixel | None = None
     pixel_std: Pixel | None = None
     """By default the file's own, or 0.5 for every channel, as for all released BEiT models but ADE20K's."""
+    layers: tuple[int, ...] | None = None
+    """Blocks, 0 the first, that a segmenter's decoder reads; by default those of a configuration beside the weights,
+    or those that the released code reads in an encoder of this depth."""
     strict: bool = True
     """Refuse unknown and missing weights. Otherwise unknown ones are left out, and missing ones drawn anew."""
 
@@ -41,6 +44,8 @@ class Stated:
             raise UserError(f"num_heads must be positive, not {self.num_heads}")
         if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
             raise UserError(f"grid must be positive numbers of rows and columns, not {self.grid}")
+        if self.layers is not None and not (len(self.layers) == 4 and sorted(self.layers) == [*self.layers]):
+            raise UserError(f"layers must be four numbers in ascending order, not {self.layers}")
         for name, pixel in (("pixel_mean", self.pixel_mean), ("pixel_std", self.pixel_std)):
             least = -(2**20) if name == "pixel_mean" else 1e-6
             if pixel is not None and not (len(pixel) == 3 and all(least <= x < 2**20 for x in pixel)):
@@ -53,7 +58,7 @@ class Stated:
 
 def as_statement(stated: Stated) -> str:
     """What :mod:`beit.checkpoints.reference` reads as `stated`, from the @ on; nothing where nothing is said."""
-    mark = {"grid": "x", "pixel_mean": ":", "pixel_std": ":"}
+    mark = {"grid": "x", "pixel_mean": ":", "pixel_std": ":", "layers": ":"}
     values = {name: getattr(stated, name) for name in stated.given()}
     said = [
         f"{name}={mark[name].join(map(str, value)) if name in mark else 'no' if value is False else value}"
@@ -90,8 +95,9 @@ def infer(shapes: Mapping[str, Shape], facts: Mapping[str, Any], stated: Stated)
     grid = agreed("grid", stated.grid, told) or _square_grid(shapes, table)
     _check_grid(grid, shapes, table)
     for name in ("pixel_mean", "pixel_std"):
-        pixel = agreed(name, getattr(stated, name), facts.pop(name, None))
-        facts |= {} if pixel is None else {name: pixel}
+        # Weights do not tell; and hub files of ADE20K models name other constants than they were trained with.
+        pixel = getattr(stated, name) or facts.pop(name, None)
+        facts |= {} if pixel is None else {name: tuple(pixel)}
     init = facts.pop("layer_scale_init", None) or 0.1
     return EncoderConfig(
         image_size=(grid[0] * patch, grid[1] * patch),

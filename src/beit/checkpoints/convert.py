@@ -13,11 +13,13 @@ from beit.checkpoints import dalle, hub, huggingface, timm, unilm
 from beit.checkpoints.architecture import Pixel, Stated
 from beit.checkpoints.atomic import appearing
 from beit.checkpoints.key_map import listed
+from beit.checkpoints.kinds import KINDS, kind_of
 from beit.checkpoints.recognise import is_foreign, load_foreign
 from beit.checkpoints.reference import Located, locate
-from beit.checkpoints.store import ASKED, KINDS, is_own, kind_of, load_model, read_description, save_model
+from beit.checkpoints.store import ASKED, is_own, load_model, read_description, save_model
 from beit.config import UserError
 from beit.models.position import Grid
+from beit.models.segmentation import SemanticSegmenter
 
 Target = Literal["beit", "unilm", "timm", "huggingface", "dalle"]
 
@@ -43,6 +45,7 @@ def convert(
     grid: Grid | None = None,
     pixel_mean: Pixel | None = None,
     pixel_std: Pixel | None = None,
+    layers: tuple[int, ...] | None = None,
     strict: bool = True,
     push: str | None = None,
 ) -> list[str]:
@@ -51,7 +54,7 @@ def convert(
     Gives a line for each thing that was adapted on the way or that the target cannot tell. Raises
     :class:`UserError` where the target cannot hold the model, and where there is something at `destination`.
 
-    source, num_heads, grid, pixel_mean, pixel_std, strict: as in :func:`beit.load_model`.
+    source, num_heads, grid, pixel_mean, pixel_std, layers, strict: as in :func:`beit.load_model`.
     push: owner/name of the Hugging Face Hub that the written folder is uploaded to.
     """
     if to not in get_args(Target):
@@ -61,7 +64,14 @@ def convert(
         raise UserError(f"{target} exists already; choose another destination")
     if push is not None and to == "unilm":
         raise UserError("--push uploads a folder, and unilm is a file; choose --to huggingface, timm or beit")
-    stated = Stated(num_heads=num_heads, grid=grid, pixel_mean=pixel_mean, pixel_std=pixel_std, strict=strict)
+    stated = Stated(
+        num_heads=num_heads,
+        grid=grid,
+        pixel_mean=pixel_mean,
+        pixel_std=pixel_std,
+        layers=layers,
+        strict=strict,
+    )
     opened = _open(locate(source, stated), source)
     with appearing(target) as temporary:
         notes = [*opened.notes, *_write(opened, temporary, to), *_lost(opened, to)]
@@ -77,6 +87,10 @@ _TOLD: Mapping[str, set[str]] = {
     "dalle": set(),
 }
 """What a format tells of a model beside its weights and architecture."""
+_TOLD_OF_SEGMENTERS: Mapping[str, set[str]] = {
+    "unilm": {"classes", "palette"},
+    "huggingface": {"classes", "reduce_zero_label"},
+}
 _OURS = {"kind", "architecture", "image_size", "pixel_mean", "pixel_std", "weights_sha256"}
 
 
@@ -84,14 +98,15 @@ def _lost(source: Source, to: Target) -> list[str]:
     """A line for what is known about the model and will not be known any more."""
     known = {name for name, value in source.extra.items() if value not in (None, False)}
     known |= {name for name in ("classes", "tokenizer") if getattr(source, name)}
-    lost = known - _TOLD.get(to, known)
+    told = _TOLD_OF_SEGMENTERS if isinstance(source.model, SemanticSegmenter) else _TOLD
+    lost = known - told.get(to, known)
     return [f"{to} does not tell {listed(lost, 20)}"] if lost else []
 
 
 def _write(source: Source, path: Path, to: Target) -> list[str]:
     model = source.model
     if to == "unilm":
-        return unilm.write(model, path)
+        return unilm.write(model, path, source.classes, source.extra)
     path.mkdir()
     if to == "timm":
         return timm.write(model, path, source.classes, source.extra)

@@ -1,6 +1,6 @@
 """Two-way tables between our names of weights and those of another library.
 
-In a name, {} stands for a number (a block, a layer) and a last * for both weight and bias.
+In a name, {} stands for a number (a block, a layer) and a last * for all that a linear layer or a norm has.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from beit.config import UserError
 
+LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _NUMBER = re.compile(r"(?<=[._])\d+(?=\.)")
 
 
@@ -28,7 +29,7 @@ class KeyMap:
         self._ignored = {*ignored}
         for ours, names in rows:
             parts = (names,) if isinstance(names, str) else names
-            for leaf in ("weight", "bias") if ours.endswith("*") else ("",):
+            for leaf in LEAVES if ours.endswith("*") else ("",):
                 own = ours.replace("*", leaf)
                 self._theirs[own] = tuple(part.replace("*", leaf) for part in parts)
                 self._ours |= {part: (own, place) for place, part in enumerate(self._theirs[own])}
@@ -69,13 +70,17 @@ class KeyMap:
             if parts is None:
                 homeless.append(name)
             else:
-                written |= dict(zip(parts, tensor.chunk(len(parts)), strict=True))
+                pieces = tensor.chunk(len(parts)) if len(parts) > 1 else (tensor,)
+                written |= dict(zip(parts, pieces, strict=True))
         if homeless:
             raise UserError(f"{format_name} has no place for {listed(homeless)}")
         # Parts of one tensor share its memory, which safetensors does not write.
-        return {
-            key: tensor.detach().to(torch.float32).clone().contiguous() for key, tensor in written.items()
-        }
+        return {key: in_float32(tensor.detach()).clone().contiguous() for key, tensor in written.items()}
+
+
+def in_float32(tensor: Tensor) -> Tensor:
+    """Numbers with a point in float32; counts as they are."""
+    return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
 
 
 def listed(names: Iterable[str], most: int = 4) -> str:

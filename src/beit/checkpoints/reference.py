@@ -18,7 +18,10 @@ from beit.checkpoints.architecture import Stated, agreed
 from beit.config import PIXEL_STATISTICS, UserError
 from beit.presets.released import RELEASED
 
-FORM = "PATH@num_heads=6,grid=24x16,pixel_mean=0.485:0.456:0.406,pixel_std=imagenet,strict=no,sha256=HEX"
+FORM = (
+    "PATH@num_heads=6,grid=24x16,pixel_mean=0.485:0.456:0.406,pixel_std=imagenet,layers=3:5:7:11,strict=no,"
+    "sha256=HEX"
+)
 
 
 class Located(NamedTuple):
@@ -36,7 +39,9 @@ def locate(reference: str | Path, stated: Stated | None = None) -> Located:
     """
     place, said, sha256 = parse(str(reference))
     stated = said if stated is None else _together(said, stated)
-    release = RELEASED.get(place)
+    release = RELEASED.get(place.removeprefix(hub.SCHEME))
+    if release and release.stated and not Path(place).exists():
+        stated = _together(stated, parse(f"{place}@{release.stated}")[1])
     if place.startswith(hub.SCHEME) or (release and release.hub and not Path(place).exists()):
         if sha256:
             raise UserError(f"{place}: drop sha256; the Hub has a checksum of its own, which is compared")
@@ -86,6 +91,10 @@ def _pixel(position: int) -> Callable[[str], tuple[float, float, float]]:
     return read
 
 
+def _layers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(":")))
+
+
 def _sha256(text: str) -> tuple[str, ...]:
     if not re.fullmatch(r"[0-9a-f]{64}(:[0-9a-f]{64})*", text.lower()):
         raise ValueError
@@ -97,6 +106,7 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "grid": _grid,
     "pixel_mean": _pixel(0),
     "pixel_std": _pixel(1),
+    "layers": _layers,
     "strict": {"yes": True, "no": False}.__getitem__,
     "sha256": _sha256,
 }

@@ -19,14 +19,16 @@ class Release(NamedTuple):
     """Addresses. The last part of each is the file's name."""
     hub: str | None = None
     """owner/name."""
+    stated: str = ""
+    """What its files tell wrong, as it may stand behind an @."""
 
 
 def _unilm(name: str, what: str) -> tuple[str, Release]:
     return name, Release(what, (f"https://github.com/addf400/files/releases/download/v1.0/{name}.pth",))
 
 
-def _hub(owner: str, name: str, what: str) -> tuple[str, Release]:
-    return f"{owner}/{name}", Release(what, hub=f"{owner}/{name}")
+def _hub(owner: str, name: str, what: str, stated: str = "") -> tuple[str, Release]:
+    return f"{owner}/{name}", Release(what, hub=f"{owner}/{name}", stated=stated)
 
 
 _PRETRAINED = "pre-trained on ImageNet-22k"
@@ -34,6 +36,9 @@ _22K = "classifier of 21,841 classes: pre-trained, then fine-tuned on ImageNet-2
 _22K_1K = "ImageNet-1k classifier: pre-trained and fine-tuned on ImageNet-22k, then on ImageNet-1k"
 _1K = "ImageNet-1k classifier: pre-trained on ImageNet-22k, fine-tuned on ImageNet-1k"
 _ADE = "ADE20K segmenter (UPerNet) at 640 px"
+# Converted from the released code's, with neither the layers nor the pixel statistics that they were trained with:
+# see beit.checkpoints.huggingface_segmentation.
+_ADE_STATED = "layers={},pixel_mean=imagenet,pixel_std=imagenet"
 _TOKENIZER = "OpenAI's tokenizer: 8,192 visual tokens"
 _OPENAI = "https://cdn.openai.com/dall-e"
 
@@ -62,8 +67,8 @@ RELEASED: Mapping[str, Release] = dict(
         _hub("microsoft", "beit-large-patch16-224", _22K_1K),
         _hub("microsoft", "beit-large-patch16-384", _22K_1K),
         _hub("microsoft", "beit-large-patch16-512", _22K_1K),
-        _hub("microsoft", "beit-base-finetuned-ade-640-640", _ADE),
-        _hub("microsoft", "beit-large-finetuned-ade-640-640", _ADE),
+        _hub("microsoft", "beit-base-finetuned-ade-640-640", _ADE, _ADE_STATED.format("3:5:7:11")),
+        _hub("microsoft", "beit-large-finetuned-ade-640-640", _ADE, _ADE_STATED.format("7:11:15:23")),
         _hub("timm", "beit_base_patch16_224.in22k_ft_in22k", _22K),
         _hub("timm", "beit_large_patch16_224.in22k_ft_in22k", _22K),
         _hub("timm", "beit_base_patch16_224.in22k_ft_in22k_in1k", _22K_1K),
