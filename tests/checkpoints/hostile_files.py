@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import struct
@@ -120,6 +121,13 @@ def memoized(values: Iterable[bytes]) -> bytes:
     return b"\x80\x04](" + b"".join(values) + b"e\x94"
 
 
+def safetensors_header(offsets: dict[str, tuple[int, int]]) -> bytes:
+    """A safetensors file of vectors of one number at these offsets, whether they fit or not."""
+    header = {key: {"dtype": "F32", "shape": [1], "data_offsets": place} for key, place in offsets.items()}
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(16)
+
+
 def bombs() -> dict[str, tuple[bytes, str]]:
     """Small files that a simple reader would need hours or all memory for, and what the refusal has to say."""
     # Each level holds the one below it twice: 2^60 leaves.
@@ -210,6 +218,11 @@ def bombs() -> dict[str, tuple[bytes, str]]:
                 }
             ),
             "more than 512 blocks",
+        ),
+        "an error that quotes the file": (program(b"\x80\x02S" + b"a" * 10**6 + b"\n."), "no string quotes"),
+        "a safetensors key of two lines": (
+            safetensors_header({"a\nb": (4, 9), "c": (0, 4)}),
+            "invalid offset",
         ),
         "braces in a key": (
             saved(

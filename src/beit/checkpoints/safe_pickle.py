@@ -130,7 +130,7 @@ def read_pickle(stream: IO[bytes]) -> Any:
     except Refused:
         raise
     except (ValueError, LookupError, TypeError, OverflowError) as error:
-        raise Refused(f"its pickle is damaged ({error})") from None
+        raise Refused(f"its pickle is damaged ({str(error)[:80]})") from None
     raise Refused("its pickle has no end")
 
 

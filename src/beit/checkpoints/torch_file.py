@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from beit.checkpoints.key_map import shown
 from beit.checkpoints.safe_pickle import Inert, Refused, Storage, StoredTensor, read_pickle
 from beit.config import UserError
 
@@ -66,7 +67,9 @@ class TensorFile(NamedTuple):
                     numbers = _numbers(storage, read)
                     loaded |= {key: _view(numbers, tensors[key]) for key in keys}
         except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
-            raise UserError(f"{self.path} is damaged ({error}); copy or download it again") from None
+            raise UserError(
+                f"{self.path} is damaged ({shown(str(error))}); copy or download it again"
+            ) from None
         return {key: loaded[key] for key in tensors}
 
     def tensors(self, tree: Any) -> dict[str, Tensor | StoredTensor]:
@@ -111,7 +114,7 @@ def open_tensor_file(path: Path) -> TensorFile:
         *(OSError, EOFError, ValueError, RuntimeError, struct.error),
         *(zipfile.BadZipFile, SafetensorError),
     ) as error:
-        raise UserError(f"{path} cannot be read ({error}); copy or download it again") from None
+        raise UserError(f"{path} cannot be read ({shown(str(error))}); copy or download it again") from None
     raise UserError(
         f"{path} is of no known format: it is neither safetensors nor written by torch.save; download it again"
     )
