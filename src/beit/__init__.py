@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from beit.recipes.evaluate import evaluate
     from beit.recipes.finetune import finetune
     from beit.recipes.info import info
-    from beit.recipes.predict import predict
+    from beit.recipes.predict import predict, predictions
     from beit.recipes.pretrain import pretrain
     from beit.recipes.probe import probe
     from beit.recipes.report import report
@@ -71,7 +71,7 @@ _HOMES = {
     "beit.recipes.finetune": ("finetune",),
     "beit.recipes.evaluate": ("evaluate",),
     "beit.recipes.info": ("info",),
-    "beit.recipes.predict": ("predict",),
+    "beit.recipes.predict": ("predict", "predictions"),
     "beit.recipes.pretrain": ("pretrain",),
     "beit.recipes.probe": ("probe",),
     "beit.recipes.report": ("report",),
@@ -115,6 +115,7 @@ __all__ = [
     "load_tokenizer",
     "masking",
     "predict",
+    "predictions",
     "pretrain",
     "probe",
     "report",

@@ -132,7 +132,7 @@ def test_several_classes_an_image(tmp_path: Path) -> None:
     figures = evaluate(config(tmp_path / "model", data, labels=str(tmp_path / "labels.json")))
 
     assert figures["images"] == 12
-    records = beit.predict(
+    records = beit.predictions(
         beit.PredictConfig(images=(str(data),), model=str(tmp_path / "model"), top_k=3, precision="float32")
     )
     shares = {Path(r["image"]).relative_to(data).as_posix(): r["top"] for r in records}

@@ -48,7 +48,7 @@ class PredictConfig:
     """What a model makes of images: labels, tokens, or features, as its kind asks."""
 
     images: tuple[str, ...]
-    """Image files, and folders of images at any depth."""
+    """Image files, folders of images at any depth, and tar shards (`shards-{000..099}.tar`)."""
     model: str
     """A run or model directory. Labels, image size and normalisation come with it."""
     out: str | None = None

@@ -15,7 +15,7 @@ from beit.config import UserError
 from beit.data.base import Split, stable_hash
 from beit.data.decode import ImageError, decode_image
 from beit.data.labels import label_members
-from beit.data.listing import Listing, Member, list_data, scan_folder
+from beit.data.listing import Listing, Member, list_data, list_images
 from beit.data.splits import find_splits
 
 
@@ -144,16 +144,9 @@ def open_files(
 
 
 def open_images(values: Sequence[str], max_megapixels: float = 64) -> FileSource:
-    """The image files and every image in the folders that `values` name, in their order, whatever the layout."""
-    listings: list[Listing] = []
-    for value in values:
-        if os.path.isdir(value):
-            listings.append(scan_folder(value, "--images"))
-        elif os.path.lexists(value):
-            folder, name = os.path.split(value)
-            listings.append(Listing(folder, [Member(name)]))
-        else:
-            raise UserError(f"--images {value}: no such file or folder; check the path")
+    """The image files, and every image in the folders and tar shards that `values` name, in their order, whatever the
+    layout."""
+    listings = [list_images(value, "--images") for value in values]
     notes = [note for listing in listings for note in listing.notes]
     members = [listing.members for listing in listings]
     return FileSource(listings, members, max_megapixels=max_megapixels, notes=notes)

@@ -82,7 +82,11 @@ def each_batch(
         labeled=labeled,
     )
     hidden = not (title and compute.main and sys.stderr.isatty())
-    with Progress(console=Terminal(stderr=True), transient=True, disable=hidden) as bar:
+    # Lines for a pipe, printed between two batches, must not end up above the bar.
+    beside = sys.stdout.isatty()
+    with Progress(
+        console=Terminal(stderr=True), transient=True, disable=hidden, redirect_stdout=beside
+    ) as bar:
         task = bar.add_task(title, total=len(source))
         for batch in batches:
             batch = to_device(batch, compute.device)
