@@ -18,6 +18,8 @@ from beit.checkpoints.store import WEIGHTS, is_own
 from beit.config import InfoConfig, UserError
 from beit.training.checkpoint_files import checkpoint_steps
 from beit.training.metrics import short_number
+from beit.training.run_directory import LOCK
+from beit.training.run_lock import RunLock
 from beit.visualize.run_record import RunRecord, read_run
 
 Facts = dict[str, Any]
@@ -47,13 +49,16 @@ def is_run(path: Path) -> bool:
 def describe_run(path: Path) -> Facts:
     """Where a run stands, its newest figures, and how to go on."""
     run = read_run(path)
-    status, state = run.status, run.state
+    status, state, reason = run.status, run.state, run.status.get("reason")
+    alive = RunLock.is_held(path / LOCK) if state == "running" else False
+    if state == "running" and alive is False:
+        state, reason = "killed", "its process is gone without a word: killed, out of memory, or a power cut"
     saved = checkpoint_steps(path / "checkpoints")
     facts: Facts = {
         "run": str(path),
         "verb": run.verb,
         "state": state,
-        "reason": status.get("reason"),
+        "reason": reason,
         "step": status.get("step"),
         "steps": status.get("steps"),
         "started": status.get("started"),
@@ -64,7 +69,7 @@ def describe_run(path: Path) -> Facts:
         "command": status.get("command"),
         "problems": list(run.problems) or None,
     }
-    if state != "done":
+    if state != "done" and not alive:
         facts["to continue"] = f"beit {run.verb} --config {path / 'config.yaml'}"
     return facts
 
