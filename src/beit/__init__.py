@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         PretrainConfig,
         ProbeConfig,
         ReportConfig,
+        SegmentConfig,
         TokenizerConfig,
         UserError,
     )
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from beit.recipes.pretrain import pretrain
     from beit.recipes.probe import probe
     from beit.recipes.report import report
+    from beit.recipes.segment import segment
     from beit.recipes.tokenizer import tokenizer
     from beit.tokenizers.base import VisualTokenizer
     from beit.tokenizers.dvae import DiscreteVAE
@@ -59,6 +61,7 @@ _HOMES = {
         "PretrainConfig",
         "ProbeConfig",
         "ReportConfig",
+        "SegmentConfig",
         "TokenizerConfig",
         "UserError",
     ),
@@ -75,6 +78,7 @@ _HOMES = {
     "beit.recipes.pretrain": ("pretrain",),
     "beit.recipes.probe": ("probe",),
     "beit.recipes.report": ("report",),
+    "beit.recipes.segment": ("segment",),
     "beit.recipes.tokenizer": ("tokenizer",),
     "beit.tokenizers.base": ("VisualTokenizer",),
     "beit.tokenizers.dvae": ("DiscreteVAE",),
@@ -99,6 +103,7 @@ __all__ = [
     "PretrainConfig",
     "ProbeConfig",
     "ReportConfig",
+    "SegmentConfig",
     "TokenizerConfig",
     "UserError",
     "VisualTokenizer",
@@ -118,6 +123,7 @@ __all__ = [
     "pretrain",
     "probe",
     "report",
+    "segment",
     "tokenizer",
 ]
 
