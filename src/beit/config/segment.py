@@ -126,4 +126,9 @@ class SegmentConfig(StartConfig):
         """Steps between windows of the size `crop`; None to judge images in one pass."""
         if self.window == "whole":
             return None
-        return self.sides(self.stride) or (crop[0] * 2 // 3, crop[1] * 2 // 3)
+        return self.sides(self.stride) or self.two_thirds(crop)
+
+    @staticmethod
+    def two_thirds(crop: Sides) -> Sides:
+        """Steps between windows of the size `crop` in the released code: 341 px for 512, 426 for 640."""
+        return max(1, crop[0] * 2 // 3), max(1, crop[1] * 2 // 3)

@@ -89,6 +89,7 @@ def describe_model(path: Path) -> Facts:
     """What model.json says, or what a file of another library shows; the weights of our own are not read."""
     described = describe(path)
     classes = described.pop("classes", None)
+    described.pop("palette", None)  # colours say little in words
     facts: Facts = {"model": str(path), "format": described.pop("format"), "kind": described.pop("kind")}
     facts["parameters"] = described.pop("parameters", None) or count_parameters(path)
     provenance, architecture = described.pop("provenance", None) or {}, described.pop("architecture", None)

@@ -1,4 +1,5 @@
-"""`beit predict`: images in, and out what the model's kind makes of them: labels, visual tokens, or features."""
+"""`beit predict`: images in, and out what the model's kind makes of them: labels, label maps, visual tokens, or
+features."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ from beit.data.files import FileSource, open_images
 from beit.data.views import EvaluationView, LabeledView
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe
+from beit.models.segmentation import SemanticSegmenter
 from beit.recipes.inference import classifier_view, complain, each_batch, open_machine
+from beit.recipes.predict_maps import predict_maps
 from beit.tokenizers.base import VisualTokenizer
 
 Record = dict[str, Any]
@@ -58,6 +61,8 @@ def predict(config: PredictConfig) -> list[Record]:
     model = load_model(config.model)
     machine = open_machine(config.precision, config.workers)
     model.to(machine.compute.device)
+    if isinstance(model, SemanticSegmenter):
+        return predict_maps(model, config, machine)
     reading, names = reading_of(model, config), labels_of(model, config)
     check_out(config, reading)
     source = open_images(config.images, config.max_megapixels)

@@ -22,6 +22,8 @@ from beit.visualize.label_maps import Color, paint, with_legend
 from beit.visualize.pictures import contact_sheet, save_picture
 
 Size = tuple[int, int]
+FEW = 16
+"""Classes whose logits are enlarged at once."""
 
 
 class Inference(NamedTuple):
@@ -60,6 +62,22 @@ class Inference(NamedTuple):
             return f"judged on whole images {shown}"
         (height, width), (down, right) = self.crop, self.stride
         return f"judged on images {shown}, in windows of {height}x{width} px that are {down}x{right} px apart"
+
+
+def likeliest(logits: Tensor, size: Size) -> Tensor:
+    """The class of every pixel, int64 (B, *size), of logits (B, C, H, W) resized to `size`, a few classes at a time:
+    all logits of a large photograph would not fit into memory."""
+    best, classes = _best(logits[:, :FEW], size)
+    for first in range(FEW, logits.shape[1], FEW):
+        values, found = _best(logits[:, first : first + FEW], size)
+        classes = torch.where(values > best, first + found, classes)
+        best = torch.maximum(best, values)
+    return classes
+
+
+def _best(logits: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+    values, classes = resize_map(logits, size).max(1)
+    return values, classes
 
 
 def _in_windows(predict: Any, window: Size, stride: Size, images: Tensor) -> Tensor:

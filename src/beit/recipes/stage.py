@@ -8,9 +8,9 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +21,9 @@ from beit.config import TrainingConfig
 from beit.config_file import plain
 from beit.data.combined import Subset
 from beit.data.loaders import Loader, evaluation_batches
-from beit.data.base import Source, Split
 from beit.data.sources import open_source
 from beit.recipes.announcement import announce, conclude
-from beit.recipes.inference import Machine, each_batch, num_workers, totals
+from beit.recipes.inference import Machine, OpenSplit, each_batch, num_workers, totals
 from beit.recipes.method import Method
 from beit.training.console import Console
 from beit.training.device import (
@@ -52,21 +51,6 @@ def is_done(verb: str, config: TrainingConfig, overwrite: bool) -> bool:
         f"{config.out} is finished; nothing to do (--overwrite starts afresh)"
     )
     return True
-
-
-class OpenSplit(Protocol):
-    """Opens the images of `data` that belong to a split; see :func:`open_source`."""
-
-    def __call__(
-        self,
-        data: Sequence[str],
-        split: Split,
-        *,
-        holdout: float,
-        limit: int | None,
-        max_megapixels: float,
-        seed: int,
-    ) -> Source: ...
 
 
 PICTURES = 8
