@@ -61,7 +61,12 @@ def with_f1(totals: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def draw_predictions(
-    labels: Labels, multilabel: bool, model: nn.Module, batches: Sequence[LabeledBatch], folder: Path, step: int
+    labels: Labels,
+    multilabel: bool,
+    model: nn.Module,
+    batches: Sequence[LabeledBatch],
+    folder: Path,
+    step: int,
 ) -> None:
     """Images with the classes predicted for them and, where these are wrong, the true ones."""
     [batch] = batches

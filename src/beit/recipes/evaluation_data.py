@@ -14,9 +14,7 @@ HANDFUL = 5
 """Damaged files that never make an evaluation worthless, however few images there are."""
 
 
-def open_split(
-    config: EvaluateConfig, opener: OpenSplit = open_source, *, labeled: bool = False
-) -> Source:
+def open_split(config: EvaluateConfig, opener: OpenSplit = open_source, *, labeled: bool = False) -> Source:
     """The images of `config.split`, which must agree on their classes where they are `labeled`."""
     names: dict[str, list[Split]] = {"eval": ["eval"], "train": ["train"], "all": ["train", "eval"]}
     opened: list[Source] = []

@@ -53,9 +53,7 @@ class Legend(NamedTuple):
     """The number of class 0."""
 
 
-def predict_maps(
-    model: SemanticSegmenter, config: PredictConfig, machine: Machine
-) -> list[dict[str, Any]]:
+def predict_maps(model: SemanticSegmenter, config: PredictConfig, machine: Machine) -> list[dict[str, Any]]:
     """Write a label map for each of `config.images`; returns a record for each good one.
 
     A record has `image`, `label_map`, its file, and `classes`, the shares of the image by name, the largest first.
@@ -113,7 +111,9 @@ def predict_maps(
 def record_of(image: str, file: str, classes: Tensor, names: Sequence[str]) -> dict[str, Any]:
     """What is known of one image."""
     counts = torch.bincount(classes.flatten().long(), minlength=len(names)).double() / classes.numel()
-    shares = {names[i]: round(float(counts[i]), 6) for i in counts.argsort(descending=True).tolist() if counts[i]}
+    shares = {
+        names[i]: round(float(counts[i]), 6) for i in counts.argsort(descending=True).tolist() if counts[i]
+    }
     return {"image": image, "label_map": f"maps/{file}.png", "classes": shares}
 
 
@@ -131,7 +131,9 @@ def show(records: Sequence[dict[str, Any]], legend: Legend, images: int, folder:
     for record in records:
         shares = list(record["classes"].items())[:NAMED]
         print("\t".join([record["image"], *(f"{name} {share:.1%}" for name, share in shares)]))
-    skipped = f"; {images - len(records):,} could not be read and are named above" if len(records) < images else ""
+    skipped = (
+        f"; {images - len(records):,} could not be read and are named above" if len(records) < images else ""
+    )
     print(
         f"label maps for {len(records):,} of {images:,} images{skipped}; wrote {folder / 'maps'}, in which "
         f"{legend.first} is {legend.names[0]} and so on (classes.tsv)",
@@ -161,7 +163,9 @@ def write_legend(legend: Legend, path: Path) -> None:
     """The numbers, names and colours of the classes, as `beit segment --classes` reads them."""
     rows = zip(legend.names, legend.palette, strict=True)
     lines = ["value\tname\tr\tg\tb"]
-    lines += ["\t".join(map(str, (number, name, *color))) for number, (name, color) in enumerate(rows, legend.first)]
+    lines += [
+        "\t".join(map(str, (number, name, *color))) for number, (name, color) in enumerate(rows, legend.first)
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda draft: draft.write_text("\n".join(lines) + "\n", encoding="utf-8"))
 

@@ -18,9 +18,9 @@ from beit.checkpoints.store import load_encoder
 from beit.config import ProbeConfig, UserError
 from beit.data.batches import LabeledBatch
 from beit.data.combined import Subset
+from beit.data.sources import open_source
 from beit.data.views import EvaluationView, LabeledView, TokenizerViews
 from beit.models.heads import LayerProbes, LinearProbe, layer_features
-from beit.data.sources import open_source
 from beit.recipes.classification import classification_sums, hits
 from beit.recipes.features import FeatureBatch, FeatureSource, feature_view, neighbour_votes
 from beit.recipes.inference import Machine, default_crop
