@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from beit.models.encoder import BeitEncoder
     from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
+    from beit.models.segmentation import SemanticSegmenter
     from beit.presets import configure
     from beit.recipes.check import check
     from beit.recipes.convert import convert
@@ -67,6 +68,7 @@ _HOMES = {
     ),
     "beit.models.encoder": ("BeitEncoder",),
     "beit.models.heads": ("ImageClassifier", "LinearProbe", "MaskedImageModel"),
+    "beit.models.segmentation": ("SemanticSegmenter",),
     "beit.presets": ("configure",),
     "beit.recipes.check": ("check",),
     "beit.recipes.convert": ("convert",),
@@ -104,6 +106,7 @@ __all__ = [
     "ProbeConfig",
     "ReportConfig",
     "SegmentConfig",
+    "SemanticSegmenter",
     "TokenizerConfig",
     "UserError",
     "VisualTokenizer",

@@ -22,7 +22,7 @@ class EvaluateConfig(DataConfig):
     tokenizer: str | None = None
     """For a pre-trained model: the tokenizer whose tokens it predicts; null for the one its run names."""
     window: Literal["slide", "whole"] | None = None
-    """For a segmenter: overlapping windows or one pass over each image; null for what it was judged by in training."""
+    """For a segmenter: overlapping windows, or one pass over each image; null for what it was trained with."""
     multi_scale: bool = False
     """For a segmenter: average over six sizes of each image, from 0.5 to 1.75, and their mirror images."""
     baseline_images: int = 2048

@@ -1,7 +1,7 @@
 """`beit predict` for segmenters: label maps as files, in the convention of the data that the model learned from.
 
-A map is an indexed PNG of its image's size. Its numbers are those of the training maps: class i is i, or i + 1 where 0
-stands for "no class" there (`reduce_zero_label`), which is never predicted. classes.tsv says what they mean.
+A map is an indexed PNG of its image's size. Its numbers are those of the training maps: class i is i, or i + 1 where
+0 stands for "no class" there (`reduce_zero_label`), which is never predicted. classes.tsv says what they mean.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`beit segment`: semantic segmentation (paper section 3.2), from a pre-trained encoder, a classifier, a segmenter, or
+"""`beit segment`: semantic segmentation (paper section 3.2), from a pre-trained model, a classifier, a segmenter, or
 from scratch.
 
 image     -> resized, cropped, flipped, recoloured -> encoder -> decoder -> a class for every pixel
@@ -49,7 +49,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
     model, about = starting_segmenter(config, source.classes)
     about += [*norms(config, stage.compute), rates(config, model.encoder.config.depth)]
     if stage.compute.world > 1 and stage.compute.device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     encoder = model.encoder.config
     inference = Inference(config.resize, encoder.image_size, config.strides(encoder.image_size))
     judged = torch.zeros(model.num_classes, model.num_classes)

@@ -187,6 +187,7 @@ def draw_label_maps(
         "truth": [paint(truth, palette) for truth in truths],
         "prediction": [paint(answer, palette) for answer in predicted],
     }
-    present = torch.cat([maps.flatten() for maps in (*truths, *predicted)]).unique().tolist()
-    sheet = with_legend(contact_sheet(columns), [(names[i], palette[i]) for i in present if i != IGNORE])
+    counts = sum(torch.bincount(maps.flatten(), minlength=IGNORE + 1) for maps in (*truths, *predicted))
+    present = counts[: len(names)].nonzero().flatten().tolist()
+    sheet = with_legend(contact_sheet(columns), [(names[i], palette[i]) for i in present])
     save_picture(sheet, folder / f"step-{step:06d}-segmentation.png")
