@@ -15,8 +15,10 @@ Split = Literal["train", "eval"]
 class Source(Protocol):
     """Images by index. Everything is fixed when the source is opened; files that vanish later are damaged files."""
 
-    classes: tuple[str, ...] | None
-    """Class names when the source was opened with labels (and always for sets that bring them)."""
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names when the source was opened with labels (and always for sets that bring them)."""
+
     notes: list[str]
     """What was ignored or decided, one line each, for the first lines of a run."""
 

@@ -20,6 +20,8 @@ from beit.training.checkpoint_files import checkpoint_steps
 from beit.training.metrics import short_number
 from beit.visualize.run_record import RunRecord, read_run
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""What batch norms keep besides their weights."""
 Facts = dict[str, Any]
 """Named facts, in the order in which they are shown."""
 
@@ -100,11 +102,12 @@ def describe_model(path: Path) -> Facts:
 
 
 def count_parameters(path: Path) -> int:
-    """Numbers in the weights of a run or model/ folder, from the file's header."""
+    """Numbers that were learned, in the weights of a run or model/ folder, from the file's header."""
     file = next(file for file in (path / "model" / WEIGHTS, path / WEIGHTS, path) if file.is_file())
     try:
         with safe_open(file, framework="pt") as tensors:
-            return sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+            keys = [key for key in tensors.keys() if key.rpartition(".")[2] not in STATISTICS]  # noqa: SIM118
+            return sum(math.prod(tensors.get_slice(key).get_shape()) for key in keys)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read ({error}); copy or save the model again") from None
 

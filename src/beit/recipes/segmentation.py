@@ -187,7 +187,6 @@ def draw_label_maps(
         "truth": [paint(truth, palette) for truth in truths],
         "prediction": [paint(answer, palette) for answer in predicted],
     }
-    counts = sum(torch.bincount(maps.flatten(), minlength=IGNORE + 1) for maps in (*truths, *predicted))
-    present = counts[: len(names)].nonzero().flatten().tolist()
-    sheet = with_legend(contact_sheet(columns), [(names[i], palette[i]) for i in present])
+    present = set().union(*(maps.unique().tolist() for maps in (*truths, *predicted))) - {IGNORE}
+    sheet = with_legend(contact_sheet(columns), [(names[i], palette[i]) for i in sorted(present)])
     save_picture(sheet, folder / f"step-{step:06d}-segmentation.png")
