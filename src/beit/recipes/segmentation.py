@@ -187,6 +187,6 @@ def draw_label_maps(
         "truth": [paint(truth, palette) for truth in truths],
         "prediction": [paint(answer, palette) for answer in predicted],
     }
-    present = set().union(*(maps.unique().tolist() for maps in (*truths, *predicted))) - {IGNORE}
+    present = {index for maps in (*truths, *predicted) for index in maps.unique().tolist()} - {IGNORE}  # type: ignore[no-untyped-call]
     sheet = with_legend(contact_sheet(columns), [(names[i], palette[i]) for i in sorted(present)])
     save_picture(sheet, folder / f"step-{step:06d}-segmentation.png")
