@@ -24,11 +24,13 @@ if TYPE_CHECKING:
         PretrainConfig,
         ProbeConfig,
         ReportConfig,
+        SegmentConfig,
         TokenizerConfig,
         UserError,
     )
     from beit.models.encoder import BeitEncoder
     from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
+    from beit.models.segmentation import SemanticSegmenter
     from beit.presets import configure
     from beit.recipes.check import check
     from beit.recipes.convert import convert
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from beit.recipes.pretrain import pretrain
     from beit.recipes.probe import probe
     from beit.recipes.report import report
+    from beit.recipes.segment import segment
     from beit.recipes.tokenizer import tokenizer
     from beit.tokenizers.base import VisualTokenizer
     from beit.tokenizers.dvae import DiscreteVAE
@@ -59,11 +62,13 @@ _HOMES = {
         "PretrainConfig",
         "ProbeConfig",
         "ReportConfig",
+        "SegmentConfig",
         "TokenizerConfig",
         "UserError",
     ),
     "beit.models.encoder": ("BeitEncoder",),
     "beit.models.heads": ("ImageClassifier", "LinearProbe", "MaskedImageModel"),
+    "beit.models.segmentation": ("SemanticSegmenter",),
     "beit.presets": ("configure",),
     "beit.recipes.check": ("check",),
     "beit.recipes.convert": ("convert",),
@@ -75,6 +80,7 @@ _HOMES = {
     "beit.recipes.pretrain": ("pretrain",),
     "beit.recipes.probe": ("probe",),
     "beit.recipes.report": ("report",),
+    "beit.recipes.segment": ("segment",),
     "beit.recipes.tokenizer": ("tokenizer",),
     "beit.tokenizers.base": ("VisualTokenizer",),
     "beit.tokenizers.dvae": ("DiscreteVAE",),
@@ -99,6 +105,8 @@ __all__ = [
     "PretrainConfig",
     "ProbeConfig",
     "ReportConfig",
+    "SegmentConfig",
+    "SemanticSegmenter",
     "TokenizerConfig",
     "UserError",
     "VisualTokenizer",
@@ -119,6 +127,7 @@ __all__ = [
     "pretrain",
     "probe",
     "report",
+    "segment",
     "tokenizer",
 ]
 

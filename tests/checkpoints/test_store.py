@@ -25,6 +25,7 @@ from beit.config import DiscreteVAEConfig, EncoderConfig, UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.models.position import resize_bias_table
+from beit.models.segmentation import SemanticSegmenter
 from beit.tokenizers.dvae import DiscreteVAE
 
 
@@ -42,7 +43,15 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "pretrained": lambda: MaskedImageModel(encoder(pixel_mean=(0.1, 0.2, 0.3)), 16),
     "classifier": lambda: ImageClassifier(encoder(position="block_bias", layer_scale_init=None), 3, "cls"),
     "probe": lambda: LinearProbe(encoder(), 3, 1, "cls_mean"),
+    "segmenter": lambda: SemanticSegmenter(
+        encoder(), 3, decoder="pup", layers=[0, 1], channels=8, transposed=True, auxiliary=True
+    ),
+    "UPerNet": lambda: SemanticSegmenter(
+        encoder(position="absolute"), 3, decoder="upernet", layers=[0, 0, 1, 1], channels=8, auxiliary=False
+    ),
 }
+
+KIND_OF = {"UPerNet": "segmenter"}
 
 
 @pytest.fixture(params=list(MODELS))
@@ -52,7 +61,7 @@ def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, nn.Modul
     save_model(
         model, tmp_path / "run" / "model", provenance={"run": "a test"}, tokenizer_hash="t", classes=["ü"]
     )
-    return request.param, model, tmp_path / "run"
+    return KIND_OF.get(request.param, request.param), model, tmp_path / "run"
 
 
 def test_what_is_saved_is_loaded(saved: tuple[str, nn.Module, Path]) -> None:
@@ -92,6 +101,7 @@ def test_the_description_tells_what_it_is(saved: tuple[str, nn.Module, Path]) ->
         "pretrained": ("vocab_size", 16),
         "classifier": ("num_classes", 3),
         "probe": ("num_classes", 3),
+        "segmenter": ("num_classes", 3),
     }
     key, value = size[kind]
     assert (description[key]["vocab_size"] if key == "architecture" else description[key]) == value
@@ -190,7 +200,7 @@ def test_weights_of_another_model_are_refused(run: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "segmenter9"}, "kind is 'segmenter9'"),
+        ({"kind": "surprise"}, "kind is 'surprise'"),
         ({"kind": "tokenizer"}, "architecture.*unknown"),
         ({"architecture": None}, "architecture is missing"),
         ({"image_size": [16, 16]}, "image_size differs"),

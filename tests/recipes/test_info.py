@@ -60,7 +60,7 @@ def test_a_killed_run_is_told_from_a_running_one(probed: Path, tmp_path: Path) -
     def facts() -> dict[str, Any]:
         return info(InfoConfig(path=str(run)))["run"]
 
-    place = str(run / '.lock')
+    place = str(run / ".lock")
     take = f"from beit.training.run_lock import RunLock; lock = RunLock.take(Path({place!r}), Path('RUN'))"
     script = f"from pathlib import Path; {take}; print('taken', flush=True); import time; time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:

@@ -24,57 +24,16 @@ from beit.checkpoints.atomic import replace_file
 from beit.checkpoints.hub import local
 from beit.checkpoints.identity import float32_weights, sha256_of, this_process
 from beit.checkpoints.identity import weights_sha256 as weights_sha256
+from beit.checkpoints.kinds import KINDS as KINDS
+from beit.checkpoints.kinds import kind_of as kind_of
 from beit.checkpoints.recognise import is_foreign, load_foreign
-from beit.config import DiscreteVAEConfig, EncoderConfig, UserError
+from beit.config import UserError
 from beit.models.encoder import BeitEncoder
-from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.models.position import Grid
 from beit.tokenizers.base import VisualTokenizer
-from beit.tokenizers.dvae import DiscreteVAE
 
 logger = logging.getLogger(__name__)
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
-
-
-class Kind(NamedTuple):
-    """How one kind of model is described in model.json and built from it."""
-
-    model: type[nn.Module]
-    config: Callable[[Any], Any]
-    """The model -> its architecture, a dataclass."""
-    config_type: type
-    options: tuple[str, ...]
-    """Attributes of the model that it is built with besides its architecture; keys of model.json."""
-    build: Callable[..., nn.Module]
-    """(architecture, **options) -> the model."""
-
-
-KINDS: Mapping[str, Kind] = {
-    "tokenizer": Kind(
-        DiscreteVAE, lambda model: model.config, DiscreteVAEConfig, (), lambda config: DiscreteVAE(config)
-    ),
-    "pretrained": Kind(
-        MaskedImageModel,
-        lambda model: model.encoder.config,
-        EncoderConfig,
-        ("vocab_size",),
-        lambda config, vocab_size: MaskedImageModel(BeitEncoder(config), vocab_size),
-    ),
-    "classifier": Kind(
-        ImageClassifier,
-        lambda model: model.encoder.config,
-        EncoderConfig,
-        ("num_classes", "pool"),
-        lambda config, num_classes, pool: ImageClassifier(BeitEncoder(config), num_classes, pool),
-    ),
-    "probe": Kind(
-        LinearProbe,
-        lambda model: model.encoder.config,
-        EncoderConfig,
-        ("num_classes", "layer", "pool"),
-        lambda config, num_classes, layer, pool: LinearProbe(BeitEncoder(config), num_classes, layer, pool),
-    ),
-}
 
 
 class Format(NamedTuple):
@@ -97,7 +56,7 @@ def save_model(
 
     provenance: where the model comes from, for people; package and torch versions, date and command are added.
     tokenizer_hash: :func:`weights_sha256` of the tokenizer whose tokens a pre-trained model predicts.
-    classes: names of a classifier's outputs, in order.
+    classes: names of a classifier's or segmenter's outputs, in order.
     extra: further keys of model.json, such as the interpolation and crop_pct that images are prepared with.
     """
     name = kind_of(model)
@@ -201,11 +160,6 @@ def read_description(path: str | Path) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise UserError(f"{file} is no JSON object; save the model again")
     return description
-
-
-def kind_of(model: nn.Module) -> str:
-    """The `kind` of model.json for a model, or its class name where it has none."""
-    return next((name for name, kind in KINDS.items() if isinstance(model, kind.model)), type(model).__name__)
 
 
 def is_own(path: Path) -> bool:

@@ -13,6 +13,8 @@ from beit.config.others import CheckConfig, DemoConfig, PresetsConfig, ReportCon
 from beit.config.pretrain import PretrainConfig
 from beit.config.probe import ProbeConfig
 from beit.config.run import DataConfig, TrainingConfig
+from beit.config.segment import SegmentConfig
+from beit.config.start import StartConfig
 from beit.config.tokenizer import TokenizerConfig
 
 __all__ = [
@@ -33,6 +35,8 @@ __all__ = [
     "ProbeConfig",
     "ReportConfig",
     "RunFailed",
+    "SegmentConfig",
+    "StartConfig",
     "TokenizerConfig",
     "TrainingConfig",
     "UserError",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from beit.checkpoints.describe import describe
 from beit.config import EvaluateConfig, UserError
 from beit.data.base import Source
 from beit.data.label_file import LabelFile, Labels
+from beit.data.sources import open_source
 from beit.data.views import LabeledView
 from beit.models.heads import ImageClassifier, LinearProbe
 from beit.recipes.classification import classification_sums, with_f1
@@ -73,7 +75,7 @@ def open_labeled(
         raise UserError(
             f"{config.model} gives an image several classes; name a file that has them with --labels"
         )
-    source = open_split(config, labeled=True, classes=classes)
+    source = open_split(config, partial(open_source, labeled=True, classes=classes), labeled=True)
     assert source.classes is not None  # open_source refuses data without labels
     return source, Labels(source.classes)
 

@@ -11,16 +11,18 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from beit.config import EncoderConfig, FinetuneConfig
+from beit.config import EncoderConfig, FinetuneConfig, StartConfig
 from beit.data.augment import ClassificationView
 from beit.data.batches import LabeledBatch
 from beit.data.few_labels import label_share, labels_per_class
 from beit.data.label_file import LabelFile, Labels
 from beit.data.mixing import BatchMixing, smoothed
+from beit.data.sources import open_source
 from beit.data.views import EvaluationView, LabeledView
 from beit.recipes.classification import classification_sums, draw_predictions, with_f1
 from beit.recipes.memory import activations_of_encoder
-from beit.recipes.stage import Method, Stage, is_done
+from beit.recipes.method import Method
+from beit.recipes.stage import Stage, is_done
 from beit.recipes.starting_point import starting_classifier
 from beit.training.metrics import over_count
 from beit.training.plan import StepOutput
@@ -30,7 +32,7 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
     """Train a classifier on the labelled images of `config.data`; the run directory is `config.out`."""
     if is_done("finetune", config, overwrite):
         return
-    stage = Stage("finetune", config, labeled=config.labels is None)
+    stage = Stage("finetune", config, partial(open_source, labeled=config.labels is None))
     labels = prepare_labels(config, stage)
     model, about = starting_classifier(config, labels.classes)
     labels = labels.to(stage.compute.device)
@@ -116,7 +118,7 @@ def training_view(config: FinetuneConfig, encoder: EncoderConfig) -> Classificat
     )
 
 
-def rates(config: FinetuneConfig, depth: int) -> str:
+def rates(config: StartConfig, depth: int) -> str:
     """How fast the layers learn, for the announcement."""
     if config.init is None:
         return "every layer learns at the full rate (--layer-decay is for --init)"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from rich.console import Console as Terminal
@@ -14,7 +14,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from beit.config import UserError
-from beit.data.base import Source
+from beit.data.base import Source, Split
 from beit.data.loaders import OnBad, View, evaluation_batches
 from beit.data.views import EvaluationView
 from beit.training.device import (
@@ -27,6 +27,21 @@ from beit.training.device import (
 )
 
 Result = TypeVar("Result")
+
+
+class OpenSplit(Protocol):
+    """Opens the images of `data` that belong to a split; see :func:`open_source`."""
+
+    def __call__(
+        self,
+        data: Sequence[str],
+        split: Split,
+        *,
+        holdout: float,
+        limit: int | None,
+        max_megapixels: float,
+        seed: int,
+    ) -> Source: ...
 
 
 class Machine(NamedTuple):

@@ -22,6 +22,8 @@ from beit.training.run_directory import LOCK
 from beit.training.run_lock import RunLock
 from beit.visualize.run_record import RunRecord, read_run
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""What batch norms keep besides their weights."""
 Facts = dict[str, Any]
 """Named facts, in the order in which they are shown."""
 
@@ -94,6 +96,7 @@ def describe_model(path: Path) -> Facts:
     """What model.json says, or what a file of another library shows; the weights of our own are not read."""
     described = describe(path)
     classes = described.pop("classes", None)
+    described.pop("palette", None)  # colours say little in words
     facts: Facts = {"model": str(path), "format": described.pop("format"), "kind": described.pop("kind")}
     facts["parameters"] = described.pop("parameters", None) or count_parameters(path)
     provenance, architecture = described.pop("provenance", None) or {}, described.pop("architecture", None)
@@ -104,11 +107,12 @@ def describe_model(path: Path) -> Facts:
 
 
 def count_parameters(path: Path) -> int:
-    """Numbers in the weights of a run or model/ folder, from the file's header."""
+    """Numbers that were learned, in the weights of a run or model/ folder, from the file's header."""
     file = next(file for file in (path / "model" / WEIGHTS, path / WEIGHTS, path) if file.is_file())
     try:
         with safe_open(file, framework="pt") as tensors:
-            return sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+            keys = [key for key in tensors.keys() if key.rpartition(".")[2] not in STATISTICS]  # noqa: SIM118
+            return sum(math.prod(tensors.get_slice(key).get_shape()) for key in keys)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read ({error}); copy or save the model again") from None
 

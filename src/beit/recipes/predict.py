@@ -1,4 +1,5 @@
-"""`beit predict`: images in, and out what the model's kind makes of them: labels, visual tokens, or features."""
+"""`beit predict`: images in, and out what the model's kind makes of them: labels, label maps, visual tokens, or
+features."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ from beit.data.files import FileSource, open_images
 from beit.data.views import EvaluationView, LabeledView
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe
-from beit.recipes.inference import classifier_view, complain, each_batch, open_machine
+from beit.models.segmentation import SemanticSegmenter
+from beit.recipes.inference import Machine, classifier_view, complain, each_batch, open_machine
+from beit.recipes.predict_maps import predict_maps
 from beit.recipes.predicted_labels import shown_labels
 from beit.recipes.results_file import Record, results_file
 from beit.tokenizers.base import VisualTokenizer
@@ -44,7 +47,10 @@ def predict(config: PredictConfig) -> int:
 
     Damaged images are named on standard error and left out. RunFailed when there is no other.
     """
-    task = open_task(config)
+    model, machine = open_model(config)
+    if isinstance(model, SemanticSegmenter):
+        return len(predict_maps(model, config, machine))
+    task = task_of(model, config, machine)
     check_out(config, task.reading)
     with ExitStack() as outputs:
         receivers: list[Callable[[Record], None]] = []
@@ -75,7 +81,10 @@ def predictions(config: PredictConfig) -> Iterator[Record]:
     labels with theirs; `tokens`, int64 (h, w); or `mean` and `cls`, float32 (D,). Damaged images are named on
     standard error and left out.
     """
-    return open_task(config).records
+    model, machine = open_model(config)
+    if isinstance(model, SemanticSegmenter):
+        raise UserError(f"{config.model} makes label maps, which are files; beit.predict writes them")
+    return task_of(model, config, machine).records
 
 
 class Task(NamedTuple):
@@ -87,11 +96,15 @@ class Task(NamedTuple):
     records: Iterator[Record]
 
 
-def open_task(config: PredictConfig) -> Task:
-    """Load the model and find the images; nothing is computed yet."""
+def open_model(config: PredictConfig) -> tuple[nn.Module, Machine]:
+    """The model, where it will run."""
     model = load_model(config.model)
     machine = open_machine(config.precision, config.workers)
-    model.to(machine.compute.device)
+    return model.to(machine.compute.device), machine
+
+
+def task_of(model: nn.Module, config: PredictConfig, machine: Machine) -> Task:
+    """Find the images; nothing is computed yet."""
     reading, names = reading_of(model, config), labels_of(model, config)
     source = open_images(config.images, config.max_megapixels)
     for note in source.notes:

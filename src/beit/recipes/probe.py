@@ -7,6 +7,7 @@ images -> frozen encoder -> features of every layer -> one linear classifier for
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,13 +18,15 @@ from beit.checkpoints.store import load_encoder
 from beit.config import ProbeConfig, UserError
 from beit.data.batches import LabeledBatch
 from beit.data.combined import Subset
+from beit.data.sources import open_source
 from beit.data.views import EvaluationView, LabeledView, TokenizerViews
 from beit.models.heads import LayerProbes, LinearProbe, layer_features
 from beit.recipes.classification import classification_sums, hits
 from beit.recipes.features import FeatureBatch, FeatureSource, feature_view, neighbour_votes
 from beit.recipes.inference import Machine, default_crop
 from beit.recipes.memory import activations_of_encoder
-from beit.recipes.stage import Method, Stage, is_done, spread
+from beit.recipes.method import Method
+from beit.recipes.stage import Stage, is_done, spread
 from beit.training.plan import StepOutput
 
 CHUNK = 1024
@@ -34,7 +37,7 @@ def probe(config: ProbeConfig, *, dry_run: bool = False, overwrite: bool = False
     """Judge every layer of the encoder of `config.init` on labelled images; the run directory is `config.out`."""
     if is_done("probe", config, overwrite):
         return
-    stage = Stage("probe", config, labeled=True)
+    stage = Stage("probe", config, partial(open_source, labeled=True))
     stage.train(_Probing(config, stage).method(), dry_run=dry_run, overwrite=overwrite)
 
 

@@ -112,6 +112,14 @@ _TABLE = (
         "higher",
     ),
     Figure(
+        "macc",
+        "Mean pixel accuracy of a class",
+        "Share of a class's pixels that are named right, averaged over the classes.",
+        "percent",
+        "higher",
+    ),
+    Figure("aacc", "Pixel accuracy", "Share of all pixels that are named right.", "percent", "higher"),
+    Figure(
         "reconstruction_mae",
         "Reconstruction error",
         "Mean absolute difference between an image and its reconstruction from tokens, with pixels in [0, 1].",
