@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -78,7 +78,7 @@ def each_batch(
     labeled: bool = False,
     on_bad: OnBad | None = None,
     title: str = "",
-) -> Iterator[tuple[Any, Result]]:
+) -> Generator[tuple[Any, Result]]:
     """Batches of this rank's share of `source`, each once, on the device, with what `apply` makes of them.
 
     `batch_size` is that of this rank; damaged images are told to `on_bad` and left out. With a `title`, a terminal

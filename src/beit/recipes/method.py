@@ -13,6 +13,7 @@ from beit.recipes.inference import Machine
 from beit.training.metrics import Summary, over_count, scalars
 from beit.training.optim import cosine_schedule
 from beit.training.plan import Step
+from beit.training.signals import StopSignals
 
 View = Callable[..., Any]
 
@@ -56,8 +57,9 @@ class Method:
     layer_decay: float = 1.0
     layer_groups: Sequence[Sequence[nn.Parameter]] | None = None
     """The model's parameters by depth, lowest first; with them `layer_decay` slows the lower ones down."""
-    prepare: Callable[[Machine], None] | None = None
-    """What must be computed before the first step, on this machine; done again when a run continues."""
+    prepare: Callable[[Machine, StopSignals], None] | None = None
+    """What must be computed before the first step, on this machine; done again when a run continues. It polls the
+    signals, and leaves on all ranks together."""
     to_keep: Callable[[nn.Module], nn.Module] = lambda model: model
     """The trained network -> the model to write."""
     details: Callable[[], Mapping[str, Any]] = dict
@@ -71,6 +73,9 @@ class Method:
     companions: Mapping[str, nn.Module] = field(default_factory=dict)
     tokenizer_hash: str | None = None
     """Identity of the tokenizer whose tokens the model predicts."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What else every start of the run depends on, by name; a run that began with other facts is refused. Weights
+    that a checkpoint replaces, as those that fine-tuning starts from, are none."""
     classes: Sequence[str] | None = None
     """Names of a classifier's outputs, in order."""
     description: Mapping[str, Any] = field(default_factory=dict)

@@ -38,6 +38,7 @@ from beit.training.open_run import is_finished, open_run
 from beit.training.optim import adamw, parameter_groups
 from beit.training.plan import LoopPlan
 from beit.training.run_directory import RunDirectory
+from beit.training.signals import stoppable_preparation
 from beit.training.trackers import TensorBoardTracker, Tracker, WandbTracker
 
 Poll = Callable[[], None]
@@ -99,7 +100,8 @@ class Stage:
         config, console = self.config, self.console
         loader = self._loader(method)
         expected = choose_precision(config.precision, self.compute.device)
-        self._rehearse(method, expected)
+        if not method.prepare:  # what is prepared can only be judged after that
+            self._rehearse(method, expected)
         if dry_run:
             announce(self, method, expected)
             console.say("dry run: nothing was written")
@@ -117,7 +119,8 @@ class Stage:
             precision: Precision = run.settle("precision", lambda: expected)
             announce(self, method, precision)
             if method.prepare:
-                method.prepare(self._machine(precision))
+                with stoppable_preparation(self.compute) as stop:
+                    method.prepare(self._machine(precision), stop)
             results = self._fit(method, loader, self._plan(method, precision), run)
             conclude(self, method, results, loader.bad_files)
 
@@ -172,7 +175,7 @@ class Stage:
 
     def _facts(self, method: Method) -> dict[str, str]:
         """What the run depends on besides its configuration."""
-        facts = {"images": f"{self.source.fingerprint} and {self.held_back.fingerprint}"}
+        facts = {"images": f"{self.source.fingerprint} and {self.held_back.fingerprint}", **method.facts}
         return facts if method.tokenizer_hash is None else {**facts, "tokenizer": method.tokenizer_hash}
 
     def _plan(self, method: Method, precision: Precision) -> LoopPlan:
