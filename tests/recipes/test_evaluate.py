@@ -19,6 +19,7 @@ from beit.checkpoints.store import save_model
 from beit.config import EncoderConfig, EvaluateConfig, UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier
+from beit.recipes.average_precision import average_precisions, mean_of_known
 from beit.recipes.classification import classification_sums
 from beit.recipes.evaluate import evaluate
 from beit.recipes.pretrain import pretrain
@@ -112,7 +113,7 @@ def test_classes_are_matched_by_name(classifier: Path, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_several_classes_an_image(tmp_path: Path) -> None:
+def test_several_classes_an_image(tmp_path: Path, capsys: Any) -> None:
     """Labels from a file, in the model's order of classes; F1, precision and recall as torchmetrics has them."""
     torch.manual_seed(3)
     encoder = BeitEncoder(EncoderConfig(image_size=(16, 16), patch_size=8, width=16, depth=1, num_heads=2))
@@ -144,9 +145,32 @@ def test_several_classes_an_image(tmp_path: Path) -> None:
         assert [figures["classes"][c][key] or 0.0 for c in "cab"] == pytest.approx(wanted)
     f1 = oracle.multilabel_f1_score(scores, targets, 3, average="micro")
     assert figures["f1"] == pytest.approx(float(f1))
+    average = oracle.multilabel_average_precision(scores, targets, 3, average="none").tolist()
+    assert [figures["classes"][c]["average_precision"] for c in "cab"] == pytest.approx(average, abs=1e-5)
+    assert figures["mean_average_precision"] == pytest.approx(sum(average) / 3, abs=1e-5)
+    assert "Mean average precision" in capsys.readouterr().out
     (tmp_path / "labels.json").write_text(json.dumps(rows | {"val/a/0.png": ["d"]}))
     with pytest.raises(UserError, match="unknown to the model: 'd'"):
         evaluate(config(tmp_path / "model", data, labels=str(tmp_path / "labels.json")))
+
+
+def test_average_precision_is_torchmetrics() -> None:
+    """Also among equal scores, which come in whole groups; a class without images counts nowhere."""
+    rng = np.random.default_rng(0)
+    scores = torch.from_numpy(rng.random((300, 6)))
+    scores[:, 1] = scores[:, 1].round(decimals=1)
+    scores[:, 2] = 0.5
+    targets = torch.from_numpy(rng.random((300, 6)) < 0.2)
+    targets[:, 3], targets[:, 4] = False, True
+    found = average_precisions(scores, targets)
+    assert found[3] is None and found[4] == 1
+    assert found[2] == pytest.approx(float(targets[:, 2].double().mean()))
+    for column in (0, 1, 2, 4, 5):
+        theirs = oracle.binary_average_precision(scores[:, column], targets[:, column].long())
+        assert found[column] == pytest.approx(float(theirs), abs=1e-6)
+    present = [0, 1, 2, 4, 5]
+    theirs = oracle.multilabel_average_precision(scores[:, present], targets[:, present].long(), 5)
+    assert mean_of_known(found) == pytest.approx(float(theirs), abs=1e-6)
 
 
 def last_evaluation(run: Path) -> dict[str, float]:

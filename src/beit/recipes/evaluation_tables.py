@@ -87,11 +87,11 @@ def _regions(figures: Mapping[str, Any], console: Console) -> None:
 
 def _several(figures: Mapping[str, Any], console: Console) -> None:
     """How well each class is found where an image may have several: the least found first."""
-    table = Table("class", "images", "precision", "recall", box=None)
+    table = Table("class", "images", "average precision", "precision", "recall", box=None)
     classes = figures["classes"]
     for name in sorted(classes, key=lambda name: classes[name]["recall"] or 0.0)[: 2 * WORST]:
         entry = classes[name]
-        shares = (_share(entry[key]) for key in ("precision", "recall"))
+        shares = (_share(entry[key]) for key in ("average_precision", "precision", "recall"))
         table.add_row(escape(name), f"{entry['images']:,}", *shares)
     console.print(table)
 

@@ -91,6 +91,14 @@ _TABLE = (
         "higher",
     ),
     Figure(
+        "mean_average_precision",
+        "Mean average precision (mAP)",
+        "Where an image may have several classes: how well the images of a class stand before the others, whatever "
+        "the threshold, averaged over the classes that occur.",
+        "percent",
+        "higher",
+    ),
+    Figure(
         "knn_top1",
         "Top-1 accuracy by k-NN",
         "The same where the nearest training images vote, on the best layer.",
