@@ -126,7 +126,13 @@ class SegmentConfig(StartConfig):
         """Steps between windows of the size `crop`; None to judge images in one pass."""
         if self.window == "whole":
             return None
-        return self.sides(self.stride) or self.two_thirds(crop)
+        down, right = self.sides(self.stride) or self.two_thirds(crop)
+        if down > crop[0] or right > crop[1]:
+            raise UserError(
+                f"--stride {down} {right} is larger than the windows of {crop[0]}x{crop[1]} px and would leave gaps; "
+                f"choose a smaller one"
+            )
+        return down, right
 
     @staticmethod
     def two_thirds(crop: Sides) -> Sides:
