@@ -78,14 +78,14 @@ class SegmentConfig(StartConfig):
     SIZE_FLAG: ClassVar[str] = "--crop"
 
     def __post_init__(self) -> None:
-        if self.crop is not None and self.patch_size:
+        require_positive({"--crop": min(self.stated_size or (1,)), "--patch-size": self.patch_size})
+        if self.patch_size is not None:
             self.require_whole_patches(self.patch_size)
         super().__post_init__()
         require_share({"--category-share": self.category_share, "--flip": self.flip})
         require_share({"--head-dropout": self.head_dropout}, below_one=True)
         require_positive(
             {
-                "--crop": min(self.stated_size or (1,)),
                 "--stride": min(self.sides(self.stride) or (1,)),
                 "--channels": self.channels,
                 "--resize": self.resize,
