@@ -1,4 +1,4 @@
-"""Images with label maps: which map belongs to which image, what its numbers mean, and one clear line when it is wrong."""
+"""Images with label maps: which belong together, what the numbers mean, and one clear line for every mistake."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_splits_with_folders(tmp_path: Path) -> None:
     assert torch.equal(train.label(1), torch.from_numpy(NUMBERS)) and train.image(1).shape == (3, 4, 6)
     assert any("1 label maps without an image ignored" in note and "spare" in note for note in train.notes)
     assert any("the numbers in 2 of 2 label maps" in note for note in train.notes)
-    assert not any("annotations/ (label maps)" in note for note in train.notes)
+    assert not any("(label maps for segmentation)" in note for note in train.notes)
     assert train.describe() == f"2 images, from {tmp_path}, with label maps of 4 classes"
 
 

@@ -29,7 +29,7 @@ class DemoConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig(DataConfig):
-    """Look a data set over before anything is trained: counts, sizes, broken files, duplicates."""
+    """Look a data set over before anything is trained: counts, sizes, label maps, broken files, duplicates."""
 
     workers: int | Literal["auto"] = "auto"
     """Processes that read images."""

@@ -156,6 +156,11 @@ def read_class_table(path: str, reduce_zero_label: bool) -> tuple[ClassTable, li
     return table, [f"{path}: {row.value} ('{row.name}') is ignored" for row in ignored]
 
 
+def read_class_names(path: str) -> dict[int, str]:
+    """The names in a class table by their numbers as they stand there."""
+    return {row.value: row.name for row in _read_rows(path)}
+
+
 def _read_rows(path: str) -> list[ClassRow]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")

@@ -132,7 +132,7 @@ def open_pairs(
     images, maps = open_map_files(listings, chosen.members, max_megapixels=max_megapixels, notes=notes)
     seen, _ = maps.numbers(_LOOKED_OVER)
     _refuse_black_and_white(seen)
-    if (path := class_table or _found_table(listings)) is not None:
+    if (path := class_table or found_class_table(listings)) is not None:
         table, notes = read_class_table(path, reduce_zero_label)
         _check_classes(table, classes)
     elif classes is not None:
@@ -159,7 +159,7 @@ def _listings(data: Sequence[str]) -> list[Listing]:
     return listings
 
 
-def _found_table(listings: Sequence[Listing]) -> str | None:
+def found_class_table(listings: Sequence[Listing]) -> str | None:
     """The class table that lies in one of the folders, or beside the tars."""
     folders = [os.path.dirname(listing.tars[0]) if listing.tars else listing.root for listing in listings]
     found = [path for folder in folders if (path := find_class_table(folder)) is not None]
