@@ -11,7 +11,7 @@ from beit.config.run import DataConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """The whole story on built-in images: tokenizer, pre-training, fine-tuning, report."""
+    """The whole story on built-in images: tokenizer, pre-training, fine-tuning, segmentation, report."""
 
     out: str = "demo"
     """Folder for the demo's runs and its report.html."""
