@@ -35,8 +35,8 @@ NOTES = (
     "recipe and the same number of steps: once from the pre-trained encoder (finetune), once from scratch. What "
     "pre-training is worth is the difference between the two on scenes that neither has seen. After minutes of it "
     "expect a few points; docs/results.md has longer runs.",
-    "Last, from the same encoder, a small decoder learned to name the class of every pixel (segment). Most pixels are "
-    "ground, so look at the overlap of each class and at the pictures rather than at the share of right pixels.",
+    "Last, from the same encoder, a small decoder learned to name the class of every pixel (segment). Most pixels "
+    "are ground, so look at the overlap of each class and at the pictures rather than at the share of right pixels.",
 )
 
 Config = TypeVar("Config", bound=TrainingConfig)
