@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from beit.checkpoints.key_map import shown
 from beit.config import EncoderConfig, UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.position import CLS_ROWS, Grid, bias_table_rows
@@ -16,6 +17,7 @@ Pixel = tuple[float, float, float]
 Shape = tuple[int, ...]
 WIDTH_OF_HEAD = 64
 """Dimensions of an attention head where a file does not tell."""
+MAX_DEPTH = 512
 DEFAULT_GRID = (14, 14)
 """Of a file without any position information."""
 
@@ -31,6 +33,9 @@ class Stated:
     pixel_mean: Pixel | None = None
     pixel_std: Pixel | None = None
     """By default the file's own, or 0.5 for every channel, as for all released BEiT models but ADE20K's."""
+    layers: tuple[int, int, int, int] | None = None
+    """Blocks, 0 the first, that a segmenter's decoder reads; by default those of a configuration beside the weights,
+    or those that the released code reads in an encoder of this depth."""
     strict: bool = True
     """Refuse unknown and missing weights. Otherwise unknown ones are left out, and missing ones drawn anew."""
 
@@ -65,8 +70,9 @@ def infer(shapes: Mapping[str, Shape], facts: Mapping[str, Any], stated: Stated)
     grid = agreed("grid", stated.grid, told) or _square_grid(shapes, table)
     _check_grid(grid, shapes, table)
     for name in ("pixel_mean", "pixel_std"):
-        pixel = agreed(name, getattr(stated, name), facts.pop(name, None))
-        facts |= {} if pixel is None else {name: pixel}
+        # Weights do not tell; and hub files of ADE20K models name other constants than they were trained with.
+        pixel = getattr(stated, name) or facts.pop(name, None)
+        facts |= {} if pixel is None else {name: tuple(pixel)}
     init = facts.pop("layer_scale_init", None) or 0.1
     return EncoderConfig(
         image_size=(grid[0] * patch, grid[1] * patch),
@@ -90,10 +96,12 @@ def agreed(name: str, *values: Any) -> Any:
 
 
 def number_of(names: Mapping[str, Shape], template: str, start: int = 0) -> int:
-    """How many names fill the {} of `template`, from `start` on without a gap."""
+    """How many names fill the {} of `template`, from `start` on without a gap; at most :data:`MAX_DEPTH`."""
     end = start
     while template.format(end) in names:
         end += 1
+        if end - start > MAX_DEPTH:
+            raise UserError(f"it has more than {MAX_DEPTH} blocks")
     return end - start
 
 
@@ -103,9 +111,12 @@ def _checked(facts: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in facts.items():
         values = value if isinstance(value, list | tuple) else (value,)
         whole = name in ("image_size", "patch_size", "num_heads")
-        fits = all(type(x) is int and 0 < x < 2**20 if whole else type(x) in (int, float) for x in values)
+        kinds, least = ((int,), 1.0) if whole else ((int, float), 0.0)
+        fits = all(type(x) in kinds and least <= x < 2**20 for x in values)
+        if name == "pixel_std":
+            fits = fits and 0 not in values
         if not fits or len(values) != counts.get(name, 1):
-            raise UserError(f"its configuration says that {name} is {str(value)[:80]}")
+            raise UserError(f"its configuration says that {name} is {shown(str(value))}")
     return dict(facts)
 
 

@@ -12,8 +12,9 @@ from torch import nn
 from beit.checkpoints import dalle, hub, huggingface, timm, unilm
 from beit.checkpoints.architecture import Pixel, Stated
 from beit.checkpoints.atomic import appearing
+from beit.checkpoints.kinds import KINDS, kind_of
 from beit.checkpoints.recognise import is_foreign, load_foreign
-from beit.checkpoints.store import KINDS, is_own, kind_of, load_model, read_description, save_model
+from beit.checkpoints.store import extra_of, is_own, load_model, read_description, save_model
 from beit.config import UserError
 from beit.models.position import Grid
 
@@ -27,6 +28,8 @@ class Source(NamedTuple):
     classes: Sequence[str] | None
     tokenizer: str | None
     provenance: Mapping[str, Any]
+    description: Mapping[str, Any]
+    """Further keys of model.json."""
     notes: Sequence[str]
 
 
@@ -39,6 +42,7 @@ def convert(
     grid: Grid | None = None,
     pixel_mean: Pixel | None = None,
     pixel_std: Pixel | None = None,
+    layers: tuple[int, int, int, int] | None = None,
     strict: bool = True,
     push: str | None = None,
 ) -> list[str]:
@@ -47,7 +51,7 @@ def convert(
     Gives a line for each thing that was adapted on the way or that the target cannot tell. Raises
     :class:`UserError` where the target cannot hold the model, and where there is something at `destination`.
 
-    num_heads, grid, pixel_mean, pixel_std, strict: see :class:`beit.checkpoints.architecture.Stated`.
+    num_heads, grid, pixel_mean, pixel_std, layers, strict: see :class:`beit.checkpoints.architecture.Stated`.
     push: owner/name of the Hugging Face Hub that the written folder is uploaded to.
     """
     if to not in get_args(Target):
@@ -57,7 +61,14 @@ def convert(
         raise UserError(f"{target} exists already; choose another destination")
     if push is not None and to == "unilm":
         raise UserError("--push uploads a folder, and unilm is a file; choose --to huggingface, timm or beit")
-    stated = Stated(num_heads=num_heads, grid=grid, pixel_mean=pixel_mean, pixel_std=pixel_std, strict=strict)
+    stated = Stated(
+        num_heads=num_heads,
+        grid=grid,
+        pixel_mean=pixel_mean,
+        pixel_std=pixel_std,
+        layers=layers,
+        strict=strict,
+    )
     opened = _open(hub.local(source), stated)
     with appearing(target) as temporary:
         notes = [*opened.notes, *_write(opened, temporary, to)]
@@ -69,18 +80,23 @@ def convert(
 def _write(source: Source, path: Path, to: Target) -> list[str]:
     model = source.model
     if to == "unilm":
-        return unilm.write(model, path)
+        return unilm.write(model, path, source.classes, source.description)
     path.mkdir()
     if to == "timm":
         return timm.write(model, path, source.classes)
     if to == "huggingface":
-        return huggingface.write(model, path, source.classes)
+        return huggingface.write(model, path, source.classes, source.description)
     if to == "dalle":
         return dalle.write(model, path)
     if kind_of(model) not in KINDS:
         raise UserError(f"our own format holds a {', '.join(KINDS)}; it cannot hold a {type(model).__name__}")
     save_model(
-        model, path, provenance=source.provenance, tokenizer_hash=source.tokenizer, classes=source.classes
+        model,
+        path,
+        provenance=source.provenance,
+        tokenizer_hash=source.tokenizer,
+        classes=source.classes,
+        extra=source.description,
     )
     return []
 
@@ -89,9 +105,10 @@ def _open(path: Path, stated: Stated) -> Source:
     if is_own(path):
         model = load_model(path, **dataclasses.asdict(stated))
         about = read_description(path)
-        return Source(model, about.get("classes"), about.get("tokenizer"), about.get("provenance") or {}, [])
+        provenance = about.get("provenance") or {}
+        return Source(model, about.get("classes"), about.get("tokenizer"), provenance, extra_of(about), [])
     if not is_foreign(path):
         raise UserError(f"{path} holds no model; give a run, a model/ folder, or a checkpoint file or folder")
     found = load_foreign(path, stated)
     provenance = {"converted_from": str(path), "format": found.format, **found.provenance}
-    return Source(found.model, found.classes, None, provenance, found.notes)
+    return Source(found.model, found.classes, None, provenance, found.description, found.notes)

@@ -23,6 +23,8 @@ from beit.tokenizers.plain_dvae import Layer, PlainDVAE
 
 NAME, PLAIN = "dalle", "plain_dvae"
 FILES = ("encoder.pkl", "decoder.pkl")
+MAX_LAYERS = 64
+MAX_SIDE = 2**16
 _BLOCK = "blocks.group_{}.block_{}"
 
 
@@ -140,7 +142,7 @@ def survey_plain(file: TensorFile, stated: Stated) -> TokenizerSurvey:
         raise UserError(f"{file.path} has a codebook but not the encoder and decoder of a discrete VAE")
     hyper = file.contents.get("hparams")
     side = hyper.get("image_size") if isinstance(hyper, dict) else None
-    told = (side >> strides,) * 2 if isinstance(side, int) and side > 0 else None
+    told = (side >> strides,) * 2 if isinstance(side, int) and 1 << strides <= side < MAX_SIDE else None
     rows, columns = agreed("grid", stated.grid, told) or (max(1, 112 >> strides),) * 2
     mean, std = PIXEL_STATISTICS["half"]
     with torch.device("meta"):
@@ -159,7 +161,7 @@ def survey_plain(file: TensorFile, stated: Stated) -> TokenizerSurvey:
 def _layers(shapes: Mapping[str, Shape], half: str) -> list[Layer]:
     """The layers of the encoder or the decoder, up to the first number that is missing."""
     layers: list[Layer] = []
-    while True:
+    while len(layers) < MAX_LAYERS:
         kinds: dict[str, Literal["stride", "residual", "pointwise"]]
         kinds = {"0.weight": "stride", "net.0.weight": "residual", "weight": "pointwise"}
         keys = {f"{half}.{len(layers)}.{leaf}": kind for leaf, kind in kinds.items()}
@@ -170,6 +172,7 @@ def _layers(shapes: Mapping[str, Shape], half: str) -> list[Layer]:
         if half == "decoder" and keys[key] == "stride":  # a transposed convolution has its inputs first
             n_out, n_in = n_in, n_out
         layers.append(Layer(keys[key], n_in, n_out))
+    raise UserError(f"its {half} has more than {MAX_LAYERS} layers, which no discrete VAE has")
 
 
 def _plain_weights(file: TensorFile) -> dict[str, Tensor | StoredTensor]:

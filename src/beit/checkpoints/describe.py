@@ -10,10 +10,10 @@ from beit.checkpoints.architecture import Stated
 from beit.checkpoints.dalle import TokenizerSurvey
 from beit.checkpoints.foreign import Foreign, Survey
 from beit.checkpoints.hub import local
+from beit.checkpoints.kinds import KINDS
 from beit.checkpoints.recognise import is_foreign, survey_foreign
 from beit.checkpoints.store import is_own, read_description
 from beit.config import UserError
-from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.tokenizers.plain_dvae import PlainDVAE
 
 
@@ -21,8 +21,8 @@ def describe(path: str | Path) -> dict[str, Any]:
     """What the model at `path` is, in any format that :func:`beit.load_model` reads.
 
     Keys as in model.json: kind, architecture, image_size, pixel_mean, pixel_std, classes, tokenizer, provenance, and
-    vocab_size, num_classes, pool where a kind has them. Added: format; and for other libraries' files parameters,
-    and unknown, missing, notes: what :func:`beit.load_model` would refuse, or leave out and say.
+    vocab_size, num_classes, pool, layers and the like where a kind has them. Added: format; and for other libraries'
+    files parameters, and unknown, missing, notes: what :func:`beit.load_model` would refuse, or leave out and say.
     Raises :class:`UserError` for what is no model.
     """
     path = local(path)
@@ -43,15 +43,12 @@ def describe(path: str | Path) -> dict[str, Any]:
 def _encoder(opened: Foreign | None, found: Survey) -> dict[str, Any]:
     assert opened is not None
     model, config = found.model, found.config
-    head: dict[str, Any] = {}
-    if isinstance(model, MaskedImageModel):
-        head = {"vocab_size": model.vocab_size}
-    elif isinstance(model, ImageClassifier):
-        head = {"num_classes": model.num_classes, "pool": model.pool}
+    options = KINDS[found.kind].options if found.kind in KINDS else ()
     return {
         "format": opened.format,
         "kind": found.kind,
-        **head,
+        **{option: getattr(model, option) for option in options},
+        **found.description,
         "architecture": dataclasses.asdict(config),
         "image_size": config.image_size,
         "pixel_mean": config.pixel_mean,

@@ -9,13 +9,19 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from beit.checkpoints import upernet
 from beit.checkpoints.architecture import Shape, Stated, infer
-from beit.checkpoints.key_map import KeyMap, listed
+from beit.checkpoints.key_map import KeyMap, in_float32, listed
+from beit.checkpoints.kinds import KINDS
 from beit.checkpoints.safe_pickle import StoredTensor
 from beit.checkpoints.torch_file import TensorFile
 from beit.config import EncoderConfig, UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, MaskedImageModel
+from beit.models.segmentation import SemanticSegmenter
+
+MAX_DRAWN = 2**29
+"""Numbers that are drawn anew for a file that lacks them; BEiT-large has 2**28 in all."""
 
 
 @dataclass(kw_only=True)
@@ -31,14 +37,20 @@ class Foreign:
     """Fields of :class:`EncoderConfig` that a configuration beside the weights tells."""
     pool: Literal["mean", "cls"] | None = None
     """Pooling of a classifier, where a configuration tells."""
+    layers: Sequence[int] | None = None
+    """Blocks that a segmenter's decoder reads, where a configuration tells."""
     classes: Sequence[str] | None = None
+    description: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of model.json, where a configuration tells."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    """What is odd about it."""
 
 
 class Survey(NamedTuple):
     """What a checkpoint holds, before its weights are read."""
 
-    kind: Literal["pretrained", "classifier", "encoder"]
+    kind: Literal["pretrained", "classifier", "segmenter", "encoder"]
     config: EncoderConfig
     model: nn.Module
     """Without weights, on the meta device."""
@@ -49,13 +61,15 @@ class Survey(NamedTuple):
     missing: Sequence[str]
     """Weights of the model that the file does not have."""
     notes: Sequence[str]
-    """What is left out on purpose."""
+    """What is left out on purpose, or guessed."""
+    description: Mapping[str, Any]
+    """Further keys of model.json."""
 
 
 def survey(foreign: Foreign, stated: Stated) -> Survey:
     """What `foreign` is. Raises :class:`UserError` where its parts contradict one another or what is stated."""
     keys, unknown = foreign.table.ours(foreign.tensors)
-    shapes = {name: _shape(foreign, parts) for name, parts in keys.items()}
+    shapes = {name: _shape(foreign, name, parts) for name, parts in keys.items()}
     path = foreign.file.path
     if {"encoder.cls_token", "encoder.patch_embed.proj.weight", "encoder.blocks.0.mlp.fc1.weight"} - set(
         shapes
@@ -65,12 +79,21 @@ def survey(foreign: Foreign, stated: Stated) -> Survey:
         )
     try:
         config = infer(shapes, foreign.facts, stated)
-        kind, model = _skeleton(foreign, shapes, config)
+        kind, model, notes = _skeleton(foreign, shapes, config, stated)
     except UserError as error:
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from None
     if kind == "encoder":  # it is the model itself
         keys = {name.removeprefix("encoder."): parts for name, parts in keys.items()}
         shapes = {name.removeprefix("encoder."): shape for name, shape in shapes.items()}
+    classes = foreign.classes
+    if (
+        isinstance(model, ImageClassifier | SemanticSegmenter)
+        and classes is not None
+        and len(classes) != model.num_classes
+    ):
+        raise UserError(
+            f"{path}: its configuration names {len(classes)} classes, and its head has {model.num_classes}"
+        )
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     if wrong := [
         f"{key} {shapes[key]} (not {wanted[key]})"
@@ -81,9 +104,14 @@ def survey(foreign: Foreign, stated: Stated) -> Survey:
     spare = {name for name in shapes if name not in wanted}
     idle = {name for name in spare if _is_idle(name, kind)}
     unknown += [key for name in spare - idle for key in keys[name]]
-    notes = [f"{listed(idle)}: left out, {_A[kind]} has none"] if idle else []
+    notes += [*foreign.notes]
+    notes += [f"{listed(idle)}: left out, {_A[kind]} has none"] if idle else []
     missing = sorted(wanted.keys() - shapes.keys())
-    return Survey(kind, config, model, {k: keys[k] for k in wanted if k in keys}, unknown, missing, notes)
+    held = {key: keys[key] for key in wanted if key in keys}
+    description = dict(foreign.description)
+    if isinstance(model, SemanticSegmenter):
+        description = upernet.description(config, model.num_classes) | description
+    return Survey(kind, config, model, held, unknown, missing, notes, description)
 
 
 def assemble(foreign: Foreign, found: Survey, strict: bool) -> tuple[nn.Module, list[str]]:
@@ -94,11 +122,14 @@ def assemble(foreign: Foreign, found: Survey, strict: bool) -> tuple[nn.Module, 
     parts = {part: foreign.tensors[part] for names in found.keys.values() for part in names}
     loaded = foreign.file.load(parts)
     weights = {
-        name: (torch.cat([loaded[part] for part in names]) if len(names) > 1 else loaded[names[0]]).float()
+        name: in_float32(torch.cat([loaded[part] for part in names]) if len(names) > 1 else loaded[names[0]])
         for name, names in found.keys.items()
     }
     model = found.model
     if found.missing:
+        wanted = model.state_dict()
+        if sum(wanted[name].numel() for name in found.missing) > MAX_DRAWN:
+            raise UserError(f"{path} lacks more than {MAX_DRAWN:,} numbers ({listed(found.missing)})")
         model = _blank(found.config, found.kind, model)
         notes.append(f"{listed(found.missing)}: not in the file, drawn anew")
     if found.unknown:
@@ -116,48 +147,60 @@ def refuse_strays(path: object, unknown: Sequence[str], missing: Sequence[str]) 
         raise UserError(f"{path}: {'; '.join(faults)} (strict=False, --no-strict, goes on without them)")
 
 
-_A = {"pretrained": "a masked image model", "classifier": "a classifier", "encoder": "a bare encoder"}
+_A = {
+    "pretrained": "a masked image model",
+    "classifier": "a classifier",
+    "segmenter": "a segmenter",
+    "encoder": "a bare encoder",
+}
 
 
 def _is_idle(name: str, kind: str) -> bool:
     """Weights of another stage that a model of this kind knowingly does without."""
     idle: tuple[str, ...] = {
         "classifier": ("mask_token",),
+        "segmenter": ("mask_token", "norm.", "fc_norm."),
         "encoder": ("mask_token", "norm.", "fc_norm."),
     }.get(kind, ())
     return name.startswith(idle) if idle else False
 
 
-def _shape(foreign: Foreign, parts: Sequence[str]) -> Shape:
-    """The shape of the tensors `parts`, one below the other."""
+def _shape(foreign: Foreign, name: str, parts: Sequence[str]) -> Shape:
+    """The shape of the tensors `parts` of our `name`, one below the other."""
+    count = name.endswith("num_batches_tracked")
     tensors = [foreign.tensors[part] for part in parts]
     for key, tensor in zip(parts, tensors, strict=True):
         dtype = tensor.dtype if isinstance(tensor, Tensor) else tensor.storage.dtype
-        if not dtype.is_floating_point:
-            raise UserError(f"{foreign.file.path}: {key} holds {dtype} where numbers with a point are wanted")
+        if not (dtype == torch.int64 if count else dtype.is_floating_point):
+            wanted = "a count is" if count else "numbers with a point are"
+            raise UserError(f"{foreign.file.path}: {key} holds {dtype} where {wanted} wanted")
     first, *others = (tuple(tensor.shape) for tensor in tensors)
     if any(shape[1:] != first[1:] or not shape for shape in others):
         raise UserError(f"{foreign.file.path}: {listed(parts)} do not have the same width")
     return (sum(shape[0] for shape in (first, *others)), *first[1:]) if others else first
 
 
-def _skeleton(foreign: Foreign, shapes: Mapping[str, Shape], config: EncoderConfig) -> tuple[Any, nn.Module]:
-    """The model that the weights are for, on the meta device, and its kind."""
+def _skeleton(
+    foreign: Foreign, shapes: Mapping[str, Shape], config: EncoderConfig, stated: Stated
+) -> tuple[Any, nn.Module, list[str]]:
+    """The kind of model that the weights are for, the model on the meta device, and what was guessed."""
     with torch.device("meta"):
         encoder = BeitEncoder(config)
+        if "decode_head.conv_seg.weight" in shapes:
+            return "segmenter", *upernet.skeleton(encoder, shapes, foreign.layers, stated)
+        if stated.layers is not None:
+            raise UserError("layers are a segmenter's, and it is none; drop layers")
         if "token_head.weight" in shapes:
-            return "pretrained", MaskedImageModel(encoder, shapes["token_head.weight"][0])
+            return "pretrained", MaskedImageModel(encoder, shapes["token_head.weight"][0]), []
         if "head.weight" in shapes:
             pool = foreign.pool or ("mean" if "fc_norm.weight" in shapes else "cls")
-            return "classifier", ImageClassifier(encoder, shapes["head.weight"][0], pool)
-    return "encoder", encoder
+            return "classifier", ImageClassifier(encoder, shapes["head.weight"][0], pool), []
+    return "encoder", encoder, []
 
 
 def _blank(config: EncoderConfig, kind: str, like: nn.Module) -> nn.Module:
     """A model as `like`, with first values."""
-    encoder = BeitEncoder(config)
-    if isinstance(like, MaskedImageModel):
-        return MaskedImageModel(encoder, like.vocab_size)
-    if isinstance(like, ImageClassifier):
-        return ImageClassifier(encoder, like.num_classes, like.pool)
-    return encoder
+    if kind == "encoder":
+        return BeitEncoder(config)
+    options = {name: getattr(like, name) for name in KINDS[kind].options}
+    return KINDS[kind].build(config, **options)

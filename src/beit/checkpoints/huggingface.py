@@ -1,7 +1,7 @@
 """Hugging Face's BEiT: a folder with config.json, preprocessor_config.json and model.safetensors (or .bin).
 
 Written under the names of transformers 4.x, which the hub has and which 5.x reads and writes as well; read under
-these and under the names that 5.x uses in memory.
+these and under the names that 5.x uses in memory. What is peculiar to segmentation: huggingface_segmentation.py.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
+from beit.checkpoints import huggingface_segmentation as segmentation
 from beit.checkpoints.foreign import Foreign
 from beit.checkpoints.key_map import KeyMap
 from beit.checkpoints.torch_file import TensorFile
 from beit.config import EncoderConfig, UserError
 from beit.models.heads import ImageClassifier, MaskedImageModel
+from beit.models.segmentation import SemanticSegmenter
 
 NAME = "huggingface"
+Model = MaskedImageModel | ImageClassifier | SemanticSegmenter
 _BIAS = "relative_position_bias"
 _ANYWHERE = [
     ("encoder.cls_token", "beit.embeddings.cls_token"),
@@ -62,7 +65,7 @@ def _table(version: int, masked: bool) -> KeyMap:
     parts = tuple(f"{block}.{part}" for part in _QUERY_KEY_VALUE[version])
     rows += [("encoder.blocks.{}.attn.qkv.weight", parts)]
     # The norm before the head lies elsewhere in each of the two models.
-    rows += [("norm.*", "layernorm.*" if masked else "beit.layernorm.*")]
+    rows += [("norm.*", "layernorm.*" if masked else "beit.layernorm.*"), *segmentation.ROWS]
     tables = [theirs for _, theirs in rows if str(theirs).endswith("_table")]
     indices = [str(name).removesuffix(f"{_BIAS}_table") + "relative_position_index" for name in tables]
     return KeyMap(rows, ignored=indices)
@@ -94,6 +97,9 @@ def open_folder(
             f"(use_mean_pooling=false), which BEiT does not have"
         )
     version = int(any(key.startswith("beit.layers.") for key in tensors))
+    segments = segmentation.is_segmenter(tensors)
+    if segments:
+        tensors = segmentation.tensors_of(tensors, config or {}, _BLOCK[version])
     labels = (config or {}).get("id2label")
     return Foreign(
         format=NAME,
@@ -102,7 +108,10 @@ def open_folder(
         table=_table(version, masked),
         facts={**_facts(file, config or {}), **_pixels(preprocessor or {})},
         pool=None if config is None else "mean" if config.get("use_mean_pooling", True) else "cls",
+        layers=segmentation.layers_of(config or {}, file.path) if segments else None,
+        notes=segmentation.doubts(config or {}) if segments else [],
         classes=_class_names(labels) if isinstance(labels, dict) else None,
+        description=segmentation.description_of(preprocessor or {}) if segments else {},
         provenance={"_name_or_path": config["_name_or_path"]} if config and "_name_or_path" in config else {},
     )
 
@@ -144,33 +153,69 @@ def _class_names(labels: Mapping[str, str]) -> list[str] | None:
     return None if names == [f"LABEL_{index}" for index in range(len(names))] else names
 
 
-def write(model: nn.Module, folder: Path, classes: Sequence[str] | None) -> list[str]:
-    """Writes the three files that `from_pretrained` of the model and of AutoImageProcessor want."""
-    if not isinstance(model, MaskedImageModel | ImageClassifier):
+def write(
+    model: nn.Module, folder: Path, classes: Sequence[str] | None, description: Mapping[str, Any]
+) -> list[str]:
+    """Writes the three files that `from_pretrained` of the model and of AutoImageProcessor want; gives a line for
+    whatever is there that the model does not have."""
+    if not isinstance(model, Model):
         raise UserError(
-            f"Hugging Face's BEiT is a masked image model or a classifier; it cannot hold a {type(model).__name__}"
+            f"Hugging Face's BEiT is a masked image model, a classifier or a segmenter; it cannot hold a "
+            f"{type(model).__name__}"
         )
-    config = model.encoder.config
+    config: EncoderConfig = model.encoder.config
     if config.grid[0] != config.grid[1] and config.position != "none":
         raise UserError(
             f"Hugging Face's BEiT cannot hold {config.position} positions of a grid of "
             f"{config.grid[0]}x{config.grid[1]} patches: it takes every grid for a square (absolute positions) or "
             f"swaps its axes (bias tables); resize to a square first"
         )
-    weights = _table(0, isinstance(model, MaskedImageModel)).write(model.state_dict(), NAME)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    weights: dict[str, Tensor] = dict(model.state_dict())
+    notes: list[str] = []
+    if isinstance(model, SemanticSegmenter):
+        segmentation.require_held(model)
+        weights, notes = segmentation.with_unused_block(model, weights)
+    written = _table(0, isinstance(model, MaskedImageModel)).write(weights, NAME)
+    save_file(written, folder / "model.safetensors", metadata={"format": "pt"})
     for name, content in (
         ("config", _config(model, classes)),
-        ("preprocessor_config", _preprocessor(config)),
+        ("preprocessor_config", _preprocessor(config, bool(description.get("reduce_zero_label", False)))),
     ):
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
-    return []
+    return notes
 
 
-def _config(model: MaskedImageModel | ImageClassifier, classes: Sequence[str] | None) -> dict[str, Any]:
-    config = model.encoder.config
-    content = {
+def _config(model: Model, classes: Sequence[str] | None) -> dict[str, Any]:
+    content = _encoder_config(model.encoder.config)
+    if isinstance(model, MaskedImageModel):
+        return {
+            "architectures": ["BeitForMaskedImageModeling"],
+            **content,
+            "use_mask_token": True,
+            "use_mean_pooling": True,  # otherwise its masked image model has a second final norm
+            "vocab_size": model.vocab_size,
+        }
+    names = list(classes or [f"LABEL_{index}" for index in range(model.num_classes)])
+    content |= {
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+    if isinstance(model, SemanticSegmenter):
+        return {
+            "architectures": ["BeitForSemanticSegmentation"],
+            **content,
+            **segmentation.config_of(model),
+        }
+    return {
+        "architectures": ["BeitForImageClassification"],
+        **content,
+        "use_mean_pooling": model.pool == "mean",
+    }
+
+
+def _encoder_config(config: EncoderConfig) -> dict[str, Any]:
+    return {
         "model_type": "beit",
         "torch_dtype": "float32",
         "hidden_size": config.width,
@@ -179,28 +224,13 @@ def _config(model: MaskedImageModel | ImageClassifier, classes: Sequence[str] | 
         "num_channels": 3,
         "hidden_act": "gelu",
         "image_size": _side(config),
-        "use_mask_token": isinstance(model, MaskedImageModel),
+        "use_mask_token": False,
         "use_absolute_position_embeddings": config.position == "absolute",
         "use_relative_position_bias": config.position == "block_bias",
         "use_shared_relative_position_bias": config.position == "shared_bias",
         **{theirs: getattr(config, ours) for theirs, ours, _ in _FIELDS},
         # Zero means no LayerScale there.
         "layer_scale_init_value": 0.0 if config.layer_scale_init is None else config.layer_scale_init or 1e-6,
-    }
-    if isinstance(model, MaskedImageModel):
-        return {
-            "architectures": ["BeitForMaskedImageModeling"],
-            **content,
-            "use_mean_pooling": True,  # otherwise its masked image model has a second final norm
-            "vocab_size": model.vocab_size,
-        }
-    names = list(classes or [f"LABEL_{index}" for index in range(model.num_classes)])
-    return {
-        "architectures": ["BeitForImageClassification"],
-        **content,
-        "use_mean_pooling": model.pool == "mean",
-        "id2label": {str(index): name for index, name in enumerate(names)},
-        "label2id": {name: index for index, name in enumerate(names)},
     }
 
 
@@ -209,7 +239,7 @@ def _side(config: EncoderConfig) -> int | list[int]:
     return height if height == width else [height, width]
 
 
-def _preprocessor(config: EncoderConfig) -> dict[str, Any]:
+def _preprocessor(config: EncoderConfig, reduce_labels: bool) -> dict[str, Any]:
     height, width = config.image_size
     return {
         "image_processor_type": "BeitImageProcessor",
@@ -222,5 +252,5 @@ def _preprocessor(config: EncoderConfig) -> dict[str, Any]:
         "do_normalize": True,
         "image_mean": list(config.pixel_mean),
         "image_std": list(config.pixel_std),
-        "do_reduce_labels": False,
+        "do_reduce_labels": reduce_labels,
     }

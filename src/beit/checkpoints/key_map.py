@@ -1,6 +1,6 @@
 """Two-way tables between our names of weights and those of another library.
 
-In a name, {} stands for a number (a block, a layer) and a last * for both weight and bias.
+In a name, {} stands for a number (a block, a layer) and a last * for all that a linear layer or a norm has.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from beit.config import UserError
 
+LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _NUMBER = re.compile(r"(?<=[._])\d+(?=\.)")
 
 
@@ -28,7 +29,7 @@ class KeyMap:
         self._ignored = {*ignored}
         for ours, names in rows:
             parts = (names,) if isinstance(names, str) else names
-            for leaf in ("weight", "bias") if ours.endswith("*") else ("",):
+            for leaf in LEAVES if ours.endswith("*") else ("",):
                 own = ours.replace("*", leaf)
                 self._theirs[own] = tuple(part.replace("*", leaf) for part in parts)
                 self._ours |= {part: (own, place) for place, part in enumerate(self._theirs[own])}
@@ -45,7 +46,9 @@ class KeyMap:
         unknown = []
         for key in keys:
             template, numbers = _template(key)
-            if template in self._ours:
+            if "{" in key:  # which stands for a number in templates alone
+                unknown.append(key)
+            elif template in self._ours:
                 own, place = self._ours[template]
                 names.setdefault(own.format(*numbers), {})[place] = key
             elif template not in self._ignored:
@@ -67,19 +70,31 @@ class KeyMap:
             if parts is None:
                 homeless.append(name)
             else:
-                written |= dict(zip(parts, tensor.chunk(len(parts)), strict=True))
+                pieces = tensor.chunk(len(parts)) if len(parts) > 1 else (tensor,)
+                written |= dict(zip(parts, pieces, strict=True))
         if homeless:
             raise UserError(f"{format_name} has no place for {listed(homeless)}")
         # Parts of one tensor share its memory, which safetensors does not write.
-        return {
-            key: tensor.detach().to(torch.float32).clone().contiguous() for key, tensor in written.items()
-        }
+        return {key: in_float32(tensor.detach()).clone().contiguous() for key, tensor in written.items()}
+
+
+def in_float32(tensor: Tensor) -> Tensor:
+    """Numbers with a point in float32; counts as they are."""
+    return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
 
 
 def listed(names: Iterable[str], most: int = 4) -> str:
     """A few names for a message, sorted, and how many more there are."""
     ordered = sorted(names)
-    return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(map(shown, ordered[:most])) + more
+
+
+def shown(name: str, most: int = 80) -> str:
+    """Text out of a file, fit for a message: in one line, short, and without control characters."""
+    text = name[: most + 1]
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _template(key: str) -> tuple[str, list[str]]:

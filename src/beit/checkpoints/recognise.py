@@ -67,6 +67,8 @@ class Loaded(NamedTuple):
     """A line for whatever was adapted."""
     classes: Sequence[str] | None = None
     provenance: Mapping[str, Any] = {}
+    description: Mapping[str, Any] = {}
+    """Further keys of model.json."""
 
 
 def load_foreign(path: Path, stated: Stated) -> Loaded:
@@ -76,7 +78,7 @@ def load_foreign(path: Path, stated: Stated) -> Loaded:
         return Loaded(model, found.format, notes)
     assert opened is not None
     model, notes = foreign.assemble(opened, found, stated.strict)
-    return Loaded(model, opened.format, notes, opened.classes, opened.provenance)
+    return Loaded(model, opened.format, notes, opened.classes, opened.provenance, found.description)
 
 
 def survey_foreign(path: Path, stated: Stated) -> tuple[Foreign | None, Survey | TokenizerSurvey]:
@@ -119,7 +121,4 @@ def _contents(file: TensorFile) -> str:
     contents = file.contents
     if not isinstance(contents, dict):
         return f"it holds a {getattr(contents, 'name', type(contents).__name__)}"
-    state = contents.get("state_dict")
-    if isinstance(state, dict) and any(str(key).startswith("decode_head.") for key in state):
-        return "it is a segmentation model, which this release does not read"
     return f"it holds {listed(map(str, contents))}" if contents else "it holds nothing"

@@ -17,6 +17,12 @@ from typing import IO, Any, NamedTuple
 import torch
 
 MAX_DIMENSIONS = 8
+MAX_OPERATIONS = 2**20
+"""Steps of a pickle, and values that they copy; a training checkpoint of BEiT-large takes some 50,000."""
+MAX_KEY = 2**60
+"""Of whole numbers as keys: larger ones can be chosen so that all have one hash, and a dict becomes slow."""
+MAX_NUMBER = 2**127
+MAX_SIZE = 2**48
 
 
 class Refused(ValueError):
@@ -29,6 +35,10 @@ class Storage(NamedTuple):
     key: str
     dtype: torch.dtype
     numel: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
 
 
 class StoredTensor(NamedTuple):
@@ -109,7 +119,7 @@ _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 def read_pickle(stream: IO[bytes]) -> Any:
     """The value of the pickle at the position of `stream`, which is left behind it.
 
-    Raises :class:`Refused`. Time and memory are bounded by a multiple of what `stream` holds; give a short one.
+    Raises :class:`Refused`. Time and memory are bounded by :data:`MAX_OPERATIONS` and by what `stream` holds.
     """
     machine = _Machine()
     try:
@@ -125,16 +135,33 @@ def read_pickle(stream: IO[bytes]) -> Any:
 
 
 class _Machine:
-    """The stack of a pickle, its marks and its memory of values."""
+    """The stack of a pickle, its marks and its memory of values.
+
+    Values refer to one another, so that a short pickle holds a tree without end: nothing here may print a value, or
+    walk or copy one without `charge`.
+    """
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.left = MAX_OPERATIONS
+
+    def spend(self, steps: int) -> None:
+        self.left -= steps
+        if self.left < 0:
+            raise Refused(f"its pickle takes more than {MAX_OPERATIONS:,} steps")
+
+    def charge(self, *values: Any) -> None:
+        """Count a step for each member of `values`, which will be walked or copied."""
+        self.spend(sum(len(value) for value in values if isinstance(value, list | tuple | dict)))
 
     def step(self, name: str, argument: Any) -> None:
         stack = self.stack
+        self.spend(1)
         if name in _VALUES:
+            if type(argument) is int and abs(argument) > MAX_NUMBER:
+                raise Refused("it holds a number of more than 128 bits")
             stack.append(argument)
         elif name in _CONSTANTS:
             stack.append(_CONSTANTS[name])
@@ -171,12 +198,21 @@ class _Machine:
             case "GLOBAL":
                 self.stack.append(_named(argument.replace(" ", ".", 1)))
             case "STACK_GLOBAL":
-                self.stack.append(_named(".".join(map(str, self.pop(2)))))
+                module, named = self.pop(2)
+                if not isinstance(module, str) or not isinstance(named, str):
+                    raise Refused("its pickle names a class by something else than text")
+                self.stack.append(_named(f"{module}.{named}"))
             case "REDUCE" | "NEWOBJ":
-                self.stack.append(_made(*self.pop(2)))
+                maker, arguments = self.pop(2)
+                if not isinstance(maker, _Global) or not isinstance(arguments, tuple):
+                    raise Refused(f"its pickle calls a {type(maker).__name__}")
+                self.charge(arguments)
+                self.charge(*arguments)
+                self.stack.append(_made(maker, arguments))
             case "BUILD":
                 self.set_state(self.pop(1)[0])
             case "BINPERSID":
+                self.charge(self.stack[-1])
                 self.stack.append(_persistent(self.pop(1)[0]))
             case _:
                 raise Refused(f"its pickle uses {name}, which no checkpoint needs")
@@ -199,6 +235,7 @@ class _Machine:
     def set_state(self, state: Any) -> None:
         """Attributes of an object. Those of a dict (`_metadata` of a state dict) are of no interest."""
         target = self.stack[-1]
+        self.charge(state)
         if isinstance(target, Inert) and isinstance(state, dict):
             target.attributes.update(state)
         elif not isinstance(target, Inert | dict):
@@ -211,10 +248,8 @@ def _named(name: str) -> _Global:
     return _Global(name)
 
 
-def _made(maker: Any, arguments: Any) -> Any:
+def _made(maker: _Global, arguments: tuple[Any, ...]) -> Any:
     """What calling `maker` would give, for the makers that are known."""
-    if not isinstance(maker, _Global) or not isinstance(arguments, tuple):
-        raise Refused(f"its pickle calls a {type(maker).__name__}")
     if maker.name in (_TENSOR, _OLD_TENSOR):
         return _tensor(*arguments[:4])
     if maker.name in _PARAMETERS:
@@ -232,7 +267,7 @@ def _items(pairs: Any) -> dict[Any, Any]:
     """A dict of (key, value) pairs. Keys are plain, because hashing nested tuples recurses without end."""
     items = {}
     for key, value in pairs:
-        if key is not None and not isinstance(key, str | int | float):
+        if not (key is None or isinstance(key, str) or (isinstance(key, int) and abs(key) < MAX_KEY)):
             raise Refused(f"it holds a dict with a {type(key).__name__} as a key")
         items[key] = value
     return items
@@ -256,8 +291,10 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> StoredTensor:
     if not isinstance(shape, tuple) or not isinstance(stride, tuple) or len(shape) != len(stride):
         raise Refused("it holds a tensor without a shape")
     if len(shape) > MAX_DIMENSIONS or not _sizes((offset, *shape, *stride)):
-        raise Refused(f"it holds a tensor of shape {str(shape)[:80]}")
+        raise Refused("it holds a tensor of an impossible shape")
     count = math.prod(shape)
+    if not count and math.prod(size for size in shape if size) >= MAX_SIZE:
+        raise Refused("it holds a tensor of an impossible shape")
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     if count and (last >= storage.numel or count > storage.numel):
         raise Refused(f"it holds a tensor of shape {shape} in a storage of {storage.numel} numbers")
@@ -265,4 +302,4 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> StoredTensor:
 
 
 def _sizes(values: Sequence[Any]) -> bool:
-    return all(type(value) is int and 0 <= value < 2**48 for value in values)
+    return all(type(value) is int and 0 <= value < MAX_SIZE for value in values)

@@ -34,6 +34,10 @@ from beit.tokenizers.base import VisualTokenizer
 
 logger = logging.getLogger(__name__)
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+_OF_EVERY_MODEL = {
+    *("kind", "architecture", "image_size", "pixel_mean", "pixel_std"),
+    *("classes", "tokenizer", "weights_sha256", "provenance"),
+}
 
 
 class Format(NamedTuple):
@@ -90,18 +94,26 @@ def load_model(
     grid: Grid | None = None,
     pixel_mean: Pixel | None = None,
     pixel_std: Pixel | None = None,
+    layers: tuple[int, int, int, int] | None = None,
     strict: bool = True,
 ) -> nn.Module:
     """The model at `path`: evaluation mode, float32, CPU.
 
     path: a RUN directory or a model/ folder; a file or folder of another library, told by its contents: the released
         code, timm, Hugging Face, DALL-E, DALLE-pytorch; or hf://owner/name on the Hugging Face Hub.
-    num_heads, grid, pixel_mean, pixel_std, strict: see :class:`beit.checkpoints.architecture.Stated`.
+    num_heads, grid, pixel_mean, pixel_std, layers, strict: see :class:`beit.checkpoints.architecture.Stated`.
     """
     path = local(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; give a run directory or its model/ folder")
-    stated = Stated(num_heads=num_heads, grid=grid, pixel_mean=pixel_mean, pixel_std=pixel_std, strict=strict)
+    stated = Stated(
+        num_heads=num_heads,
+        grid=grid,
+        pixel_mean=pixel_mean,
+        pixel_std=pixel_std,
+        layers=layers,
+        strict=strict,
+    )
     for form in FORMATS:
         if form.recognizes(path):
             return form.load(path, stated)
@@ -160,6 +172,12 @@ def read_description(path: str | Path) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise UserError(f"{file} is no JSON object; save the model again")
     return description
+
+
+def extra_of(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model.json says beyond the network: the `extra` of :func:`save_model`."""
+    options = {option for kind in KINDS.values() for option in kind.options}
+    return {key: value for key, value in description.items() if key not in options | _OF_EVERY_MODEL}
 
 
 def is_own(path: Path) -> bool:

@@ -20,6 +20,7 @@ from beit.checkpoints.torch_file import TensorFile
 from beit.checkpoints.unilm import ENCODER, INDICES, fixed_eps
 from beit.config import UserError
 from beit.models.heads import ImageClassifier
+from beit.models.segmentation import SemanticSegmenter
 
 NAME = "timm"
 KEYS = KeyMap(
@@ -64,6 +65,10 @@ def open_folder(file: TensorFile, config: Mapping[str, Any]) -> Foreign:
 
 def write(model: nn.Module, folder: Path, classes: Sequence[str] | None) -> list[str]:
     """Writes the two files; gives a line for each thing that they cannot tell."""
+    if isinstance(model, SemanticSegmenter):
+        raise UserError(
+            "timm's BEiT has no decoders: it cannot hold a segmenter's decode_head; choose --to unilm or huggingface"
+        )
     if not isinstance(model, ImageClassifier):
         raise UserError(
             f"timm has no mask_token and no lm_head (vocabulary head), nor tokenizers: it cannot hold a "

@@ -25,9 +25,18 @@ from beit.config import UserError
 
 MAX_FILE = 16 * 2**30
 MAX_PICKLE = 4 * 2**20
-"""Ten times what the largest training checkpoint needs; a pickle takes up to a hundred times its size in memory."""
+"""Ten times what the largest training checkpoint needs. Also the most for a safetensors header."""
+MAX_DIRECTORY = 2**21
+"""Bytes of a zip's list of parts: some 30,000 parts, of which a training checkpoint of BEiT-large has 1,200."""
+MAX_MODULES = 10_000
+"""Modules of a pickled network; OpenAI's have 150. A few that hold one another could seem to be without end."""
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+
+
+Read = Callable[[Storage], bytearray]
+"""A storage -> all its bytes."""
+Reader = Callable[[], AbstractContextManager[Read]]
 
 
 class TensorFile(NamedTuple):
@@ -36,38 +45,51 @@ class TensorFile(NamedTuple):
     path: Path
     contents: Any
     """What was saved: dicts, lists and plain values, with tensors at the leaves."""
-    reader: Callable[[], AbstractContextManager[Callable[[StoredTensor], bytearray]]]
-    """Opens the file for reading tensors: each -> all bytes of its storage."""
+    reader: Reader
+    """Opens the file for reading tensors."""
+    size: int
+    """Bytes of the file, or of all files that these tensors lie in."""
 
     def load(self, tensors: Mapping[str, Tensor | StoredTensor]) -> dict[str, Tensor]:
         """The tensors themselves, on the CPU, each with memory of its own."""
-        total = sum(x.nbytes for x in tensors.values())
-        if total > self.path.stat().st_size:
+        views: dict[Storage, list[str]] = {}  # every storage is read once, however many tensors lie in it
+        for key, tensor in tensors.items():
+            if isinstance(tensor, StoredTensor):
+                views.setdefault(tensor.storage, []).append(key)
+        needed = sum(tensor.nbytes for tensor in tensors.values()), sum(storage.nbytes for storage in views)
+        if max(needed) > self.size:
             raise UserError(f"{self.path} is refused: its tensors add up to more bytes than it has")
+        loaded = {key: tensor.clone() for key, tensor in tensors.items() if isinstance(tensor, Tensor)}
         try:
             with self.reader() as read:
-                return {
-                    key: x.clone() if isinstance(x, Tensor) else _made(x, read) for key, x in tensors.items()
-                }
+                for storage, keys in views.items():
+                    numbers = _numbers(storage, read)
+                    loaded |= {key: _view(numbers, tensors[key]) for key in keys}
         except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(f"{self.path} is damaged ({error}); copy or download it again") from None
+        return {key: loaded[key] for key in tensors}
 
     def tensors(self, tree: Any) -> dict[str, Tensor | StoredTensor]:
         """The tensors of a state dict, or of a pickled module by their names in it; no other values."""
         if isinstance(tree, Inert):
-            return dict(self._parameters(tree, "", 0))
+            return dict(self._parameters(tree))
         found = tree.items() if isinstance(tree, dict) else ()
         return {str(key): x for key, x in found if isinstance(x, Tensor | StoredTensor)}
 
-    def _parameters(self, module: Inert, prefix: str, depth: int) -> Iterator[tuple[str, StoredTensor]]:
-        if depth > 8:
-            raise UserError(f"{self.path} is refused: its modules lie too deep within one another")
-        for key, value in _dict_of(module, "_parameters").items():
-            if isinstance(value, StoredTensor):
-                yield f"{prefix}{key}", value
-        for key, value in _dict_of(module, "_modules").items():
-            if isinstance(value, Inert):
-                yield from self._parameters(value, f"{prefix}{key}.", depth + 1)
+    def _parameters(self, network: Inert) -> Iterator[tuple[str, StoredTensor]]:
+        waiting, visited = [("", network)], 0
+        while waiting:
+            prefix, module = waiting.pop()
+            visited += 1
+            children = _dict_of(module, "_modules")
+            if visited + len(waiting) + len(children) > MAX_MODULES:
+                raise UserError(f"{self.path} is refused: it has more than {MAX_MODULES:,} modules")
+            for key, value in _dict_of(module, "_parameters").items():
+                if isinstance(value, StoredTensor):
+                    yield f"{prefix}{key}", value
+            waiting += [
+                (f"{prefix}{key}.", child) for key, child in children.items() if isinstance(child, Inert)
+            ]
 
 
 def open_tensor_file(path: Path) -> TensorFile:
@@ -95,10 +117,16 @@ def open_tensor_file(path: Path) -> TensorFile:
     )
 
 
-def _made(stored: StoredTensor, read: Callable[[StoredTensor], bytearray]) -> Tensor:
+def _numbers(storage: Storage, read: Read) -> Tensor:
+    if not storage.numel:
+        return torch.empty(0, dtype=storage.dtype)
+    return torch.frombuffer(read(storage), dtype=storage.dtype)
+
+
+def _view(numbers: Tensor, stored: Tensor | StoredTensor) -> Tensor:
+    assert isinstance(stored, StoredTensor)
     if not stored.nbytes:
-        return torch.empty(stored.shape, dtype=stored.storage.dtype)
-    numbers = torch.frombuffer(read(stored), dtype=stored.storage.dtype)
+        return numbers.new_empty(stored.shape)
     return numbers.as_strided(stored.shape, stored.stride, stored.offset).clone()
 
 
@@ -108,12 +136,18 @@ def _dict_of(module: Inert, name: str) -> dict[Any, Any]:
 
 
 def _open_safetensors(path: Path) -> TensorFile:
+    with path.open("rb") as file:
+        (header,) = struct.unpack("<Q", file.read(8))
+    if header > MAX_PICKLE:
+        raise Refused(f"its header is larger than {MAX_PICKLE >> 20} MiB")
     # Its tensors are there at once, mapped into memory.
-    return TensorFile(path, load_file(path), lambda: nullcontext(lambda tensor: bytearray()))
+    return TensorFile(
+        path, load_file(path), lambda: nullcontext(lambda storage: bytearray()), path.stat().st_size
+    )
 
 
 def _open_zip(path: Path) -> TensorFile:
-    with zipfile.ZipFile(path) as archive:
+    with _zip(path) as archive:
         records = {record.filename: record for record in archive.infolist()}
         if any(record.compress_type != zipfile.ZIP_STORED for record in records.values()):
             raise Refused("it is a compressed zip, and torch.save compresses nothing")
@@ -125,20 +159,39 @@ def _open_zip(path: Path) -> TensorFile:
         if records[pickles[0]].file_size > MAX_PICKLE:
             raise Refused(f"its pickle is larger than {MAX_PICKLE >> 20} MiB")
         folder = pickles[0].removesuffix("data.pkl")
-        if f"{folder}byteorder" in records and archive.read(f"{folder}byteorder") != b"little":
-            raise Refused("it was written on a big-endian machine")
+        if f"{folder}byteorder" in records:
+            with archive.open(f"{folder}byteorder") as order:
+                if order.read(8) != b"little":
+                    raise Refused("it was written on a big-endian machine")
         contents = read_pickle(io.BytesIO(archive.read(pickles[0])))
     for key, storage in _storages(contents).items():
         record = records.get(f"{folder}data/{key}")
-        if record is None or record.file_size != storage.numel * storage.dtype.itemsize:
+        if record is None or record.file_size != storage.nbytes:
             raise Refused(f"its part {key[:40]!r} does not hold {storage.numel} {storage.dtype}")
 
     @contextmanager
-    def reader() -> Iterator[Callable[[StoredTensor], bytearray]]:
-        with zipfile.ZipFile(path) as archive:
-            yield lambda tensor: bytearray(archive.read(f"{folder}data/{tensor.storage.key}"))
+    def reader() -> Iterator[Read]:
+        with _zip(path) as archive:
+            yield lambda storage: bytearray(archive.read(f"{folder}data/{storage.key}"))
 
-    return TensorFile(path, contents, reader)
+    return TensorFile(path, contents, reader, path.stat().st_size)
+
+
+@contextmanager
+def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The zip at `path`, unless the list of its parts is long: in memory it takes ten times what the file holds."""
+    with _ShortReads(path) as file, zipfile.ZipFile(file) as archive:
+        file.most = MAX_FILE
+        yield archive
+
+
+class _ShortReads(io.FileIO):
+    most = MAX_DIRECTORY
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > self.most:
+            raise Refused(f"the list of its parts is larger than {self.most >> 20} MiB")
+        return super().read(size)
 
 
 def _open_legacy(path: Path) -> TensorFile:
@@ -155,28 +208,28 @@ def _open_legacy(path: Path) -> TensorFile:
         places = _legacy_places(file, head.tell(), keys, _storages(contents))
 
     @contextmanager
-    def reader() -> Iterator[Callable[[StoredTensor], bytearray]]:
+    def reader() -> Iterator[Read]:
         with path.open("rb") as file:
 
-            def read(tensor: StoredTensor) -> bytearray:
-                file.seek(places[tensor.storage.key])
-                return bytearray(file.read(tensor.storage.numel * tensor.storage.dtype.itemsize))
+            def read(storage: Storage) -> bytearray:
+                file.seek(places[storage.key])
+                return bytearray(file.read(storage.nbytes))
 
             yield read
 
-    return TensorFile(path, contents, reader)
+    return TensorFile(path, contents, reader, path.stat().st_size)
 
 
 def _legacy_places(file: IO[bytes], start: int, keys: Any, storages: Mapping[str, Storage]) -> dict[str, int]:
     """Where each storage's numbers begin, checked to end within the file."""
     size, places = file.seek(0, io.SEEK_END), {}
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or {*keys} != {*storages}:
         raise Refused("its list of storages does not fit its tensors")
-    for key in map(str, keys):
+    for key in keys:
         storage = storages[key]
         file.seek(start)
         length = file.read(8)
-        end = start + 8 + storage.numel * storage.dtype.itemsize
+        end = start + 8 + storage.nbytes
         if len(length) < 8 or struct.unpack("<q", length)[0] != storage.numel or end > size:
             raise Refused("it is cut off or damaged")
         places[key] = start + 8

@@ -1,18 +1,21 @@
-"""Files of the released code (microsoft/unilm, beit/): pre-training and fine-tuning, released or from a run.
+"""Files of the released code (microsoft/unilm, beit/): pre-training, fine-tuning, segmentation; released or of a run.
 
 They hold {"model": weights}, {"module": weights} or the weights alone, and a run's own optimizer and arguments
 beside them, which are not read. A file tells neither its normalisation (unless it has a run's arguments), nor a
-grid that is not square, nor, without a bias table, its heads.
+grid that is not square, nor, without a bias table, its heads. Segmentation is mmsegmentation's: {"state_dict":
+weights, "meta": ...}, where the latter names classes and colours; it does not tell which blocks the decoder reads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from beit.checkpoints import upernet
 from beit.checkpoints.architecture import DEFAULT_GRID, WIDTH_OF_HEAD
 from beit.checkpoints.foreign import Foreign
 from beit.checkpoints.key_map import KeyMap
@@ -22,6 +25,7 @@ from beit.config import PIXEL_STATISTICS, EncoderConfig, UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.position import relative_position_index
+from beit.models.segmentation import SemanticSegmenter, released_layers
 
 NAME = "unilm"
 _TABLE = "relative_position_bias_table"
@@ -41,15 +45,25 @@ KEYS = KeyMap(
     ],
     ignored=INDICES,
 )
+_BACKBONE = "backbone."
+_PYRAMIDS = (8, 16)
+"""Patch sizes that the released code has a pyramid for."""
+SEGMENTER_KEYS = KeyMap(
+    [*((f"encoder.{name}", _BACKBONE + name) for name in ENCODER), *upernet.rows(_BACKBONE, "conv_seg")],
+    ignored=[_BACKBONE + name for name in INDICES],
+)
 
 
 def reads(file: TensorFile) -> bool:
     """Whether the file is of this layout, or timm's, which is the same for classifiers."""
     weights = _weights(file.contents)
-    return weights is not None and "patch_embed.proj.weight" in weights
+    return weights is not None and ("patch_embed.proj.weight" in weights or _is_segmenter(weights))
 
 
 def open_file(file: TensorFile) -> Foreign:
+    weights = _weights(file.contents)
+    if weights is not None and _is_segmenter(weights):
+        return _open_segmenter(file, weights)
     arguments = file.contents.get("args")
     told = arguments.attributes if isinstance(arguments, Inert) else {}
     facts = {}
@@ -59,7 +73,7 @@ def open_file(file: TensorFile) -> Foreign:
     return Foreign(
         format=NAME,
         file=file,
-        tensors=file.tensors(_weights(file.contents)),
+        tensors=file.tensors(weights),
         table=KEYS,
         facts=facts,
         provenance={
@@ -71,39 +85,87 @@ def open_file(file: TensorFile) -> Foreign:
 def _weights(contents: Any) -> dict[str, Any] | None:
     if not isinstance(contents, dict):
         return None
-    for key in ("model", "module"):
+    for key in ("model", "module", "state_dict"):
         if isinstance(contents.get(key), dict):
             return dict(contents[key])
     return contents
 
 
-def write(model: nn.Module, destination: Path) -> list[str]:
-    """Writes {"model": weights} as a file; gives a line for each thing that such a file cannot tell."""
-    if not isinstance(model, MaskedImageModel | ImageClassifier):
-        raise UserError(f"a unilm file holds a masked image model or a classifier, no {type(model).__name__}")
-    weights = KEYS.write(model.state_dict(), NAME)
+def _is_segmenter(weights: Mapping[str, Any]) -> bool:
+    return f"{_BACKBONE}patch_embed.proj.weight" in weights
+
+
+def _open_segmenter(file: TensorFile, weights: Mapping[str, Any]) -> Foreign:
+    meta = file.contents.get("meta")
+    told = meta if isinstance(meta, dict) else {}
+    classes, palette = (told.get(name) or () for name in ("CLASSES", "PALETTE"))
+    mean, std = PIXEL_STATISTICS["imagenet"]
+    return Foreign(
+        format=NAME,
+        file=file,
+        tensors=file.tensors(weights),
+        table=SEGMENTER_KEYS,
+        # Of all segmentation in the released code, although its encoders were trained with 0.5.
+        facts={"pixel_mean": mean, "pixel_std": std},
+        classes=[str(name) for name in classes] if classes and isinstance(classes, list | tuple) else None,
+        description={"palette": [list(color) for color in palette]} if _are_colors(palette) else {},
+    )
+
+
+def _are_colors(values: Any) -> bool:
+    return (
+        isinstance(values, list | tuple)
+        and bool(values)
+        and all(isinstance(value, list | tuple) and len(value) == 3 for value in values)
+        and all(type(x) is int and 0 <= x < 256 for value in values for x in value)
+    )
+
+
+def write(
+    model: nn.Module, destination: Path, classes: Sequence[str] | None, description: Mapping[str, Any]
+) -> list[str]:
+    """Writes {"model": weights}, or mmsegmentation's dict for a segmenter, as a file; gives a line for each thing
+    that such a file cannot tell."""
+    if not isinstance(model, MaskedImageModel | ImageClassifier | SemanticSegmenter):
+        raise UserError(
+            f"a unilm file holds a masked image model, a classifier or a segmenter, no {type(model).__name__}"
+        )
     encoder: BeitEncoder = model.encoder
+    segments = isinstance(model, SemanticSegmenter)
+    if isinstance(model, SemanticSegmenter):
+        upernet.require_upernet(model, "the released code")
+        if encoder.config.patch_size not in _PYRAMIDS:
+            raise UserError(
+                f"the released code has a pyramid for patches of 8 and 16 pixels: it cannot hold one for patches "
+                f"of {encoder.config.patch_size}"
+            )
+    weights = (SEGMENTER_KEYS if segments else KEYS).write(model.state_dict(), NAME)
     # The released code wants the index of its tables beside them; all blocks share one.
     index = relative_position_index(encoder.grid)
     tables = [key for key in weights if key.endswith(_TABLE)]
     weights |= {key.replace(_TABLE, "relative_position_index"): index for key in tables}
+    meta = {"CLASSES": tuple(classes or ()) or None, "PALETTE": description.get("palette")}
     with destination.open("wb") as file:
-        torch.save({"model": weights}, file)
-    return untold(encoder.config)
+        torch.save({"meta": meta, "state_dict": weights} if segments else {"model": weights}, file)
+    return untold(model)
 
 
-def untold(config: EncoderConfig) -> list[str]:
-    """What a state dict alone would not tell of this architecture."""
+def untold(model: MaskedImageModel | ImageClassifier | SemanticSegmenter) -> list[str]:
+    """What a state dict alone would not tell of this model."""
+    config: EncoderConfig = model.encoder.config
     rows, columns = config.grid
     square = rows == columns and (config.position != "none" or config.grid == DEFAULT_GRID)
     heads = "bias" in config.position or config.width == WIDTH_OF_HEAD * config.num_heads
-    half = (0.5, 0.5, 0.5)
+    segments = isinstance(model, SemanticSegmenter)
+    mean, std = PIXEL_STATISTICS["imagenet" if segments else "half"]
     facts = {
         f"num_heads={config.num_heads}": heads,
         f"grid=({rows}, {columns})": square,
-        f"pixel_mean={config.pixel_mean}": config.pixel_mean == half,
-        f"pixel_std={config.pixel_std}": config.pixel_std == half,
+        f"pixel_mean={config.pixel_mean}": config.pixel_mean == mean,
+        f"pixel_std={config.pixel_std}": config.pixel_std == std,
     }
+    if isinstance(model, SemanticSegmenter):
+        facts[f"layers={model.layers}"] = model.layers == released_layers("upernet", config.depth)
     lines = [
         f"the file cannot tell {fact}: state it when loading" for fact, known in facts.items() if not known
     ]

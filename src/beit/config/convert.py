@@ -24,6 +24,8 @@ class ConvertConfig:
     """Mean that images were normalised with, where the source cannot tell; 0.5 by default."""
     pixel_std: tuple[float, float, float] | None = None
     """Standard deviation of the same; 0.5 by default."""
+    layers: tuple[int, int, int, int] | None = None
+    """Blocks, 0 the first, that a segmenter's decoder reads, where the source cannot tell or tells them wrong."""
     strict: bool = True
     """Refuse unknown and missing weights; otherwise leave them out and draw them anew."""
     push: str | None = None

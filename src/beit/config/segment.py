@@ -78,14 +78,14 @@ class SegmentConfig(StartConfig):
     SIZE_FLAG: ClassVar[str] = "--crop"
 
     def __post_init__(self) -> None:
-        if self.crop is not None and self.patch_size:
+        require_positive({"--crop": min(self.stated_size or (1,)), "--patch-size": self.patch_size})
+        if self.patch_size is not None:
             self.require_whole_patches(self.patch_size)
         super().__post_init__()
         require_share({"--category-share": self.category_share, "--flip": self.flip})
         require_share({"--head-dropout": self.head_dropout}, below_one=True)
         require_positive(
             {
-                "--crop": min(self.stated_size or (1,)),
                 "--stride": min(self.sides(self.stride) or (1,)),
                 "--channels": self.channels,
                 "--resize": self.resize,
@@ -126,7 +126,13 @@ class SegmentConfig(StartConfig):
         """Steps between windows of the size `crop`; None to judge images in one pass."""
         if self.window == "whole":
             return None
-        return self.sides(self.stride) or self.two_thirds(crop)
+        down, right = self.sides(self.stride) or self.two_thirds(crop)
+        if down > crop[0] or right > crop[1]:
+            raise UserError(
+                f"--stride {down} {right} is larger than the windows of {crop[0]}x{crop[1]} px and would leave gaps; "
+                f"choose a smaller one"
+            )
+        return down, right
 
     @staticmethod
     def two_thirds(crop: Sides) -> Sides:

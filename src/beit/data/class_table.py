@@ -70,22 +70,25 @@ class ClassTable:
 
         Raises :class:`UserError` where a number has no class.
         """
-        if numbers.dtype == np.uint8:
-            found = np.frombuffer(numbers.tobytes().translate(self._translation()), dtype=np.uint8).copy()
-            classes = found.reshape(numbers.shape)
-            if not (classes == _UNKNOWN).any():
-                return torch.from_numpy(classes)
-            wrong = int(numbers[classes == _UNKNOWN].max())
-        else:
-            outside = (numbers < 0) | (numbers > IGNORE)
-            if not outside.any():
-                return self.indices(numbers.astype(np.uint8), name)
-            wrong = int(numbers[outside].max())
+        if numbers.dtype != np.uint8:
+            self.require(int(numbers.min()), name)
+            self.require(int(numbers.max()), name)
+            numbers = numbers.astype(np.uint8)
+        # A translation of bytes takes a fourth of the time of numpy's take.
+        found = np.frombuffer(numbers.tobytes().translate(self._translation()), dtype=np.uint8)
+        classes = found.reshape(numbers.shape).copy()
+        if (unknown := classes == _UNKNOWN).any():
+            self.require(int(numbers[unknown].max()), name)
+        return torch.from_numpy(classes)
+
+    def require(self, number: int, name: str) -> None:
+        """UserError naming the file `name` unless `number` has a class, or means "no class"."""
         last = self.first + len(self.names) - 1
-        raise UserError(
-            f"{name} holds the number {wrong}, but {self.origin} has classes {self.first} to {last} alone "
-            f"({IGNORE} is ignored); correct the map or the class table (--classes)"
-        )
+        if not (0 <= number <= last or number == IGNORE):
+            raise UserError(
+                f"{name} holds the number {number}, but the classes of {self.origin} run from {self.first} to {last} "
+                f"({IGNORE}: no class); correct the map, or the table of classes (--classes)"
+            )
 
     def _translation(self) -> bytes:
         """Class index by number, for 0..255."""
@@ -151,6 +154,11 @@ def read_class_table(path: str, reduce_zero_label: bool) -> tuple[ClassTable, li
         path,
     )
     return table, [f"{path}: {row.value} ('{row.name}') is ignored" for row in ignored]
+
+
+def read_class_names(path: str) -> dict[int, str]:
+    """The names in a class table by their numbers as they stand there."""
+    return {row.value: row.name for row in _read_rows(path)}
 
 
 def _read_rows(path: str) -> list[ClassRow]:

@@ -95,7 +95,9 @@ def upright_size(data: bytes, name: str, max_megapixels: float = 64) -> tuple[in
     """(height, width) of the picture that :func:`decode_image` gives, from its header alone."""
     image = open_pillow(data, name, max_megapixels)
     try:
-        sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     except Exception:  # unreadable EXIF says nothing about the pixels
         sideways = False
     return (image.width, image.height) if sideways else (image.height, image.width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image, ImageFile
 from beit.config import UserError
 from beit.data.decode import ImageError, open_pillow
 
-_LOSSY = ("JPEG", "MPO")
+_LOSSY = ("JPEG", "MPO", "JPEG2000")
 _SCALED_BITS = {"L;2": 85, "L;4": 17}
 """Gray of 2 and 4 bits, which Pillow spreads over 0..255."""
 
@@ -25,7 +26,7 @@ def decode_label_map(data: bytes, name: str, max_megapixels: float = 64) -> NDAr
     image = open_pillow(data, name, max_megapixels)
     if image.format in _LOSSY:
         raise UserError(
-            f"{name} is a JPEG, which changes the numbers of classes; write label maps as PNG from their source"
+            f"{name} is a JPEG file, which changes the numbers of classes; write label maps as PNG from their source"
         )
     if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
         raise UserError(
@@ -34,7 +35,9 @@ def decode_label_map(data: bytes, name: str, max_megapixels: float = 64) -> NDAr
         )
     scale = _SCALED_BITS.get(_raw_mode(image), 1)
     try:
-        numbers = np.array(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata that plays no part here
+            numbers = np.array(image)
     except Exception as error:  # a damaged file may fail in any way a parser can fail
         raise ImageError(name, str(error) or type(error).__name__) from error
     if numbers.dtype == np.bool_:

@@ -1,13 +1,12 @@
-"""Images with label maps: ``images/`` beside ``annotations/``, as ADE20K lays them out, or the built-in scenes.
+"""Images with label maps as a source: folders and tars in ADE20K's layout, or the built-in scenes.
 
-A map lies where its image does, under the same name: ``images/training/street.jpg`` and
-``annotations/training/street.png``. Wrong maps are mistakes in the data and stop a run; damaged files are left out.
+Wrong maps are mistakes in the data and stop a run; damaged files are left out like any others.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,20 +19,19 @@ from beit.data.class_table import (
     IGNORE,
     MAX_CLASSES,
     ClassTable,
+    Color,
     find_class_table,
     named_table,
     read_class_table,
 )
 from beit.data.combined import Subset
-from beit.data.decode import ImageError
 from beit.data.demo_scenes import DemoSource
-from beit.data.files import FileSource, choose_members
-from beit.data.label_maps import decode_label_map
-from beit.data.listing import Listing, Member, list_data
+from beit.data.files import choose_members
+from beit.data.listing import Listing, list_data
+from beit.data.map_files import MapFiles, check_layout, notes_on_spare_maps, open_map_files
 from beit.data.named_sets import NAMED_SETS
 from beit.data.sources import representative
 
-IMAGES, MAPS = "images/", "annotations/"
 _COUNTED = 500  # maps that tell the number of classes where nothing else does
 _LOOKED_OVER = 16  # maps that are read before a run starts
 
@@ -49,30 +47,6 @@ class LabelMaps(Protocol):
     def fingerprint(self) -> str: ...
 
 
-class MapFiles(FileSource):
-    """Files of label maps, each as large as the image of its number in `images`."""
-
-    def __init__(
-        self,
-        images: FileSource,
-        listings: Sequence[Listing],
-        chosen: Sequence[Sequence[Member]],
-        max_megapixels: float,
-    ) -> None:
-        super().__init__(listings, chosen, max_megapixels=max_megapixels)
-        self._images = images
-
-    def label_map(self, index: int) -> NDArray[np.integer[Any]]:
-        numbers = decode_label_map(self.read(index), self.name(index), self._max_megapixels)
-        height, width = self._images.size(index)
-        if numbers.shape != (height, width):
-            raise UserError(
-                f"{self.name(index)} has {numbers.shape[1]}x{numbers.shape[0]} pixels, its image "
-                f"{self._images.name(index)} {width}x{height}; they must be of one size"
-            )
-        return numbers
-
-
 class DemoMaps:
     """Label maps of the built-in scenes."""
 
@@ -85,7 +59,7 @@ class DemoMaps:
 
 
 class PairSource(Subset):
-    """Some images of a source with their label maps."""
+    """The images `indices` of a source, with their label maps."""
 
     def __init__(
         self,
@@ -102,16 +76,12 @@ class PairSource(Subset):
         self.notes = [*images.notes, *notes]
 
     @property
-    def palette(self) -> tuple[tuple[int, int, int], ...]:
-        """A colour for each class, red, green and blue of 0..255."""
+    def palette(self) -> tuple[Color, ...]:
+        """A colour for each class."""
         return self.table.palette
 
-    def map_name(self, index: int) -> str:
-        """What messages call the label map."""
-        return self._maps.name(int(self._indices[index]))
-
     def label(self, index: int) -> Tensor:
-        """uint8 (H, W): an index into `classes` for each pixel, 255 = none.
+        """uint8 (H, W): an index into `classes` for each pixel, 255 = no class.
 
         Raises :class:`ImageError` for a damaged file, and :class:`UserError` for a map that does not fit its image or
         the classes.
@@ -120,7 +90,8 @@ class PairSource(Subset):
         return self.table.indices(self._maps.label_map(inner), self._maps.name(inner))
 
     def describe(self) -> str:
-        return f"{super().describe()}, with label maps of {len(self.classes)} classes"
+        images = self._source.describe() if len(self) == len(self._source) else super().describe()
+        return f"{images}, with label maps of {len(self.classes)} classes"
 
     @property
     def fingerprint(self) -> str:
@@ -145,119 +116,50 @@ def open_pairs(
 
     `reduce_zero_label` makes 0 in a map "no class", and 1 the first one. Classes come from the file `class_table`, or
     from one that lies in the folder under a usual name, or are counted in the training maps; `classes` are those of a
-    model that has its own. Raises :class:`UserError` for data that does not fit together, as far as names and the
-    first few maps tell.
+    model that has its own. Raises :class:`UserError` for data that does not fit together, as far as names and a few
+    maps tell; the others are looked at when they are read.
     """
     if "demo" in data:
         if len(data) > 1:
-            raise UserError("--data: demo has classes of its own; segment it alone")
+            raise UserError("--data: demo has classes of its own; train on it alone")
         scenes = DemoSource(split, size=demo_size, on_progress=on_progress)
-        names = scenes.label_classes[int(reduce_zero_label) :]
-        table = named_table(names, reduce_zero_label, "--data demo")
+        table = named_table(scenes.label_classes[int(reduce_zero_label) :], reduce_zero_label, "--data demo")
         _check_classes(table, classes)
         return PairSource(scenes, DemoMaps(scenes), _limited(scenes, limit, seed), table)
-    listings = list_data([_existing(value) for value in data])
-    for listing in listings:
-        _check_layout(listing)
+    listings = _listings(data)
     chosen = choose_members(listings, split, holdout, paired=True)
-    images = FileSource(listings, chosen.members, max_megapixels=max_megapixels, notes=chosen.notes)
-    maps = MapFiles(images, listings, _matching(listings, chosen.members), max_megapixels)
-    notes = _notes_on_spare_maps(listings, [*chosen.training, *chosen.members])
-    path = class_table or _found_table(listings)
-    if path is not None:
-        table, told = read_class_table(path, reduce_zero_label)
-        notes += told
+    notes = [*chosen.notes, *notes_on_spare_maps(listings)]
+    images, maps = open_map_files(listings, chosen.members, max_megapixels=max_megapixels, notes=notes)
+    seen, _ = maps.numbers(_LOOKED_OVER)
+    _refuse_black_and_white(seen)
+    if (path := class_table or found_class_table(listings)) is not None:
+        table, notes = read_class_table(path, reduce_zero_label)
         _check_classes(table, classes)
     elif classes is not None:
-        table = named_table(classes, reduce_zero_label, "the model")
+        table, notes = named_table(classes, reduce_zero_label, "the model"), []
     else:
         known = chosen.training if any(chosen.training) else chosen.members
-        trained_on = FileSource(listings, known, max_megapixels=max_megapixels)
-        table = _counted(
-            MapFiles(trained_on, listings, _matching(listings, known), max_megapixels), reduce_zero_label
-        )
-        notes.append(
-            f"{table.origin} has {len(table.names)} classes, known by numbers alone; --classes FILE names them"
-        )
-    source = PairSource(images, maps, _limited(images, limit, seed), table, notes)
-    _look_over(maps, table)
-    return source
+        _, to_count = open_map_files(listings, known, max_megapixels=max_megapixels)
+        table = _counted(to_count, reduce_zero_label)
+        notes = [
+            f"{len(table.names)} classes, the numbers in {table.origin}; --classes FILE gives them names"
+        ]
+    for number, name in seen.items():
+        table.require(number, name)
+    return PairSource(images, maps, _limited(images, limit, seed), table, notes)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Which map belongs to which image
-
-
-def _existing(value: str) -> str:
-    if value in NAMED_SETS and not os.path.exists(value):
-        raise UserError(f"--data {value} has no label maps; name a folder with images/ and annotations/")
-    return value
-
-
-def _check_layout(listing: Listing) -> None:
-    tops = {member.path.partition("/")[0] + "/" for member in listing.members}
-    if {IMAGES, MAPS} <= tops:
-        return
-    inner = next((m.path.partition(f"/{MAPS}")[0] for m in listing.members if f"/{MAPS}" in m.path), None)
-    remedy = (
-        f"name the folder {os.path.join(listing.root, inner)} itself"
-        if inner is not None
-        else "put images into images/training and their label maps, under the same names, into annotations/training"
-    )
-    missing = " and no ".join(name for name in (IMAGES, MAPS) if name not in tops)
-    raise UserError(f"--data {listing.root} has no {missing} with pictures in it; {remedy}")
-
-
-def _stem(path: str, top: str) -> str:
-    return os.path.splitext(path[len(top) :])[0]
-
-
-def _matching(listings: Sequence[Listing], members: Sequence[Sequence[Member]]) -> list[list[Member]]:
-    """The label map of every image; :class:`UserError` for an image without one, or with two."""
-    matched, missing = [], []
-    for listing, images in zip(listings, members, strict=True):
-        maps = _maps_by_stem(listing)
-        matched.append([maps[stem] for m in images if (stem := _stem(m.path, IMAGES)) in maps])
-        missing += [(listing.root, m.path) for m in images if _stem(m.path, IMAGES) not in maps]
-    if missing:
-        root, path = missing[0]
-        more = f" (nor have {len(missing) - 1:,} others)" if len(missing) > 1 else ""
-        raise UserError(
-            f"--data {root}: {path} has no label map {MAPS}{_stem(path, IMAGES)}.png{more}; add it, or remove the "
-            f"image"
-        )
-    return matched
-
-
-def _maps_by_stem(listing: Listing) -> Mapping[str, Member]:
-    maps: dict[str, Member] = {}
-    for member in listing.members:
-        if member.path.startswith(MAPS):
-            other = maps.setdefault(_stem(member.path, MAPS), member)
-            if other is not member:
-                raise UserError(
-                    f"--data {listing.root}: {other.path} and {member.path} are label maps of one image; keep one"
-                )
-    return maps
-
-
-def _notes_on_spare_maps(listings: Sequence[Listing], members: Sequence[Sequence[Member]]) -> list[str]:
-    """What lies in the folders of maps without an image there."""
-    notes = []
+def _listings(data: Sequence[str]) -> list[Listing]:
+    for value in data:
+        if value in NAMED_SETS and not os.path.exists(value):
+            raise UserError(f"--data {value} has no label maps; name a folder with images/ and annotations/")
+    listings = list_data(data)
     for listing in listings:
-        images = {_stem(m.path, IMAGES) for m in listing.members if m.path.startswith(IMAGES)}
-        if spare := [m.path for stem, m in _maps_by_stem(listing).items() if stem not in images]:
-            notes.append(
-                f"{listing.root}: {len(spare):,} label maps without an image ignored, the first being {spare[0]}"
-            )
-    return notes
+        check_layout(listing)
+    return listings
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Classes
-
-
-def _found_table(listings: Sequence[Listing]) -> str | None:
+def found_class_table(listings: Sequence[Listing]) -> str | None:
     """The class table that lies in one of the folders, or beside the tars."""
     folders = [os.path.dirname(listing.tars[0]) if listing.tars else listing.root for listing in listings]
     found = [path for folder in folders if (path := find_class_table(folder)) is not None]
@@ -268,56 +170,33 @@ def _found_table(listings: Sequence[Listing]) -> str | None:
     return found[0] if found else None
 
 
+def _counted(maps: MapFiles, reduce_zero_label: bool) -> ClassTable:
+    """Classes up to the highest number in the maps, or in an even choice of them; their names are the numbers."""
+    found, count = maps.numbers(_COUNTED)
+    highest = max(found.keys() - {IGNORE}, default=0)
+    if highest > MAX_CLASSES:
+        raise UserError(
+            f"{found[highest]} holds the number {highest}; {MAX_CLASSES} classes at most can be told apart"
+        )
+    names = [str(number) for number in range(int(reduce_zero_label), highest + 1)]
+    return named_table(names, reduce_zero_label, f"{count:,} of {len(maps):,} label maps")
+
+
+def _refuse_black_and_white(seen: dict[int, str]) -> None:
+    """A mask of 0 and 255 would teach nothing, because 255 says that a pixel has no class."""
+    if seen.keys() == {0, IGNORE}:
+        raise UserError(
+            f"{seen[IGNORE]} holds 0 and {IGNORE} alone, like every other map that was looked at; {IGNORE} means "
+            f"'no class', so number the classes 0, 1, 2 ..."
+        )
+
+
 def _check_classes(table: ClassTable, classes: Sequence[str] | None) -> None:
     if classes is not None and tuple(classes) != table.names:
         raise UserError(
             f"{table.origin} has {len(table.names)} classes ({table.names[0]}, ...), the model {len(classes)} "
-            f"({classes[0]}, ...), or in another order; evaluate on data of the model's classes"
+            f"({classes[0]}, ...), or in another order; choose data with the model's classes"
         )
-
-
-def _counted(maps: MapFiles, reduce_zero_label: bool) -> ClassTable:
-    """Classes up to the highest number in the maps, or in an even choice of them."""
-    highest, chosen = 0, _spread(len(maps), _COUNTED)
-    for index, numbers in _readable(maps, chosen):
-        number = int(numbers[numbers != IGNORE].max(initial=0))
-        if number > MAX_CLASSES:
-            raise UserError(
-                f"{maps.name(index)} holds the number {number}; at most {MAX_CLASSES} classes can be told apart"
-            )
-        highest = max(highest, number)
-    read = f"{len(chosen):,} of {len(maps):,} maps read" if len(chosen) < len(maps) else "all maps read"
-    names = [str(number) for number in range(int(reduce_zero_label), highest + 1)]
-    return named_table(names, reduce_zero_label, f"--data ({read})")
-
-
-def _look_over(maps: MapFiles, table: ClassTable) -> None:
-    """Refuse what the first few maps show to be wrong before anything is trained."""
-    seen: set[int] = set()
-    for index, numbers in _readable(maps, _spread(len(maps), _LOOKED_OVER)):
-        table.indices(numbers, maps.name(index))
-        seen.update(np.unique(numbers).tolist())
-    if seen and seen <= {0, IGNORE} and (IGNORE in seen or table.reduce_zero_label):
-        only = " and ".join(map(str, sorted(seen)))
-        meaning = "both mean" if len(seen) > 1 and table.reduce_zero_label else f"{max(seen)} means"
-        raise UserError(
-            f"{maps.name(0)} and {_LOOKED_OVER - 1} other label maps hold {only} alone, and {meaning} 'no class'; "
-            f"number the classes 0, 1, 2 and so on"
-        )
-
-
-def _readable(maps: MapFiles, indices: Iterable[int]) -> Iterable[tuple[int, NDArray[np.integer[Any]]]]:
-    """The maps of these numbers without the damaged ones, which training will report."""
-    for index in indices:
-        try:
-            yield index, maps.label_map(index)
-        except ImageError:
-            continue
-
-
-def _spread(size: int, count: int) -> list[int]:
-    """At most `count` numbers below `size`, evenly spaced."""
-    return sorted({index * size // count for index in range(count)})
 
 
 def _limited(images: Source, limit: int | None, seed: int) -> Sequence[int]:

@@ -31,7 +31,7 @@ def find_splits(root: str, paths: Sequence[str], *, paired: bool = False) -> Spl
     ignored: dict[str, int] = {}
     if {"images", "annotations"} <= top.keys():
         base, train_names = "images/", ("training", "train")
-        ignored = {} if paired else {"annotations/ (label maps)": top["annotations"]}
+        ignored = {} if paired else {"annotations/ (label maps for segmentation)": top["annotations"]}
     elif len(top) == 1 and "train" in _children(paths, f"{next(iter(top))}/"):
         base = f"{next(iter(top))}/"  # an unpacked archive: everything lies in one folder
     names = _children(paths, base)

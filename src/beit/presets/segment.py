@@ -97,10 +97,9 @@ SEGMENT: Mapping[str, Preset] = {
         "docs/results.md",
     ),
     "demo": Preset(
-        {**SMALL_DECODER, "channels": 32, "drop_path_rate": 0.0, "layer_decay": 0.75}
-        | {"scale": (0.75, 1.5), "window": "whole", "batch_size": 16, "lr_batch_size": 16, "lr": 1e-3}
-        | {"steps": 150, "warmup_steps": 15, "evaluations": 2, "eval_images": 128, "log_every": 10}
-        | {"save_every": "1m"},
+        {**SMALL_DECODER, "decoder": "pup", "drop_path_rate": 0.0, "layer_decay": 0.9, "photometric": False}
+        | {"window": "whole", "batch_size": 8, "lr_batch_size": 8, "lr": 2e-3, "steps": 400}
+        | {"warmup_steps": 20, "evaluations": 2, "eval_images": 128, "log_every": 20, "save_every": "1m"},
         "the built-in scenes, pixel by pixel: the end of beit demo",
         "ours",
         "docs/results.md",

@@ -16,6 +16,7 @@ def convert(config: ConvertConfig) -> list[str]:
         grid=config.grid,
         pixel_mean=config.pixel_mean,
         pixel_std=config.pixel_std,
+        layers=config.layers,
         strict=config.strict,
         push=config.push,
     )

@@ -33,10 +33,14 @@ def starting_segmenter(
     """The segmenter before its first step, and a line for everything that was taken over, changed or drawn."""
     encoder, start, told = starting_encoder(config)
     upernet = config.decoder == "upernet"
-    layers = released_layers(config.decoder, encoder.config.depth) if config.layers is None else config.layers
+    layers = config.layers
+    if layers is None:
+        layers = released_layers(config.decoder, encoder.config.depth)
+        if not upernet and not config.auxiliary_weight:
+            layers = layers[-1:]  # the others are for auxiliary heads
     channels = config.channels or (encoder.config.width if upernet else PUP_CHANNELS)
     dropout = config.head_dropout
-    _require_all_blocks(layers, encoder.config.depth)
+    _require_last_block(layers, encoder.config.depth)
     model = SemanticSegmenter(
         encoder,
         len(classes),
@@ -167,7 +171,7 @@ def _require_agreement(config: StartConfig, found: EncoderConfig) -> None:
                 )
 
 
-def _require_all_blocks(layers: tuple[int, ...], depth: int) -> None:
+def _require_last_block(layers: tuple[int, ...], depth: int) -> None:
     """UserError where blocks above those that the decoder reads would never learn."""
     if not layers or layers[-1] != depth - 1:
         given = " ".join(map(str, layers))

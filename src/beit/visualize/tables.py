@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from beit.visualize.curves import NOT_FIGURES
 from beit.visualize.figures import Figure, figure_of
-from beit.visualize.run_record import RunRecord, find, flatten
+from beit.visualize.run_record import RunRecord, find, flatten, regions
 
 NOT_RESULTS = NOT_FIGURES | {"epochs", "parameters", "skipped_steps", "steps", "vocab_size"}
 Line = tuple[str, list[str]]
@@ -124,7 +124,7 @@ def _cells(record: RunRecord) -> dict[str, Cell]:
 
 def class_rows(records: Sequence[RunRecord]) -> Iterator[ClassRow]:
     """How well each class's region is found, for finished runs of segmentation; nothing for other runs."""
-    tables = [_regions(record) for record in records]
+    tables = [regions(record) for record in records]
     figure = Figure("iou", "", style="percent")
 
     def percent(entry: Mapping[str, Any], key: str) -> str:
@@ -136,13 +136,6 @@ def class_rows(records: Sequence[RunRecord]) -> Iterator[ClassRow]:
         color = next((found for record in records if (found := _color(record, name))), None)
         share = next(percent(entry, "share") for entry in entries if entry)
         yield ClassRow(name, color, share, tuple(percent(entry, "iou") for entry in entries))
-
-
-def _regions(record: RunRecord) -> dict[str, Mapping[str, Any]]:
-    """Figures by class, of a run whose results have them."""
-    classes = record.results.get("classes")
-    entries = classes.items() if isinstance(classes, Mapping) else ()
-    return {str(name): entry for name, entry in entries if isinstance(entry, Mapping) and "iou" in entry}
 
 
 def _color(record: RunRecord, name: str) -> str | None:
