@@ -73,7 +73,7 @@ FINETUNE = ["--data", "x", "--out", "y", "--init", "i"]
         (["tokenizer", "--data", "x", "--out", "y", "--stride", "3"], "power of two"),
         (["pretrain", *TRAINING, "--lr", "1", "--lr", "2"], "--lr is given twice"),
         (["pretrain", *TRAINING, "--steps", "1.5"], "--steps cannot be '1.5'"),
-        (["pretrain", "--data", "x", "--out", "y", "--tokenizer", "y"], "--out is the tokenizer's own run"),
+        (["pretrain", "--data", "x", "--out", "y", "--tokenizer", "y"], "--out is the run of --tokenizer"),
         (["tokenizer", "--data", "no/such/folder", "--out", "y", "--devices", "2"], "no/such/folder"),
         (
             ["finetune", "--data", "x", "--out", "y", "--width", "96"],

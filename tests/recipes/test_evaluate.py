@@ -77,7 +77,7 @@ def test_a_classifier_scores_what_torchmetrics_says(classifier: Path, tmp_path: 
     model = beit.load_model(classifier)
     source = open_source([str(data)], "eval", holdout=0.1, labeled=True, classes=CLASSES)
     whole = [i for i in range(len(source)) if "damaged" not in source.name(i)]
-    view, rng = EvaluationView((16, 16), crop_share=0.875), np.random.default_rng()
+    view, rng = EvaluationView((16, 16)), np.random.default_rng()
     images = torch.stack([view(source.image(i), rng).image for i in whole])
     labels = torch.tensor([source.label(i) for i in whole])
     with torch.no_grad():
@@ -100,6 +100,15 @@ def test_a_classifier_scores_what_torchmetrics_says(classifier: Path, tmp_path: 
     assert "damaged.png" in output.err
     assert "Top-1 accuracy" in output.out and "classes by row" in output.out
     assert json.loads((tmp_path / "out" / "figures.json").read_text()) == figures
+
+
+def test_several_processes_are_refused(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would print the figures of its own share as those of the whole."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="without torchrun"):
+        evaluate(config(classifier, labelled(tmp_path / "data")))
 
 
 def test_classes_are_matched_by_name(classifier: Path, tmp_path: Path) -> None:

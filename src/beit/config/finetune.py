@@ -27,8 +27,8 @@ class FinetuneConfig(StartConfig):
 
     image_size: int | None = None
     """Side of the images in pixels; null for that of `init`."""
-    pool: Literal["mean", "cls"] = "mean"
-    """Classify the mean of the patches, or the class token."""
+    pool: Literal["mean", "cls"] | None = None
+    """Classify the mean of the patches, or the class token; null for what a classifier in `init` does, else mean."""
     init_scale: float = 0.001
     """Scale of a new head's first weights."""
 
@@ -110,9 +110,3 @@ class FinetuneConfig(StartConfig):
     @property
     def stated_size(self) -> tuple[int, int] | None:
         return None if self.image_size is None else (self.image_size, self.image_size)
-
-    def crop_share(self, image_size: tuple[int, int]) -> float:
-        """`crop_pct`, or the released code's rule for images of this size."""
-        if self.crop_pct is not None:
-            return self.crop_pct
-        return 0.875 if 32 < max(image_size) < 384 else 1.0

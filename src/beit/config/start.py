@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from beit.config.architecture import PIXEL_STATISTICS, EncoderConfig
-from beit.config.errors import UserError, require, require_positive, require_share
+from beit.config.errors import UserError, require_positive, require_share
 from beit.config.run import TrainingConfig
 
 SCRATCH = ("patch_size", "width", "depth", "num_heads")
@@ -50,9 +50,7 @@ class StartConfig(TrainingConfig):
         require_share({"--layer-decay": self.layer_decay})
         require_positive({"--layer-decay": self.layer_decay})
         require_share({"--drop-path-rate": self.drop_path_rate, "--dropout": self.dropout}, below_one=True)
-        require(
-            self.init is None or self.out != self.init, "--out is the run of --init; choose another folder"
-        )
+        self.require_other_run("--init", self.init)
         if self.init is None:
             self.architecture()
 

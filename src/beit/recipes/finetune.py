@@ -11,7 +11,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from beit.config import EncoderConfig, FinetuneConfig, StartConfig
+from beit.config import EncoderConfig, FinetuneConfig, StartConfig, default_crop
 from beit.data.augment import ClassificationView
 from beit.data.batches import LabeledBatch
 from beit.data.few_labels import label_share, labels_per_class
@@ -52,7 +52,7 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
         return classification_sums(model(batch.image), targets, multilabel=config.multilabel)
 
     encoder = model.encoder.config
-    crop_pct = config.crop_share(encoder.image_size)
+    crop_pct = default_crop(encoder.image_size) if config.crop_pct is None else config.crop_pct
     stage.train(
         Method(
             model=model,
@@ -84,7 +84,9 @@ def prepare_labels(config: FinetuneConfig, stage: Stage) -> Labels:
     """Give the stage's images their labels, and keep few for training where asked for; returns what they mean."""
     if config.labels is not None:
         file = LabelFile(config.labels, multilabel=config.multilabel)
-        stage.source, stage.held_back = file.apply(stage.source), file.apply(stage.held_back)
+        stage.source, stage.held_back = file.apply(stage.source), file.apply(stage.held_back, held_back=True)
+        if unused := file.unused():
+            stage.source.notes.append(unused)
         labels = file.labels
     else:
         assert stage.source.classes is not None  # open_source refuses data without labels

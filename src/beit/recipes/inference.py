@@ -13,7 +13,7 @@ from rich.console import Console as Terminal
 from rich.progress import Progress
 from torch import Tensor
 
-from beit.config import UserError
+from beit.config import UserError, default_crop
 from beit.data.base import Source, Split
 from beit.data.loaders import OnBad, View, evaluation_batches
 from beit.data.views import EvaluationView
@@ -53,7 +53,9 @@ class Machine(NamedTuple):
 
 
 def open_machine(precision: str, workers: int | Literal["auto"]) -> Machine:
-    """This machine, for a verb that trains nothing."""
+    """This machine, for a verb that trains nothing. UserError for several ranks: each would judge its own share."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("only training takes several processes; start this command alone, without torchrun")
     compute = open_compute()
     return Machine(compute, choose_precision(precision, compute.device), num_workers(workers, compute))
 
@@ -145,8 +147,3 @@ def classifier_view(size: tuple[int, int], description: dict[str, Any]) -> Evalu
         )
     crop = description.get("crop_pct")
     return EvaluationView(size, crop_share=default_crop(size) if crop is None else crop)
-
-
-def default_crop(size: tuple[int, int]) -> float:
-    """The share of the resized image's side that is shown: all of it from 384 px on (released code)."""
-    return 0.875 if min(size) < 384 else 1.0

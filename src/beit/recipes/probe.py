@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beit.checkpoints.store import load_encoder, weights_sha256
-from beit.config import ProbeConfig, UserError
+from beit.config import ProbeConfig, UserError, default_crop
 from beit.data.batches import LabeledBatch
 from beit.data.combined import Subset
 from beit.data.sources import open_source
@@ -24,7 +24,7 @@ from beit.data.views import EvaluationView, LabeledView, TokenizerViews
 from beit.models.heads import LayerProbes, LinearProbe, layer_features
 from beit.recipes.classification import classification_sums, hits
 from beit.recipes.features import FeatureBatch, FeatureSource, feature_view, neighbour_votes
-from beit.recipes.inference import Machine, default_crop
+from beit.recipes.inference import Machine
 from beit.recipes.memory import activations_of_encoder
 from beit.recipes.method import Method
 from beit.recipes.stage import Poll, Stage, is_done, spread

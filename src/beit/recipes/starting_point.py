@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from beit.checkpoints.adapt import changes, replace_rates, resize_encoder, share_bias_out
-from beit.checkpoints.store import kind_of, load_model, read_description
+from beit.checkpoints.describe import describe
+from beit.checkpoints.store import kind_of, load_model
 from beit.config import EncoderConfig, FinetuneConfig, SegmentConfig, StartConfig, UserError
 from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.heads import ImageClassifier, MaskedImageModel
@@ -21,7 +22,8 @@ def starting_classifier(
 ) -> tuple[ImageClassifier, list[str]]:
     """The classifier before its first step, and a line for everything that was taken over, changed or drawn."""
     encoder, start, told = starting_encoder(config)
-    model = ImageClassifier(encoder, len(classes), config.pool, config.init_scale)
+    pool = config.pool or (start.pool if isinstance(start, ImageClassifier) else "mean")
+    model = ImageClassifier(encoder, len(classes), pool, config.init_scale)
     if start is None:
         return model, [*told, f"head for {len(classes):,} classes"]
     return model, [*told, *_take_over_head(model, start, config, classes)]
@@ -110,8 +112,10 @@ def _take_over_head(
         if mine is not None and its is not None:
             mine.load_state_dict(its.state_dict())
     known = _classes_of(config.init)
-    if known == classes:
-        model.head.load_state_dict(start.head.state_dict())
+    if known is not None and sorted(known) == sorted(classes):
+        rows = [known.index(name) for name in classes]
+        model.head.weight.copy_(start.head.weight[rows])
+        model.head.bias.copy_(start.head.bias[rows])
         return [f"head kept: the same {len(classes):,} classes"]
     old = "other" if known else "unnamed"
     return [f"head for {start.num_classes:,} {old} classes replaced by a new one for {len(classes):,}"]
@@ -143,12 +147,9 @@ def _take_over_decoder(
 
 
 def _classes_of(init: str) -> tuple[str, ...] | None:
-    """The class names of one of our own models."""
-    try:
-        names = read_description(init).get("classes")
-    except UserError:  # a foreign checkpoint names none
-        return None
-    return None if names is None else tuple(names)
+    """The class names that a model brings; those of other libraries seldom do."""
+    names = describe(init).get("classes")
+    return None if names is None else tuple(map(str, names))
 
 
 # ------------------------------------------------------------------------------------------------------------
