@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from beit.checkpoints.adapt import changes, replace_rates, resize_encoder, share_bias_out
-from beit.checkpoints.store import kind_of, load_model, read_description
+from beit.checkpoints.describe import describe
+from beit.checkpoints.store import kind_of, load_model
 from beit.config import EncoderConfig, FinetuneConfig, SegmentConfig, StartConfig, UserError
 from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.heads import ImageClassifier, MaskedImageModel
@@ -64,7 +65,8 @@ def starting_encoder(config: StartConfig) -> tuple[BeitEncoder, nn.Module | None
         encoder = BeitEncoder(config.architecture())
         init_weights(encoder, cut=None)
         return encoder, None, [f"from scratch: {_described(encoder.config)}"]
-    start = load_model(config.init)
+    with changes() as adapted:
+        start = load_model(config.init)
     source = getattr(start, "encoder", None)
     if not isinstance(source, BeitEncoder):
         raise UserError(
@@ -73,7 +75,8 @@ def starting_encoder(config: StartConfig) -> tuple[BeitEncoder, nn.Module | None
     _require_agreement(config, source.config)
     with changes() as told:
         encoder = _adapted(config, source)
-    return encoder, start, [f"from {config.init} ({kind_of(start)}): {_described(source.config)}", *told]
+    first = f"from {config.init} ({kind_of(start)}): {_described(source.config)}"
+    return encoder, start, [first, *adapted, *told]
 
 
 def _adapted(config: StartConfig, encoder: BeitEncoder) -> BeitEncoder:
@@ -143,11 +146,8 @@ def _take_over_decoder(
 
 
 def _classes_of(init: str) -> tuple[str, ...] | None:
-    """The class names of one of our own models."""
-    try:
-        names = read_description(init).get("classes")
-    except UserError:  # a foreign checkpoint names none
-        return None
+    """The class names of a model, where it has them."""
+    names = describe(init).get("classes")
     return None if names is None else tuple(names)
 
 
