@@ -22,7 +22,7 @@ ALLOWED = {
     "models": {"config"},
     "tokenizers": {"config"},
     "training": {"config"},
-    "checkpoints": {"models", "tokenizers", "config"},
+    "checkpoints": {"models", "tokenizers", "config", "presets"},
     "visualize": {"models", "tokenizers", "data", "masking", "config"},
     "recipes": {
         "checkpoints",

@@ -68,7 +68,7 @@ VERBS: dict[str, Verb] = {
         "write a model in the format of another library",
         "source destination",
     ),
-    "presets": Verb(configs.PresetsConfig, "presets:presets", "the recipes by name"),
+    "presets": Verb(configs.PresetsConfig, "presets:presets", "recipes and released models by name"),
 }
 
 

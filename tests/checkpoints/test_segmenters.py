@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, BeitConfig, BeitForSemanticSegmentation
 
 from beit import SemanticSegmenter, UserError, load_encoder, load_model
-from beit.checkpoints import convert, describe, save_model
+from beit.checkpoints import convert, describe, hub, save_model
 from beit.cli import main
 from beit.config import EncoderConfig
 from beit.models.encoder import BeitEncoder
@@ -187,7 +187,9 @@ def test_we_read_the_files_of_transformers(position: str, auxiliary: bool, tmp_p
     assert_same(load_model(memory), ours.float())
 
 
-def test_the_released_taps_in_a_configuration_are_doubted_and_can_be_stated(tmp_path: Path) -> None:
+def test_the_released_taps_in_a_configuration_are_doubted_and_can_be_stated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the ADE20K models on the hub have: the layers of the released code, which transformers reads otherwise."""
     model = segmenter({"layers": (3, 5, 7, 11), "channels": 16}, depth=12, width=16)
     save(model, tmp_path / "own")
@@ -209,6 +211,16 @@ def test_the_released_taps_in_a_configuration_are_doubted_and_can_be_stated(tmp_
     theirs = BeitForSemanticSegmentation.from_pretrained(tmp_path / "hf").eval()
     assert_equal_outputs(as_they_read, theirs)
     assert_same(load_model(tmp_path / "hf", layers=(3, 5, 7, 11), **IMAGENET), model)
+    assert_same(
+        load_model(f"{tmp_path / 'hf'}@layers=3:5:7:11,pixel_mean=imagenet,pixel_std=imagenet"), model
+    )
+    # By name it needs no statement.
+    monkeypatch.setattr(hub, "fetched", lambda place: tmp_path / "hf")
+    for name in (
+        "microsoft/beit-base-finetuned-ade-640-640",
+        "hf://microsoft/beit-base-finetuned-ade-640-640",
+    ):
+        assert_same(load_model(name), model)
 
 
 def test_a_file_of_the_released_code(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -322,9 +334,8 @@ def test_what_a_format_cannot_hold_is_named(
 def test_what_a_file_cannot_tell_is_said(tmp_path: Path) -> None:
     save(segmenter({"layers": (0, 0, 1, 3)}, pixel_mean=(0.5, 0.5, 0.5)), tmp_path / "own")
     notes = "\n".join(convert(tmp_path / "own", tmp_path / "x.pth", "unilm"))
-    assert "layers=(0, 0, 1, 3): state it" in notes
-    assert "pixel_mean=(0.5, 0.5, 0.5): state it" in notes
-    assert "pixel_std" not in notes
+    assert "cannot tell pixel_mean, layers: load it as PATH@pixel_mean=0.5:0.5:0.5,layers=0:0:1:3" in notes
+    assert "unilm does not tell crop, reduce_zero_label, resize, stride" in notes
 
 
 @pytest.mark.parametrize(
@@ -379,10 +390,9 @@ def test_weights_that_are_unknown_missing_or_of_a_wrong_kind(tmp_path: Path) -> 
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(segmenter(), tmp_path / "own")
     file, back = str(tmp_path / "x.pth"), str(tmp_path / "back")
-    hint = ["--num-heads", "4", "--layers", "0", "1", "1", "3"]
     for arguments in (
         ["convert", str(tmp_path / "own"), file, "--to", "unilm"],
-        ["convert", file, back, "--to", "beit", *hint],
+        ["convert", f"{file}@layers=0:1:1:3", back, "--to", "beit"],
         ["info", back],
     ):
         with pytest.raises(SystemExit) as leave:
@@ -391,5 +401,9 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert load_model(back).layers == (0, 1, 1, 3)
     printed = capsys.readouterr().out
     assert "segmenter" in printed and "upernet" in printed and "0, 1, 1, 3" in printed
+    with pytest.raises(UserError, match="layers must be four numbers in ascending order"):
+        load_model(f"{file}@layers=3:1:2:3")
+    with pytest.raises(UserError, match="layers cannot be 'last'"):
+        load_model(f"{file}@layers=last")
     with pytest.raises(UserError, match="drop layers"):
         load_model(back, layers=(0, 1, 2, 3))

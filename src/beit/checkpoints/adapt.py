@@ -15,22 +15,23 @@ from beit.models.encoder import BeitEncoder
 from beit.models.position import resize_bias_table, resize_position_embedding
 
 logger = logging.getLogger(__name__)
+PACKAGE = logging.getLogger("beit.checkpoints")
 _TABLE = "relative_position_bias_table"
 
 
 @contextmanager
 def changes() -> Iterator[list[str]]:
-    """A list that receives one line for everything the functions below change inside the block."""
+    """A list that receives one line for everything that loading and the functions below change inside the block."""
     told: list[str] = []
-    handler, level = logging.Handler(), logger.level
+    handler, level = logging.Handler(), PACKAGE.level
     handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    PACKAGE.addHandler(handler)
+    PACKAGE.setLevel(logging.INFO)
     try:
         yield told
     finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+        PACKAGE.removeHandler(handler)
+        PACKAGE.setLevel(level)
 
 
 @torch.no_grad()

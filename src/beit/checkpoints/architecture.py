@@ -33,15 +33,38 @@ class Stated:
     pixel_mean: Pixel | None = None
     pixel_std: Pixel | None = None
     """By default the file's own, or 0.5 for every channel, as for all released BEiT models but ADE20K's."""
-    layers: tuple[int, int, int, int] | None = None
+    layers: tuple[int, ...] | None = None
     """Blocks, 0 the first, that a segmenter's decoder reads; by default those of a configuration beside the weights,
     or those that the released code reads in an encoder of this depth."""
     strict: bool = True
     """Refuse unknown and missing weights. Otherwise unknown ones are left out, and missing ones drawn anew."""
 
+    def __post_init__(self) -> None:
+        if self.num_heads is not None and self.num_heads < 1:
+            raise UserError(f"num_heads must be positive, not {self.num_heads}")
+        if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
+            raise UserError(f"grid must be positive numbers of rows and columns, not {self.grid}")
+        if self.layers is not None and not (len(self.layers) == 4 and sorted(self.layers) == [*self.layers]):
+            raise UserError(f"layers must be four numbers in ascending order, not {self.layers}")
+        for name, pixel in (("pixel_mean", self.pixel_mean), ("pixel_std", self.pixel_std)):
+            least = -(2**20) if name == "pixel_mean" else 1e-6
+            if pixel is not None and not (len(pixel) == 3 and all(least <= x < 2**20 for x in pixel)):
+                raise UserError(f"{name} must be three numbers for images in [0, 1], not {pixel}")
+
     def given(self) -> list[str]:
         """Names of what is said."""
         return [x.name for x in dataclasses.fields(self) if getattr(self, x.name) != x.default]
+
+
+def as_statement(stated: Stated) -> str:
+    """What :mod:`beit.checkpoints.reference` reads as `stated`, from the @ on; nothing where nothing is said."""
+    mark = {"grid": "x", "pixel_mean": ":", "pixel_std": ":", "layers": ":"}
+    values = {name: getattr(stated, name) for name in stated.given()}
+    said = [
+        f"{name}={mark[name].join(map(str, value)) if name in mark else 'no' if value is False else value}"
+        for name, value in values.items()
+    ]
+    return f"@{','.join(said)}" if said else ""
 
 
 def infer(shapes: Mapping[str, Shape], facts: Mapping[str, Any], stated: Stated) -> EncoderConfig:
@@ -57,7 +80,9 @@ def infer(shapes: Mapping[str, Shape], facts: Mapping[str, Any], stated: Stated)
     heads = agreed("num_heads", stated.num_heads, facts.pop("num_heads", None), table[1] if table else None)
     if heads is None:
         if width % WIDTH_OF_HEAD:
-            raise UserError(f"nothing tells the number of heads of its width {width}; state num_heads")
+            raise UserError(
+                f"nothing tells the number of heads of its width {width}; state num_heads (PATH@num_heads=N)"
+            )
         heads = width // WIDTH_OF_HEAD
     if heads < 1:
         raise UserError(f"{heads} attention heads")
@@ -180,5 +205,5 @@ def _check_grid(grid: Grid, shapes: Mapping[str, Shape], table: Shape | None) ->
     if min(grid) < 1 or wanted != found:
         raise UserError(
             f"its position information has {found} rows, and a grid of {rows}x{grid[1]} patches needs {wanted}; "
-            f"state grid=(rows, columns)"
+            f"state grid (PATH@grid=ROWSxCOLUMNS)"
         )

@@ -12,11 +12,14 @@ from torch import nn
 from beit.checkpoints import dalle, hub, huggingface, timm, unilm
 from beit.checkpoints.architecture import Pixel, Stated
 from beit.checkpoints.atomic import appearing
+from beit.checkpoints.key_map import listed
 from beit.checkpoints.kinds import KINDS, kind_of
 from beit.checkpoints.recognise import is_foreign, load_foreign
-from beit.checkpoints.store import extra_of, is_own, load_model, read_description, save_model
+from beit.checkpoints.reference import Located, locate
+from beit.checkpoints.store import ASKED, is_own, load_model, read_description, save_model
 from beit.config import UserError
 from beit.models.position import Grid
+from beit.models.segmentation import SemanticSegmenter
 
 Target = Literal["beit", "unilm", "timm", "huggingface", "dalle"]
 
@@ -28,7 +31,7 @@ class Source(NamedTuple):
     classes: Sequence[str] | None
     tokenizer: str | None
     provenance: Mapping[str, Any]
-    description: Mapping[str, Any]
+    extra: Mapping[str, Any]
     """Further keys of model.json."""
     notes: Sequence[str]
 
@@ -42,7 +45,7 @@ def convert(
     grid: Grid | None = None,
     pixel_mean: Pixel | None = None,
     pixel_std: Pixel | None = None,
-    layers: tuple[int, int, int, int] | None = None,
+    layers: tuple[int, ...] | None = None,
     strict: bool = True,
     push: str | None = None,
 ) -> list[str]:
@@ -51,7 +54,7 @@ def convert(
     Gives a line for each thing that was adapted on the way or that the target cannot tell. Raises
     :class:`UserError` where the target cannot hold the model, and where there is something at `destination`.
 
-    num_heads, grid, pixel_mean, pixel_std, layers, strict: see :class:`beit.checkpoints.architecture.Stated`.
+    source, num_heads, grid, pixel_mean, pixel_std, layers, strict: as in :func:`beit.load_model`.
     push: owner/name of the Hugging Face Hub that the written folder is uploaded to.
     """
     if to not in get_args(Target):
@@ -69,23 +72,46 @@ def convert(
         layers=layers,
         strict=strict,
     )
-    opened = _open(hub.local(source), stated)
+    opened = _open(locate(source, stated), source)
     with appearing(target) as temporary:
-        notes = [*opened.notes, *_write(opened, temporary, to)]
+        notes = [*opened.notes, *_write(opened, temporary, to), *_lost(opened, to)]
         if target.is_dir():
             target.rmdir()
     return notes if push is None else [*notes, f"uploaded to {hub.push(target, push)}"]
 
 
+_TOLD: Mapping[str, set[str]] = {
+    "unilm": set(),
+    "timm": {"classes", "crop_pct", "interpolation"},
+    "huggingface": {"classes", "multilabel"},
+    "dalle": set(),
+}
+"""What a format tells of a model beside its weights and architecture."""
+_TOLD_OF_SEGMENTERS: Mapping[str, set[str]] = {
+    "unilm": {"classes", "palette"},
+    "huggingface": {"classes", "reduce_zero_label"},
+}
+_OURS = {"kind", "architecture", "image_size", "pixel_mean", "pixel_std", "weights_sha256"}
+
+
+def _lost(source: Source, to: Target) -> list[str]:
+    """A line for what is known about the model and will not be known any more."""
+    known = {name for name, value in source.extra.items() if value not in (None, False)}
+    known |= {name for name in ("classes", "tokenizer") if getattr(source, name)}
+    told = _TOLD_OF_SEGMENTERS if isinstance(source.model, SemanticSegmenter) else _TOLD
+    lost = known - told.get(to, known)
+    return [f"{to} does not tell {listed(lost, 20)}"] if lost else []
+
+
 def _write(source: Source, path: Path, to: Target) -> list[str]:
     model = source.model
     if to == "unilm":
-        return unilm.write(model, path, source.classes, source.description)
+        return unilm.write(model, path, source.classes, source.extra)
     path.mkdir()
     if to == "timm":
-        return timm.write(model, path, source.classes)
+        return timm.write(model, path, source.classes, source.extra)
     if to == "huggingface":
-        return huggingface.write(model, path, source.classes, source.description)
+        return huggingface.write(model, path, source.classes, source.extra)
     if to == "dalle":
         return dalle.write(model, path)
     if kind_of(model) not in KINDS:
@@ -96,19 +122,22 @@ def _write(source: Source, path: Path, to: Target) -> list[str]:
         provenance=source.provenance,
         tokenizer_hash=source.tokenizer,
         classes=source.classes,
-        extra=source.description,
+        extra=source.extra,
     )
     return []
 
 
-def _open(path: Path, stated: Stated) -> Source:
+def _open(located: Located, name: str | Path) -> Source:
+    path, stated = located
     if is_own(path):
         model = load_model(path, **dataclasses.asdict(stated))
         about = read_description(path)
+        told = {*_OURS, *KINDS[about["kind"]].options, "classes", "tokenizer", "provenance"}
+        extra = {name: value for name, value in about.items() if name not in told}
         provenance = about.get("provenance") or {}
-        return Source(model, about.get("classes"), about.get("tokenizer"), provenance, extra_of(about), [])
+        return Source(model, about.get("classes"), about.get("tokenizer"), provenance, extra, [])
     if not is_foreign(path):
-        raise UserError(f"{path} holds no model; give a run, a model/ folder, or a checkpoint file or folder")
+        raise UserError(f"{path} holds no model; {ASKED}")
     found = load_foreign(path, stated)
-    provenance = {"converted_from": str(path), "format": found.format, **found.provenance}
-    return Source(found.model, found.classes, None, provenance, found.description, found.notes)
+    provenance = {"converted_from": str(name), "format": found.format, **found.provenance}
+    return Source(found.model, found.classes, None, provenance, found.extra, found.notes)

@@ -6,13 +6,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from beit.checkpoints.architecture import Stated
 from beit.checkpoints.dalle import TokenizerSurvey
 from beit.checkpoints.foreign import Foreign, Survey
-from beit.checkpoints.hub import local
 from beit.checkpoints.kinds import KINDS
 from beit.checkpoints.recognise import is_foreign, survey_foreign
-from beit.checkpoints.store import is_own, read_description
+from beit.checkpoints.reference import Located, locate
+from beit.checkpoints.store import ASKED, is_own, read_description
 from beit.config import UserError
 from beit.tokenizers.plain_dvae import PlainDVAE
 
@@ -25,12 +24,17 @@ def describe(path: str | Path) -> dict[str, Any]:
     files parameters, and unknown, missing, notes: what :func:`beit.load_model` would refuse, or leave out and say.
     Raises :class:`UserError` for what is no model.
     """
-    path = local(path)
+    return describe_located(locate(path))
+
+
+def describe_located(located: Located) -> dict[str, Any]:
+    """:func:`describe` of files whose place is known."""
+    path, stated = located
     if is_own(path):
         return {"format": "beit", **read_description(path)}
     if not is_foreign(path):
-        raise UserError(f"{path} holds no model; give a run, a model/ folder, or a checkpoint file or folder")
-    opened, found = survey_foreign(path, Stated())
+        raise UserError(f"{path} holds no model; {ASKED}")
+    opened, found = survey_foreign(path, stated)
     about = _tokenizer(found) if isinstance(found, TokenizerSurvey) else _encoder(opened, found)
     return {
         **about,
@@ -48,7 +52,7 @@ def _encoder(opened: Foreign | None, found: Survey) -> dict[str, Any]:
         "format": opened.format,
         "kind": found.kind,
         **{option: getattr(model, option) for option in options},
-        **found.description,
+        **found.extra,
         "architecture": dataclasses.asdict(config),
         "image_size": config.image_size,
         "pixel_mean": config.pixel_mean,

@@ -40,9 +40,9 @@ class Foreign:
     layers: Sequence[int] | None = None
     """Blocks that a segmenter's decoder reads, where a configuration tells."""
     classes: Sequence[str] | None = None
-    description: Mapping[str, Any] = field(default_factory=dict)
-    """Further keys of model.json, where a configuration tells."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of model.json that the configuration tells: interpolation, crop_pct, multilabel, palette."""
     notes: Sequence[str] = ()
     """What is odd about it."""
 
@@ -62,7 +62,7 @@ class Survey(NamedTuple):
     """Weights of the model that the file does not have."""
     notes: Sequence[str]
     """What is left out on purpose, or guessed."""
-    description: Mapping[str, Any]
+    extra: Mapping[str, Any]
     """Further keys of model.json."""
 
 
@@ -108,10 +108,10 @@ def survey(foreign: Foreign, stated: Stated) -> Survey:
     notes += [f"{listed(idle)}: left out, {_A[kind]} has none"] if idle else []
     missing = sorted(wanted.keys() - shapes.keys())
     held = {key: keys[key] for key in wanted if key in keys}
-    description = dict(foreign.description)
+    extra = dict(foreign.extra)
     if isinstance(model, SemanticSegmenter):
-        description = upernet.description(config, model.num_classes) | description
-    return Survey(kind, config, model, held, unknown, missing, notes, description)
+        extra = upernet.extra(config, model.num_classes) | extra
+    return Survey(kind, config, model, held, unknown, missing, notes, extra)
 
 
 def assemble(foreign: Foreign, found: Survey, strict: bool) -> tuple[nn.Module, list[str]]:
@@ -144,7 +144,9 @@ def refuse_strays(path: object, unknown: Sequence[str], missing: Sequence[str]) 
         f"{word} {listed(names)}" for word, names in (("unknown", unknown), ("missing", missing)) if names
     ]
     if faults:
-        raise UserError(f"{path}: {'; '.join(faults)} (strict=False, --no-strict, goes on without them)")
+        raise UserError(
+            f"{path}: {'; '.join(faults)} (strict=False, or PATH@strict=no, goes on without them)"
+        )
 
 
 _A = {

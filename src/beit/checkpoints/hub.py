@@ -1,30 +1,36 @@
-"""The Hugging Face Hub: hf://owner/name wherever a path is taken, and uploads."""
+"""The Hugging Face Hub: hf://owner/name wherever a model is wanted, and uploads."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+from beit.checkpoints.fetch import check
 from beit.config import UserError
 
 SCHEME = "hf://"
 _SMALL = ("config.json", "preprocessor_config.json", "model.json")
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_WEIGHTS = (
+    ("model.safetensors.index.json", "model*.safetensors"),
+    ("pytorch_model.bin.index.json", "pytorch_model*.bin"),
+)
+"""The first kind that a repository has, in one file or in several, with the index of several."""
 
 
-def local(path: str | Path) -> Path:
-    """`path`; for hf://owner/name the folder that its files were fetched to (or lie in, when there is no network)."""
-    text = str(path)
-    if not text.startswith(SCHEME):
-        return Path(path)
+def fetched(text: str) -> Path:
+    """The folder that the files of hf://owner/name were fetched to (or lie in, when there is no network).
+
+    The Hub names the SHA-256 of every large file, and its cache calls the file so: what has another is refused.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     name = _repository(text)
     try:
-        folder = Path(snapshot_download(name, allow_patterns=[*_SMALL, _WEIGHTS[0]]))
-        if not (folder / _WEIGHTS[0]).is_file():
-            folder = Path(snapshot_download(name, allow_patterns=[*_SMALL, _WEIGHTS[1]]))
+        for index, weights in _WEIGHTS:
+            folder = Path(snapshot_download(name, allow_patterns=[*_SMALL, index, weights]))
+            if files := sorted(folder.glob(weights)):
+                break
     except RepositoryNotFoundError:
         raise UserError(
             f"{text} does not exist, or is private and `hf auth login` has not been run"
@@ -33,6 +39,9 @@ def local(path: str | Path) -> Path:
         raise UserError(
             f"{text} cannot be fetched ({_first_line(error)}); download the files by hand and give their folder"
         ) from None
+    for file in files:
+        called = file.resolve().name
+        check(file, called if re.fullmatch("[0-9a-f]{64}", called) else None)
     return folder
 
 

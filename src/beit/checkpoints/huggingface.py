@@ -25,6 +25,7 @@ from beit.models.segmentation import SemanticSegmenter
 NAME = "huggingface"
 Model = MaskedImageModel | ImageClassifier | SemanticSegmenter
 _BIAS = "relative_position_bias"
+_SEVERAL = "multi_label_classification"
 _ANYWHERE = [
     ("encoder.cls_token", "beit.embeddings.cls_token"),
     ("mask_token", "beit.embeddings.mask_token"),
@@ -111,9 +112,13 @@ def open_folder(
         layers=segmentation.layers_of(config or {}, file.path) if segments else None,
         notes=segmentation.doubts(config or {}) if segments else [],
         classes=_class_names(labels) if isinstance(labels, dict) else None,
-        description=segmentation.description_of(preprocessor or {}) if segments else {},
         provenance={"_name_or_path": config["_name_or_path"]} if config and "_name_or_path" in config else {},
+        extra=segmentation.extra_of(preprocessor or {}) if segments else _extra(config or {}),
     )
+
+
+def _extra(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"multilabel": True} if config.get("problem_type") == _SEVERAL else {}
 
 
 # Their name, ours, their default.
@@ -154,7 +159,7 @@ def _class_names(labels: Mapping[str, str]) -> list[str] | None:
 
 
 def write(
-    model: nn.Module, folder: Path, classes: Sequence[str] | None, description: Mapping[str, Any]
+    model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: Mapping[str, Any]
 ) -> list[str]:
     """Writes the three files that `from_pretrained` of the model and of AutoImageProcessor want; gives a line for
     whatever is there that the model does not have."""
@@ -178,8 +183,8 @@ def write(
     written = _table(0, isinstance(model, MaskedImageModel)).write(weights, NAME)
     save_file(written, folder / "model.safetensors", metadata={"format": "pt"})
     for name, content in (
-        ("config", _config(model, classes)),
-        ("preprocessor_config", _preprocessor(config, bool(description.get("reduce_zero_label", False)))),
+        ("config", _config(model, classes) | ({"problem_type": _SEVERAL} if extra.get("multilabel") else {})),
+        ("preprocessor_config", _preprocessor(config, bool(extra.get("reduce_zero_label", False)))),
     ):
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8")

@@ -5,7 +5,8 @@ any block, and index i reads hidden_states[i - 1]: the state after i - 1 blocks,
 (3, 5, 7, 11) of the released code, copied into a configuration, reads after 2, 4, 6 and 10 blocks instead of 4, 6, 8
 and 12; and the state after the last block cannot be asked for at all, because i = depth + 1 is refused. What this
 costs the ADE20K models on the hub, whose weights are converted from the released ones, is not known; their
-preprocessor has 0.5 for mean and deviation besides, where those weights were trained with ImageNet's.
+preprocessor has 0.5 for mean and deviation besides, where those weights were trained with ImageNet's. By their
+names (`beit presets`) they are loaded with what they were trained with.
 
 Hence: layers are read as transformers computes, i - 2, unless they are stated; and a model that reads its last block
 is written with a block of zeros above it, which is never read, so that transformers computes what we do. The key
@@ -83,13 +84,15 @@ def doubts(config: Mapping[str, Any]) -> list[str]:
     depth, indices = config.get("num_hidden_layers", 12), config.get("out_indices")
     if type(depth) is not int or indices != [*released_layers("upernet", depth)]:
         return []
+    said = ":".join(map(str, indices))
     return [
         f"out_indices {indices}: transformers reads layers {[i - _EARLIER for i in indices]} with these; weights "
-        f"converted from the released code want layers {indices} and ImageNet's pixel_mean and pixel_std: state them"
+        f"converted from the released code want layers {indices} and ImageNet's pixel statistics: "
+        f"PATH@layers={said},pixel_mean=imagenet,pixel_std=imagenet"
     ]
 
 
-def description_of(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+def extra_of(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     """Further keys of model.json."""
     reduces = preprocessor.get("do_reduce_labels", preprocessor.get("reduce_labels"))
     return {} if reduces is None else {"reduce_zero_label": bool(reduces)}

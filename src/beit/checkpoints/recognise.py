@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +13,13 @@ from beit.checkpoints.architecture import Stated
 from beit.checkpoints.dalle import TokenizerSurvey
 from beit.checkpoints.foreign import Foreign, Survey
 from beit.checkpoints.key_map import listed
+from beit.checkpoints.shards import INDEX, open_shards, read_json
 from beit.checkpoints.torch_file import TensorFile, open_tensor_file
 from beit.config import UserError
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-MAX_CONFIG = 2**24
+WEIGHT_FILES = tuple(
+    f"{name}{ending}" for name in ("model.safetensors", "pytorch_model.bin") for ending in ("", INDEX)
+)
 
 
 def is_foreign(path: Path) -> bool:
@@ -30,16 +31,17 @@ def open_foreign(path: Path) -> Foreign | tuple[Path, Path] | TensorFile:
     """An encoder's checkpoint; the two files of OpenAI's tokenizer; or a plain tokenizer's file."""
     if path.is_dir() and any((path / name).is_file() for name in dalle.FILES):
         return path / dalle.FILES[0], path / dalle.FILES[1]
-    file = open_tensor_file(path if path.is_file() else _weights_in(path))
-    beside = file.path.parent if file.path.name in WEIGHT_FILES else None
-    config = _json(beside / "config.json") if beside else None
+    weights = path if path.is_file() else _weights_in(path)
+    file = open_shards(weights) if weights.name.endswith(INDEX) else open_tensor_file(weights)
+    beside = weights.parent if weights.name in WEIGHT_FILES else None
+    config = read_json(beside / "config.json") if beside else None
     if config and "model_type" in config and not huggingface.is_config(config):
         raise UserError(f"{path} is a {str(config['model_type'])[:40]} of Hugging Face, not a beit")
     try:
         if config and timm.is_config(config):
             return timm.open_folder(file, config)
         if huggingface.reads(file):
-            preprocessor = _json(beside / "preprocessor_config.json") if beside else None
+            preprocessor = read_json(beside / "preprocessor_config.json") if beside else None
             return huggingface.open_folder(file, config, preprocessor)
     except (AttributeError, LookupError, TypeError) as error:
         raise UserError(f"{path}: its config.json is not one of BEiT's ({error})") from None
@@ -67,7 +69,7 @@ class Loaded(NamedTuple):
     """A line for whatever was adapted."""
     classes: Sequence[str] | None = None
     provenance: Mapping[str, Any] = {}
-    description: Mapping[str, Any] = {}
+    extra: Mapping[str, Any] = {}
     """Further keys of model.json."""
 
 
@@ -78,7 +80,7 @@ def load_foreign(path: Path, stated: Stated) -> Loaded:
         return Loaded(model, found.format, notes)
     assert opened is not None
     model, notes = foreign.assemble(opened, found, stated.strict)
-    return Loaded(model, opened.format, notes, opened.classes, opened.provenance, found.description)
+    return Loaded(model, opened.format, notes, opened.classes, opened.provenance, found.extra)
 
 
 def survey_foreign(path: Path, stated: Stated) -> tuple[Foreign | None, Survey | TokenizerSurvey]:
@@ -100,21 +102,6 @@ def _weights_in(folder: Path) -> Path:
 
 def _one_half(path: Path) -> Any:
     raise UserError(f"{path} is one half of OpenAI's tokenizer; name the files {' and '.join(dalle.FILES)}")
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    """A small JSON object, or None where there is no such file."""
-    try:
-        if path.stat().st_size > MAX_CONFIG:
-            raise ValueError("too large")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is no JSON object")
-    return content
 
 
 def _contents(file: TensorFile) -> str:

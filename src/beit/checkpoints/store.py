@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from beit.checkpoints.adapt import resize_encoder
 from beit.checkpoints.architecture import Pixel, Stated
 from beit.checkpoints.atomic import replace_file
-from beit.checkpoints.hub import local
 from beit.checkpoints.identity import float32_weights, sha256_of, this_process
 from beit.checkpoints.identity import weights_sha256 as weights_sha256
 from beit.checkpoints.kinds import KINDS as KINDS
 from beit.checkpoints.kinds import kind_of as kind_of
 from beit.checkpoints.recognise import is_foreign, load_foreign
+from beit.checkpoints.reference import locate
 from beit.config import UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.position import Grid
@@ -34,10 +34,7 @@ from beit.tokenizers.base import VisualTokenizer
 
 logger = logging.getLogger(__name__)
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
-_OF_EVERY_MODEL = {
-    *("kind", "architecture", "image_size", "pixel_mean", "pixel_std"),
-    *("classes", "tokenizer", "weights_sha256", "provenance"),
-}
+ASKED = "give a run, its model/ folder, a checkpoint, or the name of a released model (`beit presets`)"
 
 
 class Format(NamedTuple):
@@ -94,26 +91,30 @@ def load_model(
     grid: Grid | None = None,
     pixel_mean: Pixel | None = None,
     pixel_std: Pixel | None = None,
-    layers: tuple[int, int, int, int] | None = None,
+    layers: tuple[int, ...] | None = None,
     strict: bool = True,
 ) -> nn.Module:
     """The model at `path`: evaluation mode, float32, CPU.
 
     path: a RUN directory or a model/ folder; a file or folder of another library, told by its contents: the released
-        code, timm, Hugging Face, DALL-E, DALLE-pytorch; or hf://owner/name on the Hugging Face Hub.
-    num_heads, grid, pixel_mean, pixel_std, layers, strict: see :class:`beit.checkpoints.architecture.Stated`.
+        code, timm, Hugging Face, DALL-E, DALLE-pytorch; hf://owner/name on the Hugging Face Hub; or the name of a
+        released model (`beit presets`).
+    num_heads, grid, pixel_mean, pixel_std, layers, strict: see :class:`beit.checkpoints.architecture.Stated`. They
+        can also stand behind the path: "weights.pth@num_heads=6", see :mod:`beit.checkpoints.reference`.
     """
-    path = local(path)
-    if not path.exists():
-        raise UserError(f"{path} does not exist; give a run directory or its model/ folder")
-    stated = Stated(
-        num_heads=num_heads,
-        grid=grid,
-        pixel_mean=pixel_mean,
-        pixel_std=pixel_std,
-        layers=layers,
-        strict=strict,
+    path, stated = locate(
+        path,
+        Stated(
+            num_heads=num_heads,
+            grid=grid,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+            layers=layers,
+            strict=strict,
+        ),
     )
+    if not path.exists():
+        raise UserError(f"{path} does not exist; {ASKED}")
     for form in FORMATS:
         if form.recognizes(path):
             return form.load(path, stated)
@@ -121,9 +122,7 @@ def load_model(
         raise UserError(
             f"{path} is a run without a finished model; continue it with the command that began it"
         )
-    raise UserError(
-        f"{path} holds no {DESCRIPTION} and is of no known format; give a run directory or its model/ folder"
-    )
+    raise UserError(f"{path} holds no {DESCRIPTION} and is of no known format; {ASKED}")
 
 
 def load_encoder(
@@ -174,12 +173,6 @@ def read_description(path: str | Path) -> dict[str, Any]:
     return description
 
 
-def extra_of(description: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model.json says beyond the network: the `extra` of :func:`save_model`."""
-    options = {option for kind in KINDS.values() for option in kind.options}
-    return {key: value for key, value in description.items() if key not in options | _OF_EVERY_MODEL}
-
-
 def is_own(path: Path) -> bool:
     """Whether `path` is a RUN directory with a model, or a model/ folder."""
     return (_own_folder(path) / DESCRIPTION).is_file()
@@ -210,7 +203,7 @@ def _load_own(path: Path, stated: Stated) -> nn.Module:
 def _load_foreign(path: Path, stated: Stated) -> nn.Module:
     loaded = load_foreign(path, stated)
     for note in loaded.notes:
-        logger.info("%s: %s", path, note)
+        logger.warning("%s: %s", path, note)
     return loaded.model
 
 

@@ -60,10 +60,20 @@ def open_folder(file: TensorFile, config: Mapping[str, Any]) -> Foreign:
         pool={"token": "cls", "avg": "mean"}.get(config.get("global_pool", "")),  # type: ignore[arg-type]
         classes=names if isinstance(names, list) else None,
         provenance={"architecture": config["architecture"]},
+        extra=_preparation(inner),
     )
 
 
-def write(model: nn.Module, folder: Path, classes: Sequence[str] | None) -> list[str]:
+def _preparation(inner: Mapping[str, Any]) -> dict[str, Any]:
+    """How images are resized and cropped, as model.json tells it."""
+    share, name = inner.get("crop_pct"), inner.get("interpolation")
+    found: dict[str, Any] = {"crop_pct": share} if isinstance(share, float | int) and 0 < share <= 1 else {}
+    return found | ({"interpolation": name} if isinstance(name, str) else {})
+
+
+def write(
+    model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: Mapping[str, Any]
+) -> list[str]:
     """Writes the two files; gives a line for each thing that they cannot tell."""
     if isinstance(model, SemanticSegmenter):
         raise UserError(
@@ -98,8 +108,8 @@ def write(model: nn.Module, folder: Path, classes: Sequence[str] | None) -> list
             "num_classes": model.num_classes,
             "input_size": [3, *config.image_size],
             "fixed_input_size": True,
-            "interpolation": "bicubic",
-            "crop_pct": 0.875 if max(config.image_size) < 384 else 1.0,
+            "interpolation": extra.get("interpolation", "bicubic"),
+            "crop_pct": extra.get("crop_pct") or (0.875 if max(config.image_size) < 384 else 1.0),
             "mean": list(config.pixel_mean),
             "std": list(config.pixel_std),
             "first_conv": "patch_embed.proj",

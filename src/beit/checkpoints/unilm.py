@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from beit.checkpoints import upernet
-from beit.checkpoints.architecture import DEFAULT_GRID, WIDTH_OF_HEAD
+from beit.checkpoints.architecture import DEFAULT_GRID, WIDTH_OF_HEAD, Stated, as_statement
 from beit.checkpoints.foreign import Foreign
 from beit.checkpoints.key_map import KeyMap
 from beit.checkpoints.safe_pickle import Inert
@@ -108,7 +108,7 @@ def _open_segmenter(file: TensorFile, weights: Mapping[str, Any]) -> Foreign:
         # Of all segmentation in the released code, although its encoders were trained with 0.5.
         facts={"pixel_mean": mean, "pixel_std": std},
         classes=[str(name) for name in classes] if classes and isinstance(classes, list | tuple) else None,
-        description={"palette": [list(color) for color in palette]} if _are_colors(palette) else {},
+        extra={"palette": [list(color) for color in palette]} if _are_colors(palette) else {},
     )
 
 
@@ -122,7 +122,7 @@ def _are_colors(values: Any) -> bool:
 
 
 def write(
-    model: nn.Module, destination: Path, classes: Sequence[str] | None, description: Mapping[str, Any]
+    model: nn.Module, destination: Path, classes: Sequence[str] | None, extra: Mapping[str, Any]
 ) -> list[str]:
     """Writes {"model": weights}, or mmsegmentation's dict for a segmenter, as a file; gives a line for each thing
     that such a file cannot tell."""
@@ -144,7 +144,7 @@ def write(
     index = relative_position_index(encoder.grid)
     tables = [key for key in weights if key.endswith(_TABLE)]
     weights |= {key.replace(_TABLE, "relative_position_index"): index for key in tables}
-    meta = {"CLASSES": tuple(classes or ()) or None, "PALETTE": description.get("palette")}
+    meta = {"CLASSES": tuple(classes or ()) or None, "PALETTE": extra.get("palette")}
     with destination.open("wb") as file:
         torch.save({"meta": meta, "state_dict": weights} if segments else {"model": weights}, file)
     return untold(model)
@@ -156,19 +156,17 @@ def untold(model: MaskedImageModel | ImageClassifier | SemanticSegmenter) -> lis
     rows, columns = config.grid
     square = rows == columns and (config.position != "none" or config.grid == DEFAULT_GRID)
     heads = "bias" in config.position or config.width == WIDTH_OF_HEAD * config.num_heads
-    segments = isinstance(model, SemanticSegmenter)
-    mean, std = PIXEL_STATISTICS["imagenet" if segments else "half"]
-    facts = {
-        f"num_heads={config.num_heads}": heads,
-        f"grid=({rows}, {columns})": square,
-        f"pixel_mean={config.pixel_mean}": config.pixel_mean == mean,
-        f"pixel_std={config.pixel_std}": config.pixel_std == std,
-    }
-    if isinstance(model, SemanticSegmenter):
-        facts[f"layers={model.layers}"] = model.layers == released_layers("upernet", config.depth)
-    lines = [
-        f"the file cannot tell {fact}: state it when loading" for fact, known in facts.items() if not known
-    ]
+    layers = model.layers if isinstance(model, SemanticSegmenter) else None
+    mean, std = PIXEL_STATISTICS["half" if layers is None else "imagenet"]
+    needed = Stated(
+        num_heads=None if heads else config.num_heads,
+        grid=None if square else config.grid,
+        pixel_mean=None if config.pixel_mean == mean else config.pixel_mean,
+        pixel_std=None if config.pixel_std == std else config.pixel_std,
+        layers=None if layers == released_layers("upernet", config.depth) else layers,
+    )
+    said = as_statement(needed)
+    lines = [f"the file cannot tell {', '.join(needed.given())}: load it as PATH{said}"] if said else []
     return lines + fixed_eps(config, NAME)
 
 

@@ -64,7 +64,7 @@ def skeleton(
     return model, notes
 
 
-def description(config: EncoderConfig, num_classes: int) -> dict[str, Any]:
+def extra(config: EncoderConfig, num_classes: int) -> dict[str, Any]:
     """Further keys of model.json for a foreign segmenter: how the released code shows images of any size.
 
     The shorter side as long as the network's, windows two thirds of their side apart (512: 341; 640: 426).

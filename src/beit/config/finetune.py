@@ -14,7 +14,8 @@ class FinetuneConfig(StartConfig):
     """Classification (paper section 2.6; defaults: the released BEiT-base recipe on ImageNet-1k)."""
 
     init: str | None = None
-    """Start from this run or model, pre-trained or a classifier; null trains from scratch."""
+    """Start from this run or model, pre-trained or a classifier, ours or not (as SOURCE of `beit convert`); null
+    trains from scratch."""
 
     labels: str | None = None
     """File of labels: CSV (`image,class;class` in each line) or JSON ({image: [classes]}); null: class folders."""

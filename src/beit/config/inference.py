@@ -14,7 +14,7 @@ class EvaluateConfig(DataConfig):
     """Judge a model on images: accuracy, mIoU, reconstruction error, or masked-token loss, as its kind asks."""
 
     model: str
-    """A run or model directory. Classes, image size and normalisation come with it."""
+    """A run or model, ours or not (as SOURCE of `beit convert`); brings classes, image size and normalisation."""
     split: Literal["eval", "train", "all"] = "eval"
     """Which images: those held back from training, those trained on, or both."""
     labels: str | None = None
@@ -54,7 +54,7 @@ class PredictConfig:
     images: tuple[str, ...]
     """Image files, folders of images at any depth, and tar shards (`shards-{000..099}.tar`)."""
     model: str
-    """A run or model directory. Labels, image size and normalisation come with it."""
+    """A run or model, ours or not (as SOURCE of `beit convert`); brings labels, image size and normalisation."""
     out: str | None = None
     """File for the results: .csv or .jsonl for labels, .jsonl or .npz for tokens, .npz for features; for label maps
     a folder, which gets `maps/`, `overlays/` and classes.tsv."""
@@ -90,4 +90,4 @@ class InfoConfig:
     """Say what a run or a model is, and where a run stands."""
 
     path: str
-    """A run, a model directory, or a checkpoint of another library."""
+    """A run or model, ours or not (as SOURCE of `beit convert`)."""

@@ -47,4 +47,4 @@ class ReportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PresetsConfig:
-    """List the recipes by name, with their sources."""
+    """List recipes and released models by name, with their sources."""

@@ -15,7 +15,8 @@ class PretrainConfig(TrainingConfig):
     """Masked image modelling (paper sections 2.3 to 2.5; defaults: the released BEiT-base recipe)."""
 
     tokenizer: str | None = None
-    """The visual tokenizer: a run or model directory. Not needed with `--target pixels`."""
+    """The visual tokenizer: a run or model, ours or not (as SOURCE of `beit convert`; OpenAI's is `dall-e`). Not
+    needed with `--target pixels`."""
 
     token_image_size: int | None = None
     """Side of the tokenizer's view in pixels; null for the size that the tokenizer was trained at."""

@@ -14,7 +14,7 @@ class ProbeConfig(TrainingConfig):
     """Linear classifiers and k-NN on every layer of a frozen encoder (defaults: the paper's, appendix D)."""
 
     init: str
-    """The encoder to judge: a run or model directory."""
+    """The encoder to judge: a run or model, ours or not (as SOURCE of `beit convert`)."""
 
     image_size: int | None = None
     """Side of the images in pixels; null for the size that the encoder was trained at."""

@@ -19,7 +19,8 @@ class SegmentConfig(StartConfig):
     """Folder with `images/{training,validation}` and `annotations/{training,validation}` (names as of ADE20K; label
     maps with a class number in each pixel), or `demo`: the built-in set."""
     init: str | None = None
-    """Start from this run or model: pre-trained, a classifier, or a segmenter; null trains from scratch."""
+    """Start from this run or model, pre-trained, a classifier or a segmenter, ours or not (as SOURCE of `beit
+    convert`); null trains from scratch."""
 
     classes: str | None = None
     """File of classes, a line `value,name[,r,g,b]` for each (csv or tsv); null: the one in the data's folder."""

@@ -18,7 +18,7 @@ class StartConfig(TrainingConfig):
     """A pre-trained encoder, or one of a stated architecture with first values drawn at random."""
 
     init: str | None = None
-    """Start from this run or model; null trains from scratch."""
+    """Start from this run or model, ours or not (as SOURCE of `beit convert`); null trains from scratch."""
     patch_size: int | None = None
     """From scratch: side of a patch in pixels."""
     width: int | None = None

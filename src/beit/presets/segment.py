@@ -98,11 +98,18 @@ SEGMENT: Mapping[str, Preset] = {
     ),
     "demo": Preset(
         {**SMALL_DECODER, "decoder": "pup", "drop_path_rate": 0.0, "layer_decay": 0.9, "photometric": False}
-        | {"window": "whole", "batch_size": 8, "lr_batch_size": 8, "lr": 2e-3, "steps": 400}
-        | {"warmup_steps": 20, "evaluations": 2, "eval_images": 128, "log_every": 20, "save_every": "1m"},
+        | {
+            "window": "whole",
+            "batch_size": 8,
+            "lr_batch_size": 8,
+            "lr": 2e-3,
+            "steps": 400,
+            "scale": (0.75, 1.5),
+        }
+        | {"warmup_steps": 15, "evaluations": 2, "eval_images": 128, "log_every": 20, "save_every": "1m"},
         "the built-in scenes, pixel by pixel: the end of beit demo",
         "ours",
-        "docs/results.md",
-        "docs/results.md",
+        "0.08 s of one CPU core for each of 400 steps, and its images",
+        "63 % mIoU on 128 scenes (one run, seed 0); naming every pixel ground would get 9 %",
     ),
 }

@@ -12,12 +12,6 @@ def convert(config: ConvertConfig) -> list[str]:
         config.source,
         config.destination,
         config.to,
-        num_heads=config.num_heads,
-        grid=config.grid,
-        pixel_mean=config.pixel_mean,
-        pixel_std=config.pixel_std,
-        layers=config.layers,
-        strict=config.strict,
         push=config.push,
     )
     for note in notes:

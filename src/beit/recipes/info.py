@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from beit.checkpoints.describe import describe
-from beit.checkpoints.hub import local
+from beit.checkpoints.describe import describe_located
 from beit.checkpoints.recognise import is_foreign
-from beit.checkpoints.store import WEIGHTS, is_own
+from beit.checkpoints.reference import Located, locate
+from beit.checkpoints.store import ASKED, WEIGHTS, is_own
 from beit.config import InfoConfig, UserError
 from beit.training.checkpoint_files import checkpoint_steps
 from beit.training.metrics import short_number
@@ -30,10 +30,11 @@ Facts = dict[str, Any]
 
 def info(config: InfoConfig) -> dict[str, Facts]:
     """Print what is at `config.path`, and return it: the facts about a `run`, a `model`, or both."""
-    path = local(config.path)
+    located = locate(config.path)
+    path = located.path
     if not path.exists():
-        raise UserError(f"{path} does not exist; give a run directory or its model/ folder")
-    found = {part.name: part.describe(path) for part in PARTS if part.recognizes(path)}
+        raise UserError(f"{path} does not exist; {ASKED}")
+    found = {part.name: part.describe(located) for part in PARTS if part.recognizes(path)}
     if not found:
         raise UserError(f"{path} is neither a run nor a model of a known format")
     show(found)
@@ -48,8 +49,9 @@ def is_run(path: Path) -> bool:
     return (path / "status.json").is_file()
 
 
-def describe_run(path: Path) -> Facts:
+def describe_run(located: Located) -> Facts:
     """Where a run stands, its newest figures, and how to go on."""
+    path = located.path
     run = read_run(path)
     status, state, reason = run.status, run.state, run.status.get("reason")
     alive = RunLock.is_held(path / LOCK) if state == "running" else False
@@ -92,9 +94,10 @@ def is_model(path: Path) -> bool:
     return is_own(path) or is_foreign(path)
 
 
-def describe_model(path: Path) -> Facts:
+def describe_model(located: Located) -> Facts:
     """What model.json says, or what a file of another library shows; the weights of our own are not read."""
-    described = describe(path)
+    path = located.path
+    described = describe_located(located)
     classes = described.pop("classes", None)
     described.pop("palette", None)  # colours say little in words
     facts: Facts = {"model": str(path), "format": described.pop("format"), "kind": described.pop("kind")}
@@ -122,7 +125,7 @@ class Part(NamedTuple):
 
     name: str
     recognizes: Callable[[Path], bool]
-    describe: Callable[[Path], Facts]
+    describe: Callable[[Located], Facts]
 
 
 PARTS: Sequence[Part] = (Part("run", is_run, describe_run), Part("model", is_model, describe_model))
@@ -156,4 +159,4 @@ def in_words(value: Any) -> str:
         return short_number(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) and value.isprintable() else json.dumps(value)

@@ -1,16 +1,21 @@
-"""`beit presets`: the recipes by name, each with its source, cost and expected result."""
+"""`beit presets`: recipes and released models by name, each with its source."""
 
 from __future__ import annotations
 
 from beit.config import PresetsConfig
 from beit.presets import TABLES
+from beit.presets.released import RELEASED
 
 
 def presets(config: PresetsConfig) -> None:
-    """Print the table of recipes. Plain text: this must answer at once."""
+    """Print the tables. Plain text: this must answer at once."""
     for config_type, table in TABLES.items():
         print(f"beit {config_type.__name__.removesuffix('Config').lower()} --preset NAME\n")
         for name, preset in table.items():
             values = ", ".join(f"{key} {value}" for key, value in preset.values.items())
             print(f"  {name}\n      {preset.summary}\n      {values}")
             print(f"      source: {preset.source}; cost: {preset.cost}; expect: {preset.expected}\n")
+    print("released models, for --init, --model, --tokenizer, beit info and beit convert: NAME\n")
+    for name, release in RELEASED.items():
+        source = ", ".join(release.files) or f"hf://{release.hub}"
+        print(f"  {name}\n      {release.what}\n      source: {source}\n")

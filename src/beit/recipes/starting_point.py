@@ -66,7 +66,8 @@ def starting_encoder(config: StartConfig) -> tuple[BeitEncoder, nn.Module | None
         encoder = BeitEncoder(config.architecture())
         init_weights(encoder, cut=None)
         return encoder, None, [f"from scratch: {_described(encoder.config)}"]
-    start = load_model(config.init)
+    with changes() as adapted:
+        start = load_model(config.init)
     source = getattr(start, "encoder", None)
     if not isinstance(source, BeitEncoder):
         raise UserError(
@@ -75,7 +76,8 @@ def starting_encoder(config: StartConfig) -> tuple[BeitEncoder, nn.Module | None
     _require_agreement(config, source.config)
     with changes() as told:
         encoder = _adapted(config, source)
-    return encoder, start, [f"from {config.init} ({kind_of(start)}): {_described(source.config)}", *told]
+    first = f"from {config.init} ({kind_of(start)}): {_described(source.config)}"
+    return encoder, start, [first, *adapted, *told]
 
 
 def _adapted(config: StartConfig, encoder: BeitEncoder) -> BeitEncoder:
@@ -147,7 +149,7 @@ def _take_over_decoder(
 
 
 def _classes_of(init: str) -> tuple[str, ...] | None:
-    """The class names that a model brings; those of other libraries seldom do."""
+    """The class names of a model, where it has them."""
     names = describe(init).get("classes")
     return None if names is None else tuple(map(str, names))
 
