@@ -11,7 +11,7 @@ import yaml
 
 from beit import UserError
 from beit.cli import VERBS, main
-from beit.config import FinetuneConfig, PretrainConfig, ProbeConfig, TokenizerConfig
+from beit.config import FinetuneConfig, PretrainConfig, ProbeConfig, SegmentConfig, TokenizerConfig
 from beit.config_file import read_yaml, to_yaml
 from beit.presets import TABLES, configure
 
@@ -73,7 +73,7 @@ FINETUNE = ["--data", "x", "--out", "y", "--init", "i"]
         (["tokenizer", "--data", "x", "--out", "y", "--stride", "3"], "power of two"),
         (["pretrain", *TRAINING, "--lr", "1", "--lr", "2"], "--lr is given twice"),
         (["pretrain", *TRAINING, "--steps", "1.5"], "--steps cannot be '1.5'"),
-        (["pretrain", "--data", "x", "--out", "y", "--tokenizer", "y"], "--out is the tokenizer's own run"),
+        (["pretrain", "--data", "x", "--out", "y", "--tokenizer", "y"], "--out is the run of --tokenizer"),
         (["tokenizer", "--data", "no/such/folder", "--out", "y", "--devices", "2"], "no/such/folder"),
         (
             ["finetune", "--data", "x", "--out", "y", "--width", "96"],
@@ -82,6 +82,9 @@ FINETUNE = ["--data", "x", "--out", "y", "--init", "i"]
         (["finetune", *FINETUNE, "--label-share", "0.1", "--labels-per-class", "5"], "exclude each other"),
         (["finetune", *FINETUNE, "--multilabel", "--labels-per-class", "5"], "use --label-share"),
         (["finetune", *FINETUNE, "--randaugment", "11"], "--randaugment must lie between 0 and 10"),
+        (["segment", *FINETUNE, "--crop", "0"], "--crop must be positive"),
+        (["segment", *FINETUNE, "--decoder", "unet"], "'upernet', 'pup'"),
+        (["segment", "--data", "x", "--out", "y", "--crop", "64"], "name --patch-size, --width"),
         (["report"], "needs --runs"),
         (["report", "no/such/run"], "no/such/run"),
         (["report", "--out", "page.html", "no/such/run"], "no/such/run"),
@@ -192,7 +195,7 @@ def test_a_printed_configuration_repeats_the_run(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize("config_type", TABLES)
 def test_every_preset_is_valid_and_survives_its_file(config_type: type, tmp_path: Path) -> None:
     for name in TABLES[config_type]:
-        inits = {FinetuneConfig: {"init": "i"}, ProbeConfig: {"init": "i"}}
+        inits = {verb: {"init": "i"} for verb in (FinetuneConfig, SegmentConfig, ProbeConfig)}
         extra = {PretrainConfig: {"tokenizer": "t"}, **inits}.get(config_type, {})
         config = configure(config_type, name, data=("a", "b"), out="y", **extra)
         file = tmp_path / f"{name}.yaml"

@@ -17,6 +17,7 @@ README = Path(__file__).parent.parent / "README.md"
 SHORTER = {
     "demo": ["--scale", "0.005"],
     "tokenizer": ["--steps", "2", "--width", "8", "--batch-size", "4", "--workers", "0"],
+    "segment": ["--steps", "2", "--batch-size", "4", "--workers", "0"],
     "finetune": ["--steps", "2", "--batch-size", "4", "--workers", "0"],
     "pretrain": ["--steps", "2", "--depth", "1", "--batch-size", "4", "--workers", "0"],
 }
@@ -48,8 +49,21 @@ def test_every_beit_line_and_the_python_block_run(tmp_path: Path, monkeypatch: p
         folder = tmp_path / "labelled" / "ab"[index % 2]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / f"{index}.png")
+        split = "validation" if index % 6 == 0 else "training"
+        for part, array in (("images", pixels), ("annotations", pixels[:, :, 0] // 64)):
+            path = tmp_path / "regions" / part / split / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(path)
     lines = beit_lines()
-    assert {line[0] for line in lines} >= {"demo", "check", "tokenizer", "pretrain", "report", "finetune"}
+    assert {line[0] for line in lines} >= {
+        "demo",
+        "check",
+        "tokenizer",
+        "pretrain",
+        "report",
+        "finetune",
+        "segment",
+    }
     for line in lines:
         with pytest.raises(SystemExit) as leave:
             main([*line, *SHORTER.get(line[0], [])])

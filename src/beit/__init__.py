@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         PretrainConfig,
         ProbeConfig,
         ReportConfig,
+        SegmentConfig,
         TokenizerConfig,
         UserError,
     )
@@ -37,10 +38,11 @@ if TYPE_CHECKING:
     from beit.recipes.evaluate import evaluate
     from beit.recipes.finetune import finetune
     from beit.recipes.info import info
-    from beit.recipes.predict import predict
+    from beit.recipes.predict import predict, predictions
     from beit.recipes.pretrain import pretrain
     from beit.recipes.probe import probe
     from beit.recipes.report import report
+    from beit.recipes.segment import segment
     from beit.recipes.tokenizer import tokenizer
     from beit.tokenizers.base import VisualTokenizer
     from beit.tokenizers.dvae import DiscreteVAE
@@ -60,6 +62,7 @@ _HOMES = {
         "PretrainConfig",
         "ProbeConfig",
         "ReportConfig",
+        "SegmentConfig",
         "TokenizerConfig",
         "UserError",
     ),
@@ -73,10 +76,11 @@ _HOMES = {
     "beit.recipes.finetune": ("finetune",),
     "beit.recipes.evaluate": ("evaluate",),
     "beit.recipes.info": ("info",),
-    "beit.recipes.predict": ("predict",),
+    "beit.recipes.predict": ("predict", "predictions"),
     "beit.recipes.pretrain": ("pretrain",),
     "beit.recipes.probe": ("probe",),
     "beit.recipes.report": ("report",),
+    "beit.recipes.segment": ("segment",),
     "beit.recipes.tokenizer": ("tokenizer",),
     "beit.tokenizers.base": ("VisualTokenizer",),
     "beit.tokenizers.dvae": ("DiscreteVAE",),
@@ -101,6 +105,7 @@ __all__ = [
     "PretrainConfig",
     "ProbeConfig",
     "ReportConfig",
+    "SegmentConfig",
     "SemanticSegmenter",
     "TokenizerConfig",
     "UserError",
@@ -118,9 +123,11 @@ __all__ = [
     "load_tokenizer",
     "masking",
     "predict",
+    "predictions",
     "pretrain",
     "probe",
     "report",
+    "segment",
     "tokenizer",
 ]
 

@@ -46,6 +46,11 @@ VERBS: dict[str, Verb] = {
         "finetune:finetune",
         "classification, from a pre-trained model or from scratch",
     ),
+    "segment": Verb(
+        configs.SegmentConfig,
+        "segment:segment",
+        "a class for every pixel, from a pre-trained model or from scratch",
+    ),
     "probe": Verb(
         configs.ProbeConfig, "probe:probe", "linear classifiers and k-NN on every layer of an encoder"
     ),

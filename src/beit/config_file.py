@@ -15,7 +15,7 @@ import yaml
 
 from beit.config import UserError
 
-EXCLUSIVE = (("steps", "epochs"), ("warmup_steps", "warmup_epochs"))
+EXCLUSIVE = (("steps", "epochs"), ("warmup_steps", "warmup_epochs"), ("label_share", "labels_per_class"))
 """Two ways to say one thing: a layer that says one of them silences the other in the layers below."""
 
 

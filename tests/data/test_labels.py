@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -77,6 +78,40 @@ def test_a_file_of_one_class_each_numbers_classes_in_order(photos: Path, tmp_pat
     assert labels.labels.targets(torch.tensor([2])).tolist() == [[False, False, True]]
 
 
+@pytest.mark.parametrize("heading", ["image_id,species", "img,label", "path,class"])
+def test_a_heading_is_no_image(heading: str, photos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text(f"{heading}\ntrain/0.png,a\ntrain/1.png,b\n")
+    assert LabelFile(file, multilabel=False).labels.classes == ("a", "b")
+    # Names without a suffix all the way down are those of a set such as cifar10.
+    file.write_text("train/0,a\ntrain/1,b\ntrain/2,c\n")
+    assert LabelFile(file, multilabel=False).labels.classes == ("a", "b", "c")
+
+
+def test_images_that_are_named_and_not_there_are_told(photos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text("train/0.png,a\nval/1.png,b\nval/gone.png,b\nelsewhere/0.png,a\n")
+    labels = LabelFile(file, multilabel=False)
+    for split in ("train", "eval"):
+        labels.apply(open_source([str(photos)], split, holdout=0.1))
+    told = labels.unused()
+    assert told is not None and told.startswith("2 images that") and "the first being 'val/gone.png'" in told
+    file.write_text("train/0.png,a\ntrain/1.png,b\n")
+    labels = LabelFile(file, multilabel=False)
+    labels.apply(open_source([str(photos)], "train", holdout=0.1))
+    assert labels.unused() is None
+    with pytest.raises(UserError, match="names none of the 2 images held back for evaluation; label some"):
+        labels.apply(open_source([str(photos)], "eval", holdout=0.1), held_back=True)
+
+
+def test_as_many_classes_as_imagenet_22k_take_no_time(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text("".join(f"{index}.png,class {index}\n" for index in range(21_841)))
+    before = time.process_time()
+    assert len(LabelFile(file, multilabel=False).labels.classes) == 21_841
+    assert time.process_time() - before < 2  # comparing each with each took 7 s
+
+
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
@@ -84,6 +119,7 @@ def test_a_file_of_one_class_each_numbers_classes_in_order(photos: Path, tmp_pat
         ("l.csv", "a.png,\nb.png,x\nc.png,y\n", "gives a.png no classes; add --multilabel"),
         ("l.csv", "a.png,x\nb.png,x\n", r"one class only \('x'\)"),
         ("l.csv", "a.png,x\na.png,y\n", "line 2: a.png has a line already"),
+        ("l.csv", "a.png,x\n./a.png,y\n", r"gives ./a.png two times, and not the same classes; keep one"),
         ("l.csv", "a.png,x,y\n", "line 1 has 3 columns"),
         ("l.csv", "", "is empty"),
         (
@@ -93,6 +129,7 @@ def test_a_file_of_one_class_each_numbers_classes_in_order(photos: Path, tmp_pat
         ),
         ("l.json", "{", "not valid JSON"),
         ("l.json", '{"a.png": "x"}', "must look like"),
+        ("l.json", '{"a.png": ["x"], "b.png": ["y"], "a.png": ["y"]}', "has a.png two times; join the two"),
     ],
 )
 def test_a_wrong_file_is_refused(name: str, text: str, expected: str, photos: Path, tmp_path: Path) -> None:

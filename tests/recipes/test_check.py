@@ -13,6 +13,7 @@ from rich.console import Console
 
 from beit.config import CheckConfig, UserError
 from beit.recipes.check import check, inspect, show
+from beit.recipes.check_maps import inspect_maps
 
 REAL = os.environ.get("BEIT_REAL_DATA")
 
@@ -63,3 +64,35 @@ def test_the_awkward_folder() -> None:
     report = inspect([f"{REAL}/awkward"])
     assert len(report.broken) == 7 and not report.leaked
     assert all("broken_" in name for name, _ in report.broken)
+
+
+def test_label_maps_are_counted_and_wrong_ones_named(tmp_path: Path) -> None:
+    halves = np.repeat(np.array([[0, 1]], dtype=np.uint8), 20, axis=1).repeat(40, axis=0)
+    for split, count in (("training", 70), ("validation", 2)):
+        for i in range(count):
+            save(tmp_path / f"images/{split}/{i}.png", i)
+            path = tmp_path / f"annotations/{split}/{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(halves + 5 * (split == "validation")).save(path)
+    (tmp_path / "classes.tsv").write_text("value\tname\n0\tvoid\n1\t[sky]\n5\tcar\n")
+    Image.fromarray(halves[:, :30]).save(tmp_path / "annotations/training/3.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / "annotations/training/69.png")
+    (tmp_path / "images/validation/0.png").unlink()
+    report = inspect([str(tmp_path)])
+    assert report.maps is not None
+    assert report.maps == inspect_maps([str(tmp_path)], holdout=0.1, max_megapixels=64, workers=2)
+    assert report.maps.pixels == {"train": {0: 68 * 800, 1: 68 * 800}, "eval": {5: 800, 6: 800}}
+    size, colour = sorted(report.maps.mistakes)
+    assert "training/3.png has 30x40 pixels" in size and "training/69.png is a colour picture" in colour
+    assert report.maps.notes == [
+        f"{tmp_path}: 1 label maps without an image ignored, the first being annotations/validation/0.png"
+    ]
+    page = io.StringIO()
+    show(report, Console(file=page, width=200))
+    text = page.getvalue()
+    assert "1 [sky]" in text and "50.00%" in text and "6 not in the table of classes" in text
+    assert "label maps that segmentation would not take: 2" in text
+    (tmp_path / "annotations/training/4.png").unlink()
+    report = inspect([str(tmp_path)])
+    assert report.maps and report.maps.pixels.keys() == {"eval"}
+    assert "training/4 has no label map" in report.maps.mistakes[0]

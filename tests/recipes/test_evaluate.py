@@ -19,6 +19,7 @@ from beit.checkpoints.store import save_model
 from beit.config import EncoderConfig, EvaluateConfig, UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier
+from beit.recipes.average_precision import average_precisions, mean_of_known
 from beit.recipes.classification import classification_sums
 from beit.recipes.evaluate import evaluate
 from beit.recipes.pretrain import pretrain
@@ -76,7 +77,7 @@ def test_a_classifier_scores_what_torchmetrics_says(classifier: Path, tmp_path: 
     model = beit.load_model(classifier)
     source = open_source([str(data)], "eval", holdout=0.1, labeled=True, classes=CLASSES)
     whole = [i for i in range(len(source)) if "damaged" not in source.name(i)]
-    view, rng = EvaluationView((16, 16), crop_share=0.875), np.random.default_rng()
+    view, rng = EvaluationView((16, 16)), np.random.default_rng()
     images = torch.stack([view(source.image(i), rng).image for i in whole])
     labels = torch.tensor([source.label(i) for i in whole])
     with torch.no_grad():
@@ -101,6 +102,15 @@ def test_a_classifier_scores_what_torchmetrics_says(classifier: Path, tmp_path: 
     assert json.loads((tmp_path / "out" / "figures.json").read_text()) == figures
 
 
+def test_several_processes_are_refused(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would print the figures of its own share as those of the whole."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="without torchrun"):
+        evaluate(config(classifier, labelled(tmp_path / "data")))
+
+
 def test_classes_are_matched_by_name(classifier: Path, tmp_path: Path) -> None:
     some = labelled(tmp_path / "some", "cf")
     figures = evaluate(config(classifier, some))
@@ -112,7 +122,7 @@ def test_classes_are_matched_by_name(classifier: Path, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_several_classes_an_image(tmp_path: Path) -> None:
+def test_several_classes_an_image(tmp_path: Path, capsys: Any) -> None:
     """Labels from a file, in the model's order of classes; F1, precision and recall as torchmetrics has them."""
     torch.manual_seed(3)
     encoder = BeitEncoder(EncoderConfig(image_size=(16, 16), patch_size=8, width=16, depth=1, num_heads=2))
@@ -132,7 +142,7 @@ def test_several_classes_an_image(tmp_path: Path) -> None:
     figures = evaluate(config(tmp_path / "model", data, labels=str(tmp_path / "labels.json")))
 
     assert figures["images"] == 12
-    records = beit.predict(
+    records = beit.predictions(
         beit.PredictConfig(images=(str(data),), model=str(tmp_path / "model"), top_k=3, precision="float32")
     )
     shares = {Path(r["image"]).relative_to(data).as_posix(): r["top"] for r in records}
@@ -144,9 +154,32 @@ def test_several_classes_an_image(tmp_path: Path) -> None:
         assert [figures["classes"][c][key] or 0.0 for c in "cab"] == pytest.approx(wanted)
     f1 = oracle.multilabel_f1_score(scores, targets, 3, average="micro")
     assert figures["f1"] == pytest.approx(float(f1))
+    average = oracle.multilabel_average_precision(scores, targets, 3, average="none").tolist()
+    assert [figures["classes"][c]["average_precision"] for c in "cab"] == pytest.approx(average, abs=1e-5)
+    assert figures["mean_average_precision"] == pytest.approx(sum(average) / 3, abs=1e-5)
+    assert "Mean average precision" in capsys.readouterr().out
     (tmp_path / "labels.json").write_text(json.dumps(rows | {"val/a/0.png": ["d"]}))
     with pytest.raises(UserError, match="unknown to the model: 'd'"):
         evaluate(config(tmp_path / "model", data, labels=str(tmp_path / "labels.json")))
+
+
+def test_average_precision_is_torchmetrics() -> None:
+    """Also among equal scores, which come in whole groups; a class without images counts nowhere."""
+    rng = np.random.default_rng(0)
+    scores = torch.from_numpy(rng.random((300, 6)))
+    scores[:, 1] = scores[:, 1].round(decimals=1)
+    scores[:, 2] = 0.5
+    targets = torch.from_numpy(rng.random((300, 6)) < 0.2)
+    targets[:, 3], targets[:, 4] = False, True
+    found = average_precisions(scores, targets)
+    assert found[3] is None and found[4] == 1
+    assert found[2] == pytest.approx(float(targets[:, 2].double().mean()))
+    for column in (0, 1, 2, 4, 5):
+        theirs = oracle.binary_average_precision(scores[:, column], targets[:, column].long())
+        assert found[column] == pytest.approx(float(theirs), abs=1e-6)
+    present = [0, 1, 2, 4, 5]
+    theirs = oracle.multilabel_average_precision(scores[:, present], targets[:, present].long(), 5)
+    assert mean_of_known(found) == pytest.approx(float(theirs), abs=1e-6)
 
 
 def last_evaluation(run: Path) -> dict[str, float]:

@@ -15,8 +15,8 @@ from tiny_runs import finetune_config, pretrain_config
 from torch import Tensor
 
 import beit
-from beit.checkpoints.store import read_description
-from beit.config import EncoderConfig, UserError
+from beit.checkpoints.store import read_description, save_model
+from beit.config import EncoderConfig, FinetuneConfig, UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier
 from beit.recipes.finetune import finetune
@@ -142,6 +142,83 @@ def test_other_classes_replace_the_head_and_the_same_keep_it(
     finetune(finetune_config(colors, same, init=str(classifier), image_size=48, steps=1, lr=1e-12))
     assert "head kept: the same 3 classes" in log(same)
     assert torch.allclose(weights(same)["head.weight"], before["head.weight"], atol=1e-8)
+
+
+def test_a_larger_image_keeps_the_whole_classifier(colors: Path, classifier: Path, tmp_path: Path) -> None:
+    """The paper's last step, 224 to 384 px (section 3.1): all but the position tables starts as it was, and the class
+    token stays what is classified where it was."""
+    from_cls, larger, again = (tmp_path / name for name in ("cls", "larger", "again"))
+    finetune(finetune_config(colors, from_cls, pool="cls", steps=2))
+    still = {"steps": 1, "lr": 1e-12, "image_size": 64}
+    for init, run in ((classifier, larger), (from_cls, again)):
+        finetune(finetune_config(colors, run, init=str(init), **still))
+        assert "head kept: the same 3 classes" in log(run)
+        assert "block_bias positions resized from 4x4 to 8x8 patches" in log(run)
+        before, after = weights(init), weights(run)
+        assert before.keys() == after.keys()
+        for name in before:
+            if "relative_position" not in name:
+                assert torch.allclose(before[name], after[name], atol=1e-8), name
+    assert read_description(again)["pool"] == "cls" and read_description(larger)["pool"] == "mean"
+
+
+def test_a_head_of_another_library_is_kept_by_its_names(
+    colors: Path, classifier: Path, tmp_path: Path
+) -> None:
+    """Hugging Face's files name their classes, in an order of their own."""
+    model, order = beit.load_model(classifier), [2, 0, 1]
+    assert isinstance(model, ImageClassifier)
+    with torch.no_grad():
+        model.head.weight.copy_(model.head.weight[order])
+        model.head.bias.copy_(model.head.bias[order])
+    save_model(model, tmp_path / "own", provenance={}, classes=[sorted(COLORS)[row] for row in order])
+    beit.checkpoints.convert(tmp_path / "own", tmp_path / "theirs", to="huggingface")
+    run = tmp_path / "run"
+    finetune(finetune_config(colors, run, init=str(tmp_path / "theirs"), steps=1, lr=1e-12))
+    assert "head kept: the same 3 classes" in log(run)
+    for name in ("head.weight", "head.bias"):
+        assert torch.allclose(weights(run)[name], weights(classifier)[name], atol=1e-8)
+
+
+RELEASED = {
+    # batch, rate, layer decay, drop path, weight decay, epochs, warm-up, mixup, cutmix, clipping
+    "base": (1024, 4e-3, 0.65, 0.1, 0.05, 100, 20, 0.8, 1.0, None),
+    "large": (1024, 1e-3, 0.75, 0.2, 0.05, 50, 5, 0.8, 1.0, None),
+    "base-22k": (4096, 3e-3, 0.65, 0.2, 0.05, 90, 5, 0, 0, 3.0),
+    "large-22k": (2048, 2e-3, 0.75, 0.2, 0.05, 90, 5, 0, 0, 1.0),
+    "base-22k-to-1k": (512, 2e-5, 0.85, 0.1, 1e-8, 30, 5, 0, 0, None),
+    "large-22k-to-1k": (512, 2e-5, 0.9, 0.4, 1e-8, 30, 5, 0, 0, None),
+}
+"""The released commands (README and get_started_for_image_classification.md); what they leave out is off there."""
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_presets_are_the_released_commands(name: str) -> None:
+    c = beit.configure(FinetuneConfig, name, data="x", out="y", init="z")
+    assert c.scaled(c.lr) == c.lr
+    rates = (c.batch_size, c.lr, c.layer_decay, c.drop_path_rate, c.weight_decay)
+    assert (*rates, c.epochs, c.warmup_epochs, c.mixup, c.cutmix, c.clip_grad) == RELEASED[name]
+    assert (c.label_smoothing, c.randaugment, c.randaugment_std, c.erasing, c.min_lr) == (
+        0.1,
+        9,
+        0.5,
+        0.25,
+        1e-6,
+    )
+
+
+def test_one_way_to_few_labels_silences_the_other_of_a_preset() -> None:
+    share = beit.configure(FinetuneConfig, "demo", data="x", out="y", init="z", label_share=0.1)
+    assert (share.label_share, share.labels_per_class) == (0.1, None)
+
+
+@pytest.mark.parametrize("init", ["run", "run/", "./run/model", "run/model/model.safetensors"])
+def test_a_run_does_not_start_from_itself(init: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --overwrite it would delete what it starts from."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--out is the run of --init"):
+        FinetuneConfig(data="x", out="run", init=init)
+    FinetuneConfig(data="x", out="run", init="run-2/model")
 
 
 def test_from_scratch_with_few_labels_and_repeats(colors: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from beit.config import EncoderConfig, InfoConfig, UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier
 from beit.recipes.info import info
+from beit.training.run_lock import RunLock
 
 
 def test_a_run_and_its_model(probed: Path, pretrained: Path, capsys: Any) -> None:
@@ -48,6 +51,36 @@ def test_an_unfinished_run_says_how_to_go_on(probed: Path, tmp_path: Path) -> No
     assert facts["last"]["loss"] > 0
 
 
+def test_a_killed_run_is_told_from_a_running_one(probed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(probed, run)
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps({**status, "state": "running", "step": 40}))
+
+    def facts() -> dict[str, Any]:
+        return info(InfoConfig(path=str(run)))["run"]
+
+    place = str(run / ".lock")
+    take = f"from beit.training.run_lock import RunLock; lock = RunLock.take(Path({place!r}), Path('RUN'))"
+    script = f"from pathlib import Path; {take}; print('taken', flush=True); import time; time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "taken\n"
+        assert facts()["state"] == "running" and "to continue" not in facts()
+        process.kill()
+    assert facts()["state"] == "killed" and "its process is gone" in facts()["reason"]
+    assert facts()["to continue"] == f"beit probe --config {run / 'config.yaml'}"
+    # Asked by the process that runs it, the lock must stay a lock: closing its file would give it up.
+    lock = RunLock.take(run / ".lock", run)
+    assert facts()["state"] == "running"
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", f"from pathlib import Path; {take}"], capture_output=True
+    )
+    assert elsewhere.returncode != 0 and b"is in use by process" in elsewhere.stderr
+    lock.release()
+    (run / ".lock").unlink()
+    assert facts()["state"] == "killed"
+
+
 def test_what_is_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         info(InfoConfig(path=str(tmp_path / "none")))
@@ -68,10 +101,9 @@ def test_a_checkpoint_of_another_library_is_described_and_used(tmp_path: Path, c
     assert found["parameters"] == sum(p.numel() for p in model.parameters())
     assert "ash, elm, oak" in capsys.readouterr().out
     Image.new("RGB", (40, 40), (200, 30, 90)).save(tmp_path / "image.png")
-    first, second = (
-        beit.predict(
-            beit.PredictConfig(images=(str(tmp_path / "image.png"),), model=str(tmp_path / name), workers=0)
-        )
-        for name in ("own", "theirs")
-    )
-    assert first == second
+
+    def labels(name: str) -> list[dict[str, Any]]:
+        images, model = (str(tmp_path / "image.png"),), str(tmp_path / name)
+        return list(beit.predictions(beit.PredictConfig(images=images, model=model, workers=0)))
+
+    assert labels("own") == labels("theirs")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,56 @@ def test_tokens_and_features_are_the_models_own(
         np.testing.assert_allclose(features["cls"], tokens[:, 0].numpy(), atol=1e-6)
 
 
+def test_tar_shards_are_read_like_folders(folder: Path, probed: Path, tmp_path: Path, capsys: Any) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for number, names in enumerate((["red, one.png", "broken_text.png"], ["deep/er/blue.webp", "wide.png"])):
+        with tarfile.open(shards / f"s-{number}.tar", "w") as tar:
+            for name in names:
+                tar.add(folder / name, name)
+    wanted = {"red, one.png": "red", "blue.webp": "blue", "wide.png": "red"}
+    for value in (str(shards), str(shards / "s-{0..1}.tar")):
+        assert run("predict", value, "--model", probed, "--out", tmp_path / "labels.jsonl") == 0
+        records = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+        assert {
+            Path(record["image"]).name.rpartition(":")[2]: record["label"] for record in records
+        } == wanted
+    assert records[0]["image"].endswith("s-1.tar:deep/er/blue.webp")
+    assert "s-0.tar:broken_text.png: not an image" in capsys.readouterr().err
+    # A folder with images at any depth is a folder, whatever archives lie in it.
+    (folder / "packed.tar").write_bytes((shards / "s-0.tar").read_bytes())
+    assert run("predict", folder / "deep", folder, "--model", probed, "--out", tmp_path / "x.csv") == 0
+    assert "labels for 7 of 12 images" in capsys.readouterr().out
+    with tarfile.open(tmp_path / "small.tgz", "w:gz") as tar:
+        tar.add(folder / "wide.png", "wide.png")
+    assert run("predict", tmp_path / "small.tgz", "--model", probed) == 2
+    assert "--images" in (said := capsys.readouterr().err) and "compressed with gzip" in said
+
+
+def test_images_are_read_as_their_results_are_taken(
+    folder: Path, probed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from beit.data.files import FileSource
+
+    read: list[int] = []
+    decode = FileSource.image
+    monkeypatch.setattr(FileSource, "image", lambda self, index: (read.append(index), decode(self, index))[1])
+    config = beit.PredictConfig(images=(str(folder),), model=str(probed), batch_size=2, workers=0)
+    records = beit.predictions(config)
+    assert read == []
+    assert next(records)["label"] in ("red", "green", "blue")
+    assert 0 < len(read) < 9
+    assert len(list(records)) == 4 and len(read) == 9
+
+
+def test_lines_for_a_pipe_pass_by_the_progress_bar(
+    folder: Path, probed: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run("predict", folder / "deep", "--model", probed, "--batch-size", "1", "--workers", "0") == 0
+    assert [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()] == ["green", "blue"]
+
+
 def test_mistakes_are_one_line(
     folder: Path, probed: Path, trained_tokenizer: Path, tmp_path: Path, capsys: Any
 ) -> None:
@@ -122,7 +174,7 @@ def test_mistakes_are_one_line(
     empty.mkdir()
     cases: list[tuple[list[object], int, str]] = [
         ([image, "--model", tmp_path / "none"], 2, "none does not exist"),
-        ([tmp_path / "none.jpg", "--model", probed], 2, "none.jpg: no such file or folder"),
+        ([tmp_path / "none.jpg", "--model", probed], 2, "none.jpg: no such folder or file"),
         ([empty, "--model", probed], 2, "--images"),
         (["--model", probed], 2, "needs --images"),
         ([image, "--model", empty], 2, "of no known format"),

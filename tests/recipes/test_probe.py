@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ from tiny_runs import probe_config
 from torch import Tensor
 
 import beit
-from beit.config import UserError
+from beit.checkpoints.store import save_model
+from beit.config import Interrupted, UserError
 from beit.models.heads import LinearProbe
 from beit.recipes import probe as recipe
 from beit.recipes.features import neighbour_votes
@@ -110,6 +114,62 @@ def test_a_stopped_run_continues_to_the_same_weights(
     first, second = beit.load_model(probed).state_dict(), beit.load_model(run).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert read(run, "results.json")["layers"] == read(probed, "results.json")["layers"]
+
+
+@pytest.mark.parametrize("place", ["features", "neighbours"])
+def test_a_stop_before_the_first_step_is_a_clean_one(
+    place: str, probed: Path, colours: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked to stop while features or neighbours are sought, the run says so and the same command does it all."""
+    name = {"features": "layer_features", "neighbours": "neighbour_votes"}[place]
+    work, calls = getattr(recipe, name), []
+
+    def interrupted(*values: Any, **named: Any) -> Tensor:
+        calls.append(place)
+        os.kill(os.getpid(), signal.SIGTERM)
+        found: Tensor = work(*values, **named)
+        return found
+
+    monkeypatch.setattr(recipe, name, interrupted)
+    monkeypatch.setattr(recipe, "CHUNK", 5)
+    run, before = tmp_path / "run", signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match=r"interrupted while preparing.*; the same command continues"):
+        probe(probe_config(colours, run, pretrained))
+    assert len(calls) == 1 and signal.getsignal(signal.SIGTERM) == before
+    assert read(run, "status.json")["state"] == "interrupted"
+    assert not (run / "model").exists() and not (run / "results.json").exists()
+    monkeypatch.undo()
+    probe(probe_config(colours, run, pretrained))
+    first, second = beit.load_model(probed).state_dict(), beit.load_model(run).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_run_goes_on_with_its_own_encoder_alone(
+    colours: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features are computed at each start: other weights under the same name would mix two encoders."""
+    from beit.training import loop
+
+    init, run = tmp_path / "init", tmp_path / "run"
+    shutil.copytree(pretrained, init)
+
+    def stop(self: Any, micro_batches: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop._Training, "take_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        probe(probe_config(colours, run, init))
+    monkeypatch.undo()
+    model = beit.load_model(init)
+    with torch.no_grad():
+        model.encoder.cls_token.add_(1e-3)
+    save_model(model, init / "model", provenance={})
+    with pytest.raises(UserError, match=r"began with other encoder \(\w+, now \w+\); bring them back"):
+        probe(probe_config(colours, run, init))
+    shutil.rmtree(init)
+    shutil.copytree(pretrained, init)
+    probe(probe_config(colours, run, init))
+    assert read(run, "status.json")["state"] == "done"
 
 
 def test_the_published_protocols_train_on_random_crops(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from beit.config import FinetuneConfig, PretrainConfig, ProbeConfig, TokenizerConfig
+from beit.config import FinetuneConfig, PretrainConfig, ProbeConfig, SegmentConfig, TokenizerConfig
 
 SHORT: dict[str, Any] = {
     "batch_size": 8,
@@ -40,6 +40,15 @@ def finetune_config(data: Path, out: Path, **values: Any) -> FinetuneConfig:
     schedule = {"steps": 4, "epochs": None, "warmup_epochs": 0.0, "min_crop": 0.5}
     start = {} if values.get("init") else small
     return FinetuneConfig(data=str(data), out=str(out), **{**start, **schedule, **SHORT, **values})
+
+
+def segment_config(data: Path | str, out: Path, **values: Any) -> SegmentConfig:
+    """Four steps of a segmenter; from scratch the encoder of :func:`pretrain_config`."""
+    small = {"crop": 32, "patch_size": 8, "width": 16, "depth": 2, "num_heads": 2}
+    decoder = {"layers": (0, 0, 1, 1), "channels": 8} if values.get("decoder") != "pup" else {"channels": 8}
+    schedule = {"steps": 4, "warmup_steps": 0, "scale": (0.8, 1.2), "eval_images": 100}
+    start = {} if values.get("init") else small
+    return SegmentConfig(data=str(data), out=str(out), **{**start, **decoder, **SHORT, **schedule, **values})
 
 
 def probe_config(images: Path, out: Path, init: Path, **values: Any) -> ProbeConfig:

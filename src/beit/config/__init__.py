@@ -4,7 +4,7 @@ A field's docstring is its help text. Defaults are the released BEiT-base recipe
 :mod:`beit.presets` holds the other recipes. Nothing here imports torch, so that ``beit --help`` stays fast.
 """
 
-from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEConfig, EncoderConfig
+from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEConfig, EncoderConfig, default_crop
 from beit.config.convert import ConvertConfig
 from beit.config.errors import Interrupted, RunFailed, UserError, require
 from beit.config.finetune import FinetuneConfig
@@ -13,6 +13,8 @@ from beit.config.others import CheckConfig, DemoConfig, PresetsConfig, ReportCon
 from beit.config.pretrain import PretrainConfig
 from beit.config.probe import ProbeConfig
 from beit.config.run import DataConfig, TrainingConfig
+from beit.config.segment import SegmentConfig
+from beit.config.start import StartConfig
 from beit.config.tokenizer import TokenizerConfig
 
 __all__ = [
@@ -33,8 +35,11 @@ __all__ = [
     "ProbeConfig",
     "ReportConfig",
     "RunFailed",
+    "SegmentConfig",
+    "StartConfig",
     "TokenizerConfig",
     "TrainingConfig",
     "UserError",
+    "default_crop",
     "require",
 ]

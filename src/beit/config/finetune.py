@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from beit.config.architecture import PIXEL_STATISTICS, EncoderConfig
 from beit.config.errors import UserError, require, require_not_negative, require_positive, require_share
-from beit.config.run import TrainingConfig
-
-SCRATCH = ("image_size", "patch_size", "width", "depth", "num_heads")
-"""What must be named to train from scratch."""
+from beit.config.start import StartConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(TrainingConfig):
+class FinetuneConfig(StartConfig):
     """Classification (paper section 2.6; defaults: the released BEiT-base recipe on ImageNet-1k)."""
 
     init: str | None = None
@@ -32,33 +28,11 @@ class FinetuneConfig(TrainingConfig):
 
     image_size: int | None = None
     """Side of the images in pixels; null for that of `init`."""
-    patch_size: int | None = None
-    """From scratch: side of a patch in pixels."""
-    width: int | None = None
-    """From scratch: channels of every token."""
-    depth: int | None = None
-    """From scratch: transformer blocks."""
-    num_heads: int | None = None
-    """From scratch: attention heads."""
-    mlp_ratio: float | None = None
-    """From scratch: hidden width of the MLP as a multiple of `width`; null for 4."""
-    position: Literal["block_bias", "shared_bias", "absolute", "none"] | None = None
-    """Null for a relative position bias in each block, into which a shared one is copied (released code)."""
-    layer_scale_init: float | None = None
-    """From scratch: first value of LayerScale, 0 for none; null for 0.1."""
-    normalization: Literal["half", "imagenet"] | None = None
-    """From scratch: pixel mean and deviation, 0.5 and 0.5, or ImageNet's; null for half."""
-    drop_path_rate: float = 0.1
-    """Stochastic depth of the last block."""
-    dropout: float = 0.0
-    """Dropout after the MLP and the attention projection."""
-    pool: Literal["mean", "cls"] = "mean"
-    """Classify the mean of the patches, or the class token."""
+    pool: Literal["mean", "cls"] | None = None
+    """Classify the mean of the patches, or the class token; null for what a classifier in `init` does, else mean."""
     init_scale: float = 0.001
     """Scale of a new head's first weights."""
 
-    layer_decay: float = 0.65
-    """Each layer learns at this share of the rate of the layer above it. From scratch all learn at the full rate."""
     mixup: float = 0.8
     """Alpha of mixup; 0 for none."""
     cutmix: float = 1.0
@@ -98,7 +72,6 @@ class FinetuneConfig(TrainingConfig):
         require_share(
             {
                 "--label-share": self.label_share,
-                "--layer-decay": self.layer_decay,
                 "--cutmix-share": self.cutmix_share,
                 "--label-smoothing": self.label_smoothing,
                 "--erasing": self.erasing,
@@ -108,12 +81,10 @@ class FinetuneConfig(TrainingConfig):
                 "--crop-pct": self.crop_pct,
             }
         )
-        require_share({"--drop-path-rate": self.drop_path_rate, "--dropout": self.dropout}, below_one=True)
         require_positive(
             {
                 "--label-share": self.label_share,
                 "--labels-per-class": self.labels_per_class,
-                "--layer-decay": self.layer_decay,
                 "--repeats": self.repeats,
                 "--min-crop": self.min_crop,
                 "--crop-pct": self.crop_pct,
@@ -131,49 +102,12 @@ class FinetuneConfig(TrainingConfig):
             0 <= self.randaugment <= 10, f"--randaugment must lie between 0 and 10, not {self.randaugment}"
         )
         require(
-            self.init is None or self.out != self.init, "--out is the run of --init; choose another folder"
-        )
-        require(
             self.label_share is None or self.labels_per_class is None,
             "--label-share and --labels-per-class exclude each other; give one",
         )
         if self.multilabel and self.labels_per_class is not None:
             raise UserError("--labels-per-class needs one class for each image; use --label-share")
-        if self.init is None:
-            self.architecture()
 
-    def architecture(self) -> EncoderConfig:
-        """The encoder to train from scratch."""
-        if missing := [name for name in SCRATCH if getattr(self, name) is None]:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
-            raise UserError(
-                f"give --init a pre-trained model or a classifier; to train from scratch, name {flags}"
-            )
-        assert self.image_size is not None
-        # Fine-tuning's form of the default architecture, so that both starts train the same network.
-        values: dict[str, Any] = {"position": "block_bias"}
-        for fields in self.stated().values():
-            values |= fields
-        return EncoderConfig(
-            image_size=(self.image_size, self.image_size),
-            drop_path_rate=self.drop_path_rate,
-            dropout=self.dropout,
-            **values,
-        )
-
-    def stated(self) -> dict[str, dict[str, Any]]:
-        """The knobs of the architecture that were given, each with the fields of an EncoderConfig that it means."""
-        names = ("patch_size", "width", "depth", "num_heads", "mlp_ratio", "position")
-        stated = {name: {name: getattr(self, name)} for name in names if getattr(self, name) is not None}
-        if self.layer_scale_init is not None:
-            stated["layer_scale_init"] = {"layer_scale_init": self.layer_scale_init or None}
-        if self.normalization is not None:
-            mean, std = PIXEL_STATISTICS[self.normalization]
-            stated["normalization"] = {"pixel_mean": mean, "pixel_std": std}
-        return stated
-
-    def crop_share(self, image_size: tuple[int, int]) -> float:
-        """`crop_pct`, or the released code's rule for images of this size."""
-        if self.crop_pct is not None:
-            return self.crop_pct
-        return 0.875 if 32 < max(image_size) < 384 else 1.0
+    @property
+    def stated_size(self) -> tuple[int, int] | None:
+        return None if self.image_size is None else (self.image_size, self.image_size)

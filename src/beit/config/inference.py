@@ -11,7 +11,7 @@ from beit.config.run import DataConfig
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(DataConfig):
-    """Judge a model on images: accuracy, reconstruction error, or masked-token loss, as its kind asks."""
+    """Judge a model on images: accuracy, mIoU, reconstruction error, or masked-token loss, as its kind asks."""
 
     model: str
     """A run or model, ours or not (as SOURCE of `beit convert`); brings classes, image size and normalisation."""
@@ -21,6 +21,10 @@ class EvaluateConfig(DataConfig):
     """For a classifier: a file of labels as in `beit finetune`; null for one folder per class."""
     tokenizer: str | None = None
     """For a pre-trained model: the tokenizer whose tokens it predicts; null for the one its run names."""
+    window: Literal["slide", "whole"] | None = None
+    """For a segmenter: overlapping windows, or one pass over each image; null for what it was trained with."""
+    multi_scale: bool = False
+    """For a segmenter: average over six sizes of each image, from 0.5 to 1.75, and their mirror images."""
     baseline_images: int = 2048
     """For a pre-trained model: training images that the baselines count tokens on, at most."""
     batch_size: int = 64
@@ -45,14 +49,17 @@ class EvaluateConfig(DataConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """What a model makes of images: labels, tokens, or features, as its kind asks."""
+    """What a model makes of images: labels, label maps, tokens, or features, as its kind asks."""
 
     images: tuple[str, ...]
-    """Image files, and folders of images at any depth."""
+    """Image files, folders of images at any depth, and tar shards (`shards-{000..099}.tar`)."""
     model: str
     """A run or model, ours or not (as SOURCE of `beit convert`); brings labels, image size and normalisation."""
     out: str | None = None
-    """File for the results: .csv or .jsonl for labels, .jsonl or .npz for tokens, .npz for features."""
+    """File for the results: .csv or .jsonl for labels, .jsonl or .npz for tokens, .npz for features; for label maps
+    a folder, which gets `maps/`, `overlays/` and classes.tsv."""
+    overlays: bool = True
+    """For a segmenter: also write every image under the colours of its classes."""
     top_k: int = 5
     """Labels of each image, the likeliest first."""
     layer: int | None = None

@@ -11,7 +11,7 @@ from beit.config.run import DataConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """The whole story on built-in images: tokenizer, pre-training, fine-tuning, report."""
+    """The whole story on built-in images: tokenizer, pre-training, fine-tuning, segmentation, report."""
 
     out: str = "demo"
     """Folder for the demo's runs and its report.html."""
@@ -29,7 +29,7 @@ class DemoConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig(DataConfig):
-    """Look a data set over before anything is trained: counts, sizes, broken files, duplicates."""
+    """Look a data set over before anything is trained: counts, sizes, label maps, broken files, duplicates."""
 
     workers: int | Literal["auto"] = "auto"
     """Processes that read images."""

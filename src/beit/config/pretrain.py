@@ -75,7 +75,7 @@ class PretrainConfig(TrainingConfig):
         self.architecture()
         require_positive({"--min-crop": self.min_crop})
         require_share({"--min-crop": self.min_crop, "--flip": self.flip, "--color-jitter": self.color_jitter})
-        require(self.out != self.tokenizer, "--out is the tokenizer's own run; choose another folder")
+        self.require_other_run("--tokenizer", self.tokenizer)
         if self.target == "tokens":
             require(self.tokenizer is not None, "--target tokens needs --tokenizer, a run of beit tokenizer")
         elif self.tokenizer is not None:

@@ -29,7 +29,7 @@ class ProbeConfig(TrainingConfig):
     flip: float = 0.5
     """Probability of a horizontal flip."""
     crop_pct: float | None = None
-    """Share of the resized image's side that evaluation shows; null for 0.875 below 384 px, else 1."""
+    """Share of the resized image that evaluation looks at; null for 0.875, but 1 from 384 px on and up to 32 px."""
 
     knn: int = 20
     """Neighbours that vote in the k-NN classifier."""
@@ -50,6 +50,7 @@ class ProbeConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.require_other_run("--init", self.init)
         require_positive(
             {
                 "--image-size": self.image_size,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from beit.config.errors import UserError, require, require_not_negative, require_positive, require_share
@@ -152,6 +154,12 @@ class TrainingConfig(DataConfig):
         if match is None or float(match[1]) <= 0 or (not match[2] and "." in match[1]):
             raise UserError(f"--save-every {self.save_every} is neither steps (500) nor minutes (10m)")
         return (None, float(match[1])) if match[2] else (int(match[1]), None)
+
+    def require_other_run(self, flag: str, path: str | None) -> None:
+        """UserError where the model that `flag` reads lies in the run `out`: --overwrite would delete it."""
+        out, read = Path(self.out).resolve(), Path(path or os.devnull).resolve()
+        lies_in_it = read == out or read.is_relative_to(out / "model")
+        require(not lies_in_it, f"--out is the run of {flag}; choose another folder")
 
     def in_steps(self, length: int | float, steps_of_run: int) -> int:
         """A schedule's `length` in steps, where one up to 1 is a share of the run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -15,8 +15,10 @@ Split = Literal["train", "eval"]
 class Source(Protocol):
     """Images by index. Everything is fixed when the source is opened; files that vanish later are damaged files."""
 
-    classes: tuple[str, ...] | None
-    """Class names when the source was opened with labels (and always for sets that bring them)."""
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names when the source was opened with labels (and always for sets that bring them)."""
+
     notes: list[str]
     """What was ignored or decided, one line each, for the first lines of a run."""
 
@@ -30,8 +32,9 @@ class Source(Protocol):
     def image(self, index: int) -> Tensor:
         """uint8 (3, H, W); raises :class:`ImageError`."""
 
-    def label(self, index: int) -> int:
-        """Index into `classes`; only where labels were asked for."""
+    def label(self, index: int) -> Any:
+        """What the view takes beside the image: an index into `classes`, or a map of them, uint8 (H, W). Only where
+        labels were asked for."""
 
     def describe(self) -> str:
         """One phrase: count, classes, origin."""

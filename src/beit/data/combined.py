@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class Subset:
     def image(self, index: int) -> Tensor:
         return self._source.image(int(self._indices[index]))
 
-    def label(self, index: int) -> int:
+    def label(self, index: int) -> Any:
         return self._source.label(int(self._indices[index]))
 
     def describe(self) -> str:
@@ -90,7 +91,7 @@ class Concatenation:
         source, inner = self._find(index)
         return source.image(inner)
 
-    def label(self, index: int) -> int:
+    def label(self, index: int) -> Any:
         source, inner = self._find(index)
         return source.label(inner)
 

@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 try:
@@ -89,6 +89,18 @@ def open_pillow(data: bytes, name: str, max_megapixels: float = 64) -> Image.Ima
             f"is {max_megapixels:g}",
         )
     return image
+
+
+def upright_size(data: bytes, name: str, max_megapixels: float = 64) -> tuple[int, int]:
+    """(height, width) of the picture that :func:`decode_image` gives, from its header alone."""
+    image = open_pillow(data, name, max_megapixels)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except Exception:  # unreadable EXIF says nothing about the pixels
+        sideways = False
+    return (image.width, image.height) if sideways else (image.height, image.width)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from beit.config import UserError
 from beit.data.base import Split, stable_hash
-from beit.data.decode import ImageError, decode_image
+from beit.data.decode import ImageError, decode_image, upright_size
 from beit.data.labels import label_members
-from beit.data.listing import Listing, Member, list_data, scan_folder
+from beit.data.listing import Listing, Member, list_data, list_images
 from beit.data.splits import find_splits
 
 
@@ -96,6 +96,10 @@ class FileSource:
     def image(self, index: int) -> Tensor:
         return self.decode(self.read(index), index)
 
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of the image, from its header alone."""
+        return upright_size(self.read(index), self.name(index), self._max_megapixels)
+
     def label(self, index: int) -> int:
         if self._labels is None:
             raise TypeError("this source was opened without labels")
@@ -119,51 +123,63 @@ def open_files(
     **options: Any,
 ) -> FileSource:
     listings = list_data(values)
-    training: list[list[Member]] = []
-    evaluation: list[list[Member]] = []
-    prefixes: list[tuple[str | None, str | None]] = []
-    notes: list[str] = []
-    for listing in listings:
-        train, held, places, told = _split(listing, holdout)
-        training.append(train)
-        evaluation.append(held)
-        prefixes.append(places)
-        notes += told
-    chosen = training if split == "train" else evaluation
-    if not any(chosen):
-        names = ", ".join(values)
-        if split == "train":
-            raise UserError(
-                f"--data {names} holds an evaluation split alone; name that folder itself to train on it"
-            )
-        raise UserError(f"--data {names} leaves no image for evaluation; add images or raise --holdout")
+    training, chosen, prefixes, notes = choose_members(listings, split, holdout)
     if not labeled:
         return FileSource(listings, chosen, notes=notes, **options)
     chosen, labels, names_found, told = label_members(listings, training, chosen, prefixes, split, classes)
     return FileSource(listings, chosen, labels, names_found, notes=notes + told, **options)
 
 
+class Chosen(NamedTuple):
+    """The members of listings that a split consists of."""
+
+    training: list[list[Member]]
+    """For each listing what is trained on, whatever the split."""
+    members: list[list[Member]]
+    """For each listing what belongs to the split."""
+    prefixes: list[tuple[str | None, str | None]]
+    """For each listing the (training, evaluation) folders."""
+    notes: list[str]
+
+
+def choose_members(
+    listings: Sequence[Listing], split: Split, holdout: float, *, paired: bool = False
+) -> Chosen:
+    """What of `listings` belongs to `split`; :class:`UserError` when that is nothing."""
+    training: list[list[Member]] = []
+    evaluation: list[list[Member]] = []
+    prefixes: list[tuple[str | None, str | None]] = []
+    notes: list[str] = []
+    for listing in listings:
+        train, held, places, told = _split(listing, holdout, paired)
+        training.append(train)
+        evaluation.append(held)
+        prefixes.append(places)
+        notes += told
+    chosen = training if split == "train" else evaluation
+    if not any(chosen):
+        names = ", ".join(listing.root for listing in listings)
+        if split == "train":
+            remedy = "add images/training" if paired else "name that folder itself to train on it"
+            raise UserError(f"--data {names} holds an evaluation split alone; {remedy}")
+        raise UserError(f"--data {names} leaves no image for evaluation; add images or raise --holdout")
+    return Chosen(training, chosen, prefixes, notes)
+
+
 def open_images(values: Sequence[str], max_megapixels: float = 64) -> FileSource:
-    """The image files and every image in the folders that `values` name, in their order, whatever the layout."""
-    listings: list[Listing] = []
-    for value in values:
-        if os.path.isdir(value):
-            listings.append(scan_folder(value, "--images"))
-        elif os.path.lexists(value):
-            folder, name = os.path.split(value)
-            listings.append(Listing(folder, [Member(name)]))
-        else:
-            raise UserError(f"--images {value}: no such file or folder; check the path")
+    """The image files, and every image in the folders and tar shards that `values` name, in their order, whatever the
+    layout."""
+    listings = [list_images(value, "--images") for value in values]
     notes = [note for listing in listings for note in listing.notes]
     members = [listing.members for listing in listings]
     return FileSource(listings, members, max_megapixels=max_megapixels, notes=notes)
 
 
 def _split(
-    listing: Listing, holdout: float
+    listing: Listing, holdout: float, paired: bool
 ) -> tuple[list[Member], list[Member], tuple[str | None, str | None], list[str]]:
     """Members to train on, members to evaluate on, the two prefixes their classes follow, and notes."""
-    found = find_splits(listing.root, [member.path for member in listing.members])
+    found = find_splits(listing.root, [member.path for member in listing.members], paired=paired)
     notes = [*listing.notes, *found.notes]
 
     def beneath(prefix: str | None) -> list[Member]:

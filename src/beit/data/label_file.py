@@ -13,7 +13,9 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +53,7 @@ class LabelFile:
         rows = _read(self.path)
         found = sorted({name for row in rows.values() for name in row})
         names = tuple(found if classes is None else classes)
-        if unknown := [name for name in found if name not in names]:
+        if unknown := sorted(set(found) - set(names)):
             raise UserError(
                 f"--labels {path} has classes that are unknown to the model: {', '.join(map(repr, unknown[:5]))}"
                 f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}; rename or remove them"
@@ -66,30 +68,51 @@ class LabelFile:
         sets = sorted(set(members.values())) if multilabel else [(index,) for index in range(len(names))]
         self.labels = Labels(names, _rows_of(sets, len(names)) if multilabel else None)
         label_of = {row: label for label, row in enumerate(sets)}
-        self._first = next(iter(rows))
-        self._label_of: dict[str, int] = {}
-        for image, row in members.items():
-            for place in (os.path.normpath(image), os.path.abspath(self.path.parent / image)):
-                self._label_of[place] = label_of[row]
+        self._images = list(rows)
+        self._labels = [label_of[row] for row in members.values()]
+        self._used: set[int] = set()
+        self._row_of: dict[str, int] = {}
+        for row, image in enumerate(rows):
+            for place in {os.path.normpath(image), os.path.abspath(self.path.parent / image)}:
+                first = self._row_of.setdefault(place, row)
+                if self._labels[first] != self._labels[row]:
+                    raise UserError(
+                        f"--labels {path} gives {image} two times, and not the same classes; keep one"
+                    )
 
-    def apply(self, source: Source) -> Relabeled:
-        """The images of `source` that the file names, with their labels; the others are left out, with a note."""
-        found = {
-            index: label for index in range(len(source)) if (label := self._find(source, index)) is not None
-        }
+    def apply(self, source: Source, *, held_back: bool = False) -> Relabeled:
+        """The images of `source` that the file names, with their labels; the others are left out, with a note.
+
+        held_back: whether these are the images held back from those of another source.
+        """
+        found = {index: row for index in range(len(source)) if (row := self._find(source, index)) is not None}
+        if not found and held_back:
+            raise UserError(
+                f"--labels {self.path} names none of the {len(source):,} images held back for evaluation; label some "
+                f"of them, hold more back with --holdout, or name a folder with train/ and val/"
+            )
         if not found:
             raise UserError(
-                f"--labels {self.path} names none of the images of --data (it has '{self._first}', and an "
+                f"--labels {self.path} names none of the images of --data (it has '{self._images[0]}', and an "
                 f"image there is '{source.key(0)}'); write paths relative to --data"
             )
-        relabeled = Relabeled(source, list(found), list(found.values()), self.labels.classes)
+        self._used.update(found.values())
+        labels = [self._labels[row] for row in found.values()]
+        relabeled = Relabeled(source, list(found), labels, self.labels.classes)
         if missing := len(source) - len(found):
             relabeled.notes.append(f"{missing:,} images are not in {self.path} and are left out")
         return relabeled
 
+    def unused(self) -> str | None:
+        """A line about images that the file names and no source so far has; None when there are none."""
+        left = [image for row, image in enumerate(self._images) if row not in self._used]
+        if not left:
+            return None
+        return f"{len(left):,} images that {self.path} names are not among those used, the first being '{left[0]}'"
+
     def _find(self, source: Source, index: int) -> int | None:
-        label = self._label_of.get(source.key(index))
-        return self._label_of.get(os.path.abspath(source.name(index))) if label is None else label
+        row = self._row_of.get(source.key(index))
+        return self._row_of.get(os.path.abspath(source.name(index))) if row is None else row
 
 
 def _rows_of(sets: Sequence[tuple[int, ...]], num_classes: int) -> Tensor:
@@ -138,31 +161,47 @@ def _read(path: Path) -> Mapping[str, Sequence[str]]:
 def _read_csv(path: Path, text: str) -> dict[str, list[str]]:
     rows: dict[str, list[str]] = {}
     reader = csv.reader(io.StringIO(text, newline=""))
-    for cells in reader:
-        if not cells or (reader.line_num == 1 and cells[0].strip().lower() in _HEADINGS):
-            continue
+    lines = [(reader.line_num, cells) for cells in reader if cells]
+    if lines and _is_heading(lines[0][1], lines[1][1] if len(lines) > 1 else []):
+        del lines[0]
+    for number, cells in lines:
         if len(cells) != 2:
             raise UserError(
-                f"--labels {path}, line {reader.line_num} has {len(cells)} columns; write `image,class;class`"
+                f"--labels {path}, line {number} has {len(cells)} columns; write `image,class;class`"
             )
         image = cells[0].strip()
         if image in rows:
-            raise UserError(
-                f"--labels {path}, line {reader.line_num}: {image} has a line already; join the two"
-            )
+            raise UserError(f"--labels {path}, line {number}: {image} has a line already; join the two")
         rows[image] = [name.strip() for name in cells[1].split(";") if name.strip()]
     return rows
 
 
+def _is_heading(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Whether the first line of a file says what the columns are: it names no file, though the line below does."""
+    name = first[0].strip().lower()
+    return name in _HEADINGS or (
+        not os.path.splitext(name)[1] and any(os.path.splitext(x)[1] for x in second[:1])
+    )
+
+
 def _read_json(path: Path, text: str) -> dict[str, list[str]]:
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=partial(_without_repetition, path))
     except ValueError as error:
         raise UserError(f"--labels {path} is not valid JSON: {error}") from error
     if not isinstance(content, dict) or not all(
         isinstance(row, list) and all(isinstance(name, str) for name in row) for row in content.values()
     ):
         raise UserError(f'--labels {path} must look like {{"image.jpg": ["class", "class"], ...}}')
+    return content
+
+
+def _without_repetition(path: Path, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"--labels {path} has {twice} two times; join the two")
     return content
 
 

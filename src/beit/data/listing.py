@@ -78,8 +78,22 @@ def list_data(values: Sequence[str]) -> list[Listing]:
     return listings
 
 
-def _tar_paths(value: str) -> list[tuple[str, str]] | None:
-    """The tars that a --data value means, each with a prefix for its paths; None when it is a folder of images."""
+def list_images(value: str, flag: str) -> Listing:
+    """What `value` means where layout plays no part: an image file, tar shards, or a folder with images at any depth.
+
+    A folder is read as tar shards when there is no image in it.
+    """
+    other_file = os.path.lexists(value) and not os.path.isdir(value)
+    if other_file and not _is_tar_name(value) and not value.lower().endswith(".zip"):
+        folder, name = os.path.split(value)
+        return Listing(folder, [Member(name)])
+    unpacked = os.path.isdir(value) and _holds_images(value, flag)
+    tars = None if unpacked else _tar_paths(value, flag)
+    return scan_folder(value, flag) if tars is None else scan_tars(tars, flag)
+
+
+def _tar_paths(value: str, flag: str = "--data") -> list[tuple[str, str]] | None:
+    """The tars that a value means, each with a prefix for its paths; None when it is a folder of images."""
     if match := re.search(r"\{(\d+)\.\.(\d+)\}", value):
         first, last = match.groups()
         numbers = range(int(first), int(last) + 1)
@@ -88,19 +102,19 @@ def _tar_paths(value: str) -> list[tuple[str, str]] | None:
         if missing or not paths:
             first_missing = missing[0] if missing else value
             raise UserError(
-                f"--data {value}: {len(missing)} of {len(paths)} shards do not exist, the first being "
+                f"{flag} {value}: {len(missing)} of {len(paths)} shards do not exist, the first being "
                 f"{first_missing}; correct the range or fetch the missing shards"
             )
         return [(path, "") for path in paths]
     if not os.path.exists(value):
-        raise UserError(f"--data {value}: no such folder or file; check the path")
+        raise UserError(f"{flag} {value}: no such folder or file; check the path")
     if os.path.isfile(value):
         if _is_tar_name(value):
             return [(value, "")]
         if value.lower().endswith(".zip"):
-            raise UserError(f"--data {value} is a zip archive; unpack it: unzip {value} -d {value[:-4]}")
-        raise UserError(f"--data {value} is a file; name a folder of images or a tar shard")
-    names = _visible_names(value)
+            raise UserError(f"{flag} {value} is a zip archive; unpack it: unzip {value} -d {value[:-4]}")
+        raise UserError(f"{flag} {value} is a file; name a folder of images or a tar shard")
+    names = _visible_names(value, flag)
     if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
         return None
     splits = [name for name in names if name in ("train", *EVALUATION_NAMES)]
@@ -109,25 +123,25 @@ def _tar_paths(value: str) -> list[tuple[str, str]] | None:
     return [
         (os.path.join(path, name), folder)
         for path, folder in shards
-        for name in _visible_names(path)
+        for name in _visible_names(path, flag)
         if _is_tar_name(name)
     ] or None
 
 
-def _visible_names(folder: str) -> list[str]:
+def _visible_names(folder: str, flag: str) -> list[str]:
     try:
         return sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except PermissionError as error:
-        raise _unreadable(folder) from error
+        raise _unreadable(folder, flag) from error
 
 
 def _is_tar_name(name: str) -> bool:
     return bool(re.search(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2|txz)$", name.lower()))
 
 
-def _unreadable(folder: str) -> UserError:
+def _unreadable(folder: str, flag: str) -> UserError:
     return UserError(
-        f"--data: the folder {folder} cannot be read; grant permission: chmod -R u+rX '{folder}'"
+        f"{flag}: the folder {folder} cannot be read; grant permission: chmod -R u+rX '{folder}'"
     )
 
 
@@ -139,7 +153,7 @@ def scan_folder(root: str, flag: str = "--data") -> Listing:
     """Every image beneath `root`, at any depth. Links are followed, but never in a circle; hidden names are not."""
     notes: list[str] = []
     others: Counter[str] = Counter()
-    paths = sorted(_walk(root, "", (os.path.realpath(root),), others, notes))
+    paths = sorted(_walk(root, "", (os.path.realpath(root),), others, notes, flag))
     if not paths:
         seen = f" (it holds {sum(others.values())} other files)" if others else ""
         raise UserError(
@@ -153,14 +167,18 @@ def scan_folder(root: str, flag: str = "--data") -> Listing:
     return Listing(root, [Member(path) for path in paths], notes=notes)
 
 
+def _holds_images(root: str, flag: str) -> bool:
+    return any(True for _ in _walk(root, "", (os.path.realpath(root),), Counter(), [], flag))
+
+
 def _walk(
-    folder: str, prefix: str, chain: tuple[str, ...], others: Counter[str], notes: list[str]
+    folder: str, prefix: str, chain: tuple[str, ...], others: Counter[str], notes: list[str], flag: str
 ) -> Iterator[str]:
     try:
         with os.scandir(folder) as iterator:
             entries = list(iterator)
     except PermissionError as error:
-        raise _unreadable(folder) from error
+        raise _unreadable(folder, flag) from error
     for entry in entries:
         name = entry.name
         if name.startswith(".") or name in _LITTER:
@@ -170,7 +188,7 @@ def _walk(
             if real in chain:
                 notes.append(f"{entry.path}: a link to a folder that contains it, ignored")
                 continue
-            yield from _walk(entry.path, f"{prefix}{name}/", (*chain, real), others, notes)
+            yield from _walk(entry.path, f"{prefix}{name}/", (*chain, real), others, notes, flag)
         elif os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
             others[os.path.splitext(name)[1].lower()] += 1
         # A dangling link counts as an image, so that it is reported as damaged; a pipe would block its reader.
@@ -182,7 +200,7 @@ def _walk(
 # Tar shards (WebDataset convention: KEY.jpg beside KEY.cls)
 
 
-def scan_tars(tars: Sequence[tuple[str, str]]) -> Listing:
+def scan_tars(tars: Sequence[tuple[str, str]], flag: str = "--data") -> Listing:
     """Every image in the tars, its path prefixed as given. Links, devices and paths that lead outside the archive
     are left out with a note.
     """
@@ -192,7 +210,7 @@ def scan_tars(tars: Sequence[tuple[str, str]]) -> Listing:
     seen: set[str] = set()
     for shard, (tar, prefix) in enumerate(tars):
         ignored: Counter[str] = Counter()
-        found = list(_tar_members(tar, shard, ignored))
+        found = list(_tar_members(tar, shard, ignored, flag))
         # Shards that each number their members from 0: the shard's name keeps their paths apart.
         mark = "" if seen.isdisjoint(member.path for member in found) else f"{Path(tar).stem}~"
         seen.update(member.path for member in found)
@@ -210,11 +228,11 @@ def scan_tars(tars: Sequence[tuple[str, str]]) -> Listing:
     paths = [tar for tar, _ in tars]
     root = paths[0] if len(paths) == 1 else f"{paths[0]} .. {os.path.basename(paths[-1])}"
     if not members:
-        raise UserError(f"--data {root} holds no image; a shard is a tar of files such as KEY.jpg")
+        raise UserError(f"{flag} {root} holds no image; a shard is a tar of files such as KEY.jpg")
     return Listing(root, sorted(members), paths, numbers, notes)
 
 
-def _tar_members(tar: str, shard: int, ignored: Counter[str]) -> Iterator[Member]:
+def _tar_members(tar: str, shard: int, ignored: Counter[str], flag: str) -> Iterator[Member]:
     try:
         length = os.path.getsize(tar)
         with open(tar, "rb") as file:
@@ -222,7 +240,7 @@ def _tar_members(tar: str, shard: int, ignored: Counter[str]) -> Iterator[Member
         for magic, (kind, command) in _COMPRESSED.items():
             if head.startswith(magic):
                 raise UserError(
-                    f"--data {tar} is compressed with {kind}, so its members cannot be read in place; "
+                    f"{flag} {tar} is compressed with {kind}, so its members cannot be read in place; "
                     f"unpack it: {command} '{tar}'"
                 )
         with tarfile.open(tar, "r:") as archive:
@@ -244,6 +262,6 @@ def _tar_members(tar: str, shard: int, ignored: Counter[str]) -> Iterator[Member
             if 0 < length - archive.offset < tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("it ends within a header")
     except PermissionError as error:
-        raise UserError(f"--data: {tar} cannot be read; grant permission: chmod u+r '{tar}'") from error
+        raise UserError(f"{flag}: {tar} cannot be read; grant permission: chmod u+r '{tar}'") from error
     except (tarfile.TarError, OSError) as error:
-        raise UserError(f"--data {tar} is damaged or no tar ({error}); fetch it again") from error
+        raise UserError(f"{flag} {tar} is damaged or no tar ({error}); fetch it again") from error

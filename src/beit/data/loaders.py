@@ -55,6 +55,9 @@ class _Fetched(NamedTuple):
     tried: int
     bad: list[_Bad]
     failure: str | None = None
+    """Why the run cannot go on."""
+    mistake: str | None = None
+    """What is wrong with the labels, in words for the user."""
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -73,7 +76,10 @@ class _Fetcher(Dataset[_Fetched]):
         bad: list[_Bad] = []
         for epoch, index in work.samples:
             rng = np.random.default_rng((_SAMPLES, self._seed, epoch, index))
-            sample = self._load(index, rng, bad)
+            try:
+                sample = self._load(index, rng, bad)
+            except UserError as error:
+                return _Fetched(None, len(samples) + len(bad), bad, mistake=str(error))
             if sample is None and self._replace:
                 text = f"{_REPLACEMENTS} images in a row are damaged, the last being {bad[-1].name}: {bad[-1].reason}"
                 return _Fetched(None, len(bad), bad, text)
@@ -86,13 +92,12 @@ class _Fetcher(Dataset[_Fetched]):
         for _ in range(_REPLACEMENTS if self._replace else 1):
             try:
                 image = self._source.image(index)
+                labels = (self._source.label(index),) if self._labeled else ()
             except ImageError as error:
                 bad.append(_Bad(index, error.name, error.reason))
                 index = int(rng.integers(len(self._source)))
                 continue
-            if self._labeled:
-                return self._view(image, self._source.label(index), rng)
-            return self._view(image, rng)
+            return self._view(image, *labels, rng)
         return None
 
 
@@ -120,8 +125,8 @@ class Loader:
     `batch_size` is the global one, over all ranks and accumulated micro-batches. A damaged image is reported once
     through `on_bad(name, reason)` and replaced by another; when more than the share `max_bad` of the images read
     were damaged (and at least five files), the run stops with :class:`RunFailed`. With `labeled`, the view is
-    called as view(image, label, rng). `repeats` shows every image that many times in a row, differently drawn
-    (repeated augmentation).
+    called as view(image, label, rng); a label that does not fit stops the run with :class:`UserError`.
+    `repeats` shows every image that many times in a row, differently drawn (repeated augmentation).
     """
 
     def __init__(
@@ -232,6 +237,8 @@ class _Damage:
                 self.files.add(bad.image)
                 if self._on_bad:
                     self._on_bad(bad.name, bad.reason)
+        if fetched.mistake:
+            raise UserError(fetched.mistake)
         if fetched.failure:
             raise RunFailed(f"--data: {fetched.failure}; `beit check` lists the damaged files")
         if len(self.files) >= HANDFUL and self._failed > self._max_bad * self._tried:

@@ -74,7 +74,7 @@ def open_source(
     _check_classes(source, labeled, classes, ", ".join(data))
     source.notes[:0] = notes
     if limit is not None and limit < len(source):
-        return Subset(source, _representative([source.key(i) for i in range(len(source))], limit, seed))
+        return Subset(source, representative([source.key(i) for i in range(len(source))], limit, seed))
     return source
 
 
@@ -89,7 +89,7 @@ def _check_classes(source: Source, labeled: bool, classes: Sequence[str] | None,
         )
 
 
-def _representative(keys: Sequence[str], count: int, seed: int) -> list[int]:
+def representative(keys: Sequence[str], count: int, seed: int) -> list[int]:
     """`count` indices in rising order, the first in an order of seeded hashes."""
     order = sorted(range(len(keys)), key=lambda i: stable_hash(f"{seed}:{keys[i]}"))
     return sorted(order[:count])

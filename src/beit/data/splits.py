@@ -20,9 +20,10 @@ class Splits:
     notes: tuple[str, ...] = ()
 
 
-def find_splits(root: str, paths: Sequence[str]) -> Splits:
+def find_splits(root: str, paths: Sequence[str], *, paired: bool = False) -> Splits:
     """Decide on the layout: `train/` beside `val/`, `validation/`, `valid/` or `test/` (the first of them);
     ADE20K's `images/{training,validation}/` beside `annotations/`; otherwise everything is one pool.
+    `paired` says that the label maps in `annotations/` are used.
     """
     top = _children(paths, "")
     base = ""
@@ -30,7 +31,7 @@ def find_splits(root: str, paths: Sequence[str]) -> Splits:
     ignored: dict[str, int] = {}
     if {"images", "annotations"} <= top.keys():
         base, train_names = "images/", ("training", "train")
-        ignored = {"annotations/ (label maps)": top["annotations"]}
+        ignored = {} if paired else {"annotations/ (label maps for segmentation)": top["annotations"]}
     elif len(top) == 1 and "train" in _children(paths, f"{next(iter(top))}/"):
         base = f"{next(iter(top))}/"  # an unpacked archive: everything lies in one folder
     names = _children(paths, base)

@@ -85,12 +85,12 @@ def draw_jitter(strength: float, rng: np.random.Generator) -> Jitter | None:
 # Pixels on tensors
 
 
-def render(image: Tensor, box: Box, size: Size) -> Tensor:
-    """`box` of `image` at `size`: antialiased bicubic on uint8."""
+def render(image: Tensor, box: Box, size: Size, mode: Literal["bicubic", "bilinear"] = "bicubic") -> Tensor:
+    """`box` of `image` at `size`: antialiased, on uint8."""
     part = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
     if part.shape[1:] == size:
         return part
-    return functional.interpolate(part[None], size, mode="bicubic", antialias=True)[0]
+    return functional.interpolate(part[None], size, mode=mode, antialias=True)[0]
 
 
 def apply_jitter(jitter: Jitter, *views: Tensor) -> list[Tensor]:

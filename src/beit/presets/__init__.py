@@ -9,6 +9,7 @@ from beit.config import (
     FinetuneConfig,
     PretrainConfig,
     ProbeConfig,
+    SegmentConfig,
     TokenizerConfig,
     TrainingConfig,
     UserError,
@@ -18,6 +19,7 @@ from beit.presets.finetune import FINETUNE
 from beit.presets.preset import ENCODERS, Preset
 from beit.presets.pretrain import PRETRAIN
 from beit.presets.probe import PROBE
+from beit.presets.segment import SEGMENT
 from beit.presets.tokenizer import TOKENIZER
 
 __all__ = ["ENCODERS", "TABLES", "Preset", "configure", "find"]
@@ -28,6 +30,7 @@ TABLES: Mapping[type[TrainingConfig], Mapping[str, Preset]] = {
     TokenizerConfig: TOKENIZER,
     PretrainConfig: PRETRAIN,
     FinetuneConfig: FINETUNE,
+    SegmentConfig: SEGMENT,
     ProbeConfig: PROBE,
 }
 

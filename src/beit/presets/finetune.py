@@ -11,6 +11,8 @@ from beit.presets.preset import Preset
 BATCH_64: Mapping[str, Any] = {"batch_size": 64, "lr_batch_size": 64}
 BATCH_512: Mapping[str, Any] = {"batch_size": 512, "lr_batch_size": 512}
 UNMIXED: Mapping[str, Any] = {"mixup": 0.0, "cutmix": 0.0}
+# The released commands for ImageNet-22k name neither mixup nor cutmix, and their script has none by itself.
+INTERMEDIATE: Mapping[str, Any] = {**UNMIXED, "epochs": 90.0, "warmup_epochs": 5.0, "drop_path_rate": 0.2}
 # After a supervised stage the weights are close: small rates, hardly any decay of weights, no mixing.
 FROM_22K: Mapping[str, Any] = {
     **BATCH_512,
@@ -68,16 +70,15 @@ FINETUNE: Mapping[str, Preset] = {
         "86.3 top-1 from 85.2 (paper table 1)",
     ),
     "base-22k": Preset(
-        {"epochs": 90.0, "warmup_epochs": 5.0, "batch_size": 4096, "lr_batch_size": 4096, "lr": 3e-3}
-        | {"drop_path_rate": 0.2, "clip_grad": 3.0},
+        {**INTERMEDIATE, "batch_size": 4096, "lr_batch_size": 4096, "lr": 3e-3, "clip_grad": 3.0},
         "intermediate fine-tuning on the 21,841 classes of ImageNet-22k",
         "released README",
         "90 epochs of 14.2 million images",
         "85.2 top-1 on ImageNet-1k after base-22k-to-1k (released README)",
     ),
     "large-22k": Preset(
-        {"epochs": 90.0, "warmup_epochs": 5.0, "batch_size": 2048, "lr_batch_size": 2048, "lr": 2e-3}
-        | {"drop_path_rate": 0.2, "clip_grad": 1.0, "layer_decay": 0.75},
+        {**INTERMEDIATE, "batch_size": 2048, "lr_batch_size": 2048, "lr": 2e-3, "clip_grad": 1.0}
+        | {"layer_decay": 0.75},
         "intermediate fine-tuning of the large model on ImageNet-22k",
         "released README",
         "90 epochs of 14.2 million images, 3.5 times base for each",

@@ -10,7 +10,8 @@ from beit.training.console import duration
 from beit.training.device import Precision, describe_machine
 
 if TYPE_CHECKING:
-    from beit.recipes.stage import Method, Stage
+    from beit.recipes.method import Method
+    from beit.recipes.stage import Stage
 
 
 def announce(stage: Stage, method: Method, precision: Precision) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import multiprocessing
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
@@ -21,7 +18,10 @@ from rich.table import Table
 from beit.config import CheckConfig, UserError
 from beit.data.decode import ImageError
 from beit.data.loaders import HANDFUL
+from beit.data.map_files import IMAGES
 from beit.data.sources import FileSource, Source, open_source
+from beit.recipes.check_maps import MapReport, inspect_maps, show_maps
+from beit.recipes.examination import examine_all
 
 _SIDES = (32, 64, 128, 224, 384, 512, 1024)
 _SHOWN = 20  # lines of a list that are printed; the report object holds all
@@ -56,6 +56,8 @@ class DataReport:
     """Training and evaluation files with the same bytes."""
     notes: list[str]
     """What training ignores, and why."""
+    maps: MapReport | None = None
+    """Where there are label maps: what they hold."""
 
     @property
     def broken(self) -> list[tuple[str, str]]:
@@ -108,7 +110,7 @@ def inspect(
     done = 0
     for split, source in sources.items():
         seen: list[_Seen] = []
-        for part in _examine_all(source, workers):
+        for part in examine_all(_examine, source, workers):
             seen += part
             done += len(part)
             if on_progress:
@@ -124,6 +126,9 @@ def inspect(
         duplicates=[[name for names in by_split.values() for name in names] for by_split in groups],
         leaked=[(g["train"][0], name) for g in groups if g["train"] for name in g["eval"]],
         notes=list(dict.fromkeys(note for source in sources.values() for note in source.notes)),
+        maps=inspect_maps(data, holdout=holdout, max_megapixels=max_megapixels, workers=workers)
+        if any(source.key(0).startswith(IMAGES) for source in sources.values())
+        else None,
     )
 
 
@@ -159,10 +164,7 @@ class _Seen(NamedTuple):
     broken: tuple[str, str] | None
 
 
-_source: Source  # of a worker process
-
-
-def _examine(source: Source, indices: range) -> list[_Seen]:
+def _examine(source: Source, indices: Sequence[int]) -> list[_Seen]:
     seen = []
     for index in indices:
         digest = b""
@@ -182,26 +184,6 @@ def _examine(source: Source, indices: range) -> list[_Seen]:
 
 def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest() if content else b""
-
-
-def _examine_all(source: Source, workers: int) -> Iterator[list[_Seen]]:
-    chunks = [range(start, min(start + 64, len(source))) for start in range(0, len(source), 64)]
-    if workers < 2 or len(chunks) < 2:
-        yield from (_examine(source, chunk) for chunk in chunks)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, (source,)) as pool:
-        yield from pool.map(_examine_in_worker, chunks)
-
-
-def _start_worker(source: Source) -> None:
-    global _source
-    _source = source
-    torch.set_num_threads(1)
-
-
-def _examine_in_worker(indices: range) -> list[_Seen]:
-    return _examine(_source, indices)
 
 
 def _summary(source: Source, seen: Sequence[_Seen]) -> SplitReport:
@@ -238,6 +220,9 @@ def show(report: DataReport, console: Console, max_bad: float = 0.05) -> None:
     _print_counts(console, "shorter side in pixels", [part.sizes for part in parts], parts)
     if any(part.classes for part in parts):
         _print_counts(console, "class", [part.classes for part in parts], parts)
+    if report.maps:
+        show_maps(report.maps, console)
+        _print_list(console, "label maps that segmentation would not take", report.maps.mistakes)
     _print_list(console, "damaged files", [f"{name}: {reason}" for name, reason in report.broken])
     _print_list(console, "files with the same bytes", [" = ".join(group) for group in report.duplicates])
     _print_list(

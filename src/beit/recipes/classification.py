@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -61,9 +61,15 @@ def with_f1(totals: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def draw_predictions(
-    labels: Labels, multilabel: bool, model: nn.Module, batch: LabeledBatch, folder: Path, step: int
+    labels: Labels,
+    multilabel: bool,
+    model: nn.Module,
+    batches: Sequence[LabeledBatch],
+    folder: Path,
+    step: int,
 ) -> None:
     """Images with the classes predicted for them and, where these are wrong, the true ones."""
+    [batch] = batches
     logits = model(batch.image).float()
     targets = labels.targets(batch.label)
     chosen = logits > 0 if multilabel else logits == logits.amax(1, keepdim=True)

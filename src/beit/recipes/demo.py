@@ -1,4 +1,4 @@
-"""`beit demo`: the whole story on built-in images, from pixels to classes, in minutes on a CPU."""
+"""`beit demo`: the whole story on built-in images, from pixels to classes and regions, in minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -6,57 +6,70 @@ import time
 from pathlib import Path
 from typing import Any, TypeVar
 
-from beit.config import DemoConfig, FinetuneConfig, PretrainConfig, TokenizerConfig, TrainingConfig, require
+from beit.config import (
+    DemoConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    SegmentConfig,
+    TokenizerConfig,
+    TrainingConfig,
+    require,
+)
 from beit.presets import configure, find
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
+from beit.recipes.segment import segment
 from beit.recipes.tokenizer import tokenizer
 from beit.training.console import duration
 from beit.visualize.report import write_report
 
 NOTES = (
-    "This page was made by four short trainings on scenes that the package draws itself. First a discrete VAE "
+    "This page was made by five short trainings on scenes that the package draws itself. First a discrete VAE "
     "learned a vocabulary of visual tokens; then an encoder learned to predict the tokens of hidden patches from "
     "the patches around them. Neither saw a label.",
     "At this budget reconstructions are coloured blobs: a minute of training teaches each token a colour and "
     "little of texture and edges, and the encoder learns which colours go on behind a hidden patch. That is "
     "expected. With an hour on the same machine, or a GPU, tokens carry edges and textures, and the masked-token "
     "loss goes on falling below its baselines; docs/results.md in the repository has such runs.",
-    "Last, the same network learned the classes from {labels} labelled scenes of each class twice, with the same "
+    "Then the same network learned the classes from {labels} labelled scenes of each class twice, with the same "
     "recipe and the same number of steps: once from the pre-trained encoder (finetune), once from scratch. What "
     "pre-training is worth is the difference between the two on scenes that neither has seen. After minutes of it "
     "expect a few points; docs/results.md has longer runs.",
+    "Last, from the same encoder, a small decoder learned to name the class of every pixel (segment). Most pixels "
+    "are ground, so look at the overlap of each class and at the pictures rather than at the share of right pixels.",
 )
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
 
 def demo(config: DemoConfig) -> None:
-    """Train a tokenizer, an encoder and two classifiers on built-in scenes, and write a report.
+    """Train a tokenizer, an encoder, two classifiers and a segmenter on built-in scenes, and write a report.
 
     Continues where it was stopped.
     """
     started, out = time.monotonic(), Path(config.out)
     require(not (out / "config.yaml").exists(), f"--out {out} is a run; choose another folder for the demo")
-    runs = {name: out / name for name in ("tokenizer", "pretrain", "finetune", "scratch")}
+    runs = {name: out / name for name in ("tokenizer", "pretrain", "finetune", "scratch", "segment")}
     encoder = find(PretrainConfig, "demo").values
     architecture = {
         name: encoder[name] for name in ("image_size", "patch_size", "width", "depth", "num_heads")
     }
     labels = find(FinetuneConfig, "demo").values["labels_per_class"]
 
-    print("1 of 5: a visual tokenizer, which turns images into a grid of tokens\n", flush=True)
+    print("1 of 6: a visual tokenizer, which turns images into a grid of tokens\n", flush=True)
     again = config.overwrite
     tokenizer(_stage(TokenizerConfig, config, runs["tokenizer"]), overwrite=again)
-    print("\n2 of 5: an encoder, which predicts the tokens of hidden patches\n", flush=True)
+    print("\n2 of 6: an encoder, which predicts the tokens of hidden patches\n", flush=True)
     pretrain(
         _stage(PretrainConfig, config, runs["pretrain"], tokenizer=str(runs["tokenizer"])), overwrite=again
     )
-    print(f"\n3 of 5: a classifier from that encoder and {labels} labels of each class\n", flush=True)
+    print(f"\n3 of 6: a classifier from that encoder and {labels} labels of each class\n", flush=True)
     finetune(_stage(FinetuneConfig, config, runs["finetune"], init=str(runs["pretrain"])), overwrite=again)
-    print("\n4 of 5: the same classifier from scratch\n", flush=True)
+    print("\n4 of 6: the same classifier from scratch\n", flush=True)
     finetune(_stage(FinetuneConfig, config, runs["scratch"], **architecture), overwrite=again)
-    print("\n5 of 5: the report\n", flush=True)
+    print("\n5 of 6: a class for every pixel, from that encoder\n", flush=True)
+    segment(_stage(SegmentConfig, config, runs["segment"], init=str(runs["pretrain"])), overwrite=again)
+    print("\n6 of 6: the report\n", flush=True)
     notes = [note.format(labels=labels) for note in NOTES]
     page = write_report(list(runs.values()), out / "report.html", title="beit demo", notes=notes)
     print(f"done in {duration(time.monotonic() - started)}; open {page} in a browser")

@@ -15,8 +15,10 @@ from beit.checkpoints.store import kind_of, load_model
 from beit.config import EvaluateConfig, UserError
 from beit.data.views import EvaluationView
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
+from beit.models.segmentation import SemanticSegmenter
 from beit.recipes.evaluate_classifier import evaluate_classifier
 from beit.recipes.evaluate_pretrained import evaluate_pretrained
+from beit.recipes.evaluate_segmenter import evaluate_segmenter
 from beit.recipes.evaluation_data import Damage, open_split
 from beit.recipes.evaluation_tables import show
 from beit.recipes.inference import Machine, each_batch, open_machine, totals
@@ -32,10 +34,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise UserError(f"--tokenizer is for pre-trained models, and {config.model} is none; drop it")
     if config.labels is not None and not isinstance(model, ImageClassifier | LinearProbe):
         raise UserError(f"--labels is for classifiers, and {config.model} is none; drop it")
+    if (config.window or config.multi_scale) and not isinstance(model, SemanticSegmenter):
+        flag = "--window" if config.window else "--multi-scale"
+        raise UserError(f"{flag} is for segmenters, and {config.model} is none; drop it")
     machine = open_machine(config.precision, config.workers)
     model.to(machine.compute.device)
     if isinstance(model, ImageClassifier | LinearProbe):
         figures = evaluate_classifier(model, config, machine)
+    elif isinstance(model, SemanticSegmenter):
+        figures = evaluate_segmenter(model, config, machine)
     elif isinstance(model, MaskedImageModel):
         figures = evaluate_pretrained(model, config, machine)
     elif isinstance(model, VisualTokenizer):

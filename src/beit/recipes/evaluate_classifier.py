@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from beit.checkpoints.describe import describe
 from beit.config import EvaluateConfig, UserError
 from beit.data.base import Source
 from beit.data.label_file import LabelFile, Labels
+from beit.data.sources import open_source
 from beit.data.views import LabeledView
 from beit.models.heads import ImageClassifier, LinearProbe
+from beit.recipes.average_precision import average_precisions, mean_of_known
 from beit.recipes.classification import classification_sums, with_f1
 from beit.recipes.evaluation_data import Damage, open_split
 from beit.recipes.inference import Machine, classifier_view, each_batch
@@ -36,7 +39,7 @@ def evaluate_classifier(
     labels = labels.to(machine.compute.device)
     sums: dict[str, Tensor] = {}
     pairs: Counter[tuple[int, int]] = Counter()
-    named = torch.zeros(3, len(names), dtype=torch.int64)
+    answered: list[tuple[Tensor, Tensor]] = []
     passes = each_batch(
         lambda batch: model(batch.image),
         source,
@@ -50,15 +53,19 @@ def evaluate_classifier(
     for batch, logits in passes:
         targets = labels.targets(batch.label)
         part = classification_sums(logits, targets, multilabel=multilabel)
-        sums = {name: sums.get(name, 0) + value.double().cpu() for name, value in part.items()}
+        sums = {name: sums.get(name, 0) + value.cpu().double() for name, value in part.items()}
         if multilabel:
-            answers = logits > 0
-            named += torch.stack([x.sum(0) for x in (answers, targets, answers & targets)]).cpu()
+            answered.append((logits.float().cpu(), batch.label.cpu()))
         else:
             pairs.update(zip(batch.label.tolist(), logits.argmax(dim=1).tolist(), strict=True))
     images = damage.figures(source)
     if multilabel:
-        return {**images, **with_f1(sums), "classes": precision_and_recall(named, names)}
+        scores, numbers = map(torch.cat, zip(*answered, strict=True))
+        return {
+            **images,
+            **with_f1(sums),
+            **found_classes(scores, labels.to(scores.device).targets(numbers), names),
+        }
     return {**images, **over_count(sums), **by_class(pairs, names)}
 
 
@@ -73,21 +80,27 @@ def open_labeled(
         raise UserError(
             f"{config.model} gives an image several classes; name a file that has them with --labels"
         )
-    source = open_split(config, labeled=True, classes=classes)
+    source = open_split(config, partial(open_source, labeled=True, classes=classes), labeled=True)
     assert source.classes is not None  # open_source refuses data without labels
     return source, Labels(source.classes)
 
 
-def precision_and_recall(named: Tensor, names: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
-    """For each class, of counts (named, true, both) x classes: how many images, and how well they are found."""
-    return {
+def found_classes(logits: Tensor, targets: Tensor, names: tuple[str, ...]) -> dict[str, Any]:
+    """How well each class is found where an image may have several, of logits and targets, bool, both (N, C)."""
+    answers = logits > 0
+    counts = torch.stack([x.sum(0) for x in (answers, targets, answers & targets)])
+    precisions = average_precisions(logits, targets)
+    classes = {
         name: {
             "images": true,
+            "average_precision": average,
             "precision": both / said if said else None,
             "recall": both / true if true else None,
         }
-        for name, (said, true, both) in zip(names, named.T.tolist(), strict=True)
+        for name, average, (said, true, both) in zip(names, precisions, counts.T.tolist(), strict=True)
     }
+    mean = mean_of_known(precisions)
+    return {**({} if mean is None else {"mean_average_precision": mean}), "classes": classes}
 
 
 def by_class(pairs: Counter[tuple[int, int]], names: tuple[str, ...]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ from beit.tokenizers.base import VisualTokenizer
 def evaluate_pretrained(model: MaskedImageModel, config: EvaluateConfig, machine: Machine) -> dict[str, Any]:
     """Masked-token loss and accuracy beside the baselines, with masks as in the run that trained the model."""
     recipe = recipe_of(model, config)
-    source = open_split(config, pillow=recipe.views == "exact")
+    source = open_split(config, partial(open_source, pillow=recipe.views == "exact"))
     damage = Damage(source, config.max_bad)
     if recipe.target == "pixels":
         size, more = model.encoder.config.image_size, {}

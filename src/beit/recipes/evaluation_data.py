@@ -8,33 +8,32 @@ from beit.config import EvaluateConfig, RunFailed, UserError
 from beit.data.base import Source, Split
 from beit.data.combined import Concatenation
 from beit.data.sources import open_source
-from beit.recipes.inference import complain
+from beit.recipes.inference import OpenSplit, complain
 
 HANDFUL = 5
 """Damaged files that never make an evaluation worthless, however few images there are."""
 
 
-def open_split(config: EvaluateConfig, **options: Any) -> Source:
-    """The images of `config.split`; `options` are those of :func:`open_source`."""
+def open_split(config: EvaluateConfig, opener: OpenSplit = open_source, *, labeled: bool = False) -> Source:
+    """The images of `config.split`, which must agree on their classes where they are `labeled`."""
     names: dict[str, list[Split]] = {"eval": ["eval"], "train": ["train"], "all": ["train", "eval"]}
     opened: list[Source] = []
     for split in names[config.split]:
         try:
             opened.append(
-                open_source(
+                opener(
                     config.sources,
                     split,
                     holdout=config.holdout,
                     limit=config.limit,
                     max_megapixels=config.max_megapixels,
                     seed=config.seed,
-                    **options,
                 )
             )
         except UserError:
             if config.split != "all" or (split == "eval" and not opened):
                 raise
-    return opened[0] if len(opened) == 1 else Concatenation(opened, bool(options.get("labeled")))
+    return opened[0] if len(opened) == 1 else Concatenation(opened, labeled)
 
 
 class Damage:

@@ -14,6 +14,8 @@ from beit.visualize.figures import FIGURES, figure_of
 
 FEW_CLASSES = 12
 """Classes that fit into a confusion matrix on a terminal."""
+MANY = 30
+"""Regions' classes that are all named."""
 WORST = 10
 """Classes that are named where there are more."""
 
@@ -29,7 +31,9 @@ def show(figures: Mapping[str, Any], console: Console) -> None:
         figure, value = figure_of(name, figures), figures[name]
         table.add_row(figure.title, f"{value:.2%}" if figure.style == "percent" else short_number(value))
     console.print(table)
-    if "confusion" in figures:
+    if figures["kind"] == "segmenter":
+        _regions(figures, console)
+    elif "confusion" in figures:
         names = list(figures["classes"])
         (_matrix if len(names) <= FEW_CLASSES else _worst)(figures, names, console)
     elif "classes" in figures:
@@ -64,13 +68,30 @@ def _worst(figures: Mapping[str, Any], names: list[str], console: Console) -> No
     console.print(table)
 
 
+def _regions(figures: Mapping[str, Any], console: Console) -> None:
+    """How well the region of each class is found, and what its other pixels are taken for most often."""
+    classes = {name: entry for name, entry in figures["classes"].items() if entry["iou"] is not None}
+    table = Table(box=None)
+    for heading in ("class", "IoU", "accuracy", "share of pixels", "most often taken for"):
+        table.add_column(heading, justify="left" if heading[0] in "cm" else "right")
+    shown = list(classes)
+    if len(shown) > MANY:
+        table.title = f"the {MANY} hardest of {len(shown):,} classes that occur"
+        shown = sorted(shown, key=lambda name: float(classes[name]["iou"]))[:MANY]
+    for name in shown:
+        wrong = {answer: n for answer, n in figures["confusion"][name].items() if answer != name}
+        shares = (_share(classes[name][key]) for key in ("iou", "accuracy", "share"))
+        table.add_row(escape(name), *shares, escape(max(wrong, key=lambda answer: wrong[answer], default="")))
+    console.print(table)
+
+
 def _several(figures: Mapping[str, Any], console: Console) -> None:
     """How well each class is found where an image may have several: the least found first."""
-    table = Table("class", "images", "precision", "recall", box=None)
+    table = Table("class", "images", "average precision", "precision", "recall", box=None)
     classes = figures["classes"]
     for name in sorted(classes, key=lambda name: classes[name]["recall"] or 0.0)[: 2 * WORST]:
         entry = classes[name]
-        shares = (_share(entry[key]) for key in ("precision", "recall"))
+        shares = (_share(entry[key]) for key in ("average_precision", "precision", "recall"))
         table.add_row(escape(name), f"{entry['images']:,}", *shares)
     console.print(table)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing, suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from beit.data.combined import Numbered, Subset
 from beit.data.decode import ImageError
 from beit.data.views import ImageView, LabeledView
 from beit.recipes.inference import Machine, each_batch
+from beit.training.signals import StopRequested, StopSignals
 
 
 class FeatureBatch(NamedTuple):
@@ -52,8 +54,12 @@ class FeatureSource(Subset):
         *,
         batch_size: int,
         title: str,
+        stop: StopSignals,
     ) -> None:
-        """Fill in the features (B, layers, F) that `apply` gives for batches of `view`, together with other ranks."""
+        """Fill in the features (B, layers, F) that `apply` gives for batches of `view`, together with other ranks.
+
+        StopRequested on all ranks when any of them was asked to stop meanwhile.
+        """
         passes = each_batch(
             apply,
             Numbered(self._source),
@@ -64,10 +70,13 @@ class FeatureSource(Subset):
             on_bad=self._reasons.__setitem__,
             title=title,
         )
-        for batch, features in passes:
-            numbers = batch.label.cpu()
-            self.features[numbers] = features.float().cpu()
-            self.whole[numbers] = True
+        with suppress(StopRequested), closing(passes):
+            for batch, features in passes:
+                stop.poll()
+                numbers = batch.label.cpu()
+                self.features[numbers] = features.float().cpu()
+                self.whole[numbers] = True
+        stop.poll_together(machine.compute)
         if machine.compute.world > 1:
             self.whole = machine.compute.sums({"whole": self.whole})["whole"].bool()
             for layer in range(self.features.shape[1]):  # one by one, because a sum takes a copy in float64

@@ -11,16 +11,18 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from beit.config import EncoderConfig, FinetuneConfig
+from beit.config import EncoderConfig, FinetuneConfig, StartConfig, default_crop
 from beit.data.augment import ClassificationView
 from beit.data.batches import LabeledBatch
 from beit.data.few_labels import label_share, labels_per_class
 from beit.data.label_file import LabelFile, Labels
 from beit.data.mixing import BatchMixing, smoothed
+from beit.data.sources import open_source
 from beit.data.views import EvaluationView, LabeledView
 from beit.recipes.classification import classification_sums, draw_predictions, with_f1
 from beit.recipes.memory import activations_of_encoder
-from beit.recipes.stage import Method, Stage, is_done
+from beit.recipes.method import Method
+from beit.recipes.stage import Stage, is_done
 from beit.recipes.starting_point import starting_classifier
 from beit.training.metrics import over_count
 from beit.training.plan import StepOutput
@@ -30,7 +32,7 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
     """Train a classifier on the labelled images of `config.data`; the run directory is `config.out`."""
     if is_done("finetune", config, overwrite):
         return
-    stage = Stage("finetune", config, labeled=config.labels is None)
+    stage = Stage("finetune", config, partial(open_source, labeled=config.labels is None))
     labels = prepare_labels(config, stage)
     model, about = starting_classifier(config, labels.classes)
     labels = labels.to(stage.compute.device)
@@ -50,7 +52,7 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
         return classification_sums(model(batch.image), targets, multilabel=config.multilabel)
 
     encoder = model.encoder.config
-    crop_pct = config.crop_share(encoder.image_size)
+    crop_pct = default_crop(encoder.image_size) if config.crop_pct is None else config.crop_pct
     stage.train(
         Method(
             model=model,
@@ -82,7 +84,9 @@ def prepare_labels(config: FinetuneConfig, stage: Stage) -> Labels:
     """Give the stage's images their labels, and keep few for training where asked for; returns what they mean."""
     if config.labels is not None:
         file = LabelFile(config.labels, multilabel=config.multilabel)
-        stage.source, stage.held_back = file.apply(stage.source), file.apply(stage.held_back)
+        stage.source, stage.held_back = file.apply(stage.source), file.apply(stage.held_back, held_back=True)
+        if unused := file.unused():
+            stage.source.notes.append(unused)
         labels = file.labels
     else:
         assert stage.source.classes is not None  # open_source refuses data without labels
@@ -116,7 +120,7 @@ def training_view(config: FinetuneConfig, encoder: EncoderConfig) -> Classificat
     )
 
 
-def rates(config: FinetuneConfig, depth: int) -> str:
+def rates(config: StartConfig, depth: int) -> str:
     """How fast the layers learn, for the announcement."""
     if config.init is None:
         return "every layer learns at the full rate (--layer-decay is for --init)"

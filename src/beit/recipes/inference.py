@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from rich.console import Console as Terminal
 from rich.progress import Progress
 from torch import Tensor
 
-from beit.config import UserError
-from beit.data.base import Source
+from beit.config import UserError, default_crop
+from beit.data.base import Source, Split
 from beit.data.loaders import OnBad, View, evaluation_batches
 from beit.data.views import EvaluationView
 from beit.training.device import (
@@ -29,6 +29,21 @@ from beit.training.device import (
 Result = TypeVar("Result")
 
 
+class OpenSplit(Protocol):
+    """Opens the images of `data` that belong to a split; see :func:`open_source`."""
+
+    def __call__(
+        self,
+        data: Sequence[str],
+        split: Split,
+        *,
+        holdout: float,
+        limit: int | None,
+        max_megapixels: float,
+        seed: int,
+    ) -> Source: ...
+
+
 class Machine(NamedTuple):
     """Where a network runs, how precisely, and how many processes read its images."""
 
@@ -38,7 +53,9 @@ class Machine(NamedTuple):
 
 
 def open_machine(precision: str, workers: int | Literal["auto"]) -> Machine:
-    """This machine, for a verb that trains nothing."""
+    """This machine, for a verb that trains nothing. UserError for several ranks: each would judge its own share."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("only training takes several processes; start this command alone, without torchrun")
     compute = open_compute()
     return Machine(compute, choose_precision(precision, compute.device), num_workers(workers, compute))
 
@@ -63,7 +80,7 @@ def each_batch(
     labeled: bool = False,
     on_bad: OnBad | None = None,
     title: str = "",
-) -> Iterator[tuple[Any, Result]]:
+) -> Generator[tuple[Any, Result]]:
     """Batches of this rank's share of `source`, each once, on the device, with what `apply` makes of them.
 
     `batch_size` is that of this rank; damaged images are told to `on_bad` and left out. With a `title`, a terminal
@@ -82,7 +99,11 @@ def each_batch(
         labeled=labeled,
     )
     hidden = not (title and compute.main and sys.stderr.isatty())
-    with Progress(console=Terminal(stderr=True), transient=True, disable=hidden) as bar:
+    # Lines for a pipe, printed between two batches, must not end up above the bar.
+    beside = sys.stdout.isatty()
+    with Progress(
+        console=Terminal(stderr=True), transient=True, disable=hidden, redirect_stdout=beside
+    ) as bar:
         task = bar.add_task(title, total=len(source))
         for batch in batches:
             batch = to_device(batch, compute.device)
@@ -126,8 +147,3 @@ def classifier_view(size: tuple[int, int], description: dict[str, Any]) -> Evalu
         )
     crop = description.get("crop_pct")
     return EvaluationView(size, crop_share=default_crop(size) if crop is None else crop)
-
-
-def default_crop(size: tuple[int, int]) -> float:
-    """The share of the resized image's side that is shown: all of it from 384 px on (released code)."""
-    return 0.875 if min(size) < 384 else 1.0

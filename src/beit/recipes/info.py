@@ -18,8 +18,12 @@ from beit.checkpoints.store import ASKED, WEIGHTS, is_own
 from beit.config import InfoConfig, UserError
 from beit.training.checkpoint_files import checkpoint_steps
 from beit.training.metrics import short_number
+from beit.training.run_directory import LOCK
+from beit.training.run_lock import RunLock
 from beit.visualize.run_record import RunRecord, read_run
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""What batch norms keep besides their weights."""
 Facts = dict[str, Any]
 """Named facts, in the order in which they are shown."""
 
@@ -49,13 +53,16 @@ def describe_run(located: Located) -> Facts:
     """Where a run stands, its newest figures, and how to go on."""
     path = located.path
     run = read_run(path)
-    status, state = run.status, run.state
+    status, state, reason = run.status, run.state, run.status.get("reason")
+    alive = RunLock.is_held(path / LOCK) if state == "running" else False
+    if state == "running" and alive is False:
+        state, reason = "killed", "its process is gone without a word: killed, out of memory, or a power cut"
     saved = checkpoint_steps(path / "checkpoints")
     facts: Facts = {
         "run": str(path),
         "verb": run.verb,
         "state": state,
-        "reason": status.get("reason"),
+        "reason": reason,
         "step": status.get("step"),
         "steps": status.get("steps"),
         "started": status.get("started"),
@@ -66,7 +73,7 @@ def describe_run(located: Located) -> Facts:
         "command": status.get("command"),
         "problems": list(run.problems) or None,
     }
-    if state != "done":
+    if state != "done" and not alive:
         facts["to continue"] = f"beit {run.verb} --config {path / 'config.yaml'}"
     return facts
 
@@ -92,6 +99,7 @@ def describe_model(located: Located) -> Facts:
     path = located.path
     described = describe_located(located)
     classes = described.pop("classes", None)
+    described.pop("palette", None)  # colours say little in words
     facts: Facts = {"model": str(path), "format": described.pop("format"), "kind": described.pop("kind")}
     facts["parameters"] = described.pop("parameters", None) or count_parameters(path)
     provenance, architecture = described.pop("provenance", None) or {}, described.pop("architecture", None)
@@ -102,11 +110,12 @@ def describe_model(located: Located) -> Facts:
 
 
 def count_parameters(path: Path) -> int:
-    """Numbers in the weights of a run or model/ folder, from the file's header."""
+    """Numbers that were learned, in the weights of a run or model/ folder, from the file's header."""
     file = next(file for file in (path / "model" / WEIGHTS, path / WEIGHTS, path) if file.is_file())
     try:
         with safe_open(file, framework="pt") as tensors:
-            return sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+            keys = [key for key in tensors.keys() if key.rpartition(".")[2] not in STATISTICS]  # noqa: SIM118
+            return sum(math.prod(tensors.get_slice(key).get_shape()) for key in keys)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read ({error}); copy or save the model again") from None
 

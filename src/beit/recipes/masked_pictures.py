@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -16,9 +17,10 @@ from beit.visualize.pictures import contact_sheet, save_picture, shade_hidden
 
 
 def draw_tokens(
-    tokenizer: VisualTokenizer, model: nn.Module, batch: PretrainBatch, folder: Path, step: int
+    tokenizer: VisualTokenizer, model: nn.Module, batches: Sequence[PretrainBatch], folder: Path, step: int
 ) -> None:
     """Images, their hidden patches, their tokens decoded, and decoded again with the hidden tokens predicted."""
+    [batch] = batches
     tokens = tokenizer.encode(batch.token_image)
     predicted = tokens.clone()
     predicted[batch.mask] = model(batch.image, batch.mask).argmax(dim=1)
@@ -33,8 +35,9 @@ def draw_tokens(
     save_picture(sheet, folder / f"step-{step:06d}-masked.png")
 
 
-def draw_pixels(model: nn.Module, batch: PretrainBatch, folder: Path, step: int) -> None:
+def draw_pixels(model: nn.Module, batches: Sequence[PretrainBatch], folder: Path, step: int) -> None:
     """Images, their hidden patches, and the predicted pixels in their place."""
+    [batch] = batches
     network = cast(MaskedImageModel, model)
     config = network.encoder.config
     patches = network.pixel_targets(batch.image, torch.ones_like(batch.mask)).float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from beit.config import DiscreteVAEConfig, EncoderConfig
+from beit.models.segmentation import SemanticSegmenter
 
 
 def activations_of_tokenizer(config: DiscreteVAEConfig) -> float:
@@ -30,3 +31,25 @@ def activations_of_encoder(config: EncoderConfig) -> float:
 def activations_of_predictions(predicted: int, classes: int) -> float:
     """Bytes that the logits of one image and their softmax take, always float32 in part."""
     return 4.0 * 3 * predicted * classes
+
+
+def activations_of_segmenter(model: SemanticSegmenter) -> float:
+    """Bytes of float32 activations that a segmenter keeps for the gradient of one image.
+
+    A convolution with its norm keeps three maps. UPerNet: about 17 maps of its channels and two of the encoder's
+    width for every 4x4 pixels, and a third more for the coarser levels. SETR-PUP: three maps at each stage and
+    the enlarged one, which has four times the cells. Each head's logits are kept three times at the image's size.
+    """
+    config, channels = model.encoder.config, model.channels
+    pixels = config.image_size[0] * config.image_size[1]
+    cells = pixels / config.patch_size**2
+    encoder = activations_of_encoder(config)
+    if model.encoder.gradient_checkpointing:
+        encoder *= 2 / config.depth  # the input of every block, and one block at a time
+    if model.decoder == "upernet":
+        decoder, heads = pixels / 16 * (4 / 3 * 17 * channels + 2 * config.width), 2
+    else:
+        stages = config.patch_size.bit_length() - 1
+        decoder, heads = sum(7 * channels * cells * 4**stage for stage in range(stages)), len(model.layers)
+    logits = 3 * (heads if model.auxiliary else 1) * model.num_classes * pixels
+    return encoder + 4 * (decoder + logits)

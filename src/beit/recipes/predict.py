@@ -1,21 +1,16 @@
-"""`beit predict`: images in, and out what the model's kind makes of them: labels, visual tokens, or features."""
+"""`beit predict`: images in, and out what the model's kind makes of them: labels, label maps, visual tokens, or
+features."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from torch import Tensor, nn
 
 from beit.checkpoints.describe import describe
@@ -27,15 +22,12 @@ from beit.data.files import FileSource, open_images
 from beit.data.views import EvaluationView, LabeledView
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe
-from beit.recipes.inference import classifier_view, complain, each_batch, open_machine
+from beit.models.segmentation import SemanticSegmenter
+from beit.recipes.inference import Machine, classifier_view, complain, each_batch, open_machine
+from beit.recipes.predict_maps import predict_maps
+from beit.recipes.predicted_labels import shown_labels
+from beit.recipes.results_file import Record, results_file
 from beit.tokenizers.base import VisualTokenizer
-
-Record = dict[str, Any]
-"""What is known of one image: `image`, its name, and arrays or primitives."""
-
-
-SHOWN = 20
-"""Images in the table on a terminal when a file has them all."""
 
 
 class Reading(NamedTuple):
@@ -50,16 +42,70 @@ class Reading(NamedTuple):
     """Images of a batch -> named results, each with the batch first."""
 
 
-def predict(config: PredictConfig) -> list[Record]:
-    """Print and write what `config.model` makes of `config.images`, and return it, one record for each good image.
+def predict(config: PredictConfig) -> int:
+    """Print and write what `config.model` makes of `config.images`, each as it comes; how many there were.
 
     Damaged images are named on standard error and left out. RunFailed when there is no other.
     """
+    model, machine = open_model(config)
+    if isinstance(model, SemanticSegmenter):
+        return len(predict_maps(model, config, machine))
+    task = task_of(model, config, machine)
+    check_out(config, task.reading)
+    with ExitStack() as outputs:
+        receivers: list[Callable[[Record], None]] = []
+        if config.out is not None:
+            receivers.append(outputs.enter_context(results_file(Path(config.out))))
+        if task.reading.noun == "labels":
+            receivers.append(outputs.enter_context(shown_labels(config.out)))
+        count = 0
+        for record in task.records:
+            count += 1
+            for receive in receivers:
+                receive(record)
+        if not count:
+            raise RunFailed(f"none of the {task.images:,} images could be read")
+    wrote = f"; wrote {config.out}" if config.out else ""
+    left_out = task.images - count
+    skipped = f"; {left_out:,} could not be read and are named above" if left_out else ""
+    # Where the lines of labels are the output, to be piped on, they are all of it.
+    beside = sys.stdout if config.out or sys.stdout.isatty() else sys.stderr
+    print(f"{task.reading.noun} for {count:,} of {task.images:,} images{skipped}{wrote}", file=beside)
+    return count
+
+
+def predictions(config: PredictConfig) -> Iterator[Record]:
+    """What `config.model` makes of `config.images`, image by image as it is known; `config.out` plays no part.
+
+    A record has `image`, the name, and by the kind of the model: `label`, `probability` and `top`, the likeliest
+    labels with theirs; `tokens`, int64 (h, w); or `mean` and `cls`, float32 (D,). Damaged images are named on
+    standard error and left out.
+    """
+    model, machine = open_model(config)
+    if isinstance(model, SemanticSegmenter):
+        raise UserError(f"{config.model} makes label maps, which are files; beit.predict writes them")
+    return task_of(model, config, machine).records
+
+
+class Task(NamedTuple):
+    """A prediction that is ready to begin."""
+
+    reading: Reading
+    images: int
+    """How many there are, damaged ones among them."""
+    records: Iterator[Record]
+
+
+def open_model(config: PredictConfig) -> tuple[nn.Module, Machine]:
+    """The model, where it will run."""
     model = load_model(config.model)
     machine = open_machine(config.precision, config.workers)
-    model.to(machine.compute.device)
+    return model.to(machine.compute.device), machine
+
+
+def task_of(model: nn.Module, config: PredictConfig, machine: Machine) -> Task:
+    """Find the images; nothing is computed yet."""
     reading, names = reading_of(model, config), labels_of(model, config)
-    check_out(config, reading)
     source = open_images(config.images, config.max_megapixels)
     for note in source.notes:
         print(note, file=sys.stderr)
@@ -75,21 +121,10 @@ def predict(config: PredictConfig) -> list[Record]:
         on_bad=complain,
         title="predicting",
     )
-    records = [record for batch, results in passes for record in records_of(source, batch, results)]
-    if not records:
-        raise RunFailed(f"none of the {len(source):,} images could be read")
+    records = (record for batch, results in passes for record in records_of(source, batch, results))
     if names is not None:
-        records = [with_labels(record, names, config.top_k) for record in records]
-        show(records, config)
-    if config.out is not None:
-        write(records, Path(config.out))
-    left_out = len(source) - len(records)
-    wrote = f"; wrote {config.out}" if config.out else ""
-    skipped = f"; {left_out:,} could not be read and are named above" if left_out else ""
-    # Where the lines of labels are the output, to be piped on, they are all of it.
-    beside = sys.stdout if config.out or sys.stdout.isatty() else sys.stderr
-    print(f"{reading.noun} for {len(records):,} of {len(source):,} images{skipped}{wrote}", file=beside)
-    return records
+        records = (with_labels(record, names, config.top_k) for record in records)
+    return Task(reading, len(source), records)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -172,62 +207,3 @@ def check_out(config: PredictConfig, reading: Reading) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {config.out} cannot be written: {error.strerror}") from error
-
-
-def show(records: Sequence[Record], config: PredictConfig) -> None:
-    """A table on a terminal; elsewhere, unless a file has it all, a line for each image with tabs between columns."""
-    terminal = Console()
-    if not terminal.is_terminal:
-        for record in [] if config.out else records:
-            cells = [f"{entry['label']}\t{entry['probability']:.4f}" for entry in record["top"]]
-            print("\t".join([record["image"], *cells]))
-        return
-    table = Table(box=None)
-    table.add_column("image", overflow="fold")
-    table.add_column("label")
-    table.add_column("probability", justify="right")
-    table.add_column("then", style="dim", no_wrap=True)
-    shown = records[:SHOWN] if config.out else records
-    for record in shown:
-        first, *others = record["top"]
-        then = ", ".join(f"{escape(o['label'])} {o['probability']:.1%}" for o in others[:2])
-        share = f"{first['probability']:.1%}"
-        table.add_row(escape(record["image"]), f"[bold]{escape(first['label'])}[/]", share, then)
-    terminal.print(table)
-    if len(shown) < len(records):
-        terminal.print(
-            f"... and {len(records) - len(shown):,} more in {escape(config.out or '')}", highlight=False
-        )
-
-
-def write(records: Sequence[Record], path: Path) -> None:
-    """All records as CSV, JSON lines or NumPy arrays; the file appears whole or not at all."""
-    draft = path.with_name(f".tmp-{path.name}")
-    try:
-        if path.suffix == ".npz":
-            with draft.open("wb") as file:
-                columns: Record = {key: np.stack([np.asarray(r[key]) for r in records]) for key in records[0]}
-                np.savez_compressed(file, **columns)
-        elif path.suffix == ".jsonl":
-            lines = [json.dumps(r, ensure_ascii=False, default=np.ndarray.tolist) for r in records]
-            draft.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        else:
-            draft.write_text(as_csv(records), encoding="utf-8", newline="")
-        draft.replace(path)
-    except OSError as error:
-        raise RunFailed(f"{path} could not be written: {error.strerror}") from error
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def as_csv(records: Sequence[Record]) -> str:
-    """image, label, probability, label_2, probability_2, ..."""
-    text = io.StringIO(newline="")
-    table = csv.writer(text)
-    ranks = range(1, len(records[0]["top"]) + 1)
-    marks = ["" if rank == 1 else f"_{rank}" for rank in ranks]
-    table.writerow(["image", *(f"{name}{mark}" for mark in marks for name in ("label", "probability"))])
-    for record in records:
-        cells = [cell for entry in record["top"] for cell in (entry["label"], entry["probability"])]
-        table.writerow([record["image"], *cells])
-    return text.getvalue()

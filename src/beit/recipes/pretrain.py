@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from beit.checkpoints.store import load_tokenizer, weights_sha256
 from beit.config import EncoderConfig, PretrainConfig, UserError
 from beit.data.batches import PretrainBatch
+from beit.data.sources import open_source
 from beit.data.views import Masking, PretrainEvaluationView, PretrainViews
 from beit.masking import BlockwiseMasking, NoMasking, RandomMasking
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import MaskedImageModel
 from beit.recipes.masked_pictures import draw_pixels, draw_tokens
 from beit.recipes.memory import activations_of_encoder, activations_of_predictions
-from beit.recipes.stage import Method, Stage, is_done
+from beit.recipes.method import Method
+from beit.recipes.stage import Stage, is_done
 from beit.recipes.token_baselines import TokenBaselines
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.plan import StepOutput
@@ -47,7 +49,7 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool =
     """Pre-train an encoder on the images of `config.data`, ignoring labels; the run directory is `config.out`."""
     if is_done("pretrain", config, overwrite):
         return
-    stage = Stage("pretrain", config, pillow=config.views == "exact")
+    stage = Stage("pretrain", config, partial(open_source, pillow=config.views == "exact"))
     method = token_method(config, stage) if config.target == "tokens" else pixel_method(config, stage)
     stage.train(method, dry_run=dry_run, overwrite=overwrite)
 

@@ -7,24 +7,29 @@ images -> frozen encoder -> features of every layer -> one linear classifier for
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from beit.checkpoints.store import load_encoder
-from beit.config import ProbeConfig, UserError
+from beit.checkpoints.store import load_encoder, weights_sha256
+from beit.config import ProbeConfig, UserError, default_crop
 from beit.data.batches import LabeledBatch
 from beit.data.combined import Subset
+from beit.data.sources import open_source
 from beit.data.views import EvaluationView, LabeledView, TokenizerViews
 from beit.models.heads import LayerProbes, LinearProbe, layer_features
 from beit.recipes.classification import classification_sums, hits
 from beit.recipes.features import FeatureBatch, FeatureSource, feature_view, neighbour_votes
-from beit.recipes.inference import Machine, default_crop
+from beit.recipes.inference import Machine
 from beit.recipes.memory import activations_of_encoder
-from beit.recipes.stage import Method, Stage, is_done, spread
+from beit.recipes.method import Method
+from beit.recipes.stage import Poll, Stage, is_done, spread
 from beit.training.plan import StepOutput
+from beit.training.signals import StopRequested, StopSignals
 
 CHUNK = 1024
 """Images whose neighbours are sought, or whose features are classified, at once."""
@@ -34,7 +39,7 @@ def probe(config: ProbeConfig, *, dry_run: bool = False, overwrite: bool = False
     """Judge every layer of the encoder of `config.init` on labelled images; the run directory is `config.out`."""
     if is_done("probe", config, overwrite):
         return
-    stage = Stage("probe", config, labeled=True)
+    stage = Stage("probe", config, partial(open_source, labeled=True))
     stage.train(_Probing(config, stage).method(), dry_run=dry_run, overwrite=overwrite)
 
 
@@ -87,6 +92,7 @@ class _Probing:
             labeled=True,
             input_shape=tuple(self.known.features.shape[1:]),
             classes=self.stage.source.classes,
+            facts={"encoder": weights_sha256(encoder)},
             description={"interpolation": "bicubic", "crop_pct": self.crop_pct},
             details=self.details,
             conclusion=conclusion,
@@ -124,23 +130,25 @@ class _Probing:
         figures = {name: float(values[best]) for name, values in self.scores.items()}
         return figures | {"best_layer": float(best), "knn_top1": float(self.neighbours["top1"].max())}
 
-    def prepare(self, machine: Machine) -> None:
+    def prepare(self, machine: Machine, stop: StopSignals) -> None:
         """One pass of the encoder over the images that stay as they are, and all of k-NN."""
         config, say = self.config, self.stage.console.say
         view = EvaluationView(self.size, crop_share=self.crop_pct)
         batch_size = max(1, min(256, config.batch_size // machine.compute.world))
         for source, title in ((self.known, "training"), (self.held_back, "held-back")):
             say(f"computing the features of {len(source):,} {title} images")
-            source.compute(self.features, view, machine, batch_size=batch_size, title=title)
+            source.compute(self.features, view, machine, batch_size=batch_size, title=title, stop=stop)
             if not source.whole.any():
                 raise UserError(f"--data: none of the {title} images can be read; `beit check` lists them")
         if config.standardize:
             whole = self.known.features[self.known.whole]
             self.model.mean.copy_(whole.mean(dim=0))
             self.model.std.copy_(whole.std(dim=0, correction=0).clamp(min=1e-6))
-        self.neighbours = self.score_neighbours(machine.compute.device)
+        with suppress(StopRequested):
+            self.neighbours = self.score_neighbours(machine.compute.device, stop.poll)
+        stop.poll_together(machine.compute)
 
-    def score_neighbours(self, device: torch.device) -> dict[str, Tensor]:
+    def score_neighbours(self, device: torch.device, poll: Poll) -> dict[str, Tensor]:
         """Share of held-back images that k-NN names right, by layer, on features as the classifiers see them."""
         config, counts = self.config, torch.zeros(2, len(self.layers))
         rows = torch.tensor(spread(len(self.known), config.knn_images))
@@ -152,6 +160,7 @@ class _Probing:
             queries = self.held_back.features[self.held_back.whole, layer]
             queries = (queries - mean[layer]) / std[layer]
             for part, answer in zip(torch.split(queries, CHUNK), torch.split(answers, CHUNK), strict=True):
+                poll()
                 votes = neighbour_votes(
                     part.to(device),
                     bank,

@@ -8,10 +8,9 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +21,10 @@ from beit.config import TrainingConfig
 from beit.config_file import plain
 from beit.data.combined import Subset
 from beit.data.loaders import Loader, evaluation_batches
-from beit.data.sources import Source, open_source
+from beit.data.sources import open_source
 from beit.recipes.announcement import announce, conclude
-from beit.recipes.inference import Machine, each_batch, num_workers, totals
+from beit.recipes.inference import Machine, OpenSplit, each_batch, num_workers, totals
+from beit.recipes.method import Method
 from beit.training.console import Console
 from beit.training.device import (
     Precision,
@@ -34,67 +34,14 @@ from beit.training.device import (
     to_device,
 )
 from beit.training.loop import fit
-from beit.training.metrics import Summary, over_count, scalars
 from beit.training.open_run import is_finished, open_run
-from beit.training.optim import adamw, cosine_schedule, parameter_groups
-from beit.training.plan import LoopPlan, Step
+from beit.training.optim import adamw, parameter_groups
+from beit.training.plan import LoopPlan
 from beit.training.run_directory import RunDirectory
+from beit.training.signals import stoppable_preparation
 from beit.training.trackers import TensorBoardTracker, Tracker, WandbTracker
 
-View = Callable[..., Any]
 Poll = Callable[[], None]
-
-
-@dataclass(kw_only=True)
-class Method:
-    """What a recipe brings: a network, its step, its views, and how it is judged and drawn."""
-
-    model: nn.Module
-    step: Step
-    """One micro-batch -> loss and metrics; see :func:`beit.training.loop.fit`."""
-    view: View
-    """An image, its label if the method is `labeled`, and a generator -> a training sample."""
-    evaluation_view: View
-    """The same -> a sample of the evaluation."""
-    evaluate: Callable[[nn.Module, Any], dict[str, Tensor]]
-    """The model and a batch on the device -> sums over it, `count` among them."""
-    draw: Callable[[nn.Module, Any, Path, int], None] | None = None
-    """The model, a few evaluation samples as a batch, the folder for pictures, the step."""
-    summarise: Summary = scalars
-    summarise_evaluation: Summary = over_count
-    monitor: str = "loss"
-    """The evaluation's figure that says which was best."""
-    monitor_mode: Literal["min", "max"] = "min"
-    labeled: bool = False
-    """Whether the views take labels."""
-    repeats: int = 1
-    """Views of an image that stand together in a batch."""
-    layer_decay: float = 1.0
-    layer_groups: Sequence[Sequence[nn.Parameter]] | None = None
-    """The model's parameters by depth, lowest first; with them `layer_decay` slows the lower ones down."""
-    prepare: Callable[[Machine], None] | None = None
-    """What must be computed before the first step, on this machine; done again when a run continues."""
-    to_keep: Callable[[nn.Module], nn.Module] = lambda model: model
-    """The trained network -> the model to write."""
-    details: Callable[[], Mapping[str, Any]] = dict
-    """What results.json says besides the last and best figures; asked after the last evaluation."""
-    conclusion: Callable[[Mapping[str, Any]], Sequence[str]] = lambda results: ()
-    """results.json in words, to end with."""
-    input_shape: tuple[int, ...] = (3, 64, 64)
-    """What the views take: an image of any size, or the features that stand in its place."""
-    companions: Mapping[str, nn.Module] = field(default_factory=dict)
-    tokenizer_hash: str | None = None
-    """Identity of the tokenizer whose tokens the model predicts."""
-    classes: Sequence[str] | None = None
-    """Names of a classifier's outputs, in order."""
-    description: Mapping[str, Any] = field(default_factory=dict)
-    """What else model.json should say."""
-    about: Sequence[str] = ()
-    """Lines for the announcement."""
-    activations: float = 0
-    """Bytes of activations for each image of a pass, roughly."""
-    next_command: str = ""
-    """What to type after this, with {out} for the run."""
 
 
 def is_done(verb: str, config: TrainingConfig, overwrite: bool) -> bool:
@@ -114,22 +61,23 @@ PICTURES = 8
 class Stage:
     """One training verb on this machine: data, devices, and the run directory."""
 
-    def __init__(self, verb: str, config: TrainingConfig, **source_options: Any) -> None:
-        """Join the other ranks and open the data. `source_options` are those of :func:`open_source`.
+    def __init__(self, verb: str, config: TrainingConfig, open_split: OpenSplit = open_source) -> None:
+        """Join the other ranks and open the data.
 
         Nothing is written yet, so that a mistake in the data leaves no trace.
         """
         self.verb, self.config = verb, config
         self.compute = open_compute()
         self.console = Console(self.compute.main)
-        options = {
-            "holdout": config.holdout,
-            "max_megapixels": config.max_megapixels,
-            "seed": config.seed,
-            **source_options,
-        }
-        self.source: Source = open_source(config.sources, "train", limit=config.limit, **options)
-        self.held_back: Source = open_source(config.sources, "eval", limit=config.eval_images, **options)
+        opened = functools.partial(
+            open_split,
+            config.sources,
+            holdout=config.holdout,
+            max_megapixels=config.max_megapixels,
+            seed=config.seed,
+        )
+        self.source = opened("train", limit=config.limit)
+        self.held_back = opened("eval", limit=config.eval_images)
         torch.manual_seed(config.seed)
 
     def steps(self) -> int:
@@ -151,8 +99,11 @@ class Stage:
         """Announce `method` and train it to its end, from wherever the run stands."""
         config, console = self.config, self.console
         loader = self._loader(method)
+        expected = choose_precision(config.precision, self.compute.device)
+        if not method.prepare:  # what is prepared can only be judged after that
+            self._rehearse(method, expected)
         if dry_run:
-            announce(self, method, choose_precision(config.precision, self.compute.device))
+            announce(self, method, expected)
             console.say("dry run: nothing was written")
             return
         with open_run(
@@ -165,16 +116,27 @@ class Stage:
             overwrite=overwrite,
             heading=f"beit {self.verb} --config THIS-FILE",
         ) as run:
-            precision: Precision = run.settle(
-                "precision", lambda: choose_precision(config.precision, self.compute.device)
-            )
+            precision: Precision = run.settle("precision", lambda: expected)
             announce(self, method, precision)
             if method.prepare:
-                method.prepare(self._machine(precision))
+                with stoppable_preparation(self.compute) as stop:
+                    method.prepare(self._machine(precision), stop)
             results = self._fit(method, loader, self._plan(method, precision), run)
             conclude(self, method, results, loader.bad_files)
 
     # The parts of a run.
+
+    @torch.no_grad()
+    def _rehearse(self, method: Method, precision: Precision) -> None:
+        """One image through the training view, and one through the evaluation: a mistake shows in seconds, and
+        before anything is written."""
+        machine = self._machine(precision)._replace(workers=0)
+        seed, labeled = self.config.seed, method.labeled
+        next(evaluation_batches(self.source, method.view, batch_size=1, seed=seed, labeled=labeled), None)
+        judge = functools.partial(method.evaluate, method.model.to(self.compute.device).eval())
+        view = method.evaluation_view
+        next(each_batch(judge, self.held_back, view, machine, batch_size=1, seed=seed, labeled=labeled), None)
+        method.model.train()
 
     def _loader(self, method: Method) -> Loader:
         config, compute = self.config, self.compute
@@ -213,7 +175,7 @@ class Stage:
 
     def _facts(self, method: Method) -> dict[str, str]:
         """What the run depends on besides its configuration."""
-        facts = {"images": f"{self.source.fingerprint} and {self.held_back.fingerprint}"}
+        facts = {"images": f"{self.source.fingerprint} and {self.held_back.fingerprint}", **method.facts}
         return facts if method.tokenizer_hash is None else {**facts, "tokenizer": method.tokenizer_hash}
 
     def _plan(self, method: Method, precision: Precision) -> LoopPlan:
@@ -253,7 +215,7 @@ class Stage:
             batches=loader.batches,
             optimizer=adamw(groups, lr=peak, betas=(config.beta1, config.beta2)),
             schedule=functools.partial(
-                cosine_schedule,
+                method.schedule,
                 peak=peak,
                 final=config.scaled(config.min_lr),
                 warmup_steps=self.warmup(),
@@ -291,7 +253,8 @@ class Stage:
             self.held_back,
             method.evaluation_view,
             self._machine(precision),
-            batch_size=self.config.batch_size // (self.compute.world * self.config.accumulate),
+            batch_size=method.evaluation_batch_size
+            or self.config.batch_size // (self.compute.world * self.config.accumulate),
             seed=self.config.seed,
             labeled=method.labeled,
             on_bad=self._report_bad,
@@ -300,7 +263,10 @@ class Stage:
 
     def _no_totals(self, method: Method, model: nn.Module) -> dict[str, Tensor]:
         """Sums over nothing. Every rank needs the names, also one whose held-back images are all damaged."""
-        image, label = torch.zeros(method.input_shape, dtype=torch.uint8), (0,) if method.labeled else ()
+        image, label = (
+            torch.zeros(method.input_shape, dtype=torch.uint8),
+            (method.blank_label,) if method.labeled else (),
+        )
         blank = method.evaluation_view(image, *label, np.random.default_rng(0))
         batch = type(blank)(*(field[None] for field in blank))
         sums = method.evaluate(model, to_device(batch, self.compute.device))
@@ -314,15 +280,14 @@ class Stage:
         batches = evaluation_batches(
             shown,
             method.evaluation_view,
-            batch_size=PICTURES,
+            batch_size=method.evaluation_batch_size or PICTURES,
             seed=self.config.seed,
             labeled=method.labeled,
         )
-        batch = next(batches, None)
-        if batch is None:
-            return
-        with autocast(self.compute.device, precision):
-            method.draw(model, to_device(batch, self.compute.device), folder, step)
+        samples = [to_device(batch, self.compute.device) for batch in batches]
+        if samples:
+            with autocast(self.compute.device, precision):
+                method.draw(model, samples, folder, step)
 
     def _trackers(self, run: RunDirectory, step: int) -> list[Tracker]:
         trackers: list[Tracker] = []

@@ -1,26 +1,71 @@
-"""The classifier that fine-tuning starts from: a pre-trained model, a classifier, or first values drawn at random."""
+"""What training a task starts from: a pre-trained model, one trained on such a task, or values drawn at random."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from beit.checkpoints.adapt import changes, replace_rates, resize_encoder, share_bias_out
 from beit.checkpoints.describe import describe
 from beit.checkpoints.store import kind_of, load_model
-from beit.config import EncoderConfig, FinetuneConfig, UserError
+from beit.config import EncoderConfig, FinetuneConfig, SegmentConfig, StartConfig, UserError
 from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.heads import ImageClassifier, MaskedImageModel
+from beit.models.segmentation import SemanticSegmenter, released_layers
+
+PUP_CHANNELS = 256
+"""Width of SETR's decoder."""
 
 
 def starting_classifier(
     config: FinetuneConfig, classes: tuple[str, ...]
 ) -> tuple[ImageClassifier, list[str]]:
     """The classifier before its first step, and a line for everything that was taken over, changed or drawn."""
+    encoder, start, told = starting_encoder(config)
+    pool = config.pool or (start.pool if isinstance(start, ImageClassifier) else "mean")
+    model = ImageClassifier(encoder, len(classes), pool, config.init_scale)
+    if start is None:
+        return model, [*told, f"head for {len(classes):,} classes"]
+    return model, [*told, *_take_over_head(model, start, config, classes)]
+
+
+def starting_segmenter(
+    config: SegmentConfig, classes: tuple[str, ...]
+) -> tuple[SemanticSegmenter, list[str]]:
+    """The segmenter before its first step, and a line for everything that was taken over, changed or drawn."""
+    encoder, start, told = starting_encoder(config)
+    upernet = config.decoder == "upernet"
+    layers = config.layers
+    if layers is None:
+        layers = released_layers(config.decoder, encoder.config.depth)
+        if not upernet and not config.auxiliary_weight:
+            layers = layers[-1:]  # the others are for auxiliary heads
+    channels = config.channels or (encoder.config.width if upernet else PUP_CHANNELS)
+    dropout = config.head_dropout
+    _require_last_block(layers, encoder.config.depth)
+    model = SemanticSegmenter(
+        encoder,
+        len(classes),
+        decoder=config.decoder,
+        layers=layers,
+        channels=channels,
+        transposed=config.transposed,
+        auxiliary=config.auxiliary_weight > 0,
+        dropout=(0.1 if upernet else 0.0) if dropout is None else dropout,
+    )
+    encoder.gradient_checkpointing = config.gradient_checkpointing
+    blocks = ", ".join(map(str, layers))
+    decoder = f"{config.decoder} decoder of {channels} channels on blocks {blocks}, {len(classes):,} classes"
+    return model, [*told, _take_over_decoder(model, start, config, classes, decoder)]
+
+
+def starting_encoder(config: StartConfig) -> tuple[BeitEncoder, nn.Module | None, list[str]]:
+    """The encoder before its first step, the model of `config.init` that it comes from (None: drawn at random), and
+    what was taken over and changed."""
     if config.init is None:
         encoder = BeitEncoder(config.architecture())
         init_weights(encoder, cut=None)
-        model = ImageClassifier(encoder, len(classes), config.pool, config.init_scale)
-        return model, [f"from scratch: {_described(encoder.config)}", f"head for {len(classes):,} classes"]
+        return encoder, None, [f"from scratch: {_described(encoder.config)}"]
     with changes() as adapted:
         start = load_model(config.init)
     source = getattr(start, "encoder", None)
@@ -31,23 +76,26 @@ def starting_classifier(
     _require_agreement(config, source.config)
     with changes() as told:
         encoder = _adapted(config, source)
-    model = ImageClassifier(encoder, len(classes), config.pool, config.init_scale)
     first = f"from {config.init} ({kind_of(start)}): {_described(source.config)}"
-    return model, [first, *adapted, *told, *_take_over_head(model, start, config, classes)]
+    return encoder, start, [first, *adapted, *told]
 
 
-def _adapted(config: FinetuneConfig, encoder: BeitEncoder) -> BeitEncoder:
-    """The loaded encoder as fine-tuning wants it."""
-    if config.image_size is not None:
-        encoder = resize_encoder(encoder, (config.image_size, config.image_size))
+def _adapted(config: StartConfig, encoder: BeitEncoder) -> BeitEncoder:
+    """The loaded encoder as the task wants it."""
+    if config.stated_size is not None:
+        encoder = resize_encoder(encoder, config.stated_size)
     if encoder.config.position == "shared_bias" and config.position != "shared_bias":
         encoder = share_bias_out(encoder)
     return replace_rates(encoder, drop_path_rate=config.drop_path_rate, dropout=config.dropout)
 
 
+# ------------------------------------------------------------------------------------------------------------
+# Heads
+
+
 @torch.no_grad()
 def _take_over_head(
-    model: ImageClassifier, start: torch.nn.Module, config: FinetuneConfig, classes: tuple[str, ...]
+    model: ImageClassifier, start: nn.Module, config: FinetuneConfig, classes: tuple[str, ...]
 ) -> list[str]:
     """Keep what a classifier knows of the same classes, and a norm that reads the same features."""
     if isinstance(start, MaskedImageModel):
@@ -65,17 +113,55 @@ def _take_over_head(
     for mine, its in ((model.fc_norm, start.fc_norm), (model.norm, start.norm)):
         if mine is not None and its is not None:
             mine.load_state_dict(its.state_dict())
-    names = describe(config.init).get("classes")
-    known = None if names is None else tuple(names)
-    if known == classes:
-        model.head.load_state_dict(start.head.state_dict())
+    known = _classes_of(config.init)
+    if known is not None and sorted(known) == sorted(classes):
+        rows = [known.index(name) for name in classes]
+        model.head.weight.copy_(start.head.weight[rows])
+        model.head.bias.copy_(start.head.bias[rows])
         return [f"head kept: the same {len(classes):,} classes"]
     old = "other" if known else "unnamed"
     return [f"head for {start.num_classes:,} {old} classes replaced by a new one for {len(classes):,}"]
 
 
-def _require_agreement(config: FinetuneConfig, found: EncoderConfig) -> None:
+def _take_over_decoder(
+    model: SemanticSegmenter,
+    start: nn.Module | None,
+    config: SegmentConfig,
+    classes: tuple[str, ...],
+    decoder: str,
+) -> str:
+    """Keep the decoder of a segmenter that has the same one for the same classes. `decoder` is its name in words."""
+    if not isinstance(start, SemanticSegmenter):
+        return f"new {decoder}"
+    assert config.init is not None
+    different = [
+        name
+        for name in ("decoder", "layers", "channels", "transposed", "auxiliary")
+        if getattr(start, name) != getattr(model, name)
+    ]
+    if different:
+        return f"new {decoder}, for that of --init differs in {', '.join(different)}"
+    if _classes_of(config.init) != classes:
+        return f"new {decoder}, for that of --init has other classes"
+    own = {name: value for name, value in start.state_dict().items() if not name.startswith("encoder.")}
+    model.load_state_dict(model.state_dict() | own)
+    return f"kept {decoder}"
+
+
+def _classes_of(init: str) -> tuple[str, ...] | None:
+    """The class names of a model, where it has them."""
+    names = describe(init).get("classes")
+    return None if names is None else tuple(map(str, names))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What is refused
+
+
+def _require_agreement(config: StartConfig, found: EncoderConfig) -> None:
     """UserError where a knob of the architecture contradicts the encoder of `init`."""
+    if isinstance(config, SegmentConfig):
+        config.require_whole_patches(found.patch_size)
     for name, fields in config.stated().items():
         for field, value in fields.items():
             present = getattr(found, field)
@@ -86,6 +172,13 @@ def _require_agreement(config: FinetuneConfig, found: EncoderConfig) -> None:
                     f"{flag} {getattr(config, name)} contradicts --init {config.init}, whose encoder has {field} "
                     f"{present}; drop {flag}, or drop --init to train from scratch"
                 )
+
+
+def _require_last_block(layers: tuple[int, ...], depth: int) -> None:
+    """UserError where blocks above those that the decoder reads would never learn."""
+    if not layers or layers[-1] != depth - 1:
+        given = " ".join(map(str, layers))
+        raise UserError(f"--layers {given} must end with the last block of the encoder, {depth - 1}")
 
 
 def _described(config: EncoderConfig) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +12,8 @@ from beit.config import TokenizerConfig
 from beit.data.batches import ImageBatch
 from beit.data.views import EvaluationView, TokenizerViews
 from beit.recipes.memory import activations_of_tokenizer
-from beit.recipes.stage import Method, Stage, is_done
+from beit.recipes.method import Method
+from beit.recipes.stage import Stage, is_done
 from beit.tokenizers.base import VisualTokenizer
 from beit.tokenizers.dvae import DiscreteVAE
 from beit.tokenizers.objective import (
@@ -134,8 +135,9 @@ def next_command(config: TokenizerConfig) -> str:
     )
 
 
-def draw(model: nn.Module, batch: ImageBatch, folder: Path, step: int) -> None:
+def draw(model: nn.Module, batches: Sequence[ImageBatch], folder: Path, step: int) -> None:
     """Images, their tokens as colours, and what the decoder makes of the tokens."""
+    [batch] = batches
     assert isinstance(model, DiscreteVAE)
     tokens = model.encode(batch.image)
     cell = batch.image.shape[-1] // tokens.shape[-1]

@@ -7,6 +7,7 @@ import functools
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class Compute:
         """`model`, already on the device, so that its gradients are averaged over the ranks."""
         if self.world == 1:
             return model
+        # Gradients of 1x1 convolutions have other strides along axes of length one, which changes nothing.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         distributed: nn.Module = self.accelerator.prepare_model(model, device_placement=False)
         return distributed
 

@@ -55,6 +55,27 @@ class RunLock:
         file.flush()
         return cls(path, file)
 
+    @classmethod
+    def is_held(cls, path: Path) -> bool | None:
+        """Whether a process, this one or another, holds the lock in the file `path`; None where nobody can tell."""
+        path = path.resolve()
+        if path in cls._mine:  # asked first: to open and close the file would give up a lock of our own
+            return True
+        if sys.platform == "win32":
+            return None
+        import fcntl
+
+        try:
+            file = path.open("rb")
+        except OSError as error:
+            return False if error.errno == errno.ENOENT else None
+        with file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                return True if error.errno in HELD else None
+        return False
+
     def release(self) -> None:
         """Let others have the directory."""
         self._mine.discard(self._path)

@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+from beit.config import Interrupted
+from beit.training.device import Compute
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 """SIGUSR1 is what SLURM is commonly told to send some time before it kills a job."""
@@ -30,6 +35,11 @@ class StopSignals:
         if self.requested:
             raise StopRequested
 
+    def poll_together(self, compute: Compute) -> None:
+        """Leave by :class:`StopRequested` on every rank if any of them was asked to; all must call this."""
+        self.requested = bool(compute.largest(int(self.requested)))
+        self.poll()
+
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python delivers signals nowhere else
             self._before = {number: signal.signal(number, self._note) for number in STOPPING}
@@ -50,3 +60,15 @@ class StopSignals:
         if not self.requested:
             os.write(2, NOTICE)  # print() is not safe in a signal handler
         self.requested = True
+
+
+@contextmanager
+def stoppable_preparation(compute: Compute) -> Iterator[StopSignals]:
+    """For work that a run does anew at each start, before its steps: asked to stop, it has nothing to save."""
+    with StopSignals(distributed=compute.world > 1) as stop:
+        try:
+            yield stop
+        except StopRequested:
+            raise Interrupted(
+                "interrupted while preparing, before any step of this start; the same command continues"
+            ) from None

@@ -91,6 +91,14 @@ _TABLE = (
         "higher",
     ),
     Figure(
+        "mean_average_precision",
+        "Mean average precision (mAP)",
+        "Where an image may have several classes: how well the images of a class stand before the others, whatever "
+        "the threshold, averaged over the classes that occur.",
+        "percent",
+        "higher",
+    ),
+    Figure(
         "knn_top1",
         "Top-1 accuracy by k-NN",
         "The same where the nearest training images vote, on the best layer.",
@@ -111,6 +119,14 @@ _TABLE = (
         "percent",
         "higher",
     ),
+    Figure(
+        "macc",
+        "Mean pixel accuracy of a class",
+        "Share of a class's pixels that are named right, averaged over the classes.",
+        "percent",
+        "higher",
+    ),
+    Figure("aacc", "Pixel accuracy", "Share of all pixels that are named right.", "percent", "higher"),
     Figure(
         "reconstruction_mae",
         "Reconstruction error",

@@ -15,7 +15,7 @@ import jinja2
 from beit.config import UserError
 from beit.visualize.curves import RUN_COLORS, Chart, draw_charts
 from beit.visualize.run_record import MIME_TYPES, Picture, RunRecord, distinct_names, read_run
-from beit.visualize.tables import Row, differences, facts, figure_rows
+from beit.visualize.tables import ClassRow, Row, class_rows, differences, facts, figure_rows
 from beit.visualize.verdicts import Verdict, verdicts
 
 EARLIER_PICTURES = 4
@@ -85,6 +85,7 @@ class Section:
     title: str
     runs: tuple[RunView, ...]
     rows: tuple[Row, ...]
+    classes: tuple[ClassRow, ...]
     galleries: tuple[Gallery, ...]
     result_charts: tuple[Chart, ...]
     process_charts: tuple[Chart, ...]
@@ -155,6 +156,7 @@ def _section(verb: str, runs: Sequence[tuple[str, RunRecord]]) -> Section:
         title=VERB_TITLES.get(verb, verb),
         runs=views,
         rows=tuple(figure_rows([view.record for view in views])),
+        classes=tuple(class_rows([view.record for view in views])),
         galleries=tuple(_galleries(views)),
         result_charts=tuple(chart for chart in charts if chart.figure.group == "result"),
         process_charts=tuple(chart for chart in charts if chart.figure.group == "process"),

@@ -127,6 +127,13 @@ def distinct_names(runs: Sequence[RunRecord]) -> list[str]:
     return [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names, 1)]
 
 
+def regions(run: RunRecord) -> dict[str, Mapping[str, Any]]:
+    """How each class's regions were found at the end of a segmentation run; empty for other runs."""
+    classes = run.results.get("classes")
+    entries = classes.items() if isinstance(classes, Mapping) else ()
+    return {str(name): entry for name, entry in entries if isinstance(entry, Mapping) and "iou" in entry}
+
+
 def flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of nested mappings under dotted names."""
     for key, value in tree.items():

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from beit.visualize.curves import NOT_FIGURES
 from beit.visualize.figures import Figure, figure_of
-from beit.visualize.run_record import RunRecord, find, flatten
+from beit.visualize.run_record import RunRecord, find, flatten, regions
 
 NOT_RESULTS = NOT_FIGURES | {"epochs", "parameters", "skipped_steps", "steps", "vocab_size"}
 Line = tuple[str, list[str]]
@@ -20,6 +20,18 @@ class Cell(NamedTuple):
 
     value: str
     remarks: tuple[str, ...]
+
+
+class ClassRow(NamedTuple):
+    """One class of segmenters in the table of regions."""
+
+    name: str
+    color: str | None
+    """As CSS says it."""
+    share: str
+    """Of the pixels that were judged."""
+    values: tuple[str, ...]
+    """Intersection over union in each run."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +116,36 @@ def _cells(record: RunRecord) -> dict[str, Cell]:
         cells[name] = Cell(figure.format(held_back.last), tuple(remarks))
     for path, value in flatten(record.results):
         name = path.removeprefix("last.").removeprefix("eval/")
-        known = name in cells or name in NOT_RESULTS or path.startswith("best")
+        known = name in cells or name in NOT_RESULTS or path.startswith(("best", "classes."))
         if isinstance(value, int | float) and not isinstance(value, bool) and not known:
             cells[name] = Cell(figure_of(name).format(value), ())
     return cells
+
+
+def class_rows(records: Sequence[RunRecord]) -> Iterator[ClassRow]:
+    """How well each class's region is found, for finished runs of segmentation; nothing for other runs."""
+    tables = [regions(record) for record in records]
+    figure = Figure("iou", "", style="percent")
+
+    def percent(entry: Mapping[str, Any], key: str) -> str:
+        value = entry.get(key)
+        return figure.format(value) if isinstance(value, int | float) else "–"
+
+    for name in dict.fromkeys(name for table in tables for name in table):
+        entries = [table.get(name, {}) for table in tables]
+        color = next((found for record in records if (found := _color(record, name))), None)
+        share = next(percent(entry, "share") for entry in entries if entry)
+        yield ClassRow(name, color, share, tuple(percent(entry, "iou") for entry in entries))
+
+
+def _color(record: RunRecord, name: str) -> str | None:
+    """A class's colour in a run's model.json."""
+    names, palette = record.model.get("classes"), record.model.get("palette")
+    if not isinstance(names, list) or not isinstance(palette, list) or name not in names[: len(palette)]:
+        return None
+    color = palette[names.index(name)]
+    right = isinstance(color, list) and len(color) == 3 and all(isinstance(value, int) for value in color)
+    return f"rgb({color[0]},{color[1]},{color[2]})" if right else None
 
 
 def _words(value: Any, separator: str = " · ") -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from beit.visualize.figures import BASELINES, figure_of
-from beit.visualize.run_record import RunRecord
+from beit.visualize.run_record import RunRecord, regions
 
 LEVEL = 0.01
 """Relative difference below which two figures count as equal."""
@@ -130,10 +130,21 @@ def _accuracy(run: RunRecord) -> Iterator[Verdict]:
         tone: Literal["good", "open"] = "good" if chance is None or top1 > 2 * chance else "open"
         yield Verdict(tone, f"{100 * top1:.1f}\u00a0% of the {kind} images are named right{guess}.")
     if miou is not None:
-        yield Verdict(
-            "plain",
-            f"Predicted and true regions overlap by {100 * miou:.1f}\u00a0% on average over the classes.",
-        )
+        yield _overlap(run, miou)
+
+
+def _overlap(run: RunRecord, miou: float) -> Verdict:
+    """Mean intersection over union beside that of naming every pixel alike, where the shares of classes are known."""
+    said = f"Predicted and true regions overlap by {100 * miou:.1f}\u00a0% on average over the classes"
+    found = regions(run)
+    shares = {name: float(entry["share"]) for name, entry in found.items() if entry.get("share")}
+    if not shares:
+        return Verdict("plain", f"{said}.")
+    # That class's region is then found with all other pixels in it, and the others not at all.
+    commonest = max(shares, key=lambda name: shares[name])
+    guess = shares[commonest] / len(shares)
+    tone: Literal["good", "open"] = "good" if miou > 2 * guess else "open"
+    return Verdict(tone, f"{said}; naming every pixel {commonest} would get {100 * guess:.1f}\u00a0%.")
 
 
 def _overfitting(run: RunRecord) -> Iterator[Verdict]:

@@ -1,0 +1,86 @@
+"""What the verbs share that teach an encoder a task: where it starts, and how fast its layers learn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from beit.config.architecture import PIXEL_STATISTICS, EncoderConfig
+from beit.config.errors import UserError, require_positive, require_share
+from beit.config.run import TrainingConfig
+
+SCRATCH = ("patch_size", "width", "depth", "num_heads")
+"""What must be named to train from scratch, besides the size of the images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig(TrainingConfig):
+    """A pre-trained encoder, or one of a stated architecture with first values drawn at random."""
+
+    init: str | None = None
+    """Start from this run or model, ours or not (as SOURCE of `beit convert`); null trains from scratch."""
+    patch_size: int | None = None
+    """From scratch: side of a patch in pixels."""
+    width: int | None = None
+    """From scratch: channels of every token."""
+    depth: int | None = None
+    """From scratch: transformer blocks."""
+    num_heads: int | None = None
+    """From scratch: attention heads."""
+    mlp_ratio: float | None = None
+    """From scratch: hidden width of the MLP as a multiple of `width`; null for 4."""
+    position: Literal["block_bias", "shared_bias", "absolute", "none"] | None = None
+    """Null for a relative position bias in each block, into which a shared one is copied (released code)."""
+    layer_scale_init: float | None = None
+    """From scratch: first value of LayerScale, 0 for none; null for 0.1."""
+    normalization: Literal["half", "imagenet"] | None = None
+    """From scratch: pixel mean and deviation, 0.5 and 0.5, or ImageNet's; null for half."""
+    drop_path_rate: float = 0.1
+    """Stochastic depth of the last block."""
+    dropout: float = 0.0
+    """Dropout after the MLP and the attention projection."""
+    layer_decay: float = 0.65
+    """Each layer learns at this share of the rate of the layer above it. From scratch all learn at the full rate."""
+
+    SIZE_FLAG: ClassVar[str] = "--image-size"
+    """What states the size of the images."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_share({"--layer-decay": self.layer_decay})
+        require_positive({"--layer-decay": self.layer_decay})
+        require_share({"--drop-path-rate": self.drop_path_rate, "--dropout": self.dropout}, below_one=True)
+        self.require_other_run("--init", self.init)
+        if self.init is None:
+            self.architecture()
+
+    @property
+    def stated_size(self) -> tuple[int, int] | None:
+        """Height and width of the images that the encoder's positions are stored for; None for those of `init`."""
+        raise NotImplementedError
+
+    def architecture(self) -> EncoderConfig:
+        """The encoder to train from scratch."""
+        size = self.stated_size
+        missing = [f"--{name.replace('_', '-')}" for name in SCRATCH if getattr(self, name) is None]
+        if size is None or missing:
+            flags = ", ".join([*([self.SIZE_FLAG] if size is None else []), *missing])
+            raise UserError(f"give --init a trained model; to train from scratch, name {flags}")
+        # Fine-tuning's form of the default architecture, so that both starts train the same network.
+        values: dict[str, Any] = {"position": "block_bias"}
+        for fields in self.stated().values():
+            values |= fields
+        return EncoderConfig(
+            image_size=size, drop_path_rate=self.drop_path_rate, dropout=self.dropout, **values
+        )
+
+    def stated(self) -> dict[str, dict[str, Any]]:
+        """The knobs of the architecture that were given, each with the fields of an EncoderConfig that it means."""
+        names = ("patch_size", "width", "depth", "num_heads", "mlp_ratio", "position")
+        stated = {name: {name: getattr(self, name)} for name in names if getattr(self, name) is not None}
+        if self.layer_scale_init is not None:
+            stated["layer_scale_init"] = {"layer_scale_init": self.layer_scale_init or None}
+        if self.normalization is not None:
+            mean, std = PIXEL_STATISTICS[self.normalization]
+            stated["normalization"] = {"pixel_mean": mean, "pixel_std": std}
+        return stated

@@ -1,0 +1,413 @@
+"""Images with label maps: which belong together, what the numbers mean, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import os
+import struct
+import tarfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from beit.config import UserError
+from beit.data.class_table import MAX_CLASSES, generated_palette, named_table, read_class_table
+from beit.data.demo_scenes import DemoSource
+from beit.data.loaders import Loader, evaluation_batches
+from beit.data.pairs import PairSource, open_pairs
+from beit.data.segmentation_views import SegmentationEvaluationView, SegmentationView
+
+REAL = os.environ.get("BEIT_REAL_DATA")
+NUMBERS = np.arange(24, dtype=np.uint8).reshape(4, 6) % 4
+
+
+def save(path: Path, picture: Image.Image, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, **options)
+    return path
+
+
+def plant(root: Path, *stems: str, numbers: NDArray[Any] = NUMBERS) -> Path:
+    """A pair for each of `stems`, such as "training/street"."""
+    for stem in stems:
+        save(root / f"images/{stem}.png", Image.new("RGB", numbers.shape[::-1], (200, 100, 50)))
+        save(root / f"annotations/{stem}.png", Image.fromarray(numbers))
+    return root
+
+
+def pairs(root: Path, split: Any = "train", **options: Any) -> PairSource:
+    return open_pairs([str(root)], split, holdout=0.3, **options)
+
+
+def mistake(root: Path, split: Any = "train", **options: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        pairs(root, split, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def keys(source: PairSource) -> list[str]:
+    return [source.key(index) for index in range(len(source))]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Layouts
+
+
+def test_splits_with_folders(tmp_path: Path) -> None:
+    plant(tmp_path, "training/a", "training/deep/b", "validation/c")
+    plant(tmp_path, "training/spare")
+    (tmp_path / "images/training/spare.png").unlink()
+    train, held_back = pairs(tmp_path), pairs(tmp_path, "eval")
+    assert keys(train) == ["images/training/a.png", "images/training/deep/b.png"]
+    assert keys(held_back) == ["images/validation/c.png"]
+    assert train.classes == ("0", "1", "2", "3") and len(set(train.palette)) == 4
+    assert torch.equal(train.label(1), torch.from_numpy(NUMBERS)) and train.image(1).shape == (3, 4, 6)
+    assert any("1 label maps without an image ignored" in note and "spare" in note for note in train.notes)
+    assert any("the numbers in 2 of 2 label maps" in note for note in train.notes)
+    assert not any("(label maps for segmentation)" in note for note in train.notes)
+    assert train.describe() == f"2 images, from {tmp_path}, with label maps of 4 classes"
+
+
+def test_a_pool_gives_up_a_share_and_limit_a_choice(tmp_path: Path) -> None:
+    plant(tmp_path, *map(str, range(30)))
+    train, held_back = pairs(tmp_path), pairs(tmp_path, "eval")
+    assert sorted(keys(train) + keys(held_back)) == sorted(f"images/{i}.png" for i in range(30))
+    assert 0 < len(held_back) < 20
+    few = pairs(tmp_path, limit=3)
+    assert len(few) == 3 and set(keys(few)) < set(keys(train)) and keys(few) != keys(train)[:3]
+    assert few.fingerprint != train.fingerprint and torch.equal(few.label(2), torch.from_numpy(NUMBERS))
+
+
+def test_tars_hold_what_folders_hold(tmp_path: Path) -> None:
+    plant(tmp_path / "set", "training/a", "training/b", "validation/c")
+    (tmp_path / "set/classes.csv").write_text("value,name\n0,ground\n1,one\n2,two\n3,three\n")
+    (tmp_path / "packed").mkdir()
+    for split in ("training", "validation"):
+        with tarfile.open(tmp_path / f"packed/{split}.tar", "w") as tar:
+            for top in ("images", "annotations"):
+                tar.add(tmp_path / f"set/{top}/{split}", f"{top}/{split}")
+    (tmp_path / "packed/classes.csv").write_bytes((tmp_path / "set/classes.csv").read_bytes())
+    for split in ("train", "eval"):
+        plain, packed = pairs(tmp_path / "set", split), pairs(tmp_path / "packed", split)
+        assert keys(plain) == keys(packed) and plain.classes == packed.classes == (
+            "ground",
+            "one",
+            "two",
+            "three",
+        )
+        assert torch.equal(plain.label(0), packed.label(0))
+
+
+def test_demo_scenes() -> None:
+    scenes = DemoSource("eval", size=32)
+    source, reduced = (
+        open_pairs(["demo"], "eval", holdout=0.1, demo_size=32, reduce_zero_label=reduce, limit=20)
+        for reduce in (False, True)
+    )
+    index = int(source.key(7).partition("/")[2])
+    truth = scenes.label_map(index)
+    assert len(source) == 20 and source.classes == scenes.label_classes
+    assert torch.equal(source.image(7), scenes.image(index)) and torch.equal(source.label(7).long(), truth)
+    assert reduced.classes == scenes.label_classes[1:] == scenes.classes
+    assert torch.equal(reduced.label(7).long(), torch.where(truth == 0, 255, truth - 1))
+
+
+def test_an_image_turned_by_exif_goes_with_an_upright_map(tmp_path: Path) -> None:
+    plant(tmp_path, "training/a")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "images/training/a.png").unlink()
+    save(tmp_path / "images/training/a.jpg", Image.new("RGB", (4, 6)), exif=exif)
+    source = pairs(tmp_path)
+    assert source.image(0).shape[1:] == source.label(0).shape == (4, 6)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Files of numbers
+
+
+def _palette(numbers: NDArray[Any]) -> Image.Image:
+    picture = Image.fromarray(numbers, "L").convert("P")
+    picture.putdata(numbers.ravel().tolist())
+    picture.putpalette([255 - value for value in range(12)])
+    return picture
+
+
+def _packed_png(numbers: NDArray[Any], bits: int) -> bytes:
+    """Gray of `bits` bits a pixel, which Pillow does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    lines = b""
+    for row in numbers:
+        digits = "".join(f"{value:0{bits}b}" for value in row)
+        digits += "0" * (-len(digits) % 8)
+        lines += b"\0" + int(digits, 2).to_bytes(len(digits) // 8, "big")
+    header = struct.pack(">IIBBBBB", numbers.shape[1], numbers.shape[0], bits, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(lines))
+        + chunk(b"IEND", b"")
+    )
+
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "gray": lambda path: Image.fromarray(NUMBERS).save(path),
+    "palette": lambda path: _palette(NUMBERS).save(path),
+    "packed palette": lambda path: _palette(NUMBERS).save(path, bits=2),
+    "16 bits": lambda path: Image.fromarray(NUMBERS.astype(np.uint16)).save(path),
+    "32 bits": lambda path: Image.fromarray(NUMBERS.astype(np.int32)).save(path, "TIFF"),
+    "4 bits": lambda path: path.write_bytes(_packed_png(NUMBERS, 4)),
+    "2 bits": lambda path: path.write_bytes(_packed_png(NUMBERS, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_numbers_are_read_as_they_are(tmp_path: Path, kind: str) -> None:
+    plant(tmp_path, "training/a")
+    WRITERS[kind](tmp_path / "annotations/training/a.png")
+    assert torch.equal(pairs(tmp_path).label(0), torch.from_numpy(NUMBERS))
+    reduced = pairs(tmp_path, reduce_zero_label=True)
+    assert reduced.classes == ("1", "2", "3")
+    expected = torch.from_numpy(np.where(NUMBERS == 0, 255, NUMBERS.astype(int) - 1).astype(np.uint8))
+    assert torch.equal(reduced.label(0), expected)
+
+
+def test_black_and_white_pictures_of_one_bit_hold_0_and_1(tmp_path: Path) -> None:
+    plant(tmp_path, "training/a")
+    save(tmp_path / "annotations/training/a.png", Image.fromarray(NUMBERS > 1))
+    assert torch.equal(pairs(tmp_path).label(0), torch.from_numpy(NUMBERS > 1).byte())
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+@pytest.mark.parametrize("reduced", [False, True])
+def test_every_number_is_a_class_or_none_or_refused(dtype: Any, reduced: bool) -> None:
+    table = named_table(["a", "b", "c"], reduced, "the table")
+    meaning = {0: 255, 1: 0, 2: 1, 3: 2, 255: 255} if reduced else {0: 0, 1: 1, 2: 2, 255: 255}
+    for number in range(256):
+        numbers = np.array([[1, 2], [255, number]], dtype=dtype)
+        if number in meaning:
+            assert table.indices(numbers, "x").tolist() == [[meaning[1], meaning[2]], [255, meaning[number]]]
+        else:
+            with pytest.raises(
+                UserError, match=rf"x holds the number {number}, .* the table run from {int(reduced)}"
+            ):
+                table.indices(numbers, "x")
+    for number in {np.uint16: [256, 65535], np.int32: [-1, 256, 70000]}.get(dtype, []):
+        with pytest.raises(UserError, match=f"holds the number {number}"):
+            table.indices(np.array([[1, number]], dtype=dtype), "x")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Tables of classes
+
+
+def table_file(folder: Path, text: str, name: str = "classes.csv") -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def test_tables_give_names_and_colours(tmp_path: Path) -> None:
+    plant(tmp_path, "training/a")
+    text = "mask_value\tname\tr\tg\tb\n0\tvoid\t0\t0\t0\n2\tcar\t4\t5\t6\n1\tsky\t1\t2\t3\n3\ttree\t7\t8\t9\n"
+    path = table_file(tmp_path, text, "classes.tsv")
+    reduced = pairs(tmp_path, reduce_zero_label=True)
+    assert reduced.classes == ("sky", "car", "tree") and reduced.palette == ((1, 2, 3), (4, 5, 6), (7, 8, 9))
+    assert f"{path}: 0 ('void') is ignored" in reduced.notes
+    assert pairs(tmp_path).classes == ("void", "sky", "car", "tree")
+    other = table_file(tmp_path, "value,name\n0,w\n1,x\n2,y\n3,z\n255,void\n", "other.csv")
+    named = pairs(tmp_path, class_table=other, classes=["w", "x", "y", "z"])
+    assert named.classes == ("w", "x", "y", "z") and named.palette == generated_palette(4)
+    assert named.fingerprint != pairs(tmp_path).fingerprint
+
+
+def test_generated_colours_differ() -> None:
+    palette = generated_palette(MAX_CLASSES)
+    assert len(set(palette)) == MAX_CLASSES and all(0 <= shade <= 255 for color in palette for shade in color)
+
+
+@pytest.mark.parametrize(
+    ("text", "reduced", "reason"),
+    [
+        ("value,name\n1,a\n2,b\n", False, "numbers its classes from 1, .*--reduce-zero-label"),
+        ("value,name\n0,a\n2,b\n", False, "has no class 1"),
+        ("value,name\n0,a\n1,b\n1,c\n", False, "names 1 twice"),
+        ("value,name\n0,a\n1,a\n", False, "two classes of the name 'a'"),
+        ("value,name\n0,a\n1,b\n", True, "has one class; segmentation needs at least two"),
+        ("value,name\n", False, "has no class; "),
+        ("0,a\n1,b\n", False, "must start with a line that names its columns"),
+        ("value,name\nx,a\n", False, "the line 'x,a' has no number"),
+        ("value,name,r,g,b\n0,a,1,2,256\n", False, "the line '0,a,1,2,256'"),
+        ("value,name\n" + "".join(f"{i},c{i}\n" for i in range(255)), False, "has 255 classes; 254 at most"),
+    ],
+)
+def test_tables_that_are_refused(tmp_path: Path, text: str, reduced: bool, reason: str) -> None:
+    path = table_file(tmp_path, text)
+    with pytest.raises(UserError, match=reason) as caught:
+        read_class_table(path, reduced)
+    assert path in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_training_maps_and_the_model_decide_on_classes(tmp_path: Path) -> None:
+    plant(tmp_path, "training/a")
+    plant(tmp_path, "validation/b", numbers=NUMBERS // 2)
+    assert pairs(tmp_path, "eval").classes == ("0", "1", "2", "3")
+    assert pairs(tmp_path, "eval", classes=["p", "q"]).classes == ("p", "q")
+    assert "a.png holds the number 2, but the classes of the model" in mistake(tmp_path, classes=["p", "q"])
+    table_file(tmp_path, "value,name\n0,p\n1,q\n")
+    assert pairs(tmp_path, "eval", classes=["p", "q"]).classes == ("p", "q")
+    for classes in (["q", "p"], ["p", "q", "r"]):
+        assert "choose data with the model's classes" in mistake(tmp_path, "eval", classes=classes)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Mistakes
+
+
+def _replace_map(picture: Image.Image, suffix: str = ".png") -> Callable[[Path], None]:
+    def change(root: Path) -> None:
+        (root / "annotations/training/b.png").unlink()
+        save(root / f"annotations/training/b{suffix}", picture)
+
+    return change
+
+
+WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (
+        lambda root: (root / "annotations/training/b.png").unlink(),
+        "training/b has no label map anno",
+    ),
+    "two": (
+        lambda root: save(root / "annotations/training/b.tif", Image.fromarray(NUMBERS)),
+        "annotations/training/b.png and annotations/training/b.tif are label maps of one image",
+    ),
+    "size": (
+        _replace_map(Image.fromarray(NUMBERS.T.copy())),
+        r"b\.png has 4x6 pixels, but its image .*b\.png 6x4",
+    ),
+    "colour": (_replace_map(Image.new("RGB", (6, 4))), r"training/b\.png is a colour picture \(mode RGB\)"),
+    "alpha": (_replace_map(Image.new("LA", (6, 4))), r"training/b\.png is a colour picture \(mode LA\)"),
+    "float": (_replace_map(Image.new("F", (6, 4)), ".tif"), r"training/b\.tif .*\(mode F\)"),
+    "jpeg": (_replace_map(Image.fromarray(NUMBERS), ".jpg"), r"training/b\.jpg is a JPEG"),
+    "number": (
+        _replace_map(Image.new("L", (6, 4), 9)),
+        r"training/b\.png holds the number 9.*classes\.csv.* 0 to 3",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_wrong_map_is_named_before_training(tmp_path: Path, kind: str) -> None:
+    plant(tmp_path, "training/a", "training/b")
+    table_file(tmp_path, "value,name\n0,a\n1,b\n2,c\n3,d\n")
+    change, reason = WRONG[kind]
+    change(tmp_path)
+    with pytest.raises(UserError, match=reason) as caught:
+        pairs(tmp_path)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_folders_without_pairs_are_refused(tmp_path: Path) -> None:
+    plant(tmp_path / "set", "training/a")
+    assert f"name the folder {tmp_path / 'set'} itself" in mistake(tmp_path)
+    save(tmp_path / "photos/a.png", Image.new("RGB", (6, 4)))
+    assert "has no images/ and no annotations/" in mistake(tmp_path / "photos")
+    save(tmp_path / "half/images/a.png", Image.new("RGB", (6, 4)))
+    assert "has no annotations/ with pictures" in mistake(tmp_path / "half")
+    plant(tmp_path / "judged", "validation/a")
+    assert "add images/training" in mistake(tmp_path / "judged")
+    assert len(pairs(tmp_path / "judged", "eval")) == 1
+    plant(tmp_path / "mask", "training/a", "training/b", numbers=NUMBERS // 2 * 255)
+    assert "b.png holds 0 and 255 alone" in mistake(tmp_path / "mask")
+    plant(tmp_path / "ids", "training/a", numbers=np.full((4, 6), 1000, dtype=np.uint16))
+    assert "a.png holds the number 1000; 254 classes at most" in mistake(tmp_path / "ids")
+    plant(tmp_path / "one", "training/a", numbers=np.zeros((4, 6), dtype=np.uint8))
+    assert "1 of 1 label maps has one class" in mistake(tmp_path / "one")
+    for data, reason in ((["demo", "x"], "train on it alone"), (["cifar10"], "cifar10 has no label maps")):
+        with pytest.raises(UserError, match=reason):
+            open_pairs(data, "train", holdout=0.1)
+    plant(tmp_path / "other", "training/a")
+    for name in ("set", "other"):
+        table_file(tmp_path / name, "value,name\n0,a\n1,b\n2,c\n3,d\n")
+    with pytest.raises(UserError, match="both name classes"):
+        open_pairs([str(tmp_path / "set"), str(tmp_path / "other")], "train", holdout=0.1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_wrong_map_stops_training_and_a_damaged_one_is_left_out(tmp_path: Path, workers: int) -> None:
+    plant(tmp_path, *(f"training/{i:02d}" for i in range(40)))
+    table_file(tmp_path, "value,name\n0,a\n1,b\n2,c\n3,d\n")
+    source = pairs(tmp_path)
+    damaged = tmp_path / "annotations/training/07.png"
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    view = SegmentationView((8, 8))
+    told: list[str] = []
+    loader = Loader(
+        source,
+        view,
+        batch_size=8,
+        seed=0,
+        labeled=True,
+        workers=workers,
+        on_bad=lambda name, _: told.append(name),
+    )
+    batches = list(loader.batches(0, 5))
+    assert told == [str(damaged)]
+    assert batches[0].image.shape == (8, 3, 8, 8) and batches[0].label_map.shape == (8, 8, 8)
+    Image.new("L", (6, 4), 9).save(tmp_path / "annotations/training/11.png")
+    with pytest.raises(UserError, match=r"training/11\.png holds the number 9") as caught:
+        list(loader.batches(0, 5))
+    assert "\n" not in str(caught.value)
+    judged = evaluation_batches(
+        source, SegmentationEvaluationView(), batch_size=1, seed=0, labeled=True, workers=workers
+    )
+    with pytest.raises(UserError, match=r"training/11\.png"):
+        list(judged)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Real sets
+
+
+@pytest.mark.skipif(REAL is None, reason="BEIT_REAL_DATA is not set")
+def test_camvid_has_the_shares_that_its_description_states() -> None:
+    assert REAL is not None
+    source = open_pairs([f"{REAL}/camvid"], "train", holdout=0.1, reduce_zero_label=True)
+    assert len(source) == 367 and len(source.classes) == 11 and source.palette[3] == (128, 64, 128)
+    counts = sum(np.bincount(source.label(i).numpy().ravel(), minlength=256) for i in range(len(source)))
+    shares = 100 * np.asarray(counts) / np.sum(counts)
+    stated = dict(sky=16.85, building=23.26, pole=0.98, road=31.66, pavement=4.49, tree=9.72, signsymbol=1.17)
+    stated |= dict(fence=1.13, car=5.87, pedestrian=0.64, bicyclist=0.29)
+    assert stated.keys() == set(source.classes)
+    for name, share in stated.items():
+        assert shares[source.classes.index(name)] == pytest.approx(share, abs=0.005)
+    assert shares[255] == pytest.approx(3.95, abs=0.005)
+
+
+@pytest.mark.skipif(REAL is None, reason="BEIT_REAL_DATA is not set")
+def test_ade20k_is_read_as_it_is_published() -> None:
+    source = open_pairs([f"{REAL}/ade20k_sample"], "eval", holdout=0.1, reduce_zero_label=True)
+    assert source.classes[:3] == ("wall", "building;edifice", "sky") and len(source.classes) == 150
+    assert source.image(0).shape == (3, 512, 683) and source.label(0).shape == (512, 683)
+    names = {source.classes[i] for i in source.label(0).unique().tolist() if i != 255}
+    assert names == {
+        "wall",
+        "building;edifice",
+        "sky",
+        "tree",
+        "road;route",
+        "grass",
+        "plant;flora;plant;life",
+    }
+    assert "numbers its classes from 1" in mistake(Path(f"{REAL}/ade20k_sample"), "eval")

@@ -1,0 +1,134 @@
+"""Trained segmenters at work: `beit evaluate` agrees with the run, and predicted maps can be trained on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import beit
+from beit.config import EvaluateConfig, PredictConfig, UserError
+from beit.data.pairs import open_pairs
+from beit.recipes.evaluate import evaluate
+from beit.recipes.predict import predict
+
+PLAIN: dict[str, Any] = {"workers": 0, "precision": "float32"}
+
+
+def opened(path: Path) -> Image.Image:
+    """A picture, read to its end."""
+    with Image.open(path) as picture:
+        picture.load()
+        return picture
+
+
+def evaluation(model: Path, data: Path, **values: Any) -> dict[str, Any]:
+    return evaluate(EvaluateConfig(model=str(model), data=str(data), **PLAIN, **values))
+
+
+def test_an_evaluation_agrees_with_the_one_in_training(
+    segmenter: Path, regions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = evaluation(segmenter, regions, out=str(tmp_path / "figures.json"))
+    last = json.loads((segmenter / "results.json").read_text())
+    for name in ("loss", "miou", "macc", "aacc"):
+        assert figures[name] == pytest.approx(last["last"][f"eval/{name}"], rel=1e-4)
+    assert figures["classes"]["blue"]["iou"] == pytest.approx(last["classes"]["blue"]["iou"], rel=1e-4)
+    labelled = sum(sum(row.values()) for row in figures["confusion"].values())
+    maps = [np.array(opened(path)) for path in (regions / "annotations/validation").iterdir()]
+    assert labelled == sum(int((numbers > 0).sum()) for numbers in maps)  # at the maps' own sizes
+    said = capsys.readouterr().out
+    assert "Mean intersection over union" in said and "most often taken for" in said and "green" in said
+    assert json.loads((tmp_path / "figures.json").read_text())["miou"] == figures["miou"]
+
+
+def test_other_ways_to_show_the_images(segmenter: Path, regions: Path) -> None:
+    whole = evaluation(segmenter, regions, window="whole")
+    averaged = evaluation(segmenter, regions, multi_scale=True)
+    assert "whole images" in whole["inference"]
+    assert min(whole["miou"], averaged["miou"]) > 0.6 and whole["loss"] != averaged["loss"]
+
+
+def test_what_does_not_go_together_is_refused(
+    segmenter: Path, pretrained: Path, regions: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"--multi-scale is for segmenters, .* drop it"):
+        evaluation(pretrained, regions, multi_scale=True)
+    other = tmp_path / "other"
+    shutil.copytree(regions, other)
+    (other / "classes.tsv").write_text("value\tname\n1\tred\n2\tblue\n3\tgreen\n")
+    with pytest.raises(UserError, match="classes"):
+        evaluation(segmenter, other)
+    for values, expected in (
+        ({}, "say where to: --out FOLDER"),
+        ({"out": "maps.csv"}, "written to a folder"),
+        ({"out": "maps", "layer": 1}, "--layer is for features"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            predict(PredictConfig(images=(str(regions / "images"),), model=str(segmenter), **values))
+
+
+def test_predicted_maps_follow_the_data_and_can_be_trained_on(
+    segmenter: Path, regions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, out = regions / "images", tmp_path / "out"
+    records = predict(PredictConfig(images=(str(images),), model=str(segmenter), out=str(out), **PLAIN))
+    assert len(records) == 22 and records[0]["label_map"] == "maps/training/0.png"
+    assert sum(records[0]["classes"].values()) == pytest.approx(1, abs=1e-5)
+    agreeing = labelled = 0
+    for path in sorted((out / "maps").rglob("*.png")):
+        written, image = opened(path), images / path.relative_to(out / "maps").with_suffix(".jpg")
+        assert written.mode == "P" and written.size == opened(image).size
+        assert written.getpalette()[:12] == [0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255]  # type: ignore[index]
+        numbers = np.array(written)
+        truth = np.array(opened(regions / "annotations" / path.relative_to(out / "maps")))
+        assert numbers.min() >= 1  # 0 means "no class" there
+        agreeing += int((numbers == truth)[truth > 0].sum())
+        labelled += int((truth > 0).sum())
+    assert agreeing / labelled > 0.9
+    overlay = opened(out / "overlays" / "training" / "0.jpg")
+    assert overlay.size == opened(images / "training" / "0.jpg").size
+    assert "in which 1 is red and so on" in capsys.readouterr().err
+    # The maps and their table take the place of the annotations as they are.
+    again = tmp_path / "again"
+    shutil.copytree(images, again / "images")
+    shutil.copytree(out / "maps", again / "annotations")
+    shutil.copy(out / "classes.tsv", again)
+    source = open_pairs([str(again)], "train", holdout=0.1, reduce_zero_label=True)
+    assert source.classes == ("red", "green", "blue") and source.palette[0] == (255, 0, 0)
+    assert source.label(0).max() <= 2
+
+
+def test_images_of_one_name_do_not_overwrite_each_other(
+    segmenter: Path, regions: Path, tmp_path: Path
+) -> None:
+    photo, folder = regions / "images/training/0.jpg", tmp_path / "photos"
+    folder.mkdir()
+    shutil.copy(photo, folder / "a.jpg")
+    opened(photo).save(folder / "a.png")
+    (folder / "broken.jpg").write_bytes(b"no image")
+    out = tmp_path / "out"
+    chosen = (str(folder), str(photo), str(regions / "images/validation/0.jpg"))
+    records = predict(
+        PredictConfig(images=chosen, model=str(segmenter), out=str(out), overlays=False, **PLAIN)
+    )
+    files = {path.relative_to(out / "maps").as_posix() for path in (out / "maps").rglob("*.png")}
+    assert len(files) == len(records) == 4 and {"a.jpg.png", "a.png.png"} < files
+    assert not (out / "overlays").exists()
+
+
+def test_a_prediction_is_what_the_network_says(segmenter: Path, regions: Path, tmp_path: Path) -> None:
+    """One window over an image of the size of a crop: no geometry between the network and the file."""
+    photo = tmp_path / "photo.png"
+    opened(regions / "images/training/0.jpg").crop((8, 0, 40, 32)).save(photo)
+    predict(PredictConfig(images=(str(photo),), model=str(segmenter), out=str(tmp_path / "out"), **PLAIN))
+    written = torch.from_numpy(np.array(opened(tmp_path / "out/maps/photo.png"))).long()
+    pixels = torch.from_numpy(np.array(opened(photo))).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        assert torch.equal(written - 1, beit.load_model(segmenter)(pixels).argmax(1)[0])
