@@ -221,7 +221,7 @@ def bombs() -> dict[str, tuple[bytes, str]]:
         ),
         "an error that quotes the file": (program(b"\x80\x02S" + b"a" * 10**6 + b"\n."), "no string quotes"),
         "a safetensors key of two lines": (
-            safetensors_header({"a\nb": (4, 9), "c": (0, 4)}),
+            safetensors_header({"a\nb": (8, 12), "c": (0, 4)}),
             "invalid offset",
         ),
         "braces in a key": (
