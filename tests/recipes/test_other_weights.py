@@ -19,6 +19,7 @@ from beit.cli import main
 from beit.config import EncoderConfig
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, MaskedImageModel
+from beit.models.segmentation import SemanticSegmenter
 
 SHORT = [
     *(
@@ -105,6 +106,46 @@ def test_a_classifier_of_others_is_judged_labels_and_is_tuned_further(
     options = ["--data", colours, "--init", files / "classifier-hf", *SHORT, "--warmup-epochs", 0]
     run("finetune", *options, "--out", tmp_path / "tuned")
     assert "head kept: the same 3 classes" in capsys.readouterr().out
+
+
+def test_a_pretrained_file_starts_segmentation(files: Path, regions: Path, tmp_path: Path) -> None:
+    init = [
+        "--init",
+        f"{files / 'pretrained.pth'}@num_heads=2",
+        "--layers",
+        *"0011",
+        "--channels",
+        8,
+        "--crop",
+        32,
+    ]
+    run("segment", "--data", regions, *init, *SHORT, "--warmup-steps", 0, "--out", tmp_path / "segment")
+    model: Any = beit.load_model(tmp_path / "segment")
+    assert (model.encoder.config.num_heads, model.encoder.config.position) == (2, "absolute")
+
+
+def test_a_segmenter_of_others_is_judged_and_paints(files: Path, regions: Path, tmp_path: Path) -> None:
+    small = encoder(patch_size=16, width=32, depth=4, position="block_bias")
+    model = SemanticSegmenter(small, 3, decoder="upernet", layers=(0, 1, 2, 3), channels=32)
+    shown = {
+        "resize": 32,
+        "crop": [32, 32],
+        "stride": [21, 21],
+        "reduce_zero_label": True,
+        "ignore_value": 255,
+    }
+    save_model(model, tmp_path / "own", provenance={}, classes=("red", "green", "blue"), extra=shown)
+    convert(tmp_path / "own", tmp_path / "hf", "huggingface")
+    figures, maps = [], []
+    for name in ("own", "hf"):
+        out = tmp_path / f"{name}.json"
+        run("evaluate", "--model", tmp_path / name, "--data", regions, "--workers", 0, "--out", out)
+        figures.append({key: value for key, value in json.loads(out.read_text()).items() if key != "model"})
+        image = regions / "images" / "validation" / "0.jpg"
+        run("predict", "--model", tmp_path / name, "--workers", 0, "--out", tmp_path / f"{name}-maps", image)
+        maps.append([file.read_bytes() for file in sorted((tmp_path / f"{name}-maps").rglob("*.png"))])
+    assert figures[0] == figures[1]
+    assert maps[0]
 
 
 def test_a_released_tokenizer_feeds_pretraining(files: Path, images: Path, tmp_path: Path) -> None:
