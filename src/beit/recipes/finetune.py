@@ -23,7 +23,7 @@ from beit.recipes.classification import classification_sums, draw_predictions, w
 from beit.recipes.memory import activations_of_encoder
 from beit.recipes.method import Method
 from beit.recipes.stage import Stage, is_done
-from beit.recipes.starting_point import starting_classifier
+from beit.recipes.starting_point import encoder_facts, starting_classifier
 from beit.training.metrics import over_count
 from beit.training.plan import StepOutput
 
@@ -71,6 +71,7 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
             layer_groups=model.layer_groups(),
             classes=labels.classes,
             description={"interpolation": "bicubic", "crop_pct": crop_pct, "multilabel": config.multilabel},
+            facts=encoder_facts(model.encoder.config),
             about=[*about, rates(config, encoder.depth)],
             activations=activations_of_encoder(encoder),
             next_command=f"beit predict --model {config.out} IMAGE...",
