@@ -101,7 +101,7 @@ def hostile(canary: str) -> dict[str, tuple[bytes, str]]:
         "a shape of text": (swap(b"K\x02K\x08\x86", b"K\x02N\x86"), "shape"),
         "a storage of two bytes a number": (swap(b"FloatStorage", b"HalfStorage"), "does not hold"),
         "a record without its storage": (swap(b"X\x01\x00\x00\x000", b"X\x01\x00\x00\x009"), "does not hold"),
-        "keys that recurse": (program(b"\x80\x02}" + b")" + b"\x85" * 10**6 + b"Ns."), "tuple as a key"),
+        "keys that recurse": (program(b"\x80\x02}" + b")" + b"\x85" * 2 * 10**5 + b"Ns."), "tuple as a key"),
         "a memory without end": (program(b"\x80\x02Nr\xff\xff\xff\x7f."), "NoneType"),
         "a list within itself": (program(b"\x80\x02]q\x00h\x00a."), "holds a list"),
         "a pickle that ends nowhere": (program(b"\x80\x02}"), "pickle"),
@@ -161,6 +161,17 @@ def bombs() -> dict[str, tuple[bytes, str]]:
         "a size copied again and again": (
             program(memoized([b"N"] * 10**5) + b"ctorch\nSize\n\x94" + call * 10**5 + b"."),
             steps,
+        ),
+        "a size copied from text": (
+            program(
+                b"\x80\x04X"
+                + struct.pack("<I", 10**6)
+                + b"a" * 10**6
+                + b"\x94ctorch\nSize\n\x94"
+                + b"h\x01h\x00\x85R" * 10**5
+                + b"."
+            ),
+            "torch.Size of a str",
         ),
         "attributes set again and again": (
             program(

@@ -84,6 +84,12 @@ def test_masked_image_models_of_transformers(position: str, tmp_path: Path) -> N
     back, report = BeitForMaskedImageModeling.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(report.values())
     assert_equal_outputs(load_model(tmp_path / "theirs"), back.eval(), masked_logits)
+    # The names of 5.x, which it has in memory alone.
+    folder = tmp_path / "memory"
+    folder.mkdir()
+    torch.save(theirs.float().state_dict(), folder / "pytorch_model.bin")
+    (folder / "config.json").write_text((tmp_path / "theirs/config.json").read_text())
+    assert_equal_outputs(load_model(folder), theirs, masked_logits)
     # 4.x names on disk, whatever the library has in memory.
     assert (
         load_file(tmp_path / "ours/model.safetensors").keys()
@@ -145,8 +151,14 @@ def test_classifiers_of_timm(position: str, pool: str, tmp_path: Path) -> None:
     theirs = shaken(theirs).float()
     timm.models.save_for_hf(theirs, tmp_path / "theirs", safe_serialization=True)
     assert_equal_outputs(load_model(tmp_path / "theirs"), theirs, call)
-    torch.save(theirs.float().state_dict(), tmp_path / "alone.pth")
+    torch.save({"state_dict": theirs.float().state_dict(), "arch": "beit"}, tmp_path / "alone.pth")
     assert_equal_outputs(load_model(tmp_path / "alone.pth", num_heads=4), theirs, call)
+    # What we write in the released layout goes into timm through its own filter for released files.
+    convert(tmp_path / "theirs", tmp_path / "ours.pth", "unilm")
+    released = torch.load(tmp_path / "ours.pth")
+    assert ("blocks.1.attn.relative_position_index" in released["model"]) == (position == "block_bias")
+    theirs.load_state_dict(timm.models.beit.checkpoint_filter_fn(released, theirs))
+    assert_equal_outputs(load_model(tmp_path / "theirs"), theirs, call)
     convert(tmp_path / "theirs", tmp_path / "ours", "timm")
     back = timm.create_model(f"local-dir:{tmp_path / 'ours'}", pretrained=True).eval()
     assert_equal_outputs(load_model(tmp_path / "theirs"), back, call)

@@ -190,6 +190,14 @@ def test_the_layer_groups_of_a_segmenter_are_the_encoders_and_its_decoder(tiny: 
     assert sorted(x for group in groups for x in group) == sorted(id(x) for x in model.parameters())
 
 
+def test_the_released_base_model_has_as_many_parameters_as_in_transformers() -> None:
+    with torch.device("meta"):
+        encoder = BeitEncoder(EncoderConfig(image_size=(640, 640), position="block_bias"))
+        layers = released_layers("upernet", 12)
+        model = SemanticSegmenter(encoder, 150, decoder="upernet", layers=layers, channels=768)
+    assert sum(x.numel() for x in model.parameters()) == 163_407_980
+
+
 def test_released_layers() -> None:
     assert released_layers("upernet", 12) == (3, 5, 7, 11)
     assert released_layers("upernet", 24) == (7, 11, 15, 23)

@@ -44,7 +44,7 @@ class Foreign:
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further keys of model.json that the configuration tells: interpolation, crop_pct, multilabel, palette."""
     notes: Sequence[str] = ()
-    """What is odd about it."""
+    """What is odd about it, or is not read."""
 
 
 class Survey(NamedTuple):

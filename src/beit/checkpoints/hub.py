@@ -11,10 +11,10 @@ from beit.config import UserError
 SCHEME = "hf://"
 _SMALL = ("config.json", "preprocessor_config.json", "model.json")
 _WEIGHTS = (
-    ("model.safetensors.index.json", "model*.safetensors"),
-    ("pytorch_model.bin.index.json", "pytorch_model*.bin"),
+    ("model.safetensors.index.json", "model.safetensors", "model-*.safetensors"),
+    ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model-*.bin"),
 )
-"""The first kind that a repository has, in one file or in several, with the index of several."""
+"""The first kind that a repository has: in one file, or in several with their index."""
 
 
 def fetched(text: str) -> Path:
@@ -27,9 +27,9 @@ def fetched(text: str) -> Path:
 
     name = _repository(text)
     try:
-        for index, weights in _WEIGHTS:
-            folder = Path(snapshot_download(name, allow_patterns=[*_SMALL, index, weights]))
-            if files := sorted(folder.glob(weights)):
+        for patterns in _WEIGHTS:
+            folder = Path(snapshot_download(name, allow_patterns=[*_SMALL, *patterns]))
+            if files := [file for pattern in patterns[1:] for file in folder.glob(pattern)]:
                 break
     except RepositoryNotFoundError:
         raise UserError(

@@ -97,6 +97,15 @@ def open_folder(
             f"{file.path} is a masked image model with two final norms, layernorm and beit.layernorm "
             f"(use_mean_pooling=false), which BEiT does not have"
         )
+    for model, head in (("ImageClassification", "classifier"), ("MaskedImageModeling", "lm_head")):
+        if (
+            f"BeitFor{model}" in ((config or {}).get("architectures") or [])
+            and f"{head}.weight" not in tensors
+        ):
+            raise UserError(
+                f"{file.path} lacks {head}.weight, and its config.json says BeitFor{model}; without `architectures` "
+                f"there it is read as a bare encoder"
+            )
     version = int(any(key.startswith("beit.layers.") for key in tensors))
     segments = segmentation.is_segmenter(tensors)
     if segments:

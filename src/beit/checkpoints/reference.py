@@ -7,6 +7,7 @@ cannot tell, so that it travels with the path: into config.yaml, and to every ve
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -48,6 +49,8 @@ def locate(reference: str | Path, stated: Stated | None = None) -> Located:
     if release and not Path(place).exists():
         return Located(fetch.fetched(place, release.files, sha256), stated)
     path = Path(place)
+    if near := [] if path.exists() else difflib.get_close_matches(place, RELEASED, n=1, cutoff=0.9):
+        raise UserError(f"{place} does not exist; did you mean {near[0]}?")
     if sha256:
         if not path.is_file() or len(sha256) > 1:
             raise UserError(f"{place}: sha256 is of one file, or of a released model by name")

@@ -18,7 +18,7 @@ import torch
 
 MAX_DIMENSIONS = 8
 MAX_OPERATIONS = 2**20
-"""Steps of a pickle, and values that they copy; a training checkpoint of BEiT-large takes some 50,000."""
+"""Steps of a pickle, and values that they copy; a training checkpoint of BEiT-large takes some 60,000."""
 MAX_KEY = 2**60
 """Of whole numbers as keys: larger ones can be chosen so that all have one hash, and a dict becomes slow."""
 MAX_NUMBER = 2**127
@@ -256,10 +256,11 @@ def _made(maker: _Global, arguments: tuple[Any, ...]) -> Any:
         if not arguments or not isinstance(arguments[0], StoredTensor):
             raise Refused("it holds a parameter that is no tensor")
         return arguments[0]
-    if maker.name == _DICT:
-        return _items(arguments[0]) if arguments else {}
-    if maker.name == _SIZE:
-        return tuple(arguments[0])
+    if maker.name in (_DICT, _SIZE):
+        values = arguments[0] if arguments else ()
+        if not isinstance(values, list | tuple):  # text is not charged
+            raise Refused(f"it makes a {maker.name} of a {type(values).__name__}")
+        return _items(values) if maker.name == _DICT else tuple(values)
     return Inert(maker.name)
 
 

@@ -27,7 +27,7 @@ MAX_FILE = 16 * 2**30
 MAX_PICKLE = 4 * 2**20
 """Ten times what the largest training checkpoint needs. Also the most for a safetensors header."""
 MAX_DIRECTORY = 2**21
-"""Bytes of a zip's list of parts: some 30,000 parts, of which a training checkpoint of BEiT-large has 1,200."""
+"""Bytes of a zip's list of parts: some 30,000 parts, of which a training checkpoint of BEiT-large has 1,500."""
 MAX_MODULES = 10_000
 """Modules of a pickled network; OpenAI's have 150. A few that hold one another could seem to be without end."""
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -65,7 +65,7 @@ class TensorFile(NamedTuple):
                 for storage, keys in views.items():
                     numbers = _numbers(storage, read)
                     loaded |= {key: _view(numbers, tensors[key]) for key in keys}
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise UserError(f"{self.path} is damaged ({error}); copy or download it again") from None
         return {key: loaded[key] for key in tensors}
 

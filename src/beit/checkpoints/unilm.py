@@ -1,9 +1,10 @@
 """Files of the released code (microsoft/unilm, beit/): pre-training, fine-tuning, segmentation; released or of a run.
 
-They hold {"model": weights}, {"module": weights} or the weights alone, and a run's own optimizer and arguments
-beside them, which are not read. A file tells neither its normalisation (unless it has a run's arguments), nor a
-grid that is not square, nor, without a bias table, its heads. Segmentation is mmsegmentation's: {"state_dict":
-weights, "meta": ...}, where the latter names classes and colours; it does not tell which blocks the decoder reads.
+They hold {"model": weights}, {"module": weights} or the weights alone ({"state_dict": weights} in a run of timm), and
+a run's own optimizer and arguments beside them, which are not read. A file tells neither its normalisation (unless it
+has a run's arguments), nor a grid that is not square, nor, without a bias table, its heads. Segmentation is
+mmsegmentation's: {"state_dict": weights, "meta": ...}, where the latter names classes and colours; it does not tell
+which blocks the decoder reads.
 """
 
 from __future__ import annotations
@@ -70,8 +71,10 @@ def open_file(file: TensorFile) -> Foreign:
     if isinstance(imagenet := told.get("imagenet_default_mean_and_std"), bool):
         mean, std = PIXEL_STATISTICS["imagenet" if imagenet else "half"]
         facts = {"pixel_mean": mean, "pixel_std": std}
+    averaged = [key for key in ("model_ema", "state_dict_ema") if key in file.contents]
     return Foreign(
         format=NAME,
+        notes=[f"{key}: not read, the weights as trained are" for key in averaged],
         file=file,
         tensors=file.tensors(weights),
         table=KEYS,
@@ -107,8 +110,14 @@ def _open_segmenter(file: TensorFile, weights: Mapping[str, Any]) -> Foreign:
         table=SEGMENTER_KEYS,
         # Of all segmentation in the released code, although its encoders were trained with 0.5.
         facts={"pixel_mean": mean, "pixel_std": std},
-        classes=[str(name) for name in classes] if classes and isinstance(classes, list | tuple) else None,
+        classes=[*classes] if _are_names(classes) else None,
         extra={"palette": [list(color) for color in palette]} if _are_colors(palette) else {},
+    )
+
+
+def _are_names(values: Any) -> bool:
+    return (
+        isinstance(values, list | tuple) and bool(values) and all(isinstance(value, str) for value in values)
     )
 
 

@@ -144,7 +144,7 @@ def show(found: Mapping[str, Facts]) -> None:
 
 def _lines(facts: Facts, width: int) -> Iterator[str]:
     for name, value in facts.items():
-        if value is not None and value != []:
+        if value not in (None, [], {}):
             yield f"{name.replace('_', ' '):<{width}} {in_words(value)}"
 
 
