@@ -80,7 +80,11 @@ FINETUNE = ["--data", "x", "--out", "y", "--init", "i"]
             "name --image-size, --patch-size, --depth",
         ),
         (["finetune", *FINETUNE, "--label-share", "0.1", "--labels-per-class", "5"], "exclude each other"),
-        (["finetune", *FINETUNE, "--multilabel", "--labels-per-class", "5"], "use --label-share"),
+        (["finetune", *FINETUNE, "--multilabel"], "--multilabel needs --labels FILE"),
+        (
+            ["finetune", *FINETUNE, "--multilabel", "--labels", "l.csv", "--labels-per-class", "5"],
+            "use --label-share",
+        ),
         (["finetune", *FINETUNE, "--randaugment", "11"], "--randaugment must lie between 0 and 10"),
         (["segment", *FINETUNE, "--crop", "0"], "--crop must be positive"),
         (["segment", *FINETUNE, "--decoder", "unet"], "'upernet', 'pup'"),

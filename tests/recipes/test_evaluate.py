@@ -17,10 +17,11 @@ from tiny_runs import pretrain_config, tokenizer_config
 import beit
 from beit.checkpoints.store import save_model
 from beit.config import EncoderConfig, EvaluateConfig, UserError
+from beit.data.mixing import smoothed
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier
 from beit.recipes.average_precision import average_precisions, mean_of_known
-from beit.recipes.classification import classification_sums
+from beit.recipes.classification import classification_sums, share_of_right, with_f1
 from beit.recipes.evaluate import evaluate
 from beit.recipes.pretrain import pretrain
 from beit.recipes.tokenizer import tokenizer
@@ -161,6 +162,18 @@ def test_several_classes_an_image(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "labels.json").write_text(json.dumps(rows | {"val/a/0.png": ["d"]}))
     with pytest.raises(UserError, match="unknown to the model: 'd'"):
         evaluate(config(tmp_path / "model", data, labels=str(tmp_path / "labels.json")))
+
+
+def test_images_without_a_class_are_neither_right_nor_wrong() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [1.0, 0.0, -1.0]])
+    targets = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
+    figures = with_f1(classification_sums(logits, targets, multilabel=True))
+    assert (figures["top1"], figures["top5"]) == (0.5, 1.0)
+    assert float(share_of_right(logits, smoothed(targets, 0.1, multilabel=True))) == 0.5
+    assert figures["f1"] == pytest.approx(2 * 2 / (5 + 3))
+    assert float(share_of_right(logits[2:], smoothed(targets[2:], 0.1, multilabel=True))) == 0
+    mixed = torch.tensor([[0.6, 0.4, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
+    assert float(share_of_right(logits, mixed)) == pytest.approx(2 / 3)
 
 
 def test_average_precision_is_torchmetrics() -> None:

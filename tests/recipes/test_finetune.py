@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import beit
 from beit.checkpoints.store import read_description, save_model
 from beit.config import EncoderConfig, FinetuneConfig, UserError
 from beit.models.encoder import BeitEncoder
-from beit.models.heads import ImageClassifier
+from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
 from beit.training.optim import parameter_groups
@@ -290,6 +292,41 @@ def test_a_stopped_run_continues_to_the_same_weights(
     first, second = weights(whole), weights(stopped)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert [line.get("loss") for line in metrics(whole)] == [line.get("loss") for line in metrics(stopped)]
+
+
+def test_a_run_goes_on_without_the_weights_it_started_from_but_not_with_another_network(
+    colors: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from beit.training import loop
+
+    init, run, take_step = tmp_path / "init", tmp_path / "run", loop._Training.take_step
+    shutil.copytree(pretrained, init)
+    config = finetune_config(colors, run, init=str(init), save_every="1")
+
+    def stop_in_step_3(self: Any, micro_batches: Any) -> None:
+        if self.state.step == 2:
+            raise KeyboardInterrupt
+        take_step(self, micro_batches)
+
+    monkeypatch.setattr(loop._Training, "take_step", stop_in_step_3)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(config)
+    monkeypatch.undo()
+    model = beit.load_model(init)
+    wider = MaskedImageModel(BeitEncoder(replace(model.encoder.config, width=32)), model.vocab_size)  # type: ignore[arg-type]
+    save_model(wider, init / "model", provenance={})
+    with pytest.raises(
+        UserError, match=r"began with other encoder \(2 blocks of width 16.*, now .* width 32"
+    ):
+        finetune(config)
+    with torch.no_grad():
+        next(model.encoder.parameters()).add_(1)  # type: ignore[operator, union-attr]
+    save_model(model, init / "model", provenance={})
+    finetune(config)
+    whole = tmp_path / "whole"
+    finetune(finetune_config(colors, whole, init=str(pretrained), save_every="1"))
+    first, second = weights(run), weights(whole)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize(

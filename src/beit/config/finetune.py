@@ -105,6 +105,10 @@ class FinetuneConfig(StartConfig):
             self.label_share is None or self.labels_per_class is None,
             "--label-share and --labels-per-class exclude each other; give one",
         )
+        require(
+            not self.multilabel or self.labels is not None,
+            "--multilabel needs --labels FILE: a folder gives an image one class",
+        )
         if self.multilabel and self.labels_per_class is not None:
             raise UserError("--labels-per-class needs one class for each image; use --label-share")
 

@@ -39,6 +39,15 @@ def hits(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
     return {"top1": found[..., 0].sum(0), "top5": found.any(-1).sum(0)}
 
 
+def share_of_right(logits: Tensor, targets: Tensor) -> Tensor:
+    """In how many of a batch's images the likeliest class of logits (B, C) is one of the strongest of soft targets
+    (B, C), as a share of those that have stronger and weaker ones: not of images without any class."""
+    strongest = targets.amax(1)
+    clear = strongest > targets.amin(1)
+    right = targets.gather(1, logits.argmax(1, keepdim=True)).squeeze(1) == strongest
+    return (right & clear).sum() / clear.sum().clamp(min=1)
+
+
 def _for_each(targets: Tensor, logits: Tensor) -> Tensor:
     """Targets (B, C) for every classifier of logits (B, ..., C)."""
     if targets.dim() < logits.dim():
@@ -47,17 +56,21 @@ def _for_each(targets: Tensor, logits: Tensor) -> Tensor:
 
 
 def agreement(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """How many classes were named (probability above one half), how many are true, and how many are both."""
+    """How many classes were named (probability above one half), how many are true, and how many are both; and how
+    many images have a class at all."""
     named = logits > 0
-    return {"named": named.sum(), "true": targets.sum(), "both": (named & targets).sum()}
+    both = (named & targets).sum()
+    return {"named": named.sum(), "true": targets.sum(), "both": both, "labeled": targets.any(-1).sum()}
 
 
 def with_f1(totals: Mapping[str, Tensor]) -> dict[str, float]:
-    """The summary of an evaluation, with F1 = 2 both / (named + true) over all classes in place of the counts."""
-    counts = ("named", "true", "both")
-    named, true, both = (float(totals[name]) for name in counts)
+    """The summary of an evaluation, with F1 = 2 both / (named + true) over all classes in place of the counts. The
+    likeliest classes are judged on images that have a class."""
+    counts = ("named", "true", "both", "labeled")
+    named, true, both, labeled = (float(totals[name]) for name in counts)
     figures = over_count({name: total for name, total in totals.items() if name not in counts})
-    return figures | {"f1": 2 * both / max(1.0, named + true)}
+    shares = {name: float(totals[name]) / max(1.0, labeled) for name in ("top1", "top5")}
+    return figures | shares | {"f1": 2 * both / max(1.0, named + true)}
 
 
 def draw_predictions(

@@ -19,11 +19,11 @@ from beit.data.label_file import LabelFile, Labels
 from beit.data.mixing import BatchMixing, smoothed
 from beit.data.sources import open_source
 from beit.data.views import EvaluationView, LabeledView
-from beit.recipes.classification import classification_sums, draw_predictions, with_f1
+from beit.recipes.classification import classification_sums, draw_predictions, share_of_right, with_f1
 from beit.recipes.memory import activations_of_encoder
 from beit.recipes.method import Method
 from beit.recipes.stage import Stage, is_done
-from beit.recipes.starting_point import starting_classifier
+from beit.recipes.starting_point import encoder_facts, starting_classifier
 from beit.training.metrics import over_count
 from beit.training.plan import StepOutput
 
@@ -43,9 +43,7 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
         targets = smoothed(labels.targets(batch.label), config.label_smoothing, multilabel=config.multilabel)
         images, targets = mixing(batch.image, targets)
         logits = model(images).float()
-        # The strongest class of a mixed target counts as the right one.
-        right = targets.gather(1, logits.argmax(1, keepdim=True)) == targets.amax(1, keepdim=True)
-        return StepOutput(loss_of(logits, targets), {"top1": right.float().mean()})
+        return StepOutput(loss_of(logits, targets), {"top1": share_of_right(logits, targets)})
 
     def evaluate(model: nn.Module, batch: LabeledBatch) -> dict[str, Tensor]:
         targets = labels.targets(batch.label)
@@ -71,6 +69,7 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
             layer_groups=model.layer_groups(),
             classes=labels.classes,
             description={"interpolation": "bicubic", "crop_pct": crop_pct, "multilabel": config.multilabel},
+            facts=encoder_facts(model.encoder.config),
             about=[*about, rates(config, encoder.depth)],
             activations=activations_of_encoder(encoder),
             next_command=f"beit predict --model {config.out} IMAGE...",

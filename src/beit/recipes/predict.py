@@ -24,7 +24,7 @@ from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe
 from beit.models.segmentation import SemanticSegmenter
 from beit.recipes.inference import Machine, classifier_view, complain, each_batch, open_machine
-from beit.recipes.predict_maps import predict_maps
+from beit.recipes.predict_maps import predicted_maps
 from beit.recipes.predicted_labels import shown_labels
 from beit.recipes.results_file import Record, results_file
 from beit.tokenizers.base import VisualTokenizer
@@ -49,7 +49,7 @@ def predict(config: PredictConfig) -> int:
     """
     model, machine = open_model(config)
     if isinstance(model, SemanticSegmenter):
-        return len(predict_maps(model, config, machine))
+        return sum(1 for _ in predicted_maps(model, config, machine))
     task = task_of(model, config, machine)
     check_out(config, task.reading)
     with ExitStack() as outputs:
@@ -75,15 +75,15 @@ def predict(config: PredictConfig) -> int:
 
 
 def predictions(config: PredictConfig) -> Iterator[Record]:
-    """What `config.model` makes of `config.images`, image by image as it is known; `config.out` plays no part.
+    """What `config.model` makes of `config.images`, image by image as it is known. No file is written but label maps.
 
     A record has `image`, the name, and by the kind of the model: `label`, `probability` and `top`, the likeliest
-    labels with theirs; `tokens`, int64 (h, w); or `mean` and `cls`, float32 (D,). Damaged images are named on
-    standard error and left out.
+    labels with theirs; `label_map` and `classes`; `tokens`, int64 (h, w); or `mean` and `cls`, float32 (D,). Damaged
+    images are named on standard error and left out.
     """
     model, machine = open_model(config)
     if isinstance(model, SemanticSegmenter):
-        raise UserError(f"{config.model} makes label maps, which are files; beit.predict writes them")
+        return predicted_maps(model, config, machine)
     return task_of(model, config, machine).records
 
 

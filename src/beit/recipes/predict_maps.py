@@ -7,7 +7,8 @@ A map is an indexed PNG of its image's size. Its numbers are those of the traini
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,8 +54,10 @@ class Legend(NamedTuple):
     """The number of class 0."""
 
 
-def predict_maps(model: SemanticSegmenter, config: PredictConfig, machine: Machine) -> list[dict[str, Any]]:
-    """Write a label map for each of `config.images`; returns a record for each good one.
+def predicted_maps(
+    model: SemanticSegmenter, config: PredictConfig, machine: Machine
+) -> Iterator[dict[str, Any]]:
+    """Write a label map for each of `config.images`; gives a record for each good one, once its map is there.
 
     A record has `image`, `label_map`, its file, and `classes`, the shares of the image by name, the largest first.
     """
@@ -90,7 +93,7 @@ def predict_maps(model: SemanticSegmenter, config: PredictConfig, machine: Machi
         on_bad=complain,
         title="predicting",
     )
-    records = []
+    count = 0
     try:
         write_legend(legend, folder / "classes.tsv")
         for batch, classes in passes:
@@ -99,13 +102,21 @@ def predict_maps(model: SemanticSegmenter, config: PredictConfig, machine: Machi
             if config.overlays:
                 picture = to_pil(overlay(batch.original[0], classes, palette))
                 write_picture(picture, folder / "overlays" / f"{files[number]}.jpg")
-            records.append(record_of(source.name(number), files[number], classes, names))
+            record = record_of(source.name(number), files[number], classes, names)
+            show(record)
+            count += 1
+            yield record
     except OSError as error:
         raise RunFailed(f"{error.filename or folder} could not be written: {error.strerror}") from error
-    if not records:
+    if not count:
         raise RunFailed(f"none of the {len(source):,} images could be read")
-    show(records, legend, len(source), folder)
-    return records
+    left_out = len(source) - count
+    skipped = f"; {left_out:,} could not be read and are named above" if left_out else ""
+    print(
+        f"label maps for {count:,} of {len(source):,} images{skipped}; wrote {folder / 'maps'}, in which "
+        f"{legend.first} is {legend.names[0]} and so on (classes.tsv)",
+        file=sys.stderr,
+    )
 
 
 def record_of(image: str, file: str, classes: Tensor, names: Sequence[str]) -> dict[str, Any]:
@@ -122,23 +133,16 @@ def file_names(source: FileSource) -> list[str]:
     with their suffixes or numbers."""
     keys = [source.key(index) for index in range(len(source))]
     plain = [str(Path(key).with_suffix("")) for key in keys]
-    names = [key if plain.count(name) > 1 else name for key, name in zip(keys, plain, strict=True)]
-    return [f"{name}-{index}" if names.count(name) > 1 else name for index, name in enumerate(names)]
+    times = Counter(plain)
+    names = [key if times[name] > 1 else name for key, name in zip(keys, plain, strict=True)]
+    times = Counter(names)
+    return [f"{name}-{index}" if times[name] > 1 else name for index, name in enumerate(names)]
 
 
-def show(records: Sequence[dict[str, Any]], legend: Legend, images: int, folder: Path) -> None:
-    """A line for each image, with the classes that take up most of it."""
-    for record in records:
-        shares = list(record["classes"].items())[:NAMED]
-        print("\t".join([record["image"], *(f"{name} {share:.1%}" for name, share in shares)]))
-    skipped = (
-        f"; {images - len(records):,} could not be read and are named above" if len(records) < images else ""
-    )
-    print(
-        f"label maps for {len(records):,} of {images:,} images{skipped}; wrote {folder / 'maps'}, in which "
-        f"{legend.first} is {legend.names[0]} and so on (classes.tsv)",
-        file=sys.stderr,
-    )
+def show(record: dict[str, Any]) -> None:
+    """A line for the image, with the classes that take up most of it."""
+    shares = list(record["classes"].items())[:NAMED]
+    print("\t".join([record["image"], *(f"{name} {share:.1%}" for name, share in shares)]))
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from beit.recipes.segmentation import (
     segmentation_sums,
 )
 from beit.recipes.stage import Stage, is_done
-from beit.recipes.starting_point import starting_segmenter
+from beit.recipes.starting_point import encoder_facts, starting_segmenter
 from beit.training.device import Compute
 from beit.training.optim import polynomial_schedule
 from beit.training.plan import StepOutput
@@ -94,6 +94,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
             classes=source.classes,
             description=description(config, source, inference),
             details=lambda: {"classes": by_class(judged, source.classes)},
+            facts=encoder_facts(model.encoder.config),
             about=[*about, inference.words()],
             activations=activations_of_segmenter(model),
             next_command=f"beit predict --model {config.out} --out MAPS IMAGE...",

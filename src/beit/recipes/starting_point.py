@@ -181,6 +181,15 @@ def _require_last_block(layers: tuple[int, ...], depth: int) -> None:
         raise UserError(f"--layers {given} must end with the last block of the encoder, {depth - 1}")
 
 
+def encoder_facts(config: EncoderConfig) -> dict[str, str]:
+    """What a run that continues needs of the model it started from: architecture and pixels. Weights are in its
+    checkpoints."""
+    pixels = f"pixels around {config.pixel_mean} by {config.pixel_std}"
+    return {
+        "encoder": f"{_described(config)}, {config.num_heads} heads, {config.position} positions, {pixels}"
+    }
+
+
 def _described(config: EncoderConfig) -> str:
     height, width = config.image_size
     return (
