@@ -111,16 +111,16 @@ FINETUNE: Mapping[str, Preset] = {
         "a few hundred to a few thousand photographs, on one GPU",
         "ours: rate and decay between the released and BEiT-large's, light augmentation, nothing mixed",
         "for 1,000 images of 224 px and BEiT-base: 60,000 views at 3 x 17.6 GMAC",
-        "not measured",
+        "201 flowers of 5 kinds, a small encoder: 58 to 61 %, from scratch 43 to 53 % (docs/results.md)",
     ),
     "tiny": Preset(
         {**BATCH_64, **UNMIXED, "epochs": 30.0, "warmup_epochs": 3.0, "lr": 1e-3, "layer_decay": 0.75}
         | {"drop_path_rate": 0.05, "randaugment": 0.0, "color_jitter": 0.3, "erasing": 0.0, "min_crop": 0.4}
         | {"log_every": 20, "save_every": "2m"},
         "a few hundred to a few thousand small images on a CPU, from `beit pretrain --preset tiny`",
-        "ours",
-        "docs/results.md",
-        "docs/results.md",
+        "ours; the rate chosen among three (docs/results.md)",
+        "280 images/s at 32 px with 4 px patches and depth 6, on 2 CPU cores",
+        "CIFAR-10 with 10 % of the labels: 49 %, from scratch 35 % (docs/results.md)",
     ),
     "demo": Preset(
         {**BATCH_64, **UNMIXED, "epochs": None, "steps": 150, "warmup_steps": 15, "lr": 1e-3, "min_lr": 1e-5}

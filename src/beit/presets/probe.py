@@ -37,7 +37,7 @@ PROBE: Mapping[str, Preset] = {
         },
         "one pass of the encoder over the images, then probes on the features kept; for a CPU",
         "ours",
-        "one forward pass for each image, and about a minute",
-        "docs/results.md",
+        "one forward pass for each image, and 30 s",
+        "CIFAR-10 after 4,500 steps of pre-training: 47.5 % (docs/results.md)",
     ),
 }

@@ -86,15 +86,15 @@ SEGMENT: Mapping[str, Preset] = {
         {**TINY},
         "a few hundred small images on a CPU, from `beit pretrain --preset tiny`",
         "ours",
-        "docs/results.md",
-        "docs/results.md",
+        "about 12 crops of 224 px a second on one CPU core, at width 192 and depth 6",
+        "docs/results.md has camvid",
     ),
     "camvid": Preset(
         {**TINY, "reduce_zero_label": True, "window": "whole"},
         "CamVid's eleven classes in frames of 480x360 px, on a CPU",
         "ours",
-        "docs/results.md",
-        "docs/results.md",
+        "about 12 crops of 224 px a second on one CPU core, at width 192 and depth 6",
+        "after 10 epochs 23.4 mIoU, from scratch 21.1 (docs/results.md)",
     ),
     "demo": Preset(
         {**SMALL_DECODER, "decoder": "pup", "drop_path_rate": 0.0, "layer_decay": 0.9, "photometric": False}
