@@ -42,7 +42,7 @@ def evaluate_segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine
     passes = each_batch(
         judge,
         source,
-        SegmentationEvaluationView(inference.resize),
+        SegmentationEvaluationView(inference.reduced),
         machine,
         batch_size=1,
         labeled=True,

@@ -76,7 +76,7 @@ def predicted_maps(
         machine = machine._replace(workers=0)  # starting a process takes longer than a few images
 
     def view(image: Tensor, number: int, rng: np.random.Generator) -> WholeImage:
-        return WholeImage(resized_image(image, inference.resize), image, torch.tensor(number))
+        return WholeImage(resized_image(image, inference.reduced), image, torch.tensor(number))
 
     def apply(batch: WholeImage) -> Tensor:
         height, width = batch.original.shape[2:]

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from beit.data.batches import SegmentationBatch
 from beit.data.class_table import IGNORE
+from beit.data.segmentation_views import resized
 from beit.models.decoders import resize_map
-from beit.models.segmentation import SemanticSegmenter, multi_scale_flip, sliding_window, whole_image
+from beit.models.segmentation import SCALES, SemanticSegmenter, multi_scale_flip, sliding_window, whole_image
 from beit.visualize.label_maps import Color, paint, with_legend
 from beit.visualize.pictures import contact_sheet, save_picture
 
@@ -45,13 +46,21 @@ class Inference(NamedTuple):
         size = description["image_size"] if crop is None else crop
         return cls(description.get("resize"), _pair(size), None if stride is None else _pair(stride))
 
+    @property
+    def reduced(self) -> int | None:
+        """The shorter side of the images that `scores` takes; None for originals, of which several scales are to be
+        made (from each in one step, as by mmsegmentation)."""
+        return None if self.multi_scale else self.resize
+
     def scores(self, model: SemanticSegmenter, images: Tensor, size: Size) -> Tensor:
-        """(B, C, *size) of images (B, 3, H, W), already resized: logits, or logarithms of averaged probabilities."""
+        """(B, C, *size) of images (B, 3, H, W) with the shorter side at `reduced`: logits, or logarithms of averaged
+        probabilities."""
         predict = partial(whole_image, model)
         if self.stride is not None:
             predict = partial(_in_windows, predict, self.crop, self.stride)
         if self.multi_scale:
-            shares = multi_scale_flip(predict, images, size=size)
+            shown = [resized(_pair(images.shape[2:]), self.resize, scale) for scale in SCALES]
+            shares = multi_scale_flip(predict, images, shown, size=size)
             return shares.clamp_(min=torch.finfo(shares.dtype).tiny).log_()
         return resize_map(predict(images), size)
 
