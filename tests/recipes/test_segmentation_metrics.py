@@ -26,6 +26,7 @@ from beit.recipes.segmentation import (
     segmentation_figures,
     segmentation_sums,
 )
+from beit.training.metrics import json_ready
 
 SMALL = EncoderConfig(image_size=(16, 16), patch_size=8, width=16, depth=2, num_heads=2)
 
@@ -71,6 +72,11 @@ def test_classes_that_never_occur_count_for_nothing() -> None:
     found = by_class(table, ["a", "b", "c", "d"])
     assert found["c"] == {"iou": 0.0, "accuracy": None, "share": 0.0}
     assert found["d"]["iou"] is None and found["a"]["share"] == pytest.approx(3 / 4)
+
+
+def test_nothing_is_known_without_a_labelled_pixel() -> None:
+    sums = segmentation_sums(torch.zeros(1, 2, 3, 3), torch.full((1, 3, 3), IGNORE))
+    assert set(json_ready(segmentation_figures(sums)).values()) == {None}  # as files have it
 
 
 def test_a_crop_without_labels_teaches_nothing() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from beit.checkpoints.describe import describe
 from beit.config import EvaluateConfig, SegmentConfig, UserError
 from beit.data.batches import SegmentationBatch
+from beit.data.class_table import IGNORE
 from beit.data.pairs import open_pairs
 from beit.data.segmentation_views import SegmentationEvaluationView
 from beit.models.segmentation import SemanticSegmenter
@@ -51,6 +52,11 @@ def evaluate_segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine
     )
     sums = totals(passes)
     images = damage.figures(source)
+    if not sums["count"]:
+        raise UserError(
+            f"--data: no pixel of the {images['images']:,} label maps has a class ({IGNORE}{' and 0' * reduced} stand for "
+            f"none); choose --data or --split with labelled pixels"
+        )
     return {
         **images,
         "inference": inference.words(),

@@ -67,10 +67,12 @@ class Inference(NamedTuple):
     def words(self) -> str:
         """For the announcement of a run."""
         shown = "at their own size" if self.resize is None else f"with {self.resize} px on the shorter side"
+        scales = ", averaged over six sizes and their mirror images" if self.multi_scale else ""
         if self.stride is None:
-            return f"judged on whole images {shown}"
+            return f"judged on whole images {shown}{scales}"
         (height, width), (down, right) = self.crop, self.stride
-        return f"judged on images {shown}, in windows of {height}x{width} px that are {down}x{right} px apart"
+        windows = f"in windows of {height}x{width} px that are {down}x{right} px apart"
+        return f"judged on images {shown}, {windows}{scales}"
 
 
 def likeliest(logits: Tensor, size: Size) -> Tensor:
@@ -150,9 +152,12 @@ def areas(table: Tensor) -> Areas:
 
 
 def segmentation_figures(totals: Mapping[str, Tensor]) -> dict[str, float]:
-    """mIoU and mean accuracy over the classes that occur, accuracy over all pixels; the loss where it was summed."""
+    """mIoU and mean accuracy over the classes that occur, accuracy over all pixels; the loss where it was summed.
+
+    Not numbers, which files have as null, where no pixel is labelled.
+    """
     found = areas(totals["confusion"])
-    loss = {"loss": float(totals["loss"] / totals["count"].clamp(min=1))} if "loss" in totals else {}
+    loss = {"loss": float(totals["loss"] / totals["count"])} if "loss" in totals else {}
     return {
         **loss,
         "miou": float(found.iou.nanmean()),
