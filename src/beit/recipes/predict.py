@@ -105,6 +105,8 @@ def open_model(config: PredictConfig) -> tuple[nn.Module, Machine]:
 
 def task_of(model: nn.Module, config: PredictConfig, machine: Machine) -> Task:
     """Find the images; nothing is computed yet."""
+    if config.window is not None:
+        raise UserError(f"--window is for segmenters, and {config.model} is none; drop it")
     reading, names = reading_of(model, config), labels_of(model, config)
     source = open_images(config.images, config.max_megapixels)
     for note in source.notes:

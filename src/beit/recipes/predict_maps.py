@@ -27,6 +27,7 @@ from beit.data.files import FileSource, open_images
 from beit.data.segmentation_views import resized_image
 from beit.models.segmentation import SemanticSegmenter
 from beit.recipes.inference import Machine, complain, each_batch
+from beit.recipes.large_images import TooLarge, within_memory
 from beit.recipes.segmentation import Inference, likeliest
 from beit.visualize.label_maps import Color, overlay
 from beit.visualize.pictures import to_pil
@@ -70,7 +71,7 @@ def predicted_maps(
     stored = description.get("palette") or generated_palette(len(names))
     palette = [(red, green, blue) for red, green, blue in stored]
     legend = Legend(names, palette, int(description.get("reduce_zero_label", False)))
-    inference = Inference.described(description)
+    inference = Inference.described(description).in_window(config.window)
     source = open_images(config.images, config.max_megapixels)
     for note in source.notes:
         print(note, file=sys.stderr)
@@ -81,10 +82,15 @@ def predicted_maps(
     def view(image: Tensor, number: int, rng: np.random.Generator) -> WholeImage:
         return WholeImage(resized_image(image, inference.reduced), image, torch.tensor(number))
 
-    def apply(batch: WholeImage) -> Tensor:
-        height, width = batch.original.shape[2:]
-        logits = inference.scores(model, batch.image, _size(batch.image))
-        return likeliest(logits, (height, width))[0].to(torch.uint8 if len(names) < 256 else torch.int32)
+    def apply(batch: WholeImage) -> Tensor | None:
+        size = _size(batch.original)
+        try:
+            with within_memory(model, inference, batch.image, size):
+                logits = inference.scores(model, batch.image, _size(batch.image))
+                return likeliest(logits, size)[0].to(torch.uint8 if len(names) < 256 else torch.int32).cpu()
+        except TooLarge as error:
+            complain(source.name(int(batch.number)), str(error))
+            return None
 
     passes = each_batch(
         apply,
@@ -99,7 +105,9 @@ def predicted_maps(
     count = 0
     write_legend(legend, folder / "classes.tsv")
     for batch, classes in passes:
-        number, classes = int(batch.number), classes.cpu()
+        if classes is None:
+            continue
+        number = int(batch.number)
         write_map(classes, legend, folder / "maps" / f"{files[number]}.png")
         if config.overlays and max(classes.shape) > LONGEST_OVERLAY:
             print(

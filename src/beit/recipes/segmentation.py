@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from beit.config import SegmentConfig
 from beit.data.batches import SegmentationBatch
 from beit.data.class_table import IGNORE
 from beit.data.segmentation_views import resized
@@ -46,6 +47,18 @@ class Inference(NamedTuple):
         size = description["image_size"] if crop is None else crop
         return cls(description.get("resize"), _pair(size), None if stride is None else _pair(stride))
 
+    def in_window(self, window: Literal["slide", "whole"] | None) -> Inference:
+        """In windows, two thirds of one apart unless it is known how far, or in one pass; None: as it is."""
+        if window == "whole":
+            return self._replace(stride=None)
+        if window == "slide" and self.stride is None:
+            return self._replace(stride=SegmentConfig.two_thirds(self.crop))
+        return self
+
+    def sizes(self, size: Size) -> list[Size]:
+        """Those in which the network sees an image that `scores` takes in `size`."""
+        return [resized(size, self.resize, scale) for scale in SCALES] if self.multi_scale else [size]
+
     @property
     def reduced(self) -> int | None:
         """The shorter side of the images that `scores` takes; None for originals, of which several scales are to be
@@ -59,8 +72,7 @@ class Inference(NamedTuple):
         if self.stride is not None:
             predict = partial(_in_windows, predict, self.crop, self.stride)
         if self.multi_scale:
-            shown = [resized(_pair(images.shape[2:]), self.resize, scale) for scale in SCALES]
-            shares = multi_scale_flip(predict, images, shown, size=size)
+            shares = multi_scale_flip(predict, images, self.sizes(_pair(images.shape[2:])), size=size)
             return shares.clamp_(min=torch.finfo(shares.dtype).tiny).log_()
         return resize_map(predict(images), size)
 
