@@ -291,7 +291,7 @@ def test_probabilities_are_averaged_over_scales_and_mirror_images() -> None:
         seen.append(tuple(shown.shape[-2:]))
         return 3 * by_place(shown)
 
-    shares = multi_scale_flip(predict, images, scales=(0.5, 1.0), size=(12, 20))
+    shares = multi_scale_flip(predict, images, [(3, 5), (6, 10)], size=(12, 20))
     assert seen == [(3, 5), (3, 5), (6, 10), (6, 10)]
     expected = torch.zeros(2, 2, 12, 20, dtype=torch.float64)
     for height, width in ((3, 5), (6, 10)):
@@ -301,5 +301,5 @@ def test_probabilities_are_averaged_over_scales_and_mirror_images() -> None:
             expected += F.interpolate(logits, size=(12, 20), mode="bilinear").softmax(dim=1) / 4
     torch.testing.assert_close(shares, expected)
     # A predictor of pixels alone, shown one scale and no mirror image, is untouched.
-    plain = multi_scale_flip(lambda x: x, images, scales=(1.0,), flip=False)
+    plain = multi_scale_flip(lambda x: x, images, [(6, 10)], flip=False)
     torch.testing.assert_close(plain, images.softmax(dim=1))

@@ -13,10 +13,13 @@ import torch
 from PIL import Image
 
 import beit
-from beit.config import EvaluateConfig, PredictConfig, UserError
+from beit.config import EvaluateConfig, PredictConfig, RunFailed, UserError
+from beit.data.class_table import generated_palette
 from beit.data.pairs import open_pairs
 from beit.recipes.evaluate import evaluate
 from beit.recipes.predict import predict, predictions
+from beit.recipes.predict_maps import Legend, write_map
+from beit.recipes.segmentation import Inference
 
 PLAIN: dict[str, Any] = {"workers": 0, "precision": "float32"}
 
@@ -44,6 +47,7 @@ def test_an_evaluation_agrees_with_the_one_in_training(
     maps = [np.array(opened(path)) for path in (regions / "annotations/validation").iterdir()]
     assert labelled == sum(int((numbers > 0).sum()) for numbers in maps)  # at the maps' own sizes
     said = capsys.readouterr().out
+    assert "shown  judged on images at their own size, in windows of 32x32 px" in said
     assert "Mean intersection over union" in said and "most often taken for" in said and "green" in said
     assert json.loads((tmp_path / "figures.json").read_text())["miou"] == figures["miou"]
 
@@ -51,8 +55,105 @@ def test_an_evaluation_agrees_with_the_one_in_training(
 def test_other_ways_to_show_the_images(segmenter: Path, regions: Path) -> None:
     whole = evaluation(segmenter, regions, window="whole")
     averaged = evaluation(segmenter, regions, multi_scale=True)
-    assert "whole images" in whole["inference"]
+    assert "whole images" in whole["inference"] and "averaged over six sizes" in averaged["inference"]
     assert min(whole["miou"], averaged["miou"]) > 0.6 and whole["loss"] != averaged["loss"]
+
+
+def test_an_evaluation_without_a_labelled_pixel_is_refused(
+    segmenter: Path, regions: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(regions, tmp_path / "data")
+    for path in (tmp_path / "data/annotations/validation").iterdir():
+        Image.fromarray(np.zeros_like(np.array(opened(path)))).save(path)
+    out = tmp_path / "figures.json"
+    with pytest.raises(
+        UserError, match=r"--data: no pixel of the 6 label maps has a class \(255 and 0 stand"
+    ):
+        evaluation(segmenter, tmp_path / "data", out=str(out))
+    assert not out.exists()
+
+
+def test_a_file_that_cannot_be_is_refused_before_the_evaluation(regions: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.json").mkdir()
+    for out, expected in (
+        ("file/x.json", "in no folder, or is none"),
+        ("folder.json", "a folder; name a file"),
+    ):
+        with pytest.raises(UserError, match=f"--out .*{expected}"):
+            evaluation(tmp_path / "no model is read", regions, out=str(tmp_path / out))
+
+
+def test_a_side_too_long_for_a_jpeg_costs_the_overlay_alone(
+    segmenter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, width in (("long", 65_501), ("short", 40)):
+        Image.new("RGB", (width, 2), (200, 50, 40)).save(tmp_path / f"{name}.png")
+    images, out = (str(tmp_path / "long.png"), str(tmp_path / "short.png")), tmp_path / "out"
+    assert predict(PredictConfig(images=images, model=str(segmenter), out=str(out), **PLAIN)) == 2
+    assert opened(out / "maps/long.png").size == (65_501, 2)
+    assert [path.name for path in (out / "overlays").iterdir()] == ["short.jpg"]
+    assert f"no overlay of {images[0]}: a JPEG has at most 65,500 px on a side" in capsys.readouterr().err
+
+
+def test_a_pipe_that_breaks_is_no_file_that_cannot_be_written(
+    segmenter: Path, regions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show(record: dict[str, Any]) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("beit.recipes.predict_maps.show", show)
+    photo = str(regions / "images/validation/0.jpg")
+    with pytest.raises(BrokenPipeError):
+        predict(PredictConfig(images=(photo,), model=str(segmenter), out=str(tmp_path / "out"), **PLAIN))
+
+
+def test_more_classes_than_a_byte_holds_make_a_16_bit_map(tmp_path: Path) -> None:
+    legend = Legend([str(number) for number in range(300)], generated_palette(300), 1)
+    write_map(torch.tensor([[0, 255, 299]], dtype=torch.int32), legend, tmp_path / "map.png")
+    assert np.array(opened(tmp_path / "map.png")).tolist() == [[1, 256, 300]]
+
+
+def test_an_image_too_large_for_the_memory_costs_itself_alone(
+    segmenter: Path, regions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one pass it would take 800 times the memory of a large machine: no system may begin to give it out."""
+    Image.new("RGB", (8000, 8000), (200, 50, 40)).save(tmp_path / "large.png")
+    images, out = (str(tmp_path / "large.png"), str(regions / "images/validation/0.jpg")), tmp_path / "out"
+    values: dict[str, Any] = {"images": images, "model": str(segmenter), "out": str(out), **PLAIN}
+    assert predict(PredictConfig(window="whole", **values)) == 1
+    said = capsys.readouterr().err
+    assert f"skipped {images[0]}: an image of 8000x8000 px in one pass takes 14,901 GiB for attention" in said
+    assert (
+        "choose --window slide, or make it smaller" in said and "maps for 1 of 2 images; 1 could not" in said
+    )
+    assert [path.name for path in (out / "maps").iterdir()] == ["0.png"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()])
+def test_a_lack_of_memory_is_one_line(
+    segmenter: Path,
+    regions: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    scores = Inference.scores
+
+    def scarce(self: Inference, model: Any, images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        if size[0] == 44:
+            raise error
+        return scores(self, model, images, size)
+
+    monkeypatch.setattr(Inference, "scores", scarce)
+    folder, out = regions / "images/validation", tmp_path / "out"
+    assert predict(PredictConfig(images=(str(folder),), model=str(segmenter), out=str(out), **PLAIN)) == 4
+    said = capsys.readouterr().err
+    assert said.count("out of memory with an image of 56x44 px; make it smaller") == 2
+    assert "label maps for 4 of 6 images; 2 could not be read" in said
+    with pytest.raises(RunFailed, match="out of memory with an image of 56x44 px; choose --window slide, or"):
+        evaluation(segmenter, regions, window="whole")
 
 
 def test_what_does_not_go_together_is_refused(

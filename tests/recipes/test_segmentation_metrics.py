@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 
 from beit.config import EncoderConfig
 from beit.data.class_table import IGNORE
+from beit.data.segmentation_views import SegmentationEvaluationView
+from beit.data.views import Box, render
 from beit.models.encoder import BeitEncoder
 from beit.models.segmentation import SemanticSegmenter
 from beit.recipes.memory import activations_of_segmenter
@@ -23,6 +26,7 @@ from beit.recipes.segmentation import (
     segmentation_figures,
     segmentation_sums,
 )
+from beit.training.metrics import json_ready
 
 SMALL = EncoderConfig(image_size=(16, 16), patch_size=8, width=16, depth=2, num_heads=2)
 
@@ -70,6 +74,11 @@ def test_classes_that_never_occur_count_for_nothing() -> None:
     assert found["d"]["iou"] is None and found["a"]["share"] == pytest.approx(3 / 4)
 
 
+def test_nothing_is_known_without_a_labelled_pixel() -> None:
+    sums = segmentation_sums(torch.zeros(1, 2, 3, 3), torch.full((1, 3, 3), IGNORE))
+    assert set(json_ready(segmentation_figures(sums)).values()) == {None}  # as files have it
+
+
 def test_a_crop_without_labels_teaches_nothing() -> None:
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
     loss = pixel_loss(logits, torch.full((1, 4, 4), IGNORE))
@@ -92,6 +101,26 @@ def test_scores_have_the_size_of_the_label_map(stride: tuple[int, int] | None, m
     assert scores.shape == (1, 3, 42, 74)
     if multi_scale:  # logarithms of probabilities
         assert torch.allclose(scores.exp().sum(1), torch.ones(1, 42, 74), atol=1e-5)
+
+
+def test_every_scale_is_made_from_the_original_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mmsegmentation's rule: enlarging a reduced image again would show nothing that it had lost."""
+    shown: list[torch.Tensor] = []
+
+    def record(model: SemanticSegmenter, images: torch.Tensor) -> torch.Tensor:
+        shown.append(images)
+        return images
+
+    monkeypatch.setattr("beit.recipes.segmentation.whole_image", record)
+    pixels = torch.randint(256, (3, 96, 120), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    inference = Inference(48, (16, 16), None, multi_scale=True)
+    batch = SegmentationEvaluationView(inference.reduced)(pixels, pixels[0], np.random.default_rng(0))
+    inference.scores(segmenter(), batch.image[None], (96, 120))
+    for index, scale in enumerate((0.5, 0.75, 1.0, 1.25, 1.5, 1.75)):
+        wanted = render(pixels, Box(0, 0, 96, 120), (round(48 * scale), round(60 * scale)), mode="bilinear")
+        plain, mirrored = shown[2 * index : 2 * index + 2]
+        torch.testing.assert_close(plain[0], wanted / 255, atol=1.5 / 255, rtol=0)
+        assert torch.equal(mirrored, plain.flip(-1))
 
 
 @torch.no_grad()

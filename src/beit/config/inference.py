@@ -60,6 +60,8 @@ class PredictConfig:
     a folder, which gets `maps/`, `overlays/` and classes.tsv."""
     overlays: bool = True
     """For a segmenter: also write every image under the colours of its classes."""
+    window: Literal["slide", "whole"] | None = None
+    """For a segmenter: see images in overlapping windows, or in one pass; null as in training."""
     top_k: int = 5
     """Labels of each image, the likeliest first."""
     layer: int | None = None

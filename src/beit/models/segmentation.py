@@ -205,28 +205,29 @@ def sliding_window(
 def multi_scale_flip(
     predict: Predict,
     images: Tensor,
+    shown: Sequence[tuple[int, int]],
     *,
-    scales: Sequence[float] = SCALES,
     flip: bool = True,
     size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Class probabilities (B, C, H, W), averaged over images (B, 3, H, W) in several sizes and mirrored.
+    """Class probabilities (B, C, H, W), averaged over images (B, 3, H, W) in the sizes `shown` and mirrored.
 
+    shown: (height, width) of each; resized once, from `images`, so that these are to be the originals.
     size: (H, W) of the result, by default that of the images. Logits are resized to it before they are made
     probabilities, as in mmsegmentation.
     """
     height, width = images.shape[-2:]
     images = _as_float(images)
     total: Tensor | None = None
-    for scale in scales:
-        scaled = _rescaled(images, (int(height * scale + 0.5), int(width * scale + 0.5)))
+    for wanted in shown:
+        scaled = _rescaled(images, wanted)
         for mirrored in (False, True) if flip else (False,):
             logits = predict(scaled.flip(-1) if mirrored else scaled)
             logits = logits.flip(-1) if mirrored else logits
             shares = resize_map(logits, size or (height, width)).softmax(dim=1)
             total = shares if total is None else total.add_(shares)
     assert total is not None
-    return total.div_(len(scales) * (2 if flip else 1))
+    return total.div_(len(shown) * (2 if flip else 1))
 
 
 def _rescaled(images: Tensor, size: tuple[int, int]) -> Tensor:

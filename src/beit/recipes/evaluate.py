@@ -22,6 +22,7 @@ from beit.recipes.evaluate_segmenter import evaluate_segmenter
 from beit.recipes.evaluation_data import Damage, open_split
 from beit.recipes.evaluation_tables import show
 from beit.recipes.inference import Machine, each_batch, open_machine, totals
+from beit.recipes.results_file import require_writable_file
 from beit.recipes.tokenizer import reconstruction_figures, reconstruction_sums
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.checkpoint_files import write_text
@@ -29,6 +30,8 @@ from beit.training.checkpoint_files import write_text
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Print the figures of `config.model` on `config.data`, write them to `config.out`, and return them."""
+    if config.out is not None:
+        require_writable_file(config.out)
     model = load_model(config.model)
     if config.tokenizer is not None and not isinstance(model, MaskedImageModel):
         raise UserError(f"--tokenizer is for pre-trained models, and {config.model} is none; drop it")
@@ -56,7 +59,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     # A file or pipe has no width to keep to.
     show(figures, Console(width=None if sys.stdout.isatty() else 200))
     if config.out is not None:
-        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
         write_text(Path(config.out), json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
         print(f"wrote {config.out}")
     return figures

@@ -9,13 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from beit.checkpoints.describe import describe
-from beit.config import EvaluateConfig, SegmentConfig, UserError
+from beit.config import EvaluateConfig, UserError
 from beit.data.batches import SegmentationBatch
+from beit.data.class_table import IGNORE
 from beit.data.pairs import open_pairs
 from beit.data.segmentation_views import SegmentationEvaluationView
 from beit.models.segmentation import SemanticSegmenter
 from beit.recipes.evaluation_data import Damage, open_split
 from beit.recipes.inference import Machine, each_batch, totals
+from beit.recipes.large_images import within_memory
 from beit.recipes.segmentation import Inference, by_class, segmentation_figures, segmentation_sums
 
 
@@ -35,14 +37,15 @@ def evaluate_segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine
 
     def judge(batch: SegmentationBatch) -> dict[str, Tensor]:
         height, width = batch.label_map.shape[1:]
-        scores = inference.scores(model, batch.image, (height, width))
-        return segmentation_sums(scores, batch.label_map)
+        with within_memory(model, inference, batch.image, (height, width)):
+            scores = inference.scores(model, batch.image, (height, width))
+            return segmentation_sums(scores, batch.label_map)
 
     damage = Damage(source, config.max_bad)
     passes = each_batch(
         judge,
         source,
-        SegmentationEvaluationView(inference.resize),
+        SegmentationEvaluationView(inference.reduced),
         machine,
         batch_size=1,
         labeled=True,
@@ -51,6 +54,11 @@ def evaluate_segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine
     )
     sums = totals(passes)
     images = damage.figures(source)
+    if not sums["count"]:
+        raise UserError(
+            f"--data: no pixel of the {images['images']:,} label maps has a class ({IGNORE}{' and 0' * reduced} "
+            f"stand for none); choose --data or --split with labelled pixels"
+        )
     return {
         **images,
         "inference": inference.words(),
@@ -62,12 +70,8 @@ def evaluate_segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine
 
 def inference_of(config: EvaluateConfig, description: dict[str, Any]) -> Inference:
     """How images are shown: as in training, unless `config` says otherwise."""
-    inference = Inference.described(description)._replace(multi_scale=config.multi_scale)
-    if config.window == "whole":
-        return inference._replace(stride=None)
-    if config.window == "slide" and inference.stride is None:
-        return inference._replace(stride=SegmentConfig.two_thirds(inference.crop))
-    return inference
+    inference = Inference.described(description).in_window(config.window)
+    return inference._replace(multi_scale=config.multi_scale)
 
 
 def by_names(confusion: Tensor, names: Sequence[str]) -> dict[str, dict[str, int]]:

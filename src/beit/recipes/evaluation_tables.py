@@ -25,6 +25,8 @@ def show(figures: Mapping[str, Any], console: Console) -> None:
     damaged = f"; {figures['damaged']:,} damaged files left out" if figures["damaged"] else ""
     console.print(f"model  {escape(figures['model'])} ({figures['kind']})", soft_wrap=True, highlight=False)
     console.print(f"data   {escape(figures['data'])}{damaged}", soft_wrap=True, highlight=False)
+    if "inference" in figures:
+        console.print(f"shown  {escape(figures['inference'])}", soft_wrap=True, highlight=False)
     table = Table(box=None, show_header=False)
     known = [name for name in figures if name in FIGURES]
     for name in sorted(known, key=lambda name: figure_of(name, figures).order()):

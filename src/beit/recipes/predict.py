@@ -26,7 +26,7 @@ from beit.models.segmentation import SemanticSegmenter
 from beit.recipes.inference import Machine, classifier_view, complain, each_batch, open_machine
 from beit.recipes.predict_maps import predicted_maps
 from beit.recipes.predicted_labels import shown_labels
-from beit.recipes.results_file import Record, results_file
+from beit.recipes.results_file import Record, require_writable_file, results_file
 from beit.tokenizers.base import VisualTokenizer
 
 
@@ -105,6 +105,8 @@ def open_model(config: PredictConfig) -> tuple[nn.Module, Machine]:
 
 def task_of(model: nn.Module, config: PredictConfig, machine: Machine) -> Task:
     """Find the images; nothing is computed yet."""
+    if config.window is not None:
+        raise UserError(f"--window is for segmenters, and {config.model} is none; drop it")
     reading, names = reading_of(model, config), labels_of(model, config)
     source = open_images(config.images, config.max_megapixels)
     for note in source.notes:
@@ -201,9 +203,4 @@ def check_out(config: PredictConfig, reading: Reading) -> None:
     path = Path(config.out)
     if path.suffix not in reading.suffixes:
         raise UserError(f"--out {config.out}: {reading.noun} are written to {wanted}")
-    if path.is_dir():
-        raise UserError(f"--out {config.out} is a folder; name a file in it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {config.out} cannot be written: {error.strerror}") from error
+    require_writable_file(config.out)

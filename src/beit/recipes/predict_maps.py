@@ -1,14 +1,15 @@
 """`beit predict` for segmenters: label maps as files, in the convention of the data that the model learned from.
 
-A map is an indexed PNG of its image's size. Its numbers are those of the training maps: class i is i, or i + 1 where
-0 stands for "no class" there (`reduce_zero_label`), which is never predicted. classes.tsv says what they mean.
+A map is an indexed PNG of its image's size, or a 16-bit gray one for more than 255 classes. Its numbers are those of
+the training maps: class i is i, or i + 1 where 0 stands for "no class" there (`reduce_zero_label`), which is never
+predicted. classes.tsv says what they mean.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +27,15 @@ from beit.data.files import FileSource, open_images
 from beit.data.segmentation_views import resized_image
 from beit.models.segmentation import SemanticSegmenter
 from beit.recipes.inference import Machine, complain, each_batch
+from beit.recipes.large_images import TooLarge, within_memory
 from beit.recipes.segmentation import Inference, likeliest
 from beit.visualize.label_maps import Color, overlay
 from beit.visualize.pictures import to_pil
 
 NAMED = 4
 """Classes that are named for each image."""
+LONGEST_OVERLAY = 65_500
+"""Pixels of the longer side that libjpeg writes."""
 
 
 class WholeImage(NamedTuple):
@@ -67,7 +71,7 @@ def predicted_maps(
     stored = description.get("palette") or generated_palette(len(names))
     palette = [(red, green, blue) for red, green, blue in stored]
     legend = Legend(names, palette, int(description.get("reduce_zero_label", False)))
-    inference = Inference.described(description)
+    inference = Inference.described(description).in_window(config.window)
     source = open_images(config.images, config.max_megapixels)
     for note in source.notes:
         print(note, file=sys.stderr)
@@ -76,12 +80,17 @@ def predicted_maps(
         machine = machine._replace(workers=0)  # starting a process takes longer than a few images
 
     def view(image: Tensor, number: int, rng: np.random.Generator) -> WholeImage:
-        return WholeImage(resized_image(image, inference.resize), image, torch.tensor(number))
+        return WholeImage(resized_image(image, inference.reduced), image, torch.tensor(number))
 
-    def apply(batch: WholeImage) -> Tensor:
-        height, width = batch.original.shape[2:]
-        logits = inference.scores(model, batch.image, _size(batch.image))
-        return likeliest(logits, (height, width))[0].to(torch.uint8)
+    def apply(batch: WholeImage) -> Tensor | None:
+        size = _size(batch.original)
+        try:
+            with within_memory(model, inference, batch.image, size):
+                logits = inference.scores(model, batch.image, _size(batch.image))
+                return likeliest(logits, size)[0].to(torch.uint8 if len(names) < 256 else torch.int32).cpu()
+        except TooLarge as error:
+            complain(source.name(int(batch.number)), str(error))
+            return None
 
     passes = each_batch(
         apply,
@@ -94,20 +103,24 @@ def predicted_maps(
         title="predicting",
     )
     count = 0
-    try:
-        write_legend(legend, folder / "classes.tsv")
-        for batch, classes in passes:
-            number, classes = int(batch.number), classes.cpu()
-            write_map(classes, legend, folder / "maps" / f"{files[number]}.png")
-            if config.overlays:
-                picture = to_pil(overlay(batch.original[0], classes, palette))
-                write_picture(picture, folder / "overlays" / f"{files[number]}.jpg")
-            record = record_of(source.name(number), files[number], classes, names)
-            show(record)
-            count += 1
-            yield record
-    except OSError as error:
-        raise RunFailed(f"{error.filename or folder} could not be written: {error.strerror}") from error
+    write_legend(legend, folder / "classes.tsv")
+    for batch, classes in passes:
+        if classes is None:
+            continue
+        number = int(batch.number)
+        write_map(classes, legend, folder / "maps" / f"{files[number]}.png")
+        if config.overlays and max(classes.shape) > LONGEST_OVERLAY:
+            print(
+                f"no overlay of {source.name(number)}: a JPEG has at most {LONGEST_OVERLAY:,} px on a side",
+                file=sys.stderr,
+            )
+        elif config.overlays:
+            picture = to_pil(overlay(batch.original[0], classes, palette))
+            write_picture(picture, folder / "overlays" / f"{files[number]}.jpg")
+        record = record_of(source.name(number), files[number], classes, names)
+        show(record)
+        count += 1
+        yield record
     if not count:
         raise RunFailed(f"none of the {len(source):,} images could be read")
     left_out = len(source) - count
@@ -150,17 +163,20 @@ def show(record: dict[str, Any]) -> None:
 
 
 def write_map(classes: Tensor, legend: Legend, path: Path) -> None:
-    """Class indices, uint8 (H, W), as an indexed PNG in the colours of the classes."""
-    image = Image.fromarray((classes + legend.first).to(torch.uint8).numpy())
-    unused = [(0, 0, 0)] * legend.first
-    image.putpalette([value for color in (*unused, *legend.palette) for value in color])
+    """Class indices (H, W) as an indexed PNG in the colours of the classes; with more than 255 of them as a 16-bit
+    gray one, for an index has 8 bits."""
+    if len(legend.names) < 256:
+        image = Image.fromarray((classes + legend.first).to(torch.uint8).numpy())
+        unused = [(0, 0, 0)] * legend.first
+        image.putpalette([value for color in (*unused, *legend.palette) for value in color])
+    else:
+        image = Image.fromarray((classes + legend.first).numpy().astype(np.uint16))
     write_picture(image, path)
 
 
 def write_picture(image: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     kind = {".png": "PNG", ".jpg": "JPEG"}[path.suffix]
-    replace_file(path, lambda draft: image.save(draft, kind, quality=90))
+    _write(path, lambda draft: image.save(draft, kind, quality=90))
 
 
 def write_legend(legend: Legend, path: Path) -> None:
@@ -170,8 +186,16 @@ def write_legend(legend: Legend, path: Path) -> None:
     lines += [
         "\t".join(map(str, (number, name, *color))) for number, (name, color) in enumerate(rows, legend.first)
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda draft: draft.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    _write(path, lambda draft: draft.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """RunFailed where that is impossible: nor will it be with the next file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, write)
+    except OSError as error:
+        raise RunFailed(f"{path} could not be written: {error.strerror or error}") from error
 
 
 def _folder(config: PredictConfig) -> Path:

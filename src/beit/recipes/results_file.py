@@ -16,10 +16,25 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 from beit.checkpoints.atomic import appearing
-from beit.config import RunFailed
+from beit.config import RunFailed, UserError
 
 Record = dict[str, Any]
 """What is known of one image: `image`, its name, and arrays or primitives."""
+
+
+def require_writable_file(out: str) -> None:
+    """Make the folder around the file `out`. UserError, before any work, where there can be no such file."""
+    path = Path(out)
+    if path.is_dir():
+        raise UserError(f"--out {out} is a folder; name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(
+            f"--out {out}: {error.filename} is in no folder, or is none; choose another"
+        ) from error
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}") from error
 
 
 @contextmanager
@@ -30,7 +45,7 @@ def results_file(path: Path) -> Iterator[Callable[[Record], None]]:
     """
 
     def told(error: OSError) -> RunFailed:
-        return RunFailed(f"{path} could not be written: {error.strerror}")
+        return RunFailed(f"{path} could not be written: {error.strerror or error}")
 
     with appearing(path) as draft, ExitStack() as open_files:
         try:

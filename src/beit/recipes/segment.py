@@ -77,7 +77,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
             model=model,
             step=step,
             view=training_view(config, model),
-            evaluation_view=SegmentationEvaluationView(config.resize),
+            evaluation_view=SegmentationEvaluationView(inference.reduced),
             evaluate=evaluate,
             evaluation_batch_size=1,
             draw=partial(draw_label_maps, inference, source.classes, source.palette),

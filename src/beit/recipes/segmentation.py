@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from beit.config import SegmentConfig
 from beit.data.batches import SegmentationBatch
 from beit.data.class_table import IGNORE
+from beit.data.segmentation_views import resized
 from beit.models.decoders import resize_map
-from beit.models.segmentation import SemanticSegmenter, multi_scale_flip, sliding_window, whole_image
+from beit.models.segmentation import SCALES, SemanticSegmenter, multi_scale_flip, sliding_window, whole_image
 from beit.visualize.label_maps import Color, paint, with_legend
 from beit.visualize.pictures import contact_sheet, save_picture
 
@@ -45,23 +47,44 @@ class Inference(NamedTuple):
         size = description["image_size"] if crop is None else crop
         return cls(description.get("resize"), _pair(size), None if stride is None else _pair(stride))
 
+    def in_window(self, window: Literal["slide", "whole"] | None) -> Inference:
+        """In windows, two thirds of one apart unless it is known how far, or in one pass; None: as it is."""
+        if window == "whole":
+            return self._replace(stride=None)
+        if window == "slide" and self.stride is None:
+            return self._replace(stride=SegmentConfig.two_thirds(self.crop))
+        return self
+
+    def sizes(self, size: Size) -> list[Size]:
+        """Those in which the network sees an image that `scores` takes in `size`."""
+        return [resized(size, self.resize, scale) for scale in SCALES] if self.multi_scale else [size]
+
+    @property
+    def reduced(self) -> int | None:
+        """The shorter side of the images that `scores` takes; None for originals, of which several scales are to be
+        made (from each in one step, as by mmsegmentation)."""
+        return None if self.multi_scale else self.resize
+
     def scores(self, model: SemanticSegmenter, images: Tensor, size: Size) -> Tensor:
-        """(B, C, *size) of images (B, 3, H, W), already resized: logits, or logarithms of averaged probabilities."""
+        """(B, C, *size) of images (B, 3, H, W) with the shorter side at `reduced`: logits, or logarithms of averaged
+        probabilities."""
         predict = partial(whole_image, model)
         if self.stride is not None:
             predict = partial(_in_windows, predict, self.crop, self.stride)
         if self.multi_scale:
-            shares = multi_scale_flip(predict, images, size=size)
+            shares = multi_scale_flip(predict, images, self.sizes(_pair(images.shape[2:])), size=size)
             return shares.clamp_(min=torch.finfo(shares.dtype).tiny).log_()
         return resize_map(predict(images), size)
 
     def words(self) -> str:
         """For the announcement of a run."""
         shown = "at their own size" if self.resize is None else f"with {self.resize} px on the shorter side"
+        scales = ", averaged over six sizes and their mirror images" if self.multi_scale else ""
         if self.stride is None:
-            return f"judged on whole images {shown}"
+            return f"judged on whole images {shown}{scales}"
         (height, width), (down, right) = self.crop, self.stride
-        return f"judged on images {shown}, in windows of {height}x{width} px that are {down}x{right} px apart"
+        windows = f"in windows of {height}x{width} px that are {down}x{right} px apart"
+        return f"judged on images {shown}, {windows}{scales}"
 
 
 def likeliest(logits: Tensor, size: Size) -> Tensor:
@@ -141,9 +164,12 @@ def areas(table: Tensor) -> Areas:
 
 
 def segmentation_figures(totals: Mapping[str, Tensor]) -> dict[str, float]:
-    """mIoU and mean accuracy over the classes that occur, accuracy over all pixels; the loss where it was summed."""
+    """mIoU and mean accuracy over the classes that occur, accuracy over all pixels; the loss where it was summed.
+
+    Not numbers, which files have as null, where no pixel is labelled.
+    """
     found = areas(totals["confusion"])
-    loss = {"loss": float(totals["loss"] / totals["count"].clamp(min=1))} if "loss" in totals else {}
+    loss = {"loss": float(totals["loss"] / totals["count"])} if "loss" in totals else {}
     return {
         **loss,
         "miou": float(found.iou.nanmean()),

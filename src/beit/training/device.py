@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -219,6 +220,19 @@ def to_device(batch: Any, device: torch.device) -> Any:
         items = [to_device(item, device) for item in batch]
         return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
     return batch
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory of a GPU; otherwise of this machine, or of its container; as good as endless if unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    known = (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
+    )
+    try:
+        return min(known, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return known
 
 
 def describe_machine(compute: Compute) -> dict[str, Any]:

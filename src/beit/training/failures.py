@@ -14,6 +14,12 @@ from beit.training.saving import Saver
 LOST_RANK = ("timed out", "timeout", "connection closed", "connection reset", "broken pipe")
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it is a lack of memory, of the GPU or of the machine (of which torch makes a plain RuntimeError)."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "can't allocate memory" in str(error).lower()
+
+
 @contextmanager
 def explained(saver: Saver, compute: Compute) -> Iterator[None]:
     """Turn a lack of memory and the loss of another rank into a RunFailed that says what to do."""
@@ -23,7 +29,7 @@ def explained(saver: Saver, compute: Compute) -> Iterator[None]:
         raise
     except (RuntimeError, MemoryError) as error:
         step, plan, text = saver.state.step + 1, saver.plan, str(error).lower()
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+        if out_of_memory(error):
             raise RunFailed(
                 f"out of memory in step {step}, with --batch-size {plan.batch_size} and --accumulate"
                 f" {plan.accumulate}: double --accumulate or lower --batch-size; {saver.standing}"
