@@ -129,6 +129,17 @@ def test_an_image_turned_by_exif_goes_with_an_upright_map(tmp_path: Path) -> Non
     assert source.image(0).shape[1:] == source.label(0).shape == (4, 6)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_an_image_and_a_map_are_turned_by_one_rule(tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for top in ("images", "annotations"):
+        save(tmp_path / f"{top}/training/a{suffix}", Image.fromarray(NUMBERS), exif=exif)
+    source = pairs(tmp_path)
+    assert torch.equal(source.label(0), torch.from_numpy(np.rot90(NUMBERS, -1).copy()))
+    assert torch.equal(source.image(0)[0], source.label(0))
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Files of numbers
 
@@ -264,11 +275,77 @@ def test_the_training_maps_and_the_model_decide_on_classes(tmp_path: Path) -> No
     plant(tmp_path, "validation/b", numbers=NUMBERS // 2)
     assert pairs(tmp_path, "eval").classes == ("0", "1", "2", "3")
     assert pairs(tmp_path, "eval", classes=["p", "q"]).classes == ("p", "q")
-    assert "a.png holds the number 2, but the classes of the model" in mistake(tmp_path, classes=["p", "q"])
+    said = mistake(tmp_path, classes=["p", "q"])
+    assert "a.png holds the number 2, but the classes of the model" in said
+    assert "the model reads 0 as 'p'" in said and "--" not in said
     table_file(tmp_path, "value,name\n0,p\n1,q\n")
     assert pairs(tmp_path, "eval", classes=["p", "q"]).classes == ("p", "q")
     for classes in (["q", "p"], ["p", "q", "r"]):
         assert "choose data with the model's classes" in mistake(tmp_path, "eval", classes=classes)
+    path = table_file(tmp_path, "value,name\n1,p\n2,q\n")
+    said = mistake(tmp_path, "eval", classes=["p", "q"])
+    assert said.startswith(path) and said.endswith("; the model reads 0 as 'p', so choose data that does")
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ["wall", "building", "Traffic Light", "sky"],
+        ["wall", "building, edifice", "traffic light", "sky"],
+        ["wall", "edifice", "traffic light, signal", "Sky"],
+        "numbers",
+    ],
+)
+def test_a_model_may_have_other_names_for_the_same_classes(
+    tmp_path: Path, classes: Any, reduced: bool
+) -> None:
+    plant(tmp_path, "validation/a", numbers=NUMBERS + reduced)
+    names = ("wall", "building;edifice", "traffic;light;traffic;signal", "sky")
+    lines = [f"{number},{name}\n" for number, name in enumerate(names, int(reduced))]
+    table_file(tmp_path, "value,name\n" + "".join(lines))
+    if classes == "numbers":
+        classes = [str(number) for number in range(int(reduced), 4 + reduced)]
+    source = pairs(tmp_path, "eval", classes=classes, reduce_zero_label=reduced)
+    assert source.classes == tuple(classes) and torch.equal(source.label(0), torch.from_numpy(NUMBERS))
+    assert any("classes have other names in the model" in note for note in source.notes)
+    same = pairs(tmp_path, "eval", classes=names, reduce_zero_label=reduced)
+    assert not any("other names" in note for note in same.notes)
+
+
+@pytest.mark.parametrize(
+    ("classes", "reason"),
+    [
+        (
+            ["wall", "car", "door", "sky"],
+            "number 1 is 'floor' there and 'car' in the model; the model reads 0 as",
+        ),
+        (
+            ["wall", "floor", "sky", "door"],
+            "number 2 is 'door' there and 'sky' in the model, and 1 more differ",
+        ),
+        (["wall", "floor", "door"], "has 4 classes, the model 3: the number 3 is 'sky' there and nothing in"),
+        (["wall", "floor", "car door", "sky"], "number 2 is 'door' there and 'car door' in"),
+    ],
+)
+def test_the_first_class_that_a_model_does_not_share_is_named(
+    tmp_path: Path, classes: list[str], reason: str
+) -> None:
+    plant(tmp_path, "validation/a")
+    table_file(tmp_path, "value,name\n0,wall\n1,floor\n2,door\n3,sky\n")
+    assert reason in mistake(tmp_path, "eval", classes=classes)
+
+
+def test_sparse_data_with_a_table_or_a_model_is_not_black_and_white(tmp_path: Path) -> None:
+    plant(tmp_path, *map(str, range(40)), numbers=NUMBERS // 2 * 255)
+    assert pairs(tmp_path, classes=["ground", "crack"]).classes == ("ground", "crack")
+    rare = tmp_path / keys(pairs(tmp_path, classes=["ground", "crack"]))[1].replace("images", "annotations")
+    plain = rare.read_bytes()
+    Image.fromarray(NUMBERS // 2).save(rare)
+    assert pairs(tmp_path).classes == ("0", "1")  # more are counted than are looked over
+    rare.write_bytes(plain)
+    table_file(tmp_path, "value,name\n0,ground\n1,crack\n")
+    assert pairs(tmp_path).classes == ("ground", "crack")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -287,6 +364,10 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (
         lambda root: (root / "annotations/training/b.png").unlink(),
         "training/b has no label map anno",
+    ),
+    "two images": (
+        lambda root: save(root / "images/training/b.jpg", Image.new("RGB", (6, 4))),
+        "images/training/b.jpg and images/training/b.png are images of one label map",
     ),
     "two": (
         lambda root: save(root / "annotations/training/b.tif", Image.fromarray(NUMBERS)),
@@ -337,6 +418,8 @@ def test_folders_without_pairs_are_refused(tmp_path: Path) -> None:
     for data, reason in ((["demo", "x"], "train on it alone"), (["cifar10"], "cifar10 has no label maps")):
         with pytest.raises(UserError, match=reason):
             open_pairs(data, "train", holdout=0.1)
+    with pytest.raises(UserError, match="--classes is for folders; demo has its own"):
+        open_pairs(["demo"], "train", holdout=0.1, class_table="classes.csv")
     plant(tmp_path / "other", "training/a")
     for name in ("set", "other"):
         table_file(tmp_path / name, "value,name\n0,a\n1,b\n2,c\n3,d\n")

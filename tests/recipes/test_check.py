@@ -74,7 +74,7 @@ def test_label_maps_are_counted_and_wrong_ones_named(tmp_path: Path) -> None:
             path = tmp_path / f"annotations/{split}/{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(halves + 5 * (split == "validation")).save(path)
-    (tmp_path / "classes.tsv").write_text("value\tname\n0\tvoid\n1\t[sky]\n5\tcar\n")
+    (tmp_path / "classes.tsv").write_text("value\tname\n0\tvoid\n1\t[sky]\n2\ta\n3\tb\n4\tc\n5\tcar\n")
     Image.fromarray(halves[:, :30]).save(tmp_path / "annotations/training/3.png")
     Image.new("RGB", (40, 40)).save(tmp_path / "annotations/training/69.png")
     (tmp_path / "images/validation/0.png").unlink()
@@ -82,8 +82,9 @@ def test_label_maps_are_counted_and_wrong_ones_named(tmp_path: Path) -> None:
     assert report.maps is not None
     assert report.maps == inspect_maps([str(tmp_path)], holdout=0.1, max_megapixels=64, workers=2)
     assert report.maps.pixels == {"train": {0: 68 * 800, 1: 68 * 800}, "eval": {5: 800, 6: 800}}
-    size, colour = sorted(report.maps.mistakes)
+    size, colour, number = report.maps.mistakes
     assert "training/3.png has 30x40 pixels" in size and "training/69.png is a colour picture" in colour
+    assert "validation/1.png holds the number 6, but the classes of" in number
     assert report.maps.notes == [
         f"{tmp_path}: 1 label maps without an image ignored, the first being annotations/validation/0.png"
     ]
@@ -91,8 +92,39 @@ def test_label_maps_are_counted_and_wrong_ones_named(tmp_path: Path) -> None:
     show(report, Console(file=page, width=200))
     text = page.getvalue()
     assert "1 [sky]" in text and "50.00%" in text and "6 not in the table of classes" in text
-    assert "label maps that segmentation would not take: 2" in text
+    assert "label maps and classes that segmentation would not take: 3" in text
+    assert "not ready for segmentation: mend the 3 mistakes" in text.splitlines()[-1]
     (tmp_path / "annotations/training/4.png").unlink()
     report = inspect([str(tmp_path)])
     assert report.maps and report.maps.pixels.keys() == {"eval"}
     assert "training/4 has no label map" in report.maps.mistakes[0]
+
+
+@pytest.mark.parametrize(
+    ("table", "number", "mistake"),
+    [
+        ("value,name\n0,a\n1,b\n", 1, None),
+        ("value,name\n1,a\n2,b\n", 2, None),
+        ("value,name\n1,a\n2,b\n", 3, "holds the number 3, but the classes of"),
+        ("value,name\n0,a\n2,b\n", 2, "has no class 1"),
+        ("number,name\n0,a\n1,b\n", 1, "must start with a line that names its columns"),
+        (None, 1, None),
+        (None, 255, "holds 0 and 255 alone"),
+    ],
+)
+def test_what_segmentation_refuses_is_not_called_ready(
+    tmp_path: Path, table: str | None, number: int, mistake: str | None
+) -> None:
+    for i in range(4):
+        save(tmp_path / f"images/training/{i}.png", i)
+        path = tmp_path / f"annotations/training/{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.array([[0, number]], dtype=np.uint8).repeat(40, 0).repeat(20, 1)).save(path)
+    if table:
+        (tmp_path / "classes.csv").write_text(table)
+    report = inspect([str(tmp_path)], holdout=0.3)
+    page = io.StringIO()
+    show(report, Console(file=page, width=200))
+    last = page.getvalue().splitlines()[-1]
+    assert report.maps is not None and last.startswith("not ready" if mistake else "ready")
+    assert all(mistake in line for line in report.maps.mistakes) if mistake else not report.maps.mistakes

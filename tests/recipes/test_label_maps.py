@@ -157,15 +157,18 @@ def test_a_lack_of_memory_is_one_line(
 
 
 def test_what_does_not_go_together_is_refused(
-    segmenter: Path, pretrained: Path, regions: Path, tmp_path: Path
+    segmenter: Path, pretrained: Path, regions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError, match=r"--multi-scale is for segmenters, .* drop it"):
         evaluation(pretrained, regions, multi_scale=True)
     other = tmp_path / "other"
     shutil.copytree(regions, other)
     (other / "classes.tsv").write_text("value\tname\n1\tred\n2\tblue\n3\tgreen\n")
-    with pytest.raises(UserError, match="classes"):
+    with pytest.raises(UserError, match="the number 2 is 'blue' there and 'green' in the model, and 1 more"):
         evaluation(segmenter, other)
+    (other / "classes.tsv").write_text("value\tname\n1\tred;crimson\n2\tGreen\n3\tblue\n")
+    assert set(evaluation(segmenter, other)["classes"]) == {"red", "green", "blue"}
+    assert "2 classes have other names in the model" in capsys.readouterr().err
     for values, expected in (
         ({}, "say where to: --out FOLDER"),
         ({"out": "maps.csv"}, "written to a folder"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -90,19 +91,34 @@ class SegmentConfig(StartConfig):
                 "--stride": min(self.sides(self.stride) or (1,)),
                 "--channels": self.channels,
                 "--resize": self.resize,
-                "--scale": self.scale[0],
                 "--category-share": self.category_share,
                 "--power": self.power,
             }
         )
         require_not_negative({"--auxiliary-weight": self.auxiliary_weight})
         require(
+            all(0 < factor < math.inf for factor in self.scale),
+            f"--scale {self.scale[0]} {self.scale[1]}: both must be finite and above 0",
+        )
+        require(
             self.scale[0] <= self.scale[1], f"--scale {self.scale[0]} {self.scale[1]}: name the smaller first"
         )
+        self._require_ascending_layers()
         require(self.decoder == "pup" or not self.transposed, "--transposed is for --decoder pup; drop it")
         require(
             self.window == "slide" or self.stride is None,
             "--stride is for --window slide; drop it, or drop --window",
+        )
+
+    def _require_ascending_layers(self) -> None:
+        """What can be said of the blocks before the encoder is known."""
+        if self.layers is None:
+            return
+        given = " ".join(map(str, self.layers))
+        require(bool(self.layers), "--layers needs numbers of blocks, 0 the first; name them, or drop it")
+        require(min(self.layers, default=0) >= 0, f"--layers {given}: blocks are numbered from 0")
+        require(
+            sorted(self.layers) == list(self.layers), f"--layers {given}: name the blocks in ascending order"
         )
 
     @staticmethod

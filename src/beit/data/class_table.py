@@ -47,6 +47,8 @@ class ClassTable:
     """Whether 0 in a file means "no class", as in ADE20K."""
     origin: str
     """Where the classes come from, for messages."""
+    remedy: str = "correct the map, or the table of classes (--classes)"
+    """What to do about a number without a class, for messages."""
 
     def __post_init__(self) -> None:
         count = len(self.names)
@@ -87,7 +89,7 @@ class ClassTable:
         if not (0 <= number <= last or number == IGNORE):
             raise UserError(
                 f"{name} holds the number {number}, but the classes of {self.origin} run from {self.first} to {last} "
-                f"({IGNORE}: no class); correct the map, or the table of classes (--classes)"
+                f"({IGNORE}: no class); {self.remedy}"
             )
 
     def _translation(self) -> bytes:
@@ -103,6 +105,11 @@ class ClassTable:
 def named_table(names: Sequence[str], reduce_zero_label: bool, origin: str) -> ClassTable:
     """Classes of these names in generated colours."""
     return ClassTable(tuple(names), generated_palette(len(names)), reduce_zero_label, origin)
+
+
+def reading_of_zero(classes: Sequence[str], reduce_zero_label: bool) -> str:
+    """For messages: what a model of these classes makes of 0 in a label map, which nobody can change any more."""
+    return f"the model reads 0 as {'no class' if reduce_zero_label else repr(classes[0])}"
 
 
 def generated_palette(count: int) -> tuple[Color, ...]:
@@ -127,21 +134,26 @@ def find_class_table(folder: str) -> str | None:
     return next((path for path in paths if os.path.isfile(path)), None)
 
 
-def read_class_table(path: str, reduce_zero_label: bool) -> tuple[ClassTable, list[str]]:
+def read_class_table(
+    path: str, reduce_zero_label: bool, classes: Sequence[str] | None = None
+) -> tuple[ClassTable, list[str]]:
     """The classes that a tab- or comma-separated file names, and notes on what of it is not used.
 
     A first line says which columns are the number (value, mask_value, idx, id or index), the name, and, where there
     are any, the colour (r, g, b). The numbers must run without a gap, from 0, or from 1 with `reduce_zero_label`.
+    `classes` are those of a model that is to be judged, for messages.
     """
     rows = sorted(_read_rows(path))
     ignored = [row for row in rows if row.value == IGNORE or (reduce_zero_label and row.value == 0)]
     used = [row for row in rows if row not in ignored]
     first = int(reduce_zero_label)
     if used and used[0].value == 1 and not reduce_zero_label:
-        raise UserError(
-            f"{path} numbers its classes from 1, so that 0 has no class; add --reduce-zero-label to ignore 0, or "
-            f"name it in the table"
+        remedy = (
+            "add --reduce-zero-label to ignore 0, or name it in the table"
+            if classes is None
+            else f"{reading_of_zero(classes, False)}, so choose data that does"
         )
+        raise UserError(f"{path} numbers its classes from 1, so that 0 has no class; {remedy}")
     for number, row in enumerate(used, first):
         if row.value != number:
             what = f"names {row.value} twice" if row.value == number - 1 else f"has no class {number}"
@@ -166,7 +178,7 @@ def _read_rows(path: str) -> list[ClassRow]:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or "it is not text in UTF-8"
-        raise UserError(f"--classes {path} cannot be read: {reason}") from error
+        raise UserError(f"the table of classes {path} cannot be read: {reason}") from error
     lines = [line for line in text.splitlines() if line.strip()]
     separator = "\t" if lines and "\t" in lines[0] else ","
     table = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
@@ -174,7 +186,8 @@ def _read_rows(path: str) -> list[ClassRow]:
     value = next((heading.index(name) for name in _VALUE_HEADINGS if name in heading), None)
     if value is None or "name" not in heading:
         raise UserError(
-            f"--classes {path} must start with a line that names its columns, `value,name` or `value,name,r,g,b`"
+            f"the table of classes {path} must start with a line that names its columns, `value,name` or "
+            f"`value,name,r,g,b`"
         )
     color = next((names for names in _COLOR_HEADINGS if set(names) <= set(heading)), ())
     columns = [heading.index(name) for name in color]
@@ -190,5 +203,5 @@ def _row(path: str, row: Sequence[str], value: int, name: int, color: Sequence[i
         return ClassRow(number, row[name], red_green_blue)
     except (IndexError, ValueError) as error:
         raise UserError(
-            f"--classes {path}: the line '{','.join(row)}' has no number from 0, a name, and colours up to 255"
+            f"{path}: the line '{','.join(row)}' has no number from 0, a name, and colours up to 255"
         ) from error

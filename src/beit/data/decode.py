@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 try:
@@ -100,24 +100,29 @@ def upright_size(data: bytes, name: str, max_megapixels: float = 64) -> tuple[in
             sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     except Exception:  # unreadable EXIF says nothing about the pixels
         sideways = False
-    return (image.width, image.height) if sideways else (image.height, image.width)
+    width, height = image.size
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose size Pillow may have turned already
+        stored = ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength
+        width, height = (int(image.tag_v2[tag]) for tag in stored)
+    return (width, height) if sideways else (height, width)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """First frame of `image`, upright, over white, as 8-bit RGB. Errors are whatever Pillow raises."""
     image.load()  # of an animation, this is the first frame
-    upright = _upright(image)
-    if upright.mode == "I" or upright.mode.startswith("I;16"):
-        upright = _from_wide_gray(upright)
-    elif upright.mode == "F":
+    turned = upright(image)
+    if turned.mode == "I" or turned.mode.startswith("I;16"):
+        turned = _from_wide_gray(turned)
+    elif turned.mode == "F":
         raise ValueError("floating-point pixels have no agreed range; convert the file to 8 or 16 bits")
-    if upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info:
-        colour = upright.convert("RGBA")
+    if turned.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in turned.info:
+        colour = turned.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour).convert("RGB")
-    return upright.convert("RGB")
+    return turned.convert("RGB")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """`image`, already loaded, as its EXIF orientation says."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # unreadable EXIF says nothing about the pixels, which are whole

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from beit.config import UserError
-from beit.data.decode import ImageError, open_pillow
+from beit.data.decode import ImageError, open_pillow, upright
 
 _LOSSY = ("JPEG", "MPO", "JPEG2000")
 _SCALED_BITS = {"L;2": 85, "L;4": 17}
@@ -19,6 +19,7 @@ _SCALED_BITS = {"L;2": 85, "L;4": 17}
 
 def decode_label_map(data: bytes, name: str, max_megapixels: float = 64) -> NDArray[np.integer[Any]]:
     """The numbers in a gray or palette picture, (H, W), as they are stored: of a palette the indices, not colours.
+    Turned by its own EXIF orientation like an image.
 
     Raises :class:`ImageError` for a damaged file, and :class:`UserError` for a picture that holds colours, not
     numbers.
@@ -37,7 +38,8 @@ def decode_label_map(data: bytes, name: str, max_megapixels: float = 64) -> NDAr
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that plays no part here
-            numbers = np.array(image)
+            image.load()
+            numbers = np.array(upright(image))
     except Exception as error:  # a damaged file may fail in any way a parser can fail
         raise ImageError(name, str(error) or type(error).__name__) from error
     if numbers.dtype == np.bool_:

@@ -99,8 +99,8 @@ def notes_on_spare_maps(listings: Sequence[Listing]) -> list[str]:
     """A line for every listing that has label maps without images."""
     notes = []
     for listing in listings:
-        images = {_stem(m.path, IMAGES) for m in listing.members if m.path.startswith(IMAGES)}
-        if spare := [m.path for stem, m in _maps_by_stem(listing).items() if stem not in images]:
+        images = _by_stem(listing, IMAGES)
+        if spare := [m.path for stem, m in _by_stem(listing, MAPS).items() if stem not in images]:
             notes.append(
                 f"{listing.root}: {len(spare):,} label maps without an image ignored, the first being {spare[0]}"
             )
@@ -112,7 +112,8 @@ def _matching(listings: Sequence[Listing], members: Sequence[Sequence[Member]]) 
     matched: list[list[Member]] = []
     missing: list[tuple[Listing, str]] = []
     for listing, images in zip(listings, members, strict=True):
-        maps = _maps_by_stem(listing)
+        _by_stem(listing, IMAGES)
+        maps = _by_stem(listing, MAPS)
         stems = [_stem(member.path, IMAGES) for member in images]
         matched.append([maps[stem] for stem in stems if stem in maps])
         missing += [(listing, stem) for stem in stems if stem not in maps]
@@ -126,16 +127,20 @@ def _matching(listings: Sequence[Listing], members: Sequence[Sequence[Member]]) 
     return matched
 
 
-def _maps_by_stem(listing: Listing) -> Mapping[str, Member]:
-    maps: dict[str, Member] = {}
+def _by_stem(listing: Listing, top: str) -> Mapping[str, Member]:
+    """What lies beneath `top` by its name without the ending; :class:`UserError` where two have the same."""
+    found: dict[str, Member] = {}
     for member in listing.members:
-        if member.path.startswith(MAPS):
-            other = maps.setdefault(_stem(member.path, MAPS), member)
+        if member.path.startswith(top):
+            other = found.setdefault(_stem(member.path, top), member)
             if other is not member:
-                raise UserError(
-                    f"--data {listing.root}: {other.path} and {member.path} are label maps of one image; keep one"
+                clash = (
+                    "are label maps of one image; keep one"
+                    if top == MAPS
+                    else "are images of one label map; rename one, and give it a map of its own"
                 )
-    return maps
+                raise UserError(f"--data {listing.root}: {other.path} and {member.path} {clash}")
+    return found
 
 
 def _stem(path: str, top: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from beit.config import UserError
 from beit.data.base import Source, Split
+from beit.data.class_agreement import agreed
 from beit.data.class_table import (
     IGNORE,
     MAX_CLASSES,
@@ -23,6 +25,7 @@ from beit.data.class_table import (
     find_class_table,
     named_table,
     read_class_table,
+    reading_of_zero,
 )
 from beit.data.combined import Subset
 from beit.data.demo_scenes import DemoSource
@@ -122,25 +125,26 @@ def open_pairs(
     if "demo" in data:
         if len(data) > 1:
             raise UserError("--data: demo has classes of its own; train on it alone")
+        if class_table is not None:
+            raise UserError("--classes is for folders; demo has its own")
         scenes = DemoSource(split, size=demo_size, on_progress=on_progress)
         table = named_table(scenes.label_classes[int(reduce_zero_label) :], reduce_zero_label, "--data demo")
-        _check_classes(table, classes)
-        return PairSource(scenes, DemoMaps(scenes), _limited(scenes, limit, seed), table)
+        table, notes = (table, []) if classes is None else agreed(table, classes)
+        return PairSource(scenes, DemoMaps(scenes), _limited(scenes, limit, seed), table, notes)
     listings = _listings(data)
     chosen = choose_members(listings, split, holdout, paired=True)
     notes = [*chosen.notes, *notes_on_spare_maps(listings)]
     images, maps = open_map_files(listings, chosen.members, max_megapixels=max_megapixels, notes=notes)
     seen, _ = maps.numbers(_LOOKED_OVER)
-    _refuse_black_and_white(seen)
-    if (path := class_table or found_class_table(listings)) is not None:
+    path = class_table or found_class_table(listings)
+    if classes is not None:
+        table, notes = _model_table(classes, reduce_zero_label, path)
+    elif path is not None:
         table, notes = read_class_table(path, reduce_zero_label)
-        _check_classes(table, classes)
-    elif classes is not None:
-        table, notes = named_table(classes, reduce_zero_label, "the model"), []
     else:
         known = chosen.training if any(chosen.training) else chosen.members
         _, to_count = open_map_files(listings, known, max_megapixels=max_megapixels)
-        table = _counted(to_count, reduce_zero_label)
+        table = counted_table(to_count, reduce_zero_label)
         notes = [
             f"{len(table.names)} classes, the numbers in {table.origin}; --classes FILE gives them names"
         ]
@@ -165,14 +169,33 @@ def found_class_table(listings: Sequence[Listing]) -> str | None:
     found = [path for folder in folders if (path := find_class_table(folder)) is not None]
     if len(found) > 1:
         raise UserError(
-            f"--data: {found[0]} and {found[1]} both name classes; say which is meant with --classes FILE"
+            f"--data: {found[0]} and {found[1]} both name classes; keep one, or let `beit segment` know by "
+            f"--classes FILE which is meant"
         )
     return found[0] if found else None
 
 
-def _counted(maps: MapFiles, reduce_zero_label: bool) -> ClassTable:
-    """Classes up to the highest number in the maps, or in an even choice of them; their names are the numbers."""
+def _model_table(
+    classes: Sequence[str], reduce_zero_label: bool, path: str | None
+) -> tuple[ClassTable, list[str]]:
+    """The classes of a model, which the table at `path` must agree with, and notes."""
+    if path is None:
+        table, notes = named_table(classes, reduce_zero_label, "the model"), []
+    else:
+        table, ignored = read_class_table(path, reduce_zero_label, classes)
+        table, told = agreed(table, classes)
+        notes = [*ignored, *told]
+    remedy = f"{reading_of_zero(classes, reduce_zero_label)}; choose data that is numbered like its own"
+    return replace(table, remedy=remedy), notes
+
+
+def counted_table(maps: MapFiles, reduce_zero_label: bool) -> ClassTable:
+    """Classes up to the highest number in the maps, or in an even choice of them; their names are the numbers.
+
+    Raises :class:`UserError` where those cannot be classes.
+    """
     found, count = maps.numbers(_COUNTED)
+    _refuse_black_and_white(found)
     highest = max(found.keys() - {IGNORE}, default=0)
     if highest > MAX_CLASSES:
         raise UserError(
@@ -188,14 +211,6 @@ def _refuse_black_and_white(seen: dict[int, str]) -> None:
         raise UserError(
             f"{seen[IGNORE]} holds 0 and {IGNORE} alone, like every other map that was looked at; {IGNORE} means "
             f"'no class', so number the classes 0, 1, 2 ..."
-        )
-
-
-def _check_classes(table: ClassTable, classes: Sequence[str] | None) -> None:
-    if classes is not None and tuple(classes) != table.names:
-        raise UserError(
-            f"{table.origin} has {len(table.names)} classes ({table.names[0]}, ...), the model {len(classes)} "
-            f"({classes[0]}, ...), or in another order; choose data with the model's classes"
         )
 
 

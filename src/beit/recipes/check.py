@@ -222,7 +222,7 @@ def show(report: DataReport, console: Console, max_bad: float = 0.05) -> None:
         _print_counts(console, "class", [part.classes for part in parts], parts)
     if report.maps:
         show_maps(report.maps, console)
-        _print_list(console, "label maps that segmentation would not take", report.maps.mistakes)
+        _print_list(console, "label maps and classes that segmentation would not take", report.maps.mistakes)
     _print_list(console, "damaged files", [f"{name}: {reason}" for name, reason in report.broken])
     _print_list(console, "files with the same bytes", [" = ".join(group) for group in report.duplicates])
     _print_list(
@@ -239,6 +239,11 @@ def _verdict(report: DataReport, max_bad: float) -> str:
     bad = len(train.broken)
     if bad >= HANDFUL and bad > max_bad * train.images:
         return f"[red]training would stop: {bad / train.images:.1%} damaged files exceed --max-bad {max_bad:g}[/]"
+    if report.maps and (mistakes := report.maps.mistakes):
+        return (
+            f"[red]not ready for segmentation: mend the {len(mistakes):,} mistakes in label maps and classes listed "
+            f"above[/]"
+        )
     usable = held_back.images - len(held_back.broken) if held_back else 0
     return f"ready: {train.images - bad:,} images to train on, {usable:,} to evaluate on"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,12 +13,12 @@ from rich.table import Table
 
 from beit.config import UserError
 from beit.data.base import Split
-from beit.data.class_table import IGNORE, read_class_names
+from beit.data.class_table import IGNORE, ClassTable, read_class_names, read_class_table
 from beit.data.decode import ImageError
 from beit.data.files import choose_members
-from beit.data.listing import list_data
+from beit.data.listing import Listing, list_data
 from beit.data.map_files import MapFiles, check_layout, notes_on_spare_maps, open_map_files
-from beit.data.pairs import found_class_table
+from beit.data.pairs import counted_table, found_class_table
 from beit.recipes.examination import examine_all
 
 
@@ -52,12 +52,7 @@ def inspect_maps(
     except UserError:  # no label maps, or no folder at all
         return None
     report = MapReport()
-    try:
-        if (table := found_class_table(listings)) is not None:
-            report.names.update(read_class_names(table))
-        report.notes.extend(notes_on_spare_maps(listings))
-    except UserError as error:
-        report.mistakes.append(str(error))
+    opened: dict[Split, MapFiles] = {}
     splits: tuple[Split, ...] = ("train", "eval")
     for split in splits:
         try:
@@ -65,16 +60,51 @@ def inspect_maps(
         except UserError:  # this split is empty
             continue
         try:
-            _, maps = open_map_files(listings, members, max_megapixels=max_megapixels)
+            _, opened[split] = open_map_files(listings, members, max_megapixels=max_megapixels)
         except UserError as error:
             report.mistakes.append(str(error))
-            continue
+    table = _classes(report, listings, next(iter(opened.values()), None))
+    for split, maps in opened.items():
         report.pixels[split] = Counter()
-        for part in examine_all(_examine, maps, workers):
-            for counts, mistake in part:
-                report.pixels[split].update(counts)
-                report.mistakes.extend([mistake] if mistake else [])
+        seen = (found for part in examine_all(_examine, maps, workers) for found in part)
+        for index, (counts, mistake) in enumerate(seen):
+            report.pixels[split].update(counts)
+            found = mistake or _misfit(table, counts, maps.name(index))
+            report.mistakes.extend([found] if found else [])
+    report.mistakes[:] = dict.fromkeys(
+        report.mistakes
+    )  # what is wrong with a listing is found for each split
     return report
+
+
+def _classes(report: MapReport, listings: Sequence[Listing], to_count: MapFiles | None) -> ClassTable | None:
+    """The classes that segmentation would read or count; None where it would refuse, which `report` then says."""
+    try:
+        report.notes.extend(notes_on_spare_maps(listings))
+        if (path := found_class_table(listings)) is None:
+            return counted_table(to_count, reduce_zero_label=False) if to_count else None
+        report.names.update(read_class_names(path))
+        reduced = bool(report.names) and 0 not in report.names
+        table, notes = read_class_table(path, reduced)
+        if reduced:
+            notes = [f"{path} numbers its classes from 1: segment with --reduce-zero-label", *notes]
+        report.notes.extend(notes)
+        return table
+    except UserError as error:
+        report.mistakes.append(str(error))
+        return None
+
+
+def _misfit(table: ClassTable | None, numbers: Iterable[int], name: str) -> str | None:
+    """What segmentation would say against the map `name`, for a number in it without a class."""
+    if table is None:
+        return None
+    try:
+        for number in numbers:
+            table.require(number, name)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _examine(maps: MapFiles, indices: Sequence[int]) -> list[tuple[dict[int, int], str | None]]:

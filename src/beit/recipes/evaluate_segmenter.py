@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -28,6 +29,8 @@ def evaluate_segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine
     reduced = bool(description.get("reduce_zero_label", False))
     source = open_split(config, partial(open_pairs, reduce_zero_label=reduced, classes=classes), labeled=True)
     assert source.classes is not None
+    for note in dict.fromkeys(source.notes):
+        print(note, file=sys.stderr)
     if len(source.classes) != model.num_classes:
         raise UserError(
             f"--data has {len(source.classes)} classes and {config.model}, which does not name its classes, has "
