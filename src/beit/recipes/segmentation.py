@@ -116,7 +116,10 @@ def _pair(value: Sequence[int]) -> Size:
 
 
 def pixel_loss(logits: Tensor, label_map: Tensor) -> Tensor:
-    """Mean cross-entropy of the labelled pixels of logits (B, C, H, W) and class indices (B, H, W); 0 without any."""
+    """Mean cross-entropy of the labelled pixels of logits (B, C, H, W) and class indices (B, H, W); 0 without any.
+
+    mmsegmentation divides by all pixels, so that there an image that is mostly padding counts for less.
+    """
     total = F.cross_entropy(logits, label_map, ignore_index=IGNORE, reduction="sum")
     return total / (label_map != IGNORE).sum().clamp(min=1)
 
