@@ -51,9 +51,9 @@ def within_memory(
 
 def attention_memory(model: SemanticSegmenter, size: Size) -> int:
     """Bytes, at least, of the position bias of one block for an image of `size`: for every pair of tokens the row of
-    the table, int64, and each head's value, float32. None without a bias, for then attention keeps no pairs."""
+    the table, int64, and each head's value, float32. 0 without a bias, for then attention keeps no pairs."""
     config = model.encoder.config
-    if config.position == "absolute":
+    if config.position in ("absolute", "none"):
         return 0
     rows, columns = (-(-side // config.patch_size) for side in size)
     return int((1 + rows * columns) ** 2 * (8 + 4 * config.num_heads))
