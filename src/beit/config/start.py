@@ -59,6 +59,11 @@ class StartConfig(TrainingConfig):
         """Height and width of the images that the encoder's positions are stored for; None for those of `init`."""
         raise NotImplementedError
 
+    @property
+    def decay_of_layers(self) -> float:
+        """`layer_decay`, but 1 from scratch, where the lower layers hold nothing to preserve and slowing them only hurts."""
+        return 1.0 if self.init is None else self.layer_decay
+
     def architecture(self) -> EncoderConfig:
         """The encoder to train from scratch."""
         size = self.stated_size

@@ -11,7 +11,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from beit.config import EncoderConfig, FinetuneConfig, StartConfig, default_crop
+from beit.config import EncoderConfig, FinetuneConfig, default_crop
 from beit.data.augment import ClassificationView
 from beit.data.batches import LabeledBatch
 from beit.data.few_labels import label_share, labels_per_class
@@ -23,7 +23,7 @@ from beit.recipes.classification import classification_sums, draw_predictions, s
 from beit.recipes.memory import activations_of_encoder
 from beit.recipes.method import Method
 from beit.recipes.stage import Stage, is_done
-from beit.recipes.starting_point import encoder_facts, starting_classifier
+from beit.recipes.starting_point import encoder_facts, rates, starting_classifier
 from beit.training.metrics import over_count
 from beit.training.plan import StepOutput
 
@@ -64,8 +64,7 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
             monitor_mode="max",
             labeled=True,
             repeats=config.repeats,
-            # From scratch there is nothing to preserve in the lower layers, and slowing them down only hurts.
-            layer_decay=1.0 if config.init is None else config.layer_decay,
+            layer_decay=config.decay_of_layers,
             layer_groups=model.layer_groups(),
             classes=labels.classes,
             description={"interpolation": "bicubic", "crop_pct": crop_pct, "multilabel": config.multilabel},
@@ -117,11 +116,3 @@ def training_view(config: FinetuneConfig, encoder: EncoderConfig) -> Classificat
         mean=encoder.pixel_mean,
         std=encoder.pixel_std,
     )
-
-
-def rates(config: StartConfig, depth: int) -> str:
-    """How fast the layers learn, for the announcement."""
-    if config.init is None:
-        return "every layer learns at the full rate (--layer-decay is for --init)"
-    slowest = config.layer_decay ** (depth + 1)
-    return f"layers learn at {slowest:.2g} of the rate (patches) to 1 (head), {config.layer_decay:g} a layer"

@@ -20,7 +20,6 @@ from beit.data.class_table import IGNORE
 from beit.data.pairs import PairSource, open_pairs
 from beit.data.segmentation_views import SegmentationEvaluationView, SegmentationView
 from beit.models.segmentation import SemanticSegmenter
-from beit.recipes.finetune import rates
 from beit.recipes.memory import activations_of_segmenter
 from beit.recipes.method import Method
 from beit.recipes.segmentation import (
@@ -33,7 +32,7 @@ from beit.recipes.segmentation import (
     segmentation_sums,
 )
 from beit.recipes.stage import Stage, is_done
-from beit.recipes.starting_point import encoder_facts, starting_segmenter
+from beit.recipes.starting_point import encoder_facts, rates, starting_segmenter
 from beit.training.device import Compute
 from beit.training.optim import polynomial_schedule
 from beit.training.plan import StepOutput
@@ -88,8 +87,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
             labeled=True,
             blank_label=torch.full((64, 64), IGNORE, dtype=torch.uint8),
             schedule=partial(polynomial_schedule, power=config.power),
-            # From scratch there is nothing to preserve in the lower layers, and slowing them down only hurts.
-            layer_decay=1.0 if config.init is None else config.layer_decay,
+            layer_decay=config.decay_of_layers,
             layer_groups=model.layer_groups(),
             classes=source.classes,
             description=description(config, source, inference),

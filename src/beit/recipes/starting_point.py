@@ -190,6 +190,14 @@ def encoder_facts(config: EncoderConfig) -> dict[str, str]:
     }
 
 
+def rates(config: StartConfig, depth: int) -> str:
+    """How fast the layers learn, for the announcement."""
+    if config.init is None:
+        return "every layer learns at the full rate (--layer-decay is for --init)"
+    slowest = config.layer_decay ** (depth + 1)
+    return f"layers learn at {slowest:.2g} of the rate (patches) to 1 (head), {config.layer_decay:g} a layer"
+
+
 def _described(config: EncoderConfig) -> str:
     height, width = config.image_size
     return (
