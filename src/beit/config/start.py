@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +15,7 @@ SCRATCH = ("patch_size", "width", "depth", "num_heads")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartConfig(TrainingConfig):
+class StartConfig(TrainingConfig, ABC):
     """A pre-trained encoder, or one of a stated architecture with first values drawn at random."""
 
     init: str | None = None
@@ -55,13 +56,13 @@ class StartConfig(TrainingConfig):
             self.architecture()
 
     @property
+    @abstractmethod
     def stated_size(self) -> tuple[int, int] | None:
         """Height and width of the images that the encoder's positions are stored for; None for those of `init`."""
-        raise NotImplementedError
 
     @property
     def decay_of_layers(self) -> float:
-        """`layer_decay`, but 1 from scratch, where the lower layers hold nothing to preserve and slowing them only hurts."""
+        """`layer_decay`, but 1 from scratch: the lower layers hold nothing to preserve then, and slowness hurts."""
         return 1.0 if self.init is None else self.layer_decay
 
     def architecture(self) -> EncoderConfig:
