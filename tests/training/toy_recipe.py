@@ -25,7 +25,7 @@ from beit.training.device import Compute, open_compute
 from beit.training.loop import fit
 from beit.training.open_run import open_run
 from beit.training.optim import adamw, cosine_schedule, parameter_groups
-from beit.training.plan import LoopPlan, StepOutput
+from beit.training.plan import LoopParts, LoopPlan, StepOutput
 from beit.training.run_directory import RunDirectory
 
 CLASSES, BATCH = 4, 8
@@ -165,7 +165,7 @@ def train_in(
     # The size of the weights grows, so the best evaluation is an early one, which a resume must remember.
     known = {name: getattr(toy, name) for name in fields}
     plan = LoopPlan(batch_size=BATCH, steps_per_epoch=6, monitor="size", **known)
-    return fit(
+    parts = LoopParts(
         model=model,
         step=step,
         batches=batches,
@@ -173,9 +173,6 @@ def train_in(
         schedule=lambda index: cosine_schedule(
             index, peak=toy.lr, final=1e-4, warmup_steps=4, total_steps=toy.steps
         ),
-        plan=plan,
-        run=run,
-        compute=compute,
         save_model=save_model,
         evaluate=evaluate,
         draw=draw,
@@ -186,6 +183,7 @@ def train_in(
         },
         companions={"seen": seen},
     )
+    return fit(parts, plan, run, compute)
 
 
 def digest(weights: dict[str, Tensor]) -> str:

@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +35,7 @@ from beit.training.device import (
 from beit.training.loop import fit
 from beit.training.open_run import is_finished, open_run
 from beit.training.optim import adamw, parameter_groups
-from beit.training.plan import LoopPlan
+from beit.training.plan import LoopParts, LoopPlan
 from beit.training.run_directory import RunDirectory
 from beit.training.signals import stoppable_preparation
 from beit.training.trackers import TensorBoardTracker, Tracker, WandbTracker
@@ -121,7 +120,8 @@ class Stage:
             if method.prepare:
                 with stoppable_preparation(self.compute) as stop:
                     method.prepare(self._machine(precision), stop)
-            results = self._fit(method, loader, self._plan(method, precision), run)
+            plan = self._plan(method, precision)
+            results = fit(self._parts(method, loader, plan, run), plan, run, self.compute)
             conclude(self, method, results, loader.bad_files)
 
     # The parts of a run.
@@ -200,16 +200,16 @@ class Stage:
             monitor_mode=method.monitor_mode,
         )
 
-    def _fit(self, method: Method, loader: Loader, plan: LoopPlan, run: RunDirectory) -> dict[str, Any]:
-        config, compute = self.config, self.compute
+    def _parts(self, method: Method, loader: Loader, plan: LoopPlan, run: RunDirectory) -> LoopParts:
+        config = self.config
         peak = config.scaled(config.lr)
         groups = parameter_groups(
-            method.model.to(compute.device),
+            method.model.to(self.compute.device),
             weight_decay=config.weight_decay,
             layer_decay=method.layer_decay,
             layer_groups=method.layer_groups,
         )
-        return fit(
+        return LoopParts(
             model=method.model,
             step=method.step,
             batches=loader.batches,
@@ -221,9 +221,6 @@ class Stage:
                 warmup_steps=self.warmup(),
                 total_steps=config.in_steps(config.lr_steps, plan.steps),
             ),
-            plan=plan,
-            run=run,
-            compute=compute,
             save_model=functools.partial(self._save, method),
             evaluate=functools.partial(self._evaluate, method, plan.precision),
             draw=functools.partial(self._draw, method, plan.precision) if method.draw else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -17,9 +17,9 @@ from beit.config import Interrupted, RunFailed
 from beit.training.console import StepProgress, duration
 from beit.training.device import Compute, autocast, reseed, to_device
 from beit.training.failures import explained
-from beit.training.metrics import MEASURED, Summary, line_of, over_count, scalars, short_number
+from beit.training.metrics import MEASURED, line_of, short_number
 from beit.training.optim import set_learning_rate
-from beit.training.plan import Batches, Draw, Evaluate, LoopPlan, SaveModel, Step
+from beit.training.plan import LoopParts, LoopPlan
 from beit.training.run_directory import SAMPLES, RunDirectory
 from beit.training.saving import Saver
 from beit.training.signals import StopRequested, StopSignals
@@ -31,47 +31,11 @@ EVALUATION = 2**32
 """The place of an evaluation's random numbers, beyond those of any micro-batch."""
 
 
-def fit(
-    *,
-    model: nn.Module,
-    step: Step,
-    batches: Batches,
-    optimizer: torch.optim.Optimizer,
-    schedule: Callable[[int], float],
-    plan: LoopPlan,
-    run: RunDirectory,
-    compute: Compute,
-    save_model: SaveModel,
-    evaluate: Evaluate | None = None,
-    draw: Draw | None = None,
-    summarise: Summary = scalars,
-    summarise_evaluation: Summary = over_count,
-    companions: Mapping[str, nn.Module] | None = None,
-    trackers: Callable[[int], Sequence[Tracker]] | None = None,
-    details: Callable[[], Mapping[str, Any]] = dict,
-) -> dict[str, Any]:
-    """Train `model` to the end of `plan`, from wherever `run` stands; the run is done when this returns.
+def fit(parts: LoopParts, plan: LoopPlan, run: RunDirectory, compute: Compute) -> dict[str, Any]:
+    """Train `parts.model` to the end of `plan`, from wherever `run` stands; the run is done when this returns.
 
     Killed anywhere and called again with the same arguments, it ends with the same weights, bit for bit on a CPU,
-    if `step` draws random numbers from torch alone, and `batches` gives the same data for the same steps.
-
-    Args:
-        model: on any device; moved to that of `compute`, and wrapped for several ranks before `step` sees it.
-        step: the loss of one micro-batch. It must call `model(...)` itself, or several ranks would not share their
-            gradients, and use every trainable parameter.
-        batches: `plan.accumulate` micro-batches for each step, tensors on the CPU or (named) tuples of them.
-        optimizer: over the parameters of `model`; see :func:`beit.training.optim.adamw`.
-        schedule: learning rate of the optimiser step `index`, from 0; every group takes its `lr_scale` of it.
-        save_model: called on the main rank, with each checkpoint and at the end.
-        evaluate: totals to be summed over ranks. It must not communicate; `poll()` may raise to leave it.
-        draw: called on the main rank.
-        summarise: the means of the metrics of a stretch of steps -> named figures.
-        summarise_evaluation: the totals of an evaluation -> named figures, without `eval/`.
-        companions: modules that `step` changes besides `model`, alike on every rank; moved, saved and restored.
-        details: more for results.json, asked after the last evaluation.
-        trackers: given the step to go on from, the trackers to log to; called on the main rank.
-
-    `evaluate`, `draw` and `save_model` get the moving average of the weights where `plan` asks for one, in eval mode.
+    if the step draws random numbers from torch alone, and the batches of the same steps have the same data.
 
     Returns:
         The content of results.json.
@@ -80,29 +44,22 @@ def fit(
         Interrupted: asked to stop by a signal, and saved.
         RunFailed: a loss or gradient that is not finite, no memory, saves that fail, ranks that are gone.
     """
-    for module in (model, *(companions or {}).values()):
+    for module in (parts.model, *parts.companions.values()):
         module.to(compute.device)
-    state = TrainingState(model, optimizer, companions or {}, plan)
+    state = TrainingState(parts.model, parts.optimizer, parts.companions, plan)
     saved = run.restore()
     if saved is not None:
         state.load_state_dict(saved, compute)
         run.console.say(f"continuing after step {state.step} of {plan.steps}")
     training = _Training(
-        state=state,
-        network=compute.distribute(model),
+        parts=parts,
         plan=plan,
         run=run,
         compute=compute,
-        saver=Saver(state, plan, run, compute, save_model),
-        step=step,
-        batches=batches,
-        schedule=schedule,
-        evaluate=evaluate,
-        draw=draw,
-        summarise=summarise,
-        summarise_evaluation=summarise_evaluation,
-        trackers=trackers(state.step) if trackers is not None and compute.main else (),
-        details=details,
+        state=state,
+        network=compute.distribute(parts.model),
+        saver=Saver(state, plan, run, compute, parts.save_model),
+        trackers=parts.trackers(state.step) if compute.main else (),
     )
     run.write_status(step=state.step, steps=plan.steps)
     try:
@@ -121,24 +78,17 @@ def fit(
 
 @dataclass
 class _Training:
-    """The parts of one call of :func:`fit`, each under its name."""
+    """One call of :func:`fit`, on its way."""
 
-    state: TrainingState
-    network: nn.Module
-    """The model as the step calls it: `state.model`, wrapped when there are several ranks."""
+    parts: LoopParts
     plan: LoopPlan
     run: RunDirectory
     compute: Compute
+    state: TrainingState
+    network: nn.Module
+    """The model as the step calls it: `state.model`, wrapped when there are several ranks."""
     saver: Saver
-    step: Step
-    batches: Batches
-    schedule: Callable[[int], float]
-    evaluate: Evaluate | None
-    draw: Draw | None
-    summarise: Summary
-    summarise_evaluation: Summary
     trackers: Sequence[Tracker]
-    details: Callable[[], Mapping[str, Any]]
     looked_after: int = -1
     """The last step that was followed by an evaluation."""
     stop: StopSignals = field(init=False)
@@ -151,14 +101,14 @@ class _Training:
     def train(self, progress: StepProgress) -> None:
         """From the step after `state.step` to the last one."""
         state, plan = self.state, self.plan
-        micro_batches = iter(self.batches(state.step, plan.steps))
+        micro_batches = iter(self.parts.batches(state.step, plan.steps))
         self.network.train()
         while True:
             if plan.looks_after(state.step) and self.looked_after != state.step:
                 self.look()
             if state.step == plan.steps:
                 return
-            set_learning_rate(state.optimizer, self.schedule(state.step))
+            set_learning_rate(state.optimizer, self.parts.schedule(state.step))
             self.take_step(micro_batches)
             progress.advance(state.step)
             if plan.reports_after(state.step):
@@ -185,7 +135,7 @@ class _Training:
             synchronised = index == plan.accumulate - 1
             with nullcontext() if synchronised else compute.unsynchronised(self.network):
                 with autocast(compute.device, plan.precision):
-                    output = self.step(self.network, batch, state.step)
+                    output = self.parts.step(self.network, batch, state.step)
                 compute.accelerator.backward(output.loss / plan.accumulate)
             for name, value in (output.metrics | {"loss": output.loss}).items():
                 share = value.detach().float() / plan.accumulate
@@ -224,11 +174,11 @@ class _Training:
         images_per_second = window.steps * plan.batch_size / window.seconds
         figures = {
             "loss": measured["loss"],
-            "lr": self.schedule(state.step - 1),
+            "lr": self.parts.schedule(state.step - 1),
             "grad_norm": measured["grad_norm"],
             "images_per_second": images_per_second,
             "data_wait": window.waited / window.seconds,
-            **self.summarise(means),
+            **self.parts.summarise(means),
         }
         line = self.record(figures)
         left = duration((plan.steps - state.step) * plan.batch_size / images_per_second)
@@ -253,24 +203,24 @@ class _Training:
     def look(self) -> None:
         """Evaluate and draw the model as it is after this step."""
         state, compute, model = self.state, self.compute, self.state.result
-        if self.evaluate is not None:
+        if self.parts.evaluate is not None:
             totals: dict[str, Tensor] = {}
             stopped = GO_ON
             with self.at_rest(model):
                 try:
-                    totals = self.evaluate(model, self.stop.poll)
+                    totals = self.parts.evaluate(model, self.stop.poll)
                 except StopRequested:
                     stopped = STOP
             if compute.largest(stopped) == STOP:  # the evaluation is done again when the run goes on
                 self.save()
                 self.leave()
-            figures = self.summarise_evaluation(compute.sums(totals))
+            figures = self.parts.summarise_evaluation(compute.sums(totals))
             figures = {f"eval/{name}": value for name, value in figures.items()}
             state.note_evaluation(figures, self.plan)
             self.run.console.say(self.record(figures))
-        if self.draw is not None and compute.main:
+        if self.parts.draw is not None and compute.main:
             with self.at_rest(model):
-                self.draw(model, self.run.path / SAMPLES, state.step)
+                self.parts.draw(model, self.run.path / SAMPLES, state.step)
         self.looked_after = state.step
 
     @contextmanager
@@ -309,7 +259,7 @@ class _Training:
             "skipped_steps": state.guard.skipped,
             "last": state.last,
             "best": state.best,
-            **self.details(),
+            **self.parts.details(),
         }
         self.run.finish(results)
         return results

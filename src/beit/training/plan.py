@@ -1,15 +1,18 @@
-"""What a recipe tells :func:`beit.training.loop.fit`: its step, and how long, how and with what reports to train."""
+"""What :func:`beit.training.loop.fit` is told: what to train and call, and how long, how and with what reports."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from beit.training.device import Precision
+from beit.training.metrics import Summary, over_count, scalars
+from beit.training.trackers import Tracker
 
 
 class StepOutput(NamedTuple):
@@ -31,6 +34,42 @@ Draw = Callable[[nn.Module, Path, int], None]
 """`draw(model, folder, step)`: writes pictures."""
 SaveModel = Callable[[nn.Module, Path, int], None]
 """`save_model(model, folder, step)`: writes the model to use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopParts:
+    """What the loop trains, and what it calls in its turns.
+
+    `evaluate`, `draw` and `save_model` get the model in eval mode, with averaged weights where the plan wants them.
+    """
+
+    model: nn.Module
+    """On any device; moved to that of the run, and wrapped for several ranks before `step` sees it."""
+    step: Step
+    """The loss of one micro-batch. It must call `model(...)` itself, or several ranks would not share gradients, and
+    use every trainable parameter."""
+    batches: Batches
+    """As many micro-batches for each step as the plan accumulates: tensors on the CPU or (named) tuples of them."""
+    optimizer: torch.optim.Optimizer
+    """Over the parameters of `model`; see :func:`beit.training.optim.adamw`."""
+    schedule: Callable[[int], float]
+    """Learning rate of the optimiser step `index`, from 0; every group takes its `lr_scale` of it."""
+    save_model: SaveModel
+    """Called on the main rank, with each checkpoint and at the end."""
+    evaluate: Evaluate | None = None
+    """Totals to be summed over ranks. It must not communicate; `poll()` may raise to leave it."""
+    draw: Draw | None = None
+    """Called on the main rank."""
+    summarise: Summary = scalars
+    """The means of the metrics of a stretch of steps -> named figures."""
+    summarise_evaluation: Summary = over_count
+    """The totals of an evaluation -> named figures, without `eval/`."""
+    companions: Mapping[str, nn.Module] = field(default_factory=dict)
+    """Modules that `step` changes besides `model`, alike on every rank; moved, saved and restored."""
+    trackers: Callable[[int], Sequence[Tracker]] = lambda step: ()
+    """Given the step to go on from, the trackers to log to; called on the main rank."""
+    details: Callable[[], Mapping[str, Any]] = dict
+    """More for results.json, asked after the last evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
