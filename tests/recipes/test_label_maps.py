@@ -18,8 +18,8 @@ from beit.data.class_table import generated_palette
 from beit.data.pairs import open_pairs
 from beit.recipes.evaluate import evaluate
 from beit.recipes.predict import predict, predictions
-from beit.recipes.predict_maps import Legend, write_map
 from beit.recipes.segmentation import Inference
+from beit.recipes.written_maps import Legend, write_map
 
 PLAIN: dict[str, Any] = {"workers": 0, "precision": "float32"}
 

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from beit.checkpoints.describe import describe
 from beit.checkpoints.store import kind_of, load_model
-from beit.config import PredictConfig, RunFailed, UserError
+from beit.config import PredictConfig, UserError
 from beit.data.batches import LabeledBatch
-from beit.data.combined import Numbered
-from beit.data.files import FileSource, open_images
+from beit.data.files import FileSource
 from beit.data.views import EvaluationView, LabeledView
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe
 from beit.models.segmentation import SemanticSegmenter
-from beit.recipes.inference import Machine, classifier_view, complain, each_batch, open_machine
+from beit.recipes.inference import Machine, classifier_view, open_machine
 from beit.recipes.predict_maps import predicted_maps
 from beit.recipes.predicted_labels import shown_labels
+from beit.recipes.prediction_images import PredictionImages
 from beit.recipes.results_file import Record, require_writable_file, results_file
 from beit.tokenizers.base import VisualTokenizer
 
@@ -63,14 +63,10 @@ def predict(config: PredictConfig) -> int:
             count += 1
             for receive in receivers:
                 receive(record)
-        if not count:
-            raise RunFailed(f"none of the {task.images:,} images could be read")
+        told = task.images.summary(task.reading.noun, count)
     wrote = f"; wrote {config.out}" if config.out else ""
-    left_out = task.images - count
-    skipped = f"; {left_out:,} could not be read and are named above" if left_out else ""
     # Where the lines of labels are the output, to be piped on, they are all of it.
-    beside = sys.stdout if config.out or sys.stdout.isatty() else sys.stderr
-    print(f"{task.reading.noun} for {count:,} of {task.images:,} images{skipped}{wrote}", file=beside)
+    print(told + wrote, file=sys.stdout if config.out or sys.stdout.isatty() else sys.stderr)
     return count
 
 
@@ -91,8 +87,7 @@ class Task(NamedTuple):
     """A prediction that is ready to begin."""
 
     reading: Reading
-    images: int
-    """How many there are, damaged ones among them."""
+    images: PredictionImages
     records: Iterator[Record]
 
 
@@ -108,25 +103,14 @@ def task_of(model: nn.Module, config: PredictConfig, machine: Machine) -> Task:
     if config.window is not None:
         raise UserError(f"--window is for segmenters, and {config.model} is none; drop it")
     reading, names = reading_of(model, config), labels_of(model, config)
-    source = open_images(config.images, config.max_megapixels)
-    for note in source.notes:
-        print(note, file=sys.stderr)
-    if config.workers == "auto" and len(source) <= config.batch_size:
-        machine = machine._replace(workers=0)  # starting a process takes longer than a few images
-    passes = each_batch(
-        lambda batch: reading.apply(batch.image),
-        Numbered(source),
-        LabeledView(reading.view),
-        machine,
-        batch_size=config.batch_size,
-        labeled=True,
-        on_bad=complain,
-        title="predicting",
+    images = PredictionImages(config, machine)
+    passes = images.passes(
+        lambda batch: reading.apply(batch.image), LabeledView(reading.view), config.batch_size
     )
-    records = (record for batch, results in passes for record in records_of(source, batch, results))
+    records = (record for batch, results in passes for record in records_of(images.source, batch, results))
     if names is not None:
         records = (with_labels(record, names, config.top_k) for record in records)
-    return Task(reading, len(source), records)
+    return Task(reading, images, records)
 
 
 # ------------------------------------------------------------------------------------------------------------
