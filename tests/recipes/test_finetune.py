@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_results import log, metrics, same_weights, stopped_in_step, weights
 from tiny_runs import finetune_config, pretrain_config
-from torch import Tensor
 
 import beit
 from beit.checkpoints.store import read_description, save_model
@@ -66,18 +66,6 @@ def classifier(colors: Path, pretrained: Path, tmp_path_factory: pytest.TempPath
     }
     finetune(finetune_config(colors, run, init=str(pretrained), steps=30, lr=1e-2, **plain))
     return run
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(run: Path) -> dict[str, Tensor]:
-    return beit.load_model(run).state_dict()
-
-
-def log(run: Path) -> str:
-    return (run / "log.txt").read_text()
 
 
 def test_a_run_learns_and_leaves_what_it_promises(classifier: Path, pretrained: Path) -> None:
@@ -263,9 +251,7 @@ def test_several_labels_for_each_image(colors: Path, pretrained: Path, tmp_path:
     assert (logits > 0).all()
 
 
-def test_a_stopped_run_continues_to_the_same_weights(
-    colors: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_run_continues_to_the_same_weights(colors: Path, pretrained: Path, tmp_path: Path) -> None:
     values = {
         "init": str(pretrained),
         "save_every": "1",
@@ -275,43 +261,21 @@ def test_a_stopped_run_continues_to_the_same_weights(
     }
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     finetune(finetune_config(colors, whole, **values))
-    from beit.training import loop
-
-    take_step = loop._Training.take_step
-
-    def fail_in_step_3(self: Any, micro_batches: Any) -> None:
-        if self.state.step == 2:
-            raise KeyboardInterrupt
-        take_step(self, micro_batches)
-
-    monkeypatch.setattr(loop._Training, "take_step", fail_in_step_3)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_in_step(3):
         finetune(finetune_config(colors, stopped, **values))
-    monkeypatch.undo()
     finetune(finetune_config(colors, stopped, **{**values, "workers": 1}))
-    first, second = weights(whole), weights(stopped)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert same_weights(whole, stopped)
     assert [line.get("loss") for line in metrics(whole)] == [line.get("loss") for line in metrics(stopped)]
 
 
 def test_a_run_goes_on_without_the_weights_it_started_from_but_not_with_another_network(
-    colors: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    colors: Path, pretrained: Path, tmp_path: Path
 ) -> None:
-    from beit.training import loop
-
-    init, run, take_step = tmp_path / "init", tmp_path / "run", loop._Training.take_step
+    init, run = tmp_path / "init", tmp_path / "run"
     shutil.copytree(pretrained, init)
     config = finetune_config(colors, run, init=str(init), save_every="1")
-
-    def stop_in_step_3(self: Any, micro_batches: Any) -> None:
-        if self.state.step == 2:
-            raise KeyboardInterrupt
-        take_step(self, micro_batches)
-
-    monkeypatch.setattr(loop._Training, "take_step", stop_in_step_3)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_in_step(3):
         finetune(config)
-    monkeypatch.undo()
     model = beit.load_model(init)
     wider = MaskedImageModel(BeitEncoder(replace(model.encoder.config, width=32)), model.vocab_size)  # type: ignore[arg-type]
     save_model(wider, init / "model", provenance={})
@@ -325,8 +289,7 @@ def test_a_run_goes_on_without_the_weights_it_started_from_but_not_with_another_
     finetune(config)
     whole = tmp_path / "whole"
     finetune(finetune_config(colors, whole, init=str(pretrained), save_every="1"))
-    first, second = weights(run), weights(whole)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert same_weights(run, whole)
 
 
 @pytest.mark.parametrize(

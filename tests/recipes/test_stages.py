@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from run_results import metrics, same_weights, stopped_in_step
 from tiny_runs import pretrain_config, tokenizer_config
-from torch import Tensor
 
 import beit
 from beit.config import UserError
@@ -23,18 +23,10 @@ from beit.recipes.pretrain import pretrain
 from beit.recipes.tokenizer import tokenizer
 
 
-def metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def unfinish(run: Path) -> None:
     """As if the run had been killed after its last checkpoint."""
     status = json.loads((run / "status.json").read_text())
     (run / "status.json").write_text(json.dumps({**status, "state": "running"}))
-
-
-def weights(run: Path) -> dict[str, Tensor]:
-    return beit.load_model(run).state_dict()
 
 
 def test_a_tokenizer_run_leaves_what_it_promises(trained_tokenizer: Path) -> None:
@@ -94,28 +86,16 @@ def test_every_ablation_of_table_4_trains(
 
 
 def test_a_stopped_run_continues_to_the_same_weights(
-    images: Path, trained_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, trained_tokenizer: Path, tmp_path: Path
 ) -> None:
     values = {"tokenizer": str(trained_tokenizer), "save_every": "1", "ema_decay": 0.9, "drop_path_rate": 0.5}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     pretrain(pretrain_config(images, whole, **values))
 
-    from beit.training import loop
-
-    take_step = loop._Training.take_step
-
-    def fail_in_step_3(self: Any, micro_batches: Any) -> None:
-        if self.state.step == 2:
-            raise KeyboardInterrupt
-        take_step(self, micro_batches)
-
-    monkeypatch.setattr(loop._Training, "take_step", fail_in_step_3)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_in_step(3):
         pretrain(pretrain_config(images, stopped, **values))
-    monkeypatch.undo()
     pretrain(pretrain_config(images, stopped, **values))
-    first, second = weights(whole), weights(stopped)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert same_weights(whole, stopped)
     losses = [[line.get("loss") for line in metrics(run)] for run in (whole, stopped)]
     assert losses[0] == losses[1]
 
