@@ -53,20 +53,6 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
     inference = Inference(config.resize, encoder.image_size, config.strides(encoder.image_size))
     judged = torch.zeros(model.num_classes, model.num_classes)
 
-    def step(model: nn.Module, batch: SegmentationBatch, index: int) -> StepOutput:
-        main, *auxiliary = model(batch.image, auxiliary=True)
-        loss = pixel_loss(main, batch.label_map)
-        for logits in auxiliary:
-            loss = loss + config.auxiliary_weight * pixel_loss(logits, batch.label_map)
-        # Every fourth pixel tells how training goes.
-        main, truth = main.detach()[:, :, ::2, ::2], batch.label_map[:, ::2, ::2]
-        return StepOutput(loss, {"confusion": confusion(main.argmax(1), truth, main.shape[1])})
-
-    def evaluate(model: nn.Module, batch: SegmentationBatch) -> dict[str, Tensor]:
-        height, width = batch.label_map.shape[1:]
-        scores = inference.scores(cast(SemanticSegmenter, model), batch.image, (height, width))
-        return segmentation_sums(scores, batch.label_map)
-
     def summarise(totals: Mapping[str, Tensor]) -> dict[str, float]:
         judged.copy_(totals["confusion"])
         return segmentation_figures(totals)
@@ -74,10 +60,10 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
     stage.train(
         Method(
             model=model,
-            step=step,
+            step=partial(step, config.auxiliary_weight),
             view=training_view(config, model),
             evaluation_view=SegmentationEvaluationView(inference.reduced),
-            evaluate=evaluate,
+            evaluate=partial(evaluate, inference),
             evaluation_batch_size=1,
             draw=partial(draw_label_maps, inference, source.classes, source.palette),
             summarise=segmentation_figures,
@@ -100,6 +86,24 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
         dry_run=dry_run,
         overwrite=overwrite,
     )
+
+
+def step(auxiliary_weight: float, model: nn.Module, batch: SegmentationBatch, index: int) -> StepOutput:
+    """Cross-entropy of the decoder, and of the auxiliary heads at their weight."""
+    main, *auxiliary = model(batch.image, auxiliary=True)
+    loss = pixel_loss(main, batch.label_map)
+    for logits in auxiliary:
+        loss = loss + auxiliary_weight * pixel_loss(logits, batch.label_map)
+    # Every fourth pixel tells how training goes.
+    main, truth = main.detach()[:, :, ::2, ::2], batch.label_map[:, ::2, ::2]
+    return StepOutput(loss, {"confusion": confusion(main.argmax(1), truth, main.shape[1])})
+
+
+def evaluate(inference: Inference, model: nn.Module, batch: SegmentationBatch) -> dict[str, Tensor]:
+    """Sums over images judged at the size of their label maps."""
+    height, width = batch.label_map.shape[1:]
+    scores = inference.scores(cast(SemanticSegmenter, model), batch.image, (height, width))
+    return segmentation_sums(scores, batch.label_map)
 
 
 def training_view(config: SegmentConfig, model: SemanticSegmenter) -> SegmentationView:
