@@ -16,10 +16,11 @@ from PIL import Image
 import beit
 from beit.checkpoints.adapt import share_bias_out
 from beit.checkpoints.store import save_model
-from beit.config import EncoderConfig, InfoConfig, UserError
+from beit.config import EncoderConfig, InfoConfig, ReportConfig, UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier
 from beit.recipes.info import info
+from beit.recipes.report import report
 from beit.training.run_lock import RunLock
 
 
@@ -69,6 +70,8 @@ def test_a_killed_run_is_told_from_a_running_one(probed: Path, tmp_path: Path) -
         process.kill()
     assert facts()["state"] == "killed" and "its process is gone" in facts()["reason"]
     assert facts()["to continue"] == f"beit probe --config {run / 'config.yaml'}"
+    page = report(ReportConfig(runs=(str(run),))).read_text()
+    assert "Killed at step 40 of" in page and "its process is gone" in page and "Still running" not in page
     # Asked by the process that runs it, the lock must stay a lock: closing its file would give it up.
     lock = RunLock.take(run / ".lock", run)
     assert facts()["state"] == "running"

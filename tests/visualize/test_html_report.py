@@ -63,7 +63,7 @@ def assert_self_contained(page: Page) -> None:
 @pytest.mark.parametrize("verb", ["tokenizer", "pretrain", "finetune"])
 def test_a_finished_run_tells_its_story(tmp_path: Path, verb: str) -> None:
     run = fake_run(tmp_path / verb, verb)
-    out = write_report([run])
+    out = write_report([read_run(run)])
     assert out == run / "report.html"
     page = Page(out)
     assert_self_contained(page)
@@ -90,7 +90,7 @@ def test_runs_side_by_side_and_notes(tmp_path: Path) -> None:
     second = fake_run(tmp_path / "other" / "first", "pretrain", done=0.6, shift=0.9, seed=3, pictures=False)
     third = fake_run(tmp_path / "tokenizer", "tokenizer")
     out = write_report(
-        [third, first, second],
+        [read_run(run) for run in (third, first, second)],
         tmp_path / "new" / "page.html",
         title="Three & more",
         notes=["Blobs <at first>."],
@@ -125,7 +125,7 @@ def test_nothing_from_a_run_becomes_markup(tmp_path: Path) -> None:
     (run / "log.txt").write_text(f"</pre>{bad}\n")
     (run / "results.json").write_text(json.dumps({bad: 3.0, "last": {f"class {bad}": 1.0}}))
     next((run / "samples").iterdir()).rename(run / "samples" / f'step-001000-"><img onerror=x>{name}.png')
-    page = Page(write_report([run], title=bad, notes=[bad]))
+    page = Page(write_report([read_run(run)], title=bad, notes=[bad]))
     assert_self_contained(page)
     assert page.text.count("alert(1)") >= 8
     assert "<script" not in page.source.lower()
@@ -135,7 +135,7 @@ def test_a_run_that_has_just_begun_or_been_damaged(tmp_path: Path) -> None:
     run = tmp_path / "young"
     run.mkdir()
     (run / "config.yaml").write_text("data: !!python/object:os.system x\n")
-    text = Page(write_report([run])).text
+    text = Page(write_report([read_run(run)])).text
     assert "No figures have been logged yet." in text and "config.yaml could not be read" in text
 
     run = fake_run(tmp_path / "damaged", "pretrain")
@@ -146,7 +146,7 @@ def test_a_run_that_has_just_begun_or_been_damaged(tmp_path: Path) -> None:
     pictures = sorted((run / "samples").iterdir())
     pictures[0].write_bytes(pictures[0].read_bytes()[:200])
     pictures[1].write_bytes(b"<svg onload=alert(1)>")
-    page = Page(write_report([run]))
+    page = Page(write_report([read_run(run)]))
     assert_self_contained(page)
     assert "status.json could not be read" in page.text and "1 lines of metrics.jsonl" in page.text
     assert page.text.count("could not be read; what could be read is shown") == 4
@@ -154,12 +154,12 @@ def test_a_run_that_has_just_begun_or_been_damaged(tmp_path: Path) -> None:
 
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
-        write_report([tmp_path / "nowhere"])
+        report(ReportConfig(runs=(str(tmp_path / "nowhere"),)))
     (tmp_path / "photos").mkdir()
     with pytest.raises(UserError, match=r"photos.*name the --out"):
-        write_report([tmp_path / "photos"])
+        report(ReportConfig(runs=(str(tmp_path / "photos"),)))
     with pytest.raises(UserError, match="at least one"):
-        write_report([])
+        report(ReportConfig(runs=()))
     assert not list(tmp_path.rglob("*.html"))
 
 

@@ -18,6 +18,7 @@ from beit.config import (
 from beit.presets import configure, find
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
+from beit.recipes.run_standing import read_standing
 from beit.recipes.segment import segment
 from beit.recipes.tokenizer import tokenizer
 from beit.training.console import duration
@@ -71,7 +72,8 @@ def demo(config: DemoConfig) -> None:
     segment(_stage(SegmentConfig, config, runs["segment"], init=str(runs["pretrain"])), overwrite=again)
     print("\n6 of 6: the report\n", flush=True)
     notes = [note.format(labels=labels) for note in NOTES]
-    page = write_report(list(runs.values()), out / "report.html", title="beit demo", notes=notes)
+    records = [read_standing(run) for run in runs.values()]
+    page = write_report(records, out / "report.html", title="beit demo", notes=notes)
     print(f"done in {duration(time.monotonic() - started)}; open {page} in a browser")
     print("next: beit check --data FOLDER   (your own photographs)")
 

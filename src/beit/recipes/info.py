@@ -16,11 +16,10 @@ from beit.checkpoints.recognise import is_foreign
 from beit.checkpoints.reference import Located, locate
 from beit.checkpoints.store import ASKED, WEIGHTS, is_own
 from beit.config import InfoConfig, UserError
+from beit.recipes.run_standing import read_standing
 from beit.training.checkpoint_files import checkpoint_steps
 from beit.training.metrics import short_number
-from beit.training.run_directory import LOCK
-from beit.training.run_lock import RunLock
-from beit.visualize.run_record import RunRecord, read_run
+from beit.visualize.run_record import RunRecord
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """What batch norms keep besides their weights."""
@@ -52,17 +51,14 @@ def is_run(path: Path) -> bool:
 def describe_run(located: Located) -> Facts:
     """Where a run stands, its newest figures, and how to go on."""
     path = located.path
-    run = read_run(path)
-    status, state, reason = run.status, run.state, run.status.get("reason")
-    alive = RunLock.is_held(path / LOCK) if state == "running" else False
-    if state == "running" and alive is False:
-        state, reason = "killed", "its process is gone without a word: killed, out of memory, or a power cut"
+    run = read_standing(path)
+    status = run.status
     saved = checkpoint_steps(path / "checkpoints")
     facts: Facts = {
         "run": str(path),
         "verb": run.verb,
-        "state": state,
-        "reason": reason,
+        "state": run.state,
+        "reason": status.get("reason"),
         "step": status.get("step"),
         "steps": status.get("steps"),
         "started": status.get("started"),
@@ -73,7 +69,7 @@ def describe_run(located: Located) -> Facts:
         "command": status.get("command"),
         "problems": list(run.problems) or None,
     }
-    if state != "done" and not alive:
+    if run.state not in ("done", "running"):
         facts["to continue"] = f"beit {run.verb} --config {path / 'config.yaml'}"
     return facts
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from beit.config import ReportConfig
+from beit.recipes.run_standing import read_standing
 from beit.visualize.report import write_report
 
 
 def report(config: ReportConfig) -> Path:
     """Write the page, say where, and return its path."""
-    path = write_report([Path(run) for run in config.runs], Path(config.out) if config.out else None)
+    records = [read_standing(Path(run)) for run in config.runs]
+    path = write_report(records, Path(config.out) if config.out else None)
     print(f"wrote {path} (one self-contained page: open it in any browser)")
     return path

@@ -14,7 +14,7 @@ import jinja2
 
 from beit.config import UserError
 from beit.visualize.curves import RUN_COLORS, Chart, draw_charts
-from beit.visualize.run_record import MIME_TYPES, Picture, RunRecord, distinct_names, read_run
+from beit.visualize.run_record import MIME_TYPES, Picture, RunRecord, distinct_names
 from beit.visualize.tables import ClassRow, Row, class_rows, differences, facts, figure_rows
 from beit.visualize.verdicts import Verdict, verdicts
 
@@ -92,17 +92,17 @@ class Section:
 
 
 def write_report(
-    runs: Sequence[Path], out: Path | None = None, *, title: str = "", notes: Sequence[str] = ()
+    records: Sequence[RunRecord], out: Path | None = None, *, title: str = "", notes: Sequence[str] = ()
 ) -> Path:
-    """Write the page about `runs`, whole or not at all, and return its path.
+    """Write the page about these runs, whole or not at all, and return its path.
 
     `out` is a file or a folder that gets `report.html`; by default the first run. `notes` are paragraphs of plain
-    text that open the page. A path that is no run directory raises UserError.
+    text that open the page.
     """
-    if not runs:
+    if not records:
         raise UserError("beit report needs at least one run directory, as in: beit report runs/pretrain")
-    page = render([read_run(Path(run)) for run in runs], title=title, notes=notes)
-    path = Path(out) if out is not None else Path(runs[0])
+    page = render(records, title=title, notes=notes)
+    path = Path(out) if out is not None else records[0].folder
     if path.is_dir():
         path /= "report.html"
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

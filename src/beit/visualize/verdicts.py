@@ -49,8 +49,8 @@ def _state(run: RunRecord) -> Iterator[Verdict]:
         yield Verdict("plain", f"Still running{where}. All figures here are those reached so far.")
     elif run.state == "interrupted":
         yield Verdict("open", f"Interrupted{where}{because}. The same command continues it.")
-    elif run.state == "failed":
-        yield Verdict("bad", f"Failed{where}{because}.")
+    elif run.state in ("failed", "killed"):
+        yield Verdict("bad", f"{run.state.capitalize()}{where}{because}.")
     if not run.curves:
         yield Verdict("plain", "No figures have been logged yet.")
 
