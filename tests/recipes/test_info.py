@@ -61,8 +61,7 @@ def test_a_killed_run_is_told_from_a_running_one(probed: Path, tmp_path: Path) -
     def facts() -> dict[str, Any]:
         return info(InfoConfig(path=str(run)))["run"]
 
-    place = str(run / ".lock")
-    take = f"from beit.training.run_lock import RunLock; lock = RunLock.take(Path({place!r}), Path('RUN'))"
+    take = f"from beit.training.run_lock import RunLock; lock = RunLock.take(Path({str(run)!r}))"
     script = f"from pathlib import Path; {take}; print('taken', flush=True); import time; time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "taken\n"
@@ -73,7 +72,7 @@ def test_a_killed_run_is_told_from_a_running_one(probed: Path, tmp_path: Path) -
     page = report(ReportConfig(runs=(str(run),))).read_text()
     assert "Killed at step 40 of" in page and "its process is gone" in page and "Still running" not in page
     # Asked by the process that runs it, the lock must stay a lock: closing its file would give it up.
-    lock = RunLock.take(run / ".lock", run)
+    lock = RunLock.take(run)
     assert facts()["state"] == "running"
     elsewhere = subprocess.run(
         [sys.executable, "-c", f"from pathlib import Path; {take}"], capture_output=True

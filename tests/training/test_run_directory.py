@@ -123,14 +123,14 @@ def test_two_runs_on_one_folder(tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
 from beit.training.run_lock import RunLock
-RunLock.take(Path({str(tmp_path / ".lock")!r}), Path("RUN"))
+RunLock.take(Path({str(tmp_path)!r}))
 """
 
     def try_elsewhere() -> str:
         return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stderr
 
     with opened(tmp_path):
-        assert f"--out RUN is in use by process {os.getpid()} on " in try_elsewhere()
+        assert f"--out {tmp_path} is in use by process {os.getpid()} on " in try_elsewhere()
         with pytest.raises(UserError, match="is in use"):
             opened(tmp_path)
     assert try_elsewhere() == "", "a lock ends with its run"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from beit.training.run_directory import LOCK
 from beit.training.run_lock import RunLock
 from beit.visualize.run_record import RunRecord, read_run
 
@@ -19,6 +18,6 @@ def read_standing(folder: Path) -> RunRecord:
     """
     record = read_run(folder)
     # None where nobody can tell: then the run is believed.
-    if record.state == "running" and RunLock.is_held(folder / LOCK) is False:
+    if record.state == "running" and RunLock.is_held(folder) is False:
         return replace(record, status={**record.status, "state": "killed", "reason": GONE})
     return record

@@ -14,7 +14,7 @@ import yaml
 from beit.config import UserError
 from beit.training.console import Console
 from beit.training.device import Compute
-from beit.training.run_directory import CONFIG, LAYOUT, LOCK, LOG, STATUS, RunDirectory
+from beit.training.run_directory import CONFIG, LAYOUT, LOG, STATUS, RunDirectory
 from beit.training.run_lock import RunLock
 
 CHANGEABLE = frozenset(
@@ -69,7 +69,7 @@ def open_run(
     def find() -> _Found:
         nonlocal lock
         _make_folder(path)
-        lock = RunLock.take(path / LOCK, path)
+        lock = RunLock.take(path)
         try:
             if overwrite:
                 _delete_run(path, verb, console)

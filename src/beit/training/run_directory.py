@@ -34,7 +34,7 @@ from beit.training.device import Compute, describe_machine, describe_versions
 from beit.training.metrics import json_ready
 from beit.training.run_lock import RunLock
 
-CONFIG, STATUS, LOG, LOCK = "config.yaml", "status.json", "log.txt", ".lock"
+CONFIG, STATUS, LOG = "config.yaml", "status.json", "log.txt"
 METRICS, RESULTS, REPORT = "metrics.jsonl", "results.json", "report.html"
 SAMPLES, MODEL, CHECKPOINTS = "samples", "model", "checkpoints"
 TRACKERS = ("tensorboard", "wandb")

@@ -13,6 +13,8 @@ from typing import IO, ClassVar, Self
 from beit.config import UserError
 
 HELD = (errno.EACCES, errno.EAGAIN)
+LOCK = ".lock"
+"""The file in a run directory that is locked."""
 
 
 class RunLock:
@@ -26,15 +28,15 @@ class RunLock:
         self._mine.add(path)
 
     @classmethod
-    def take(cls, path: Path, out: Path) -> Self:
-        """Lock the file `path` for the run directory `out`.
+    def take(cls, run: Path) -> Self:
+        """Lock the run directory `run`.
 
         Raises:
             UserError: another process holds it; the message says which.
         """
-        path = path.resolve()
+        path = (run / LOCK).resolve()
         if path in cls._mine:
-            raise UserError(_refusal(out, ""))
+            raise UserError(_refusal(run, ""))
         if sys.platform == "win32":
             return cls(path, None)
         import fcntl
@@ -47,7 +49,7 @@ class RunLock:
             holder = path.read_text(encoding="utf-8") if error.errno in HELD else ""
             file.close()
             if error.errno in HELD:
-                raise UserError(_refusal(out, holder)) from None
+                raise UserError(_refusal(run, holder)) from None
             return cls(path, None)  # a file system without locks
         file.seek(0)
         file.truncate()
@@ -56,9 +58,9 @@ class RunLock:
         return cls(path, file)
 
     @classmethod
-    def is_held(cls, path: Path) -> bool | None:
-        """Whether a process, this one or another, holds the lock in the file `path`; None where nobody can tell."""
-        path = path.resolve()
+    def is_held(cls, run: Path) -> bool | None:
+        """Whether a process, this one or another, holds the lock of `run`; None where nobody can tell."""
+        path = (run / LOCK).resolve()
         if path in cls._mine:  # asked first: to open and close the file would give up a lock of our own
             return True
         if sys.platform == "win32":
@@ -84,10 +86,10 @@ class RunLock:
             self._file = None
 
 
-def _refusal(out: Path, holder: str) -> str:
+def _refusal(run: Path, holder: str) -> str:
     try:
         who = json.loads(holder)
         where = f"process {who['pid']} on {who['host']}"
     except (ValueError, KeyError, TypeError):
         where = "another run"
-    return f"--out {out} is in use by {where}; wait until it ends, stop it, or choose another --out"
+    return f"--out {run} is in use by {where}; wait until it ends, stop it, or choose another --out"
