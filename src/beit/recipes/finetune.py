@@ -95,11 +95,6 @@ def prepare_labels(config: FinetuneConfig, stage: Stage) -> Labels:
         )
     if config.labels_per_class is not None:
         stage.source = labels_per_class(stage.source, config.labels_per_class, config.seed)
-    if len(stage.source) < config.batch_size:
-        stage.source.notes.append(
-            f"a batch of {config.batch_size:,} shows some images more than once; --preset small-data and tiny are "
-            f"for few images"
-        )
     return labels
 
 
