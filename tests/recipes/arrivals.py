@@ -9,13 +9,19 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from beit.recipes import finetune as finetune_recipe
 from beit.recipes import probe as probe_recipe
 from beit.recipes import stage as stage_module
 from beit.recipes.method import Method
 from beit.recipes.stage import Stage
 from beit.training.plan import LoopParts, LoopPlan, StepOutput
 
-WATCHED = ((stage_module, "Loader"), (probe_recipe, "EvaluationView"), (probe_recipe, "neighbour_votes"))
+WATCHED = (
+    (stage_module, "Loader"),
+    (finetune_recipe, "open_source"),
+    (probe_recipe, "EvaluationView"),
+    (probe_recipe, "neighbour_votes"),
+)
 """Functions whose arguments leave no other trace."""
 
 

@@ -161,10 +161,17 @@ BARE: Knobs = {
 # ------------------------------------------------------------------------------------------------------------
 # Classification; 3 classes of 20 images
 
+
+def layer_scales(arrived: Arrived) -> set[float]:
+    """The shares of the rate at which the optimiser's groups learn."""
+    return {group["lr_scale"] for group in arrived.parts.optimizer.param_groups}
+
+
 FINETUNE: Knobs = {
     **ENCODER,
     "image_size": Knob(48, lambda a: (a.view.image_size, a.evaluation_view.view.image_size), ((48, 48),) * 2),
     "normalization": Knob("imagenet", lambda a: (a.view.mean[0], a.view.std[0]), (0.485, 0.229)),
+    "max_megapixels": Knob(2.0, lambda a: a.given["open_source"]["max_megapixels"]),
     "labels_per_class": Knob(5, lambda a: len(a.stage.source), 15),
     "pool": Knob("cls", lambda a: a.model.pool),
     "init_scale": Knob(0, lambda a: int(a.model.head.weight.count_nonzero())),
@@ -175,6 +182,7 @@ FINETUNE: Knobs = {
     "randaugment_std": Knob(0.7, lambda a: a.view.randaugment.std),
     "erasing": Knob(0.15, lambda a: a.view.erasing),
     "repeats": Knob(4, lambda a: a.given["Loader"]["repeats"]),
+    "layer_decay": Knob(0.5, layer_scales, {1}),  # no decay from scratch
     "crop_pct": Knob(0.8, lambda a: a.evaluation_view.view.crop_share),
 }
 
@@ -182,9 +190,8 @@ FROM_ENCODER: Knobs = {
     "drop_path_rate": Knob(0.3, lambda a: a.encoder.drop_path_rate),
     "dropout": Knob(0.05, lambda a: a.encoder.dropout),
     "position": Knob("shared_bias", lambda a: a.encoder.position),
-    "layer_decay": Knob(
-        0.5, lambda a: {g["lr_scale"] for g in a.parts.optimizer.param_groups}, {1, 0.5, 0.25, 0.125}
-    ),
+    "label_share": Knob(0.25, lambda a: len(a.stage.source), 15),
+    "layer_decay": Knob(0.5, layer_scales, {1, 0.5, 0.25, 0.125}),
 }
 
 # ------------------------------------------------------------------------------------------------------------

@@ -175,8 +175,8 @@ class TrainingConfig(DataConfig):
         if self.warmup_steps >= steps:
             length = f"--steps {steps}" if self.steps else f"--epochs {self.epochs:g}, {steps} steps,"
             raise UserError(
-                f"{length} would end in the warm-up, --warmup-steps {self.warmup_steps} (the preset's or the default, "
-                f"if you gave none), below the full rate; give --warmup-steps {longest}, or a longer run"
+                f"{length} would end in the warm-up, --warmup-steps {self.warmup_steps} (of the preset or default "
+                f"where not given), below the full rate; give --warmup-steps {longest}, or a longer run"
             )
         return self.warmup_steps
 
