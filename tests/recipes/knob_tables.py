@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from arrivals import Arrived, Knob
 from torch import Tensor
@@ -56,7 +57,7 @@ SHARED: Knobs = {
 LENGTH: Knobs = {  # in passes over 20 images
     "limit": Knob(20, lambda a: len(a.stage.source)),
     "steps": Knob(None, lambda a: a.plan.steps, 10),
-    "epochs": Knob(4.0, lambda a: a.plan.steps * a.plan.batch_size / a.plan.steps_per_epoch / 8, 4.0),
+    "epochs": Knob(4.0, lambda a: a.plan.steps / a.plan.steps_per_epoch),
     "warmup_epochs": Knob(0.8, lambda a: a.stage.warmup(), 2),
     "eval_images": Knob(3, lambda a: len(a.stage.held_back)),
 }
@@ -232,8 +233,16 @@ def inference(arrived: Arrived) -> Any:
     return arrived.method.evaluate.args[0]  # type: ignore[attr-defined]
 
 
+def padding(arrived: Arrived) -> list[int]:
+    """The pixel beside an image that does not fill the crop."""
+    black = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    shown = arrived.view(black, torch.zeros(8, 8, dtype=torch.uint8), np.random.default_rng(0))
+    return shown.image[:, 0, -1].tolist()
+
+
 SEGMENT: Knobs = {
     **ENCODER,
+    "normalization": Knob("imagenet", padding, [124, 116, 104]),
     "reduce_zero_label": Knob(True, lambda a: a.model.num_classes, 3),
     "crop": Knob((32, 48), lambda a: (a.view.crop, inference(a).crop), ((32, 48),) * 2),
     "resize": Knob(40, lambda a: (a.view.base, a.evaluation_view.base, inference(a).resize), (40,) * 3),

@@ -89,11 +89,13 @@ def test_a_knob_arrives(run: str, name: str, arrived: Callable[[str], Arrived]) 
 def test_a_step_smooths_and_then_mixes(
     mixup: float, cutmix: float, cutmix_share: float, label_smoothing: float, colours: Path, tmp_path: Path
 ) -> None:
-    """The paper's order and defaults are timm's: targets are smoothed before they are mixed."""
-    knobs = {"mixup": mixup, "cutmix": cutmix, "cutmix_share": cutmix_share}
-    run = arrive(
-        finetune, finetune_config(colours, tmp_path / "run", label_smoothing=label_smoothing, **knobs)
-    )
+    values = {
+        "mixup": mixup,
+        "cutmix": cutmix,
+        "cutmix_share": cutmix_share,
+        "label_smoothing": label_smoothing,
+    }
+    run = arrive(finetune, finetune_config(colours, tmp_path / "run", **values))
     images, labels = torch.rand(4, 3, 32, 32), torch.tensor([0, 2, 1, 2])
 
     def model(images: Tensor) -> Tensor:
