@@ -58,7 +58,7 @@ LENGTH: Knobs = {  # in passes over 20 images
     "limit": Knob(20, lambda a: len(a.stage.source)),
     "steps": Knob(None, lambda a: a.plan.steps, 10),
     "epochs": Knob(4.0, lambda a: a.plan.steps / a.plan.steps_per_epoch),
-    "warmup_epochs": Knob(0.8, lambda a: a.stage.warmup(), 2),
+    "warmup_epochs": Knob(1.6, lambda a: a.stage.warmup(), 2),  # 4 steps, but a fifth at most
     "eval_images": Knob(3, lambda a: len(a.stage.held_back)),
 }
 
@@ -208,12 +208,14 @@ PROBE: Knobs = {
     "crop_pct": Knob(0.7, lambda a: a.given["EvaluationView"]["crop_share"]),
     "knn": Knob(3, lambda a: a.given["neighbour_votes"]["neighbours"]),
     "knn_temperature": Knob(0.2, lambda a: a.given["neighbour_votes"]["temperature"]),
-    "knn_images": Knob(9, lambda a: len(a.given["neighbour_votes"]["bank"])),
+    "knn_images": Knob(
+        9, lambda a: a.method.about[2], "the features of 31 images take 0.0 GiB"
+    ),  # of 22 to judge
 }
 
 KEPT: Knobs = {
     "augment": Knob(False, lambda a: a.view, feature_view),
-    "knn_images": PROBE["knn_images"],
+    "knn_images": Knob(9, lambda a: len(a.given["neighbour_votes"]["bank"])),
     "standardize": Knob(False, lambda a: bool((a.model.std == 1).all()), True),
 }
 
