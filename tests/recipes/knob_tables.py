@@ -136,7 +136,7 @@ PRETRAIN: Knobs = {
         32, lambda a: (a.view.token_size, a.evaluation_view.token_size), ((32, 32),) * 2
     ),
     "num_masked": Knob(20, lambda a: a.view.masking.num_masked),
-    "min_block": Knob(5, lambda a: a.view.masking.min_block),
+    "min_block": Knob(3, lambda a: a.view.masking.min_block),
     "mask_count": Knob("at_most", lambda a: a.view.masking.count),
     "block_aspect": Knob("uniform", lambda a: a.view.masking.aspect),
     "predict": Knob("all", share_predicted, 1.0),
