@@ -94,12 +94,12 @@ def test_images_that_are_named_and_not_there_are_told(photos: Path, tmp_path: Pa
     labels = LabelFile(file, multilabel=False)
     for split in ("train", "eval"):
         labels.apply(open_source([str(photos)], split, holdout=0.1))
-    told = labels.unused()
-    assert told is not None and told.startswith("2 images that") and "the first being 'val/gone.png'" in told
+    [told] = labels.unused()
+    assert told.startswith("2 images that") and "the first being 'val/gone.png'" in told
     file.write_text("train/0.png,a\ntrain/1.png,b\n")
     labels = LabelFile(file, multilabel=False)
     labels.apply(open_source([str(photos)], "train", holdout=0.1))
-    assert labels.unused() is None
+    assert labels.unused() == []
     with pytest.raises(UserError, match="names none of the 2 images held back for evaluation; label some"):
         labels.apply(open_source([str(photos)], "eval", holdout=0.1), held_back=True)
 

@@ -123,6 +123,32 @@ def test_classes_are_matched_by_name(classifier: Path, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_what_is_left_out_is_told(classifier: Path, tmp_path: Path, capsys: Any) -> None:
+    """Images beside the class folders or the splits, those that a file does not label, and labels of no image."""
+    data = labelled(tmp_path / "data")
+    for place in ("val/loose.png", "other/a.png", "train/a/0.png"):
+        (data / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(data / "val/a/0.png", data / place)
+    figures = evaluate(config(classifier, data, split="all"))
+    assert figures["data"].startswith(f"43 images: 1 images, 7 classes, from {data}; 42 images")
+    told = capsys.readouterr().err.splitlines()
+    assert sorted(told) == [
+        f"{data}: 1 images outside the class folders ignored",
+        f"{data}: other/ ignored (1 images)",
+    ]
+
+    file = tmp_path / "labels.csv"
+    file.write_text("".join(f"val/{name}/{i}.png,{name}\n" for name in CLASSES for i in (0, 1, 9)))
+    figures = evaluate(config(classifier, data, split="all", labels=str(file)))
+    assert figures["images"] == 14
+    assert figures["data"].startswith(
+        f"14 chosen of 44 images: 1 images, from {data}; 43 images, from {data}, "
+    )
+    told = capsys.readouterr().err
+    assert f"30 images are not in {file} and are left out\n7 images that {file} names are not" in told
+    assert "other/ ignored" in told
+
+
 def test_several_classes_an_image(tmp_path: Path, capsys: Any) -> None:
     """Labels from a file, in the model's order of classes; F1, precision and recall as torchmetrics has them."""
     torch.manual_seed(3)
@@ -242,6 +268,23 @@ def test_a_model_without_its_run_needs_its_own_tokenizer(
         evaluate(config(alone, images, **SAME, tokenizer=str(other)))
     with pytest.raises(UserError, match="drop it"):
         evaluate(config(trained_tokenizer, images, **SAME, tokenizer=str(other)))
+
+
+def test_a_run_of_another_version_is_judged_with_what_is_known_of_it(
+    pretrained: Path, images: Path, tmp_path: Path, capsys: Any
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(pretrained, run)
+    with open(run / "config.yaml", "a") as file:
+        file.write("compile: false\nmasking_of_2031: spiral\n")
+    figures = evaluate(config(run, images, **SAME))
+    assert figures["loss"] == pytest.approx(last_evaluation(pretrained)["loss"], rel=1e-5)
+    assert (
+        f"{run / 'config.yaml'}: compile, masking_of_2031 unknown to this version" in capsys.readouterr().err
+    )
+    (run / "config.yaml").write_text("masking: spiral\n")
+    with pytest.raises(UserError, match=rf"^{run / 'config.yaml'}: masking is 'spiral'"):
+        evaluate(config(run, images, **SAME))
 
 
 def test_splits_are_what_training_made_of_them(trained_tokenizer: Path, images: Path) -> None:

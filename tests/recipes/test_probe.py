@@ -93,6 +93,19 @@ def test_a_run_leaves_a_model_that_sees_what_the_probe_saw(probed: Path, colours
     assert {"eval/top1", "eval/top5", "eval/loss", "eval/knn_top1", "eval/best_layer"} <= lines[-1].keys()
 
 
+def test_labels_may_stand_in_a_file(probed: Path, colours: Path, pretrained: Path, tmp_path: Path) -> None:
+    """The classes of the folders, said by a file, make the same probe; images that it leaves out are."""
+    images = sorted(path.relative_to(colours) for path in colours.rglob("*.png"))
+    file, run = tmp_path / "labels.csv", tmp_path / "run"
+    file.write_text("".join(f"{path},{path.parent.name}\n" for path in images))
+    probe(probe_config(colours, run, pretrained, labels=str(file)))
+    assert read(run, "results.json")["layers"] == read(probed, "results.json")["layers"]
+    file.write_text("".join(f"{path},{path.parent.name}\n" for path in images if path.parent.name != "red"))
+    probe(probe_config(colours, tmp_path / "two", pretrained, labels=str(file), steps=1))
+    assert read(tmp_path / "two", "model/model.json")["classes"] == ["blue", "green"]
+    assert f"21 images are not in {file} and are left out" in (tmp_path / "two" / "log.txt").read_text()
+
+
 def test_a_stopped_run_continues_to_the_same_weights(
     probed: Path, colours: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,9 @@ class ProbeConfig(TrainingConfig):
     init: str
     """The encoder to judge: a run or model, ours or not (as SOURCE of `beit convert`)."""
 
+    labels: str | None = None
+    """File with one class for each image: CSV (`image,class`) or JSON ({image: [class]}); null: class folders."""
+
     image_size: int | None = None
     """Side of the images in pixels; null for the size that the encoder was trained at."""
     pool: Literal["mean", "cls_mean"] = "mean"

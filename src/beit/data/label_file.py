@@ -97,12 +97,14 @@ class LabelFile:
             relabeled.notes.append(f"{missing:,} images are not in {self.path} and are left out")
         return relabeled
 
-    def unused(self) -> str | None:
-        """A line about images that the file names and no source so far has; None when there are none."""
+    def unused(self) -> list[str]:
+        """A note about images that the file names and no source so far has, where there are any."""
         left = [image for row, image in enumerate(self._images) if row not in self._used]
         if not left:
-            return None
-        return f"{len(left):,} images that {self.path} names are not among those used, the first being '{left[0]}'"
+            return []
+        return [
+            f"{len(left):,} images that {self.path} names are not among those used, the first being '{left[0]}'"
+        ]
 
     def _find(self, source: Source, index: int) -> int | None:
         row = self._row_of.get(source.key(index))

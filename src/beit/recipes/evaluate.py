@@ -21,7 +21,7 @@ from beit.recipes.evaluate_pretrained import evaluate_pretrained
 from beit.recipes.evaluate_segmenter import evaluate_segmenter
 from beit.recipes.evaluation_data import Damage, open_split
 from beit.recipes.evaluation_tables import show
-from beit.recipes.inference import Machine, each_batch, open_machine, totals
+from beit.recipes.inference import Machine, each_batch, open_machine, tell, totals
 from beit.recipes.results_file import require_writable_file
 from beit.recipes.tokenizer import reconstruction_figures, reconstruction_sums
 from beit.tokenizers.base import VisualTokenizer
@@ -67,6 +67,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 def evaluate_tokenizer(model: VisualTokenizer, config: EvaluateConfig, machine: Machine) -> dict[str, Any]:
     """What is left of images that became tokens, and how much of the codebook is used."""
     source = open_split(config)
+    tell(source.notes)
     damage = Damage(source, config.max_bad)
     sums = totals(
         each_batch(

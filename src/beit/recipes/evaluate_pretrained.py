@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from beit.checkpoints.describe import describe
 from beit.checkpoints.store import load_tokenizer, weights_sha256
 from beit.config import EvaluateConfig, PretrainConfig, UserError
-from beit.config_file import read_yaml
+from beit.config_file import read_record
 from beit.data.batches import PretrainBatch
 from beit.data.sources import open_source
 from beit.data.views import EvaluationView
 from beit.models.heads import MaskedImageModel
 from beit.recipes.evaluation_data import Damage, open_split
-from beit.recipes.inference import Machine, each_batch, run_of, totals
+from beit.recipes.inference import Machine, each_batch, run_of, tell, totals
 from beit.recipes.pretrain import (
     best_mixtures_of_sums,
     masked_token_sums,
@@ -35,6 +35,7 @@ def evaluate_pretrained(model: MaskedImageModel, config: EvaluateConfig, machine
     """Masked-token loss and accuracy beside the baselines, with masks as in the run that trained the model."""
     recipe = recipe_of(model, config)
     source = open_split(config, partial(open_source, pillow=recipe.views == "exact"))
+    tell(source.notes)
     damage = Damage(source, config.max_bad)
     if recipe.target == "pixels":
         size, more = model.encoder.config.image_size, {}
@@ -71,7 +72,13 @@ def evaluate_pretrained(model: MaskedImageModel, config: EvaluateConfig, machine
 def recipe_of(model: MaskedImageModel, config: EvaluateConfig) -> PretrainConfig:
     """How the model was trained, from the run it lies in; elsewhere the defaults at the model's size."""
     run = run_of(config.model)
-    values = read_yaml(run / "config.yaml", PretrainConfig) if run else {}
+    values: dict[str, Any] = {}
+    if run:
+        values, unknown = read_record(run / "config.yaml", PretrainConfig)
+        if unknown:
+            tell(
+                [f"{run / 'config.yaml'}: {', '.join(unknown)} unknown to this version of beit, and left out"]
+            )
     if not run:
         encoder = model.encoder.config
         (height, width), patch = encoder.image_size, encoder.patch_size

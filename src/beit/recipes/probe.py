@@ -25,6 +25,7 @@ from beit.models.heads import LayerProbes, LinearProbe, layer_features
 from beit.recipes.classification import classification_sums, hits
 from beit.recipes.features import FeatureBatch, FeatureSource, feature_view, neighbour_votes
 from beit.recipes.inference import Machine
+from beit.recipes.labels import label_images
 from beit.recipes.memory import activations_of_encoder
 from beit.recipes.method import Method
 from beit.recipes.stage import Poll, Stage, is_done, spread
@@ -39,7 +40,8 @@ def probe(config: ProbeConfig, *, dry_run: bool = False, overwrite: bool = False
     """Judge every layer of the encoder of `config.init` on labelled images; the run directory is `config.out`."""
     if is_done("probe", config, overwrite):
         return
-    stage = Stage("probe", config, partial(open_source, labeled=True))
+    stage = Stage("probe", config, partial(open_source, labeled=config.labels is None))
+    label_images(stage, config.labels)
     stage.train(_Probing(config, stage).method(), dry_run=dry_run, overwrite=overwrite)
 
 
