@@ -183,6 +183,14 @@ def test_null_switches_a_knob_off(capsys: pytest.CaptureFixture[str]) -> None:
     assert resolved(capsys, "pretrain", *TRAINING, "--clip-grad", "null")["clip_grad"] is None
 
 
+@pytest.mark.parametrize(
+    "arguments", [["pretrain", *TRAINING], ["finetune", *FINETUNE], ["probe", *FINETUNE]]
+)
+def test_images_have_one_side_or_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert resolved(capsys, *arguments, "--image-size", "64", "96")["image_size"] == [64, 96]
+    assert resolved(capsys, *arguments, "--image-size", "64")["image_size"] == 64
+
+
 def test_dalles_learning_rate_falls_over_its_own_steps() -> None:
     """DALL-E appendix A.2: 1e-4 to 1.25e-6 over 1.2 million of 3 million updates."""
     config = configure(TokenizerConfig, "dalle", data="x", out="y")

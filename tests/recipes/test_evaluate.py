@@ -287,6 +287,21 @@ def test_a_run_of_another_version_is_judged_with_what_is_known_of_it(
         evaluate(config(run, images, **SAME))
 
 
+@pytest.mark.parametrize("target", ["tokens", "pixels"])
+def test_images_need_not_be_square(
+    target: str, images: Path, trained_tokenizer: Path, tmp_path: Path
+) -> None:
+    """Pre-training on 3x5 patches, judged as its run was, in the run's folder and outside it."""
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    tokens = {"tokenizer": str(trained_tokenizer), "token_image_size": (12, 20)} if target == "tokens" else {}
+    pretrain(pretrain_config(images, run, image_size=(24, 40), target=target, **tokens))
+    wanted = pytest.approx(last_evaluation(run)["loss"], rel=1e-5)
+    assert evaluate(config(run, images, **SAME))["loss"] == wanted
+    shutil.copytree(run / "model", alone)
+    tokenizer_of = {"tokenizer": str(trained_tokenizer)} if target == "tokens" else {}
+    assert evaluate(config(alone, images, **SAME, **tokenizer_of))["loss"] == wanted
+
+
 def test_splits_are_what_training_made_of_them(trained_tokenizer: Path, images: Path) -> None:
     counts = {
         split: evaluate(config(trained_tokenizer, images, holdout=0.2, split=split))["images"]

@@ -116,6 +116,10 @@ def test_another_size_resizes_positions_and_says_so(colors: Path, pretrained: Pa
     assert read_description(run)["image_size"] == [48, 48] and read_description(run)["crop_pct"] == 0.875
     assert "shared_bias positions resized from 4x4 to 6x6 patches" in log(run)
     assert "drop path rate 0.2 instead of 0.1" in log(run)
+    oblong = tmp_path / "oblong"
+    finetune(finetune_config(colors, oblong, init=str(pretrained), image_size=(24, 40), steps=1))
+    assert read_description(oblong)["image_size"] == [24, 40]
+    assert "resized from 4x4 to 3x5 patches" in log(oblong)
 
 
 def test_other_classes_replace_the_head_and_the_same_keep_it(

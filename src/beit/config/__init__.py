@@ -4,7 +4,7 @@ A field's docstring is its help text. Defaults are the released BEiT-base recipe
 :mod:`beit.presets` holds the other recipes. Nothing here imports torch, so that ``beit --help`` stays fast.
 """
 
-from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEConfig, EncoderConfig, default_crop
+from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEConfig, EncoderConfig, default_crop, sides
 from beit.config.convert import ConvertConfig
 from beit.config.errors import Interrupted, RunFailed, UserError, require
 from beit.config.finetune import FinetuneConfig
@@ -42,4 +42,5 @@ __all__ = [
     "UserError",
     "default_crop",
     "require",
+    "sides",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -71,23 +72,12 @@ def evaluate_pretrained(model: MaskedImageModel, config: EvaluateConfig, machine
 
 def recipe_of(model: MaskedImageModel, config: EvaluateConfig) -> PretrainConfig:
     """How the model was trained, from the run it lies in; elsewhere the defaults at the model's size."""
-    run = run_of(config.model)
-    values: dict[str, Any] = {}
-    if run:
-        values, unknown = read_record(run / "config.yaml", PretrainConfig)
-        if unknown:
-            tell(
-                [f"{run / 'config.yaml'}: {', '.join(unknown)} unknown to this version of beit, and left out"]
-            )
-    if not run:
-        encoder = model.encoder.config
-        (height, width), patch = encoder.image_size, encoder.patch_size
-        if height != width:
-            raise UserError(
-                f"{config.model} is for images of {height}x{width} px; only squares are evaluated"
-            )
-        values = {"out": "-", "image_size": height, "patch_size": patch}
-        if model.vocab_size == 3 * patch**2 and describe(config.model).get("tokenizer") is None:
+    run, encoder = run_of(config.model), model.encoder.config
+    if run is not None:
+        values = recorded(run)
+    else:
+        values = {"out": "-", "image_size": encoder.image_size, "patch_size": encoder.patch_size}
+        if model.vocab_size == 3 * encoder.patch_size**2 and describe(config.model).get("tokenizer") is None:
             values["target"] = "pixels"
     if values.get("target") != "pixels":
         values["tokenizer"] = config.tokenizer or values.get("tokenizer")
@@ -95,10 +85,19 @@ def recipe_of(model: MaskedImageModel, config: EvaluateConfig) -> PretrainConfig
             raise UserError(
                 f"{config.model} predicts the tokens of a tokenizer; name its run or model with --tokenizer"
             )
-        if not run:
+        if run is None:
             stride = load_tokenizer(values["tokenizer"]).stride
-            values["token_image_size"] = values["image_size"] // values["patch_size"] * stride
+            values["token_image_size"] = tuple(length * stride for length in encoder.grid)
     return PretrainConfig(**{**values, "data": config.data})
+
+
+def recorded(run: Path) -> dict[str, Any]:
+    """The configuration of a run, which may be that of an older or a newer version."""
+    file = run / "config.yaml"
+    values, unknown = read_record(file, PretrainConfig)
+    if unknown:
+        tell([f"{file}: {', '.join(unknown)} unknown to this version of beit, and left out"])
+    return values
 
 
 def matching_tokenizer(recipe: PretrainConfig, config: EvaluateConfig, machine: Machine) -> VisualTokenizer:
