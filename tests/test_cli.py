@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,18 @@ FINETUNE = ["--data", "x", "--out", "y", "--init", "i"]
             ["finetune", *FINETUNE, "--multilabel", "--labels", "l.csv", "--labels-per-class", "5"],
             "use --label-share",
         ),
+        (
+            ["finetune", *FINETUNE, "--preset", "demo", "--multilabel", "--labels", "l.csv"],
+            "of the preset) needs one class for each image; use --label-share, or add --labels-per-class null",
+        ),
+        (
+            ["finetune", "--data", "demo", "--out", "y", "--init", "no/such/model"],
+            "--init: no/such/model does not exist",
+        ),
+        (
+            ["probe", "--data", "demo", "--out", "y", "--init", "no/such/model"],
+            "--init: no/such/model does not exist",
+        ),
         (["finetune", *FINETUNE, "--randaugment", "11"], "--randaugment must lie between 0 and 10"),
         (["segment", *FINETUNE, "--crop", "0"], "--crop must be positive"),
         (["segment", *FINETUNE, "--decoder", "unet"], "'upernet', 'pup'"),
@@ -143,6 +156,16 @@ def test_a_value_out_of_range_is_refused_by_its_flag(flag: str, capsys: pytest.C
     error = capsys.readouterr().err
     assert flag.split()[0] in error
     assert error.count("\n") == 1
+
+
+def test_a_reader_that_leaves_is_no_mistake() -> None:
+    """`beit presets | head -3`: no complaint, and no success either."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "beit", "presets"]
+    left = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (left.returncode, left.stderr) == (1, "")
 
 
 def resolved(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:

@@ -112,7 +112,10 @@ class FinetuneConfig(StartConfig):
             "--multilabel needs --labels FILE: a folder gives an image one class",
         )
         if self.multilabel and self.labels_per_class is not None:
-            raise UserError("--labels-per-class needs one class for each image; use --label-share")
+            raise UserError(
+                f"--labels-per-class {self.labels_per_class} (given, or of the preset) needs one class for each "
+                f"image; use --label-share, or add --labels-per-class null"
+            )
 
     @property
     def stated_size(self) -> Sides | None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from beit.checkpoints.store import kind_of, load_model
-from beit.config import EvaluateConfig, UserError
+from beit.config import EvaluateConfig, UserError, given_by
 from beit.data.views import EvaluationView
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
@@ -32,7 +32,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Print the figures of `config.model` on `config.data`, write them to `config.out`, and return them."""
     if config.out is not None:
         require_writable_file(config.out)
-    model = load_model(config.model)
+    with given_by("--model"):
+        model = load_model(config.model)
     if config.tokenizer is not None and not isinstance(model, MaskedImageModel):
         raise UserError(f"--tokenizer is for pre-trained models, and {config.model} is none; drop it")
     if config.labels is not None and not isinstance(model, ImageClassifier | LinearProbe):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from beit.checkpoints.describe import describe
 from beit.checkpoints.store import load_tokenizer, weights_sha256
-from beit.config import EvaluateConfig, PretrainConfig, UserError
+from beit.config import EvaluateConfig, PretrainConfig, UserError, given_by
 from beit.config_file import read_record
 from beit.data.batches import PretrainBatch
 from beit.data.sources import open_source
@@ -86,7 +86,8 @@ def recipe_of(model: MaskedImageModel, config: EvaluateConfig) -> PretrainConfig
                 f"{config.model} predicts the tokens of a tokenizer; name its run or model with --tokenizer"
             )
         if run is None:
-            stride = load_tokenizer(values["tokenizer"]).stride
+            with given_by("--tokenizer"):
+                stride = load_tokenizer(values["tokenizer"]).stride
             values["token_image_size"] = tuple(length * stride for length in encoder.grid)
     return PretrainConfig(**{**values, "data": config.data})
 
@@ -103,7 +104,8 @@ def recorded(run: Path) -> dict[str, Any]:
 def matching_tokenizer(recipe: PretrainConfig, config: EvaluateConfig, machine: Machine) -> VisualTokenizer:
     """The tokenizer whose tokens the model learned to predict, and no other."""
     assert recipe.tokenizer is not None
-    tokenizer = load_tokenizer(recipe.tokenizer)
+    with given_by("--tokenizer"):
+        tokenizer = load_tokenizer(recipe.tokenizer)
     network = cast(nn.Module, tokenizer)
     wanted, found = describe(config.model).get("tokenizer"), weights_sha256(network)
     if wanted is not None and wanted != found:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beit.checkpoints.store import load_tokenizer, weights_sha256
-from beit.config import EncoderConfig, PretrainConfig, UserError, sides
+from beit.config import EncoderConfig, PretrainConfig, UserError, given_by, sides
 from beit.data.batches import PretrainBatch
 from beit.data.sources import open_source
 from beit.data.views import Masking, PretrainEvaluationView, PretrainViews
@@ -57,7 +57,8 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool =
 def token_method(config: PretrainConfig, stage: Stage) -> Method:
     """Predict the visual tokens of a trained tokenizer."""
     assert config.tokenizer is not None
-    tokenizer = load_tokenizer(config.tokenizer)
+    with given_by("--tokenizer"):
+        tokenizer = load_tokenizer(config.tokenizer)
     identity = weights_sha256(cast(nn.Module, tokenizer))
     stage.freeze(cast(nn.Module, tokenizer))
     encoder = BeitEncoder(config.architecture())

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beit.checkpoints.store import load_encoder, weights_sha256
-from beit.config import ProbeConfig, UserError, default_crop, sides
+from beit.config import ProbeConfig, UserError, default_crop, given_by, sides
 from beit.data.batches import LabeledBatch
 from beit.data.combined import Subset
 from beit.data.sources import open_source
@@ -50,7 +50,8 @@ class _Probing:
 
     def __init__(self, config: ProbeConfig, stage: Stage) -> None:
         self.config, self.stage = config, stage
-        self.encoder = load_encoder(config.init, sides(config.image_size))
+        with given_by("--init"):
+            self.encoder = load_encoder(config.init, sides(config.image_size))
         stage.freeze(self.encoder)
         self.size = self.encoder.config.image_size
         self.crop_pct = default_crop(self.size) if config.crop_pct is None else config.crop_pct
