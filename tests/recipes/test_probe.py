@@ -64,7 +64,7 @@ def test_the_layer_that_knows_the_classes_is_found(
     results = read(run, "results.json")
     assert results["best_layer"] == results["knn_best_layer"] == 0
     known, noise = results["layers"]
-    assert known["top1"] == known["knn_top1"] == known["top5"] == 1.0
+    assert known["top1"] == known["knn_top1"] == 1.0 and "top5" not in known
     assert noise["top1"] < 0.8 and noise["knn_top1"] < 0.8
     assert results["best"]["eval/top1"] == results["last"]["eval/top1"] == 1.0
     assert read(run, "model/model.json")["layer"] == 0
@@ -90,7 +90,20 @@ def test_a_run_leaves_a_model_that_sees_what_the_probe_saw(probed: Path, colours
     log = (probed / "log.txt").read_text()
     assert "damaged.png" in log
     lines = [json.loads(line) for line in (probed / "metrics.jsonl").read_text().splitlines()]
-    assert {"eval/top1", "eval/top5", "eval/loss", "eval/knn_top1", "eval/best_layer"} <= lines[-1].keys()
+    assert {"eval/top1", "eval/loss", "eval/knn_top1", "eval/best_layer"} <= lines[-1].keys()
+
+
+def test_the_five_likeliest_count_where_there_are_more_classes(
+    pretrained: Path, tmp_path: Path, capsys: Any
+) -> None:
+    run = tmp_path / "run"
+    probe(probe_config("demo", run, pretrained, limit=40, eval_images=40, steps=1))
+    rows = read(run, "results.json")["layers"]
+    assert all(0 < row["top1"] <= row["top5"] <= 1 and row["knn_top1"] < row["knn_top5"] <= 1 for row in rows)
+    best = rows[read(run, "results.json")["best_layer"]]
+    shown = [f"{best[name]:.2%}" for name in ("top1", "top5", "knn_top1", "knn_top5")]
+    lines = [line.replace("*", "").split() for line in capsys.readouterr().out.splitlines()]
+    assert [str(best["layer"]), *shown] in lines
 
 
 def test_labels_may_stand_in_a_file(probed: Path, colours: Path, pretrained: Path, tmp_path: Path) -> None:
