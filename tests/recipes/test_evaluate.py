@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchmetrics.functional.classification as oracle
 from PIL import Image
+from rich.console import Console
 from tiny_runs import pretrain_config, tokenizer_config
 
 import beit
@@ -23,6 +24,7 @@ from beit.models.heads import ImageClassifier
 from beit.recipes.average_precision import average_precisions, mean_of_known
 from beit.recipes.classification import classification_sums, share_of_right, with_f1
 from beit.recipes.evaluate import evaluate
+from beit.recipes.evaluation_tables import show
 from beit.recipes.pretrain import pretrain
 from beit.recipes.tokenizer import tokenizer
 
@@ -121,6 +123,14 @@ def test_classes_are_matched_by_name(classifier: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown to the model: 'x', 'y'; rename or remove") as error:
         evaluate(config(classifier, labelled(tmp_path / "more", "axy")))
     assert "\n" not in str(error.value)
+
+
+def test_the_heading_of_a_small_table_stays_on_its_line(capsys: Any) -> None:
+    classes = {name: {"images": 1, "top1": 1.0} for name in "ab"}
+    confusion = {name: {name: 1} for name in "ab"}
+    figures = {"model": "m", "kind": "classifier", "data": "d", "damaged": 0}
+    show({**figures, "classes": classes, "confusion": confusion}, Console(width=80))
+    assert "\nclasses by row, answers by column\n" in capsys.readouterr().out
 
 
 def test_what_is_left_out_is_told(classifier: Path, tmp_path: Path, capsys: Any) -> None:

@@ -19,7 +19,7 @@ class FinetuneConfig(StartConfig):
     trains from scratch."""
 
     labels: str | None = None
-    """File of labels: CSV (`image,class;class` in each line) or JSON ({image: [classes]}); null: class folders."""
+    """File of labels: .csv (`image,class;class` in each line) or .json ({image: [classes]}); null: class folders."""
     multilabel: bool = False
     """An image may have several classes, or none: a yes or no for each class (binary cross-entropy)."""
     label_share: float | None = None

@@ -18,7 +18,7 @@ class ProbeConfig(TrainingConfig):
     """The encoder to judge: a run or model, ours or not (as SOURCE of `beit convert`)."""
 
     labels: str | None = None
-    """File with one class for each image: CSV (`image,class`) or JSON ({image: [class]}); null: class folders."""
+    """File with one class for each image: .csv (`image,class`) or .json ({image: [class]}); null: class folders."""
 
     image_size: int | Sides | None = None
     """Side of the images, or height and width, in pixels; null for the size that the encoder was trained at."""
