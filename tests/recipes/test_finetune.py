@@ -70,7 +70,7 @@ def classifier(colors: Path, pretrained: Path, tmp_path_factory: pytest.TempPath
 
 def test_a_run_learns_and_leaves_what_it_promises(classifier: Path, pretrained: Path) -> None:
     last = metrics(classifier)[-1]
-    assert last["eval/top1"] > 0.9 and last["eval/top5"] == 1 and last["eval/loss"] < 1
+    assert last["eval/top1"] > 0.9 and "eval/top5" not in last and last["eval/loss"] < 1
     assert {"top1", "loss", "lr", "grad_norm"} <= metrics(classifier)[0].keys()
     results = json.loads((classifier / "results.json").read_text())
     assert results["best"]["monitor"] == "eval/top1" and results["best"]["eval/top1"] >= last["eval/top1"]
@@ -116,6 +116,10 @@ def test_another_size_resizes_positions_and_says_so(colors: Path, pretrained: Pa
     assert read_description(run)["image_size"] == [48, 48] and read_description(run)["crop_pct"] == 0.875
     assert "shared_bias positions resized from 4x4 to 6x6 patches" in log(run)
     assert "drop path rate 0.2 instead of 0.1" in log(run)
+    oblong = tmp_path / "oblong"
+    finetune(finetune_config(colors, oblong, init=str(pretrained), image_size=(24, 40), steps=1))
+    assert read_description(oblong)["image_size"] == [24, 40]
+    assert "resized from 4x4 to 3x5 patches" in log(oblong)
 
 
 def test_other_classes_replace_the_head_and_the_same_keep_it(

@@ -255,7 +255,7 @@ def test_a_tokenizer_of_another_grid_is_refused_with_the_remedy(
     images: Path, trained_tokenizer: Path, tmp_path: Path
 ) -> None:
     config = {"tokenizer": str(trained_tokenizer), "image_size": 64}
-    with pytest.raises(UserError, match=r"4x4 tokens.*8x8 patches.*--token-image-size 32"):
+    with pytest.raises(UserError, match=r"4x4 tokens.*8x8 patches.*--token-image-size 32 32"):
         pretrain(pretrain_config(images, tmp_path / "run", **config))
     pretrain(pretrain_config(images, tmp_path / "run", **config, token_image_size=32, steps=1))
 

@@ -4,9 +4,9 @@ A field's docstring is its help text. Defaults are the released BEiT-base recipe
 :mod:`beit.presets` holds the other recipes. Nothing here imports torch, so that ``beit --help`` stays fast.
 """
 
-from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEConfig, EncoderConfig, default_crop
+from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEConfig, EncoderConfig, default_crop, sides
 from beit.config.convert import ConvertConfig
-from beit.config.errors import Interrupted, RunFailed, UserError, require
+from beit.config.errors import Interrupted, RunFailed, UserError, given_by, require
 from beit.config.finetune import FinetuneConfig
 from beit.config.inference import EvaluateConfig, InfoConfig, PredictConfig
 from beit.config.others import CheckConfig, DemoConfig, PresetsConfig, ReportConfig
@@ -41,5 +41,7 @@ __all__ = [
     "TrainingConfig",
     "UserError",
     "default_crop",
+    "given_by",
     "require",
+    "sides",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 from beit.config.errors import UserError, require, require_positive, require_share
 
@@ -12,6 +12,20 @@ PIXEL_STATISTICS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 """Mean and standard deviation that encoders are trained with."""
+
+Sides = tuple[int, int]
+"""Height and width in pixels."""
+
+
+@overload
+def sides(value: int | Sides) -> Sides: ...
+@overload
+def sides(value: None) -> None: ...
+@overload
+def sides(value: int | Sides | None) -> Sides | None: ...
+def sides(value: int | Sides | None) -> Sides | None:
+    """A length as height and width."""
+    return (value, value) if isinstance(value, int) else value
 
 
 @dataclass(frozen=True, kw_only=True)

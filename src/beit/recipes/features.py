@@ -93,9 +93,6 @@ class FeatureSource(Subset):
             raise ImageError(name, self._reasons.get(name, "it could not be read"))
         return self.features[index]
 
-    def describe(self) -> str:
-        return self._source.describe()
-
 
 def neighbour_votes(
     queries: Tensor, bank: Tensor, labels: Tensor, num_classes: int, *, neighbours: int, temperature: float
