@@ -72,7 +72,7 @@ class TrainingConfig(DataConfig):
     warmup_epochs: float | None = 10.0
     """Linear warm-up from 0 in epochs, at most a fifth of the run. Excludes `warmup_steps`."""
     warmup_steps: int | None = None
-    """Linear warm-up from 0 in steps. Excludes `warmup_epochs`."""
+    """Linear warm-up from 0 in steps; a fifth of a run that has no more. Excludes `warmup_epochs`."""
     weight_decay: float = 0.05
     """AdamW weight decay; biases, norms, class token and position embeddings have none."""
     beta1: float = 0.9
@@ -166,19 +166,11 @@ class TrainingConfig(DataConfig):
         return self.steps or max(1, self._steps_of(self.epochs or 0, images))
 
     def num_warmup_steps(self, images: int) -> int:
-        """How many of them are linear warm-up. UserError where all would be."""
+        """How many of them are linear warm-up: never all, where a recipe for a long run is cut short by `steps`."""
         steps = self.num_steps(images)
-        # A recipe for hundreds of epochs, cut short by --steps, would otherwise only warm up.
-        longest = steps // 5
         if self.warmup_steps is None:
-            return min(self._steps_of(self.warmup_epochs or 0, images), longest)
-        if self.warmup_steps >= steps:
-            length = f"--steps {steps}" if self.steps else f"--epochs {self.epochs:g}, {steps} steps,"
-            raise UserError(
-                f"{length} would end in the warm-up, --warmup-steps {self.warmup_steps} (of the preset or default "
-                f"where not given), below the full rate; give --warmup-steps {longest}, or a longer run"
-            )
-        return self.warmup_steps
+            return min(self._steps_of(self.warmup_epochs or 0, images), steps // 5)
+        return self.warmup_steps if self.warmup_steps < steps else steps // 5
 
     def _steps_of(self, epochs: float, images: int) -> int:
         """Steps that show every image `epochs` times; the loader's stream drops none at an epoch's end."""

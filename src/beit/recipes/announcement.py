@@ -24,6 +24,8 @@ def announce(stage: Stage, method: Method, precision: Precision) -> None:
     parameters = sum(parameter.numel() for parameter in method.model.parameters())
     memory = _memory(stage, parameters, method.activations, precision) / 2**30
     epochs = steps * config.batch_size / len(stage.source)
+    warmup, wanted = stage.warmup(), config.warmup_steps or 0
+    shortened = f", not the {wanted:,} that the run would end in" if wanted > warmup else ""
     say(f"data       {stage.source.describe()}; {len(stage.held_back):,} held back to evaluate on")
     for note in [*stage.source.notes, *_few_images(config, len(stage.source))]:
         say(f"           {note}")
@@ -33,7 +35,7 @@ def announce(stage: Stage, method: Method, precision: Precision) -> None:
     say(f"training   {steps:,} steps of {config.batch_size} images ({epochs:.1f} epochs)")
     say(
         f"rate       {config.scaled(config.lr):.3g} at this batch size ({config.lr:.3g} at "
-        f"{config.lr_batch_size}, {config.lr_scaling} scaling) after {stage.warmup():,} steps of warm-up"
+        f"{config.lr_batch_size}, {config.lr_scaling} scaling) after {warmup:,} steps of warm-up{shortened}"
     )
     say(
         f"machine    {stage.compute.world} x {device}, {precision}, about {memory:.2g} GiB besides torch itself"

@@ -84,7 +84,7 @@ class Stage:
         return self.config.num_steps(len(self.source))
 
     def warmup(self) -> int:
-        """Steps of linear warm-up; UserError where the run would be nothing else."""
+        """Steps of linear warm-up."""
         return self.config.num_warmup_steps(len(self.source))
 
     def freeze(self, network: nn.Module) -> None:
@@ -94,7 +94,6 @@ class Stage:
     def train(self, method: Method, *, dry_run: bool, overwrite: bool) -> None:
         """Announce `method` and train it to its end, from wherever the run stands."""
         config, console = self.config, self.console
-        self.warmup()  # too long a one is refused before anything is written
         loader = self._loader(method)
         expected = choose_precision(config.precision, self.compute.device)
         if not method.prepare:  # what is prepared can only be judged after that
