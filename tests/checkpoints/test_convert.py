@@ -138,6 +138,27 @@ def test_class_names_tokenizer_and_origin_travel(tmp_path: Path) -> None:
     assert (about["tokenizer"], about["provenance"]["run"]) == ("t", "x")
 
 
+def test_class_names_with_gaps_are_taken_in_order_and_said(tmp_path: Path) -> None:
+    """As the library's conversion of 22k classifiers writes them: two names deleted, the others' numbers kept."""
+    save_model(tiny("mean"), tmp_path / "own", provenance={})
+    convert(tmp_path / "own", tmp_path / "hf", "huggingface")
+    file = tmp_path / "hf" / "config.json"
+    good = json.loads(file.read_text())
+    for labels, names, odd in [
+        ({"0": "a", "1": "b", "3": "d", "12": "m", "4": "e"}, ["a", "b", "d", "e", "m"], True),
+        ({"4": "e", "3": "d", "2": "c", "1": "b", "0": "a"}, [*"abcde"], False),
+        ({str(index): f"LABEL_{index}" for index in range(5)}, None, False),
+    ]:
+        file.write_text(json.dumps({**good, "id2label": labels}))
+        about = describe(tmp_path / "hf")
+        assert about["classes"] == names
+        assert bool(about["notes"]) == odd
+        assert not odd or "its 5 names are those of outputs 0 to 4 in order" in about["notes"][0]
+    file.write_text(json.dumps({**good, "id2label": {"0": "a", "one": "b"}}))
+    with pytest.raises(UserError, match="id2label names one, no number"):
+        load_model(tmp_path / "hf")
+
+
 def test_unknown_and_missing_weights_are_errors_unless_told_to_go_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

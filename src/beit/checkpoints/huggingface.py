@@ -7,6 +7,7 @@ these and under the names that 5.x uses in memory. What is peculiar to segmentat
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from beit.checkpoints import huggingface_segmentation as segmentation
 from beit.checkpoints.foreign import Foreign
-from beit.checkpoints.key_map import KeyMap
+from beit.checkpoints.key_map import KeyMap, shown
 from beit.checkpoints.torch_file import TensorFile
 from beit.config import EncoderConfig, UserError
 from beit.models.heads import ImageClassifier, MaskedImageModel
@@ -110,7 +111,7 @@ def open_folder(
     segments = segmentation.is_segmenter(tensors)
     if segments:
         tensors = segmentation.tensors_of(tensors, config or {}, _BLOCK[version])
-    labels = (config or {}).get("id2label")
+    classes, odd = _class_names((config or {}).get("id2label"), file)
     return Foreign(
         format=NAME,
         file=file,
@@ -119,8 +120,8 @@ def open_folder(
         facts={**_facts(file, config or {}), **_pixels(preprocessor or {})},
         pool=None if config is None else "mean" if config.get("use_mean_pooling", True) else "cls",
         layers=segmentation.layers_of(config or {}, file.path) if segments else None,
-        notes=segmentation.doubts(config or {}) if segments else [],
-        classes=_class_names(labels) if isinstance(labels, dict) else None,
+        notes=[*odd, *(segmentation.doubts(config or {}) if segments else [])],
+        classes=classes,
         provenance={"_name_or_path": config["_name_or_path"]} if config and "_name_or_path" in config else {},
         extra=segmentation.extra_of(preprocessor or {}) if segments else _extra(config or {}),
     )
@@ -161,10 +162,23 @@ def _pixels(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
 
 
-def _class_names(labels: Mapping[str, str]) -> list[str] | None:
-    """Names of the classes in order, or None where they were never given any."""
-    names = [str(labels.get(str(index), f"LABEL_{index}")) for index in range(len(labels))]
-    return None if names == [f"LABEL_{index}" for index in range(len(names))] else names
+def _class_names(labels: Any, file: TensorFile) -> tuple[list[str] | None, list[str]]:
+    """Names of the classes in order, or None where they were never given any; and a line where numbers are left out.
+
+    The library's own conversion of 22k classifiers deletes two names and keeps the numbers of the others, beside a
+    head that has as many outputs as there are names left.
+    """
+    if not isinstance(labels, dict):
+        return None, []
+    if strange := [key for key in labels if not re.fullmatch("[0-9]{1,9}", key)]:
+        raise UserError(f"{file.path.parent / 'config.json'}: id2label names {shown(strange[0])}, no number")
+    numbers = sorted(labels, key=int)
+    names = [str(labels[number]) for number in numbers]
+    if all(name == f"LABEL_{number}" for name, number in zip(names, numbers, strict=True)):
+        return None, []
+    gaps = bool(numbers) and int(numbers[-1]) != len(numbers) - 1
+    note = f"id2label leaves numbers out: its {len(names)} names are those of outputs 0 to {len(names) - 1} in order"
+    return names, [note] if gaps else []
 
 
 def write(
