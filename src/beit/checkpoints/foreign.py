@@ -110,7 +110,8 @@ def survey(foreign: Foreign, stated: Stated) -> Survey:
     held = {key: keys[key] for key in wanted if key in keys}
     extra = dict(foreign.extra)
     if isinstance(model, SemanticSegmenter):
-        extra = upernet.extra(config, model.num_classes) | extra
+        extra, guessed = upernet.extra(model, extra, stated)
+        notes += guessed
     return Survey(kind, config, model, held, unknown, missing, notes, extra)
 
 
@@ -190,8 +191,8 @@ def _skeleton(
         encoder = BeitEncoder(config)
         if "decode_head.conv_seg.weight" in shapes:
             return "segmenter", *upernet.skeleton(encoder, shapes, foreign.layers, stated)
-        if stated.layers is not None:
-            raise UserError("layers are a segmenter's, and it is none; drop layers")
+        if needless := {"layers", "reduce_zero_label"} & {*stated.given()}:
+            raise UserError(f"it is no segmenter; drop {listed(needless)}")
         if "token_head.weight" in shapes:
             return "pretrained", MaskedImageModel(encoder, shapes["token_head.weight"][0]), []
         if "head.weight" in shapes:

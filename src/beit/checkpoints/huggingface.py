@@ -15,9 +15,11 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from beit.checkpoints import huggingface_images as images
 from beit.checkpoints import huggingface_segmentation as segmentation
 from beit.checkpoints.foreign import Foreign
 from beit.checkpoints.key_map import KeyMap, shown
+from beit.checkpoints.protocol import preparation
 from beit.checkpoints.torch_file import TensorFile
 from beit.config import EncoderConfig, UserError
 from beit.models.heads import ImageClassifier, MaskedImageModel
@@ -111,24 +113,29 @@ def open_folder(
     segments = segmentation.is_segmenter(tensors)
     if segments:
         tensors = segmentation.tensors_of(tensors, config or {}, _BLOCK[version])
-    classes, odd = _class_names((config or {}).get("id2label"), file)
+    facts = _facts(file, config or {})
+    classes, notes = _class_names((config or {}).get("id2label"), file)
+    extra: dict[str, Any] = {}
+    if segments:
+        extra, odd = segmentation.extra_of(preprocessor or {}), segmentation.doubts(config or {})
+    elif config and "classifier.weight" in tensors:
+        extra, odd = images.preparation_of(preprocessor or {}, facts["image_size"])
+        extra |= {"multilabel": True} if config.get("problem_type") == _SEVERAL else {}
+    else:
+        odd = []
     return Foreign(
         format=NAME,
         file=file,
         tensors=tensors,
         table=_table(version, masked),
-        facts={**_facts(file, config or {}), **_pixels(preprocessor or {})},
+        facts={**facts, **images.pixels_of(preprocessor or {})},
         pool=None if config is None else "mean" if config.get("use_mean_pooling", True) else "cls",
         layers=segmentation.layers_of(config or {}, file.path) if segments else None,
-        notes=[*odd, *(segmentation.doubts(config or {}) if segments else [])],
+        notes=[*notes, *odd],
         classes=classes,
         provenance={"_name_or_path": config["_name_or_path"]} if config and "_name_or_path" in config else {},
-        extra=segmentation.extra_of(preprocessor or {}) if segments else _extra(config or {}),
+        extra=extra,
     )
-
-
-def _extra(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"multilabel": True} if config.get("problem_type") == _SEVERAL else {}
 
 
 # Their name, ours, their default.
@@ -153,13 +160,6 @@ def _facts(file: TensorFile, config: Mapping[str, Any]) -> dict[str, Any]:
     size = config.get("image_size", 224)
     facts["image_size"] = (size, size) if isinstance(size, int) else size
     return facts
-
-
-def _pixels(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
-    if preprocessor.get("do_normalize") is False:
-        return {"pixel_mean": (0.0, 0.0, 0.0), "pixel_std": (1.0, 1.0, 1.0)}
-    found = {"pixel_mean": preprocessor.get("image_mean"), "pixel_std": preprocessor.get("image_std")}
-    return {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
 
 
 def _class_names(labels: Any, file: TensorFile) -> tuple[list[str] | None, list[str]]:
@@ -207,7 +207,7 @@ def write(
     save_file(written, folder / "model.safetensors", metadata={"format": "pt"})
     for name, content in (
         ("config", _config(model, classes) | ({"problem_type": _SEVERAL} if extra.get("multilabel") else {})),
-        ("preprocessor_config", _preprocessor(config, bool(extra.get("reduce_zero_label", False)))),
+        ("preprocessor_config", _processor(model, extra)),
     ):
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
@@ -267,18 +267,9 @@ def _side(config: EncoderConfig) -> int | list[int]:
     return height if height == width else [height, width]
 
 
-def _preprocessor(config: EncoderConfig, reduce_labels: bool) -> dict[str, Any]:
-    height, width = config.image_size
-    return {
-        "image_processor_type": "BeitImageProcessor",
-        "do_resize": True,
-        "size": {"height": height, "width": width},
-        "resample": 3,  # bicubic
-        "do_center_crop": False,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(config.pixel_mean),
-        "image_std": list(config.pixel_std),
-        "do_reduce_labels": reduce_labels,
-    }
+def _processor(model: Model, extra: Mapping[str, Any]) -> dict[str, Any]:
+    config: EncoderConfig = model.encoder.config
+    if isinstance(model, ImageClassifier):
+        return images.content(config, preparation(extra, config.image_size))
+    content = images.content(config, images.WHOLE)
+    return content | {"do_reduce_labels": bool(extra.get("reduce_zero_label", False))}

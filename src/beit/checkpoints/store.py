@@ -178,9 +178,15 @@ def is_own(path: Path) -> bool:
     return (_own_folder(path) / DESCRIPTION).is_file()
 
 
-def _load_own(path: Path, stated: Stated) -> nn.Module:
+def refuse_needless(path: Path, stated: Stated) -> None:
+    """UserError where something is stated of a model of our own."""
     if needless := stated.given():
         raise UserError(f"{path} tells its architecture itself; drop {', '.join(needless)}")
+
+
+def load_own(path: Path, stated: Stated) -> nn.Module:
+    """A model that :func:`save_model` wrote; what is stated of it is refused."""
+    refuse_needless(path, stated)
     description = read_description(path)
     folder = _own_folder(path)
     model = _build(description, folder / DESCRIPTION)
@@ -207,7 +213,7 @@ def _load_foreign(path: Path, stated: Stated) -> nn.Module:
     return loaded.model
 
 
-FORMATS: tuple[Format, ...] = (Format(is_own, _load_own), Format(is_foreign, _load_foreign))
+FORMATS: tuple[Format, ...] = (Format(is_own, load_own), Format(is_foreign, _load_foreign))
 """Asked in this order."""
 
 

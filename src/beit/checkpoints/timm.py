@@ -16,6 +16,7 @@ from torch import nn
 
 from beit.checkpoints.foreign import Foreign
 from beit.checkpoints.key_map import KeyMap
+from beit.checkpoints.protocol import Preparation, preparation, told_preparation
 from beit.checkpoints.torch_file import TensorFile
 from beit.checkpoints.unilm import ENCODER, INDICES, fixed_eps
 from beit.config import UserError
@@ -60,15 +61,8 @@ def open_folder(file: TensorFile, config: Mapping[str, Any]) -> Foreign:
         pool={"token": "cls", "avg": "mean"}.get(config.get("global_pool", "")),  # type: ignore[arg-type]
         classes=names if isinstance(names, list) else None,
         provenance={"architecture": config["architecture"]},
-        extra=_preparation(inner),
+        extra=told_preparation(*(inner.get(name) for name in Preparation._fields)),
     )
-
-
-def _preparation(inner: Mapping[str, Any]) -> dict[str, Any]:
-    """How images are resized and cropped, as model.json tells it."""
-    share, name = inner.get("crop_pct"), inner.get("interpolation")
-    found: dict[str, Any] = {"crop_pct": share} if isinstance(share, float | int) and 0 < share <= 1 else {}
-    return found | ({"interpolation": name} if isinstance(name, str) else {})
 
 
 def write(
@@ -108,8 +102,7 @@ def write(
             "num_classes": model.num_classes,
             "input_size": [3, *config.image_size],
             "fixed_input_size": True,
-            "interpolation": extra.get("interpolation", "bicubic"),
-            "crop_pct": extra.get("crop_pct") or (0.875 if max(config.image_size) < 384 else 1.0),
+            **preparation(extra, config.image_size)._asdict(),
             "mean": list(config.pixel_mean),
             "std": list(config.pixel_std),
             "first_conv": "patch_embed.proj",

@@ -156,16 +156,21 @@ def write(
     meta = {"CLASSES": tuple(classes or ()) or None, "PALETTE": extra.get("palette")}
     with destination.open("wb") as file:
         torch.save({"meta": meta, "state_dict": weights} if segments else {"model": weights}, file)
-    return untold(model)
+    return untold(model, extra)
 
 
-def untold(model: MaskedImageModel | ImageClassifier | SemanticSegmenter) -> list[str]:
+def untold(
+    model: MaskedImageModel | ImageClassifier | SemanticSegmenter, extra: Mapping[str, Any]
+) -> list[str]:
     """What a state dict alone would not tell of this model."""
     config: EncoderConfig = model.encoder.config
     rows, columns = config.grid
     square = rows == columns and (config.position != "none" or config.grid == DEFAULT_GRID)
     heads = "bias" in config.position or config.width == WIDTH_OF_HEAD * config.num_heads
-    layers = model.layers if isinstance(model, SemanticSegmenter) else None
+    layers, reduces = None, None
+    if isinstance(model, SemanticSegmenter):
+        layers, reduces = model.layers, bool(extra.get("reduce_zero_label"))
+        reduces = None if reduces == upernet.counts_from_one(model) else reduces
     mean, std = PIXEL_STATISTICS["half" if layers is None else "imagenet"]
     needed = Stated(
         num_heads=None if heads else config.num_heads,
@@ -173,6 +178,7 @@ def untold(model: MaskedImageModel | ImageClassifier | SemanticSegmenter) -> lis
         pixel_mean=None if config.pixel_mean == mean else config.pixel_mean,
         pixel_std=None if config.pixel_std == std else config.pixel_std,
         layers=None if layers == released_layers("upernet", config.depth) else layers,
+        reduce_zero_label=reduces,
     )
     said = as_statement(needed)
     lines = [f"the file cannot tell {', '.join(needed.given())}: load it as PATH{said}"] if said else []
