@@ -41,6 +41,7 @@ PIXELS = st.tuples(*[st.floats(1e-3, 255.0)] * 3)
         grid=st.none() | st.tuples(st.integers(1, 99), st.integers(1, 99)),
         pixel_mean=st.none() | PIXELS,
         pixel_std=st.none() | PIXELS,
+        reduce_zero_label=st.none() | st.booleans(),
         strict=st.booleans(),
     )
 )

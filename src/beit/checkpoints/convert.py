@@ -14,7 +14,7 @@ from beit.checkpoints.architecture import Pixel, Stated
 from beit.checkpoints.atomic import appearing
 from beit.checkpoints.foreign import Survey
 from beit.checkpoints.key_map import listed
-from beit.checkpoints.kinds import KINDS, kind_of
+from beit.checkpoints.kinds import KINDS, holders, kind_of
 from beit.checkpoints.protocol import in_full
 from beit.checkpoints.recognise import is_foreign, load_foreign, survey_foreign
 from beit.checkpoints.reference import Located, locate
@@ -123,7 +123,9 @@ def _write(source: Source, path: Path, to: Target) -> list[str]:
     if to == "dalle":
         return dalle.write(model, path)
     if kind_of(model) not in KINDS:
-        raise UserError(f"our own format holds a {', '.join(KINDS)}; it cannot hold a {type(model).__name__}")
+        raise UserError(
+            f"our own format holds a {', '.join(KINDS)}; it cannot hold a {type(model).__name__}; {holders(model)}"
+        )
     save_model(
         model,
         path,

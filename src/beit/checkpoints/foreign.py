@@ -122,10 +122,8 @@ def assemble(foreign: Foreign, found: Survey, strict: bool) -> tuple[nn.Module, 
         refuse_strays(path, found.unknown, found.missing)
     parts = {part: foreign.tensors[part] for names in found.keys.values() for part in names}
     loaded = foreign.file.load(parts)
-    weights = {
-        name: in_float32(torch.cat([loaded[part] for part in names]) if len(names) > 1 else loaded[names[0]])
-        for name, names in found.keys.items()
-    }
+    # Taken out, so that what is joined or widened does not stay in memory beside the result.
+    weights = {name: _joined([loaded.pop(part) for part in names]) for name, names in found.keys.items()}
     model = found.model
     if found.missing:
         wanted = model.state_dict()
@@ -137,6 +135,10 @@ def assemble(foreign: Foreign, found: Survey, strict: bool) -> tuple[nn.Module, 
         notes.append(f"{listed(found.unknown)}: unknown, left out")
     model.load_state_dict(weights, strict=not found.missing, assign=True)
     return model.eval(), notes
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    return in_float32(torch.cat([*pieces]) if len(pieces) > 1 else pieces[0])
 
 
 def refuse_strays(path: object, unknown: Sequence[str], missing: Sequence[str]) -> None:

@@ -12,15 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from beit.checkpoints import huggingface_images as images
 from beit.checkpoints import huggingface_segmentation as segmentation
 from beit.checkpoints.foreign import Foreign
 from beit.checkpoints.key_map import KeyMap, shown
+from beit.checkpoints.kinds import holders
 from beit.checkpoints.protocol import preparation
 from beit.checkpoints.torch_file import TensorFile
+from beit.checkpoints.weight_file import write_weights
 from beit.config import EncoderConfig, UserError
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
@@ -189,7 +190,7 @@ def write(
     if not isinstance(model, Model):
         raise UserError(
             f"Hugging Face's BEiT is a masked image model, a classifier or a segmenter; it cannot hold a "
-            f"{type(model).__name__}"
+            f"{type(model).__name__}; {holders(model)}"
         )
     config: EncoderConfig = model.encoder.config
     if config.grid[0] != config.grid[1] and config.position != "none":
@@ -204,7 +205,7 @@ def write(
         segmentation.require_held(model)
         weights, notes = segmentation.with_unused_block(model, weights)
     written = _table(0, isinstance(model, MaskedImageModel)).write(weights, NAME)
-    save_file(written, folder / "model.safetensors", metadata={"format": "pt"})
+    write_weights(written, folder / "model.safetensors")
     for name, content in (
         ("config", _config(model, classes) | ({"problem_type": _SEVERAL} if extra.get("multilabel") else {})),
         ("preprocessor_config", _processor(model, extra)),

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from beit.checkpoints.adapt import resize_encoder
@@ -27,6 +27,7 @@ from beit.checkpoints.kinds import KINDS as KINDS
 from beit.checkpoints.kinds import kind_of as kind_of
 from beit.checkpoints.recognise import is_foreign, load_foreign
 from beit.checkpoints.reference import locate
+from beit.checkpoints.weight_file import write_weights
 from beit.config import UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.position import Grid
@@ -80,7 +81,7 @@ def save_model(
     }
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    replace_file(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    replace_file(folder / WEIGHTS, lambda path: write_weights(tensors, path))
     replace_file(folder / DESCRIPTION, lambda path: path.write_text(text, encoding="utf-8"))
 
 

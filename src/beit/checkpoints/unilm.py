@@ -20,6 +20,7 @@ from beit.checkpoints import upernet
 from beit.checkpoints.architecture import DEFAULT_GRID, WIDTH_OF_HEAD, Stated, as_statement
 from beit.checkpoints.foreign import Foreign
 from beit.checkpoints.key_map import KeyMap
+from beit.checkpoints.kinds import holders
 from beit.checkpoints.safe_pickle import Inert
 from beit.checkpoints.torch_file import TensorFile
 from beit.config import PIXEL_STATISTICS, EncoderConfig, UserError
@@ -137,7 +138,8 @@ def write(
     that such a file cannot tell."""
     if not isinstance(model, MaskedImageModel | ImageClassifier | SemanticSegmenter):
         raise UserError(
-            f"a unilm file holds a masked image model, a classifier or a segmenter, no {type(model).__name__}"
+            f"a unilm file holds a masked image model, a classifier or a segmenter, no {type(model).__name__}; "
+            f"{holders(model)}"
         )
     encoder: BeitEncoder = model.encoder
     segments = isinstance(model, SemanticSegmenter)

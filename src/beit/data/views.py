@@ -255,8 +255,9 @@ def center_view(image: Tensor, size: Size, crop_share: float, mode: Filter = "bi
     # A strip of 1 x 1,000,000 pixels would be enormous once resized; what lies far outside the view goes first.
     limit_rows, limit_columns = _beyond(image, rows, columns)
     image = _center(image, limit_rows, limit_columns)
-    scale = max(rows / image.shape[1], columns / image.shape[2])
-    resized = (max(rows, int(image.shape[1] * scale)), max(columns, int(image.shape[2] * scale)))
+    # In whole numbers: int(147 * (32 / 98)) is 47.
+    fit = (columns * image.shape[1] // image.shape[2], rows * image.shape[2] // image.shape[1])
+    resized = (max(rows, fit[0]), max(columns, fit[1]))
     whole = Box(0, 0, image.shape[1], image.shape[2])
     return _center(render(image, whole, resized, mode), height, width)
 
