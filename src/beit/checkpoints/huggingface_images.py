@@ -6,6 +6,7 @@ Its BEiT processor squashes images to `size`, whatever their shape, and cuts `cr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,7 +76,9 @@ def _sides(size: Any) -> Grid | None:
 
 def _share(cut: Grid, resized: Grid) -> float | None:
     """The `crop_pct` that makes `resized` of `cut`; of all these numbers the one with the fewest digits."""
-    near = (round(cut[0] / resized[0], digits) for digits in range(1, 9))
+    # Rounded down, since a larger share would make a smaller image.
+    near = [10**digits * cut[0] // resized[0] / 10**digits for digits in range(1, 9)]
+    near.append(math.nextafter(cut[0] / resized[0], 0))  # 112 / 0.56 is 199.99999999999997
     fits = (x for x in near if LEAST_CROP <= x <= 1 and before_cut(cut, x) == resized)
     return next(fits, None)
 
