@@ -25,7 +25,8 @@ from torchvision.transforms import functional
 
 from beit.data.decode import decode_image
 from beit.data.sources import FileSource, open_source
-from beit.data.views import PretrainViews, TokenizerViews
+from beit.data.tokenizer_views import TokenizerViews
+from beit.data.views import PretrainViews
 from beit.masking import BlockwiseMasking
 
 

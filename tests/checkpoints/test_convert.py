@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import stat
 import tempfile
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny_models import Model, models, outputs, shaken, tiny
 from torch import nn
 
-from beit import UserError, load_encoder, load_model
+from beit import SemanticSegmenter, UserError, load_encoder, load_model
 from beit.checkpoints import convert, describe, save_model
+from beit.checkpoints import huggingface_images as images
+from beit.checkpoints.convert import Target
+from beit.checkpoints.kinds import holders
+from beit.checkpoints.protocol import Preparation
 from beit.cli import main
-from beit.config import DiscreteVAEConfig
+from beit.config import DiscreteVAEConfig, EncoderConfig
 from beit.models.encoder import BeitEncoder
-from beit.models.heads import ImageClassifier, MaskedImageModel
+from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.tokenizers.dvae import DiscreteVAE
 
 FOREIGN = ("unilm", "timm", "huggingface")
@@ -105,13 +113,13 @@ def test_what_a_file_cannot_tell_is_said_and_has_its_default(tmp_path: Path) -> 
 
 
 def test_how_images_are_shown_travels_or_is_named_as_lost(tmp_path: Path) -> None:
-    extra = {"interpolation": "bicubic", "crop_pct": 0.8, "multilabel": True}
+    extra = {"interpolation": "bilinear", "crop_pct": 0.8, "crop_mode": "squash", "multilabel": True}
     classes = [*"abcde"]
     save_model(tiny("mean"), tmp_path / "own", provenance={}, classes=classes, extra=extra)
     for to, lost in [
-        ("unilm", ["unilm does not tell classes, crop_pct, interpolation, multilabel"]),
+        ("unilm", ["unilm does not tell classes, crop_mode, crop_pct, interpolation, multilabel"]),
         ("timm", ["timm does not tell multilabel"]),
-        ("huggingface", ["huggingface does not tell crop_pct, interpolation"]),
+        ("huggingface", []),
         ("beit", []),
     ]:
         assert convert(tmp_path / "own", tmp_path / to, to) == lost  # type: ignore[arg-type]
@@ -120,6 +128,83 @@ def test_how_images_are_shown_travels_or_is_named_as_lost(tmp_path: Path) -> Non
             assert about.get(name) == (None if lost and name in lost[0] else value)
     save_model(tiny(), tmp_path / "masked", provenance={}, tokenizer_hash="t")
     assert convert(tmp_path / "masked", tmp_path / "m", "unilm") == ["unilm does not tell tokenizer"]
+    # Only what reading it back gives otherwise is lost: here nothing, since each key has the value of its absence.
+    usual = {"interpolation": "bicubic", "crop_pct": 1.0, "multilabel": False}
+    save_model(tiny("mean"), tmp_path / "usual", provenance={}, extra=usual)
+    assert convert(tmp_path / "usual", tmp_path / "usual.pth", "unilm") == []
+
+
+@given(st.integers(32, 1024), st.floats(0.11, 1))
+@example(112, 0.5599)
+@example(93, 0.46875)  # 198 before the cut; 93 / 198 is 0.4696969..., which rounds up at every digit
+def test_a_crop_keeps_its_pixels_in_a_preprocessor(side: int, share: float) -> None:
+    size = (side, side)
+    for mode in ("center", "squash"):
+        written = images.content(
+            EncoderConfig(image_size=size, patch_size=1), Preparation("bilinear", share, mode)
+        )
+        told, notes = images.preparation_of(written, size)
+        assert notes == []
+        assert images.before_cut(size, told["crop_pct"]) == images.before_cut(size, share)
+        assert (told["interpolation"], told["crop_mode"]) == ("bilinear", mode)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told", "note"),
+    [
+        # The released models, as the library's conversion wrote them.
+        ({"size": 32, "resample": 2, "do_center_crop": False}, ("bilinear", 1.0, "squash"), False),
+        ({"size": {"shortest_edge": 40}, "do_center_crop": True}, ("bicubic", 0.8, "center"), False),
+        ({"size": {"shortest_edge": 32}, "do_center_crop": False}, None, True),
+        ({"size": 40, "do_center_crop": False}, None, True),
+        ({"size": 24, "do_center_crop": True}, None, True),
+        ({"size": 10**9, "do_center_crop": True}, None, True),
+        ({"size": "big"}, None, True),
+        ({"do_resize": False}, None, True),
+        ({"resample": 9}, None, True),
+    ],
+)
+def test_how_hugging_face_shows_images_is_read_or_a_line_says_why_not(
+    changes: dict[str, Any], told: tuple[str, float, str] | None, note: bool, tmp_path: Path
+) -> None:
+    save_model(tiny("mean"), tmp_path / "own", provenance={})
+    convert(tmp_path / "own", tmp_path / "hf", "huggingface")
+    file = tmp_path / "hf" / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    about = describe(tmp_path / "hf")
+    assert [about.get(name) for name in Preparation._fields] == [*(told or (None,) * 3)]
+    assert [text.partition(":")[0] for text in about["notes"]] == ["preprocessor_config.json"] * note
+
+
+@pytest.mark.parametrize(
+    ("changes", "mean", "std"),
+    [
+        ({"image_mean": 0.3, "image_std": 0.2}, 0.3, 0.2),
+        ({"rescale_factor": 1 / 127.5}, 0.25, 0.25),
+        ({"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [51.0] * 3}, 0.5, 0.2),
+        ({"do_normalize": False, "rescale_factor": 1 / 127.5}, 0.0, 0.5),
+        ({"image_mean": None}, 0.5, 0.5),
+    ],
+)
+def test_pixels_of_any_range_are_normalised_as_in_hugging_face(
+    changes: dict[str, Any], mean: float, std: float, tmp_path: Path
+) -> None:
+    save_model(tiny("mean"), tmp_path / "own", provenance={})
+    convert(tmp_path / "own", tmp_path / "hf", "huggingface")
+    file = tmp_path / "hf" / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    about = describe(tmp_path / "hf")
+    assert about["pixel_mean"] == pytest.approx((mean,) * 3)
+    assert about["pixel_std"] == pytest.approx((std,) * 3)
+    for wrong in (
+        {"rescale_factor": 0},
+        {"rescale_factor": "x"},
+        {"image_mean": "x"},
+        {"image_std": [0] * 3},
+    ):
+        file.write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match=r"rescale_factor is|pixel_(mean|std) is"):
+            load_model(tmp_path / "hf")
 
 
 def test_class_names_tokenizer_and_origin_travel(tmp_path: Path) -> None:
@@ -136,6 +221,27 @@ def test_class_names_tokenizer_and_origin_travel(tmp_path: Path) -> None:
     convert(tmp_path / "masked", tmp_path / "copy", "beit")
     about = describe(tmp_path / "copy")
     assert (about["tokenizer"], about["provenance"]["run"]) == ("t", "x")
+
+
+def test_class_names_with_gaps_are_taken_in_order_and_said(tmp_path: Path) -> None:
+    """As the library's conversion of 22k classifiers writes them: two names deleted, the others' numbers kept."""
+    save_model(tiny("mean"), tmp_path / "own", provenance={})
+    convert(tmp_path / "own", tmp_path / "hf", "huggingface")
+    file = tmp_path / "hf" / "config.json"
+    good = json.loads(file.read_text())
+    for labels, names, odd in [
+        ({"0": "a", "1": "b", "3": "d", "12": "m", "4": "e"}, ["a", "b", "d", "e", "m"], True),
+        ({"4": "e", "3": "d", "2": "c", "1": "b", "0": "a"}, [*"abcde"], False),
+        ({str(index): f"LABEL_{index}" for index in range(5)}, None, False),
+    ]:
+        file.write_text(json.dumps({**good, "id2label": labels}))
+        about = describe(tmp_path / "hf")
+        assert about["classes"] == names
+        assert bool(about["notes"]) == odd
+        assert not odd or "its 5 names are those of outputs 0 to 4 in order" in about["notes"][0]
+    file.write_text(json.dumps({**good, "id2label": {"0": "a", "one": "b"}}))
+    with pytest.raises(UserError, match="id2label names one, no number"):
+        load_model(tmp_path / "hf")
 
 
 def test_unknown_and_missing_weights_are_errors_unless_told_to_go_on(
@@ -302,6 +408,63 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert run("convert", str(tmp_path / "wide"), file, "--to", "unilm") == 0
     assert run("convert", f"{file}@grid=2x8,num_heads=4", str(tmp_path / "again"), "--to", "beit") == 0
     assert load_encoder(tmp_path / "again").grid == (2, 8)
+
+
+def test_folders_that_are_there_are_filled_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(tiny("mean"), tmp_path / "own", provenance={})
+    here = tmp_path / "here"
+    here.mkdir()
+    with pytest.raises(UserError, match="here is a folder, and unilm is a file"):
+        convert(tmp_path / "own", here, "unilm")
+    monkeypatch.chdir(here)
+    convert("../own", ".", "timm")
+    # Read where one stands: the folder is the same as before.
+    assert {path.name for path in Path().iterdir()} == {"config.json", "model.safetensors"}
+    with pytest.raises(UserError, match="exists already"):
+        convert("../own", ".", "timm")
+    assert {path.name for path in tmp_path.iterdir()} == {"own", "here"}
+
+
+def test_weights_are_as_readable_as_what_lies_beside_them(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_model(tiny("mean"), tmp_path / "own", provenance={})
+        for to in FOREIGN:
+            convert(tmp_path / "own", tmp_path / to, to)
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o640}
+    assert len(files) == 2 + 1 + 2 + 3
+
+
+def test_the_remedy_of_a_refusal_is_one(tmp_path: Path) -> None:
+    """Each format that a refusal names holds the model, and no other does."""
+    encoder = EncoderConfig(image_size=(32, 32), patch_size=8, width=32, depth=2, num_heads=4)
+    models: list[nn.Module] = [tiny(), tiny("mean"), LinearProbe(BeitEncoder(encoder), 5, 1, "mean"), dvae()]
+    deep = BeitEncoder(replace(encoder, patch_size=16, depth=4))
+    models.append(SemanticSegmenter(deep, 5, decoder="upernet", layers=(0, 1, 2, 3), channels=32))
+    for number, model in enumerate(models):
+        save_model(model, tmp_path / f"{number}", provenance={})
+        held = set()
+        for to in get_args(Target):
+            try:
+                convert(tmp_path / f"{number}", tmp_path / f"{number}-{to}", to)
+                held.add(to)
+            except UserError as error:
+                assert str(error).endswith(holders(model))
+        assert held == {*holders(model).removeprefix("choose --to ").split("|")}
+
+
+def test_statements_about_our_own_models_are_refused_everywhere(tmp_path: Path) -> None:
+    save_model(tiny("mean"), tmp_path / "own", provenance={})
+    reference = f"{tmp_path / 'own'}@num_heads=4"
+    for read in (load_model, describe, lambda path: convert(path, tmp_path / "x", "unilm")):
+        with pytest.raises(UserError, match="tells its architecture itself; drop num_heads"):
+            read(reference)
+    assert run("info", reference) == 2
 
 
 def test_contradictions_are_refused(tmp_path: Path) -> None:

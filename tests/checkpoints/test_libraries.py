@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 from dall_e import Decoder, Encoder
 from dall_e.utils import map_pixels, unmap_pixels
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import shaken, tiny
 from torch import Tensor, nn
@@ -25,10 +28,13 @@ from transformers import (
 from beit import UserError, load_model, load_tokenizer
 from beit.checkpoints import convert, describe, save_model
 from beit.config import DiscreteVAEConfig
+from beit.data.sources import open_source
+from beit.recipes.inference import classifier_view
 from beit.tokenizers.dvae import DiscreteVAE
 
 IMAGES = torch.rand(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 MASK = torch.arange(32).view(2, 16) % 3 == 0
+REAL = os.environ.get("BEIT_REAL_DATA")
 POSITIONS = {"shared_bias": 0.1, "block_bias": 0.1, "absolute": None}
 
 
@@ -119,7 +125,44 @@ def test_classifiers_of_transformers(position: str, mean: bool, tmp_path: Path) 
     assert_equal_outputs(load_model(folder), back, class_logits)
     processor = AutoImageProcessor.from_pretrained(tmp_path / "ours")
     assert list(processor.image_mean) == [0.5, 0.5, 0.5]
-    assert processor.size["height"] == 32
+    assert processor.size["shortest_edge"] == 32
+
+
+def photograph() -> Tensor:
+    """The first of the real ones where there are any, else noise, which is harder; 2:3, so that margins are even.
+
+    Odd ones are cut by timm and here as torchvision does, and by transformers one pixel further up or left.
+    """
+    if not REAL:
+        return torch.randint(256, (3, 98, 147), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image = open_source([f"{REAL}/flowers5/flowers5_val.tar"], "eval", holdout=0).image(0)
+    part = min(image.shape[1] // 2, image.shape[2] // 3)
+    return image[:, : 2 * part, : 3 * part]
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("crop_pct", [0.8, 1.0])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_transformers_and_timm_show_images_as_we_do(
+    interpolation: str, crop_pct: float, crop_mode: str, tmp_path: Path
+) -> None:
+    """One image through their own preparation, by the folders that we write, and through ours of all three."""
+    prepared = {"interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": crop_mode}
+    save_model(tiny("mean"), tmp_path / "own", provenance={}, extra=prepared)
+    pixels = photograph()
+    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    ours = classifier_view((32, 32), describe(tmp_path / "own"))(pixels, np.random.default_rng(0)).image
+    for to in ("huggingface", "timm"):
+        assert convert(tmp_path / "own", tmp_path / to, to) == []  # type: ignore[arg-type]
+        again = classifier_view((32, 32), describe(tmp_path / to))(pixels, np.random.default_rng(0)).image
+        assert torch.equal(again, ours)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "huggingface")
+    theirs = processor(picture, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(theirs, (ours / 255 - 0.5) / 0.5, rtol=0, atol=1e-6)
+    network = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+    # timm resizes with Pillow, whose rounding is its own.
+    assert (transform(picture) - theirs).abs().max() < 3 / 127.5
 
 
 def test_a_second_final_norm_is_refused(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from beit.checkpoints import convert, describe, hub, reference, save_model
 from beit.checkpoints.architecture import Stated, as_statement
 from beit.checkpoints.fetch import CACHE
 from beit.checkpoints.reference import locate, parse
+from beit.cli import main
 from beit.config import DiscreteVAEConfig
 from beit.presets.released import RELEASED, Release
 from beit.tokenizers.dvae import DiscreteVAE
@@ -40,6 +41,7 @@ PIXELS = st.tuples(*[st.floats(1e-3, 255.0)] * 3)
         grid=st.none() | st.tuples(st.integers(1, 99), st.integers(1, 99)),
         pixel_mean=st.none() | PIXELS,
         pixel_std=st.none() | PIXELS,
+        reduce_zero_label=st.none() | st.booleans(),
         strict=st.booleans(),
     )
 )
@@ -294,8 +296,9 @@ def test_the_hub_through_a_local_folder(tmp_path: Path, monkeypatch: pytest.Monk
     assert describe("hf://me/beit-tiny")["format"] == "huggingface"
     assert {name for name, _ in fetched} == {"me/beit-tiny", "microsoft/beit-base-patch16-224-pt22k"}
     assert {pattern for _, pattern in fetched} == {"model-*.safetensors"}
-    with pytest.raises(UserError, match="hf://owner/name"):
-        hub.fetched("hf://../../etc")
+    for name in ("hf://../../etc", "hf://a--b/c", "hf://-a/b", "hf://a/b..c", "hf://a/b.", "hf://a/é"):
+        with pytest.raises(UserError, match="hf://owner/name"):
+            hub.fetched(name)
     with pytest.raises(UserError, match="drop sha256"):
         load_model(f"hf://me/beit-tiny@sha256={'0' * 64}")
     # The Hub's cache calls a large file by its checksum.
@@ -316,3 +319,26 @@ def test_the_hub_through_a_local_folder(tmp_path: Path, monkeypatch: pytest.Monk
         load_model("hf://me/beit-tiny")
     with pytest.raises(UserError, match="--push uploads a folder"):
         convert(tmp_path / "own", tmp_path / "x", "unilm", push="me/x")
+
+
+def test_without_a_network_the_hub_is_refused_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The real library, at a port where nobody listens."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    save_model(tiny(), tmp_path / "own", provenance={})
+    for arguments, message in [
+        (["info", "hf://me/beit-tiny"], "hf://me/beit-tiny cannot be fetched"),
+        (
+            ["convert", str(tmp_path / "own"), str(tmp_path / "hf"), "--to", "huggingface", "--push", "me/x"],
+            f"--push me/x failed ([Errno 111] Connection refused); the files are in {tmp_path / 'hf'}",
+        ),
+    ]:
+        with pytest.raises(SystemExit) as leave:
+            main(arguments)
+        error = capsys.readouterr().err
+        assert leave.value.code == 2
+        assert message in error
+        assert error.count("\n") == 1
+    assert load_model(tmp_path / "hf")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import OrderedDict
 from itertools import permutations
 from pathlib import Path
@@ -42,7 +43,9 @@ def shaken_norms(model: nn.Module) -> Any:
     return model.eval()
 
 
-def segmenter(decoder: dict[str, Any] | None = None, **changes: Any) -> SemanticSegmenter:
+def segmenter(
+    decoder: dict[str, Any] | None = None, num_classes: int = 5, **changes: Any
+) -> SemanticSegmenter:
     small: dict[str, Any] = {
         "image_size": (64, 64),
         "patch_size": 16,
@@ -57,7 +60,7 @@ def segmenter(decoder: dict[str, Any] | None = None, **changes: Any) -> Semantic
         **(decoder or {}),
     }
     encoder = BeitEncoder(EncoderConfig(**{**small, **IMAGENET, **changes}))
-    model: SemanticSegmenter = shaken_norms(SemanticSegmenter(encoder, 5, **options))
+    model: SemanticSegmenter = shaken_norms(SemanticSegmenter(encoder, num_classes, **options))
     return model
 
 
@@ -334,8 +337,49 @@ def test_what_a_format_cannot_hold_is_named(
 def test_what_a_file_cannot_tell_is_said(tmp_path: Path) -> None:
     save(segmenter({"layers": (0, 0, 1, 3)}, pixel_mean=(0.5, 0.5, 0.5)), tmp_path / "own")
     notes = "\n".join(convert(tmp_path / "own", tmp_path / "x.pth", "unilm"))
-    assert "cannot tell pixel_mean, layers: load it as PATH@pixel_mean=0.5:0.5:0.5,layers=0:0:1:3" in notes
-    assert "unilm does not tell crop, reduce_zero_label, resize, stride" in notes
+    said = "@pixel_mean=0.5:0.5:0.5,layers=0:0:1:3,reduce_zero_label=yes"
+    assert f"cannot tell pixel_mean, layers, reduce_zero_label: load it as PATH{said}\n" in notes
+    assert notes.endswith("unilm does not tell resize")
+    about = describe(f"{tmp_path / 'x.pth'}{said}")
+    assert (about["reduce_zero_label"], about["resize"], about["notes"]) == (True, 64, [])
+
+
+WHOLE = {"resize": None, "crop": [64, 64], "stride": None, "reduce_zero_label": False, "ignore_value": 255}
+SLID = {"resize": 64, "crop": [64, 64], "stride": [42, 42], "reduce_zero_label": True, "ignore_value": 255}
+
+
+@pytest.mark.parametrize("num_classes", [5, 150])
+@pytest.mark.parametrize("extra", [WHOLE, SLID, {}, {**SLID, "ignore_value": 0, "crop": [32, 64]}])
+@pytest.mark.parametrize("to", ["unilm", "huggingface"])
+def test_how_it_is_judged_travels_or_is_named_as_lost(
+    to: Any, extra: dict[str, Any], num_classes: int, tmp_path: Path
+) -> None:
+    model = segmenter(num_classes=num_classes)
+    save_model(model, tmp_path / "own", provenance={}, extra=extra)
+    notes = convert(tmp_path / "own", tmp_path / "theirs", to)
+    said = re.search(r"load it as PATH(@\S+)", "\n".join(notes))
+    lost = re.search(f"{to} does not tell (.*)", "\n".join(notes))
+    about = describe(f"{tmp_path / 'theirs'}{said[1] if said else ''}")
+    wrong = {name for name, value in {**WHOLE, **extra}.items() if about[name] != value}
+    assert wrong == ({*lost[1].split(", ")} if lost else set())
+    assert "reduce_zero_label" not in wrong
+
+
+def test_the_labels_of_150_classes_are_a_guess_that_a_statement_mends(tmp_path: Path) -> None:
+    save_model(segmenter(num_classes=150), tmp_path / "own", provenance={})
+    file = tmp_path / "x.pth"
+    notes = convert(tmp_path / "own", file, "unilm")
+    assert f"{file}{notes[0].partition('PATH')[2]}".endswith("x.pth@reduce_zero_label=no")
+    about = describe(f"{file}@layers=0:1:2:3")
+    assert about["reduce_zero_label"] is True
+    assert "reduce_zero_label=yes is a guess, by the 150 classes" in about["notes"][0]
+    stated = describe(f"{file}@layers=0:1:2:3,reduce_zero_label=no")
+    assert (stated["reduce_zero_label"], stated["notes"]) == (False, [])
+    convert(tmp_path / "own", tmp_path / "hf", "huggingface")
+    assert describe(tmp_path / "hf")["reduce_zero_label"] is False
+    with pytest.raises(UserError, match="reduce_zero_label is True by one account and False by another"):
+        load_model(f"{tmp_path / 'hf'}@reduce_zero_label=yes")
+    assert load_model(f"{file}@layers=0:1:2:3,reduce_zero_label=no")
 
 
 @pytest.mark.parametrize(

@@ -237,7 +237,7 @@ def test_a_save_that_fails_leaves_the_model_as_it_was(run: Path, monkeypatch: py
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("beit.checkpoints.store.save_file", full_disk)
+    monkeypatch.setattr("beit.checkpoints.weight_file.save_file", full_disk)
     with pytest.raises(OSError, match="No space"):
         save_model(MODELS["pretrained"](), run / "model", provenance={})
     assert weights_sha256(load_model(run)) == before

@@ -13,13 +13,13 @@ from torch.nn import functional
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 
 from beit.config import UserError
+from beit.data.tokenizer_views import TokenizerViews
 from beit.data.views import (
     EvaluationView,
     Jitter,
     LabeledView,
     PretrainEvaluationView,
     PretrainViews,
-    TokenizerViews,
     apply_jitter,
     center_view,
     draw_box,

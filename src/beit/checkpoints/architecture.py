@@ -36,6 +36,9 @@ class Stated:
     layers: tuple[int, ...] | None = None
     """Blocks, 0 the first, that a segmenter's decoder reads; by default those of a configuration beside the weights,
     or those that the released code reads in an encoder of this depth."""
+    reduce_zero_label: bool | None = None
+    """Whether the label maps of a segmenter count from 1, with 0 for no class; by default what a configuration tells,
+    or yes for the 150 classes of ADE20K."""
     strict: bool = True
     """Refuse unknown and missing weights. Otherwise unknown ones are left out, and missing ones drawn anew."""
 
@@ -59,9 +62,10 @@ class Stated:
 def as_statement(stated: Stated) -> str:
     """What :mod:`beit.checkpoints.reference` reads as `stated`, from the @ on; nothing where nothing is said."""
     mark = {"grid": "x", "pixel_mean": ":", "pixel_std": ":", "layers": ":"}
+    words = {"True": "yes", "False": "no"}
     values = {name: getattr(stated, name) for name in stated.given()}
     said = [
-        f"{name}={mark[name].join(map(str, value)) if name in mark else 'no' if value is False else value}"
+        f"{name}={mark[name].join(map(str, value)) if name in mark else words.get(str(value), value)}"
         for name, value in values.items()
     ]
     return f"@{','.join(said)}" if said else ""

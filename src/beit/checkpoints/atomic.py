@@ -31,13 +31,20 @@ def _flush_to_disk(path: Path) -> None:
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write a file or a folder at; renamed to `path` when all went well."""
+    """A place beside `path` to write a file or a folder at; renamed to `path` when all went well.
+
+    Where `path` is a folder, which must be empty, the files move there: somebody may be standing in it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     _remove(temporary)
     try:
         yield temporary
-        temporary.replace(path)
+        if path.is_dir():
+            for part in temporary.iterdir():
+                part.replace(path / part.name)
+        else:
+            temporary.replace(path)
     finally:
         _remove(temporary)
 

@@ -12,12 +12,15 @@ from torch import nn
 from beit.checkpoints import dalle, hub, huggingface, timm, unilm
 from beit.checkpoints.architecture import Pixel, Stated
 from beit.checkpoints.atomic import appearing
+from beit.checkpoints.foreign import Survey
 from beit.checkpoints.key_map import listed
-from beit.checkpoints.kinds import KINDS, kind_of
-from beit.checkpoints.recognise import is_foreign, load_foreign
+from beit.checkpoints.kinds import KINDS, holders, kind_of
+from beit.checkpoints.protocol import in_full
+from beit.checkpoints.recognise import is_foreign, load_foreign, survey_foreign
 from beit.checkpoints.reference import Located, locate
-from beit.checkpoints.store import ASKED, is_own, load_model, read_description, save_model
+from beit.checkpoints.store import ASKED, is_own, load_own, read_description, save_model
 from beit.config import UserError
+from beit.models.encoder import BeitEncoder
 from beit.models.position import Grid
 from beit.models.segmentation import SemanticSegmenter
 
@@ -59,9 +62,11 @@ def convert(
     """
     if to not in get_args(Target):
         raise UserError(f"--to {to} is no format; choose one of {', '.join(get_args(Target))}")
-    target = Path(destination)
+    target = Path(destination).resolve()
     if target.exists() and (target.is_file() or any(target.iterdir())):
-        raise UserError(f"{target} exists already; choose another destination")
+        raise UserError(f"{destination} exists already; choose another destination")
+    if target.is_dir() and to == "unilm":
+        raise UserError(f"{destination} is a folder, and unilm is a file; choose another destination")
     if push is not None and to == "unilm":
         raise UserError("--push uploads a folder, and unilm is a file; choose --to huggingface, timm or beit")
     stated = Stated(
@@ -74,33 +79,36 @@ def convert(
     )
     opened = _open(locate(source, stated), source)
     with appearing(target) as temporary:
-        notes = [*opened.notes, *_write(opened, temporary, to), *_lost(opened, to)]
-        if target.is_dir():
-            target.rmdir()
+        notes = [*opened.notes, *_write(opened, temporary, to), *_lost(opened, temporary, to)]
     return notes if push is None else [*notes, f"uploaded to {hub.push(target, push)}"]
 
 
-_TOLD: Mapping[str, set[str]] = {
-    "unilm": set(),
-    "timm": {"classes", "crop_pct", "interpolation"},
-    "huggingface": {"classes", "multilabel"},
-    "dalle": set(),
-}
-"""What a format tells of a model beside its weights and architecture."""
-_TOLD_OF_SEGMENTERS: Mapping[str, set[str]] = {
-    "unilm": {"classes", "palette"},
-    "huggingface": {"classes", "reduce_zero_label"},
-}
 _OURS = {"kind", "architecture", "image_size", "pixel_mean", "pixel_std", "weights_sha256"}
 
 
-def _lost(source: Source, to: Target) -> list[str]:
-    """A line for what is known about the model and will not be known any more."""
-    known = {name for name, value in source.extra.items() if value not in (None, False)}
-    known |= {name for name in ("classes", "tokenizer") if getattr(source, name)}
-    told = _TOLD_OF_SEGMENTERS if isinstance(source.model, SemanticSegmenter) else _TOLD
-    lost = known - told.get(to, known)
+def _lost(source: Source, path: Path, to: Target) -> list[str]:
+    """A line for what is known about the model, and is not known any more or taken for something else when the file
+    at `path` is read."""
+    if to == "beit":
+        return []
+    foreign, found = survey_foreign(path, _statement(source))
+    extra = found.extra if isinstance(found, Survey) else {}
+    known = {**in_full(source.model, source.extra), "classes": source.classes, "tokenizer": source.tokenizer}
+    told = {**in_full(source.model, extra), "classes": foreign and foreign.classes, "tokenizer": None}
+    lost = {name for name, value in known.items() if value != told.get(name)}
     return [f"{to} does not tell {listed(lost, 20)}"] if lost else []
+
+
+def _statement(source: Source) -> Stated:
+    """What may have to be said of a file of this model, so that it is read."""
+    encoder = getattr(source.model, "encoder", None)
+    if not isinstance(encoder, BeitEncoder):
+        return Stated()
+    said = Stated(num_heads=encoder.config.num_heads, grid=encoder.grid)
+    if not isinstance(source.model, SemanticSegmenter):
+        return said
+    reduces = bool(source.extra.get("reduce_zero_label"))
+    return dataclasses.replace(said, layers=source.model.layers, reduce_zero_label=reduces)
 
 
 def _write(source: Source, path: Path, to: Target) -> list[str]:
@@ -115,7 +123,9 @@ def _write(source: Source, path: Path, to: Target) -> list[str]:
     if to == "dalle":
         return dalle.write(model, path)
     if kind_of(model) not in KINDS:
-        raise UserError(f"our own format holds a {', '.join(KINDS)}; it cannot hold a {type(model).__name__}")
+        raise UserError(
+            f"our own format holds a {', '.join(KINDS)}; it cannot hold a {type(model).__name__}; {holders(model)}"
+        )
     save_model(
         model,
         path,
@@ -130,7 +140,7 @@ def _write(source: Source, path: Path, to: Target) -> list[str]:
 def _open(located: Located, name: str | Path) -> Source:
     path, stated = located
     if is_own(path):
-        model = load_model(path, **dataclasses.asdict(stated))
+        model = load_own(path, stated)
         about = read_description(path)
         told = {*_OURS, *KINDS[about["kind"]].options, "classes", "tokenizer", "provenance"}
         extra = {name: value for name, value in about.items() if name not in told}

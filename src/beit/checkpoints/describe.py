@@ -11,7 +11,7 @@ from beit.checkpoints.foreign import Foreign, Survey
 from beit.checkpoints.kinds import KINDS
 from beit.checkpoints.recognise import is_foreign, survey_foreign
 from beit.checkpoints.reference import Located, locate
-from beit.checkpoints.store import ASKED, is_own, read_description
+from beit.checkpoints.store import ASKED, is_own, read_description, refuse_needless
 from beit.config import UserError
 from beit.tokenizers.plain_dvae import PlainDVAE
 
@@ -31,6 +31,7 @@ def describe_located(located: Located) -> dict[str, Any]:
     """:func:`describe` of files whose place is known."""
     path, stated = located
     if is_own(path):
+        refuse_needless(path, stated)
         return {"format": "beit", **read_description(path)}
     if not is_foreign(path):
         raise UserError(f"{path} holds no model; {ASKED}")

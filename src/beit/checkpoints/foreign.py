@@ -110,7 +110,8 @@ def survey(foreign: Foreign, stated: Stated) -> Survey:
     held = {key: keys[key] for key in wanted if key in keys}
     extra = dict(foreign.extra)
     if isinstance(model, SemanticSegmenter):
-        extra = upernet.extra(config, model.num_classes) | extra
+        extra, guessed = upernet.extra(model, extra, stated)
+        notes += guessed
     return Survey(kind, config, model, held, unknown, missing, notes, extra)
 
 
@@ -121,10 +122,8 @@ def assemble(foreign: Foreign, found: Survey, strict: bool) -> tuple[nn.Module, 
         refuse_strays(path, found.unknown, found.missing)
     parts = {part: foreign.tensors[part] for names in found.keys.values() for part in names}
     loaded = foreign.file.load(parts)
-    weights = {
-        name: in_float32(torch.cat([loaded[part] for part in names]) if len(names) > 1 else loaded[names[0]])
-        for name, names in found.keys.items()
-    }
+    # Taken out, so that what is joined or widened does not stay in memory beside the result.
+    weights = {name: _joined([loaded.pop(part) for part in names]) for name, names in found.keys.items()}
     model = found.model
     if found.missing:
         wanted = model.state_dict()
@@ -136,6 +135,10 @@ def assemble(foreign: Foreign, found: Survey, strict: bool) -> tuple[nn.Module, 
         notes.append(f"{listed(found.unknown)}: unknown, left out")
     model.load_state_dict(weights, strict=not found.missing, assign=True)
     return model.eval(), notes
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    return in_float32(torch.cat([*pieces]) if len(pieces) > 1 else pieces[0])
 
 
 def refuse_strays(path: object, unknown: Sequence[str], missing: Sequence[str]) -> None:
@@ -190,8 +193,8 @@ def _skeleton(
         encoder = BeitEncoder(config)
         if "decode_head.conv_seg.weight" in shapes:
             return "segmenter", *upernet.skeleton(encoder, shapes, foreign.layers, stated)
-        if stated.layers is not None:
-            raise UserError("layers are a segmenter's, and it is none; drop layers")
+        if needless := {"layers", "reduce_zero_label"} & {*stated.given()}:
+            raise UserError(f"it is no segmenter; drop {listed(needless)}")
         if "token_head.weight" in shapes:
             return "pretrained", MaskedImageModel(encoder, shapes["token_head.weight"][0]), []
         if "head.weight" in shapes:

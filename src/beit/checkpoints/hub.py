@@ -16,6 +16,8 @@ _WEIGHTS = (
 )
 """The first kind that a repository has: in one file, or in several with their index."""
 
+_REPOSITORY = r"(?!.*(--|\.\.))\w([\w.-]*\w)?/\w([\w.-]*\w)?"
+
 
 def fetched(text: str) -> Path:
     """The folder that the files of hf://owner/name were fetched to (or lie in, when there is no network).
@@ -23,7 +25,7 @@ def fetched(text: str) -> Path:
     The Hub names the SHA-256 of every large file, and its cache calls the file so: what has another is refused.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     name = _repository(text)
     try:
@@ -35,7 +37,7 @@ def fetched(text: str) -> Path:
         raise UserError(
             f"{text} does not exist, or is private and `hf auth login` has not been run"
         ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # whatever a network, its client and the library's checks of names raise
         raise UserError(
             f"{text} cannot be fetched ({_first_line(error)}); download the files by hand and give their folder"
         ) from None
@@ -48,13 +50,12 @@ def fetched(text: str) -> Path:
 def push(folder: Path, destination: str) -> str:
     """Uploads the files of `folder` to owner/name, a private repository unless it exists; gives its address."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     api, name = HfApi(), _repository(destination)
     try:
         api.create_repo(name, private=True, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder)
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # as above
         raise UserError(
             f"--push {name} failed ({_first_line(error)}); the files are in {folder}. Is `hf auth login` done?"
         ) from None
@@ -63,7 +64,7 @@ def push(folder: Path, destination: str) -> str:
 
 def _repository(text: str) -> str:
     name = text.removeprefix(SCHEME).strip("/")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not re.fullmatch(_REPOSITORY, name, re.ASCII):
         raise UserError(f"{text} is not of the form {SCHEME}owner/name")
     return name
 

@@ -7,17 +7,21 @@ these and under the names that 5.x uses in memory. What is peculiar to segmentat
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from beit.checkpoints import huggingface_images as images
 from beit.checkpoints import huggingface_segmentation as segmentation
 from beit.checkpoints.foreign import Foreign
-from beit.checkpoints.key_map import KeyMap
+from beit.checkpoints.key_map import KeyMap, shown
+from beit.checkpoints.kinds import holders
+from beit.checkpoints.protocol import preparation
 from beit.checkpoints.torch_file import TensorFile
+from beit.checkpoints.weight_file import write_weights
 from beit.config import EncoderConfig, UserError
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
@@ -110,24 +114,29 @@ def open_folder(
     segments = segmentation.is_segmenter(tensors)
     if segments:
         tensors = segmentation.tensors_of(tensors, config or {}, _BLOCK[version])
-    labels = (config or {}).get("id2label")
+    facts = _facts(file, config or {})
+    classes, notes = _class_names((config or {}).get("id2label"), file)
+    extra: dict[str, Any] = {}
+    if segments:
+        extra, odd = segmentation.extra_of(preprocessor or {}), segmentation.doubts(config or {})
+    elif config and "classifier.weight" in tensors:
+        extra, odd = images.preparation_of(preprocessor or {}, facts["image_size"])
+        extra |= {"multilabel": True} if config.get("problem_type") == _SEVERAL else {}
+    else:
+        odd = []
     return Foreign(
         format=NAME,
         file=file,
         tensors=tensors,
         table=_table(version, masked),
-        facts={**_facts(file, config or {}), **_pixels(preprocessor or {})},
+        facts={**facts, **images.pixels_of(preprocessor or {})},
         pool=None if config is None else "mean" if config.get("use_mean_pooling", True) else "cls",
         layers=segmentation.layers_of(config or {}, file.path) if segments else None,
-        notes=segmentation.doubts(config or {}) if segments else [],
-        classes=_class_names(labels) if isinstance(labels, dict) else None,
+        notes=[*notes, *odd],
+        classes=classes,
         provenance={"_name_or_path": config["_name_or_path"]} if config and "_name_or_path" in config else {},
-        extra=segmentation.extra_of(preprocessor or {}) if segments else _extra(config or {}),
+        extra=extra,
     )
-
-
-def _extra(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"multilabel": True} if config.get("problem_type") == _SEVERAL else {}
 
 
 # Their name, ours, their default.
@@ -154,17 +163,23 @@ def _facts(file: TensorFile, config: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _pixels(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
-    if preprocessor.get("do_normalize") is False:
-        return {"pixel_mean": (0.0, 0.0, 0.0), "pixel_std": (1.0, 1.0, 1.0)}
-    found = {"pixel_mean": preprocessor.get("image_mean"), "pixel_std": preprocessor.get("image_std")}
-    return {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+def _class_names(labels: Any, file: TensorFile) -> tuple[list[str] | None, list[str]]:
+    """Names of the classes in order, or None where they were never given any; and a line where numbers are left out.
 
-
-def _class_names(labels: Mapping[str, str]) -> list[str] | None:
-    """Names of the classes in order, or None where they were never given any."""
-    names = [str(labels.get(str(index), f"LABEL_{index}")) for index in range(len(labels))]
-    return None if names == [f"LABEL_{index}" for index in range(len(names))] else names
+    The library's own conversion of 22k classifiers deletes two names and keeps the numbers of the others, beside a
+    head that has as many outputs as there are names left.
+    """
+    if not isinstance(labels, dict):
+        return None, []
+    if strange := [key for key in labels if not re.fullmatch("[0-9]{1,9}", key)]:
+        raise UserError(f"{file.path.parent / 'config.json'}: id2label names {shown(strange[0])}, no number")
+    numbers = sorted(labels, key=int)
+    names = [str(labels[number]) for number in numbers]
+    if all(name == f"LABEL_{number}" for name, number in zip(names, numbers, strict=True)):
+        return None, []
+    gaps = bool(numbers) and int(numbers[-1]) != len(numbers) - 1
+    note = f"id2label leaves numbers out: its {len(names)} names are those of outputs 0 to {len(names) - 1} in order"
+    return names, [note] if gaps else []
 
 
 def write(
@@ -175,7 +190,7 @@ def write(
     if not isinstance(model, Model):
         raise UserError(
             f"Hugging Face's BEiT is a masked image model, a classifier or a segmenter; it cannot hold a "
-            f"{type(model).__name__}"
+            f"{type(model).__name__}; {holders(model)}"
         )
     config: EncoderConfig = model.encoder.config
     if config.grid[0] != config.grid[1] and config.position != "none":
@@ -190,10 +205,10 @@ def write(
         segmentation.require_held(model)
         weights, notes = segmentation.with_unused_block(model, weights)
     written = _table(0, isinstance(model, MaskedImageModel)).write(weights, NAME)
-    save_file(written, folder / "model.safetensors", metadata={"format": "pt"})
+    write_weights(written, folder / "model.safetensors")
     for name, content in (
         ("config", _config(model, classes) | ({"problem_type": _SEVERAL} if extra.get("multilabel") else {})),
-        ("preprocessor_config", _preprocessor(config, bool(extra.get("reduce_zero_label", False)))),
+        ("preprocessor_config", _processor(model, extra)),
     ):
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
@@ -253,18 +268,9 @@ def _side(config: EncoderConfig) -> int | list[int]:
     return height if height == width else [height, width]
 
 
-def _preprocessor(config: EncoderConfig, reduce_labels: bool) -> dict[str, Any]:
-    height, width = config.image_size
-    return {
-        "image_processor_type": "BeitImageProcessor",
-        "do_resize": True,
-        "size": {"height": height, "width": width},
-        "resample": 3,  # bicubic
-        "do_center_crop": False,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(config.pixel_mean),
-        "image_std": list(config.pixel_std),
-        "do_reduce_labels": reduce_labels,
-    }
+def _processor(model: Model, extra: Mapping[str, Any]) -> dict[str, Any]:
+    config: EncoderConfig = model.encoder.config
+    if isinstance(model, ImageClassifier):
+        return images.content(config, preparation(extra, config.image_size))
+    content = images.content(config, images.WHOLE)
+    return content | {"do_reduce_labels": bool(extra.get("reduce_zero_label", False))}

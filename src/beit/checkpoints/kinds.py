@@ -73,3 +73,19 @@ KINDS: Mapping[str, Kind] = {
 def kind_of(model: nn.Module) -> str:
     """The `kind` of model.json for a model, or its class name where it has none."""
     return next((name for name, kind in KINDS.items() if isinstance(model, kind.model)), type(model).__name__)
+
+
+_HOLDERS: Mapping[str, tuple[str, ...]] = {
+    "tokenizer": ("beit", "dalle"),
+    "pretrained": ("beit", "unilm", "huggingface"),
+    "classifier": ("beit", "unilm", "timm", "huggingface"),
+    "segmenter": ("beit", "unilm", "huggingface"),
+    "probe": ("beit",),
+}
+"""The formats that hold a kind."""
+
+
+def holders(model: nn.Module) -> str:
+    """The remedy where a format cannot hold `model`."""
+    formats = _HOLDERS.get(kind_of(model))
+    return f"choose --to {'|'.join(formats)}" if formats else "no format holds it"

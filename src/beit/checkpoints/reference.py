@@ -19,8 +19,8 @@ from beit.config import PIXEL_STATISTICS, UserError
 from beit.presets.released import RELEASED
 
 FORM = (
-    "PATH@num_heads=6,grid=24x16,pixel_mean=0.485:0.456:0.406,pixel_std=imagenet,layers=3:5:7:11,strict=no,"
-    "sha256=HEX"
+    "PATH@num_heads=6,grid=24x16,pixel_mean=0.485:0.456:0.406,pixel_std=imagenet,layers=3:5:7:11,"
+    "reduce_zero_label=no,strict=no,sha256=HEX"
 )
 
 
@@ -107,6 +107,7 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "pixel_mean": _pixel(0),
     "pixel_std": _pixel(1),
     "layers": _layers,
+    "reduce_zero_label": {"yes": True, "no": False}.__getitem__,
     "strict": {"yes": True, "no": False}.__getitem__,
     "sha256": _sha256,
 }

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from beit.checkpoints.adapt import resize_encoder
@@ -27,6 +27,7 @@ from beit.checkpoints.kinds import KINDS as KINDS
 from beit.checkpoints.kinds import kind_of as kind_of
 from beit.checkpoints.recognise import is_foreign, load_foreign
 from beit.checkpoints.reference import locate
+from beit.checkpoints.weight_file import write_weights
 from beit.config import UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.position import Grid
@@ -80,7 +81,7 @@ def save_model(
     }
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    replace_file(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    replace_file(folder / WEIGHTS, lambda path: write_weights(tensors, path))
     replace_file(folder / DESCRIPTION, lambda path: path.write_text(text, encoding="utf-8"))
 
 
@@ -178,9 +179,15 @@ def is_own(path: Path) -> bool:
     return (_own_folder(path) / DESCRIPTION).is_file()
 
 
-def _load_own(path: Path, stated: Stated) -> nn.Module:
+def refuse_needless(path: Path, stated: Stated) -> None:
+    """UserError where something is stated of a model of our own."""
     if needless := stated.given():
         raise UserError(f"{path} tells its architecture itself; drop {', '.join(needless)}")
+
+
+def load_own(path: Path, stated: Stated) -> nn.Module:
+    """A model that :func:`save_model` wrote; what is stated of it is refused."""
+    refuse_needless(path, stated)
     description = read_description(path)
     folder = _own_folder(path)
     model = _build(description, folder / DESCRIPTION)
@@ -207,7 +214,7 @@ def _load_foreign(path: Path, stated: Stated) -> nn.Module:
     return loaded.model
 
 
-FORMATS: tuple[Format, ...] = (Format(is_own, _load_own), Format(is_foreign, _load_foreign))
+FORMATS: tuple[Format, ...] = (Format(is_own, load_own), Format(is_foreign, _load_foreign))
 """Asked in this order."""
 
 

@@ -11,13 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import nn
 
 from beit.checkpoints.foreign import Foreign
 from beit.checkpoints.key_map import KeyMap
+from beit.checkpoints.kinds import holders
+from beit.checkpoints.protocol import Preparation, preparation, told_preparation
 from beit.checkpoints.torch_file import TensorFile
 from beit.checkpoints.unilm import ENCODER, INDICES, fixed_eps
+from beit.checkpoints.weight_file import write_weights
 from beit.config import UserError
 from beit.models.heads import ImageClassifier
 from beit.models.segmentation import SemanticSegmenter
@@ -60,15 +62,8 @@ def open_folder(file: TensorFile, config: Mapping[str, Any]) -> Foreign:
         pool={"token": "cls", "avg": "mean"}.get(config.get("global_pool", "")),  # type: ignore[arg-type]
         classes=names if isinstance(names, list) else None,
         provenance={"architecture": config["architecture"]},
-        extra=_preparation(inner),
+        extra=told_preparation(*(inner.get(name) for name in Preparation._fields)),
     )
-
-
-def _preparation(inner: Mapping[str, Any]) -> dict[str, Any]:
-    """How images are resized and cropped, as model.json tells it."""
-    share, name = inner.get("crop_pct"), inner.get("interpolation")
-    found: dict[str, Any] = {"crop_pct": share} if isinstance(share, float | int) and 0 < share <= 1 else {}
-    return found | ({"interpolation": name} if isinstance(name, str) else {})
 
 
 def write(
@@ -77,12 +72,12 @@ def write(
     """Writes the two files; gives a line for each thing that they cannot tell."""
     if isinstance(model, SemanticSegmenter):
         raise UserError(
-            "timm's BEiT has no decoders: it cannot hold a segmenter's decode_head; choose --to unilm or huggingface"
+            f"timm's BEiT has no decoders: it cannot hold a segmenter's decode_head; {holders(model)}"
         )
     if not isinstance(model, ImageClassifier):
         raise UserError(
             f"timm has no mask_token and no lm_head (vocabulary head), nor tokenizers: it cannot hold a "
-            f"{type(model).__name__}; choose --to unilm or huggingface, or fine-tune it first"
+            f"{type(model).__name__}; {holders(model)}"
         )
     config = model.encoder.config
     description = {
@@ -108,8 +103,7 @@ def write(
             "num_classes": model.num_classes,
             "input_size": [3, *config.image_size],
             "fixed_input_size": True,
-            "interpolation": extra.get("interpolation", "bicubic"),
-            "crop_pct": extra.get("crop_pct") or (0.875 if max(config.image_size) < 384 else 1.0),
+            **preparation(extra, config.image_size)._asdict(),
             "mean": list(config.pixel_mean),
             "std": list(config.pixel_std),
             "first_conv": "patch_embed.proj",
@@ -117,6 +111,6 @@ def write(
         },
     }
     weights = KEYS.write(model.state_dict(), NAME)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_weights(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     return fixed_eps(config, NAME)

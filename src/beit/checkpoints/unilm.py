@@ -20,6 +20,7 @@ from beit.checkpoints import upernet
 from beit.checkpoints.architecture import DEFAULT_GRID, WIDTH_OF_HEAD, Stated, as_statement
 from beit.checkpoints.foreign import Foreign
 from beit.checkpoints.key_map import KeyMap
+from beit.checkpoints.kinds import holders
 from beit.checkpoints.safe_pickle import Inert
 from beit.checkpoints.torch_file import TensorFile
 from beit.config import PIXEL_STATISTICS, EncoderConfig, UserError
@@ -137,7 +138,8 @@ def write(
     that such a file cannot tell."""
     if not isinstance(model, MaskedImageModel | ImageClassifier | SemanticSegmenter):
         raise UserError(
-            f"a unilm file holds a masked image model, a classifier or a segmenter, no {type(model).__name__}"
+            f"a unilm file holds a masked image model, a classifier or a segmenter, no {type(model).__name__}; "
+            f"{holders(model)}"
         )
     encoder: BeitEncoder = model.encoder
     segments = isinstance(model, SemanticSegmenter)
@@ -156,16 +158,21 @@ def write(
     meta = {"CLASSES": tuple(classes or ()) or None, "PALETTE": extra.get("palette")}
     with destination.open("wb") as file:
         torch.save({"meta": meta, "state_dict": weights} if segments else {"model": weights}, file)
-    return untold(model)
+    return untold(model, extra)
 
 
-def untold(model: MaskedImageModel | ImageClassifier | SemanticSegmenter) -> list[str]:
+def untold(
+    model: MaskedImageModel | ImageClassifier | SemanticSegmenter, extra: Mapping[str, Any]
+) -> list[str]:
     """What a state dict alone would not tell of this model."""
     config: EncoderConfig = model.encoder.config
     rows, columns = config.grid
     square = rows == columns and (config.position != "none" or config.grid == DEFAULT_GRID)
     heads = "bias" in config.position or config.width == WIDTH_OF_HEAD * config.num_heads
-    layers = model.layers if isinstance(model, SemanticSegmenter) else None
+    layers, reduces = None, None
+    if isinstance(model, SemanticSegmenter):
+        layers, reduces = model.layers, bool(extra.get("reduce_zero_label"))
+        reduces = None if reduces == upernet.counts_from_one(model) else reduces
     mean, std = PIXEL_STATISTICS["half" if layers is None else "imagenet"]
     needed = Stated(
         num_heads=None if heads else config.num_heads,
@@ -173,6 +180,7 @@ def untold(model: MaskedImageModel | ImageClassifier | SemanticSegmenter) -> lis
         pixel_mean=None if config.pixel_mean == mean else config.pixel_mean,
         pixel_std=None if config.pixel_std == std else config.pixel_std,
         layers=None if layers == released_layers("upernet", config.depth) else layers,
+        reduce_zero_label=reduces,
     )
     said = as_statement(needed)
     lines = [f"the file cannot tell {', '.join(needed.given())}: load it as PATH{said}"] if said else []

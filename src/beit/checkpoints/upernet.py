@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from beit.checkpoints.architecture import Stated
-from beit.config import EncoderConfig, UserError
+from beit.checkpoints.architecture import Stated, agreed
+from beit.config import UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.segmentation import SemanticSegmenter, released_layers
 
@@ -64,20 +64,34 @@ def skeleton(
     return model, notes
 
 
-def extra(config: EncoderConfig, num_classes: int) -> dict[str, Any]:
-    """Further keys of model.json for a foreign segmenter: how the released code shows images of any size.
+def extra(
+    model: SemanticSegmenter, told: Mapping[str, Any], stated: Stated
+) -> tuple[dict[str, Any], list[str]]:
+    """Further keys of model.json for a foreign segmenter: those that its file tells, and for the others how the
+    released code shows images of any size; and a line where maps that count from 1 are a guess.
 
     The shorter side as long as the network's, windows two thirds of their side apart (512: 341; 640: 426).
-    ADE20K is told by its 150 classes: its maps count from 1, with 0 for no class.
     """
-    height, width = config.image_size
-    return {
+    height, width = model.encoder.config.image_size
+    reduces = agreed("reduce_zero_label", stated.reduce_zero_label, told.get("reduce_zero_label"))
+    found = {
         "resize": min(height, width),
         "crop": [height, width],
         "stride": [height * 2 // 3, width * 2 // 3],
-        "reduce_zero_label": num_classes == _ADE20K_CLASSES,
         "ignore_value": 255,
+        **told,
+        "reduce_zero_label": counts_from_one(model) if reduces is None else reduces,
     }
+    note = (
+        f"reduce_zero_label=yes is a guess, by the {model.num_classes} classes of ADE20K, where 0 is no class; "
+        f"PATH@reduce_zero_label=no says otherwise"
+    )
+    return found, [note] if reduces is None and counts_from_one(model) else []
+
+
+def counts_from_one(model: SemanticSegmenter) -> bool:
+    """Whether 0 is no class in its label maps, as far as its classes tell: they do of ADE20K."""
+    return model.num_classes == _ADE20K_CLASSES
 
 
 def require_upernet(model: SemanticSegmenter, library: str) -> None:

@@ -22,6 +22,7 @@ from beit.data.batches import ImageBatch, LabeledBatch, PretrainBatch
 
 Size = tuple[int, int]
 Masking = Callable[[np.random.Generator], NDArray[np.bool_]]
+Filter = Literal["bicubic", "bilinear"]
 ImageView = Callable[[Tensor, np.random.Generator], ImageBatch]
 
 _GRAY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow and torchvision weigh colours
@@ -85,7 +86,7 @@ def draw_jitter(strength: float, rng: np.random.Generator) -> Jitter | None:
 # Pixels on tensors
 
 
-def render(image: Tensor, box: Box, size: Size, mode: Literal["bicubic", "bilinear"] = "bicubic") -> Tensor:
+def render(image: Tensor, box: Box, size: Size, mode: Filter = "bicubic") -> Tensor:
     """`box` of `image` at `size`: antialiased, on uint8."""
     part = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
     if part.shape[1:] == size:
@@ -218,26 +219,47 @@ class PretrainEvaluationView:
 
 
 class EvaluationView:
-    """The centre of the image: its shorter side resized to size / crop_share, then the middle cut out."""
+    """The centre of the image: its shorter side resized to size / crop_share, then the middle cut out.
 
-    def __init__(self, image_size: Size, *, crop_share: float = 1.0) -> None:
+    squash: both sides are resized so, whatever the image's shape.
+    """
+
+    def __init__(
+        self,
+        image_size: Size,
+        *,
+        crop_share: float = 1.0,
+        interpolation: Filter = "bicubic",
+        squash: bool = False,
+    ) -> None:
         self.image_size, self.crop_share = image_size, crop_share
+        self.interpolation, self.squash = interpolation, squash
 
     def __call__(self, image: Tensor, rng: np.random.Generator) -> ImageBatch:
-        return ImageBatch(center_view(image, self.image_size, self.crop_share))
+        view = squashed_view if self.squash else center_view
+        return ImageBatch(view(image, self.image_size, self.crop_share, self.interpolation))
 
 
-def center_view(image: Tensor, size: Size, crop_share: float) -> Tensor:
-    """Resize until size / crop_share is just covered (antialiased bicubic), then cut `size` out of the centre."""
+def squashed_view(image: Tensor, size: Size, crop_share: float, mode: Filter = "bicubic") -> Tensor:
+    """Resize to size / crop_share (antialiased), then cut `size` out of the centre."""
+    height, width = size
+    whole = Box(0, 0, image.shape[1], image.shape[2])
+    resized = render(image, whole, (int(height / crop_share), int(width / crop_share)), mode)
+    return _center(resized, height, width)
+
+
+def center_view(image: Tensor, size: Size, crop_share: float, mode: Filter = "bicubic") -> Tensor:
+    """Resize until size / crop_share is just covered (antialiased), then cut `size` out of the centre."""
     height, width = size
     rows, columns = int(height / crop_share), int(width / crop_share)
     # A strip of 1 x 1,000,000 pixels would be enormous once resized; what lies far outside the view goes first.
     limit_rows, limit_columns = _beyond(image, rows, columns)
     image = _center(image, limit_rows, limit_columns)
-    scale = max(rows / image.shape[1], columns / image.shape[2])
-    resized = (max(rows, int(image.shape[1] * scale)), max(columns, int(image.shape[2] * scale)))
+    # In whole numbers: int(147 * (32 / 98)) is 47.
+    fit = (columns * image.shape[1] // image.shape[2], rows * image.shape[2] // image.shape[1])
+    resized = (max(rows, fit[0]), max(columns, fit[1]))
     whole = Box(0, 0, image.shape[1], image.shape[2])
-    return _center(render(image, whole, resized), height, width)
+    return _center(render(image, whole, resized, mode), height, width)
 
 
 def _beyond(image: Tensor, rows: int, columns: int) -> Size:
@@ -249,54 +271,6 @@ def _beyond(image: Tensor, rows: int, columns: int) -> Size:
 def _center(image: Tensor, height: int, width: int) -> Tensor:
     top, left = round((image.shape[1] - height) / 2), round((image.shape[2] - width) / 2)
     return image[:, top : top + height, left : left + width]
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Tokenizer training
-
-
-class TokenizerViews:
-    """Images for training a discrete VAE.
-
-    crop "dalle": DALL-E's recipe (2102.12092, appendix A.2, listing 1) at any size S: a random square as large as
-    the image allows, resized to a side t uniform between 9/8 S and 12/8 S (never beyond the image's own
-    pixels unless it is smaller than S), a random S x S part of that, a flip. Images that are not square keep the
-    shape of `image_size` instead. crop "random_resized": random resized crops, which make more of few images.
-    Both resize with the antialiased bicubic filter that the tokenizer will meet in pre-training.
-    """
-
-    def __init__(
-        self,
-        image_size: Size,
-        *,
-        crop: Literal["dalle", "random_resized"] = "dalle",
-        min_scale: float = 0.3,
-        flip: float = 0.5,
-    ) -> None:
-        self.image_size, self.crop, self.min_scale, self.flip = image_size, crop, min_scale, flip
-
-    def __call__(self, image: Tensor, rng: np.random.Generator) -> ImageBatch:
-        size = (image.shape[1], image.shape[2])
-        if self.crop == "dalle":
-            box = self._dalle_box(size, rng)
-        else:
-            box = draw_box(size, self.min_scale, rng, self.image_size[1] / self.image_size[0])
-        view = render(image, box, self.image_size)
-        return ImageBatch(view.flip(-1) if rng.random() < self.flip else view)
-
-    def _dalle_box(self, size: Size, rng: np.random.Generator) -> Box:
-        """The part of the image that the recipe's two crops leave, so that only it need be resized."""
-        (height, width), (rows, columns) = size, self.image_size
-        fit = min(height / rows, width / columns)  # how much larger than the view the first crop is
-        low, high = (max(rows, min(round(fit * rows), round(f * rows))) for f in (9 / 8, 12 / 8))
-        zoom = fit * rows / int(rng.integers(low, high + 1))  # image pixels for each pixel of the view
-        h = min(height, max(1, round(zoom * rows)))
-        w = min(width, max(1, round(zoom * columns)))
-        # Where a random part of a random square lies: the sum of the two offsets.
-        first_h, first_w = min(height, max(h, round(fit * rows))), min(width, max(w, round(fit * columns)))
-        top = int(rng.integers(height - first_h + 1)) + int(rng.integers(first_h - h + 1))
-        left = int(rng.integers(width - first_w + 1)) + int(rng.integers(first_w - w + 1))
-        return Box(top, left, h, w)
 
 
 class LabeledView:

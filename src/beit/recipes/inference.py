@@ -6,17 +6,18 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast, get_args
 
 import torch
 from rich.console import Console as Terminal
 from rich.progress import Progress
 from torch import Tensor
 
-from beit.config import UserError, default_crop
+from beit.checkpoints.protocol import preparation
+from beit.config import UserError
 from beit.data.base import Source, Split
 from beit.data.loaders import OnBad, View, evaluation_batches
-from beit.data.views import EvaluationView
+from beit.data.views import EvaluationView, Filter
 from beit.training.device import (
     Compute,
     Precision,
@@ -147,9 +148,16 @@ def run_of(path: str | Path) -> Path | None:
 
 def classifier_view(size: tuple[int, int], description: dict[str, Any]) -> EvaluationView:
     """How a classifier of images of `size` (H, W) is shown them, as its description says."""
-    if (filter_name := description.get("interpolation", "bicubic")) != "bicubic":
-        raise UserError(
-            f"the model wants {filter_name} interpolation, and only bicubic is known; update beit"
-        )
-    crop = description.get("crop_pct")
-    return EvaluationView(size, crop_share=default_crop(size) if crop is None else crop)
+    interpolation, crop, mode = preparation(description, size)
+    for name, value, known in (
+        ("interpolation", interpolation, get_args(Filter)),
+        ("crop_mode", mode, ("center", "squash")),
+    ):
+        if value not in known:
+            raise UserError(
+                f"the model wants {name} {value}, and only {' and '.join(known)} are known; "
+                f"beit convert it --to beit and change {name} in its model.json"
+            )
+    return EvaluationView(
+        size, crop_share=crop, interpolation=cast(Filter, interpolation), squash=mode == "squash"
+    )

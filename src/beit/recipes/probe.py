@@ -21,7 +21,8 @@ from beit.config import ProbeConfig, UserError, default_crop, given_by, sides
 from beit.data.batches import LabeledBatch
 from beit.data.combined import Subset
 from beit.data.sources import open_source
-from beit.data.views import EvaluationView, LabeledView, TokenizerViews
+from beit.data.tokenizer_views import TokenizerViews
+from beit.data.views import EvaluationView, LabeledView
 from beit.models.heads import LayerProbes, LinearProbe, layer_features
 from beit.recipes.classification import classification_sums, hits
 from beit.recipes.features import FeatureBatch, FeatureSource, feature_view, neighbour_votes

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from beit.config import TokenizerConfig
 from beit.data.batches import ImageBatch
-from beit.data.views import EvaluationView, TokenizerViews
+from beit.data.tokenizer_views import TokenizerViews
+from beit.data.views import EvaluationView
 from beit.recipes.memory import activations_of_tokenizer
 from beit.recipes.method import Method
 from beit.recipes.stage import Stage, is_done
