@@ -53,6 +53,13 @@ class Compute:
         distributed: nn.Module = self.accelerator.prepare_model(model, device_placement=False)
         return distributed
 
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every rank the main rank's buffers of `model`: gradients alone keep the ranks alike, and statistics of
+        batches, as those of batch norms, do not follow from them."""
+        if self.world > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
     def release(self) -> None:
         """Let go of distributed models."""
         if self.world > 1:

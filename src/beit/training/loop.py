@@ -206,6 +206,7 @@ class _Training:
         if self.parts.evaluate is not None:
             totals: dict[str, Tensor] = {}
             stopped = GO_ON
+            compute.share_buffers(model)  # what is judged is the model that the main rank saves
             with self.at_rest(model):
                 try:
                     totals = self.parts.evaluate(model, self.stop.poll)
