@@ -119,11 +119,12 @@ def test_evaluation_sees_every_image_once(size: int, world: int, batch_size: int
         number
         for rank in range(world)
         for number in numbers(
-            list(
-                evaluation_batches(
+            [
+                batch
+                for _, batch in evaluation_batches(
                     Numbers(size), plain, batch_size=batch_size, seed=0, rank=rank, world=world
                 )
-            )
+            ]
         )
     ]
     assert sorted(seen) == list(range(size))
@@ -203,7 +204,9 @@ def test_evaluation_leaves_damaged_files_out() -> None:
             Numbers(7, bad=(0, 1, 5)), plain, batch_size=2, seed=0, on_bad=lambda name, _: told.append(name)
         )
     )
-    assert numbers(batches) == [2, 3, 4, 6] and told == ["number 0", "number 1", "number 5"]
+    assert [images for images, _ in batches] == [[2, 3], [4], [6]]
+    assert numbers([batch for _, batch in batches]) == [2, 3, 4, 6]
+    assert told == ["number 0", "number 1", "number 5"]
 
 
 class Deadly(Numbers):

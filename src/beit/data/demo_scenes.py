@@ -248,6 +248,10 @@ class DemoSource:
     def key(self, index: int) -> str:
         return f"{self._split}/{index}"
 
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width)."""
+        return self._size, self._size
+
     def image(self, index: int) -> Tensor:
         return self._pictures[index].permute(2, 0, 1)
 

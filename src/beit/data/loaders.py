@@ -202,23 +202,25 @@ def evaluation_batches(
     on_bad: OnBad | None = None,
     labeled: bool = False,
     pin_memory: bool = False,
-) -> Iterator[Any]:
-    """Every image of `source` once, dealt out to the ranks in turn; damaged ones are reported and left out.
+) -> Iterator[tuple[list[int], Any]]:
+    """Every image of `source` once, dealt out to the ranks in turn: batches, and the numbers of the images in them.
+    Damaged ones are reported and left out.
 
     `batch_size` is that of this rank; the last batch may be smaller, and ranks may differ by one image. A sample's
     randomness is a function of (seed, image) alone: every evaluation sees the same.
     """
     mine = range(rank, len(source), world)
-    works = (
+    works = [
         _Work([(_EVALUATION, index) for index in mine[start : start + batch_size]])
         for start in range(0, len(mine), batch_size)
-    )
+    ]
     damage = _Damage(1.0, on_bad)
     fetcher = _Fetcher(source, view, seed, labeled, replace=False)
-    for fetched in fetch(fetcher, works, workers, pin_memory):
+    for work, fetched in zip(works, fetch(fetcher, works, workers, pin_memory), strict=True):
         damage.record(fetched)
         if fetched.batch is not None:
-            yield fetched.batch
+            damaged = {bad.image for bad in fetched.bad}
+            yield [image for _, image in work.samples if image not in damaged], fetched.batch
 
 
 class _Damage:

@@ -43,6 +43,9 @@ class LabelMaps(Protocol):
     """Label maps by index."""
 
     def name(self, index: int) -> str: ...
+    def size(self, index: int) -> tuple[int, int]:
+        """(H, W), without reading more than need be; raises :class:`ImageError`."""
+
     def label_map(self, index: int) -> NDArray[np.integer[Any]]:
         """(H, W), the numbers as they are stored; raises :class:`ImageError` and :class:`UserError`."""
 
@@ -55,7 +58,7 @@ class DemoMaps:
 
     def __init__(self, scenes: DemoSource) -> None:
         self._scenes = scenes
-        self.name, self.fingerprint = scenes.name, scenes.fingerprint
+        self.name, self.size, self.fingerprint = scenes.name, scenes.size, scenes.fingerprint
 
     def label_map(self, index: int) -> NDArray[np.integer[Any]]:
         return self._scenes.label_map(index).numpy()
@@ -82,6 +85,10 @@ class PairSource(Subset):
     def palette(self) -> tuple[Color, ...]:
         """A colour for each class."""
         return self.table.palette
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of an image's label map, from its header alone; raises :class:`ImageError`."""
+        return self._maps.size(int(self._indices[index]))
 
     def label(self, index: int) -> Tensor:
         """uint8 (H, W): an index into `classes` for each pixel, 255 = no class.

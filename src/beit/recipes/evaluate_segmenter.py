@@ -10,15 +10,14 @@ from torch import Tensor
 
 from beit.checkpoints.describe import describe
 from beit.config import EvaluateConfig, UserError
-from beit.data.batches import SegmentationBatch
 from beit.data.class_table import IGNORE
 from beit.data.pairs import open_pairs
 from beit.data.segmentation_views import SegmentationEvaluationView
 from beit.models.segmentation import SemanticSegmenter
 from beit.recipes.evaluation_data import Damage, open_split
 from beit.recipes.inference import Machine, each_batch, tell, totals
-from beit.recipes.large_images import within_memory
-from beit.recipes.segmentation import Inference, by_class, segmentation_figures, segmentation_sums
+from beit.recipes.judged_maps import judge
+from beit.recipes.segmentation import Inference, by_class, segmentation_figures
 
 
 def evaluate_segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine: Machine) -> dict[str, Any]:
@@ -35,16 +34,9 @@ def evaluate_segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine
             f"{model.num_classes}; choose data with the same classes"
         )
     inference = inference_of(config, description)
-
-    def judge(batch: SegmentationBatch) -> dict[str, Tensor]:
-        height, width = batch.label_map.shape[1:]
-        with within_memory(model, inference, batch.image, (height, width)):
-            scores = inference.scores(model, batch.image, (height, width))
-            return segmentation_sums(scores, batch.label_map)
-
     damage = Damage(source, config.max_bad)
     passes = each_batch(
-        judge,
+        partial(judge, inference, model),
         source,
         SegmentationEvaluationView(inference.reduced),
         machine,

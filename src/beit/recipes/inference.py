@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast, get_args
 
@@ -14,7 +15,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from beit.checkpoints.protocol import preparation
-from beit.config import UserError
+from beit.config import RunFailed, UserError
 from beit.data.base import Source, Split
 from beit.data.loaders import OnBad, View, evaluation_batches
 from beit.data.views import EvaluationView, Filter
@@ -84,8 +85,8 @@ def each_batch(
 ) -> Generator[tuple[Any, Result]]:
     """Batches of this rank's share of `source`, each once, on the device, with what `apply` makes of them.
 
-    `batch_size` is that of this rank; damaged images are told to `on_bad` and left out. With a `title`, a terminal
-    shows progress under it.
+    `batch_size` is that of this rank; damaged images are told to `on_bad` and left out. A RunFailed of `apply` gets
+    the names of its images. With a `title`, a terminal shows progress under it.
     """
     compute = machine.compute
     batches = evaluation_batches(
@@ -106,12 +107,21 @@ def each_batch(
         console=Terminal(stderr=True), transient=True, disable=hidden, redirect_stdout=beside
     ) as bar:
         task = bar.add_task(title, total=len(source))
-        for batch in batches:
+        for images, batch in batches:
             batch = to_device(batch, compute.device)
-            with torch.no_grad(), autocast(compute.device, machine.precision):
+            with _naming(source, images), torch.no_grad(), autocast(compute.device, machine.precision):
                 result = apply(batch)
             bar.advance(task, len(batch[0]) * compute.world)
             yield batch, result
+
+
+@contextmanager
+def _naming(source: Source, images: Sequence[int]) -> Iterator[None]:
+    """Names the images in front of a RunFailed about them."""
+    try:
+        yield
+    except RunFailed as error:
+        raise RunFailed(f"{', '.join(map(source.name, images))}: {error}") from error
 
 
 def totals(

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import Tensor
+import torch
 
-from beit.config import RunFailed
+from beit.config import RunFailed, UserError
+from beit.data.decode import ImageError
+from beit.data.pairs import PairSource
+from beit.data.segmentation_views import resized
 from beit.models.segmentation import SemanticSegmenter
 from beit.recipes.segmentation import Inference, Size
 from beit.training.device import memory_of
@@ -20,33 +23,50 @@ class TooLarge(RunFailed):
 
 @contextmanager
 def within_memory(
-    model: SemanticSegmenter, inference: Inference, images: Tensor, original: Size
+    model: SemanticSegmenter, inference: Inference, size: Size, device: torch.device
 ) -> Iterator[None]:
-    """Raise :class:`TooLarge` when memory does not suffice for `images` (B, 3, h, w), made of those of (H, W)
-    `original`.
+    """Raise :class:`TooLarge` when the memory of `device` does not suffice for an image that is (H, W) `size` large.
 
-    An operating system that gives out more than it has may kill the process instead. So images in one pass are
-    refused beforehand when the position bias of attention alone is larger than all memory of the device.
+    An operating system that gives out more than it has may kill the process instead, so that what cannot be is
+    refused beforehand.
     """
-    height, width = original
-    shown = f"an image of {width}x{height} px"
-    remedy = (
-        "make it smaller" if inference.stride is not None else "choose --window slide, or make it smaller"
-    )
-    if inference.stride is None:
-        height, width = images.shape[-2:]
-        needed = max(attention_memory(model, size) for size in inference.sizes((height, width)))
-        if needed > (memory := memory_of(images.device)):
-            raise TooLarge(
-                f"{shown} in one pass takes {needed / 2**30:,.0f} GiB for attention alone, of "
-                f"{memory / 2**30:,.0f}; {remedy}"
-            )
+    require_memory(model, inference, size, device)
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if out_of_memory(error):
-            raise TooLarge(f"out of memory with {shown}; {remedy}") from error
+            raise TooLarge(f"out of memory with {_shown(size)}; {_remedy(inference)}") from error
         raise
+
+
+def require_memory(model: SemanticSegmenter, inference: Inference, size: Size, device: torch.device) -> None:
+    """Raise :class:`TooLarge` for an image in one pass where the position bias of attention alone is larger than all
+    memory of `device`."""
+    if inference.stride is not None:
+        return
+    seen = inference.sizes(resized(size, inference.reduced))
+    needed, memory = max(attention_memory(model, shown) for shown in seen), memory_of(device)
+    if needed > memory:
+        raise TooLarge(
+            f"{_shown(size)} in one pass takes {needed / 2**30:,.0f} GiB for attention alone, of "
+            f"{memory / 2**30:,.0f}; {_remedy(inference)}"
+        )
+
+
+def require_memory_for_all(
+    model: SemanticSegmenter, inference: Inference, source: PairSource, device: torch.device
+) -> None:
+    """:func:`require_memory` for every image of `source`, told by the headers of its files; UserError names one that
+    is too large."""
+    if inference.stride is not None:
+        return
+    for index in range(len(source)):
+        try:
+            require_memory(model, inference, source.size(index), device)
+        except ImageError:
+            continue  # damaged files are left out of an evaluation
+        except TooLarge as error:
+            raise UserError(f"{source.name(index)}: {error}") from error
 
 
 def attention_memory(model: SemanticSegmenter, size: Size) -> int:
@@ -57,3 +77,11 @@ def attention_memory(model: SemanticSegmenter, size: Size) -> int:
         return 0
     rows, columns = (-(-side // config.patch_size) for side in size)
     return int((1 + rows * columns) ** 2 * (8 + 4 * config.num_heads))
+
+
+def _shown(size: Size) -> str:
+    return f"an image of {size[1]}x{size[0]} px"
+
+
+def _remedy(inference: Inference) -> str:
+    return "make it smaller" if inference.stride is not None else "choose --window slide, or make it smaller"

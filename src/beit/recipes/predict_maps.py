@@ -92,7 +92,7 @@ def classes_of(batch: WholeImage, model: SemanticSegmenter, inference: Inference
     TooLarge where the memory does not hold the scores.
     """
     size = _size(batch.original)
-    with within_memory(model, inference, batch.image, size):
+    with within_memory(model, inference, size, batch.image.device):
         logits = inference.scores(model, batch.image, _size(batch.image))
         kind = torch.uint8 if model.num_classes < 256 else torch.int32
         return likeliest(logits, size)[0].to(kind).cpu()

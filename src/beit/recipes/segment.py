@@ -20,16 +20,16 @@ from beit.data.class_table import IGNORE
 from beit.data.pairs import PairSource, open_pairs
 from beit.data.segmentation_views import SegmentationEvaluationView, SegmentationView
 from beit.models.segmentation import SemanticSegmenter
+from beit.recipes.judged_maps import draw_label_maps, judge
+from beit.recipes.large_images import require_memory_for_all
 from beit.recipes.memory import activations_of_segmenter
 from beit.recipes.method import Method
 from beit.recipes.segmentation import (
     Inference,
     by_class,
     confusion,
-    draw_label_maps,
     pixel_loss,
     segmentation_figures,
-    segmentation_sums,
 )
 from beit.recipes.stage import Stage, is_done
 from beit.recipes.starting_point import encoder_facts, rates, starting_segmenter
@@ -51,6 +51,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     encoder = model.encoder.config
     inference = Inference(config.resize, encoder.image_size, config.strides(encoder.image_size))
+    require_memory_for_all(model, inference, cast(PairSource, stage.held_back), stage.compute.device)
     judged = torch.zeros(model.num_classes, model.num_classes)
 
     def summarise(totals: Mapping[str, Tensor]) -> dict[str, float]:
@@ -63,7 +64,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
             step=partial(step, config.auxiliary_weight),
             view=training_view(config, model),
             evaluation_view=SegmentationEvaluationView(inference.reduced),
-            evaluate=partial(evaluate, inference),
+            evaluate=partial(judge, inference),
             evaluation_batch_size=1,
             draw=partial(draw_label_maps, inference, source.classes, source.palette),
             summarise=segmentation_figures,
@@ -97,13 +98,6 @@ def step(auxiliary_weight: float, model: nn.Module, batch: SegmentationBatch, in
     # Every fourth pixel tells how training goes.
     main, truth = main.detach()[:, :, ::2, ::2], batch.label_map[:, ::2, ::2]
     return StepOutput(loss, {"confusion": confusion(main.argmax(1), truth, main.shape[1])})
-
-
-def evaluate(inference: Inference, model: nn.Module, batch: SegmentationBatch) -> dict[str, Tensor]:
-    """Sums over images judged at the size of their label maps."""
-    height, width = batch.label_map.shape[1:]
-    scores = inference.scores(cast(SemanticSegmenter, model), batch.image, (height, width))
-    return segmentation_sums(scores, batch.label_map)
 
 
 def training_view(config: SegmentConfig, model: SemanticSegmenter) -> SegmentationView:

@@ -1,4 +1,4 @@
-"""How a segmenter is shown images of any size, judged and drawn.
+"""How a segmenter is shown images of any size, and judged.
 
 A label map holds class indices, and `IGNORE` where there is none to learn or to judge by.
 """
@@ -7,21 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from beit.config import SegmentConfig
-from beit.data.batches import SegmentationBatch
 from beit.data.class_table import IGNORE
 from beit.data.segmentation_views import resized
 from beit.models.decoders import resize_map
 from beit.models.segmentation import SCALES, SemanticSegmenter, multi_scale_flip, sliding_window, whole_image
-from beit.visualize.label_maps import Color, paint, with_legend
-from beit.visualize.pictures import contact_sheet, save_picture
 
 Size = tuple[int, int]
 FEW = 16
@@ -189,33 +185,3 @@ def by_class(table: Tensor, names: Sequence[str]) -> dict[str, dict[str, float |
         name: {key: None if value[i].isnan() else float(value[i]) for key, value in columns.items()}
         for i, name in enumerate(names)
     }
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Drawn
-
-
-def draw_label_maps(
-    inference: Inference,
-    names: Sequence[str],
-    palette: Sequence[Color],
-    model: nn.Module,
-    batches: Sequence[SegmentationBatch],
-    folder: Path,
-    step: int,
-) -> None:
-    """Images beside their true classes and those predicted, with a legend."""
-    truths = [batch.label_map[0] for batch in batches]
-    segmenter = cast(SemanticSegmenter, model)
-    predicted = [
-        inference.scores(segmenter, batch.image, _pair(truth.shape))[0].argmax(0)
-        for batch, truth in zip(batches, truths, strict=True)
-    ]
-    columns = {
-        "image": [batch.image[0] for batch in batches],
-        "truth": [paint(truth, palette) for truth in truths],
-        "prediction": [paint(answer, palette) for answer in predicted],
-    }
-    present = {index for maps in (*truths, *predicted) for index in maps.unique().tolist()} - {IGNORE}  # type: ignore[no-untyped-call]
-    sheet = with_legend(contact_sheet(columns), [(names[i], palette[i]) for i in sorted(present)])
-    save_picture(sheet, folder / f"step-{step:06d}-segmentation.png")

@@ -271,7 +271,7 @@ class Stage:
             seed=self.config.seed,
             labeled=method.labeled,
         )
-        samples = [to_device(batch, self.compute.device) for batch in batches]
+        samples = [to_device(batch, self.compute.device) for _, batch in batches]
         if samples:
             with autocast(self.compute.device, precision):
                 method.draw(model, samples, folder, step)
