@@ -202,6 +202,23 @@ def test_strips_of_a_large_view_are_alike() -> None:
     assert changed.shape == (3, 300, 600) and torch.equal(changed, changed[:, :1].expand(3, 300, 600))
 
 
+def test_a_view_changes_the_colours_last_and_alone() -> None:
+    image = rulers(40, 40)
+    plain, coloured = (
+        SegmentationView((40, 40), scale=(1, 1), flip=0.0, photometric=photometric)
+        for photometric in (False, True)
+    )
+    changed = 0  # one draw in sixteen leaves all as it is
+    for seed in range(6):
+        generator = rng(seed)
+        shown = plain(image, image[0], generator)
+        wanted = distort(shown.image, draw_distortion(generator))
+        found = coloured(image, image[0], rng(seed))
+        assert torch.equal(found.image, wanted) and torch.equal(found.label_map, shown.label_map)
+        changed += not torch.equal(wanted, shown.image)
+    assert changed > 2
+
+
 def test_each_change_is_made_in_half_of_the_images() -> None:
     drawn = [draw_distortion(rng(seed)) for seed in range(2000)]
     bounds = {

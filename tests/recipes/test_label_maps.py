@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,10 @@ def test_other_ways_to_show_the_images(segmenter: Path, regions: Path) -> None:
     whole = evaluation(segmenter, regions, window="whole")
     averaged = evaluation(segmenter, regions, multi_scale=True)
     assert "whole images" in whole["inference"] and "averaged over six sizes" in averaged["inference"]
-    assert min(whole["miou"], averaged["miou"]) > 0.6 and whole["loss"] != averaged["loss"]
+    assert min(whole["miou"], averaged["miou"]) > 0.6
+    plain = json.loads((segmenter / "results.json").read_text())["last"]["eval/loss"]
+    apart = [abs(a - b) for a, b in combinations([plain, whole["loss"], averaged["loss"]], 2)]
+    assert min(apart) > 1e-3  # far more than two ways to the same figure differ by
 
 
 def test_an_evaluation_without_a_labelled_pixel_is_refused(
@@ -152,8 +156,11 @@ def test_a_lack_of_memory_is_one_line(
     said = capsys.readouterr().err
     assert said.count("out of memory with an image of 56x44 px; make it smaller") == 2
     assert "label maps for 4 of 6 images; 2 could not be read" in said
-    with pytest.raises(RunFailed, match="out of memory with an image of 56x44 px; choose --window slide, or"):
+    with pytest.raises(
+        RunFailed, match="out of memory with an image of 56x44 px; choose --window slide"
+    ) as caught:
         evaluation(segmenter, regions, window="whole")
+    assert str(caught.value).startswith(f"{folder / '1.jpg'}: ")
 
 
 def test_what_does_not_go_together_is_refused(

@@ -18,9 +18,10 @@ from tiny_runs import finetune_config, pretrain_config, segment_config
 
 import beit
 from beit.checkpoints.store import read_description
-from beit.config import SegmentConfig, UserError
+from beit.config import PredictConfig, SegmentConfig, UserError
 from beit.presets import configure
 from beit.recipes.finetune import finetune
+from beit.recipes.predict import predictions
 from beit.recipes.pretrain import pretrain
 from beit.recipes.segment import segment
 
@@ -184,6 +185,17 @@ def test_ade20k_as_published(tmp_path: Path) -> None:
     said = read_description(run)
     assert said["reduce_zero_label"] and len(said["classes"]) == 150 and said["classes"][0] == "wall"
     assert 0 <= metrics(run)[-1]["eval/aacc"] <= 1
+    out, images = tmp_path / "out", (str(sample / "images"),)
+    plain = {"workers": 0, "precision": "float32"}
+    records = list(predictions(PredictConfig(images=images, model=str(run), out=str(out), **plain)))
+    table = [line.split("\t") for line in (out / "classes.tsv").read_text().splitlines()]
+    rows = [dict(zip(table[0], row, strict=True)) for row in table[1:]]
+    names = {int(row["value"]): row["name"] for row in rows if row["value"] != "0"}
+    assert names == dict(enumerate(said["classes"], 1)) and names[3] == "sky" and names[150] == "flag"
+    assert len(records) == 2
+    for record in records:
+        numbers = np.array(Image.open(out / record["label_map"])).ravel()
+        assert {names[number] for number in numbers.tolist()} == set(record["classes"])
 
 
 # ------------------------------------------------------------------------------------------------------------
