@@ -312,14 +312,14 @@ def test_contradictions_are_refused(tmp_path: Path) -> None:
     for changes, message in [
         ({"num_attention_heads": 2}, "num_heads is 2 by one account and 4"),
         ({"image_size": 64}, "a grid of 8x8 patches needs 228"),
-        ({"image_size": "big"}, "image_size is big"),
-        ({"patch_size": 16}, "differ in the patch size"),
+        ({"image_size": "big"}, "image_size is 'big', not tuple"),
+        ({"patch_size": 16}, "patch_size is 16 by one account and 8"),
         ({"model_type": "data2vec-vision"}, "data2vec-vision of Hugging Face"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"id2label": {"0": "a", "1": "b"}}, "names 2 classes, and its head has 5"),
-        ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan"),
-        ({"drop_path_rate": -1}, "drop_path_rate is -1"),
-        ({"num_attention_heads": True}, "num_heads is True"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps must not be negative, but is nan"),
+        ({"drop_path_rate": -1}, "drop_path_rate must be at least 0 and below 1, not -1"),
+        ({"num_attention_heads": True}, "num_heads is True, not int"),
         ({"use_mean_pooling": False}, r"unknown beit\.pooler.*missing norm"),
     ]:
         file.write_text(json.dumps({**good, **changes}))

@@ -12,7 +12,7 @@ from beit.checkpoints import dalle, foreign, huggingface, timm, unilm
 from beit.checkpoints.architecture import Stated
 from beit.checkpoints.dalle import TokenizerSurvey
 from beit.checkpoints.foreign import Foreign, Survey
-from beit.checkpoints.key_map import listed
+from beit.checkpoints.key_map import listed, shown
 from beit.checkpoints.shards import INDEX, open_shards, read_json
 from beit.checkpoints.torch_file import TensorFile, open_tensor_file
 from beit.config import UserError
@@ -36,7 +36,9 @@ def open_foreign(path: Path) -> Foreign | tuple[Path, Path] | TensorFile:
     beside = weights.parent if weights.name in WEIGHT_FILES else None
     config = read_json(beside / "config.json") if beside else None
     if config and "model_type" in config and not huggingface.is_config(config):
-        raise UserError(f"{path} is a {str(config['model_type'])[:40]} of Hugging Face, not a beit")
+        raise UserError(f"{path} is a {shown(str(config['model_type']), 40)} of Hugging Face, not a beit")
+    if config and "architecture" in config and not timm.is_config(config):
+        raise UserError(f"{path} is a {shown(str(config['architecture']), 40)} of timm, not a beit")
     try:
         if config and timm.is_config(config):
             return timm.open_folder(file, config)
