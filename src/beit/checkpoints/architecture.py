@@ -69,7 +69,7 @@ def as_statement(stated: Stated) -> str:
 def infer(shapes: Mapping[str, Shape], facts: Mapping[str, Any], stated: Stated) -> EncoderConfig:
     """The architecture of weights under our names.
 
-    facts: fields of :class:`EncoderConfig` that a configuration beside them tells; and `hidden`, the width of the MLP.
+    facts: fields of :class:`EncoderConfig` that a configuration beside them tells, and `hidden`, its MLP's width.
         They come first: what they promise and the weights do not hold is missing.
     Raises :class:`UserError`, without the file's name, where these contradict one another.
     """

@@ -12,11 +12,12 @@ from torch import nn
 from beit.checkpoints import dalle, hub, huggingface, timm, unilm
 from beit.checkpoints.architecture import Pixel, Stated
 from beit.checkpoints.atomic import appearing
+from beit.checkpoints.description import is_own, read_description
 from beit.checkpoints.key_map import listed
 from beit.checkpoints.kinds import KINDS, kind_of
 from beit.checkpoints.recognise import is_foreign, load_foreign
 from beit.checkpoints.reference import Located, locate
-from beit.checkpoints.store import ASKED, is_own, load_model, read_description, save_model
+from beit.checkpoints.store import ASKED, load_model, save_model
 from beit.config import UserError
 from beit.models.position import Grid
 from beit.models.segmentation import SemanticSegmenter

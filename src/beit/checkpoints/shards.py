@@ -74,7 +74,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
+        raise UserError(f"{path} cannot be read ({error}); copy or download it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is no JSON object")
     return content
