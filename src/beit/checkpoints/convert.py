@@ -14,7 +14,7 @@ from beit.checkpoints.architecture import Pixel, Stated
 from beit.checkpoints.atomic import appearing
 from beit.checkpoints.description import is_own, read_description
 from beit.checkpoints.key_map import listed
-from beit.checkpoints.kinds import KINDS, kind_of
+from beit.checkpoints.kinds import KINDS, kind_of, not_held
 from beit.checkpoints.recognise import is_foreign, load_foreign
 from beit.checkpoints.reference import Located, locate
 from beit.checkpoints.store import ASKED, load_model, save_model
@@ -116,7 +116,7 @@ def _write(source: Source, path: Path, to: Target) -> list[str]:
     if to == "dalle":
         return dalle.write(model, path)
     if kind_of(model) not in KINDS:
-        raise UserError(f"our own format holds a {', '.join(KINDS)}; it cannot hold a {type(model).__name__}")
+        raise UserError(f"our own format holds a {', '.join(KINDS)}: {not_held(model, to)}")
     save_model(
         model,
         path,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from beit.checkpoints import huggingface_segmentation as segmentation
 from beit.checkpoints.foreign import Foreign, ModelKind
 from beit.checkpoints.key_map import KeyMap
+from beit.checkpoints.kinds import not_held
 from beit.checkpoints.torch_file import TensorFile
 from beit.config import EncoderConfig, UserError
 from beit.models.heads import ImageClassifier, MaskedImageModel
@@ -189,8 +190,7 @@ def write(
     whatever is there that the model does not have."""
     if not isinstance(model, Model):
         raise UserError(
-            f"Hugging Face's BEiT is a masked image model, a classifier or a segmenter; it cannot hold a "
-            f"{type(model).__name__}"
+            f"Hugging Face's BEiT is a masked image model, a classifier or a segmenter: {not_held(model, NAME)}"
         )
     config: EncoderConfig = model.encoder.config
     if config.grid[0] != config.grid[1] and config.position != "none":

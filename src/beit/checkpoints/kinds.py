@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -68,6 +68,25 @@ KINDS: Mapping[str, Kind] = {
         lambda config, num_classes, layer, pool: LinearProbe(BeitEncoder(config), num_classes, layer, pool),
     ),
 }
+
+
+_HELD_BY: Mapping[str, Sequence[str]] = {
+    "tokenizer": ("dalle", "beit"),
+    "pretrained": ("unilm", "huggingface", "beit"),
+    "classifier": ("unilm", "timm", "huggingface", "beit"),
+    "segmenter": ("unilm", "huggingface", "beit"),
+    "probe": ("beit",),
+}
+
+
+def not_held(model: nn.Module, target: str) -> str:
+    """Ends a message: the kind that `target` cannot hold, and which formats can."""
+    holders = _HELD_BY.get(kind_of(model), ())
+    if isinstance(model, SemanticSegmenter) and model.decoder != "upernet":
+        holders = ("beit",)
+    others = [name for name in holders if name != target]
+    remedy = f"choose --to {' or '.join(others)}" if others else "no format can"
+    return f"it cannot hold a {type(model).__name__}; {remedy}"
 
 
 def kind_of(model: nn.Module) -> str:

@@ -59,7 +59,10 @@ def open_foreign(path: Path) -> Foreign | tuple[Path, Path] | TensorFile:
         return file
     if unilm.reads(file):
         return unilm.open_file(file)
-    raise UserError(f"{path} is of no known format: {_contents(file)}")
+    raise UserError(
+        f"{path} is of no known format: {_contents(file)}; give a BEiT or a tokenizer under the names of the "
+        f"released code, timm, Hugging Face or DALL-E"
+    )
 
 
 class Loaded(NamedTuple):
@@ -110,4 +113,8 @@ def _contents(file: TensorFile) -> str:
     contents = file.contents
     if not isinstance(contents, dict):
         return f"it holds a {getattr(contents, 'name', type(contents).__name__)}"
-    return f"it holds {listed(map(str, contents))}" if contents else "it holds nothing"
+    inner = [
+        f"{key} ({listed(map(str, value), 2)})" if value and isinstance(value, dict) else str(key)
+        for key, value in contents.items()
+    ]
+    return f"it holds {listed(inner)}" if inner else "it holds nothing"

@@ -17,6 +17,7 @@ from torch import nn
 
 from beit.checkpoints.foreign import Foreign
 from beit.checkpoints.key_map import KeyMap
+from beit.checkpoints.kinds import not_held
 from beit.checkpoints.torch_file import TensorFile
 from beit.checkpoints.unilm import ENCODER, INDICES, fixed_eps
 from beit.config import UserError
@@ -107,13 +108,10 @@ def write(
 ) -> list[str]:
     """Writes the two files; gives a line for each thing that they cannot tell."""
     if isinstance(model, SemanticSegmenter):
-        raise UserError(
-            "timm's BEiT has no decoders: it cannot hold a segmenter's decode_head; choose --to unilm or huggingface"
-        )
+        raise UserError(f"timm's BEiT has no decoders, hence no decode_head: {not_held(model, NAME)}")
     if not isinstance(model, ImageClassifier):
         raise UserError(
-            f"timm has no mask_token and no lm_head (vocabulary head), nor tokenizers: it cannot hold a "
-            f"{type(model).__name__}; choose --to unilm or huggingface, or fine-tune it first"
+            f"timm's BEiT is a classifier, with no mask_token and no lm_head: {not_held(model, NAME)}"
         )
     config = model.encoder.config
     description = {

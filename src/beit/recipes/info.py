@@ -36,7 +36,7 @@ def info(config: InfoConfig) -> dict[str, Facts]:
         raise UserError(f"{path} does not exist; {ASKED}")
     found = {part.name: part.describe(located) for part in PARTS if part.recognizes(path)}
     if not found:
-        raise UserError(f"{path} is neither a run nor a model of a known format")
+        raise UserError(f"{path} is neither a run nor a model of a known format; {ASKED}")
     show(found)
     return found
 
