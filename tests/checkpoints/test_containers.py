@@ -71,6 +71,9 @@ def test_harmless_objects_beside_the_weights(legacy: bool, tmp_path: Path) -> No
 
 def test_what_is_of_no_known_format_is_shown_and_has_a_remedy(tmp_path: Path) -> None:
     file = tmp_path / "x.pth"
+    torch.save({"conv1.weight": torch.zeros(2, 2), "fc": {}}, file)
+    with pytest.raises(UserError, match=r"it holds conv1\.weight, fc; give a BEiT"):
+        load_model(file)
     torch.save({"student": {"conv.weight": torch.zeros(2)}, "epoch": 3}, file)
     with pytest.raises(UserError, match=r"it holds epoch, student \(conv\.weight\); give a BEiT") as error:
         load_model(file)

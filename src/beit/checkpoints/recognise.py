@@ -114,7 +114,7 @@ def _contents(file: TensorFile) -> str:
     if not isinstance(contents, dict):
         return f"it holds a {getattr(contents, 'name', type(contents).__name__)}"
     inner = [
-        f"{key} ({listed(map(str, value), 2)})" if value and isinstance(value, dict) else str(key)
+        f"{key} ({listed(map(str, value), 2)})" if isinstance(value, dict) and value else str(key)
         for key, value in contents.items()
     ]
     return f"it holds {listed(inner)}" if inner else "it holds nothing"
