@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,18 @@ FINETUNE = ["--data", "x", "--out", "y", "--init", "i"]
             ["finetune", *FINETUNE, "--multilabel", "--labels", "l.csv", "--labels-per-class", "5"],
             "use --label-share",
         ),
+        (
+            ["finetune", *FINETUNE, "--preset", "demo", "--multilabel", "--labels", "l.csv"],
+            "of the preset) needs one class for each image; use --label-share, or add --labels-per-class null",
+        ),
+        (
+            ["finetune", "--data", "demo", "--out", "y", "--init", "no/such/model"],
+            "--init: no/such/model does not exist",
+        ),
+        (
+            ["probe", "--data", "demo", "--out", "y", "--init", "no/such/model"],
+            "--init: no/such/model does not exist",
+        ),
         (["finetune", *FINETUNE, "--randaugment", "11"], "--randaugment must lie between 0 and 10"),
         (["segment", *FINETUNE, "--crop", "0"], "--crop must be positive"),
         (["segment", *FINETUNE, "--decoder", "unet"], "'upernet', 'pup'"),
@@ -145,6 +158,16 @@ def test_a_value_out_of_range_is_refused_by_its_flag(flag: str, capsys: pytest.C
     assert error.count("\n") == 1
 
 
+def test_a_reader_that_leaves_is_no_mistake() -> None:
+    """`beit presets | head -3`: no complaint, and no success either."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "beit", "presets"]
+    left = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (left.returncode, left.stderr) == (1, "")
+
+
 def resolved(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
     assert run(*arguments, "--print-config") == 0
     values = yaml.safe_load(capsys.readouterr().out)
@@ -181,6 +204,14 @@ def test_a_warm_up_in_epochs_replaces_one_in_steps_from_below(capsys: pytest.Cap
 
 def test_null_switches_a_knob_off(capsys: pytest.CaptureFixture[str]) -> None:
     assert resolved(capsys, "pretrain", *TRAINING, "--clip-grad", "null")["clip_grad"] is None
+
+
+@pytest.mark.parametrize(
+    "arguments", [["pretrain", *TRAINING], ["finetune", *FINETUNE], ["probe", *FINETUNE]]
+)
+def test_images_have_one_side_or_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert resolved(capsys, *arguments, "--image-size", "64", "96")["image_size"] == [64, 96]
+    assert resolved(capsys, *arguments, "--image-size", "64")["image_size"] == 64
 
 
 def test_dalles_learning_rate_falls_over_its_own_steps() -> None:

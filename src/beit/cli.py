@@ -1,6 +1,7 @@
 """The command line: a table from verb to (configuration, function); parse, import lazily, run.
 
-Exit status: 0 done, 1 failed, 2 a user's mistake (one line on standard error), 75 interrupted and saved.
+Exit status: 0 done, 1 failed (without a word where nobody reads the output any more), 2 a user's mistake (one line on
+standard error), 75 interrupted and saved.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import io
 import math
 import os
 import re
+import select
 import sys
 import typing
 from collections.abc import Sequence
@@ -187,6 +189,7 @@ def _guarded(run: Any, config: object, options: dict[str, bool]) -> int:
     """Call a recipe; an interrupted run that was saved ends with status 75."""
     try:
         run(config, **options)
+        sys.stdout.flush()
     except Interrupted as stop:
         _complain(stop)
         return 75
@@ -194,9 +197,25 @@ def _guarded(run: Any, config: object, options: dict[str, bool]) -> int:
         _complain(stop, everywhere=True)
         return 1
     except OSError as error:
-        _complain(f"{error.filename or 'the operating system'}: {error.strerror or error}", everywhere=True)
+        if not _nobody_reads(error):
+            _complain(
+                f"{error.filename or 'the operating system'}: {error.strerror or error}", everywhere=True
+            )
         return 1
     return 0
+
+
+def _nobody_reads(error: OSError) -> bool:
+    """Whether `error` is that the reader of standard output has left (`beit predict … | head`)."""
+    if sys.platform == "win32" or not isinstance(error, BrokenPipeError):
+        return False
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not output.poll(0):
+        return False
+    # What is left to write would be tried once more as Python ends, with a complaint.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def parse(config_type: type, arguments: Arguments, layers: Sequence[dict[str, Any]], program: str) -> Any:

@@ -48,35 +48,55 @@ def plain(value: Any) -> Any:
 
 
 def read_yaml(path: str | Path, config_type: type) -> dict[str, Any]:
-    """The fields that the file at `path` gives, checked against `config_type`.
+    """The fields that the file at `path`, which a user named, gives, checked against `config_type`.
 
     Raises:
         UserError: the file cannot be read, a key is unknown, or a value has the wrong type.
     """
+    given, hints = f"--config {path}", typing.get_type_hints(config_type)
+    values = _loaded(path, given)
+    for key in values:
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"{given}: unknown key {key!r}{hint}")
+    return _checked(values, hints, given)
+
+
+def read_record(path: str | Path, config_type: type) -> tuple[dict[str, Any], list[str]]:
+    """The fields that a run's own configuration at `path` gives, checked as by :func:`read_yaml`, and those of its
+    keys that are none: a run may be older or newer than this program."""
+    hints = typing.get_type_hints(config_type)
+    values = _loaded(path, str(path))
+    known = {key: value for key, value in values.items() if key in hints}
+    return _checked(known, hints, str(path)), [str(key) for key in values if key not in hints]
+
+
+def _loaded(path: str | Path, name: str) -> dict[Any, Any]:
+    """What the YAML file at `path`, called `name` in messages, says."""
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
-        raise UserError(f"--config {path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{name} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"--config {path} is not valid YAML: {reason}") from error
+        raise UserError(f"{name} is not valid YAML: {reason}") from error
     if not isinstance(values, dict):
-        raise UserError(f"--config {path} must hold one `name: value` a line")
-    hints = typing.get_type_hints(config_type)
-    return {key: _checked(key, value, hints, path) for key, value in values.items()}
+        raise UserError(f"{name} must hold one `name: value` a line")
+    return values
 
 
-def _checked(key: Any, value: Any, hints: Mapping[str, Any], path: str | Path) -> Any:
-    if key not in hints:
-        near = difflib.get_close_matches(str(key), hints, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"--config {path}: unknown key {key!r}{hint}")
-    try:
-        return as_type(value, hints[key])
-    except TypeError:
-        wanted = str(hints[key]).replace("typing.", "").replace("NoneType", "null")
-        wanted = re.sub(r"<class '(\w+)'>", r"\1", wanted)
-        raise UserError(f"--config {path}: {key} is {value!r}, but must be {wanted}") from None
+def _checked(values: Mapping[str, Any], hints: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """`values` as the types in `hints`; UserError naming the file `name` where one is of another."""
+    checked = {}
+    for key, value in values.items():
+        try:
+            checked[key] = as_type(value, hints[key])
+        except TypeError:
+            wanted = str(hints[key]).replace("typing.", "").replace("NoneType", "null")
+            wanted = re.sub(r"<class '(\w+)'>", r"\1", wanted)
+            raise UserError(f"{name}: {key} is {value!r}, but must be {wanted}") from None
+    return checked
 
 
 def layered(config_type: type, layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -94,12 +94,12 @@ def test_images_that_are_named_and_not_there_are_told(photos: Path, tmp_path: Pa
     labels = LabelFile(file, multilabel=False)
     for split in ("train", "eval"):
         labels.apply(open_source([str(photos)], split, holdout=0.1))
-    told = labels.unused()
-    assert told is not None and told.startswith("2 images that") and "the first being 'val/gone.png'" in told
+    [told] = labels.unused()
+    assert told.startswith("2 images that") and "the first being 'val/gone.png'" in told
     file.write_text("train/0.png,a\ntrain/1.png,b\n")
     labels = LabelFile(file, multilabel=False)
     labels.apply(open_source([str(photos)], "train", holdout=0.1))
-    assert labels.unused() is None
+    assert labels.unused() == []
     with pytest.raises(UserError, match="names none of the 2 images held back for evaluation; label some"):
         labels.apply(open_source([str(photos)], "eval", holdout=0.1), held_back=True)
 
@@ -127,6 +127,16 @@ def test_as_many_classes_as_imagenet_22k_take_no_time(tmp_path: Path) -> None:
             "a.png,x\nb.png,y\n",
             r"names none of the images .* 'a.png', and an image there is 'train/0.png'",
         ),
+        ("l.csv", 'a.png,"x\n' + "b.png,y\n" * 20_000, "line 1: a quote is opened and never closed"),
+        ("l.csv", 'a.png,"x\nb.png,y"\n', "line 1: a quote is opened and never closed"),
+        (
+            "l.csv",
+            "a.png,x\nb.png;y\n",
+            "line 2 has a semicolon between its columns; write `image,class;class`",
+        ),
+        ("l.csv", "a.png\tx\nb.png\ty\n", "line 1 has a tab between its columns"),
+        ("l.jsonl", '{"a.png": ["x"]}\n', "must end in .csv or .json"),
+        ("l.json", '{"a.png": ["x", ""], "b.png": [" "], "c.png": ["y"]}', "gives b.png no classes"),
         ("l.json", "{", "not valid JSON"),
         ("l.json", '{"a.png": "x"}', "must look like"),
         ("l.json", '{"a.png": ["x"], "b.png": ["y"], "a.png": ["y"]}', "has a.png two times; join the two"),
@@ -134,7 +144,8 @@ def test_as_many_classes_as_imagenet_22k_take_no_time(tmp_path: Path) -> None:
 )
 def test_a_wrong_file_is_refused(name: str, text: str, expected: str, photos: Path, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=expected):
+    with pytest.raises(UserError, match=expected) as error:
         LabelFile(tmp_path / name, multilabel=False).apply(open_source([str(photos)], "train", holdout=0.1))
+    assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="cannot be read"):
         LabelFile(tmp_path / "missing.csv", multilabel=False)

@@ -71,7 +71,7 @@ def classifier(colors: Path, pretrained: Path, tmp_path_factory: pytest.TempPath
 
 def test_a_run_learns_and_leaves_what_it_promises(classifier: Path, pretrained: Path) -> None:
     last = metrics(classifier)[-1]
-    assert last["eval/top1"] > 0.9 and last["eval/top5"] == 1 and last["eval/loss"] < 1
+    assert last["eval/top1"] > 0.9 and "eval/top5" not in last and last["eval/loss"] < 1
     assert {"top1", "loss", "lr", "grad_norm"} <= metrics(classifier)[0].keys()
     results = json.loads((classifier / "results.json").read_text())
     assert results["best"]["monitor"] == "eval/top1" and results["best"]["eval/top1"] >= last["eval/top1"]
@@ -117,6 +117,10 @@ def test_another_size_resizes_positions_and_says_so(colors: Path, pretrained: Pa
     assert read_description(run)["image_size"] == [48, 48] and read_description(run)["crop_pct"] == 0.875
     assert "shared_bias positions resized from 4x4 to 6x6 patches" in log(run)
     assert "drop path rate 0.2 instead of 0.1" in log(run)
+    oblong = tmp_path / "oblong"
+    finetune(finetune_config(colors, oblong, init=str(pretrained), image_size=(24, 40), steps=1))
+    assert read_description(oblong)["image_size"] == [24, 40]
+    assert "resized from 4x4 to 3x5 patches" in log(oblong)
 
 
 def test_other_classes_replace_the_head_and_the_same_keep_it(
@@ -171,33 +175,6 @@ def test_a_head_of_another_library_is_kept_by_its_names(
         assert torch.allclose(weights(run)[name], weights(classifier)[name], atol=1e-8)
 
 
-RELEASED = {
-    # batch, rate, layer decay, drop path, weight decay, epochs, warm-up, mixup, cutmix, clipping
-    "base": (1024, 4e-3, 0.65, 0.1, 0.05, 100, 20, 0.8, 1.0, None),
-    "large": (1024, 1e-3, 0.75, 0.2, 0.05, 50, 5, 0.8, 1.0, None),
-    "base-22k": (4096, 3e-3, 0.65, 0.2, 0.05, 90, 5, 0, 0, 3.0),
-    "large-22k": (2048, 2e-3, 0.75, 0.2, 0.05, 90, 5, 0, 0, 1.0),
-    "base-22k-to-1k": (512, 2e-5, 0.85, 0.1, 1e-8, 30, 5, 0, 0, None),
-    "large-22k-to-1k": (512, 2e-5, 0.9, 0.4, 1e-8, 30, 5, 0, 0, None),
-}
-"""The released commands (README and get_started_for_image_classification.md); what they leave out is off there."""
-
-
-@pytest.mark.parametrize("name", RELEASED)
-def test_presets_are_the_released_commands(name: str) -> None:
-    c = beit.configure(FinetuneConfig, name, data="x", out="y", init="z")
-    assert c.scaled(c.lr) == c.lr
-    rates = (c.batch_size, c.lr, c.layer_decay, c.drop_path_rate, c.weight_decay)
-    assert (*rates, c.epochs, c.warmup_epochs, c.mixup, c.cutmix, c.clip_grad) == RELEASED[name]
-    assert (c.label_smoothing, c.randaugment, c.randaugment_std, c.erasing, c.min_lr) == (
-        0.1,
-        9,
-        0.5,
-        0.25,
-        1e-6,
-    )
-
-
 def test_one_way_to_few_labels_silences_the_other_of_a_preset() -> None:
     share = beit.configure(FinetuneConfig, "demo", data="x", out="y", init="z", label_share=0.1)
     assert (share.label_share, share.labels_per_class) == (0.1, None)
@@ -212,9 +189,9 @@ def test_a_run_does_not_start_from_itself(init: str, tmp_path: Path, monkeypatch
     FinetuneConfig(data="x", out="run", init="run-2/model")
 
 
-def test_from_scratch_with_few_labels_and_repeats(colors: Path, tmp_path: Path) -> None:
+def test_from_scratch_with_few_labels(colors: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    finetune(finetune_config(colors, run, labels_per_class=2, repeats=4, pool="cls", layer_scale_init=0.0))
+    finetune(finetune_config(colors, run, labels_per_class=2, pool="cls", layer_scale_init=0.0))
     assert "6 chosen of 48 images" in log(run) and "from scratch: 2 blocks of width 16" in log(run)
     assert "every layer learns at the full rate" in log(run)
     assert not any("gamma" in name for name in weights(run))

@@ -172,7 +172,14 @@ def test_ade20k_as_published(tmp_path: Path) -> None:
     shutil.copy(sample / "objectInfo150.csv", root)
     run = tmp_path / "run"
     small = {"crop": 64, "patch_size": 16, "width": 16, "depth": 2, "num_heads": 2, "channels": 8}
-    short = {"steps": 1, "batch_size": 2, "workers": 0, "resize": 96, "precision": "float32"}
+    short = {
+        "steps": 1,
+        "warmup_steps": 0,
+        "batch_size": 2,
+        "workers": 0,
+        "resize": 96,
+        "precision": "float32",
+    }
     segment(configure(SegmentConfig, "base", data=str(root), out=str(run), **{**small, **short}))
     said = read_description(run)
     assert said["reduce_zero_label"] and len(said["classes"]) == 150 and said["classes"][0] == "wall"

@@ -14,12 +14,24 @@ from typing import Any
 import pytest
 import torch
 from run_results import metrics, same_weights, stopped_in_step
-from tiny_runs import pretrain_config, tokenizer_config
+from tiny_runs import finetune_config, pretrain_config, probe_config, tokenizer_config
 
 import beit
-from beit.config import UserError
+from beit.config import (
+    DemoConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    SegmentConfig,
+    TokenizerConfig,
+    TrainingConfig,
+    UserError,
+)
 from beit.config_file import to_yaml
+from beit.presets import find
+from beit.recipes.demo import _stage as demo_stage
+from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
+from beit.recipes.probe import probe
 from beit.recipes.tokenizer import tokenizer
 
 
@@ -183,11 +195,67 @@ def test_a_dry_run_writes_nothing(images: Path, tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        (
+            {"steps": 10},
+            r"--steps 10 would end in the warm-up, --warmup-steps 10 .* give --warmup-steps 2, or",
+        ),
+        ({"steps": None, "epochs": 2}, r"--epochs 2, 8 steps, would end .* give --warmup-steps 1, or"),
+    ],
+)
+def test_a_run_that_would_only_warm_up_is_refused(
+    length: dict[str, Any], expected: str, images: Path, tmp_path: Path
+) -> None:
+    values = {"warmup_epochs": None, "warmup_steps": 10, **length}
+    with pytest.raises(UserError, match=expected):
+        tokenizer(tokenizer_config(images, tmp_path / "run", **values))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("config_type", [TokenizerConfig, PretrainConfig, FinetuneConfig, SegmentConfig])
+def test_a_demo_of_any_length_leaves_its_warm_up(config_type: type[TrainingConfig]) -> None:
+    own = {PretrainConfig: {"tokenizer": "t"}, TokenizerConfig: {}}.get(config_type, {"init": "i"})
+    preset = find(config_type, "demo").values
+    for scale in (1e-4, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 10):
+        config = demo_stage(config_type, DemoConfig(out="demo", scale=scale), Path("run"), **own)
+        steps = config.num_steps(1000)
+        assert steps == max(1, round(preset["steps"] * scale))
+        assert config.num_warmup_steps(1000) == round(preset["warmup_steps"] * scale) < steps
+
+
+@pytest.mark.parametrize(
+    ("recipe", "config", "presets"),
+    [
+        (finetune, finetune_config, "small-data and tiny are"),
+        (probe, probe_config, "tiny is"),
+        (pretrain, pretrain_config, "tiny is"),
+    ],
+)
+def test_a_batch_larger_than_the_data_is_told(
+    recipe: Any,
+    config: Any,
+    presets: str,
+    colours: Path,
+    pretrained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A recipe for many images takes few steps on a handful of them."""
+    start = {"target": "pixels"} if recipe is pretrain else {"init": str(pretrained)}
+    recipe(config(colours, tmp_path / "run", **start), dry_run=True)
+    assert "more than once" not in capsys.readouterr().out
+    recipe(config(colours, tmp_path / "run", **{**start, "batch_size": 1024}), dry_run=True)
+    note = f"a batch of 1,024 shows some images more than once; --preset {presets} for few images"
+    assert note in capsys.readouterr().out
+
+
 def test_a_tokenizer_of_another_grid_is_refused_with_the_remedy(
     images: Path, trained_tokenizer: Path, tmp_path: Path
 ) -> None:
     config = {"tokenizer": str(trained_tokenizer), "image_size": 64}
-    with pytest.raises(UserError, match=r"4x4 tokens.*8x8 patches.*--token-image-size 32"):
+    with pytest.raises(UserError, match=r"4x4 tokens.*8x8 patches.*--token-image-size 32 32"):
         pretrain(pretrain_config(images, tmp_path / "run", **config))
     pretrain(pretrain_config(images, tmp_path / "run", **config, token_image_size=32, steps=1))
 

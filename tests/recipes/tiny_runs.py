@@ -51,7 +51,7 @@ def segment_config(data: Path | str, out: Path, **values: Any) -> SegmentConfig:
     return SegmentConfig(data=str(data), out=str(out), **{**start, **decoder, **SHORT, **schedule, **values})
 
 
-def probe_config(images: Path, out: Path, init: Path, **values: Any) -> ProbeConfig:
+def probe_config(images: Path | str, out: Path, init: Path, **values: Any) -> ProbeConfig:
     """Sixty steps of probes on features that are kept, and all held-back images to judge them."""
     kept = {"augment": False, "standardize": True, "crop_pct": 1.0, "lr": 0.05, "knn": 5}
     whole = {**SHORT, "batch_size": 16, "lr_batch_size": 16, "eval_images": 1000, "log_every": 20}

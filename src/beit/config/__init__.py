@@ -10,9 +10,10 @@ from beit.config.architecture import (
     DiscreteVAEConfig,
     EncoderConfig,
     default_crop,
+    sides,
 )
 from beit.config.convert import ConvertConfig
-from beit.config.errors import Interrupted, RunFailed, UserError, require
+from beit.config.errors import Interrupted, RunFailed, UserError, given_by, require
 from beit.config.finetune import FinetuneConfig
 from beit.config.inference import EvaluateConfig, InfoConfig, PredictConfig
 from beit.config.others import CheckConfig, DemoConfig, PresetsConfig, ReportConfig
@@ -48,5 +49,7 @@ __all__ = [
     "TrainingConfig",
     "UserError",
     "default_crop",
+    "given_by",
     "require",
+    "sides",
 ]

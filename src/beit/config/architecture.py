@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 from beit.config.errors import UserError, require, require_not_negative, require_positive, require_share
 
@@ -15,6 +15,20 @@ PIXEL_STATISTICS = {
 """Mean and standard deviation that encoders are trained with."""
 MAX_DEPTH = 512
 """Blocks of a network: a file that asks for a million is an attack."""
+
+Sides = tuple[int, int]
+"""Height and width in pixels."""
+
+
+@overload
+def sides(value: int | Sides) -> Sides: ...
+@overload
+def sides(value: None) -> None: ...
+@overload
+def sides(value: int | Sides | None) -> Sides | None: ...
+def sides(value: int | Sides | None) -> Sides | None:
+    """A length as height and width."""
+    return (value, value) if isinstance(value, int) else value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -25,6 +26,15 @@ def require(condition: bool, message: str) -> None:
     """Raise :class:`UserError` with `message` unless `condition` holds."""
     if not condition:
         raise UserError(message)
+
+
+@contextmanager
+def given_by(flag: str) -> Iterator[None]:
+    """Names `flag` in front of a :class:`UserError` about what it gave, unless that begins with a flag itself."""
+    try:
+        yield
+    except UserError as error:
+        raise error if str(error).startswith("--") else UserError(f"{flag}: {error}") from error
 
 
 def require_positive(values: Mapping[str, float | None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from beit.config.architecture import Sides, sides
 from beit.config.errors import UserError, require, require_not_negative, require_positive, require_share
 from beit.config.start import StartConfig
 
@@ -18,7 +19,7 @@ class FinetuneConfig(StartConfig):
     trains from scratch."""
 
     labels: str | None = None
-    """File of labels: CSV (`image,class;class` in each line) or JSON ({image: [classes]}); null: class folders."""
+    """File of labels: .csv (`image,class;class` in each line) or .json ({image: [classes]}); null: class folders."""
     multilabel: bool = False
     """An image may have several classes, or none: a yes or no for each class (binary cross-entropy)."""
     label_share: float | None = None
@@ -26,8 +27,8 @@ class FinetuneConfig(StartConfig):
     labels_per_class: int | None = None
     """Learn from this many labels of each class alone: a seeded choice."""
 
-    image_size: int | None = None
-    """Side of the images in pixels; null for that of `init`."""
+    image_size: int | Sides | None = None
+    """Side of the images, or height and width, in pixels; null for that of `init`."""
     pool: Literal["mean", "cls"] | None = None
     """Classify the mean of the patches, or the class token; null for what a classifier in `init` does, else mean."""
     init_scale: float = 0.001
@@ -83,6 +84,7 @@ class FinetuneConfig(StartConfig):
         )
         require_positive(
             {
+                "--image-size": min(self.stated_size or (1,)),
                 "--label-share": self.label_share,
                 "--labels-per-class": self.labels_per_class,
                 "--repeats": self.repeats,
@@ -110,8 +112,11 @@ class FinetuneConfig(StartConfig):
             "--multilabel needs --labels FILE: a folder gives an image one class",
         )
         if self.multilabel and self.labels_per_class is not None:
-            raise UserError("--labels-per-class needs one class for each image; use --label-share")
+            raise UserError(
+                f"--labels-per-class {self.labels_per_class} (given, or of the preset) needs one class for each "
+                f"image; use --label-share, or add --labels-per-class null"
+            )
 
     @property
-    def stated_size(self) -> tuple[int, int] | None:
-        return None if self.image_size is None else (self.image_size, self.image_size)
+    def stated_size(self) -> Sides | None:
+        return sides(self.image_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from beit.config.architecture import PIXEL_STATISTICS, EncoderConfig
+from beit.config.architecture import PIXEL_STATISTICS, EncoderConfig, Sides, sides
 from beit.config.errors import UserError, require, require_positive, require_share
 from beit.config.run import TrainingConfig
 
@@ -18,11 +18,11 @@ class PretrainConfig(TrainingConfig):
     """The visual tokenizer: a run or model, ours or not (as SOURCE of `beit convert`; OpenAI's is `dall-e`). Not
     needed with `--target pixels`."""
 
-    token_image_size: int | None = None
-    """Side of the tokenizer's view in pixels; null for the size that the tokenizer was trained at."""
+    token_image_size: int | Sides | None = None
+    """Side of the tokenizer's view, or height and width, in pixels; null for what the tokenizer was trained at."""
 
-    image_size: int = 224
-    """Side of the encoder's view in pixels."""
+    image_size: int | Sides = 224
+    """Side of the encoder's view, or height and width, in pixels."""
     patch_size: int = 16
     """Side of a patch in pixels."""
     width: int = 768
@@ -87,7 +87,7 @@ class PretrainConfig(TrainingConfig):
         """The encoder these knobs describe."""
         mean, std = PIXEL_STATISTICS[self.normalization]
         return EncoderConfig(
-            image_size=(self.image_size, self.image_size),
+            image_size=sides(self.image_size),
             patch_size=self.patch_size,
             width=self.width,
             depth=self.depth,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from beit.config.architecture import Sides, sides
 from beit.config.errors import require_positive, require_share
 from beit.config.run import TrainingConfig
 
@@ -16,8 +17,11 @@ class ProbeConfig(TrainingConfig):
     init: str
     """The encoder to judge: a run or model, ours or not (as SOURCE of `beit convert`)."""
 
-    image_size: int | None = None
-    """Side of the images in pixels; null for the size that the encoder was trained at."""
+    labels: str | None = None
+    """File with one class for each image: .csv (`image,class`) or .json ({image: [class]}); null: class folders."""
+
+    image_size: int | Sides | None = None
+    """Side of the images, or height and width, in pixels; null for the size that the encoder was trained at."""
     pool: Literal["mean", "cls_mean"] = "mean"
     """Features of a layer: the mean of its patches (paper), or the class token and that mean (released code)."""
     standardize: bool = False
@@ -53,7 +57,7 @@ class ProbeConfig(TrainingConfig):
         self.require_other_run("--init", self.init)
         require_positive(
             {
-                "--image-size": self.image_size,
+                "--image-size": min(sides(self.image_size) or (1,)),
                 "--min-crop": self.min_crop,
                 "--crop-pct": self.crop_pct,
                 "--knn": self.knn,

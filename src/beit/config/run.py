@@ -161,6 +161,29 @@ class TrainingConfig(DataConfig):
         lies_in_it = read == out or read.is_relative_to(out / "model")
         require(not lies_in_it, f"--out is the run of {flag}; choose another folder")
 
+    def num_steps(self, images: int) -> int:
+        """Optimiser steps of a run on so many images."""
+        return self.steps or max(1, self._steps_of(self.epochs or 0, images))
+
+    def num_warmup_steps(self, images: int) -> int:
+        """How many of them are linear warm-up. UserError where all would be."""
+        steps = self.num_steps(images)
+        # A recipe for hundreds of epochs, cut short by --steps, would otherwise only warm up.
+        longest = steps // 5
+        if self.warmup_steps is None:
+            return min(self._steps_of(self.warmup_epochs or 0, images), longest)
+        if self.warmup_steps >= steps:
+            length = f"--steps {steps}" if self.steps else f"--epochs {self.epochs:g}, {steps} steps,"
+            raise UserError(
+                f"{length} would end in the warm-up, --warmup-steps {self.warmup_steps} (of the preset or default "
+                f"where not given), below the full rate; give --warmup-steps {longest}, or a longer run"
+            )
+        return self.warmup_steps
+
+    def _steps_of(self, epochs: float, images: int) -> int:
+        """Steps that show every image `epochs` times; the loader's stream drops none at an epoch's end."""
+        return round(epochs * images / self.batch_size)
+
     def in_steps(self, length: int | float, steps_of_run: int) -> int:
         """A schedule's `length` in steps, where one up to 1 is a share of the run."""
         return max(1, round(length * steps_of_run)) if length <= 1 else round(length)

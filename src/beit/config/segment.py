@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from beit.config.architecture import Sides, sides
 from beit.config.errors import UserError, require, require_not_negative, require_positive, require_share
 from beit.config.start import StartConfig
-
-Sides = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +87,7 @@ class SegmentConfig(StartConfig):
         require_share({"--head-dropout": self.head_dropout}, below_one=True)
         require_positive(
             {
-                "--stride": min(self.sides(self.stride) or (1,)),
+                "--stride": min(sides(self.stride) or (1,)),
                 "--channels": self.channels,
                 "--resize": self.resize,
                 "--category-share": self.category_share,
@@ -121,14 +120,9 @@ class SegmentConfig(StartConfig):
             sorted(self.layers) == list(self.layers), f"--layers {given}: name the blocks in ascending order"
         )
 
-    @staticmethod
-    def sides(value: int | Sides | None) -> Sides | None:
-        """A length as height and width."""
-        return (value, value) if isinstance(value, int) else value
-
     @property
     def stated_size(self) -> Sides | None:
-        return self.sides(self.crop)
+        return sides(self.crop)
 
     def require_whole_patches(self, patch: int) -> None:
         """UserError unless a crop holds whole patches of `patch` pixels."""
@@ -143,7 +137,7 @@ class SegmentConfig(StartConfig):
         """Steps between windows of the size `crop`; None to judge images in one pass."""
         if self.window == "whole":
             return None
-        down, right = self.sides(self.stride) or self.two_thirds(crop)
+        down, right = sides(self.stride) or self.two_thirds(crop)
         if down > crop[0] or right > crop[1]:
             raise UserError(
                 f"--stride {down} {right} is larger than the windows of {crop[0]}x{crop[1]} px and would leave gaps; "

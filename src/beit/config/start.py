@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from beit.config.architecture import PIXEL_STATISTICS, EncoderConfig
+from beit.config.architecture import PIXEL_STATISTICS, EncoderConfig, Sides
 from beit.config.errors import UserError, require_positive, require_share
 from beit.config.run import TrainingConfig
 
@@ -57,7 +57,7 @@ class StartConfig(TrainingConfig, ABC):
 
     @property
     @abstractmethod
-    def stated_size(self) -> tuple[int, int] | None:
+    def stated_size(self) -> Sides | None:
         """Height and width of the images that the encoder's positions are stored for; None for those of `init`."""
 
     @property

@@ -39,7 +39,8 @@ class Subset:
         return self._source.label(int(self._indices[index]))
 
     def describe(self) -> str:
-        return f"{len(self):,} chosen of {self._source.describe()}"
+        whole = len(self) == len(self._source)
+        return self._source.describe() if whole else f"{len(self):,} chosen of {self._source.describe()}"
 
     @property
     def fingerprint(self) -> str:
@@ -55,9 +56,6 @@ class Numbered(Subset):
 
     def label(self, index: int) -> int:
         return index
-
-    def describe(self) -> str:
-        return self._source.describe()
 
 
 class Concatenation:
@@ -96,7 +94,7 @@ class Concatenation:
         return source.label(inner)
 
     def describe(self) -> str:
-        return "; ".join(source.describe() for source in self._sources)
+        return f"{len(self):,} images: {'; '.join(source.describe() for source in self._sources)}"
 
     @property
     def fingerprint(self) -> str:

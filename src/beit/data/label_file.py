@@ -5,17 +5,12 @@ Sets of classes are numbered as classes are, so that a label stays one whole num
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
-import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +19,7 @@ from torch import Tensor
 from beit.config import UserError
 from beit.data.base import Source
 from beit.data.combined import Subset
-
-_HEADINGS = {"image", "image_path", "path", "file", "filename", "file_name", "name"}
+from beit.data.label_rows import read_label_rows
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ class LabelFile:
     def __init__(self, path: str | Path, *, multilabel: bool, classes: Sequence[str] | None = None) -> None:
         """`classes` are those of a model that has its own; otherwise the file's, sorted by name."""
         self.path = Path(path)
-        rows = _read(self.path)
+        rows = read_label_rows(self.path)
         found = sorted({name for row in rows.values() for name in row})
         names = tuple(found if classes is None else classes)
         if unknown := sorted(set(found) - set(names)):
@@ -103,12 +97,14 @@ class LabelFile:
             relabeled.notes.append(f"{missing:,} images are not in {self.path} and are left out")
         return relabeled
 
-    def unused(self) -> str | None:
-        """A line about images that the file names and no source so far has; None when there are none."""
+    def unused(self) -> list[str]:
+        """A note about images that the file names and no source so far has, where there are any."""
         left = [image for row, image in enumerate(self._images) if row not in self._used]
         if not left:
-            return None
-        return f"{len(left):,} images that {self.path} names are not among those used, the first being '{left[0]}'"
+            return []
+        return [
+            f"{len(left):,} images that {self.path} names are not among those used, the first being '{left[0]}'"
+        ]
 
     def _find(self, source: Source, index: int) -> int | None:
         row = self._row_of.get(source.key(index))
@@ -143,66 +139,6 @@ class Relabeled(Subset):
     def fingerprint(self) -> str:
         content = [self.classes, self._labels.tolist()]
         return f"{super().fingerprint} {hashlib.blake2b(repr(content).encode(), digest_size=16).hexdigest()}"
-
-
-def _read(path: Path) -> Mapping[str, Sequence[str]]:
-    """Paths and their classes as the file says them, checked for shape."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or "it is not text in UTF-8"
-        raise UserError(f"--labels {path} cannot be read: {reason}") from error
-    rows = _read_json(path, text) if path.suffix.lower() == ".json" else _read_csv(path, text)
-    if not rows:
-        raise UserError(f"--labels {path} is empty; write a line `image,class;class` for each image")
-    return rows
-
-
-def _read_csv(path: Path, text: str) -> dict[str, list[str]]:
-    rows: dict[str, list[str]] = {}
-    reader = csv.reader(io.StringIO(text, newline=""))
-    lines = [(reader.line_num, cells) for cells in reader if cells]
-    if lines and _is_heading(lines[0][1], lines[1][1] if len(lines) > 1 else []):
-        del lines[0]
-    for number, cells in lines:
-        if len(cells) != 2:
-            raise UserError(
-                f"--labels {path}, line {number} has {len(cells)} columns; write `image,class;class`"
-            )
-        image = cells[0].strip()
-        if image in rows:
-            raise UserError(f"--labels {path}, line {number}: {image} has a line already; join the two")
-        rows[image] = [name.strip() for name in cells[1].split(";") if name.strip()]
-    return rows
-
-
-def _is_heading(first: Sequence[str], second: Sequence[str]) -> bool:
-    """Whether the first line of a file says what the columns are: it names no file, though the line below does."""
-    name = first[0].strip().lower()
-    return name in _HEADINGS or (
-        not os.path.splitext(name)[1] and any(os.path.splitext(x)[1] for x in second[:1])
-    )
-
-
-def _read_json(path: Path, text: str) -> dict[str, list[str]]:
-    try:
-        content = json.loads(text, object_pairs_hook=partial(_without_repetition, path))
-    except ValueError as error:
-        raise UserError(f"--labels {path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict) or not all(
-        isinstance(row, list) and all(isinstance(name, str) for name in row) for row in content.values()
-    ):
-        raise UserError(f'--labels {path} must look like {{"image.jpg": ["class", "class"], ...}}')
-    return content
-
-
-def _without_repetition(path: Path, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"--labels {path} has {twice} two times; join the two")
-    return content
 
 
 def _require_one_class(path: Path, rows: Mapping[str, Sequence[str]]) -> None:

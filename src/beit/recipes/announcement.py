@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from beit.config import TrainingConfig
+from beit.presets import TABLES
 from beit.training.console import duration
 from beit.training.device import Precision, describe_machine
 
@@ -23,7 +25,7 @@ def announce(stage: Stage, method: Method, precision: Precision) -> None:
     memory = _memory(stage, parameters, method.activations, precision) / 2**30
     epochs = steps * config.batch_size / len(stage.source)
     say(f"data       {stage.source.describe()}; {len(stage.held_back):,} held back to evaluate on")
-    for note in stage.source.notes:
+    for note in [*stage.source.notes, *_few_images(config, len(stage.source))]:
         say(f"           {note}")
     say(f"model      {parameters:,} parameters")
     for line in method.about:
@@ -50,6 +52,17 @@ def conclude(stage: Stage, method: Method, results: Mapping[str, Any], bad_files
     say(f"next: beit report {out}")
     if method.next_command:
         say(f"next: {method.next_command}")
+
+
+def _few_images(config: TrainingConfig, images: int) -> list[str]:
+    """A recipe for many images takes few steps on a handful of them: a line that says so, with the way out."""
+    if images >= config.batch_size:
+        return []
+    presets = [name for name in ("small-data", "tiny") if name in TABLES[type(config)]]
+    return [
+        f"a batch of {config.batch_size:,} shows some images more than once; --preset {' and '.join(presets)} "
+        f"{'are' if presets[1:] else 'is'} for few images"
+    ]
 
 
 def _memory(stage: Stage, parameters: int, activations: float, precision: Precision) -> float:

@@ -33,10 +33,11 @@ def classification_sums(logits: Tensor, targets: Tensor, *, multilabel: bool = F
 
 def hits(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """How many of the images with logits (B, ..., C) have a true class of targets, bool (B, C), among the likeliest
-    1 and 5."""
+    1, and 5 where there are more classes."""
     likeliest = logits.topk(min(5, logits.shape[-1])).indices
     found = _for_each(targets, logits).gather(-1, likeliest)
-    return {"top1": found[..., 0].sum(0), "top5": found.any(-1).sum(0)}
+    first = {"top1": found[..., 0].sum(0)}
+    return first | {"top5": found.any(-1).sum(0)} if logits.shape[-1] > 5 else first
 
 
 def share_of_right(logits: Tensor, targets: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ def with_f1(totals: Mapping[str, Tensor]) -> dict[str, float]:
     counts = ("named", "true", "both", "labeled")
     named, true, both, labeled = (float(totals[name]) for name in counts)
     figures = over_count({name: total for name, total in totals.items() if name not in counts})
-    shares = {name: float(totals[name]) / max(1.0, labeled) for name in ("top1", "top5")}
+    shares = {name: float(totals[name]) / max(1.0, labeled) for name in ("top1", "top5") if name in totals}
     return figures | shares | {"f1": 2 * both / max(1.0, named + true)}
 
 

@@ -79,6 +79,8 @@ def demo(config: DemoConfig) -> None:
 
 
 def _stage(config_type: type[Config], config: DemoConfig, out: Path, **values: Any) -> Config:
-    """The demo preset of a verb, with its steps times `config.scale`."""
-    steps = max(1, round(find(config_type, "demo").values["steps"] * config.scale))
-    return configure(config_type, "demo", data="demo", out=str(out), seed=config.seed, steps=steps, **values)
+    """The demo preset of a verb, with its steps, those of the warm-up among them, times `config.scale`."""
+    preset = find(config_type, "demo").values
+    lengths = {name: round(preset[name] * config.scale) for name in ("steps", "warmup_steps")}
+    lengths["steps"] = max(1, lengths["steps"])
+    return configure(config_type, "demo", data="demo", out=str(out), seed=config.seed, **lengths, **values)

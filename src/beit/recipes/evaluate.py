@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from beit.checkpoints.store import kind_of, load_model
-from beit.config import EvaluateConfig, UserError
+from beit.config import EvaluateConfig, UserError, given_by
 from beit.data.views import EvaluationView
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
@@ -21,7 +21,7 @@ from beit.recipes.evaluate_pretrained import evaluate_pretrained
 from beit.recipes.evaluate_segmenter import evaluate_segmenter
 from beit.recipes.evaluation_data import Damage, open_split
 from beit.recipes.evaluation_tables import show
-from beit.recipes.inference import Machine, each_batch, open_machine, totals
+from beit.recipes.inference import Machine, each_batch, open_machine, tell, totals
 from beit.recipes.results_file import require_writable_file
 from beit.recipes.tokenizer import reconstruction_figures, reconstruction_sums
 from beit.tokenizers.base import VisualTokenizer
@@ -32,7 +32,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Print the figures of `config.model` on `config.data`, write them to `config.out`, and return them."""
     if config.out is not None:
         require_writable_file(config.out)
-    model = load_model(config.model)
+    with given_by("--model"):
+        model = load_model(config.model)
     if config.tokenizer is not None and not isinstance(model, MaskedImageModel):
         raise UserError(f"--tokenizer is for pre-trained models, and {config.model} is none; drop it")
     if config.labels is not None and not isinstance(model, ImageClassifier | LinearProbe):
@@ -67,6 +68,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 def evaluate_tokenizer(model: VisualTokenizer, config: EvaluateConfig, machine: Machine) -> dict[str, Any]:
     """What is left of images that became tokens, and how much of the codebook is used."""
     source = open_split(config)
+    tell(source.notes)
     damage = Damage(source, config.max_bad)
     sums = totals(
         each_batch(

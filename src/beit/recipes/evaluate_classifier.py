@@ -19,7 +19,7 @@ from beit.models.heads import ImageClassifier, LinearProbe
 from beit.recipes.average_precision import average_precisions, mean_of_known
 from beit.recipes.classification import classification_sums, with_f1
 from beit.recipes.evaluation_data import Damage, open_split
-from beit.recipes.inference import Machine, classifier_view, each_batch
+from beit.recipes.inference import Machine, classifier_view, each_batch, tell
 from beit.training.metrics import over_count
 
 
@@ -30,6 +30,7 @@ def evaluate_classifier(
     description = describe(config.model)
     multilabel = bool(description.get("multilabel", False))
     source, labels = open_labeled(config, description.get("classes"), multilabel)
+    tell(source.notes)
     names, damage = labels.classes, Damage(source, config.max_bad)
     if len(names) != model.num_classes:
         raise UserError(
@@ -75,7 +76,9 @@ def open_labeled(
     """The images, and what their labels mean among the model's `classes` (None: those of the data)."""
     if config.labels is not None:
         file = LabelFile(config.labels, multilabel=multilabel, classes=classes)
-        return file.apply(open_split(config)), file.labels
+        labeled = file.apply(open_split(config))
+        labeled.notes += file.unused()
+        return labeled, file.labels
     if multilabel:
         raise UserError(
             f"{config.model} gives an image several classes; name a file that has them with --labels"

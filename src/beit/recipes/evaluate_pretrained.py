@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from beit.checkpoints.describe import describe
 from beit.checkpoints.store import load_tokenizer, weights_sha256
-from beit.config import EvaluateConfig, PretrainConfig, UserError
-from beit.config_file import read_yaml
+from beit.config import EvaluateConfig, PretrainConfig, UserError, given_by
+from beit.config_file import read_record
 from beit.data.batches import PretrainBatch
 from beit.data.sources import open_source
 from beit.data.views import EvaluationView
 from beit.models.heads import MaskedImageModel
 from beit.recipes.evaluation_data import Damage, open_split
-from beit.recipes.inference import Machine, each_batch, run_of, totals
+from beit.recipes.inference import Machine, each_batch, run_of, tell, totals
 from beit.recipes.pretrain import (
     best_mixtures_of_sums,
     masked_token_sums,
@@ -35,6 +36,7 @@ def evaluate_pretrained(model: MaskedImageModel, config: EvaluateConfig, machine
     """Masked-token loss and accuracy beside the baselines, with masks as in the run that trained the model."""
     recipe = recipe_of(model, config)
     source = open_split(config, partial(open_source, pillow=recipe.views == "exact"))
+    tell(source.notes)
     damage = Damage(source, config.max_bad)
     if recipe.target == "pixels":
         size, more = model.encoder.config.image_size, {}
@@ -70,17 +72,12 @@ def evaluate_pretrained(model: MaskedImageModel, config: EvaluateConfig, machine
 
 def recipe_of(model: MaskedImageModel, config: EvaluateConfig) -> PretrainConfig:
     """How the model was trained, from the run it lies in; elsewhere the defaults at the model's size."""
-    run = run_of(config.model)
-    values = read_yaml(run / "config.yaml", PretrainConfig) if run else {}
-    if not run:
-        encoder = model.encoder.config
-        (height, width), patch = encoder.image_size, encoder.patch_size
-        if height != width:
-            raise UserError(
-                f"{config.model} is for images of {height}x{width} px; only squares are evaluated"
-            )
-        values = {"out": "-", "image_size": height, "patch_size": patch}
-        if model.vocab_size == 3 * patch**2 and describe(config.model).get("tokenizer") is None:
+    run, encoder = run_of(config.model), model.encoder.config
+    if run is not None:
+        values = recorded(run)
+    else:
+        values = {"out": "-", "image_size": encoder.image_size, "patch_size": encoder.patch_size}
+        if model.vocab_size == 3 * encoder.patch_size**2 and describe(config.model).get("tokenizer") is None:
             values["target"] = "pixels"
     if values.get("target") != "pixels":
         values["tokenizer"] = config.tokenizer or values.get("tokenizer")
@@ -88,16 +85,27 @@ def recipe_of(model: MaskedImageModel, config: EvaluateConfig) -> PretrainConfig
             raise UserError(
                 f"{config.model} predicts the tokens of a tokenizer; name its run or model with --tokenizer"
             )
-        if not run:
-            stride = load_tokenizer(values["tokenizer"]).stride
-            values["token_image_size"] = values["image_size"] // values["patch_size"] * stride
+        if run is None:
+            with given_by("--tokenizer"):
+                stride = load_tokenizer(values["tokenizer"]).stride
+            values["token_image_size"] = tuple(length * stride for length in encoder.grid)
     return PretrainConfig(**{**values, "data": config.data})
+
+
+def recorded(run: Path) -> dict[str, Any]:
+    """The configuration of a run, which may be that of an older or a newer version."""
+    file = run / "config.yaml"
+    values, unknown = read_record(file, PretrainConfig)
+    if unknown:
+        tell([f"{file}: {', '.join(unknown)} unknown to this version of beit, and left out"])
+    return values
 
 
 def matching_tokenizer(recipe: PretrainConfig, config: EvaluateConfig, machine: Machine) -> VisualTokenizer:
     """The tokenizer whose tokens the model learned to predict, and no other."""
     assert recipe.tokenizer is not None
-    tokenizer = load_tokenizer(recipe.tokenizer)
+    with given_by("--tokenizer"):
+        tokenizer = load_tokenizer(recipe.tokenizer)
     network = cast(nn.Module, tokenizer)
     wanted, found = describe(config.model).get("tokenizer"), weights_sha256(network)
     if wanted is not None and wanted != found:

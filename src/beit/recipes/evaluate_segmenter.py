@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ from beit.data.pairs import open_pairs
 from beit.data.segmentation_views import SegmentationEvaluationView
 from beit.models.segmentation import SemanticSegmenter
 from beit.recipes.evaluation_data import Damage, open_split
-from beit.recipes.inference import Machine, each_batch, totals
+from beit.recipes.inference import Machine, each_batch, tell, totals
 from beit.recipes.large_images import within_memory
 from beit.recipes.segmentation import Inference, by_class, segmentation_figures, segmentation_sums
 
@@ -29,8 +28,7 @@ def evaluate_segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine
     reduced = bool(description.get("reduce_zero_label", False))
     source = open_split(config, partial(open_pairs, reduce_zero_label=reduced, classes=classes), labeled=True)
     assert source.classes is not None
-    for note in dict.fromkeys(source.notes):
-        print(note, file=sys.stderr)
+    tell(source.notes)
     if len(source.classes) != model.num_classes:
         raise UserError(
             f"--data has {len(source.classes)} classes and {config.model}, which does not name its classes, has "

@@ -44,7 +44,10 @@ def show(figures: Mapping[str, Any], console: Console) -> None:
 
 def _matrix(figures: Mapping[str, Any], names: list[str], console: Console) -> None:
     """A row for each class, a column for each answer."""
-    table = Table(box=None, title="classes by row, answers by column", title_justify="left")
+    console.print(
+        "classes by row, answers by column", style="italic"
+    )  # a title would be as narrow as the table
+    table = Table(box=None)
     table.add_column("class")
     for number in range(len(names)):
         table.add_column(str(number), justify="right")  # short; the rows have the names

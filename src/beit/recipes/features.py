@@ -93,9 +93,6 @@ class FeatureSource(Subset):
             raise ImageError(name, self._reasons.get(name, "it could not be read"))
         return self.features[index]
 
-    def describe(self) -> str:
-        return self._source.describe()
-
 
 def neighbour_votes(
     queries: Tensor, bank: Tensor, labels: Tensor, num_classes: int, *, neighbours: int, temperature: float
@@ -103,9 +100,9 @@ def neighbour_votes(
     """Weighted k-NN by cosine similarity (Wu et al. 2018): votes (Q, num_classes) for queries (Q, F).
 
     Each of the `neighbours` nearest rows of `bank` (M, F) votes for its class in `labels` (M,) with the weight
-    exp(similarity / temperature).
+    exp(similarity / temperature), as a share of the nearest row's, so that no temperature is too low for float32.
     """
     similarity = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T
     nearest, rows = similarity.topk(min(neighbours, len(bank)), dim=1)
     votes = torch.zeros(len(queries), num_classes, device=queries.device, dtype=queries.dtype)
-    return votes.scatter_add_(1, labels[rows], (nearest / temperature).exp())
+    return votes.scatter_add_(1, labels[rows], ((nearest - nearest[:, :1]) / temperature).exp())

@@ -15,11 +15,12 @@ from beit.config import EncoderConfig, FinetuneConfig, default_crop
 from beit.data.augment import ClassificationView
 from beit.data.batches import LabeledBatch
 from beit.data.few_labels import label_share, labels_per_class
-from beit.data.label_file import LabelFile, Labels
+from beit.data.label_file import Labels
 from beit.data.mixing import BatchMixing, smoothed
 from beit.data.sources import open_source
 from beit.data.views import EvaluationView, LabeledView
 from beit.recipes.classification import classification_sums, draw_predictions, share_of_right, with_f1
+from beit.recipes.labels import label_images
 from beit.recipes.memory import activations_of_encoder
 from beit.recipes.method import Method
 from beit.recipes.stage import Stage, is_done
@@ -80,26 +81,13 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
 
 def prepare_labels(config: FinetuneConfig, stage: Stage) -> Labels:
     """Give the stage's images their labels, and keep few for training where asked for; returns what they mean."""
-    if config.labels is not None:
-        file = LabelFile(config.labels, multilabel=config.multilabel)
-        stage.source, stage.held_back = file.apply(stage.source), file.apply(stage.held_back, held_back=True)
-        if unused := file.unused():
-            stage.source.notes.append(unused)
-        labels = file.labels
-    else:
-        assert stage.source.classes is not None  # open_source refuses data without labels
-        labels = Labels(stage.source.classes)
+    labels = label_images(stage, config.labels, multilabel=config.multilabel)
     if config.label_share is not None:
         stage.source = label_share(
             stage.source, config.label_share, config.seed, balanced=not config.multilabel
         )
     if config.labels_per_class is not None:
         stage.source = labels_per_class(stage.source, config.labels_per_class, config.seed)
-    if len(stage.source) < config.batch_size:
-        stage.source.notes.append(
-            f"a batch of {config.batch_size:,} shows some images more than once; --preset small-data and tiny are "
-            f"for few images"
-        )
     return labels
 
 

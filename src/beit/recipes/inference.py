@@ -132,6 +132,12 @@ def complain(name: str, reason: str) -> None:
     print(f"skipped {name}: {reason}", file=sys.stderr, flush=True)
 
 
+def tell(notes: Iterable[str]) -> None:
+    """What was ignored or decided, each line once, beside the output and not in it."""
+    for note in dict.fromkeys(notes):
+        print(note, file=sys.stderr, flush=True)
+
+
 def run_of(path: str | Path) -> Path | None:
     """The run that the model at `path` lies in: `path` itself, or the folder around its model/; else None."""
     folder = Path(path)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from beit.checkpoints.describe import describe
 from beit.checkpoints.store import kind_of, load_model
-from beit.config import PredictConfig, UserError
+from beit.config import PredictConfig, UserError, given_by
 from beit.data.batches import LabeledBatch
 from beit.data.files import FileSource
 from beit.data.views import EvaluationView, LabeledView
@@ -93,7 +93,8 @@ class Task(NamedTuple):
 
 def open_model(config: PredictConfig) -> tuple[nn.Module, Machine]:
     """The model, where it will run."""
-    model = load_model(config.model)
+    with given_by("--model"):
+        model = load_model(config.model)
     machine = open_machine(config.precision, config.workers)
     return model.to(machine.compute.device), machine
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -10,7 +9,7 @@ from beit.config import PredictConfig, RunFailed
 from beit.data.combined import Numbered
 from beit.data.files import open_images
 from beit.data.loaders import View
-from beit.recipes.inference import Machine, Result, complain, each_batch
+from beit.recipes.inference import Machine, Result, complain, each_batch, tell
 
 
 class PredictionImages:
@@ -18,8 +17,7 @@ class PredictionImages:
 
     def __init__(self, config: PredictConfig, machine: Machine) -> None:
         self.source = open_images(config.images, config.max_megapixels)
-        for note in self.source.notes:
-            print(note, file=sys.stderr)
+        tell(self.source.notes)
         if config.workers == "auto" and len(self.source) <= config.batch_size:
             machine = machine._replace(workers=0)  # starting a process takes longer than a few images
         self._machine = machine

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beit.checkpoints.store import load_tokenizer, weights_sha256
-from beit.config import EncoderConfig, PretrainConfig, UserError
+from beit.config import EncoderConfig, PretrainConfig, UserError, given_by, sides
 from beit.data.batches import PretrainBatch
 from beit.data.sources import open_source
 from beit.data.views import Masking, PretrainEvaluationView, PretrainViews
@@ -57,7 +57,8 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool =
 def token_method(config: PretrainConfig, stage: Stage) -> Method:
     """Predict the visual tokens of a trained tokenizer."""
     assert config.tokenizer is not None
-    tokenizer = load_tokenizer(config.tokenizer)
+    with given_by("--tokenizer"):
+        tokenizer = load_tokenizer(config.tokenizer)
     identity = weights_sha256(cast(nn.Module, tokenizer))
     stage.freeze(cast(nn.Module, tokenizer))
     encoder = BeitEncoder(config.architecture())
@@ -96,14 +97,14 @@ def token_method(config: PretrainConfig, stage: Stage) -> Method:
 
 def token_image_size(config: PretrainConfig, tokenizer: VisualTokenizer) -> tuple[int, int]:
     """The tokenizer's view (H, W); UserError unless it has one token for each patch."""
-    size = tokenizer.image_size if config.token_image_size is None else (config.token_image_size,) * 2
+    size = sides(config.token_image_size) or tokenizer.image_size
     grid = config.architecture().grid
     fitting = (grid[0] * tokenizer.stride, grid[1] * tokenizer.stride)
     if size != fitting:
         raise UserError(
             f"the tokenizer {config.tokenizer} makes {size[0] / tokenizer.stride:g}x{size[1] / tokenizer.stride:g} "
-            f"tokens of {size[0]}x{size[1]} px, but the encoder has {grid[0]}x{grid[1]} patches; show the tokenizer "
-            f"{fitting[0]} px with --token-image-size {fitting[0]}, or change --image-size or --patch-size"
+            f"tokens of {size[0]}x{size[1]} px, but the encoder has {grid[0]}x{grid[1]} patches; make it as "
+            f"many with --token-image-size {fitting[0]} {fitting[1]}, or change --image-size or --patch-size"
         )
     return size
 
@@ -139,7 +140,7 @@ def pixel_loss(model: nn.Module, network: MaskedImageModel, batch: PretrainBatch
 
 def views(config: PretrainConfig, token_size: tuple[int, int]) -> dict[str, Any]:
     """The training and evaluation views and what follows the run, as arguments of :class:`Method`."""
-    size = (config.image_size, config.image_size)
+    size = sides(config.image_size)
     masking = masking_of(config)
     return {
         "view": PretrainViews(

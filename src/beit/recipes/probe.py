@@ -6,6 +6,7 @@ images -> frozen encoder -> features of every layer -> one linear classifier for
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beit.checkpoints.store import load_encoder, weights_sha256
-from beit.config import ProbeConfig, UserError, default_crop
+from beit.config import ProbeConfig, UserError, default_crop, given_by, sides
 from beit.data.batches import LabeledBatch
 from beit.data.combined import Subset
 from beit.data.sources import open_source
@@ -25,6 +26,7 @@ from beit.models.heads import LayerProbes, LinearProbe, layer_features
 from beit.recipes.classification import classification_sums, hits
 from beit.recipes.features import FeatureBatch, FeatureSource, feature_view, neighbour_votes
 from beit.recipes.inference import Machine
+from beit.recipes.labels import label_images
 from beit.recipes.memory import activations_of_encoder
 from beit.recipes.method import Method
 from beit.recipes.stage import Poll, Stage, is_done, spread
@@ -39,7 +41,8 @@ def probe(config: ProbeConfig, *, dry_run: bool = False, overwrite: bool = False
     """Judge every layer of the encoder of `config.init` on labelled images; the run directory is `config.out`."""
     if is_done("probe", config, overwrite):
         return
-    stage = Stage("probe", config, partial(open_source, labeled=True))
+    stage = Stage("probe", config, partial(open_source, labeled=config.labels is None))
+    label_images(stage, config.labels)
     stage.train(_Probing(config, stage).method(), dry_run=dry_run, overwrite=overwrite)
 
 
@@ -48,8 +51,8 @@ class _Probing:
 
     def __init__(self, config: ProbeConfig, stage: Stage) -> None:
         self.config, self.stage = config, stage
-        side = config.image_size
-        self.encoder = load_encoder(config.init, None if side is None else (side, side))
+        with given_by("--init"):
+            self.encoder = load_encoder(config.init, sides(config.image_size))
         stage.freeze(self.encoder)
         self.size = self.encoder.config.image_size
         self.crop_pct = default_crop(self.size) if config.crop_pct is None else config.crop_pct
@@ -150,7 +153,7 @@ class _Probing:
 
     def score_neighbours(self, device: torch.device, poll: Poll) -> dict[str, Tensor]:
         """Share of held-back images that k-NN names right, by layer, on features as the classifiers see them."""
-        config, counts = self.config, torch.zeros(2, len(self.layers))
+        config, counts = self.config, defaultdict[str, Tensor](lambda: torch.zeros(len(self.layers)))
         rows = torch.tensor(spread(len(self.known), config.knn_images))
         rows = rows[self.known.whole[rows]]
         labels, answers = self.known.labels()[rows].to(device), self.held_back.labels()[self.held_back.whole]
@@ -169,21 +172,21 @@ class _Probing:
                     neighbours=config.knn,
                     temperature=config.knn_temperature,
                 ).cpu()
-                right = hits(votes, self.targets(answer))
-                counts[:, layer] += torch.stack([right["top1"], right["top5"]])
-        return dict(zip(("top1", "top5"), counts / len(answers), strict=True))
+                for name, right in hits(votes, self.targets(answer)).items():
+                    counts[name][layer] += right
+        return {name: right / len(answers) for name, right in counts.items()}
 
     def best_probe(self, model: nn.Module) -> LinearProbe:
         """The classifier of the layer that is best on the held-back images as `model` is now."""
         assert isinstance(model, LayerProbes)
-        device, totals = model.weight.device, torch.zeros(3, len(self.layers))
+        device, totals = model.weight.device, torch.zeros(2, len(self.layers))
         features, labels = self.held_back.features, self.held_back.labels()
         with torch.no_grad():
             for rows in torch.split(self.held_back.whole.nonzero().squeeze(1), CHUNK):
                 targets = self.targets(labels[rows]).to(device)
                 sums = classification_sums(model(features[rows].to(device)), targets)
-                totals += torch.stack([sums[name].float().cpu() for name in ("loss", "top1", "top5")])
-        scores = dict(zip(("loss", "top1", "top5"), totals, strict=True))
+                totals += torch.stack([sums[name].float().cpu() for name in ("loss", "top1")])
+        scores = dict(zip(("loss", "top1"), totals, strict=True))
         return model.probe(self.encoder, best_layer(scores), self.config.pool)
 
     def details(self) -> dict[str, Any]:
@@ -193,7 +196,8 @@ class _Probing:
             {"layer": layer, **{name: round(float(column[layer]), 6) for name, column in columns.items()}}
             for layer in self.layers
         ]
-        knn = best_layer({"top1": self.neighbours["top1"], "loss": -self.neighbours["top5"]})
+        top1 = self.neighbours["top1"]
+        knn = best_layer({"top1": top1, "loss": -self.neighbours.get("top5", top1)})
         return {"best_layer": best_layer(self.scores), "knn_best_layer": knn, "layers": rows}
 
 
@@ -211,13 +215,12 @@ def best_layer(scores: Mapping[str, Tensor]) -> int:
 def conclusion(results: Mapping[str, Any]) -> Sequence[str]:
     """The table of the layers."""
     best, knn = results["best_layer"], results["knn_best_layer"]
-    names = ("top1", "top5", "knn_top1", "knn_top5")
-    lines = ["layer   linear top-1   top-5     k-NN top-1   top-5     (0 is the first)"]
+    headings = {"top1": "linear top-1 ", "top5": "top-5", "knn_top1": "k-NN top-1 ", "knn_top5": "top-5"}
+    shown = {name: heading for name, heading in headings.items() if name in results["layers"][0]}
+    lines = ["layer  " + "  ".join(f"{heading:>13}" for heading in shown.values()) + "  (0 is the first)"]
     for row in results["layers"]:
-        marks = {
-            "top1": "*" if row["layer"] == best else " ",
-            "knn_top1": "*" if row["layer"] == knn else " ",
-        }
-        cells = [f"{row[name]:>9.2%}{marks.get(name, ' ')}" for name in names]
-        lines.append(f"{row['layer']:>5}   {'  '.join(cells)}")
+        stars = {"top1": row["layer"] == best, "knn_top1": row["layer"] == knn}
+        marks = {name: "*" if star else " " for name, star in stars.items()}
+        cells = [f"{f'{row[name]:.2%}' + marks.get(name, ''):>13}" for name in shown]
+        lines.append(f"{row['layer']:>5}  " + "  ".join(cells))
     return [*lines, f"best: layer {best} with a linear classifier, layer {knn} with k-NN"]

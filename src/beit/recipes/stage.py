@@ -81,14 +81,11 @@ class Stage:
 
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
-        if self.config.steps is not None:
-            return self.config.steps
-        assert self.config.epochs is not None
-        return max(1, self._steps_of(self.config.epochs))
+        return self.config.num_steps(len(self.source))
 
-    def _steps_of(self, epochs: float) -> int:
-        """Steps that show every image `epochs` times; the loader's stream drops none at an epoch's end."""
-        return round(epochs * len(self.source) / self.config.batch_size)
+    def warmup(self) -> int:
+        """Steps of linear warm-up; UserError where the run would be nothing else."""
+        return self.config.num_warmup_steps(len(self.source))
 
     def freeze(self, network: nn.Module) -> None:
         """Put `network` where the run computes, never to be trained."""
@@ -97,6 +94,7 @@ class Stage:
     def train(self, method: Method, *, dry_run: bool, overwrite: bool) -> None:
         """Announce `method` and train it to its end, from wherever the run stands."""
         config, console = self.config, self.console
+        self.warmup()  # too long a one is refused before anything is written
         loader = self._loader(method)
         expected = choose_precision(config.precision, self.compute.device)
         if not method.prepare:  # what is prepared can only be judged after that
@@ -165,13 +163,6 @@ class Stage:
 
     def _machine(self, precision: Precision) -> Machine:
         return Machine(self.compute, precision, num_workers(self.config.workers, self.compute))
-
-    def warmup(self) -> int:
-        """Steps of linear warm-up."""
-        if self.config.warmup_steps is not None:
-            return self.config.warmup_steps
-        # A recipe for hundreds of epochs, cut short by --steps, would otherwise only warm up.
-        return min(self._steps_of(self.config.warmup_epochs or 0), self.steps() // 5)
 
     def _facts(self, method: Method) -> dict[str, str]:
         """What the run depends on besides its configuration."""

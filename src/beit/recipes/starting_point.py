@@ -8,7 +8,7 @@ from torch import nn
 from beit.checkpoints.adapt import changes, replace_rates, resize_encoder, share_bias_out
 from beit.checkpoints.describe import describe
 from beit.checkpoints.store import kind_of, load_model
-from beit.config import EncoderConfig, FinetuneConfig, SegmentConfig, StartConfig, UserError
+from beit.config import EncoderConfig, FinetuneConfig, SegmentConfig, StartConfig, UserError, given_by
 from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter, released_layers
@@ -66,7 +66,7 @@ def starting_encoder(config: StartConfig) -> tuple[BeitEncoder, nn.Module | None
         encoder = BeitEncoder(config.architecture())
         init_weights(encoder, cut=None)
         return encoder, None, [f"from scratch: {_described(encoder.config)}"]
-    with changes() as adapted:
+    with given_by("--init"), changes() as adapted:
         start = load_model(config.init)
     source = getattr(start, "encoder", None)
     if not isinstance(source, BeitEncoder):

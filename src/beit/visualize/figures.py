@@ -78,7 +78,7 @@ _TABLE = (
     Figure(
         "top5",
         "Top-5 accuracy",
-        "Share of images with the right class among the five likeliest.",
+        "Share of images with the right class among the five likeliest, where there are more.",
         "percent",
         "higher",
     ),
