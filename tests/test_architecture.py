@@ -37,7 +37,8 @@ ALLOWED = {
         "visualize",
     },
     "launch": set(),
-    "cli": {"config", "config_file", "presets", "launch"},
+    "flags": {"config", "config_file", "presets"},
+    "cli": {"config", "config_file", "flags", "launch"},
 }
 
 

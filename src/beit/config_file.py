@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 
 from beit.config import UserError
+from beit.config.values import as_type
 
 EXCLUSIVE = (("steps", "epochs"), ("warmup_steps", "warmup_epochs"), ("label_share", "labels_per_class"))
 """Two ways to say one thing: a layer that says one of them silences the other in the layers below."""
@@ -91,41 +91,12 @@ def _checked(values: Mapping[str, Any], hints: Mapping[str, Any], name: str) -> 
     checked = {}
     for key, value in values.items():
         try:
-            checked[key] = _convert(value, hints[key])
+            checked[key] = as_type(value, hints[key])
         except TypeError:
             wanted = str(hints[key]).replace("typing.", "").replace("NoneType", "null")
             wanted = re.sub(r"<class '(\w+)'>", r"\1", wanted)
             raise UserError(f"{name}: {key} is {value!r}, but must be {wanted}") from None
     return checked
-
-
-def _convert(value: Any, hint: Any) -> Any:
-    """`value` as the type `hint` says, or TypeError. Knows the few types that configurations use."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        for option in arguments:
-            try:
-                return _convert(value, option)
-            except TypeError:
-                continue
-        raise TypeError
-    if origin is typing.Literal:
-        if value in arguments and type(value) in {type(argument) for argument in arguments}:
-            return value
-    elif origin is tuple:
-        if isinstance(value, (list, tuple)):
-            if arguments[-1] is Ellipsis:
-                return tuple(_convert(item, arguments[0]) for item in value)
-            if len(value) == len(arguments):
-                return tuple(map(_convert, value, arguments))
-    elif hint is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-    elif hint is str and type(value) is int:
-        return str(value)  # save_every: 500
-    elif type(value) is hint or (hint is type(None) and value is None):
-        return value
-    raise TypeError
 
 
 def layered(config_type: type, layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

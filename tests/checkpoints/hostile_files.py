@@ -244,3 +244,63 @@ def bombs() -> dict[str, tuple[bytes, str]]:
             "no BEiT encoder",
         ),
     }
+
+
+def descriptions(good: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Texts of model.json for the weights that `good` describes (five classes), and what the refusal has to say."""
+
+    def told(**changes: Any) -> str:
+        return json.dumps({**good, **changes})
+
+    def shaped(**changes: Any) -> str:
+        architecture = {**good["architecture"], **changes}
+        doubled = ("image_size", "pixel_mean", "pixel_std")
+        return told(architecture=architecture, **{name: architecture[name] for name in doubled})
+
+    wrong_types = {
+        "width": ["32", None, [32], 32.0, True],
+        "depth": ["2", None],
+        "patch_size": [8.0],
+        "image_size": ["big", None, 32, [8, 8, 8]],
+        "pixel_mean": ["abc", [0.5], None],
+        "layer_norm_eps": ["x"],
+        "position": ["weird", ["absolute"]],
+        "drop_path_rate": [None, {}],
+    }
+    impossible = {
+        "width": [0, -32, 10**18, 10**4000],
+        "depth": [0, 513, 30_000, 10**9],
+        "num_heads": [0, 5],
+        "patch_size": [0],
+        "image_size": [[0, 0], [2**62, 2**62]],
+        "mlp_ratio": [float("nan"), float("inf"), 1e308],
+        "layer_norm_eps": [float("nan"), -1],
+        "pixel_std": [[0, 0, 0], [float("inf")] * 3],
+        "drop_path_rate": [2],
+    }
+    shapes = {
+        f"{name} {value!r:.20}": (shaped(**{name: value}), reason)
+        for cases, reason in ((wrong_types, ", not "), (impossible, ""))
+        for name, values in cases.items()
+        for value in values
+    }
+    return shapes | {
+        "a list as the kind": (told(kind=["classifier"]), "kind is ['classifier'], not one of"),
+        "an architecture of text": (told(architecture="base"), "architecture is missing"),
+        "a key of two lines": (shaped(**{"a\nb": 1}), "is unknown"),
+        "no classes": (told(num_classes=0), "num_classes must be positive"),
+        "less than none": (told(num_classes=-5), "num_classes must be positive"),
+        "classes by name": (told(num_classes="5"), "num_classes is '5', not int"),
+        "a pool of its own": (told(pool="max"), "pool is 'max', not mean or cls"),
+        "a number as names": (told(classes=3), "classes is 3"),
+        "two names for five": (told(classes=["a", "b"]), "names 2 classes, and its head has 5"),
+        "names that are lists": (told(classes=[["a"]] * 5), "classes is "),
+        "an origin of text": (told(provenance="abc"), "provenance is 'abc', not dict"),
+        "a crop of text": (told(crop_pct="all"), "crop_pct is 'all'"),
+        "a checksum of another": (told(weights_sha256="0" * 64), "checksum differs"),
+        "lists within lists": ("[" * 100_000 + "]" * 100_000, "cannot be read"),
+        "a few lists within lists": (told(more=json.loads("[" * 600 + "]" * 600)), "too deep"),
+        "a number of 5,000 digits": ('{"kind": ' + "9" * 5000 + "}", "cannot be read"),
+        "nothing": ("null", "no JSON object"),
+        "seventeen megabytes": (told(more="x" * 17 * 2**20), "too large"),
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import subprocess
 import sys
 import tempfile
@@ -12,13 +13,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile_files import bombs, hostile, saved
+from hostile_files import bombs, descriptions, hostile, saved
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import tiny
 from torch import Tensor
 
-from beit import UserError
+from beit import UserError, load_model
+from beit.checkpoints import describe, save_model
 from beit.checkpoints.torch_file import open_tensor_file
+from beit.cli import main
+from beit.config import DiscreteVAEConfig
+from beit.models.segmentation import SemanticSegmenter
 
 READER = """
 import pathlib, resource, sys
@@ -58,6 +64,41 @@ def test_every_hostile_file_is_refused_in_one_line(tmp_path: Path) -> None:
     assert not canary.exists()
     # The largest allowed pickle of a million nested tuples; the zip bomb alone would be 256.
     assert int(megabytes) < 150
+
+
+def test_every_hostile_description_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(tiny("mean"), tmp_path, provenance={})
+    file = tmp_path / "model.json"
+    good = json.loads(file.read_text())
+    for title, (text, reason) in descriptions(good).items():
+        file.write_text(text)
+        with pytest.raises(UserError) as error:
+            load_model(tmp_path)
+        message = str(error.value)
+        assert reason in message, (title, message)
+        assert str(tmp_path / "model") in message
+        assert message.isprintable()
+        assert "--" not in message
+        assert len(message) < 500, title
+        if "safetensors" not in message:  # what only the weights show, a description does not
+            with pytest.raises(UserError):
+                describe(tmp_path)
+    file.write_text(json.dumps({**good, "provenance": {"command": 3}}))
+    with pytest.raises(SystemExit) as left:
+        main(["info", str(tmp_path)])
+    assert left.value.code in (0, None)
+    assert "command 3" in capsys.readouterr().out
+
+
+def test_networks_without_end_are_refused() -> None:
+    with pytest.raises(UserError, match="more than 512"):
+        DiscreteVAEConfig(blocks_per_group=10**6)
+    with pytest.raises(UserError, match="more than 512"):
+        DiscreteVAEConfig(stride=2**1000, image_size=(2**1000, 2**1000))
+    with pytest.raises(UserError, match="ascending numbers"):
+        SemanticSegmenter(tiny().encoder, 3, decoder="pup", layers=[1] * 10**6, channels=8)
 
 
 def test_the_hostile_files_would_work_on_a_careless_reader(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from beit.checkpoints.adapt import share_bias_out
+from beit.checkpoints.description import read_description
 from beit.checkpoints.store import (
     load_encoder,
     load_model,
     load_tokenizer,
-    read_description,
     save_model,
     weights_sha256,
 )
@@ -51,6 +51,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     ),
 }
 
+CLASSES = ["ü", "b", "c"]
 KIND_OF = {"UPerNet": "segmenter"}
 
 
@@ -59,7 +60,7 @@ def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, nn.Modul
     torch.manual_seed(0)
     model = MODELS[request.param]()
     save_model(
-        model, tmp_path / "run" / "model", provenance={"run": "a test"}, tokenizer_hash="t", classes=["ü"]
+        model, tmp_path / "run" / "model", provenance={"run": "a test"}, tokenizer_hash="t", classes=CLASSES
     )
     return KIND_OF.get(request.param, request.param), model, tmp_path / "run"
 
@@ -89,7 +90,7 @@ def test_the_description_tells_what_it_is(saved: tuple[str, nn.Module, Path]) ->
     description = read_description(run)
     assert description["kind"] == kind
     assert description["image_size"] == [32, 48]
-    assert description["classes"] == ["ü"]
+    assert description["classes"] == CLASSES
     assert description["tokenizer"] == "t"
     assert description["weights_sha256"] == weights_sha256(model) == weights_sha256(load_model(run))
     assert description["provenance"]["run"] == "a test"

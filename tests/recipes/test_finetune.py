@@ -17,7 +17,8 @@ from run_results import log, metrics, same_weights, stopped_in_step, weights
 from tiny_runs import finetune_config, pretrain_config
 
 import beit
-from beit.checkpoints.store import read_description, save_model
+from beit.checkpoints.description import read_description
+from beit.checkpoints.store import save_model
 from beit.config import EncoderConfig, FinetuneConfig, UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, MaskedImageModel

@@ -6,10 +6,10 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
-from beit.checkpoints.key_map import shown
-from beit.config import EncoderConfig, UserError
+from beit.checkpoints.untrusted import typed
+from beit.config import MAX_DEPTH, EncoderConfig, UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.position import CLS_ROWS, Grid, bias_table_rows
 
@@ -17,7 +17,6 @@ Pixel = tuple[float, float, float]
 Shape = tuple[int, ...]
 WIDTH_OF_HEAD = 64
 """Dimensions of an attention head where a file does not tell."""
-MAX_DEPTH = 512
 DEFAULT_GRID = (14, 14)
 """Of a file without any position information."""
 
@@ -74,12 +73,19 @@ def as_statement(stated: Stated) -> str:
 def infer(shapes: Mapping[str, Shape], facts: Mapping[str, Any], stated: Stated) -> EncoderConfig:
     """The architecture of weights under our names.
 
-    facts: fields of :class:`EncoderConfig` that a configuration beside them tells.
+    facts: fields of :class:`EncoderConfig` that a configuration beside them tells, and `hidden`, its MLP's width.
+        They come first: what they promise and the weights do not hold is missing.
     Raises :class:`UserError`, without the file's name, where these contradict one another.
     """
-    facts = _checked(facts)
+    facts = typed(facts, get_type_hints(EncoderConfig) | {"hidden": int})
     width, patch = _width_and_patch(shapes)
-    hidden = shapes["encoder.blocks.0.mlp.fc1.weight"][0]
+    agreed("width", facts.pop("width", None), width)
+    agreed("patch_size", facts.pop("patch_size", None), patch)
+    ratio = facts.pop("mlp_ratio", None)
+    by_ratio = None if ratio is None else int(width * ratio)
+    hidden = agreed(
+        "hidden", facts.pop("hidden", None), by_ratio, shapes["encoder.blocks.0.mlp.fc1.weight"][0]
+    )
     position, table = _position(shapes)
     heads = agreed("num_heads", stated.num_heads, facts.pop("num_heads", None), table[1] if table else None)
     if heads is None:
@@ -90,10 +96,6 @@ def infer(shapes: Mapping[str, Shape], facts: Mapping[str, Any], stated: Stated)
         heads = width // WIDTH_OF_HEAD
     if heads < 1:
         raise UserError(f"{heads} attention heads")
-    if facts.pop("patch_size", patch) != patch:
-        raise UserError(
-            f"its configuration and its weights differ in the patch size ({patch} in the weights)"
-        )
     size = facts.pop("image_size", None)
     told = None if size is None else (size[0] // patch, size[1] // patch)
     grid = agreed("grid", stated.grid, told) or _square_grid(shapes, table)
@@ -102,17 +104,18 @@ def infer(shapes: Mapping[str, Shape], facts: Mapping[str, Any], stated: Stated)
         # Weights do not tell; and hub files of ADE20K models name other constants than they were trained with.
         pixel = getattr(stated, name) or facts.pop(name, None)
         facts |= {} if pixel is None else {name: tuple(pixel)}
-    init = facts.pop("layer_scale_init", None) or 0.1
+    seen = {
+        "depth": number_of(shapes, "encoder.blocks.{}.mlp.fc1.weight"),
+        "position": position,
+        "layer_scale_init": 0.1 if "encoder.blocks.0.gamma_1" in shapes else None,
+    }
     return EncoderConfig(
         image_size=(grid[0] * patch, grid[1] * patch),
         patch_size=patch,
         width=width,
-        depth=number_of(shapes, "encoder.blocks.{}.mlp.fc1.weight"),
         num_heads=heads,
         mlp_ratio=_ratio(hidden, width),
-        position=position,
-        layer_scale_init=init if "encoder.blocks.0.gamma_1" in shapes else None,
-        **facts,
+        **seen | facts,
     )
 
 
@@ -132,21 +135,6 @@ def number_of(names: Mapping[str, Shape], template: str, start: int = 0) -> int:
         if end - start > MAX_DEPTH:
             raise UserError(f"it has more than {MAX_DEPTH} blocks")
     return end - start
-
-
-def _checked(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of a configuration, every number of its kind and count."""
-    counts = {"image_size": 2, "pixel_mean": 3, "pixel_std": 3}
-    for name, value in facts.items():
-        values = value if isinstance(value, list | tuple) else (value,)
-        whole = name in ("image_size", "patch_size", "num_heads")
-        kinds, least = ((int,), 1.0) if whole else ((int, float), 0.0)
-        fits = all(type(x) in kinds and least <= x < 2**20 for x in values)
-        if name == "pixel_std":
-            fits = fits and 0 not in values
-        if not fits or len(values) != counts.get(name, 1):
-            raise UserError(f"its configuration says that {name} is {shown(str(value))}")
-    return dict(facts)
 
 
 def _ratio(hidden: int, width: int) -> float:

@@ -12,13 +12,14 @@ from torch import nn
 from beit.checkpoints import dalle, hub, huggingface, timm, unilm
 from beit.checkpoints.architecture import Pixel, Stated
 from beit.checkpoints.atomic import appearing
+from beit.checkpoints.description import is_own, read_description
 from beit.checkpoints.foreign import Survey
 from beit.checkpoints.key_map import listed
-from beit.checkpoints.kinds import KINDS, holders, kind_of
+from beit.checkpoints.kinds import KINDS, kind_of, not_held
 from beit.checkpoints.protocol import in_full
 from beit.checkpoints.recognise import is_foreign, load_foreign, survey_foreign
 from beit.checkpoints.reference import Located, locate
-from beit.checkpoints.store import ASKED, is_own, load_own, read_description, save_model
+from beit.checkpoints.store import ASKED, load_own, save_model
 from beit.config import UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.position import Grid
@@ -123,9 +124,7 @@ def _write(source: Source, path: Path, to: Target) -> list[str]:
     if to == "dalle":
         return dalle.write(model, path)
     if kind_of(model) not in KINDS:
-        raise UserError(
-            f"our own format holds a {', '.join(KINDS)}; it cannot hold a {type(model).__name__}; {holders(model)}"
-        )
+        raise UserError(f"our own format holds a {', '.join(KINDS)}: {not_held(model, to)}")
     save_model(
         model,
         path,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from beit.checkpoints.architecture import Shape, Stated, agreed, number_of
 from beit.checkpoints.foreign import refuse_strays
 from beit.checkpoints.key_map import KeyMap, listed
-from beit.checkpoints.kinds import holders
+from beit.checkpoints.kinds import not_held
 from beit.checkpoints.safe_pickle import StoredTensor
 from beit.checkpoints.torch_file import TensorFile, open_tensor_file
 from beit.config import PIXEL_STATISTICS, DiscreteVAEConfig, UserError
@@ -104,9 +104,7 @@ def assemble(found: TokenizerSurvey, strict: bool) -> tuple[nn.Module, list[str]
 def write(model: nn.Module, folder: Path) -> list[str]:
     """Writes encoder.pkl and decoder.pkl, each a state dict for the `DALL-E` package's Encoder and Decoder."""
     if not isinstance(model, DiscreteVAE):
-        raise UserError(
-            f"DALL-E's files hold a DALL-E tokenizer; they cannot hold a {type(model).__name__}; {holders(model)}"
-        )
+        raise UserError(f"the format of DALL-E is a tokenizer's: {not_held(model, NAME)}")
     config = model.config
     fixed = {
         f"stride {config.stride} (8 only)": config.stride == 8,

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from beit.checkpoints.dalle import TokenizerSurvey
+from beit.checkpoints.description import is_own, read_description, refuse_needless
 from beit.checkpoints.foreign import Foreign, Survey
 from beit.checkpoints.kinds import KINDS
 from beit.checkpoints.recognise import is_foreign, survey_foreign
 from beit.checkpoints.reference import Located, locate
-from beit.checkpoints.store import ASKED, is_own, read_description, refuse_needless
+from beit.checkpoints.store import ASKED
 from beit.config import UserError
 from beit.tokenizers.plain_dvae import PlainDVAE
 

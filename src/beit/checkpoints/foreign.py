@@ -15,11 +15,13 @@ from beit.checkpoints.key_map import KeyMap, in_float32, listed
 from beit.checkpoints.kinds import KINDS
 from beit.checkpoints.safe_pickle import StoredTensor
 from beit.checkpoints.torch_file import TensorFile
+from beit.checkpoints.untrusted import without_weights
 from beit.config import EncoderConfig, UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
 
+ModelKind = Literal["pretrained", "classifier", "segmenter", "encoder"]
 MAX_DRAWN = 2**29
 """Numbers that are drawn anew for a file that lacks them; BEiT-large has 2**28 in all."""
 
@@ -34,11 +36,15 @@ class Foreign:
     """Under the names of the file."""
     table: KeyMap
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of :class:`EncoderConfig` that a configuration beside the weights tells."""
+    """What a configuration beside the weights tells, see :func:`beit.checkpoints.architecture.infer`."""
+    kind: ModelKind | None = None
+    """What a configuration says it is."""
     pool: Literal["mean", "cls"] | None = None
     """Pooling of a classifier, where a configuration tells."""
     layers: Sequence[int] | None = None
     """Blocks that a segmenter's decoder reads, where a configuration tells."""
+    auxiliary: bool | None = None
+    """Whether a segmenter has its auxiliary head, where a configuration tells."""
     classes: Sequence[str] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -50,7 +56,7 @@ class Foreign:
 class Survey(NamedTuple):
     """What a checkpoint holds, before its weights are read."""
 
-    kind: Literal["pretrained", "classifier", "segmenter", "encoder"]
+    kind: ModelKind
     config: EncoderConfig
     model: nn.Module
     """Without weights, on the meta device."""
@@ -77,11 +83,10 @@ def survey(foreign: Foreign, stated: Stated) -> Survey:
         raise UserError(
             f"{path} holds no BEiT encoder (no cls_token, patch_embed and blocks) but {listed(foreign.tensors)}"
         )
-    try:
+    with without_weights(path):
         config = infer(shapes, foreign.facts, stated)
         kind, model, notes = _skeleton(foreign, shapes, config, stated)
-    except UserError as error:
-        raise error if str(path) in str(error) else UserError(f"{path}: {error}") from None
+    _require_kind(foreign, kind)
     if kind == "encoder":  # it is the model itself
         keys = {name.removeprefix("encoder."): parts for name, parts in keys.items()}
         shapes = {name.removeprefix("encoder."): shape for name, shape in shapes.items()}
@@ -160,6 +165,23 @@ _A = {
 }
 
 
+_HEAD = {
+    "pretrained": "token_head.weight",
+    "classifier": "head.weight",
+    "segmenter": "decode_head.conv_seg.weight",
+}
+"""What tells a kind from the others."""
+
+
+def _require_kind(foreign: Foreign, kind: str) -> None:
+    if foreign.kind not in (None, kind):
+        (head,) = foreign.table.theirs(_HEAD[foreign.kind]) or (_HEAD[foreign.kind],)
+        raise UserError(
+            f"{foreign.file.path} lacks {head}: it holds {_A[kind]}, and its configuration says {_A[foreign.kind]}; "
+            f"copy or download both again"
+        )
+
+
 def _is_idle(name: str, kind: str) -> bool:
     """Weights of another stage that a model of this kind knowingly does without."""
     idle: tuple[str, ...] = {
@@ -188,18 +210,18 @@ def _shape(foreign: Foreign, name: str, parts: Sequence[str]) -> Shape:
 def _skeleton(
     foreign: Foreign, shapes: Mapping[str, Shape], config: EncoderConfig, stated: Stated
 ) -> tuple[Any, nn.Module, list[str]]:
-    """The kind of model that the weights are for, the model on the meta device, and what was guessed."""
-    with torch.device("meta"):
-        encoder = BeitEncoder(config)
-        if "decode_head.conv_seg.weight" in shapes:
-            return "segmenter", *upernet.skeleton(encoder, shapes, foreign.layers, stated)
-        if needless := {"layers", "reduce_zero_label"} & {*stated.given()}:
-            raise UserError(f"it is no segmenter; drop {listed(needless)}")
-        if "token_head.weight" in shapes:
-            return "pretrained", MaskedImageModel(encoder, shapes["token_head.weight"][0]), []
-        if "head.weight" in shapes:
-            pool = foreign.pool or ("mean" if "fc_norm.weight" in shapes else "cls")
-            return "classifier", ImageClassifier(encoder, shapes["head.weight"][0], pool), []
+    """The kind of model that the weights are for, the model, and what was guessed."""
+    encoder = BeitEncoder(config)
+    if _HEAD["segmenter"] in shapes:
+        model, notes = upernet.skeleton(encoder, shapes, foreign.layers, foreign.auxiliary, stated)
+        return "segmenter", model, notes
+    if needless := {"layers", "reduce_zero_label"} & {*stated.given()}:
+        raise UserError(f"it is no segmenter; drop {listed(needless)}")
+    if _HEAD["pretrained"] in shapes:
+        return "pretrained", MaskedImageModel(encoder, shapes["token_head.weight"][0]), []
+    if _HEAD["classifier"] in shapes:
+        pool = foreign.pool or ("mean" if "fc_norm.weight" in shapes else "cls")
+        return "classifier", ImageClassifier(encoder, shapes["head.weight"][0], pool), []
     return "encoder", encoder, []
 
 

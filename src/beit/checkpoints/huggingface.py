@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from beit.checkpoints import huggingface_images as images
 from beit.checkpoints import huggingface_segmentation as segmentation
-from beit.checkpoints.foreign import Foreign
+from beit.checkpoints.foreign import Foreign, ModelKind
 from beit.checkpoints.key_map import KeyMap, shown
-from beit.checkpoints.kinds import holders
+from beit.checkpoints.kinds import not_held
 from beit.checkpoints.protocol import preparation
 from beit.checkpoints.torch_file import TensorFile
 from beit.checkpoints.weight_file import write_weights
@@ -101,15 +101,6 @@ def open_folder(
             f"{file.path} is a masked image model with two final norms, layernorm and beit.layernorm "
             f"(use_mean_pooling=false), which BEiT does not have"
         )
-    for model, head in (("ImageClassification", "classifier"), ("MaskedImageModeling", "lm_head")):
-        if (
-            f"BeitFor{model}" in ((config or {}).get("architectures") or [])
-            and f"{head}.weight" not in tensors
-        ):
-            raise UserError(
-                f"{file.path} lacks {head}.weight, and its config.json says BeitFor{model}; without `architectures` "
-                f"there it is read as a bare encoder"
-            )
     version = int(any(key.startswith("beit.layers.") for key in tensors))
     segments = segmentation.is_segmenter(tensors)
     if segments:
@@ -130,8 +121,10 @@ def open_folder(
         tensors=tensors,
         table=_table(version, masked),
         facts={**facts, **images.pixels_of(preprocessor or {})},
+        kind=_kind(config or {}),
         pool=None if config is None else "mean" if config.get("use_mean_pooling", True) else "cls",
         layers=segmentation.layers_of(config or {}, file.path) if segments else None,
+        auxiliary=None if config is None else bool(config.get("use_auxiliary_head", True)),
         notes=[*notes, *odd],
         classes=classes,
         provenance={"_name_or_path": config["_name_or_path"]} if config and "_name_or_path" in config else {},
@@ -139,7 +132,17 @@ def open_folder(
     )
 
 
-# Their name, ours, their default.
+def _kind(config: Mapping[str, Any]) -> ModelKind | None:
+    kinds: dict[str, ModelKind] = {
+        "BeitForMaskedImageModeling": "pretrained",
+        "BeitForImageClassification": "classifier",
+        "BeitForSemanticSegmentation": "segmenter",
+    }
+    return next((kinds[name] for name in config.get("architectures") or [] if name in kinds), None)
+
+
+# Their name, ours, their default: what a configuration tells, and which of it is written as it is here.
+_SIZES = [("hidden_size", "width", 768), ("intermediate_size", "hidden", 3072)]
 _FIELDS = [
     ("patch_size", "patch_size", 16),
     ("num_attention_heads", "num_heads", 12),
@@ -157,10 +160,22 @@ def _facts(file: TensorFile, config: Mapping[str, Any]) -> dict[str, Any]:
     where = file.path.parent / "config.json"
     if config.get("hidden_act", "gelu") != "gelu":
         raise UserError(f"{where}: hidden_act is {config['hidden_act']!r}, and BEiT has gelu")
-    facts = {ours: config.get(theirs, default) for theirs, ours, default in _FIELDS}
+    facts = {ours: config.get(theirs, default) for theirs, ours, default in (*_SIZES, *_FIELDS)}
     size = config.get("image_size", 224)
-    facts["image_size"] = (size, size) if isinstance(size, int) else size
-    return facts
+    return facts | {
+        "image_size": (size, size) if isinstance(size, int) else size,
+        "depth": config.get("num_hidden_layers", 12) - segmentation.unused_blocks(config),
+        "position": " and ".join(ours for flag, ours in _POSITIONS if config.get(flag)) or "none",
+        "layer_scale_init": facts["layer_scale_init"] or None,  # zero means no LayerScale there
+    }
+
+
+# Their flag, our kind of position; all are off by default.
+_POSITIONS = [
+    ("use_absolute_position_embeddings", "absolute"),
+    ("use_relative_position_bias", "block_bias"),
+    ("use_shared_relative_position_bias", "shared_bias"),
+]
 
 
 def _class_names(labels: Any, file: TensorFile) -> tuple[list[str] | None, list[str]]:
@@ -189,8 +204,7 @@ def write(
     whatever is there that the model does not have."""
     if not isinstance(model, Model):
         raise UserError(
-            f"Hugging Face's BEiT is a masked image model, a classifier or a segmenter; it cannot hold a "
-            f"{type(model).__name__}; {holders(model)}"
+            f"Hugging Face's BEiT is a masked image model, a classifier or a segmenter: {not_held(model, NAME)}"
         )
     config: EncoderConfig = model.encoder.config
     if config.grid[0] != config.grid[1] and config.position != "none":
@@ -254,9 +268,7 @@ def _encoder_config(config: EncoderConfig) -> dict[str, Any]:
         "hidden_act": "gelu",
         "image_size": _side(config),
         "use_mask_token": False,
-        "use_absolute_position_embeddings": config.position == "absolute",
-        "use_relative_position_bias": config.position == "block_bias",
-        "use_shared_relative_position_bias": config.position == "shared_bias",
+        **{flag: config.position == ours for flag, ours in _POSITIONS},
         **{theirs: getattr(config, ours) for theirs, ours, _ in _FIELDS},
         # Zero means no LayerScale there.
         "layer_scale_init_value": 0.0 if config.layer_scale_init is None else config.layer_scale_init or 1e-6,

@@ -56,10 +56,13 @@ def is_segmenter(keys: Mapping[str, object]) -> bool:
 
 def tensors_of(tensors: Mapping[str, T], config: Mapping[str, Any], block: str) -> dict[str, T]:
     """Their tensors under the names of 4.x, without a block that is never read. block: the prefix of block {}."""
-    unused: tuple[str, ...] = ()
-    if config.get(_UNUSED) == 1:
-        unused = (block.format(config["num_hidden_layers"] - 1) + ".",)
+    unused = (block.format(config["num_hidden_layers"] - 1) + ".",) if unused_blocks(config) else ()
     return {_in_4x(key): x for key, x in tensors.items() if not key.startswith(unused)}
+
+
+def unused_blocks(config: Mapping[str, Any]) -> int:
+    """How many blocks above the last one that is read: none, or one."""
+    return int(config.get(_UNUSED) == 1)
 
 
 def layers_of(config: Mapping[str, Any], path: Path) -> tuple[int, ...] | None:

@@ -70,22 +70,29 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
+_HOLDERS: Mapping[str, tuple[str, ...]] = {
+    "tokenizer": ("dalle", "beit"),
+    "pretrained": ("unilm", "huggingface", "beit"),
+    "classifier": ("unilm", "timm", "huggingface", "beit"),
+    "segmenter": ("unilm", "huggingface", "beit"),
+    "probe": ("beit",),
+}
+
+
+def holders(model: nn.Module) -> tuple[str, ...]:
+    """The formats that hold such a model."""
+    if isinstance(model, SemanticSegmenter) and model.decoder != "upernet":
+        return ("beit",)
+    return _HOLDERS.get(kind_of(model), ())
+
+
+def not_held(model: nn.Module, target: str) -> str:
+    """Ends a message: the kind that `target` cannot hold, and which formats can."""
+    others = [name for name in holders(model) if name != target]
+    remedy = f"choose --to {' or '.join(others)}" if others else "no format can"
+    return f"it cannot hold a {type(model).__name__}; {remedy}"
+
+
 def kind_of(model: nn.Module) -> str:
     """The `kind` of model.json for a model, or its class name where it has none."""
     return next((name for name, kind in KINDS.items() if isinstance(model, kind.model)), type(model).__name__)
-
-
-_HOLDERS: Mapping[str, tuple[str, ...]] = {
-    "tokenizer": ("beit", "dalle"),
-    "pretrained": ("beit", "unilm", "huggingface"),
-    "classifier": ("beit", "unilm", "timm", "huggingface"),
-    "segmenter": ("beit", "unilm", "huggingface"),
-    "probe": ("beit",),
-}
-"""The formats that hold a kind."""
-
-
-def holders(model: nn.Module) -> str:
-    """The remedy where a format cannot hold `model`."""
-    formats = _HOLDERS.get(kind_of(model))
-    return f"choose --to {'|'.join(formats)}" if formats else "no format holds it"

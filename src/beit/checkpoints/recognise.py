@@ -12,7 +12,7 @@ from beit.checkpoints import dalle, foreign, huggingface, timm, unilm
 from beit.checkpoints.architecture import Stated
 from beit.checkpoints.dalle import TokenizerSurvey
 from beit.checkpoints.foreign import Foreign, Survey
-from beit.checkpoints.key_map import listed
+from beit.checkpoints.key_map import listed, shown
 from beit.checkpoints.shards import INDEX, open_shards, read_json
 from beit.checkpoints.torch_file import TensorFile, open_tensor_file
 from beit.config import UserError
@@ -36,7 +36,9 @@ def open_foreign(path: Path) -> Foreign | tuple[Path, Path] | TensorFile:
     beside = weights.parent if weights.name in WEIGHT_FILES else None
     config = read_json(beside / "config.json") if beside else None
     if config and "model_type" in config and not huggingface.is_config(config):
-        raise UserError(f"{path} is a {str(config['model_type'])[:40]} of Hugging Face, not a beit")
+        raise UserError(f"{path} is a {shown(str(config['model_type']), 40)} of Hugging Face, not a beit")
+    if config and "architecture" in config and not timm.is_config(config):
+        raise UserError(f"{path} is a {shown(str(config['architecture']), 40)} of timm, not a beit")
     try:
         if config and timm.is_config(config):
             return timm.open_folder(file, config)
@@ -57,7 +59,10 @@ def open_foreign(path: Path) -> Foreign | tuple[Path, Path] | TensorFile:
         return file
     if unilm.reads(file):
         return unilm.open_file(file)
-    raise UserError(f"{path} is of no known format: {_contents(file)}")
+    raise UserError(
+        f"{path} is of no known format: {_contents(file)}; give a BEiT or a tokenizer under the names of the "
+        f"released code, timm, Hugging Face or DALL-E"
+    )
 
 
 class Loaded(NamedTuple):
@@ -108,4 +113,8 @@ def _contents(file: TensorFile) -> str:
     contents = file.contents
     if not isinstance(contents, dict):
         return f"it holds a {getattr(contents, 'name', type(contents).__name__)}"
-    return f"it holds {listed(map(str, contents))}" if contents else "it holds nothing"
+    inner = [
+        f"{key} ({listed(map(str, value), 2)})" if isinstance(value, dict) and value else str(key)
+        for key, value in contents.items()
+    ]
+    return f"it holds {listed(inner)}" if inner else "it holds nothing"

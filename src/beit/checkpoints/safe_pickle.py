@@ -16,6 +16,17 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
+from beit.checkpoints.pickle_names import (
+    ALLOWED,
+    DEFAULT_DICT,
+    DICT,
+    OLD_TENSOR,
+    PARAMETERS,
+    SIZE,
+    STORAGES,
+    TENSOR,
+)
+
 MAX_DIMENSIONS = 8
 MAX_OPERATIONS = 2**20
 """Steps of a pickle, and values that they copy; a training checkpoint of BEiT-large takes some 60,000."""
@@ -67,48 +78,6 @@ class _Global(NamedTuple):
 
     name: str
 
-
-_STORAGES = {
-    f"torch.{name}Storage": dtype
-    for name, dtype in {
-        "Double": torch.float64,
-        "Float": torch.float32,
-        "Half": torch.float16,
-        "BFloat16": torch.bfloat16,
-        "Long": torch.int64,
-        "Int": torch.int32,
-        "Short": torch.int16,
-        "Char": torch.int8,
-        "Byte": torch.uint8,
-        "Bool": torch.bool,
-    }.items()
-}
-_MODULES = {
-    *(f"dall_e.encoder.{name}" for name in ("Encoder", "EncoderBlock")),
-    *(f"dall_e.decoder.{name}" for name in ("Decoder", "DecoderBlock")),
-    "dall_e.utils.Conv2d",
-    "torch.nn.modules.activation.ReLU",
-    "torch.nn.modules.container.Sequential",
-    "torch.nn.modules.linear.Identity",
-    "torch.nn.modules.pooling.MaxPool2d",
-    "torch.nn.modules.upsampling.Upsample",
-}
-"""Classes of OpenAI's encoder.pkl and decoder.pkl, which are whole modules."""
-_BYSTANDERS = {
-    "__builtin__.set",
-    "builtins.set",
-    "_codecs.encode",
-    "argparse.Namespace",
-    "numpy.dtype",
-    *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
-    *(f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath", "_local.PosixPath")),
-    *(f"torch.{name}" for name in ("device", "float16", "bfloat16", "float32", "float64", "int64")),
-}
-"""What modules and training checkpoints hold beside their weights; nothing here reads it but the arguments."""
-_TENSOR, _OLD_TENSOR = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"
-_PARAMETERS = {"torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter"}
-_DICT, _SIZE = "collections.OrderedDict", "torch.Size"
-_ALLOWED = {*_STORAGES, *_MODULES, *_BYSTANDERS, *_PARAMETERS, _TENSOR, _OLD_TENSOR, _DICT, _SIZE}
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _VALUES = {"BINFLOAT", "BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
@@ -243,24 +212,29 @@ class _Machine:
 
 
 def _named(name: str) -> _Global:
-    if name not in _ALLOWED:
-        raise Refused(f"it holds {name[:80]!r}, which is neither a tensor nor part of a known checkpoint")
+    if name not in ALLOWED:
+        raise Refused(
+            f"it holds {name[:80]!r}, which is neither a tensor nor part of a known checkpoint; save its weights "
+            f"alone, torch.save(model.state_dict(), FILE), where you trust it"
+        )
     return _Global(name)
 
 
 def _made(maker: _Global, arguments: tuple[Any, ...]) -> Any:
     """What calling `maker` would give, for the makers that are known."""
-    if maker.name in (_TENSOR, _OLD_TENSOR):
+    if maker.name in (TENSOR, OLD_TENSOR):
         return _tensor(*arguments[:4])
-    if maker.name in _PARAMETERS:
+    if maker.name in PARAMETERS:
         if not arguments or not isinstance(arguments[0], StoredTensor):
             raise Refused("it holds a parameter that is no tensor")
         return arguments[0]
-    if maker.name in (_DICT, _SIZE):
+    if maker.name == DEFAULT_DICT:  # made of what it calls for a new key; its items follow
+        return {}
+    if maker.name in (DICT, SIZE):
         values = arguments[0] if arguments else ()
         if not isinstance(values, list | tuple):  # text is not charged
             raise Refused(f"it makes a {maker.name} of a {type(values).__name__}")
-        return _items(values) if maker.name == _DICT else tuple(values)
+        return _items(values) if maker.name == DICT else tuple(values)
     return Inert(maker.name)
 
 
@@ -277,10 +251,10 @@ def _items(pairs: Any) -> dict[Any, Any]:
 def _persistent(value: Any) -> Any:
     """A storage, or in the older container also a class with its source code, which is left unread."""
     match value:
-        case ("storage", _Global(name), str(key), _, int(numel), *view) if name in _STORAGES:
+        case ("storage", _Global(name), str(key), _, int(numel), *view) if name in STORAGES:
             if numel < 0 or any(part is not None for part in view):
                 raise Refused(f"its storage {key[:40]!r} is of an unknown kind")
-            return Storage(key, _STORAGES[name], numel)
+            return Storage(key, STORAGES[name], numel)
         case ("module", _Global() as named, _, _):
             return named
     raise Refused("it refers to something that is neither a storage nor a module")

@@ -17,6 +17,7 @@ from beit.config import UserError
 INDEX = ".index.json"
 MAX_JSON = 2**24
 MAX_SHARDS = 1000
+MAX_NESTING = 32
 
 
 def open_shards(index: Path) -> TensorFile:
@@ -68,10 +69,21 @@ def read_json(path: Path) -> dict[str, Any] | None:
         if path.stat().st_size > MAX_JSON:
             raise ValueError("too large")
         content = json.loads(path.read_text(encoding="utf-8"))
+        if _nested(content):
+            raise ValueError("too deep")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
+        raise UserError(f"{path} cannot be read ({error}); copy or download it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is no JSON object")
     return content
+
+
+def _nested(content: Any) -> bool:
+    """Whether lists and objects lie deeper within one another than whatever walks them can follow."""
+    level = [content] if isinstance(content, dict | list) else []
+    for _ in range(MAX_NESTING):
+        parts = [part.values() if isinstance(part, dict) else part for part in level]
+        level = [part for inner in parts for part in inner if isinstance(part, dict | list)]
+    return bool(level)

@@ -11,9 +11,8 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from beit.checkpoints.adapt import resize_encoder
 from beit.checkpoints.architecture import Pixel, Stated
 from beit.checkpoints.atomic import replace_file
+from beit.checkpoints.description import DESCRIPTION, WEIGHTS, is_own, open_own, refuse_needless
 from beit.checkpoints.identity import float32_weights, sha256_of, this_process
 from beit.checkpoints.identity import weights_sha256 as weights_sha256
 from beit.checkpoints.kinds import KINDS as KINDS
@@ -34,7 +34,6 @@ from beit.models.position import Grid
 from beit.tokenizers.base import VisualTokenizer
 
 logger = logging.getLogger(__name__)
-WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 ASKED = "give a run, its model/ folder, a checkpoint, or the name of a released model (`beit presets`)"
 
 
@@ -160,37 +159,10 @@ def load_tokenizer(
     return model
 
 
-def read_description(path: str | Path) -> dict[str, Any]:
-    """model.json of a RUN directory or a model/ folder: classes, tokenizer identity, provenance and the rest."""
-    file = _own_folder(Path(path)) / DESCRIPTION
-    try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file} does not exist; give a run directory or its model/ folder") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}); save the model again") from None
-    if not isinstance(description, dict):
-        raise UserError(f"{file} is no JSON object; save the model again")
-    return description
-
-
-def is_own(path: Path) -> bool:
-    """Whether `path` is a RUN directory with a model, or a model/ folder."""
-    return (_own_folder(path) / DESCRIPTION).is_file()
-
-
-def refuse_needless(path: Path, stated: Stated) -> None:
-    """UserError where something is stated of a model of our own."""
-    if needless := stated.given():
-        raise UserError(f"{path} tells its architecture itself; drop {', '.join(needless)}")
-
-
 def load_own(path: Path, stated: Stated) -> nn.Module:
     """A model that :func:`save_model` wrote; what is stated of it is refused."""
     refuse_needless(path, stated)
-    description = read_description(path)
-    folder = _own_folder(path)
-    model = _build(description, folder / DESCRIPTION)
+    folder, description, model = open_own(path)
     file = folder / WEIGHTS
     try:
         # Copied, because load_file maps the file into memory, and a run may rewrite it.
@@ -216,40 +188,6 @@ def _load_foreign(path: Path, stated: Stated) -> nn.Module:
 
 FORMATS: tuple[Format, ...] = (Format(is_own, load_own), Format(is_foreign, _load_foreign))
 """Asked in this order."""
-
-
-def _own_folder(path: Path) -> Path:
-    """The model/ folder that `path` means: itself, the one inside a run directory, or that of its weights."""
-    if path.name == WEIGHTS and (path.parent / DESCRIPTION).is_file():
-        return path.parent
-    return path / "model" if (path / "model").is_dir() else path
-
-
-def _build(description: Mapping[str, Any], file: Path) -> nn.Module:
-    """The described model without weights, on the meta device."""
-    name = description.get("kind")
-    if name not in KINDS:
-        raise UserError(
-            f"{file}: kind is {name!r}, not one of {', '.join(KINDS)}; this release cannot read it"
-        )
-    kind = KINDS[cast(str, name)]
-    architecture = description.get("architecture")
-    fields = {field.name for field in dataclasses.fields(kind.config_type)}
-    missing = {*kind.options, "weights_sha256"} - set(description)
-    if missing or not isinstance(architecture, dict):
-        raise UserError(f"{file}: {min(missing, default='architecture')} is missing; save the model again")
-    if unknown := set(architecture) - fields:
-        raise UserError(
-            f"{file}: architecture.{min(unknown)} is unknown; a newer release wrote it, update beit"
-        )
-    for key in ("image_size", "pixel_mean", "pixel_std"):
-        if key in architecture and description.get(key, architecture[key]) != architecture[key]:
-            raise UserError(f"{file}: {key} differs from architecture.{key}; make them equal")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in architecture.items()}
-    with torch.device("meta"):
-        return kind.build(
-            kind.config_type(**values), **{option: description[option] for option in kind.options}
-        )
 
 
 def _check_shapes(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], file: Path) -> None:

@@ -1,10 +1,11 @@
 """Files of the released code (microsoft/unilm, beit/): pre-training, fine-tuning, segmentation; released or of a run.
 
-They hold {"model": weights}, {"module": weights} or the weights alone ({"state_dict": weights} in a run of timm), and
-a run's own optimizer and arguments beside them, which are not read. A file tells neither its normalisation (unless it
-has a run's arguments), nor a grid that is not square, nor, without a bias table, its heads. Segmentation is
-mmsegmentation's: {"state_dict": weights, "meta": ...}, where the latter names classes and colours; it does not tell
-which blocks the decoder reads.
+They hold {"model": weights}, {"module": weights} or the weights alone, and a run's own optimizer and arguments beside
+them, which are not read. So do those of other trainers (timm, Lightning, DistributedDataParallel) under other keys,
+or with a wrapper's name before all names. A file tells neither its normalisation (unless it has a run's arguments),
+nor a grid that is not square, nor, without a bias table, its heads. Segmentation is mmsegmentation's:
+{"state_dict": weights, "meta": ...}, where the latter names classes and colours; it does not tell which blocks the
+decoder reads.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from beit.checkpoints import upernet
 from beit.checkpoints.architecture import DEFAULT_GRID, WIDTH_OF_HEAD, Stated, as_statement
 from beit.checkpoints.foreign import Foreign
 from beit.checkpoints.key_map import KeyMap
-from beit.checkpoints.kinds import holders
+from beit.checkpoints.kinds import not_held
 from beit.checkpoints.safe_pickle import Inert
 from beit.checkpoints.torch_file import TensorFile
 from beit.config import PIXEL_STATISTICS, EncoderConfig, UserError
@@ -47,6 +48,12 @@ KEYS = KeyMap(
     ],
     ignored=INDICES,
 )
+_CONTAINERS = ("model", "module", "state_dict", "model_state_dict", "net", "network")
+"""Keys that trainers keep the weights under."""
+_WRAPPERS = ("module.", "model.", "net.", "network.", "_orig_mod.")
+"""What stands before all names where a wrapper's weights were saved."""
+_PLAIN_VIT = {"blocks.0.attn.qkv.bias", "dist_token"}
+"""What other vision transformers have under names that are otherwise the same."""
 _BACKBONE = "backbone."
 _PYRAMIDS = (8, 16)
 """Patch sizes that the released code has a pyramid for."""
@@ -66,6 +73,10 @@ def open_file(file: TensorFile) -> Foreign:
     weights = _weights(file.contents)
     if weights is not None and _is_segmenter(weights):
         return _open_segmenter(file, weights)
+    if plain := sorted(_PLAIN_VIT & {*(weights or ())}):
+        raise UserError(
+            f"{file.path} is a ViT with {', '.join(plain)}, not a BEiT; give a BEiT, or train one with beit pretrain"
+        )
     arguments = file.contents.get("args")
     told = arguments.attributes if isinstance(arguments, Inert) else {}
     facts = {}
@@ -87,12 +98,18 @@ def open_file(file: TensorFile) -> Foreign:
 
 
 def _weights(contents: Any) -> dict[str, Any] | None:
+    """The state dict among what a trainer saved, without the names of wrappers."""
     if not isinstance(contents, dict):
         return None
-    for key in ("model", "module", "state_dict"):
-        if isinstance(contents.get(key), dict):
-            return dict(contents[key])
-    return contents
+    inner = (contents[key] for key in _CONTAINERS if isinstance(contents.get(key), dict))
+    weights = {str(key): value for key, value in next(inner, contents).items()}
+    while wrapper := next((name for name in _WRAPPERS if _all_begin(weights, name)), None):
+        weights = {key.removeprefix(wrapper): value for key, value in weights.items()}
+    return weights
+
+
+def _all_begin(weights: Mapping[str, Any], name: str) -> bool:
+    return bool(weights) and all(key.startswith(name) for key in weights)
 
 
 def _is_segmenter(weights: Mapping[str, Any]) -> bool:
@@ -138,8 +155,7 @@ def write(
     that such a file cannot tell."""
     if not isinstance(model, MaskedImageModel | ImageClassifier | SemanticSegmenter):
         raise UserError(
-            f"a unilm file holds a masked image model, a classifier or a segmenter, no {type(model).__name__}; "
-            f"{holders(model)}"
+            f"a unilm file is a masked image model, a classifier or a segmenter: {not_held(model, NAME)}"
         )
     encoder: BeitEncoder = model.encoder
     segments = isinstance(model, SemanticSegmenter)

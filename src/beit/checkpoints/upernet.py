@@ -34,11 +34,12 @@ def skeleton(
     encoder: BeitEncoder,
     shapes: Mapping[str, tuple[int, ...]],
     told: Sequence[int] | None,
+    auxiliary: bool | None,
     stated: Stated,
 ) -> tuple[SemanticSegmenter, list[str]]:
     """The segmenter that weights of these shapes are for, and a line where the layers it reads are a guess.
 
-    told: the layers that a configuration beside the weights tells.
+    told, auxiliary: its layers and whether it has the auxiliary head, where a configuration beside the weights tells.
     """
     depth = encoder.config.depth
     layers = stated.layers or told
@@ -59,7 +60,7 @@ def skeleton(
         decoder="upernet",
         layers=layers,
         channels=classes[1],
-        auxiliary="auxiliary_head.conv_seg.weight" in shapes,
+        auxiliary="auxiliary_head.conv_seg.weight" in shapes if auxiliary is None else auxiliary,
     )
     return model, notes
 

@@ -4,7 +4,14 @@ A field's docstring is its help text. Defaults are the released BEiT-base recipe
 :mod:`beit.presets` holds the other recipes. Nothing here imports torch, so that ``beit --help`` stays fast.
 """
 
-from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEConfig, EncoderConfig, default_crop, sides
+from beit.config.architecture import (
+    MAX_DEPTH,
+    PIXEL_STATISTICS,
+    DiscreteVAEConfig,
+    EncoderConfig,
+    default_crop,
+    sides,
+)
 from beit.config.convert import ConvertConfig
 from beit.config.errors import Interrupted, RunFailed, UserError, given_by, require
 from beit.config.finetune import FinetuneConfig
@@ -18,6 +25,7 @@ from beit.config.start import StartConfig
 from beit.config.tokenizer import TokenizerConfig
 
 __all__ = [
+    "MAX_DEPTH",
     "PIXEL_STATISTICS",
     "CheckConfig",
     "ConvertConfig",

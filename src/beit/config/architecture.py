@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, overload
 
-from beit.config.errors import UserError, require, require_positive, require_share
+from beit.config.errors import UserError, require, require_not_negative, require_positive, require_share
 
 PIXEL_STATISTICS = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 """Mean and standard deviation that encoders are trained with."""
+MAX_DEPTH = 512
+"""Blocks of a network: a file that asks for a million is an attack."""
 
 Sides = tuple[int, int]
 """Height and width in pixels."""
@@ -69,6 +72,9 @@ class EncoderConfig:
                 "--mlp-ratio": self.mlp_ratio,
             }
         )
+        require(self.depth <= MAX_DEPTH, f"--depth must be at most {MAX_DEPTH}, not {self.depth}")
+        rates = {"--layer-scale-init": self.layer_scale_init, "--layer-norm-eps": self.layer_norm_eps}
+        require_not_negative(rates)
         require_share({"--drop-path-rate": self.drop_path_rate, "--dropout": self.dropout}, below_one=True)
         if any(side % self.patch_size or side <= 0 for side in self.image_size):
             raise UserError(
@@ -77,6 +83,10 @@ class EncoderConfig:
             )
         if self.width % self.num_heads:
             raise UserError(f"--width {self.width} is not divisible by --num-heads {self.num_heads}")
+        for name, pixel in (("--pixel-mean", self.pixel_mean), ("--pixel-std", self.pixel_std)):
+            least = -math.inf if name == "--pixel-mean" else 0
+            if not all(least < value < math.inf for value in pixel):
+                raise UserError(f"{name} cannot be {pixel}, for images in [0, 1]")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -112,6 +122,8 @@ class DiscreteVAEConfig:
         require(self.vocab_size > 1, f"--vocab-size must be at least 2, not {self.vocab_size}")
         if self.stride < 2 or self.stride & (self.stride - 1):
             raise UserError(f"--stride {self.stride} is not a power of two of at least 2")
+        blocks = self.blocks_per_group * self.stride.bit_length()
+        require(blocks <= MAX_DEPTH, f"--blocks-per-group makes {blocks} blocks, more than {MAX_DEPTH}")
         if any(side % self.stride or side <= 0 for side in self.image_size):
             raise UserError(
                 f"tokenizer image size {'x'.join(map(str, self.image_size))} is not a multiple of "

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from beit.config import UserError
+from beit.config import MAX_DEPTH, UserError
 from beit.models.decoders import (
     AUXILIARY_CHANNELS,
     FCNHead,
@@ -246,7 +246,8 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def _require_fit(decoder: str, layers: Sequence[int], depth: int, transposed: bool) -> None:
-    if list(layers) != sorted(layers) or not layers or not 0 <= layers[0] <= layers[-1] < depth:
+    ascending = list(layers) == sorted(layers) and 0 < len(layers) <= MAX_DEPTH
+    if not ascending or not 0 <= layers[0] <= layers[-1] < depth:
         raise UserError(
             f"layers {list(layers)} of {depth} blocks; give ascending numbers from 0 to {depth - 1}"
         )

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from beit.checkpoints.describe import describe_located
+from beit.checkpoints.description import WEIGHTS, is_own
 from beit.checkpoints.recognise import is_foreign
 from beit.checkpoints.reference import Located, locate
-from beit.checkpoints.store import ASKED, WEIGHTS, is_own
+from beit.checkpoints.store import ASKED
 from beit.config import InfoConfig, UserError
 from beit.recipes.run_standing import read_standing
 from beit.training.checkpoint_files import checkpoint_steps
@@ -35,7 +36,7 @@ def info(config: InfoConfig) -> dict[str, Facts]:
         raise UserError(f"{path} does not exist; {ASKED}")
     found = {part.name: part.describe(located) for part in PARTS if part.recognizes(path)}
     if not found:
-        raise UserError(f"{path} is neither a run nor a model of a known format")
+        raise UserError(f"{path} is neither a run nor a model of a known format; {ASKED}")
     show(found)
     return found
 
@@ -99,7 +100,7 @@ def describe_model(located: Located) -> Facts:
     facts: Facts = {"model": str(path), "format": described.pop("format"), "kind": described.pop("kind")}
     facts["parameters"] = described.pop("parameters", None) or count_parameters(path)
     provenance, architecture = described.pop("provenance", None) or {}, described.pop("architecture", None)
-    if "command" in provenance:
+    if isinstance(provenance.get("command"), list):
         provenance["command"] = shlex.join(map(str, provenance["command"]))
     described["classes"] = classes
     return facts | described | {"architecture": architecture, "provenance": provenance}
