@@ -15,45 +15,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from planted_pairs import NUMBERS, keys, mistake, pairs, plant, save, table_file
 
 from beit.config import UserError
-from beit.data.class_table import MAX_CLASSES, generated_palette, named_table, read_class_table
+from beit.data.class_table import named_table
 from beit.data.demo_scenes import DemoSource
 from beit.data.loaders import Loader, evaluation_batches
-from beit.data.pairs import PairSource, open_pairs
+from beit.data.pairs import open_pairs
 from beit.data.segmentation_views import SegmentationEvaluationView, SegmentationView
 
 REAL = os.environ.get("BEIT_REAL_DATA")
-NUMBERS = np.arange(24, dtype=np.uint8).reshape(4, 6) % 4
-
-
-def save(path: Path, picture: Image.Image, **options: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, **options)
-    return path
-
-
-def plant(root: Path, *stems: str, numbers: NDArray[Any] = NUMBERS) -> Path:
-    """A pair for each of `stems`, such as "training/street"."""
-    for stem in stems:
-        save(root / f"images/{stem}.png", Image.new("RGB", numbers.shape[::-1], (200, 100, 50)))
-        save(root / f"annotations/{stem}.png", Image.fromarray(numbers))
-    return root
-
-
-def pairs(root: Path, split: Any = "train", **options: Any) -> PairSource:
-    return open_pairs([str(root)], split, holdout=0.3, **options)
-
-
-def mistake(root: Path, split: Any = "train", **options: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        pairs(root, split, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def keys(source: PairSource) -> list[str]:
-    return [source.key(index) for index in range(len(source))]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -221,134 +192,6 @@ def test_every_number_is_a_class_or_none_or_refused(dtype: Any, reduced: bool) -
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Tables of classes
-
-
-def table_file(folder: Path, text: str, name: str = "classes.csv") -> str:
-    (folder / name).write_text(text)
-    return str(folder / name)
-
-
-def test_tables_give_names_and_colours(tmp_path: Path) -> None:
-    plant(tmp_path, "training/a")
-    text = "mask_value\tname\tr\tg\tb\n0\tvoid\t0\t0\t0\n2\tcar\t4\t5\t6\n1\tsky\t1\t2\t3\n3\ttree\t7\t8\t9\n"
-    path = table_file(tmp_path, text, "classes.tsv")
-    reduced = pairs(tmp_path, reduce_zero_label=True)
-    assert reduced.classes == ("sky", "car", "tree") and reduced.palette == ((1, 2, 3), (4, 5, 6), (7, 8, 9))
-    assert f"{path}: 0 ('void') is ignored" in reduced.notes
-    assert pairs(tmp_path).classes == ("void", "sky", "car", "tree")
-    other = table_file(tmp_path, "value,name\n0,w\n1,x\n2,y\n3,z\n255,void\n", "other.csv")
-    named = pairs(tmp_path, class_table=other, classes=["w", "x", "y", "z"])
-    assert named.classes == ("w", "x", "y", "z") and named.palette == generated_palette(4)
-    assert named.fingerprint != pairs(tmp_path).fingerprint
-
-
-def test_generated_colours_differ() -> None:
-    palette = generated_palette(MAX_CLASSES)
-    assert len(set(palette)) == MAX_CLASSES and all(0 <= shade <= 255 for color in palette for shade in color)
-
-
-@pytest.mark.parametrize(
-    ("text", "reduced", "reason"),
-    [
-        ("value,name\n1,a\n2,b\n", False, "numbers its classes from 1, .*--reduce-zero-label"),
-        ("value,name\n0,a\n2,b\n", False, "has no class 1"),
-        ("value,name\n0,a\n1,b\n1,c\n", False, "names 1 twice"),
-        ("value,name\n0,a\n1,a\n", False, "two classes of the name 'a'"),
-        ("value,name\n0,a\n1,b\n", True, "has one class; segmentation needs at least two"),
-        ("value,name\n", False, "has no class; "),
-        ("0,a\n1,b\n", False, "must start with a line that names its columns"),
-        ("value,name\nx,a\n", False, "the line 'x,a' has no number"),
-        ("value,name,r,g,b\n0,a,1,2,256\n", False, "the line '0,a,1,2,256'"),
-        ("value,name\n" + "".join(f"{i},c{i}\n" for i in range(255)), False, "has 255 classes; 254 at most"),
-    ],
-)
-def test_tables_that_are_refused(tmp_path: Path, text: str, reduced: bool, reason: str) -> None:
-    path = table_file(tmp_path, text)
-    with pytest.raises(UserError, match=reason) as caught:
-        read_class_table(path, reduced)
-    assert path in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_the_training_maps_and_the_model_decide_on_classes(tmp_path: Path) -> None:
-    plant(tmp_path, "training/a")
-    plant(tmp_path, "validation/b", numbers=NUMBERS // 2)
-    assert pairs(tmp_path, "eval").classes == ("0", "1", "2", "3")
-    assert pairs(tmp_path, "eval", classes=["p", "q"]).classes == ("p", "q")
-    said = mistake(tmp_path, classes=["p", "q"])
-    assert "a.png holds the number 2, but the classes of the model" in said
-    assert "the model reads 0 as 'p'" in said and "--" not in said
-    table_file(tmp_path, "value,name\n0,p\n1,q\n")
-    assert pairs(tmp_path, "eval", classes=["p", "q"]).classes == ("p", "q")
-    for classes in (["q", "p"], ["p", "q", "r"]):
-        assert "choose data with the model's classes" in mistake(tmp_path, "eval", classes=classes)
-    path = table_file(tmp_path, "value,name\n1,p\n2,q\n")
-    said = mistake(tmp_path, "eval", classes=["p", "q"])
-    assert said.startswith(path) and said.endswith("; the model reads 0 as 'p', so choose data that does")
-
-
-@pytest.mark.parametrize("reduced", [False, True])
-@pytest.mark.parametrize(
-    "classes",
-    [
-        ["wall", "building", "Traffic Light", "sky"],
-        ["wall", "building, edifice", "traffic light", "sky"],
-        ["wall", "edifice", "traffic light, signal", "Sky"],
-        "numbers",
-    ],
-)
-def test_a_model_may_have_other_names_for_the_same_classes(
-    tmp_path: Path, classes: Any, reduced: bool
-) -> None:
-    plant(tmp_path, "validation/a", numbers=NUMBERS + reduced)
-    names = ("wall", "building;edifice", "traffic;light;traffic;signal", "sky")
-    lines = [f"{number},{name}\n" for number, name in enumerate(names, int(reduced))]
-    table_file(tmp_path, "value,name\n" + "".join(lines))
-    if classes == "numbers":
-        classes = [str(number) for number in range(int(reduced), 4 + reduced)]
-    source = pairs(tmp_path, "eval", classes=classes, reduce_zero_label=reduced)
-    assert source.classes == tuple(classes) and torch.equal(source.label(0), torch.from_numpy(NUMBERS))
-    assert any("classes have other names in the model" in note for note in source.notes)
-    same = pairs(tmp_path, "eval", classes=names, reduce_zero_label=reduced)
-    assert not any("other names" in note for note in same.notes)
-
-
-@pytest.mark.parametrize(
-    ("classes", "reason"),
-    [
-        (
-            ["wall", "car", "door", "sky"],
-            "number 1 is 'floor' there and 'car' in the model; the model reads 0 as",
-        ),
-        (
-            ["wall", "floor", "sky", "door"],
-            "number 2 is 'door' there and 'sky' in the model, and 1 more differ",
-        ),
-        (["wall", "floor", "door"], "has 4 classes, the model 3: the number 3 is 'sky' there and nothing in"),
-        (["wall", "floor", "car door", "sky"], "number 2 is 'door' there and 'car door' in"),
-    ],
-)
-def test_the_first_class_that_a_model_does_not_share_is_named(
-    tmp_path: Path, classes: list[str], reason: str
-) -> None:
-    plant(tmp_path, "validation/a")
-    table_file(tmp_path, "value,name\n0,wall\n1,floor\n2,door\n3,sky\n")
-    assert reason in mistake(tmp_path, "eval", classes=classes)
-
-
-def test_sparse_data_with_a_table_or_a_model_is_not_black_and_white(tmp_path: Path) -> None:
-    plant(tmp_path, *map(str, range(40)), numbers=NUMBERS // 2 * 255)
-    assert pairs(tmp_path, classes=["ground", "crack"]).classes == ("ground", "crack")
-    rare = tmp_path / keys(pairs(tmp_path, classes=["ground", "crack"]))[1].replace("images", "annotations")
-    plain = rare.read_bytes()
-    Image.fromarray(NUMBERS // 2).save(rare)
-    assert pairs(tmp_path).classes == ("0", "1")  # more are counted than are looked over
-    rare.write_bytes(plain)
-    table_file(tmp_path, "value,name\n0,ground\n1,crack\n")
-    assert pairs(tmp_path).classes == ("ground", "crack")
-
-
-# ------------------------------------------------------------------------------------------------------------
 # Mistakes
 
 
@@ -363,7 +206,7 @@ def _replace_map(picture: Image.Image, suffix: str = ".png") -> Callable[[Path],
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (
         lambda root: (root / "annotations/training/b.png").unlink(),
-        "training/b has no label map anno",
+        "the image images/training/b.png has no label map annotations/training/b.png; add it",
     ),
     "two images": (
         lambda root: save(root / "images/training/b.jpg", Image.new("RGB", (6, 4))),
@@ -413,8 +256,6 @@ def test_folders_without_pairs_are_refused(tmp_path: Path) -> None:
     assert "b.png holds 0 and 255 alone" in mistake(tmp_path / "mask")
     plant(tmp_path / "ids", "training/a", numbers=np.full((4, 6), 1000, dtype=np.uint16))
     assert "a.png holds the number 1000; 254 classes at most" in mistake(tmp_path / "ids")
-    plant(tmp_path / "one", "training/a", numbers=np.zeros((4, 6), dtype=np.uint8))
-    assert "1 of 1 label maps has one class" in mistake(tmp_path / "one")
     for data, reason in ((["demo", "x"], "train on it alone"), (["cifar10"], "cifar10 has no label maps")):
         with pytest.raises(UserError, match=reason):
             open_pairs(data, "train", holdout=0.1)
@@ -425,6 +266,36 @@ def test_folders_without_pairs_are_refused(tmp_path: Path) -> None:
         table_file(tmp_path / name, "value,name\n0,a\n1,b\n2,c\n3,d\n")
     with pytest.raises(UserError, match="both name classes"):
         open_pairs([str(tmp_path / "set"), str(tmp_path / "other")], "train", holdout=0.1)
+    second = table_file(tmp_path / "set", "value\tname\n0\ta\n1\tb\n2\tc\n3\td\n", "classes.tsv")
+    assert "classes.tsv and " in (said := mistake(tmp_path / "set")) and "--classes FILE" in said
+    assert pairs(tmp_path / "set", class_table=second).classes == ("a", "b", "c", "d")
+
+
+@pytest.mark.parametrize("part", ["images", "annotations", "images/training"])
+def test_who_names_a_part_of_a_set_is_told_its_folder(
+    tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(tmp_path / "set", "training/a")
+    assert mistake(tmp_path / "set" / part).endswith(f"; name the folder {tmp_path / 'set'} itself")
+    monkeypatch.chdir(tmp_path / "set" / part)
+    assert f"name the folder {tmp_path / 'set'} itself" in mistake(Path("."))
+
+
+def test_every_map_is_looked_over_where_that_is_asked_for(tmp_path: Path) -> None:
+    """Of forty, which is more than are read when a set is opened."""
+    plant(tmp_path, *(f"validation/{i:02d}" for i in range(40)))
+    table_file(tmp_path, "value,name\n0,a\n1,b\n2,c\n3,d\n")
+    damaged = tmp_path / "annotations/validation/07.png"
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    pairs(tmp_path, "eval").look_over()
+    for picture, said in (
+        (Image.fromarray(NUMBERS.T.copy()), r"11\.png has 4x6 pixels, but its image"),
+        (Image.new("L", (6, 4), 9), r"11\.png holds the number 9"),
+        (Image.new("RGB", (6, 4)), r"11\.png is a colour picture"),
+    ):
+        picture.save(tmp_path / "annotations/validation/11.png")
+        with pytest.raises(UserError, match=said):
+            pairs(tmp_path, "eval").look_over()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -97,7 +97,7 @@ def test_label_maps_are_counted_and_wrong_ones_named(tmp_path: Path) -> None:
     (tmp_path / "annotations/training/4.png").unlink()
     report = inspect([str(tmp_path)])
     assert report.maps and report.maps.pixels.keys() == {"eval"}
-    assert "training/4 has no label map" in report.maps.mistakes[0]
+    assert "images/training/4.png has no label map" in report.maps.mistakes[0]
 
 
 @pytest.mark.parametrize(

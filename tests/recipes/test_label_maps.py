@@ -118,6 +118,15 @@ def test_more_classes_than_a_byte_holds_make_a_16_bit_map(tmp_path: Path) -> Non
     assert np.array(opened(tmp_path / "map.png")).tolist() == [[1, 256, 300]]
 
 
+@pytest.mark.parametrize(("count", "first", "bits"), [(255, 0, 8), (256, 0, 16), (254, 1, 8), (255, 1, 16)])
+def test_255_is_no_class_in_a_map_of_8_bits(tmp_path: Path, count: int, first: int, bits: int) -> None:
+    legend = Legend([str(number) for number in range(count)], generated_palette(count), first)
+    write_map(torch.tensor([[0, count - 1]], dtype=torch.uint8), legend, tmp_path / "map.png")
+    written = opened(tmp_path / "map.png")
+    assert np.array(written).tolist() == [[first, first + count - 1]]
+    assert written.mode == ("P" if bits == 8 else "I;16")
+
+
 def test_an_image_too_large_for_the_memory_costs_itself_alone(
     segmenter: Path, regions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,7 +55,9 @@ def test_a_run_learns_and_leaves_what_it_promises(segmenter: Path) -> None:
     assert list((segmenter / "samples").glob("step-000040-segmentation.*"))
     text = log(segmenter)
     assert "with label maps of 3 classes" in text and "in windows of 32x32 px that are 21x21 px apart" in text
-    assert "0 ('unlabelled') is ignored" in text
+    assert (
+        "0 ('unlabelled') is ignored" in text and "0 in a label map: no class (--reduce-zero-label)" in text
+    )
 
 
 def test_the_rate_falls_in_a_straight_line_under_its_warm_up(regions: Path, tmp_path: Path) -> None:
@@ -246,8 +248,20 @@ def test_a_crop_that_does_not_fit_the_encoder_is_refused(
 def test_a_wrong_map_shows_before_anything_is_written(regions: Path, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(regions, root)
-    for path in (root / "annotations" / "validation").iterdir():
-        Image.fromarray(np.full((5, 5), 1, dtype=np.uint8)).save(path)
+    for part in ("images", "annotations"):
+        for copy in range(34):  # 40, and more than those that are read as a set is opened
+            path = next((root / part / "validation").glob("0.*"))
+            shutil.copy(path, path.with_stem(f"0-{copy:02d}"))
+    Image.fromarray(np.full((5, 5), 1, dtype=np.uint8)).save(root / "annotations/validation/0-11.png")
     with pytest.raises(UserError, match="make the map of the image as it is"):
         segment(segment_config(root, tmp_path / "run", reduce_zero_label=True))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_map_is_no_damaged_image(regions: Path, tmp_path: Path) -> None:
+    shutil.copytree(regions, tmp_path / "copy")
+    damaged = tmp_path / "copy/annotations/training/3.png"
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    segment(segment_config(tmp_path / "copy", tmp_path / "run", reduce_zero_label=True))
+    said = log(tmp_path / "run")
+    assert f"skipped {damaged}: " in said and "damaged files skipped: 1\n" in said

@@ -23,7 +23,8 @@ class SegmentConfig(StartConfig):
     convert`); null trains from scratch."""
 
     classes: str | None = None
-    """File of classes, a line `value,name[,r,g,b]` for each (csv or tsv); null: the one in the data's folder."""
+    """File of classes (csv or tsv): first the line `value,name` or `value,name,r,g,b`, then one for each class; null:
+    the one in the data's folder."""
     reduce_zero_label: bool = False
     """Value 0 of a label map is to be ignored, and value 1 is the first class (ADE20K's convention)."""
 

@@ -23,6 +23,7 @@ IGNORE = 255
 """Stands for "no class" in label maps, in files as in tensors."""
 _UNKNOWN = 254  # what a number without a class becomes on its way to a message
 MAX_CLASSES = 254
+_NO_CLASS = ("unlabel", "ignore", "void")  # in the name of what is rarely meant to be learned
 
 TABLE_NAMES = ("classes.tsv", "classes.csv", "objectInfo150.csv", "objectInfo150.txt")
 _VALUE_HEADINGS = ("value", "mask_value", "idx", "id", "index")
@@ -66,6 +67,16 @@ class ClassTable:
     def first(self) -> int:
         """The number in the files that means class 0."""
         return int(self.reduce_zero_label)
+
+    @property
+    def zero(self) -> str:
+        """What 0 in a label map means, for the announcement of a run that may choose it."""
+        if self.reduce_zero_label:
+            return "0 in a label map: no class (--reduce-zero-label)"
+        name = self.names[0]
+        if any(word in name.lower() for word in _NO_CLASS):
+            return f"0 in a label map: the class '{name}', learned like any other; --reduce-zero-label ignores it"
+        return f"0 in a label map: the class '{name}' (--reduce-zero-label would ignore it)"
 
     def indices(self, numbers: NDArray[np.integer[Any]], name: str) -> Tensor:
         """Numbers of the file `name`, (H, W), as uint8 class indices with 255 = no class.
@@ -128,10 +139,9 @@ def _color(index: int) -> Color:
 # Files
 
 
-def find_class_table(folder: str) -> str | None:
-    """The class table that lies in `folder` under one of the usual names."""
-    paths = [os.path.join(folder, name) for name in TABLE_NAMES]
-    return next((path for path in paths if os.path.isfile(path)), None)
+def find_class_tables(folder: str) -> list[str]:
+    """The class tables that lie in `folder` under the usual names."""
+    return [path for name in TABLE_NAMES if os.path.isfile(path := os.path.join(folder, name))]
 
 
 def read_class_table(

@@ -11,7 +11,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,8 +56,25 @@ class Listing:
     tars: list[str] = field(default_factory=list)
     numbers: dict[str, Member] = field(default_factory=dict)
     """`KEY.cls` members of tars by their key prefixed with the shard: class numbers in ASCII."""
-    notes: list[str] = field(default_factory=list)
-    """What was left out and why, one line each."""
+    left_out: list[str] = field(default_factory=list)
+    """What would be an image, but is left out, and why, one line each."""
+    others: Counter[str] = field(default_factory=Counter)
+    """Files in a folder that are no images, by suffix."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What is not used, one line each."""
+        if not self.others:
+            return self.left_out
+        kinds = ", ".join(
+            f"{count} {suffix or 'without extension'}" for suffix, count in self.others.most_common(4)
+        )
+        return [*self.left_out, f"{self.root}: {self.others.total():,} other files ignored ({kinds})"]
+
+    def using(self, path: str) -> Listing:
+        """This listing, of whose other files `path` is used, if it is one of them."""
+        inside = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.root))
+        return replace(self, others=self.others - Counter({_suffix(path): int(inside)}))
 
 
 def list_data(values: Sequence[str]) -> list[Listing]:
@@ -128,6 +145,10 @@ def _tar_paths(value: str, flag: str = "--data") -> list[tuple[str, str]] | None
     ] or None
 
 
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
 def _visible_names(folder: str, flag: str) -> list[str]:
     try:
         return sorted(name for name in os.listdir(folder) if not name.startswith("."))
@@ -151,20 +172,15 @@ def _unreadable(folder: str, flag: str) -> UserError:
 
 def scan_folder(root: str, flag: str = "--data") -> Listing:
     """Every image beneath `root`, at any depth. Links are followed, but never in a circle; hidden names are not."""
-    notes: list[str] = []
+    left_out: list[str] = []
     others: Counter[str] = Counter()
-    paths = sorted(_walk(root, "", (os.path.realpath(root),), others, notes, flag))
+    paths = sorted(_walk(root, "", (os.path.realpath(root),), others, left_out, flag))
     if not paths:
-        seen = f" (it holds {sum(others.values())} other files)" if others else ""
+        seen = f" (it holds {others.total()} other files)" if others else ""
         raise UserError(
             f"{flag} {root} holds no image{seen}; name a folder with files such as .jpg or .png, or tar shards"
         )
-    if others:
-        kinds = ", ".join(
-            f"{count} {suffix or 'without extension'}" for suffix, count in others.most_common(4)
-        )
-        notes.append(f"{root}: {sum(others.values()):,} other files ignored ({kinds})")
-    return Listing(root, [Member(path) for path in paths], notes=notes)
+    return Listing(root, [Member(path) for path in paths], left_out=left_out, others=others)
 
 
 def _holds_images(root: str, flag: str) -> bool:
@@ -172,7 +188,7 @@ def _holds_images(root: str, flag: str) -> bool:
 
 
 def _walk(
-    folder: str, prefix: str, chain: tuple[str, ...], others: Counter[str], notes: list[str], flag: str
+    folder: str, prefix: str, chain: tuple[str, ...], others: Counter[str], left_out: list[str], flag: str
 ) -> Iterator[str]:
     try:
         with os.scandir(folder) as iterator:
@@ -186,11 +202,11 @@ def _walk(
         if entry.is_dir():
             real = os.path.realpath(entry.path) if entry.is_symlink() else f"{chain[-1]}{os.sep}{name}"
             if real in chain:
-                notes.append(f"{entry.path}: a link to a folder that contains it, ignored")
+                left_out.append(f"{entry.path}: a link to a folder that contains it, ignored")
                 continue
-            yield from _walk(entry.path, f"{prefix}{name}/", (*chain, real), others, notes, flag)
-        elif os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
-            others[os.path.splitext(name)[1].lower()] += 1
+            yield from _walk(entry.path, f"{prefix}{name}/", (*chain, real), others, left_out, flag)
+        elif _suffix(name) not in IMAGE_SUFFIXES:
+            others[_suffix(name)] += 1
         # A dangling link counts as an image, so that it is reported as damaged; a pipe would block its reader.
         elif entry.is_file() or not os.path.exists(entry.path):
             yield prefix + name
@@ -206,7 +222,7 @@ def scan_tars(tars: Sequence[tuple[str, str]], flag: str = "--data") -> Listing:
     """
     members: list[Member] = []
     numbers: dict[str, Member] = {}
-    notes: list[str] = []
+    left_out: list[str] = []
     seen: set[str] = set()
     for shard, (tar, prefix) in enumerate(tars):
         ignored: Counter[str] = Counter()
@@ -224,12 +240,12 @@ def scan_tars(tars: Sequence[tuple[str, str]], flag: str = "--data") -> Listing:
                 numbers[f"{shard}:{stem}"] = member
         if ignored:
             kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.items())
-            notes.append(f"{tar}: ignored {kinds}")
+            left_out.append(f"{tar}: ignored {kinds}")
     paths = [tar for tar, _ in tars]
     root = paths[0] if len(paths) == 1 else f"{paths[0]} .. {os.path.basename(paths[-1])}"
     if not members:
         raise UserError(f"{flag} {root} holds no image; a shard is a tar of files such as KEY.jpg")
-    return Listing(root, sorted(members), paths, numbers, notes)
+    return Listing(root, sorted(members), paths, numbers, left_out)
 
 
 def _tar_members(tar: str, shard: int, ignored: Counter[str], flag: str) -> Iterator[Member]:

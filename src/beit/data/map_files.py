@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,13 +87,20 @@ def check_layout(listing: Listing) -> None:
     if {IMAGES, MAPS} <= tops:
         return
     inner = next((m.path.partition(f"/{MAPS}")[0] for m in listing.members if f"/{MAPS}" in m.path), None)
+    named = _set_around(listing.root) if inner is None else os.path.join(listing.root, inner)
     remedy = (
-        f"name the folder {os.path.join(listing.root, inner)} itself"
-        if inner is not None
+        f"name the folder {named} itself"
+        if named is not None
         else "put images into images/training and their label maps, of the same names, into annotations/training"
     )
     missing = " and no ".join(name for name in (IMAGES, MAPS) if name not in tops)
     raise UserError(f"--data {listing.root} has no {missing} with pictures in it; {remedy}")
+
+
+def _set_around(folder: str) -> str | None:
+    """The set of which `folder` is a part, such as its images/ or images/training."""
+    parents = Path(os.path.abspath(folder)).parents[:2]
+    return next((str(p) for p in parents if (p / IMAGES).is_dir() and (p / MAPS).is_dir()), None)
 
 
 def notes_on_spare_maps(listings: Sequence[Listing]) -> list[str]:
@@ -110,19 +118,19 @@ def notes_on_spare_maps(listings: Sequence[Listing]) -> list[str]:
 def _matching(listings: Sequence[Listing], members: Sequence[Sequence[Member]]) -> list[list[Member]]:
     """The label map of every image."""
     matched: list[list[Member]] = []
-    missing: list[tuple[Listing, str]] = []
+    missing: list[tuple[Listing, Member]] = []
     for listing, images in zip(listings, members, strict=True):
         _by_stem(listing, IMAGES)
         maps = _by_stem(listing, MAPS)
-        stems = [_stem(member.path, IMAGES) for member in images]
-        matched.append([maps[stem] for stem in stems if stem in maps])
-        missing += [(listing, stem) for stem in stems if stem not in maps]
+        found = [maps.get(_stem(member.path, IMAGES)) for member in images]
+        matched.append([member for member in found if member is not None])
+        missing += [(listing, image) for image, member in zip(images, found, strict=True) if member is None]
     if missing:
-        listing, stem = missing[0]
+        listing, image = missing[0]
         more = f", and {len(missing) - 1:,} others have none" if len(missing) > 1 else ""
         raise UserError(
-            f"--data {listing.root}: the image {IMAGES}{stem} has no label map {MAPS}{stem}.png{more}; add it, or "
-            f"take the image away"
+            f"--data {listing.root}: the image {image.path} has no label map "
+            f"{MAPS}{_stem(image.path, IMAGES)}.png{more}; add it, or take the image away"
         )
     return matched
 

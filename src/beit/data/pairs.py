@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,25 +17,17 @@ from torch import Tensor
 from beit.config import UserError
 from beit.data.base import Source, Split
 from beit.data.class_agreement import agreed
-from beit.data.class_table import (
-    IGNORE,
-    MAX_CLASSES,
-    ClassTable,
-    Color,
-    find_class_table,
-    named_table,
-    read_class_table,
-    reading_of_zero,
-)
+from beit.data.class_table import ClassTable, Color, named_table
 from beit.data.combined import Subset
+from beit.data.decode import ImageError
 from beit.data.demo_scenes import DemoSource
 from beit.data.files import choose_members
 from beit.data.listing import Listing, list_data
-from beit.data.map_files import MapFiles, check_layout, notes_on_spare_maps, open_map_files
+from beit.data.map_classes import counted_table, found_class_table, table_of_data, table_of_model
+from beit.data.map_files import check_layout, notes_on_spare_maps, open_map_files
 from beit.data.named_sets import NAMED_SETS
 from beit.data.sources import representative
 
-_COUNTED = 500  # maps that tell the number of classes where nothing else does
 _LOOKED_OVER = 16  # maps that are read before a run starts
 
 
@@ -99,6 +91,15 @@ class PairSource(Subset):
         inner = int(self._indices[index])
         return self.table.indices(self._maps.label_map(inner), self._maps.name(inner))
 
+    def look_over(self) -> None:
+        """Read every label map once, so that a mistake shows before it costs anything.
+
+        Raises :class:`UserError` as `label` does; damaged files are left to be met with their images.
+        """
+        for index in range(len(self)):
+            with suppress(ImageError):
+                self.label(index)
+
     def describe(self) -> str:
         images = self._source.describe() if len(self) == len(self._source) else super().describe()
         return f"{images}, with label maps of {len(self.classes)} classes"
@@ -135,29 +136,34 @@ def open_pairs(
         if class_table is not None:
             raise UserError("--classes is for folders; demo has its own")
         scenes = DemoSource(split, size=demo_size, on_progress=on_progress)
-        table = named_table(scenes.label_classes[int(reduce_zero_label) :], reduce_zero_label, "--data demo")
-        table, notes = (table, []) if classes is None else agreed(table, classes)
+        table, notes = _demo_table(scenes, reduce_zero_label, classes)
         return PairSource(scenes, DemoMaps(scenes), _limited(scenes, limit, seed), table, notes)
     listings = _listings(data)
-    chosen = choose_members(listings, split, holdout, paired=True)
-    notes = [*chosen.notes, *notes_on_spare_maps(listings)]
-    images, maps = open_map_files(listings, chosen.members, max_megapixels=max_megapixels, notes=notes)
-    seen, _ = maps.numbers(_LOOKED_OVER)
     path = class_table or found_class_table(listings)
+    if path is not None:
+        listings = [listing.using(path) for listing in listings]
+    chosen = choose_members(listings, split, holdout, paired=True)
+    told = [*chosen.notes, *notes_on_spare_maps(listings)]
+    images, maps = open_map_files(listings, chosen.members, max_megapixels=max_megapixels, notes=told)
+    seen, count = maps.numbers(_LOOKED_OVER)
     if classes is not None:
-        table, notes = _model_table(classes, reduce_zero_label, path)
+        table, notes = table_of_model(classes, reduce_zero_label, path)
     elif path is not None:
-        table, notes = read_class_table(path, reduce_zero_label)
+        table, notes = table_of_data(path, reduce_zero_label, list(seen), count)
     else:
         known = chosen.training if any(chosen.training) else chosen.members
         _, to_count = open_map_files(listings, known, max_megapixels=max_megapixels)
-        table = counted_table(to_count, reduce_zero_label)
-        notes = [
-            f"{len(table.names)} classes, the numbers in {table.origin}; --classes FILE gives them names"
-        ]
+        table, notes = counted_table(to_count, reduce_zero_label)
     for number, name in seen.items():
         table.require(number, name)
     return PairSource(images, maps, _limited(images, limit, seed), table, notes)
+
+
+def _demo_table(
+    scenes: DemoSource, reduce_zero_label: bool, classes: Sequence[str] | None
+) -> tuple[ClassTable, list[str]]:
+    table = named_table(scenes.label_classes[int(reduce_zero_label) :], reduce_zero_label, "--data demo")
+    return (table, [table.zero]) if classes is None else agreed(table, classes)
 
 
 def _listings(data: Sequence[str]) -> list[Listing]:
@@ -168,57 +174,6 @@ def _listings(data: Sequence[str]) -> list[Listing]:
     for listing in listings:
         check_layout(listing)
     return listings
-
-
-def found_class_table(listings: Sequence[Listing]) -> str | None:
-    """The class table that lies in one of the folders, or beside the tars."""
-    folders = [os.path.dirname(listing.tars[0]) if listing.tars else listing.root for listing in listings]
-    found = [path for folder in folders if (path := find_class_table(folder)) is not None]
-    if len(found) > 1:
-        raise UserError(
-            f"--data: {found[0]} and {found[1]} both name classes; keep one, or let `beit segment` know by "
-            f"--classes FILE which is meant"
-        )
-    return found[0] if found else None
-
-
-def _model_table(
-    classes: Sequence[str], reduce_zero_label: bool, path: str | None
-) -> tuple[ClassTable, list[str]]:
-    """The classes of a model, which the table at `path` must agree with, and notes."""
-    if path is None:
-        table, notes = named_table(classes, reduce_zero_label, "the model"), []
-    else:
-        table, ignored = read_class_table(path, reduce_zero_label, classes)
-        table, told = agreed(table, classes)
-        notes = [*ignored, *told]
-    remedy = f"{reading_of_zero(classes, reduce_zero_label)}; choose data that is numbered like its own"
-    return replace(table, remedy=remedy), notes
-
-
-def counted_table(maps: MapFiles, reduce_zero_label: bool) -> ClassTable:
-    """Classes up to the highest number in the maps, or in an even choice of them; their names are the numbers.
-
-    Raises :class:`UserError` where those cannot be classes.
-    """
-    found, count = maps.numbers(_COUNTED)
-    _refuse_black_and_white(found)
-    highest = max(found.keys() - {IGNORE}, default=0)
-    if highest > MAX_CLASSES:
-        raise UserError(
-            f"{found[highest]} holds the number {highest}; {MAX_CLASSES} classes at most can be told apart"
-        )
-    names = [str(number) for number in range(int(reduce_zero_label), highest + 1)]
-    return named_table(names, reduce_zero_label, f"{count:,} of {len(maps):,} label maps")
-
-
-def _refuse_black_and_white(seen: dict[int, str]) -> None:
-    """A mask of 0 and 255 would teach nothing, because 255 says that a pixel has no class."""
-    if seen.keys() == {0, IGNORE}:
-        raise UserError(
-            f"{seen[IGNORE]} holds 0 and {IGNORE} alone, like every other map that was looked at; {IGNORE} means "
-            f"'no class', so number the classes 0, 1, 2 ..."
-        )
 
 
 def _limited(images: Source, limit: int | None, seed: int) -> Sequence[int]:

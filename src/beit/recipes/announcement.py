@@ -47,7 +47,7 @@ def conclude(stage: Stage, method: Method, results: Mapping[str, Any], bad_files
     """What is on disk now, and what to type next."""
     out, say = stage.config.out, stage.console.say
     if bad_files:
-        say(f"{bad_files} damaged images were skipped")
+        say(f"damaged files skipped: {bad_files:,}")
     for line in method.conclusion(results):
         say(line)
     say(f"done in {duration(results['seconds'])}; the model is in {Path(out) / 'model'}")

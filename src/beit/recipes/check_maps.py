@@ -17,8 +17,8 @@ from beit.data.class_table import IGNORE, ClassTable, read_class_names, read_cla
 from beit.data.decode import ImageError
 from beit.data.files import choose_members
 from beit.data.listing import Listing, list_data
+from beit.data.map_classes import counted_table, found_class_table
 from beit.data.map_files import MapFiles, check_layout, notes_on_spare_maps, open_map_files
-from beit.data.pairs import counted_table, found_class_table
 from beit.recipes.examination import examine_all
 
 
@@ -82,7 +82,7 @@ def _classes(report: MapReport, listings: Sequence[Listing], to_count: MapFiles 
     try:
         report.notes.extend(notes_on_spare_maps(listings))
         if (path := found_class_table(listings)) is None:
-            return counted_table(to_count, reduce_zero_label=False) if to_count else None
+            return counted_table(to_count, reduce_zero_label=False)[0] if to_count else None
         report.names.update(read_class_names(path))
         reduced = bool(report.names) and 0 not in report.names
         table, notes = read_class_table(path, reduced)

@@ -38,7 +38,8 @@ def activations_of_segmenter(model: SemanticSegmenter) -> float:
 
     A convolution with its norm keeps three maps. UPerNet: about 17 maps of its channels and two of the encoder's
     width for every 4x4 pixels, and a third more for the coarser levels. SETR-PUP: three maps at each stage and
-    the enlarged one, which has four times the cells. Each head's logits are kept three times at the image's size.
+    the enlarged one, which has four times the cells, as all three have where the convolution enlarges. Each head's
+    logits are kept three times at the image's size.
     """
     config, channels = model.encoder.config, model.channels
     pixels = config.image_size[0] * config.image_size[1]
@@ -50,6 +51,7 @@ def activations_of_segmenter(model: SemanticSegmenter) -> float:
         decoder, heads = pixels / 16 * (4 / 3 * 17 * channels + 2 * config.width), 2
     else:
         stages = config.patch_size.bit_length() - 1
-        decoder, heads = sum(7 * channels * cells * 4**stage for stage in range(stages)), len(model.layers)
+        maps = 3 * 4 if model.transposed else 3 + 4
+        decoder, heads = sum(maps * channels * cells * 4**stage for stage in range(stages)), len(model.layers)
     logits = 3 * (heads if model.auxiliary else 1) * model.num_classes * pixels
     return encoder + 4 * (decoder + logits)

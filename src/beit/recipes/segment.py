@@ -45,6 +45,8 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
     opener = partial(open_pairs, reduce_zero_label=config.reduce_zero_label, class_table=config.classes)
     stage = Stage("segment", config, opener)
     source = cast(PairSource, stage.source)
+    # 2,000 maps take seconds; a mistake that shows in the first evaluation takes the steps until then.
+    cast(PairSource, stage.held_back).look_over()
     model, about = starting_segmenter(config, source.classes)
     about += [*norms(config, stage.compute), rates(config, model.encoder.config.depth)]
     if stage.compute.world > 1 and stage.compute.device.type == "cuda":

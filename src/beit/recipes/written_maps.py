@@ -1,8 +1,8 @@
 """Label maps as files, in the convention of the data that a segmenter learned from.
 
-A map is an indexed PNG of its image's size, or a 16-bit gray one for more than 255 classes. Its numbers are those of
-the training maps: class i is i, or i + 1 where 0 stands for "no class" there (`reduce_zero_label`), which is never
-predicted. classes.tsv says what they mean.
+A map is an indexed PNG of its image's size, or a 16-bit gray one where a class has the number 255 or a higher one,
+for in 8 bits 255 stands for "no class". Its numbers are those of the training maps: class i is i, or i + 1 where 0
+stands for "no class" there (`reduce_zero_label`), which is never predicted. classes.tsv says what they mean.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from beit.checkpoints.atomic import replace_file
 from beit.config import PredictConfig, RunFailed, UserError
-from beit.data.class_table import generated_palette
+from beit.data.class_table import IGNORE, generated_palette
 from beit.data.files import FileSource
 from beit.visualize.label_maps import Color, overlay
 from beit.visualize.pictures import to_pil
@@ -70,9 +70,9 @@ def file_names(source: FileSource) -> list[str]:
 
 
 def write_map(classes: Tensor, legend: Legend, path: Path) -> None:
-    """Class indices (H, W) as an indexed PNG in the colours of the classes; with more than 255 of them as a 16-bit
-    gray one, for an index has 8 bits."""
-    if len(legend.names) < 256:
+    """Class indices (H, W) as an indexed PNG in the colours of the classes, or as a 16-bit gray one where 8 bits do
+    not hold their numbers."""
+    if legend.first + len(legend.names) <= IGNORE:
         image = Image.fromarray((classes + legend.first).to(torch.uint8).numpy())
         unused = [(0, 0, 0)] * legend.first
         image.putpalette([value for color in (*unused, *legend.palette) for value in color])
