@@ -44,16 +44,16 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
         return
     opener = partial(open_pairs, reduce_zero_label=config.reduce_zero_label, class_table=config.classes)
     stage = Stage("segment", config, opener)
-    source = cast(PairSource, stage.source)
+    source, held_back = cast(PairSource, stage.source), cast(PairSource, stage.held_back)
     # 2,000 maps take seconds; a mistake that shows in the first evaluation takes the steps until then.
-    cast(PairSource, stage.held_back).look_over()
+    held_back.look_over()
     model, about = starting_segmenter(config, source.classes)
     about += [*norms(config, stage.compute), rates(config, model.encoder.config.depth)]
     if stage.compute.world > 1 and stage.compute.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     encoder = model.encoder.config
     inference = Inference(config.resize, encoder.image_size, config.strides(encoder.image_size))
-    require_memory_for_all(model, inference, cast(PairSource, stage.held_back), stage.compute.device)
+    require_memory_for_all(model, inference, held_back, stage.compute.device)
     judged = torch.zeros(model.num_classes, model.num_classes)
 
     def summarise(totals: Mapping[str, Tensor]) -> dict[str, float]:
