@@ -327,6 +327,7 @@ def test_without_a_network_the_hub_is_refused_in_a_line(
     """The real library, at a port where nobody listens."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # as an environment may say
     save_model(tiny(), tmp_path / "own", provenance={})
     for arguments, message in [
         (["info", "hf://me/beit-tiny"], "hf://me/beit-tiny cannot be fetched"),
