@@ -149,6 +149,15 @@ def test_a_crop_keeps_its_pixels_in_a_preprocessor(side: int, share: float) -> N
         assert (told["interpolation"], told["crop_mode"]) == ("bilinear", mode)
 
 
+def changed_processor(folder: Path, changes: dict[str, Any]) -> Path:
+    """preprocessor_config.json beside a classifier of Hugging Face's, with some values changed."""
+    save_model(tiny("mean"), folder / "own", provenance={})
+    convert(folder / "own", folder / "hf", "huggingface")
+    file = folder / "hf" / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return file
+
+
 @pytest.mark.parametrize(
     ("changes", "told", "note"),
     [
@@ -167,11 +176,8 @@ def test_a_crop_keeps_its_pixels_in_a_preprocessor(side: int, share: float) -> N
 def test_how_hugging_face_shows_images_is_read_or_a_line_says_why_not(
     changes: dict[str, Any], told: tuple[str, float, str] | None, note: bool, tmp_path: Path
 ) -> None:
-    save_model(tiny("mean"), tmp_path / "own", provenance={})
-    convert(tmp_path / "own", tmp_path / "hf", "huggingface")
-    file = tmp_path / "hf" / "preprocessor_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-    about = describe(tmp_path / "hf")
+    file = changed_processor(tmp_path, changes)
+    about = describe(file.parent)
     assert [about.get(name) for name in Preparation._fields] == [*(told or (None,) * 3)]
     assert [text.partition(":")[0] for text in about["notes"]] == ["preprocessor_config.json"] * note
 
@@ -189,11 +195,8 @@ def test_how_hugging_face_shows_images_is_read_or_a_line_says_why_not(
 def test_pixels_of_any_range_are_normalised_as_in_hugging_face(
     changes: dict[str, Any], mean: float, std: float, tmp_path: Path
 ) -> None:
-    save_model(tiny("mean"), tmp_path / "own", provenance={})
-    convert(tmp_path / "own", tmp_path / "hf", "huggingface")
-    file = tmp_path / "hf" / "preprocessor_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-    about = describe(tmp_path / "hf")
+    file = changed_processor(tmp_path, changes)
+    about = describe(file.parent)
     assert about["pixel_mean"] == pytest.approx((mean,) * 3)
     assert about["pixel_std"] == pytest.approx((std,) * 3)
     for wrong in (
@@ -204,7 +207,7 @@ def test_pixels_of_any_range_are_normalised_as_in_hugging_face(
     ):
         file.write_text(json.dumps(wrong))
         with pytest.raises(UserError, match=r"rescale_factor is|pixel_(mean|std) (is|cannot be)"):
-            load_model(tmp_path / "hf")
+            load_model(file.parent)
 
 
 def test_class_names_tokenizer_and_origin_travel(tmp_path: Path) -> None:
