@@ -22,7 +22,7 @@ from timm.models.beit import Beit
 from torch import Tensor, nn
 from transformers import BeitConfig, BeitForMaskedImageModeling
 
-from beit.config import EncoderConfig
+from beit.config.architecture import EncoderConfig
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import MaskedImageModel
 from beit.presets import ENCODERS

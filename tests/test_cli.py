@@ -11,9 +11,13 @@ import pytest
 import yaml
 
 from beit import UserError
-from beit.cli import VERBS, main
-from beit.config import FinetuneConfig, PretrainConfig, ProbeConfig, SegmentConfig, TokenizerConfig
-from beit.config_file import read_yaml, to_yaml
+from beit.cli.main import VERBS, main
+from beit.config.files import read_yaml, to_yaml
+from beit.config.finetune import FinetuneConfig
+from beit.config.pretrain import PretrainConfig
+from beit.config.probe import ProbeConfig
+from beit.config.segment import SegmentConfig
+from beit.config.tokenizer import TokenizerConfig
 from beit.presets import TABLES, configure
 
 
@@ -27,7 +31,7 @@ def run(*arguments: str) -> int:
 def test_answers_at_once(arguments: list[str]) -> None:
     """Under half a second of CPU, a bound on this process alone and not on a busy machine's clock."""
     code = (
-        "import sys, time; from beit.cli import main\n"
+        "import sys, time; from beit.cli.main import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit: pass\n"
         "print(time.process_time(), 'torch' in sys.modules)"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from beit.config import UserError
+from beit.config.errors import UserError
 from beit.masking import BlockwiseMasking, Count, RandomMasking
 
 grids = st.tuples(st.integers(1, 20), st.integers(1, 20)).filter(lambda grid: grid[0] * grid[1] > 2)

@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 
-from beit.config import FinetuneConfig, PretrainConfig, ProbeConfig, SegmentConfig, TrainingConfig
+from beit.config.finetune import FinetuneConfig
+from beit.config.pretrain import PretrainConfig
+from beit.config.probe import ProbeConfig
+from beit.config.run import TrainingConfig
+from beit.config.segment import SegmentConfig
 from beit.presets import configure
 
 # ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from beit.cli import main
+from beit.cli.main import main
 
 README = Path(__file__).parent.parent / "README.md"
 SHORTER = {

@@ -11,36 +11,35 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from beit import checkpoints, masking
     from beit.checkpoints.store import load_encoder, load_model, load_tokenizer
-    from beit.config import (
+    from beit.config.architecture import DiscreteVAEConfig, EncoderConfig
+    from beit.config.errors import UserError
+    from beit.config.finetune import FinetuneConfig
+    from beit.config.pretrain import PretrainConfig
+    from beit.config.probe import ProbeConfig
+    from beit.config.segment import SegmentConfig
+    from beit.config.tokenizer import TokenizerConfig
+    from beit.config.use import (
         CheckConfig,
         ConvertConfig,
         DemoConfig,
-        DiscreteVAEConfig,
-        EncoderConfig,
         EvaluateConfig,
-        FinetuneConfig,
         InfoConfig,
         PredictConfig,
-        PretrainConfig,
-        ProbeConfig,
         ReportConfig,
-        SegmentConfig,
-        TokenizerConfig,
-        UserError,
     )
     from beit.models.encoder import BeitEncoder
     from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
     from beit.models.segmentation import SemanticSegmenter
     from beit.presets import configure
-    from beit.recipes.check import check
+    from beit.recipes.check.run import check
     from beit.recipes.convert import convert
     from beit.recipes.demo import demo
-    from beit.recipes.evaluate import evaluate
+    from beit.recipes.evaluate.run import evaluate
     from beit.recipes.finetune import finetune
     from beit.recipes.info import info
-    from beit.recipes.predict import predict, predictions
+    from beit.recipes.predict.run import predict, predictions
     from beit.recipes.pretrain import pretrain
-    from beit.recipes.probe import probe
+    from beit.recipes.probe.run import probe
     from beit.recipes.report import report
     from beit.recipes.segment import segment
     from beit.recipes.tokenizer import tokenizer
@@ -49,36 +48,35 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "beit.checkpoints.store": ("load_encoder", "load_model", "load_tokenizer"),
-    "beit.config": (
+    "beit.config.architecture": ("DiscreteVAEConfig", "EncoderConfig"),
+    "beit.config.errors": ("UserError",),
+    "beit.config.finetune": ("FinetuneConfig",),
+    "beit.config.pretrain": ("PretrainConfig",),
+    "beit.config.probe": ("ProbeConfig",),
+    "beit.config.segment": ("SegmentConfig",),
+    "beit.config.tokenizer": ("TokenizerConfig",),
+    "beit.config.use": (
         "CheckConfig",
         "ConvertConfig",
         "DemoConfig",
-        "DiscreteVAEConfig",
-        "EncoderConfig",
-        "FinetuneConfig",
         "EvaluateConfig",
         "InfoConfig",
         "PredictConfig",
-        "PretrainConfig",
-        "ProbeConfig",
         "ReportConfig",
-        "SegmentConfig",
-        "TokenizerConfig",
-        "UserError",
     ),
     "beit.models.encoder": ("BeitEncoder",),
     "beit.models.heads": ("ImageClassifier", "LinearProbe", "MaskedImageModel"),
     "beit.models.segmentation": ("SemanticSegmenter",),
     "beit.presets": ("configure",),
-    "beit.recipes.check": ("check",),
+    "beit.recipes.check.run": ("check",),
     "beit.recipes.convert": ("convert",),
     "beit.recipes.demo": ("demo",),
     "beit.recipes.finetune": ("finetune",),
-    "beit.recipes.evaluate": ("evaluate",),
+    "beit.recipes.evaluate.run": ("evaluate",),
     "beit.recipes.info": ("info",),
-    "beit.recipes.predict": ("predict", "predictions"),
+    "beit.recipes.predict.run": ("predict", "predictions"),
     "beit.recipes.pretrain": ("pretrain",),
-    "beit.recipes.probe": ("probe",),
+    "beit.recipes.probe.run": ("probe",),
     "beit.recipes.report": ("report",),
     "beit.recipes.segment": ("segment",),
     "beit.recipes.tokenizer": ("tokenizer",),

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.config import UserError
+from beit.config.errors import UserError
 
 Mask = NDArray[np.bool_]
 Count = Literal["exact", "at_most", "more_than"]

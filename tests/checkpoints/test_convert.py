@@ -22,12 +22,12 @@ from torch import nn
 
 from beit import SemanticSegmenter, UserError, load_encoder, load_model
 from beit.checkpoints import convert, describe, save_model
-from beit.checkpoints import huggingface_images as images
 from beit.checkpoints.convert import Target
+from beit.checkpoints.foreign import huggingface_images as images
 from beit.checkpoints.kinds import holders
-from beit.checkpoints.protocol import Preparation
-from beit.cli import main
-from beit.config import DiscreteVAEConfig, EncoderConfig
+from beit.checkpoints.preparation import Preparation
+from beit.cli.main import main
+from beit.config.architecture import DiscreteVAEConfig, EncoderConfig
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.tokenizers.dvae import DiscreteVAE

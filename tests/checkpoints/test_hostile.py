@@ -21,9 +21,9 @@ from torch import Tensor
 
 from beit import UserError, load_model
 from beit.checkpoints import describe, save_model
-from beit.checkpoints.torch_file import open_tensor_file
-from beit.cli import main
-from beit.config import DiscreteVAEConfig
+from beit.checkpoints.reading.torch_file import open_tensor_file
+from beit.cli.main import main
+from beit.config.architecture import DiscreteVAEConfig
 from beit.models.segmentation import SemanticSegmenter
 
 READER = """

@@ -22,12 +22,13 @@ from tiny_models import shaken, tiny
 
 import beit
 from beit import UserError, load_encoder, load_model
-from beit.checkpoints import convert, describe, hub, reference, save_model
-from beit.checkpoints.architecture import Stated, as_statement
-from beit.checkpoints.fetch import CACHE
+from beit.checkpoints import convert, describe, reference, save_model
+from beit.checkpoints.foreign.infer import Stated, as_statement
 from beit.checkpoints.reference import locate, parse
-from beit.cli import main
-from beit.config import DiscreteVAEConfig
+from beit.checkpoints.remote import hub
+from beit.checkpoints.remote.fetch import CACHE
+from beit.cli.main import main
+from beit.config.architecture import DiscreteVAEConfig
 from beit.presets.released import RELEASED, Release
 from beit.tokenizers.dvae import DiscreteVAE
 
@@ -238,7 +239,7 @@ def test_no_network_is_said_in_one_line(
     nowhere = {"beit_tiny": Release("", ("http://127.0.0.1:9/beit_tiny.pth",))}
     monkeypatch.setattr(reference, "RELEASED", nowhere)
     with pytest.raises(SystemExit) as leave:
-        from beit.cli import main
+        from beit.cli.main import main
 
         main(["info", "beit_tiny"])
     error = capsys.readouterr().err

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from beit import UserError, load_model
 from beit.checkpoints import convert, describe, save_model
-from beit.config import EncoderConfig
+from beit.config.architecture import EncoderConfig
 from beit.models.encoder import BeitEncoder
 from beit.models.segmentation import SemanticSegmenter
 

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, BeitConfig, BeitForSemanticSegmentation
 
 from beit import SemanticSegmenter, UserError, load_encoder, load_model
-from beit.checkpoints import convert, describe, hub, save_model
-from beit.cli import main
-from beit.config import EncoderConfig
+from beit.checkpoints import convert, describe, save_model
+from beit.checkpoints.remote import hub
+from beit.cli.main import main
+from beit.config.architecture import EncoderConfig
 from beit.models.encoder import BeitEncoder
 
 POSITIONS = ("shared_bias", "block_bias", "absolute")

@@ -21,7 +21,8 @@ from beit.checkpoints.store import (
     save_model,
     weights_sha256,
 )
-from beit.config import DiscreteVAEConfig, EncoderConfig, UserError
+from beit.config.architecture import DiscreteVAEConfig, EncoderConfig
+from beit.config.errors import UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.models.position import resize_bias_table

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.config import UserError
-from beit.data.pairs import PairSource, open_pairs
+from beit.config.errors import UserError
+from beit.data.label_maps.pairs import PairSource, open_pairs
 
 NUMBERS = np.arange(24, dtype=np.uint8).reshape(4, 6) % 4
 

@@ -12,8 +12,8 @@ from PIL import Image
 from timm.data.auto_augment import AugmentOp
 from torch import Tensor
 
-from beit.data.augment import OPERATIONS, ClassificationView, RandAugment, draw_erased_box, erase
-from beit.data.views import Box, from_pillow, to_pillow
+from beit.data.views.images import Box, from_pillow, to_pillow
+from beit.data.views.randaugment import OPERATIONS, ClassificationView, RandAugment, draw_erased_box, erase
 
 TIMM = {
     "auto_contrast": "AutoContrast",

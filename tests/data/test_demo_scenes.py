@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import torch
 
-from beit.data.demo_scenes import CLASSES, DemoSource, render_scene
+from beit.data.sources.demo import CLASSES, DemoSource, render_scene
 
 
 def test_scenes_are_functions_of_seed_and_index() -> None:

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from beit.config import UserError
-from beit.data.few_labels import label_share, labels_per_class
+from beit.config.errors import UserError
 from beit.data.label_file import LabelFile
-from beit.data.sources import open_source
+from beit.data.sources.few_labels import label_share, labels_per_class
+from beit.data.sources.opening import open_source
 
 
 def plant(root: Path, counts: dict[str, int]) -> Path:

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from beit.config import RunFailed, UserError
+from beit.config.errors import RunFailed, UserError
 from beit.data.batches import ImageBatch, LabeledBatch, PretrainBatch
 from beit.data.decode import ImageError
 from beit.data.loaders import Loader, WorkerError, evaluation_batches
-from beit.data.views import EvaluationView, LabeledView, PretrainViews
+from beit.data.views.images import EvaluationView, LabeledView, PretrainViews
 
 
 class Numbers:
@@ -261,7 +261,7 @@ def test_workers_outlive_signals_to_the_group() -> None:
 def test_files_that_vanish_during_a_run_are_damaged_files(tmp_path: Path) -> None:
     from PIL import Image
 
-    from beit.data.sources import open_source
+    from beit.data.sources.opening import open_source
 
     for i in range(12):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i:02d}.png")

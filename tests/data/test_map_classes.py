@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from planted_pairs import NUMBERS, keys, mistake, pairs, plant, table_file
 
-from beit.config import UserError
-from beit.data.class_table import MAX_CLASSES, generated_palette, read_class_table
-from beit.data.pairs import open_pairs
+from beit.config.errors import UserError
+from beit.data.label_maps.pairs import open_pairs
+from beit.data.label_maps.table import MAX_CLASSES, generated_palette, read_class_table
 
 
 def test_tables_give_names_and_colours(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from timm.data.mixup import Mixup, mixup_target, rand_bbox
 
-from beit.data.mixing import BatchMixing, cut_box, cutmix, mixup, smoothed
+from beit.data.views.mixing import BatchMixing, cut_box, cutmix, mixup, smoothed
 
 LABELS = torch.tensor([0, 2, 1, 2])
 TARGETS = F.one_hot(LABELS, 3).bool()

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from planted_pairs import NUMBERS, keys, mistake, pairs, plant, save, table_file
 
-from beit.config import UserError
-from beit.data.class_table import named_table
-from beit.data.demo_scenes import DemoSource
+from beit.config.errors import UserError
+from beit.data.label_maps.pairs import open_pairs
+from beit.data.label_maps.table import named_table
 from beit.data.loaders import Loader, evaluation_batches
-from beit.data.pairs import open_pairs
-from beit.data.segmentation_views import SegmentationEvaluationView, SegmentationView
+from beit.data.sources.demo import DemoSource
+from beit.data.views.segmentation import SegmentationEvaluationView, SegmentationView
 
 REAL = os.environ.get("BEIT_REAL_DATA")
 

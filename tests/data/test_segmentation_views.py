@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from beit.data.segmentation_views import (
+from beit.data.views.images import Box
+from beit.data.views.segmentation import (
     Distortion,
     SegmentationEvaluationView,
     SegmentationView,
@@ -18,7 +19,6 @@ from beit.data.segmentation_views import (
     largest_share,
     resized,
 )
-from beit.data.views import Box
 
 IGNORED = 255
 

@@ -14,9 +14,9 @@ import torch
 import torchvision.datasets
 from PIL import Image
 
-from beit.config import UserError
+from beit.config.errors import UserError
 from beit.data.decode import ImageError
-from beit.data.sources import FileSource, Source, open_source
+from beit.data.sources.opening import FileSource, Source, open_source
 
 REAL = os.environ.get("BEIT_REAL_DATA")
 

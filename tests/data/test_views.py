@@ -12,9 +12,8 @@ from PIL import Image
 from torch.nn import functional
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 
-from beit.config import UserError
-from beit.data.tokenizer_views import TokenizerViews
-from beit.data.views import (
+from beit.config.errors import UserError
+from beit.data.views.images import (
     EvaluationView,
     Jitter,
     LabeledView,
@@ -26,6 +25,7 @@ from beit.data.views import (
     draw_jitter,
     to_pillow,
 )
+from beit.data.views.tokenizer import TokenizerViews
 
 
 def masking(rng: np.random.Generator) -> NDArray[np.bool_]:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from beit.config import EncoderConfig, UserError
+from beit.config.architecture import EncoderConfig
+from beit.config.errors import UserError
 from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.layers import DropPath, PatchEmbed

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from beit.config import EncoderConfig
+from beit.config.architecture import EncoderConfig
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LayerProbes, MaskedImageModel, layer_features
 

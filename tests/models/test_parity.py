@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import BeitConfig, BeitForImageClassification, BeitForMaskedImageModeling
 from transformers.models.beit.modeling_beit import BeitEmbeddings
 
-from beit.config import EncoderConfig
+from beit.config.architecture import EncoderConfig
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.position import resize_position_embedding

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BeitConfig, BeitForSemanticSegmentation
 
-from beit.config import EncoderConfig, UserError
+from beit.config.architecture import EncoderConfig
+from beit.config.errors import UserError
 from beit.models.decoders import ConvNorm, FeaturePyramid, PupHead
 from beit.models.encoder import BeitEncoder
 from beit.models.segmentation import (

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from beit.recipes import finetune as finetune_recipe
-from beit.recipes import probe as probe_recipe
-from beit.recipes import stage as stage_module
-from beit.recipes.method import Method
-from beit.recipes.stage import Stage
+from beit.recipes.probe import run as probe_recipe
+from beit.stages import stage as stage_module
+from beit.stages.method import Method
+from beit.stages.stage import Stage
 from beit.training.plan import LoopParts, LoopPlan, StepOutput
 
 WATCHED = (

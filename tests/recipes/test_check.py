@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from beit.config import CheckConfig, UserError
-from beit.recipes.check import check, inspect, show
-from beit.recipes.check_maps import inspect_maps
+from beit.config.errors import UserError
+from beit.config.use import CheckConfig
+from beit.recipes.check.maps import inspect_maps
+from beit.recipes.check.run import check, inspect, show
 
 REAL = os.environ.get("BEIT_REAL_DATA")
 

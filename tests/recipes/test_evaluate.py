@@ -17,14 +17,16 @@ from tiny_runs import pretrain_config, tokenizer_config
 
 import beit
 from beit.checkpoints.store import save_model
-from beit.config import EncoderConfig, EvaluateConfig, UserError
-from beit.data.mixing import smoothed
+from beit.config.architecture import EncoderConfig
+from beit.config.errors import UserError
+from beit.config.use import EvaluateConfig
+from beit.data.views.mixing import smoothed
+from beit.metrics.average_precision import average_precisions, mean_of_known
+from beit.metrics.classification import classification_sums, share_of_right, with_f1
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier
-from beit.recipes.average_precision import average_precisions, mean_of_known
-from beit.recipes.classification import classification_sums, share_of_right, with_f1
-from beit.recipes.evaluate import evaluate
-from beit.recipes.evaluation_tables import show
+from beit.recipes.evaluate.run import evaluate
+from beit.recipes.evaluate.tables import show
 from beit.recipes.pretrain import pretrain
 from beit.recipes.tokenizer import tokenizer
 
@@ -74,8 +76,8 @@ def test_a_classifier_scores_what_torchmetrics_says(classifier: Path, tmp_path: 
     (data / "val/c/damaged.png").write_bytes(b"nothing")
     figures = evaluate(config(classifier, data, out=str(tmp_path / "out" / "figures.json")))
 
-    from beit.data.sources import open_source
-    from beit.data.views import EvaluationView
+    from beit.data.sources.opening import open_source
+    from beit.data.views.images import EvaluationView
 
     model = beit.load_model(classifier)
     source = open_source([str(data)], "eval", holdout=0.1, labeled=True, classes=CLASSES)

@@ -19,7 +19,9 @@ from tiny_runs import finetune_config, pretrain_config
 import beit
 from beit.checkpoints.description import read_description
 from beit.checkpoints.store import save_model
-from beit.config import EncoderConfig, FinetuneConfig, UserError
+from beit.config.architecture import EncoderConfig
+from beit.config.errors import UserError
+from beit.config.finetune import FinetuneConfig
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.recipes.finetune import finetune

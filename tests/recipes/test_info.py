@@ -16,12 +16,14 @@ from PIL import Image
 import beit
 from beit.checkpoints.adapt import share_bias_out
 from beit.checkpoints.store import save_model
-from beit.config import EncoderConfig, InfoConfig, ReportConfig, UserError
+from beit.config.architecture import EncoderConfig
+from beit.config.errors import UserError
+from beit.config.use import InfoConfig, ReportConfig
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier
 from beit.recipes.info import info
 from beit.recipes.report import report
-from beit.training.run_lock import RunLock
+from beit.training.run.lock import RunLock
 
 
 def test_a_run_and_its_model(probed: Path, pretrained: Path, capsys: Any) -> None:
@@ -61,7 +63,7 @@ def test_a_killed_run_is_told_from_a_running_one(probed: Path, tmp_path: Path) -
     def facts() -> dict[str, Any]:
         return info(InfoConfig(path=str(run)))["run"]
 
-    take = f"from beit.training.run_lock import RunLock; lock = RunLock.take(Path({str(run)!r}))"
+    take = f"from beit.training.run.lock import RunLock; lock = RunLock.take(Path({str(run)!r}))"
     script = f"from pathlib import Path; {take}; print('taken', flush=True); import time; time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "taken\n"

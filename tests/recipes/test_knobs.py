@@ -17,16 +17,16 @@ from arrivals import Arrived, arrive
 from tiny_runs import finetune_config, pretrain_config, probe_config, segment_config, tokenizer_config
 from torch import Tensor
 
-from beit.config import TrainingConfig
+from beit.config.run import TrainingConfig
 from beit.data.batches import LabeledBatch
-from beit.data.mixing import BatchMixing, smoothed
+from beit.data.views.mixing import BatchMixing, smoothed
 from beit.presets import TABLES
-from beit.recipes import stage
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
-from beit.recipes.probe import probe
+from beit.recipes.probe.run import probe
 from beit.recipes.segment import segment
 from beit.recipes.tokenizer import tokenizer
+from beit.stages import stage
 
 # ------------------------------------------------------------------------------------------------------------
 # The runs, each with the knobs that its table leaves out; names of fixtures stand for their folders

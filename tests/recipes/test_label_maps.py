@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 
 import beit
-from beit.config import EvaluateConfig, PredictConfig, RunFailed, UserError
-from beit.data.class_table import generated_palette
-from beit.data.pairs import open_pairs
-from beit.recipes.evaluate import evaluate
-from beit.recipes.predict import predict, predictions
-from beit.recipes.segmentation import Inference
-from beit.recipes.written_maps import Legend, write_map
+from beit.config.errors import RunFailed, UserError
+from beit.config.use import EvaluateConfig, PredictConfig
+from beit.data.label_maps.pairs import open_pairs
+from beit.data.label_maps.table import generated_palette
+from beit.metrics.segmentation import Inference
+from beit.recipes.evaluate.run import evaluate
+from beit.recipes.predict.map_files import Legend, write_map
+from beit.recipes.predict.run import predict, predictions
 
 PLAIN: dict[str, Any] = {"workers": 0, "precision": "float32"}
 
@@ -106,7 +107,7 @@ def test_a_pipe_that_breaks_is_no_file_that_cannot_be_written(
     def show(record: dict[str, Any]) -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr("beit.recipes.predict_maps.show", show)
+    monkeypatch.setattr("beit.recipes.predict.maps.show", show)
     photo = str(regions / "images/validation/0.jpg")
     with pytest.raises(BrokenPipeError):
         predict(PredictConfig(images=(photo,), model=str(segmenter), out=str(tmp_path / "out"), **PLAIN))

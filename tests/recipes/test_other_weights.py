@@ -15,8 +15,8 @@ from torch import nn
 import beit
 from beit.checkpoints import convert, describe, save_model
 from beit.checkpoints.adapt import share_bias_out
-from beit.cli import main
-from beit.config import EncoderConfig
+from beit.cli.main import main
+from beit.config.architecture import EncoderConfig
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter

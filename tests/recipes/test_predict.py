@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 import beit
-from beit.cli import main
+from beit.cli.main import main
 from beit.data.decode import decode_image
-from beit.data.views import EvaluationView
+from beit.data.views.images import EvaluationView
 
 REAL = os.environ.get("BEIT_REAL_DATA")
 
@@ -146,7 +146,7 @@ def test_tar_shards_are_read_like_folders(folder: Path, probed: Path, tmp_path: 
 def test_images_are_read_as_their_results_are_taken(
     folder: Path, probed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from beit.data.files import FileSource
+    from beit.data.sources.files import FileSource
 
     read: list[int] = []
     decode = FileSource.image

@@ -17,11 +17,11 @@ from torch import Tensor
 
 import beit
 from beit.checkpoints.store import save_model
-from beit.config import Interrupted, UserError
+from beit.config.errors import Interrupted, UserError
 from beit.models.heads import LinearProbe
-from beit.recipes import probe as recipe
-from beit.recipes.features import neighbour_votes
-from beit.recipes.probe import probe
+from beit.recipes.probe import run as recipe
+from beit.recipes.probe.features import neighbour_votes
+from beit.recipes.probe.run import probe
 
 
 def read(run: Path, name: str) -> Any:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from beit.config import RunFailed
-from beit.recipes import predicted_labels
-from beit.recipes.predicted_labels import shown_labels
-from beit.recipes.results_file import WRITERS, results_file
+from beit.config.errors import RunFailed
+from beit.recipes.predict import labels as predicted_labels
+from beit.recipes.predict.labels import shown_labels
+from beit.recipes.predict.output import WRITERS, results_file
 
 
 def labels(number: int) -> dict[str, Any]:

@@ -18,10 +18,12 @@ from tiny_runs import finetune_config, pretrain_config, segment_config
 
 import beit
 from beit.checkpoints.description import read_description
-from beit.config import PredictConfig, SegmentConfig, UserError
+from beit.config.errors import UserError
+from beit.config.segment import SegmentConfig
+from beit.config.use import PredictConfig
 from beit.presets import configure
 from beit.recipes.finetune import finetune
-from beit.recipes.predict import predictions
+from beit.recipes.predict.run import predictions
 from beit.recipes.pretrain import pretrain
 from beit.recipes.segment import segment
 

@@ -10,14 +10,11 @@ import torch
 import torch.nn.functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from beit.config import EncoderConfig
-from beit.data.class_table import IGNORE
-from beit.data.segmentation_views import SegmentationEvaluationView
-from beit.data.views import Box, render
-from beit.models.encoder import BeitEncoder
-from beit.models.segmentation import SemanticSegmenter
-from beit.recipes.memory import activations_of_segmenter
-from beit.recipes.segmentation import (
+from beit.config.architecture import EncoderConfig
+from beit.data.label_maps.table import IGNORE
+from beit.data.views.images import Box, render
+from beit.data.views.segmentation import SegmentationEvaluationView
+from beit.metrics.segmentation import (
     Inference,
     by_class,
     confusion,
@@ -26,6 +23,9 @@ from beit.recipes.segmentation import (
     segmentation_figures,
     segmentation_sums,
 )
+from beit.models.encoder import BeitEncoder
+from beit.models.memory import activations_of_segmenter
+from beit.models.segmentation import SemanticSegmenter
 from beit.training.metrics import json_ready
 
 SMALL = EncoderConfig(image_size=(16, 16), patch_size=8, width=16, depth=2, num_heads=2)
@@ -111,7 +111,7 @@ def test_every_scale_is_made_from_the_original_in_one_step(monkeypatch: pytest.M
         shown.append(images)
         return images
 
-    monkeypatch.setattr("beit.recipes.segmentation.whole_image", record)
+    monkeypatch.setattr("beit.metrics.segmentation.whole_image", record)
     pixels = torch.randint(256, (3, 96, 120), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     inference = Inference(48, (16, 16), None, multi_scale=True)
     batch = SegmentationEvaluationView(inference.reduced)(pixels, pixels[0], np.random.default_rng(0))

@@ -17,21 +17,19 @@ from run_results import metrics, same_weights, stopped_in_step
 from tiny_runs import finetune_config, pretrain_config, probe_config, tokenizer_config
 
 import beit
-from beit.config import (
-    DemoConfig,
-    FinetuneConfig,
-    PretrainConfig,
-    SegmentConfig,
-    TokenizerConfig,
-    TrainingConfig,
-    UserError,
-)
-from beit.config_file import to_yaml
+from beit.config.errors import UserError
+from beit.config.files import to_yaml
+from beit.config.finetune import FinetuneConfig
+from beit.config.pretrain import PretrainConfig
+from beit.config.run import TrainingConfig
+from beit.config.segment import SegmentConfig
+from beit.config.tokenizer import TokenizerConfig
+from beit.config.use import DemoConfig
 from beit.presets import find
 from beit.recipes.demo import _stage as demo_stage
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
-from beit.recipes.probe import probe
+from beit.recipes.probe.run import probe
 from beit.recipes.tokenizer import tokenizer
 
 

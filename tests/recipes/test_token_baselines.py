@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from beit.recipes.token_baselines import TokenBaselines
+from beit.metrics.tokens import TokenBaselines
 
 GRID, VOCAB, IMAGES = (4, 4), 8, 400
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from beit.config import FinetuneConfig, PretrainConfig, ProbeConfig, SegmentConfig, TokenizerConfig
+from beit.config.finetune import FinetuneConfig
+from beit.config.pretrain import PretrainConfig
+from beit.config.probe import ProbeConfig
+from beit.config.segment import SegmentConfig
+from beit.config.tokenizer import TokenizerConfig
 
 SHORT: dict[str, Any] = {
     "batch_size": 8,

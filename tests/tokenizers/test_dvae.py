@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from beit.config import DiscreteVAEConfig, UserError
+from beit.config.architecture import DiscreteVAEConfig
+from beit.config.errors import UserError
 from beit.tokenizers import DiscreteVAE, VisualTokenizer
 from beit.tokenizers.dvae import ResidualBlock
 from beit.tokenizers.objective import (

@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor, nn
 from toy_recipe import Toy, train
 
-from beit.config import RunFailed, UserError
+from beit.config.errors import RunFailed, UserError
 from beit.training import loop
 from beit.training.device import Compute, choose_device, choose_precision, open_compute
 from beit.training.metrics import MetricWindow, json_ready, line_of

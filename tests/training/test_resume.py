@@ -15,9 +15,9 @@ import pytest
 import torch
 from toy_recipe import Toy, digest, train
 
-from beit.config import Interrupted, RunFailed
+from beit.config.errors import Interrupted, RunFailed
 from beit.training import loop
-from beit.training.checkpoint_files import checkpoint_steps, read_state
+from beit.training.run.checkpoints import checkpoint_steps, read_state
 from beit.training.saving import Saver
 from beit.training.signals import StopSignals
 from beit.training.state import TrainingState

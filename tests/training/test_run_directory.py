@@ -17,8 +17,10 @@ import pytest
 import torch
 import yaml
 
-from beit.config import Interrupted, UserError
-from beit.training.checkpoint_files import (
+from beit.config.errors import Interrupted, UserError
+from beit.training.console import Console, duration
+from beit.training.device import open_compute
+from beit.training.run.checkpoints import (
     BrokenCheckpoint,
     checkpoint_steps,
     newest_checkpoint,
@@ -27,10 +29,8 @@ from beit.training.checkpoint_files import (
     read_state,
     write_checkpoint,
 )
-from beit.training.console import Console, duration
-from beit.training.device import open_compute
-from beit.training.open_run import open_run
-from beit.training.run_directory import RunDirectory
+from beit.training.run.directory import RunDirectory
+from beit.training.run.opening import open_run
 from beit.training.trackers import TensorBoardTracker, WandbTracker
 
 CONFIG = {"lr": 1e-5, "image_size": (32, 32), "data": Path("photos"), "precision": "auto", "workers": "auto"}
@@ -122,7 +122,7 @@ def test_overwrite_names_the_run_and_deletes_no_more_than_it(
 def test_two_runs_on_one_folder(tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
-from beit.training.run_lock import RunLock
+from beit.training.run.lock import RunLock
 RunLock.take(Path({str(tmp_path)!r}))
 """
 

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beit.config import Interrupted, RunFailed, UserError
+from beit.config.errors import Interrupted, RunFailed, UserError
 from beit.training.console import Console
 from beit.training.device import Compute, open_compute
 from beit.training.loop import fit
-from beit.training.open_run import open_run
 from beit.training.optim import adamw, cosine_schedule, parameter_groups
 from beit.training.plan import LoopParts, LoopPlan, StepOutput
-from beit.training.run_directory import RunDirectory
+from beit.training.run.directory import RunDirectory
+from beit.training.run.opening import open_run
 
 CLASSES, BATCH = 4, 8
 MISHAPS = ("poison", "sleep", "killed_at", "killed_by")

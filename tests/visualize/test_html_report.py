@@ -11,10 +11,11 @@ import pytest
 import yaml
 from fake_runs import fake_run
 
-from beit.config import ReportConfig, UserError
+from beit.config.errors import UserError
+from beit.config.use import ReportConfig
 from beit.recipes.report import report
+from beit.training.run.record import read_run
 from beit.visualize.report import write_report
-from beit.visualize.run_record import read_run
 from beit.visualize.tables import duration
 from beit.visualize.verdicts import verdicts
 

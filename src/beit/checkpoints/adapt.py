@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from beit.config import EncoderConfig
+from beit.config.architecture import EncoderConfig
 from beit.models.encoder import BeitEncoder
 from beit.models.position import resize_bias_table, resize_position_embedding
 

@@ -9,18 +9,19 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from torch import nn
 
-from beit.checkpoints import dalle, hub, huggingface, timm, unilm
-from beit.checkpoints.architecture import Pixel, Stated
-from beit.checkpoints.atomic import appearing
+from beit.atomic import appearing
 from beit.checkpoints.description import is_own, read_description
-from beit.checkpoints.foreign import Survey
-from beit.checkpoints.key_map import listed
+from beit.checkpoints.foreign import dalle, huggingface, timm, unilm
+from beit.checkpoints.foreign.infer import Pixel, Stated
+from beit.checkpoints.foreign.key_map import listed
+from beit.checkpoints.foreign.recognise import is_foreign, load_foreign, survey_foreign
+from beit.checkpoints.foreign.survey import Survey
 from beit.checkpoints.kinds import KINDS, kind_of, not_held
-from beit.checkpoints.protocol import in_full
-from beit.checkpoints.recognise import is_foreign, load_foreign, survey_foreign
+from beit.checkpoints.preparation import in_full
 from beit.checkpoints.reference import Located, locate
+from beit.checkpoints.remote import hub
 from beit.checkpoints.store import ASKED, load_own, save_model
-from beit.config import UserError
+from beit.config.errors import UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.position import Grid
 from beit.models.segmentation import SemanticSegmenter

@@ -6,14 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from beit.checkpoints.dalle import TokenizerSurvey
 from beit.checkpoints.description import is_own, read_description, refuse_needless
-from beit.checkpoints.foreign import Foreign, Survey
+from beit.checkpoints.foreign.dalle import TokenizerSurvey
+from beit.checkpoints.foreign.recognise import is_foreign, survey_foreign
+from beit.checkpoints.foreign.survey import Foreign, Survey
 from beit.checkpoints.kinds import KINDS
-from beit.checkpoints.recognise import is_foreign, survey_foreign
 from beit.checkpoints.reference import Located, locate
 from beit.checkpoints.store import ASKED
-from beit.config import UserError
+from beit.config.errors import UserError
 from beit.tokenizers.plain_dvae import PlainDVAE
 
 

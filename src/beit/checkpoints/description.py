@@ -9,13 +9,12 @@ from typing import Any, NamedTuple, get_type_hints
 
 from torch import nn
 
-from beit.checkpoints.architecture import Stated
-from beit.checkpoints.key_map import shown
+from beit.checkpoints.foreign.infer import Stated
+from beit.checkpoints.foreign.key_map import shown
 from beit.checkpoints.kinds import KINDS, Kind
-from beit.checkpoints.shards import read_json
-from beit.checkpoints.untrusted import typed, without_weights
-from beit.config import UserError
-from beit.config.errors import require_positive
+from beit.checkpoints.reading.shards import read_json
+from beit.checkpoints.reading.untrusted import typed, without_weights
+from beit.config.errors import UserError, require_positive
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 _PIXEL = tuple[float, float, float]

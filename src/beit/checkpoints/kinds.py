@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from beit.config import DiscreteVAEConfig, EncoderConfig
+from beit.config.architecture import DiscreteVAEConfig, EncoderConfig
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter

@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from beit.checkpoints import fetch, hub
-from beit.checkpoints.architecture import Stated, agreed
-from beit.config import PIXEL_STATISTICS, UserError
+from beit.checkpoints.foreign.infer import Stated, agreed
+from beit.checkpoints.remote import fetch, hub
+from beit.config.architecture import PIXEL_STATISTICS
+from beit.config.errors import UserError
 from beit.presets.released import RELEASED
 
 FORM = (

@@ -17,18 +17,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from beit.atomic import replace_file
 from beit.checkpoints.adapt import resize_encoder
-from beit.checkpoints.architecture import Pixel, Stated
-from beit.checkpoints.atomic import replace_file
 from beit.checkpoints.description import DESCRIPTION, WEIGHTS, is_own, open_own, refuse_needless
+from beit.checkpoints.foreign.infer import Pixel, Stated
+from beit.checkpoints.foreign.recognise import is_foreign, load_foreign
 from beit.checkpoints.identity import float32_weights, sha256_of, this_process
 from beit.checkpoints.identity import weights_sha256 as weights_sha256
 from beit.checkpoints.kinds import KINDS as KINDS
 from beit.checkpoints.kinds import kind_of as kind_of
-from beit.checkpoints.recognise import is_foreign, load_foreign
 from beit.checkpoints.reference import locate
 from beit.checkpoints.weight_file import write_weights
-from beit.config import UserError
+from beit.config.errors import UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.position import Grid
 from beit.tokenizers.base import VisualTokenizer
@@ -99,7 +99,7 @@ def load_model(
     path: a RUN directory or a model/ folder; a file or folder of another library, told by its contents: the released
         code, timm, Hugging Face, DALL-E, DALLE-pytorch; hf://owner/name on the Hugging Face Hub; or the name of a
         released model (`beit presets`).
-    num_heads, grid, pixel_mean, pixel_std, layers, strict: see :class:`beit.checkpoints.architecture.Stated`. They
+    num_heads, grid, pixel_mean, pixel_std, layers, strict: see :class:`beit.checkpoints.foreign.infer.Stated`. They
         can also stand behind the path: "weights.pth@num_heads=6", see :mod:`beit.checkpoints.reference`.
     """
     path, stated = locate(

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from beit.config import UserError
+from beit.config.errors import UserError
 from beit.data.base import Source
-from beit.data.combined import Subset
 from beit.data.label_rows import read_label_rows
+from beit.data.sources.subsets import Subset
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from beit.config import UserError
+from beit.config.errors import UserError
 
 _HEADINGS = {"image", "image_path", "path", "file", "filename", "file_name", "name"}
 _SEPARATORS = {"\t": "a tab", ";": "a semicolon"}

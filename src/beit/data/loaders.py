@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from beit.config import RunFailed, UserError
+from beit.config.errors import RunFailed, UserError
 from beit.data.base import Source
 from beit.data.decode import ImageError
 from beit.data.workers import WorkerError, fetch

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from beit.config import RunFailed
+from beit.config.errors import RunFailed
 
 _PATIENCE = 900  # seconds without a batch after which a worker counts as hung
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from beit.config import EncoderConfig, UserError
+from beit.config.architecture import EncoderConfig
+from beit.config.errors import UserError
 from beit.models.layers import Block, PatchEmbed
 from beit.models.position import (
     Grid,

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from beit.config import MAX_DEPTH, UserError
+from beit.config.architecture import MAX_DEPTH
+from beit.config.errors import UserError
 from beit.models.decoders import (
     AUXILIARY_CHANNELS,
     FCNHead,

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from beit.config import (
-    FinetuneConfig,
-    PretrainConfig,
-    ProbeConfig,
-    SegmentConfig,
-    TokenizerConfig,
-    TrainingConfig,
-    UserError,
-)
-from beit.config_file import layered
+from beit.config.errors import UserError
+from beit.config.files import layered
+from beit.config.finetune import FinetuneConfig
+from beit.config.pretrain import PretrainConfig
+from beit.config.probe import ProbeConfig
+from beit.config.run import TrainingConfig
+from beit.config.segment import SegmentConfig
+from beit.config.tokenizer import TokenizerConfig
 from beit.presets.finetune import FINETUNE
 from beit.presets.preset import ENCODERS, Preset
 from beit.presets.pretrain import PRETRAIN

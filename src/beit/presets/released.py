@@ -2,7 +2,7 @@
 
 Sources: the README of microsoft/unilm (beit/), openai/DALL-E, timm 1.0, and the pages of microsoft and timm on the
 Hugging Face Hub. None of the authors of the plain files has published a checksum, so none stands here: the first
-download is trusted, its SHA-256 kept beside it and checked from then on (:mod:`beit.checkpoints.fetch`).
+download is trusted, its SHA-256 kept beside it and checked from then on (:mod:`beit.checkpoints.remote.fetch`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _22K_1K = "ImageNet-1k classifier: pre-trained and fine-tuned on ImageNet-22k, t
 _1K = "ImageNet-1k classifier: pre-trained on ImageNet-22k, fine-tuned on ImageNet-1k"
 _ADE = "ADE20K segmenter (UPerNet) at 640 px"
 # Converted from the released code's, with neither the layers nor the pixel statistics that they were trained with:
-# see beit.checkpoints.huggingface_segmentation.
+# see beit.checkpoints.foreign.huggingface_segmentation.
 _ADE_STATED = "layers={},pixel_mean=imagenet,pixel_std=imagenet"
 _TOKENIZER = "OpenAI's tokenizer: 8,192 visual tokens"
 _OPENAI = "https://cdn.openai.com/dall-e"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from beit import checkpoints
-from beit.config import ConvertConfig
+from beit.config.use import ConvertConfig
 
 
 def convert(config: ConvertConfig) -> list[str]:

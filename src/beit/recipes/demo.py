@@ -6,22 +6,20 @@ import time
 from pathlib import Path
 from typing import Any, TypeVar
 
-from beit.config import (
-    DemoConfig,
-    FinetuneConfig,
-    PretrainConfig,
-    SegmentConfig,
-    TokenizerConfig,
-    TrainingConfig,
-    require,
-)
+from beit.config.errors import require
+from beit.config.finetune import FinetuneConfig
+from beit.config.pretrain import PretrainConfig
+from beit.config.run import TrainingConfig
+from beit.config.segment import SegmentConfig
+from beit.config.tokenizer import TokenizerConfig
+from beit.config.use import DemoConfig
 from beit.presets import configure, find
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
-from beit.recipes.run_standing import read_standing
 from beit.recipes.segment import segment
 from beit.recipes.tokenizer import tokenizer
 from beit.training.console import duration
+from beit.training.run.standing import read_standing
 from beit.visualize.report import write_report
 
 NOTES = (

@@ -11,20 +11,21 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from beit.config import EncoderConfig, FinetuneConfig, default_crop
-from beit.data.augment import ClassificationView
+from beit.config.architecture import EncoderConfig, default_crop
+from beit.config.finetune import FinetuneConfig
 from beit.data.batches import LabeledBatch
-from beit.data.few_labels import label_share, labels_per_class
 from beit.data.label_file import Labels
-from beit.data.mixing import BatchMixing, smoothed
-from beit.data.sources import open_source
-from beit.data.views import EvaluationView, LabeledView
-from beit.recipes.classification import classification_sums, draw_predictions, share_of_right, with_f1
-from beit.recipes.labels import label_images
-from beit.recipes.memory import activations_of_encoder
-from beit.recipes.method import Method
-from beit.recipes.stage import Stage, is_done
-from beit.recipes.starting_point import encoder_facts, rates, starting_classifier
+from beit.data.sources.few_labels import label_share, labels_per_class
+from beit.data.sources.opening import open_source
+from beit.data.views.images import EvaluationView, LabeledView
+from beit.data.views.mixing import BatchMixing, smoothed
+from beit.data.views.randaugment import ClassificationView
+from beit.metrics.classification import classification_sums, draw_predictions, share_of_right, with_f1
+from beit.models.memory import activations_of_encoder
+from beit.stages.labels import label_images
+from beit.stages.method import Method
+from beit.stages.stage import Stage, is_done
+from beit.stages.start import encoder_facts, rates, starting_classifier
 from beit.training.metrics import over_count
 from beit.training.plan import StepOutput
 

@@ -13,14 +13,15 @@ from safetensors import SafetensorError, safe_open
 
 from beit.checkpoints.describe import describe_located
 from beit.checkpoints.description import WEIGHTS, is_own
-from beit.checkpoints.recognise import is_foreign
+from beit.checkpoints.foreign.recognise import is_foreign
 from beit.checkpoints.reference import Located, locate
 from beit.checkpoints.store import ASKED
-from beit.config import InfoConfig, UserError
-from beit.recipes.run_standing import read_standing
-from beit.training.checkpoint_files import checkpoint_steps
+from beit.config.errors import UserError
+from beit.config.use import InfoConfig
 from beit.training.metrics import short_number
-from beit.visualize.run_record import RunRecord
+from beit.training.run.checkpoints import checkpoint_steps
+from beit.training.run.record import RunRecord
+from beit.training.run.standing import read_standing
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """What batch norms keep besides their weights."""

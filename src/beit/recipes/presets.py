@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from beit.config import PresetsConfig
+from beit.config.use import PresetsConfig
 from beit.presets import TABLES
 from beit.presets.released import RELEASED
 

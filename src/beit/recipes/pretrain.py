@@ -15,20 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beit.checkpoints.store import load_tokenizer, weights_sha256
-from beit.config import EncoderConfig, PretrainConfig, UserError, given_by, sides
+from beit.config.architecture import EncoderConfig, sides
+from beit.config.errors import UserError, given_by
+from beit.config.pretrain import PretrainConfig
 from beit.data.batches import PretrainBatch
-from beit.data.sources import open_source
-from beit.data.views import Masking, PretrainEvaluationView, PretrainViews
+from beit.data.sources.opening import open_source
+from beit.data.views.images import Masking, PretrainEvaluationView, PretrainViews
 from beit.masking import BlockwiseMasking, NoMasking, RandomMasking
+from beit.metrics.tokens import TokenBaselines
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import MaskedImageModel
-from beit.recipes.masked_pictures import draw_pixels, draw_tokens
-from beit.recipes.memory import activations_of_encoder, activations_of_predictions
-from beit.recipes.method import Method
-from beit.recipes.stage import Stage, is_done
-from beit.recipes.token_baselines import TokenBaselines
+from beit.models.memory import activations_of_encoder, activations_of_predictions
+from beit.stages.method import Method
+from beit.stages.stage import Stage, is_done
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.plan import StepOutput
+from beit.visualize.drawings import draw_pixels, draw_tokens
 
 
 def masked_image_modelling(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from beit.config import ReportConfig
-from beit.recipes.run_standing import read_standing
+from beit.config.use import ReportConfig
+from beit.training.run.standing import read_standing
 from beit.visualize.report import write_report
 
 

@@ -14,25 +14,26 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from beit.config import SegmentConfig, UserError
+from beit.config.errors import UserError
+from beit.config.segment import SegmentConfig
 from beit.data.batches import SegmentationBatch
-from beit.data.class_table import IGNORE
-from beit.data.pairs import PairSource, open_pairs
-from beit.data.segmentation_views import SegmentationEvaluationView, SegmentationView
-from beit.models.segmentation import SemanticSegmenter
-from beit.recipes.judged_maps import draw_label_maps, judge
-from beit.recipes.large_images import require_memory_for_all
-from beit.recipes.memory import activations_of_segmenter
-from beit.recipes.method import Method
-from beit.recipes.segmentation import (
+from beit.data.label_maps.pairs import PairSource, open_pairs
+from beit.data.label_maps.table import IGNORE
+from beit.data.views.segmentation import SegmentationEvaluationView, SegmentationView
+from beit.metrics.segmentation import (
     Inference,
     by_class,
     confusion,
     pixel_loss,
     segmentation_figures,
 )
-from beit.recipes.stage import Stage, is_done
-from beit.recipes.starting_point import encoder_facts, rates, starting_segmenter
+from beit.models.memory import activations_of_segmenter
+from beit.models.segmentation import SemanticSegmenter
+from beit.stages.large_images import require_memory_for_all
+from beit.stages.method import Method
+from beit.stages.segmentation import draw_label_maps, judge
+from beit.stages.stage import Stage, is_done
+from beit.stages.start import encoder_facts, rates, starting_segmenter
 from beit.training.device import Compute
 from beit.training.optim import polynomial_schedule
 from beit.training.plan import StepOutput

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from beit.config import TokenizerConfig
+from beit.config.tokenizer import TokenizerConfig
 from beit.data.batches import ImageBatch
-from beit.data.tokenizer_views import TokenizerViews
-from beit.data.views import EvaluationView
-from beit.recipes.memory import activations_of_tokenizer
-from beit.recipes.method import Method
-from beit.recipes.stage import Stage, is_done
+from beit.data.views.images import EvaluationView
+from beit.data.views.tokenizer import TokenizerViews
+from beit.models.memory import activations_of_tokenizer
+from beit.stages.method import Method
+from beit.stages.stage import Stage, is_done
 from beit.tokenizers.base import VisualTokenizer
 from beit.tokenizers.dvae import DiscreteVAE
 from beit.tokenizers.objective import (

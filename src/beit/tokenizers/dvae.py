@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from beit.config import DiscreteVAEConfig, UserError
+from beit.config.architecture import DiscreteVAEConfig
+from beit.config.errors import UserError
 from beit.tokenizers.objective import gumbel_softmax, map_pixels, unmap_pixels
 
 

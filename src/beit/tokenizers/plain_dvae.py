@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from beit.config import UserError
+from beit.config.errors import UserError
 
 Pixel = tuple[float, float, float]
 

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from beit.config import UserError
+from beit.config.errors import UserError
 
 Precision = Literal["bf16", "float32"]
 Result = TypeVar("Result")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from beit.config import Interrupted, RunFailed
+from beit.config.errors import Interrupted, RunFailed
 from beit.training.device import Compute
 from beit.training.saving import Saver
 

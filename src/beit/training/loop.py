@@ -13,14 +13,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from beit.config import Interrupted, RunFailed
+from beit.config.errors import Interrupted, RunFailed
 from beit.training.console import StepProgress, duration
 from beit.training.device import Compute, autocast, reseed, to_device
 from beit.training.failures import explained
 from beit.training.metrics import MEASURED, line_of, short_number
 from beit.training.optim import set_learning_rate
 from beit.training.plan import LoopParts, LoopPlan
-from beit.training.run_directory import SAMPLES, RunDirectory
+from beit.training.run.directory import SAMPLES, RunDirectory
 from beit.training.saving import Saver
 from beit.training.signals import StopRequested, StopSignals
 from beit.training.state import TrainingState

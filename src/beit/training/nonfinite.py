@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from beit.config import RunFailed
+from beit.config.errors import RunFailed
 
 MOST_IN_A_ROW = 20
 """After so many skipped steps on end the run will not recover by itself."""

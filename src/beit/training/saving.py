@@ -6,10 +6,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from beit.config import RunFailed
+from beit.config.errors import RunFailed
 from beit.training.device import Compute
 from beit.training.plan import LoopPlan, SaveModel
-from beit.training.run_directory import RunDirectory
+from beit.training.run.directory import RunDirectory
 from beit.training.state import TrainingState
 
 MOST_FAILED_SAVES = 3

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from beit.config import UserError
+from beit.config.errors import UserError
 
 
 class Tracker(Protocol):

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import jinja2
 
-from beit.config import UserError
+from beit.config.errors import UserError
+from beit.training.run.record import MIME_TYPES, Picture, RunRecord, distinct_names
 from beit.visualize.curves import RUN_COLORS, Chart, draw_charts
-from beit.visualize.run_record import MIME_TYPES, Picture, RunRecord, distinct_names
 from beit.visualize.tables import ClassRow, Row, class_rows, differences, facts, figure_rows
 from beit.visualize.verdicts import Verdict, verdicts
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from beit.training.run.record import RunRecord, find, flatten, regions
 from beit.visualize.curves import NOT_FIGURES
 from beit.visualize.figures import Figure, figure_of
-from beit.visualize.run_record import RunRecord, find, flatten, regions
 
 NOT_RESULTS = NOT_FIGURES | {"epochs", "parameters", "skipped_steps", "steps", "vocab_size"}
 Line = tuple[str, list[str]]

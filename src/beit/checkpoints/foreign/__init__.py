@@ -1,0 +1,1 @@
+"""Other libraries' files: recognised, surveyed, and mapped to our names and back."""

@@ -1,0 +1,240 @@
+"""Tokenizers of others: OpenAI's encoder.pkl and decoder.pkl, whole modules or state dicts, and plain discrete VAEs.
+
+A plain one is the released code's "customized" tokenizer (pytorch_model.bin) or DALLE-pytorch's vae.pt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from beit.checkpoints.foreign.infer import Shape, Stated, agreed, number_of
+from beit.checkpoints.foreign.key_map import KeyMap, listed
+from beit.checkpoints.foreign.survey import refuse_strays
+from beit.checkpoints.kinds import not_held
+from beit.checkpoints.reading.safe_pickle import StoredTensor
+from beit.checkpoints.reading.torch_file import TensorFile, open_tensor_file
+from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEConfig
+from beit.config.errors import UserError
+from beit.tokenizers.dvae import DiscreteVAE
+from beit.tokenizers.plain_dvae import Layer, PlainDVAE
+
+NAME, PLAIN = "dalle", "plain_dvae"
+FILES = ("encoder.pkl", "decoder.pkl")
+MAX_LAYERS = 64
+MAX_SIDE = 2**16
+_BLOCK = "blocks.group_{}.block_{}"
+
+
+def _keys(half: str) -> KeyMap:
+    rows = [
+        (f"{half}.{name}.{ours}", f"{name}.{theirs}")
+        for name in (
+            "blocks.input",
+            f"{_BLOCK}.id_path",
+            f"{_BLOCK}.res_path.conv_{{}}",
+            "blocks.output.conv",
+        )
+        for ours, theirs in (("weight", "w"), ("bias", "b"))
+    ]
+    return KeyMap(rows)
+
+
+KEYS = {"encoder": _keys("encoder"), "decoder": _keys("decoder")}
+
+
+class TokenizerSurvey(NamedTuple):
+    """What the files of a tokenizer hold, before their weights are read."""
+
+    format: str
+    config: Any
+    """Architecture, for people and for model.json."""
+    model: DiscreteVAE | PlainDVAE
+    """Without weights, on the meta device."""
+    sources: Sequence[tuple[TensorFile, Mapping[str, Tensor | StoredTensor]]]
+    """Each file with its tensors under our names."""
+    unknown: Sequence[str]
+    missing: Sequence[str]
+
+
+def reads(file: TensorFile) -> bool:
+    """Whether the file is one half of OpenAI's tokenizer."""
+    return "blocks.input.w" in _tensors(file)
+
+
+def reads_plain(file: TensorFile) -> bool:
+    return "codebook.weight" in _plain_weights(file)
+
+
+def survey(halves: Sequence[Path], stated: Stated) -> TokenizerSurvey:
+    """OpenAI's tokenizer from the paths of its encoder and its decoder."""
+    shapes: dict[str, Shape] = {}
+    sources, unknown = [], []
+    for half, path in zip(("encoder", "decoder"), halves, strict=True):
+        if not path.is_file():
+            raise UserError(f"{path} is missing; a tokenizer is {FILES[0]} and {FILES[1]} in one folder")
+        file = open_tensor_file(path)
+        tensors = _tensors(file)
+        keys, strange = KEYS[half].ours(tensors)
+        named = {name: tensors[parts[0]] for name, parts in keys.items()}
+        shapes |= {name: tuple(tensor.shape) for name, tensor in named.items()}
+        sources.append((file, named))
+        unknown += strange
+    config = _config(halves[0], shapes, stated)
+    with torch.device("meta"):
+        model = DiscreteVAE(config)
+    return _compared(NAME, config, model, shapes, sources, unknown)
+
+
+def assemble(found: TokenizerSurvey, strict: bool) -> tuple[nn.Module, list[str]]:
+    """The tokenizer with its weights in float32, in evaluation mode; and a line for whatever was adapted."""
+    if found.missing or (strict and found.unknown):
+        refuse_strays(found.sources[0][0].path, found.unknown, found.missing)
+    weights: dict[str, Tensor] = {}
+    for file, tensors in found.sources:
+        wanted = {name: tensor for name, tensor in tensors.items() if name in found.model.state_dict()}
+        weights |= {name: tensor.float() for name, tensor in file.load(wanted).items()}
+    found.model.load_state_dict(weights, assign=True)
+    return found.model.eval(), [f"{listed(found.unknown)}: unknown, left out"] if found.unknown else []
+
+
+def write(model: nn.Module, folder: Path) -> list[str]:
+    """Writes encoder.pkl and decoder.pkl, each a state dict for the `DALL-E` package's Encoder and Decoder."""
+    if not isinstance(model, DiscreteVAE):
+        raise UserError(f"the format of DALL-E is a tokenizer's: {not_held(model, NAME)}")
+    config = model.config
+    fixed = {
+        f"stride {config.stride} (8 only)": config.stride == 8,
+        f"width {config.width} (64 and more)": config.width >= 64,
+        f"vocab_size {config.vocab_size} (512 and more)": config.vocab_size >= 512,
+        f"code_width {config.code_width} (8 and more)": config.code_width >= 8,
+    }
+    if wrong := [fact for fact, holds in fixed.items() if not holds]:
+        raise UserError(f"the DALL-E package cannot hold a tokenizer with {', '.join(wrong)}")
+    for half, name in zip(("encoder", "decoder"), FILES, strict=True):
+        own = {key: tensor for key, tensor in model.state_dict().items() if key.startswith(f"{half}.")}
+        with (folder / name).open("wb") as file:
+            torch.save(KEYS[half].write(own, NAME), file)
+    sizes = f"n_hid={config.width}, n_blk_per_group={config.blocks_per_group}, vocab_size={config.vocab_size}"
+    return [
+        f"the files are state dicts, for load_state_dict of dall_e.Encoder({sizes}) "
+        f"and Decoder(n_init={config.code_width}, {sizes})"
+    ]
+
+
+def survey_plain(file: TensorFile, stated: Stated) -> TokenizerSurvey:
+    """A plain discrete VAE, its layers read off the names and shapes of its weights."""
+    tensors = _plain_weights(file)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if wrong := [name for name, shape in shapes.items() if 0 in shape]:
+        raise UserError(f"{file.path} holds weights without numbers: {listed(wrong)}")
+    encoder, decoder = _layers(shapes, "encoder"), _layers(shapes, "decoder")
+    codebook = shapes["codebook.weight"]
+    strides = sum(layer.kind == "stride" for layer in encoder)
+    ends = (
+        [encoder[0].n_in, encoder[-1].n_out, decoder[0].n_in, decoder[-1].n_out]
+        if encoder and decoder
+        else []
+    )
+    if len(codebook) != 2 or ends != [3, *codebook, 3] or not strides:
+        raise UserError(f"{file.path} has a codebook but not the encoder and decoder of a discrete VAE")
+    hyper = file.contents.get("hparams")
+    side = hyper.get("image_size") if isinstance(hyper, dict) else None
+    told = (side >> strides,) * 2 if isinstance(side, int) and 1 << strides <= side < MAX_SIDE else None
+    rows, columns = agreed("grid", stated.grid, told) or (max(1, 112 >> strides),) * 2
+    mean, std = PIXEL_STATISTICS["half"]
+    with torch.device("meta"):
+        model = PlainDVAE(
+            encoder,
+            decoder,
+            *codebook,
+            image_size=(rows << strides, columns << strides),
+            pixel_mean=stated.pixel_mean or mean,
+            pixel_std=stated.pixel_std or std,
+        )
+    config = {"vocab_size": codebook[0], "code_width": codebook[1], "stride": model.stride}
+    return _compared(PLAIN, config, model, shapes, [(file, tensors)], [])
+
+
+def _layers(shapes: Mapping[str, Shape], half: str) -> list[Layer]:
+    """The layers of the encoder or the decoder, up to the first number that is missing."""
+    layers: list[Layer] = []
+    while len(layers) < MAX_LAYERS:
+        kinds: dict[str, Literal["stride", "residual", "pointwise"]]
+        kinds = {"0.weight": "stride", "net.0.weight": "residual", "weight": "pointwise"}
+        keys = {f"{half}.{len(layers)}.{leaf}": kind for leaf, kind in kinds.items()}
+        key = next((key for key in keys if len(shapes.get(key, ())) == 4), None)
+        if key is None:
+            return layers
+        n_out, n_in = shapes[key][:2]
+        if half == "decoder" and keys[key] == "stride":  # a transposed convolution has its inputs first
+            n_out, n_in = n_in, n_out
+        layers.append(Layer(keys[key], n_in, n_out))
+    raise UserError(f"its {half} has more than {MAX_LAYERS} layers, which no discrete VAE has")
+
+
+def _plain_weights(file: TensorFile) -> dict[str, Tensor | StoredTensor]:
+    contents = file.contents
+    inner = contents.get("weights") if isinstance(contents, dict) else None
+    return file.tensors(inner if isinstance(inner, dict) else contents)
+
+
+def _tensors(file: TensorFile) -> dict[str, Tensor | StoredTensor]:
+    contents = file.contents
+    inner = contents.get("state_dict") if isinstance(contents, dict) else None
+    return file.tensors(inner if isinstance(inner, dict) else contents)
+
+
+def _config(path: Path, shapes: Mapping[str, Shape], stated: Stated) -> DiscreteVAEConfig:
+    first, last = (
+        shapes.get("encoder.blocks.input.weight", ()),
+        shapes.get("encoder.blocks.output.conv.weight", ()),
+    )
+    code = shapes.get("decoder.blocks.input.weight", ())
+    if not len(first) == len(last) == len(code) == 4 or 0 in (*first, *last, *code):
+        raise UserError(f"{path} and its other half are not OpenAI's encoder and decoder; check their names")
+    groups = 0
+    while number_of(shapes, f"encoder.blocks.group_{groups + 1}.block_{{}}.res_path.conv_1.weight", start=1):
+        groups += 1
+    blocks = number_of(shapes, "encoder.blocks.group_1.block_{}.res_path.conv_1.weight", start=1)
+    if not 2 <= groups <= 8:
+        raise UserError(f"{path} has {groups} groups of blocks; OpenAI's encoder has 4")
+    stride = 2 ** (groups - 1)
+    rows, columns = stated.grid or (max(1, 112 // stride),) * 2
+    return DiscreteVAEConfig(
+        vocab_size=last[0],
+        width=first[0],
+        stride=stride,
+        blocks_per_group=blocks,
+        code_width=code[0],
+        image_size=(rows * stride, columns * stride),
+    )
+
+
+def _compared(
+    name: str,
+    config: Any,
+    model: DiscreteVAE | PlainDVAE,
+    shapes: Mapping[str, Shape],
+    sources: Sequence[tuple[TensorFile, Mapping[str, Tensor | StoredTensor]]],
+    unknown: list[str],
+) -> TokenizerSurvey:
+    path = sources[0][0].path
+    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    wrong = [
+        f"{key} {shapes[key]} (not {wanted[key]})"
+        for key in wanted.keys() & shapes
+        if wanted[key] != shapes[key]
+    ]
+    for _, tensors in sources:
+        for key, tensor in tensors.items():
+            dtype = tensor.dtype if isinstance(tensor, Tensor) else tensor.storage.dtype
+            wrong += [] if dtype.is_floating_point else [f"{key} holds {dtype}"]
+    if wrong:
+        raise UserError(f"{path}: weights of unexpected shapes or types: {listed(wrong)}")
+    unknown += [key for key in shapes if key not in wanted]
+    return TokenizerSurvey(name, config, model, sources, unknown, sorted(wanted.keys() - shapes.keys()))

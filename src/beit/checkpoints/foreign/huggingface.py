@@ -1,0 +1,289 @@
+"""Hugging Face's BEiT: a folder with config.json, preprocessor_config.json and model.safetensors (or .bin).
+
+Written under the names of transformers 4.x, which the hub has and which 5.x reads and writes as well; read under
+these and under the names that 5.x uses in memory. What is peculiar to segmentation: huggingface_segmentation.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from beit.checkpoints.foreign import huggingface_images as images
+from beit.checkpoints.foreign import huggingface_segmentation as segmentation
+from beit.checkpoints.foreign.key_map import KeyMap, shown
+from beit.checkpoints.foreign.survey import Foreign, ModelKind
+from beit.checkpoints.kinds import not_held
+from beit.checkpoints.preparation import preparation
+from beit.checkpoints.reading.torch_file import TensorFile
+from beit.checkpoints.weight_file import write_weights
+from beit.config.architecture import EncoderConfig
+from beit.config.errors import UserError
+from beit.models.heads import ImageClassifier, MaskedImageModel
+from beit.models.segmentation import SemanticSegmenter
+
+NAME = "huggingface"
+Model = MaskedImageModel | ImageClassifier | SemanticSegmenter
+_BIAS = "relative_position_bias"
+_SEVERAL = "multi_label_classification"
+_ANYWHERE = [
+    ("encoder.cls_token", "beit.embeddings.cls_token"),
+    ("mask_token", "beit.embeddings.mask_token"),
+    ("encoder.pos_embed", "beit.embeddings.position_embeddings"),
+    ("encoder.patch_embed.proj.*", "beit.embeddings.patch_embeddings.projection.*"),
+    ("fc_norm.*", "beit.pooler.layernorm.*"),
+    ("token_head.*", "lm_head.*"),
+    ("head.*", "classifier.*"),
+]
+# Ours, in 4.x, in 5.x; after the prefix of a block.
+_IN_BLOCK = [
+    ("norm1.*", "layernorm_before.*", "layernorm_before.*"),
+    ("norm2.*", "layernorm_after.*", "layernorm_after.*"),
+    ("gamma_1", "lambda_1", "lambda_1"),
+    ("gamma_2", "lambda_2", "lambda_2"),
+    ("attn.q_bias", "attention.attention.query.bias", "attention.q_proj.bias"),
+    ("attn.v_bias", "attention.attention.value.bias", "attention.v_proj.bias"),
+    (f"attn.{_BIAS}_table", f"attention.attention.{_BIAS}.{_BIAS}_table", f"{_BIAS}.{_BIAS}_table"),
+    ("attn.proj.*", "attention.output.dense.*", "attention.o_proj.*"),
+    ("mlp.fc1.*", "intermediate.dense.*", "mlp.fc1.*"),
+    ("mlp.fc2.*", "output.dense.*", "mlp.fc2.*"),
+]
+# In 4.x, in 5.x: prefix of a block; the shared table's module; the three projections that are our one.
+_BLOCK = ("beit.encoder.layer.{}", "beit.layers.{}")
+_SHARED = (f"beit.encoder.{_BIAS}", "beit.shared_position_bias")
+_QUERY_KEY_VALUE = (
+    [f"attention.attention.{name}.weight" for name in ("query", "key", "value")],
+    [f"attention.{name}_proj.weight" for name in "qkv"],
+)
+
+
+def _table(version: int, masked: bool) -> KeyMap:
+    """The names of transformers 4 (0) or 5 (1), in its masked image model or its classifier."""
+    block, shared = _BLOCK[version], _SHARED[version]
+    rows: list[tuple[str, str | tuple[str, ...]]] = [*_ANYWHERE]
+    rows += [(f"encoder.rel_pos_bias.{_BIAS}_table", f"{shared}.{_BIAS}_table")]
+    rows += [(f"encoder.blocks.{{}}.{row[0]}", f"{block}.{row[1 + version]}") for row in _IN_BLOCK]
+    parts = tuple(f"{block}.{part}" for part in _QUERY_KEY_VALUE[version])
+    rows += [("encoder.blocks.{}.attn.qkv.weight", parts)]
+    # The norm before the head lies elsewhere in each of the two models.
+    rows += [("norm.*", "layernorm.*" if masked else "beit.layernorm.*"), *segmentation.ROWS]
+    tables = [theirs for _, theirs in rows if str(theirs).endswith("_table")]
+    indices = [str(name).removesuffix(f"{_BIAS}_table") + "relative_position_index" for name in tables]
+    return KeyMap(rows, ignored=indices)
+
+
+def is_config(config: Mapping[str, Any]) -> bool:
+    return config.get("model_type") == "beit"
+
+
+def reads(file: TensorFile) -> bool:
+    """Whether a file, perhaps without a configuration, has these names."""
+    contents = file.contents
+    return isinstance(contents, dict) and any(
+        key in contents for key in ("beit.embeddings.cls_token", "embeddings.cls_token")
+    )
+
+
+def open_folder(
+    file: TensorFile, config: Mapping[str, Any] | None, preprocessor: Mapping[str, Any] | None
+) -> Foreign:
+    """A model and what lies beside it. Without a configuration nothing but the weights speaks."""
+    tensors = file.tensors(file.contents)
+    if "embeddings.cls_token" in tensors:  # a bare BeitModel
+        tensors = {f"beit.{key}": tensor for key, tensor in tensors.items()}
+    masked = "lm_head.weight" in tensors
+    if masked and "beit.layernorm.weight" in tensors:
+        raise UserError(
+            f"{file.path} is a masked image model with two final norms, layernorm and beit.layernorm "
+            f"(use_mean_pooling=false), which BEiT does not have"
+        )
+    version = int(any(key.startswith("beit.layers.") for key in tensors))
+    segments = segmentation.is_segmenter(tensors)
+    if segments:
+        tensors = segmentation.tensors_of(tensors, config or {}, _BLOCK[version])
+    facts = _facts(file, config or {})
+    classes, notes = _class_names((config or {}).get("id2label"), file)
+    extra: dict[str, Any] = {}
+    if segments:
+        extra, odd = segmentation.extra_of(preprocessor or {}), segmentation.doubts(config or {})
+    elif config and "classifier.weight" in tensors:
+        extra, odd = images.preparation_of(preprocessor or {}, facts["image_size"])
+        extra |= {"multilabel": True} if config.get("problem_type") == _SEVERAL else {}
+    else:
+        odd = []
+    return Foreign(
+        format=NAME,
+        file=file,
+        tensors=tensors,
+        table=_table(version, masked),
+        facts={**facts, **images.pixels_of(preprocessor or {})},
+        kind=_kind(config or {}),
+        pool=None if config is None else "mean" if config.get("use_mean_pooling", True) else "cls",
+        layers=segmentation.layers_of(config or {}, file.path) if segments else None,
+        auxiliary=None if config is None else bool(config.get("use_auxiliary_head", True)),
+        notes=[*notes, *odd],
+        classes=classes,
+        provenance={"_name_or_path": config["_name_or_path"]} if config and "_name_or_path" in config else {},
+        extra=extra,
+    )
+
+
+def _kind(config: Mapping[str, Any]) -> ModelKind | None:
+    kinds: dict[str, ModelKind] = {
+        "BeitForMaskedImageModeling": "pretrained",
+        "BeitForImageClassification": "classifier",
+        "BeitForSemanticSegmentation": "segmenter",
+    }
+    return next((kinds[name] for name in config.get("architectures") or [] if name in kinds), None)
+
+
+# Their name, ours, their default: what a configuration tells, and which of it is written as it is here.
+_SIZES = [("hidden_size", "width", 768), ("intermediate_size", "hidden", 3072)]
+_FIELDS = [
+    ("patch_size", "patch_size", 16),
+    ("num_attention_heads", "num_heads", 12),
+    ("layer_norm_eps", "layer_norm_eps", 1e-12),
+    ("layer_scale_init_value", "layer_scale_init", 0.1),
+    ("drop_path_rate", "drop_path_rate", 0.1),
+    ("hidden_dropout_prob", "dropout", 0.0),
+]
+
+
+def _facts(file: TensorFile, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of :class:`EncoderConfig`; what a configuration leaves out has the library's default."""
+    if not config:
+        return {}
+    where = file.path.parent / "config.json"
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise UserError(f"{where}: hidden_act is {config['hidden_act']!r}, and BEiT has gelu")
+    facts = {ours: config.get(theirs, default) for theirs, ours, default in (*_SIZES, *_FIELDS)}
+    size = config.get("image_size", 224)
+    return facts | {
+        "image_size": (size, size) if isinstance(size, int) else size,
+        "depth": config.get("num_hidden_layers", 12) - segmentation.unused_blocks(config),
+        "position": " and ".join(ours for flag, ours in _POSITIONS if config.get(flag)) or "none",
+        "layer_scale_init": facts["layer_scale_init"] or None,  # zero means no LayerScale there
+    }
+
+
+# Their flag, our kind of position; all are off by default.
+_POSITIONS = [
+    ("use_absolute_position_embeddings", "absolute"),
+    ("use_relative_position_bias", "block_bias"),
+    ("use_shared_relative_position_bias", "shared_bias"),
+]
+
+
+def _class_names(labels: Any, file: TensorFile) -> tuple[list[str] | None, list[str]]:
+    """Names of the classes in order, or None where they were never given any; and a line where numbers are left out.
+
+    The library's own conversion of 22k classifiers deletes two names and keeps the numbers of the others, beside a
+    head that has as many outputs as there are names left.
+    """
+    if not isinstance(labels, dict):
+        return None, []
+    if strange := [key for key in labels if not re.fullmatch("[0-9]{1,9}", key)]:
+        raise UserError(f"{file.path.parent / 'config.json'}: id2label names {shown(strange[0])}, no number")
+    numbers = sorted(labels, key=int)
+    names = [str(labels[number]) for number in numbers]
+    if all(name == f"LABEL_{number}" for name, number in zip(names, numbers, strict=True)):
+        return None, []
+    gaps = bool(numbers) and int(numbers[-1]) != len(numbers) - 1
+    note = f"id2label leaves numbers out: its {len(names)} names are those of outputs 0 to {len(names) - 1} in order"
+    return names, [note] if gaps else []
+
+
+def write(
+    model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: Mapping[str, Any]
+) -> list[str]:
+    """Writes the three files that `from_pretrained` of the model and of AutoImageProcessor want; gives a line for
+    whatever is there that the model does not have."""
+    if not isinstance(model, Model):
+        raise UserError(
+            f"Hugging Face's BEiT is a masked image model, a classifier or a segmenter: {not_held(model, NAME)}"
+        )
+    config: EncoderConfig = model.encoder.config
+    if config.grid[0] != config.grid[1] and config.position != "none":
+        raise UserError(
+            f"Hugging Face's BEiT cannot hold {config.position} positions of a grid of "
+            f"{config.grid[0]}x{config.grid[1]} patches: it takes every grid for a square (absolute positions) or "
+            f"swaps its axes (bias tables); resize to a square first"
+        )
+    weights: dict[str, Tensor] = dict(model.state_dict())
+    notes: list[str] = []
+    if isinstance(model, SemanticSegmenter):
+        segmentation.require_held(model)
+        weights, notes = segmentation.with_unused_block(model, weights)
+    written = _table(0, isinstance(model, MaskedImageModel)).write(weights, NAME)
+    write_weights(written, folder / "model.safetensors")
+    for name, content in (
+        ("config", _config(model, classes) | ({"problem_type": _SEVERAL} if extra.get("multilabel") else {})),
+        ("preprocessor_config", _processor(model, extra)),
+    ):
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    return notes
+
+
+def _config(model: Model, classes: Sequence[str] | None) -> dict[str, Any]:
+    content = _encoder_config(model.encoder.config)
+    if isinstance(model, MaskedImageModel):
+        return {
+            "architectures": ["BeitForMaskedImageModeling"],
+            **content,
+            "use_mask_token": True,
+            "use_mean_pooling": True,  # otherwise its masked image model has a second final norm
+            "vocab_size": model.vocab_size,
+        }
+    names = list(classes or [f"LABEL_{index}" for index in range(model.num_classes)])
+    content |= {
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+    if isinstance(model, SemanticSegmenter):
+        return {
+            "architectures": ["BeitForSemanticSegmentation"],
+            **content,
+            **segmentation.config_of(model),
+        }
+    return {
+        "architectures": ["BeitForImageClassification"],
+        **content,
+        "use_mean_pooling": model.pool == "mean",
+    }
+
+
+def _encoder_config(config: EncoderConfig) -> dict[str, Any]:
+    return {
+        "model_type": "beit",
+        "torch_dtype": "float32",
+        "hidden_size": config.width,
+        "intermediate_size": int(config.width * config.mlp_ratio),
+        "num_hidden_layers": config.depth,
+        "num_channels": 3,
+        "hidden_act": "gelu",
+        "image_size": _side(config),
+        "use_mask_token": False,
+        **{flag: config.position == ours for flag, ours in _POSITIONS},
+        **{theirs: getattr(config, ours) for theirs, ours, _ in _FIELDS},
+        # Zero means no LayerScale there.
+        "layer_scale_init_value": 0.0 if config.layer_scale_init is None else config.layer_scale_init or 1e-6,
+    }
+
+
+def _side(config: EncoderConfig) -> int | list[int]:
+    height, width = config.image_size
+    return height if height == width else [height, width]
+
+
+def _processor(model: Model, extra: Mapping[str, Any]) -> dict[str, Any]:
+    config: EncoderConfig = model.encoder.config
+    if isinstance(model, ImageClassifier):
+        return images.content(config, preparation(extra, config.image_size))
+    content = images.content(config, images.WHOLE)
+    return content | {"do_reduce_labels": bool(extra.get("reduce_zero_label", False))}

@@ -1,0 +1,167 @@
+"""What is peculiar to segmentation in Hugging Face's BEiT (seen in transformers 4.46, 4.57 and 5.23).
+
+Its `out_indices` are not the blocks that the released code reads. `hidden_states` begins with the embeddings, before
+any block, and index i reads hidden_states[i - 1]: the state after i - 1 blocks, which is our layer i - 2. So the
+(3, 5, 7, 11) of the released code, copied into a configuration, reads after 2, 4, 6 and 10 blocks instead of 4, 6, 8
+and 12; and the state after the last block cannot be asked for at all, because i = depth + 1 is refused. What this
+costs the ADE20K models on the hub, whose weights are converted from the released ones, is not known; their
+preprocessor has 0.5 for mean and deviation besides, where those weights were trained with ImageNet's. By their
+names (`beit presets`) they are loaded with what they were trained with.
+
+Hence: layers are read as transformers computes, i - 2, unless they are stated; and a model that reads its last block
+is written with a block of zeros above it, which is never read, so that transformers computes what we do. The key
+`unused_blocks` of the configuration tells it, and it is left out again when the file is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from beit.checkpoints.foreign import upernet
+from beit.config.errors import UserError
+from beit.models.decoders import AUXILIARY_CHANNELS, POOL_SCALES
+from beit.models.segmentation import SemanticSegmenter, released_layers
+
+ROWS = upernet.rows(pyramid="", classes="classifier")
+_UNUSED = "unused_blocks"
+_EARLIER = 2
+"""Their index less our layer."""
+# The names that 5.x uses in memory -> those of 4.x, in this order.
+_IN_4X = [
+    (re.compile(r"^fpn\.fpn1\.conv_transpose1\."), "fpn1.0."),
+    (re.compile(r"^fpn\.fpn1\.normalization\."), "fpn1.1."),
+    (re.compile(r"^fpn\.fpn1\.conv_transpose2\."), "fpn1.3."),
+    (re.compile(r"^fpn\.fpn2\."), "fpn2.0."),
+    (re.compile(r"^decode_head\.psp_modules\.blocks\.(\d+)\.conv\."), r"decode_head.psp_modules.\1.1."),
+    (re.compile(r"^decode_head\.psp_bottleneck\."), "decode_head.bottleneck."),
+    (re.compile(r"^((?:decode|auxiliary)_head\..*)\.convolution\."), r"\1.conv."),
+    (re.compile(r"^((?:decode|auxiliary)_head\..*)\.normalization\."), r"\1.bn."),
+]
+T = TypeVar("T")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def is_segmenter(keys: Mapping[str, object]) -> bool:
+    return "decode_head.classifier.weight" in keys
+
+
+def tensors_of(tensors: Mapping[str, T], config: Mapping[str, Any], block: str) -> dict[str, T]:
+    """Their tensors under the names of 4.x, without a block that is never read. block: the prefix of block {}."""
+    unused = (block.format(config["num_hidden_layers"] - 1) + ".",) if unused_blocks(config) else ()
+    return {_in_4x(key): x for key, x in tensors.items() if not key.startswith(unused)}
+
+
+def unused_blocks(config: Mapping[str, Any]) -> int:
+    """How many blocks above the last one that is read: none, or one."""
+    return int(config.get(_UNUSED) == 1)
+
+
+def layers_of(config: Mapping[str, Any], path: Path) -> tuple[int, ...] | None:
+    """The layers that transformers reads with this configuration; None where it tells none."""
+    where = path.parent / "config.json"
+    if list(config.get("pool_scales", POOL_SCALES)) != list(POOL_SCALES):
+        raise UserError(
+            f"{where}: pool_scales is {config['pool_scales']!r}, and here it is {list(POOL_SCALES)}"
+        )
+    indices = config.get("out_indices")
+    if indices is None:
+        return None
+    if not isinstance(indices, list) or not all(type(i) is int and i >= _EARLIER for i in indices):
+        raise UserError(
+            f"{where}: out_indices is {str(indices)[:80]}; only states after a block can be read, {_EARLIER} and up"
+        )
+    return tuple(index - _EARLIER for index in indices)
+
+
+def doubts(config: Mapping[str, Any]) -> list[str]:
+    """A line where a configuration seems to mean other layers than transformers reads with it."""
+    depth, indices = config.get("num_hidden_layers", 12), config.get("out_indices")
+    if type(depth) is not int or indices != [*released_layers("upernet", depth)]:
+        return []
+    said = ":".join(map(str, indices))
+    return [
+        f"out_indices {indices}: transformers reads layers {[i - _EARLIER for i in indices]} with these; weights "
+        f"converted from the released code want layers {indices} and ImageNet's pixel statistics: "
+        f"PATH@layers={said},pixel_mean=imagenet,pixel_std=imagenet"
+    ]
+
+
+def extra_of(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+    """Further keys of model.json."""
+    reduces = preprocessor.get("do_reduce_labels", preprocessor.get("reduce_labels"))
+    return {} if reduces is None else {"reduce_zero_label": bool(reduces)}
+
+
+def _in_4x(key: str) -> str:
+    for pattern, name in _IN_4X:
+        key = pattern.sub(name, key)
+    return key
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def require_held(model: SemanticSegmenter) -> None:
+    """UserError naming what Hugging Face's one decoder has no place for."""
+    config, who = model.encoder.config, "Hugging Face's BEiT"
+    upernet.require_upernet(model, who)
+    if model.channels != config.width:
+        raise UserError(
+            f"{who} has as many channels in its decoder as in its encoder: it cannot hold {model.channels} over "
+            f"{config.width}"
+        )
+    if len(set(model.layers)) < len(model.layers):
+        raise UserError(f"{who} reads every block once at most: it cannot hold layers {list(model.layers)}")
+    if "pyramid.fpn1.3.weight" not in model.state_dict():
+        raise UserError(
+            f"{who} has a pyramid for patches of 16 alone: it cannot hold one for patches of {config.patch_size}"
+        )
+
+
+def with_unused_block(
+    model: SemanticSegmenter, weights: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights, with a block of zeros above the last where that is read; and a line that says so."""
+    if not _unused_blocks(model):
+        return dict(weights), []
+    depth = model.encoder.config.depth
+    first = "encoder.blocks.0."
+    above = {
+        key.replace(first, f"encoder.blocks.{depth}."): torch.zeros_like(x)
+        for key, x in weights.items()
+        if key.startswith(first)
+    }
+    note = f"block {depth} is zeros, never read: without it transformers could not read what block {depth - 1} gives"
+    return {**weights, **above}, [note]
+
+
+def config_of(model: SemanticSegmenter) -> dict[str, Any]:
+    """The keys of config.json that a segmenter adds or changes."""
+    unused = _unused_blocks(model)
+    return {
+        "num_hidden_layers": model.encoder.config.depth + unused,
+        **({_UNUSED: unused} if unused else {}),
+        "use_mean_pooling": True,  # no norm of the last state, which no decoder reads
+        "out_indices": [layer + _EARLIER for layer in model.layers],
+        "pool_scales": list(POOL_SCALES),
+        "use_auxiliary_head": model.auxiliary,
+        "auxiliary_loss_weight": 0.4,
+        "auxiliary_channels": AUXILIARY_CHANNELS,
+        "auxiliary_num_convs": 1,
+        "auxiliary_concat_input": False,
+        "semantic_loss_ignore_index": 255,
+    }
+
+
+def _unused_blocks(model: SemanticSegmenter) -> int:
+    return int(model.layers[-1] + _EARLIER > model.encoder.config.depth)

@@ -1,0 +1,213 @@
+"""Files of the released code (microsoft/unilm, beit/): pre-training, fine-tuning, segmentation; released or of a run.
+
+They hold {"model": weights}, {"module": weights} or the weights alone, and a run's own optimizer and arguments beside
+them, which are not read. So do those of other trainers (timm, Lightning, DistributedDataParallel) under other keys,
+or with a wrapper's name before all names. A file tells neither its normalisation (unless it has a run's arguments),
+nor a grid that is not square, nor, without a bias table, its heads. Segmentation is mmsegmentation's:
+{"state_dict": weights, "meta": ...}, where the latter names classes and colours; it does not tell which blocks the
+decoder reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from beit.checkpoints.foreign import upernet
+from beit.checkpoints.foreign.infer import DEFAULT_GRID, WIDTH_OF_HEAD, Stated, as_statement
+from beit.checkpoints.foreign.key_map import KeyMap
+from beit.checkpoints.foreign.survey import Foreign
+from beit.checkpoints.kinds import not_held
+from beit.checkpoints.reading.safe_pickle import Inert
+from beit.checkpoints.reading.torch_file import TensorFile
+from beit.config.architecture import PIXEL_STATISTICS, EncoderConfig
+from beit.config.errors import UserError
+from beit.models.encoder import BeitEncoder
+from beit.models.heads import ImageClassifier, MaskedImageModel
+from beit.models.position import relative_position_index
+from beit.models.segmentation import SemanticSegmenter, released_layers
+
+NAME = "unilm"
+_TABLE = "relative_position_bias_table"
+ENCODER = [
+    *("cls_token", "pos_embed", "patch_embed.proj.*", f"rel_pos_bias.{_TABLE}"),
+    *("blocks.{}.norm1.*", "blocks.{}.norm2.*", "blocks.{}.gamma_1", "blocks.{}.gamma_2"),
+    *("blocks.{}.attn.qkv.weight", "blocks.{}.attn.q_bias", "blocks.{}.attn.v_bias", "blocks.{}.attn.proj.*"),
+    *(f"blocks.{{}}.attn.{_TABLE}", "blocks.{}.mlp.fc1.*", "blocks.{}.mlp.fc2.*"),
+]
+"""Our encoder has the released names."""
+INDICES = ("rel_pos_bias.relative_position_index", "blocks.{}.attn.relative_position_index")
+KEYS = KeyMap(
+    [
+        *((f"encoder.{name}", name) for name in ENCODER),
+        *((name, name) for name in ("mask_token", "norm.*", "fc_norm.*", "head.*")),
+        ("token_head.*", "lm_head.*"),
+    ],
+    ignored=INDICES,
+)
+_CONTAINERS = ("model", "module", "state_dict", "model_state_dict", "net", "network")
+"""Keys that trainers keep the weights under."""
+_WRAPPERS = ("module.", "model.", "net.", "network.", "_orig_mod.")
+"""What stands before all names where a wrapper's weights were saved."""
+_PLAIN_VIT = {"blocks.0.attn.qkv.bias", "dist_token"}
+"""What other vision transformers have under names that are otherwise the same."""
+_BACKBONE = "backbone."
+_PYRAMIDS = (8, 16)
+"""Patch sizes that the released code has a pyramid for."""
+SEGMENTER_KEYS = KeyMap(
+    [*((f"encoder.{name}", _BACKBONE + name) for name in ENCODER), *upernet.rows(_BACKBONE, "conv_seg")],
+    ignored=[_BACKBONE + name for name in INDICES],
+)
+
+
+def reads(file: TensorFile) -> bool:
+    """Whether the file is of this layout, or timm's, which is the same for classifiers."""
+    weights = _weights(file.contents)
+    return weights is not None and ("patch_embed.proj.weight" in weights or _is_segmenter(weights))
+
+
+def open_file(file: TensorFile) -> Foreign:
+    weights = _weights(file.contents)
+    if weights is not None and _is_segmenter(weights):
+        return _open_segmenter(file, weights)
+    if plain := sorted(_PLAIN_VIT & {*(weights or ())}):
+        raise UserError(
+            f"{file.path} is a ViT with {', '.join(plain)}, not a BEiT; give a BEiT, or train one with beit pretrain"
+        )
+    arguments = file.contents.get("args")
+    told = arguments.attributes if isinstance(arguments, Inert) else {}
+    facts = {}
+    if isinstance(imagenet := told.get("imagenet_default_mean_and_std"), bool):
+        mean, std = PIXEL_STATISTICS["imagenet" if imagenet else "half"]
+        facts = {"pixel_mean": mean, "pixel_std": std}
+    averaged = [key for key in ("model_ema", "state_dict_ema") if key in file.contents]
+    return Foreign(
+        format=NAME,
+        notes=[f"{key}: not read, the weights as trained are" for key in averaged],
+        file=file,
+        tensors=file.tensors(weights),
+        table=KEYS,
+        facts=facts,
+        provenance={
+            name: told[name] for name in ("model", "epochs") if isinstance(told.get(name), str | int)
+        },
+    )
+
+
+def _weights(contents: Any) -> dict[str, Any] | None:
+    """The state dict among what a trainer saved, without the names of wrappers."""
+    if not isinstance(contents, dict):
+        return None
+    inner = (contents[key] for key in _CONTAINERS if isinstance(contents.get(key), dict))
+    weights = {str(key): value for key, value in next(inner, contents).items()}
+    while wrapper := next((name for name in _WRAPPERS if _all_begin(weights, name)), None):
+        weights = {key.removeprefix(wrapper): value for key, value in weights.items()}
+    return weights
+
+
+def _all_begin(weights: Mapping[str, Any], name: str) -> bool:
+    return bool(weights) and all(key.startswith(name) for key in weights)
+
+
+def _is_segmenter(weights: Mapping[str, Any]) -> bool:
+    return f"{_BACKBONE}patch_embed.proj.weight" in weights
+
+
+def _open_segmenter(file: TensorFile, weights: Mapping[str, Any]) -> Foreign:
+    meta = file.contents.get("meta")
+    told = meta if isinstance(meta, dict) else {}
+    classes, palette = (told.get(name) or () for name in ("CLASSES", "PALETTE"))
+    mean, std = PIXEL_STATISTICS["imagenet"]
+    return Foreign(
+        format=NAME,
+        file=file,
+        tensors=file.tensors(weights),
+        table=SEGMENTER_KEYS,
+        # Of all segmentation in the released code, although its encoders were trained with 0.5.
+        facts={"pixel_mean": mean, "pixel_std": std},
+        classes=[*classes] if _are_names(classes) else None,
+        extra={"palette": [list(color) for color in palette]} if _are_colors(palette) else {},
+    )
+
+
+def _are_names(values: Any) -> bool:
+    return (
+        isinstance(values, list | tuple) and bool(values) and all(isinstance(value, str) for value in values)
+    )
+
+
+def _are_colors(values: Any) -> bool:
+    return (
+        isinstance(values, list | tuple)
+        and bool(values)
+        and all(isinstance(value, list | tuple) and len(value) == 3 for value in values)
+        and all(type(x) is int and 0 <= x < 256 for value in values for x in value)
+    )
+
+
+def write(
+    model: nn.Module, destination: Path, classes: Sequence[str] | None, extra: Mapping[str, Any]
+) -> list[str]:
+    """Writes {"model": weights}, or mmsegmentation's dict for a segmenter, as a file; gives a line for each thing
+    that such a file cannot tell."""
+    if not isinstance(model, MaskedImageModel | ImageClassifier | SemanticSegmenter):
+        raise UserError(
+            f"a unilm file is a masked image model, a classifier or a segmenter: {not_held(model, NAME)}"
+        )
+    encoder: BeitEncoder = model.encoder
+    segments = isinstance(model, SemanticSegmenter)
+    if isinstance(model, SemanticSegmenter):
+        upernet.require_upernet(model, "the released code")
+        if encoder.config.patch_size not in _PYRAMIDS:
+            raise UserError(
+                f"the released code has a pyramid for patches of 8 and 16 pixels: it cannot hold one for patches "
+                f"of {encoder.config.patch_size}"
+            )
+    weights = (SEGMENTER_KEYS if segments else KEYS).write(model.state_dict(), NAME)
+    # The released code wants the index of its tables beside them; all blocks share one.
+    index = relative_position_index(encoder.grid)
+    tables = [key for key in weights if key.endswith(_TABLE)]
+    weights |= {key.replace(_TABLE, "relative_position_index"): index for key in tables}
+    meta = {"CLASSES": tuple(classes or ()) or None, "PALETTE": extra.get("palette")}
+    with destination.open("wb") as file:
+        torch.save({"meta": meta, "state_dict": weights} if segments else {"model": weights}, file)
+    return untold(model, extra)
+
+
+def untold(
+    model: MaskedImageModel | ImageClassifier | SemanticSegmenter, extra: Mapping[str, Any]
+) -> list[str]:
+    """What a state dict alone would not tell of this model."""
+    config: EncoderConfig = model.encoder.config
+    rows, columns = config.grid
+    square = rows == columns and (config.position != "none" or config.grid == DEFAULT_GRID)
+    heads = "bias" in config.position or config.width == WIDTH_OF_HEAD * config.num_heads
+    layers, reduces = None, None
+    if isinstance(model, SemanticSegmenter):
+        layers, reduces = model.layers, bool(extra.get("reduce_zero_label"))
+        reduces = None if reduces == upernet.counts_from_one(model) else reduces
+    mean, std = PIXEL_STATISTICS["half" if layers is None else "imagenet"]
+    needed = Stated(
+        num_heads=None if heads else config.num_heads,
+        grid=None if square else config.grid,
+        pixel_mean=None if config.pixel_mean == mean else config.pixel_mean,
+        pixel_std=None if config.pixel_std == std else config.pixel_std,
+        layers=None if layers == released_layers("upernet", config.depth) else layers,
+        reduce_zero_label=reduces,
+    )
+    said = as_statement(needed)
+    lines = [f"the file cannot tell {', '.join(needed.given())}: load it as PATH{said}"] if said else []
+    return lines + fixed_eps(config, NAME)
+
+
+def fixed_eps(config: EncoderConfig, name: str) -> list[str]:
+    """A line where the LayerNorm of another library is not quite this one."""
+    if config.layer_norm_eps == 1e-6:
+        return []
+    return [
+        f"{name} computes with a LayerNorm eps of 1e-6, not {config.layer_norm_eps:g}: outputs differ a little"
+    ]

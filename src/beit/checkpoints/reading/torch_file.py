@@ -1,0 +1,256 @@
+"""Files of tensors, opened without reading the tensors: safetensors, and both containers of `torch.save`.
+
+Why not `torch.load(weights_only=True)`: it refuses OpenAI's modules in the older container, it reads all of a
+training checkpoint to give a third of it, and it inflates a zip of 1 MB to 1 GiB of memory (torch 2.15). Here no
+tensor is made before its bytes are known to lie in the file.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from beit.checkpoints.foreign.key_map import shown
+from beit.checkpoints.reading.safe_pickle import Inert, Refused, Storage, StoredTensor, read_pickle
+from beit.config.errors import UserError
+
+MAX_FILE = 16 * 2**30
+MAX_PICKLE = 4 * 2**20
+"""Ten times what the largest training checkpoint needs. Also the most for a safetensors header."""
+MAX_DIRECTORY = 2**21
+"""Bytes of a zip's list of parts: some 30,000 parts, of which a training checkpoint of BEiT-large has 1,500."""
+MAX_MODULES = 10_000
+"""Modules of a pickled network; OpenAI's have 150. A few that hold one another could seem to be without end."""
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+
+
+Read = Callable[[Storage], bytearray]
+"""A storage -> all its bytes."""
+Reader = Callable[[], AbstractContextManager[Read]]
+
+
+class TensorFile(NamedTuple):
+    """An open file. Tensors are those of :mod:`safetensors`, or :class:`StoredTensor` until they are loaded."""
+
+    path: Path
+    contents: Any
+    """What was saved: dicts, lists and plain values, with tensors at the leaves."""
+    reader: Reader
+    """Opens the file for reading tensors."""
+    size: int
+    """Bytes of the file, or of all files that these tensors lie in."""
+
+    def load(self, tensors: Mapping[str, Tensor | StoredTensor]) -> dict[str, Tensor]:
+        """The tensors themselves, on the CPU, each with memory of its own."""
+        views: dict[Storage, list[str]] = {}  # every storage is read once, however many tensors lie in it
+        for key, tensor in tensors.items():
+            if isinstance(tensor, StoredTensor):
+                views.setdefault(tensor.storage, []).append(key)
+        needed = sum(tensor.nbytes for tensor in tensors.values()), sum(storage.nbytes for storage in views)
+        if max(needed) > self.size:
+            raise UserError(f"{self.path} is refused: its tensors add up to more bytes than it has")
+        loaded = {key: tensor.clone() for key, tensor in tensors.items() if isinstance(tensor, Tensor)}
+        try:
+            with self.reader() as read:
+                for storage, keys in views.items():
+                    numbers = _numbers(storage, read)
+                    loaded |= {key: _view(numbers, tensors[key]) for key in keys}
+        except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{self.path} is damaged ({shown(str(error))}); copy or download it again"
+            ) from None
+        return {key: loaded[key] for key in tensors}
+
+    def tensors(self, tree: Any) -> dict[str, Tensor | StoredTensor]:
+        """The tensors of a state dict, or of a pickled module by their names in it; no other values."""
+        if isinstance(tree, Inert):
+            return dict(self._parameters(tree))
+        found = tree.items() if isinstance(tree, dict) else ()
+        return {str(key): x for key, x in found if isinstance(x, Tensor | StoredTensor)}
+
+    def _parameters(self, network: Inert) -> Iterator[tuple[str, StoredTensor]]:
+        waiting, visited = [("", network)], 0
+        while waiting:
+            prefix, module = waiting.pop()
+            visited += 1
+            children = _dict_of(module, "_modules")
+            if visited + len(waiting) + len(children) > MAX_MODULES:
+                raise UserError(f"{self.path} is refused: it has more than {MAX_MODULES:,} modules")
+            for key, value in _dict_of(module, "_parameters").items():
+                if isinstance(value, StoredTensor):
+                    yield f"{prefix}{key}", value
+            waiting += [
+                (f"{prefix}{key}.", child) for key, child in children.items() if isinstance(child, Inert)
+            ]
+
+
+def open_tensor_file(path: Path) -> TensorFile:
+    """The file at `path`. Raises :class:`UserError`, in one line, for what is damaged, hostile or no such file."""
+    try:
+        if path.stat().st_size > MAX_FILE:
+            raise Refused(f"it is larger than {MAX_FILE >> 30} GiB")
+        with path.open("rb") as file:
+            start = file.read(9)
+        if start[8:9] == b"{":
+            return _open_safetensors(path)
+        if start[:4] == b"PK\x03\x04":
+            return _open_zip(path)
+        if start[:1] == b"\x80":
+            return _open_legacy(path)
+    except Refused as reason:
+        raise UserError(f"{path} is refused: {reason}") from None
+    except (
+        *(OSError, EOFError, ValueError, RuntimeError, struct.error),
+        *(zipfile.BadZipFile, SafetensorError),
+    ) as error:
+        raise UserError(f"{path} cannot be read ({shown(str(error))}); copy or download it again") from None
+    raise UserError(
+        f"{path} is of no known format: it is neither safetensors nor written by torch.save; download it again"
+    )
+
+
+def _numbers(storage: Storage, read: Read) -> Tensor:
+    if not storage.numel:
+        return torch.empty(0, dtype=storage.dtype)
+    return torch.frombuffer(read(storage), dtype=storage.dtype)
+
+
+def _view(numbers: Tensor, stored: Tensor | StoredTensor) -> Tensor:
+    assert isinstance(stored, StoredTensor)
+    if not stored.nbytes:
+        return numbers.new_empty(stored.shape)
+    return numbers.as_strided(stored.shape, stored.stride, stored.offset).clone()
+
+
+def _dict_of(module: Inert, name: str) -> dict[Any, Any]:
+    value = module.attributes.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _open_safetensors(path: Path) -> TensorFile:
+    with path.open("rb") as file:
+        (header,) = struct.unpack("<Q", file.read(8))
+    if header > MAX_PICKLE:
+        raise Refused(f"its header is larger than {MAX_PICKLE >> 20} MiB")
+    # Its tensors are there at once, mapped into memory.
+    return TensorFile(
+        path, load_file(path), lambda: nullcontext(lambda storage: bytearray()), path.stat().st_size
+    )
+
+
+def _open_zip(path: Path) -> TensorFile:
+    with _zip(path) as archive:
+        records = {record.filename: record for record in archive.infolist()}
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records.values()):
+            raise Refused("it is a compressed zip, and torch.save compresses nothing")
+        if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
+            raise Refused("its parts add up to more bytes than it has")
+        pickles = [name for name in records if name.rpartition("/")[2] == "data.pkl"]
+        if len(pickles) != 1:
+            raise Refused("it is a zip that torch.save did not write")
+        if records[pickles[0]].file_size > MAX_PICKLE:
+            raise Refused(f"its pickle is larger than {MAX_PICKLE >> 20} MiB")
+        folder = pickles[0].removesuffix("data.pkl")
+        if f"{folder}byteorder" in records:
+            with archive.open(f"{folder}byteorder") as order:
+                if order.read(8) != b"little":
+                    raise Refused("it was written on a big-endian machine")
+        contents = read_pickle(io.BytesIO(archive.read(pickles[0])))
+    for key, storage in _storages(contents).items():
+        record = records.get(f"{folder}data/{key}")
+        if record is None or record.file_size != storage.nbytes:
+            raise Refused(f"its part {key[:40]!r} does not hold {storage.numel} {storage.dtype}")
+
+    @contextmanager
+    def reader() -> Iterator[Read]:
+        with _zip(path) as archive:
+            yield lambda storage: bytearray(archive.read(f"{folder}data/{storage.key}"))
+
+    return TensorFile(path, contents, reader, path.stat().st_size)
+
+
+@contextmanager
+def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The zip at `path`, unless the list of its parts is long: in memory it takes ten times what the file holds."""
+    with _ShortReads(path) as file, zipfile.ZipFile(file) as archive:
+        file.most = MAX_FILE
+        yield archive
+
+
+class _ShortReads(io.FileIO):
+    most = MAX_DIRECTORY
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > self.most:
+            raise Refused(f"the list of its parts is larger than {self.most >> 20} MiB")
+        return super().read(size)
+
+
+def _open_legacy(path: Path) -> TensorFile:
+    """The container of torch up to 1.5: five pickles, then each storage as its length and its numbers."""
+    with path.open("rb") as file:
+        head = io.BytesIO(file.read(MAX_PICKLE))
+        if read_pickle(head) != _LEGACY_MAGIC or read_pickle(head) != _LEGACY_PROTOCOL:
+            raise Refused("it is a pickle that torch.save did not write")
+        system = read_pickle(head)
+        if not isinstance(system, dict) or system.get("little_endian") is not True:
+            raise Refused("it was written on a big-endian machine")
+        contents = read_pickle(head)
+        keys = read_pickle(head)
+        places = _legacy_places(file, head.tell(), keys, _storages(contents))
+
+    @contextmanager
+    def reader() -> Iterator[Read]:
+        with path.open("rb") as file:
+
+            def read(storage: Storage) -> bytearray:
+                file.seek(places[storage.key])
+                return bytearray(file.read(storage.nbytes))
+
+            yield read
+
+    return TensorFile(path, contents, reader, path.stat().st_size)
+
+
+def _legacy_places(file: IO[bytes], start: int, keys: Any, storages: Mapping[str, Storage]) -> dict[str, int]:
+    """Where each storage's numbers begin, checked to end within the file."""
+    size, places = file.seek(0, io.SEEK_END), {}
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or {*keys} != {*storages}:
+        raise Refused("its list of storages does not fit its tensors")
+    for key in keys:
+        storage = storages[key]
+        file.seek(start)
+        length = file.read(8)
+        end = start + 8 + storage.nbytes
+        if len(length) < 8 or struct.unpack("<q", length)[0] != storage.numel or end > size:
+            raise Refused("it is cut off or damaged")
+        places[key] = start + 8
+        start = end
+    return places
+
+
+def _storages(contents: Any) -> dict[str, Storage]:
+    """Every storage that the contents refer to."""
+    found: dict[str, Storage] = {}
+    waiting, seen = [contents], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, StoredTensor):
+            if found.setdefault(value.storage.key, value.storage) != value.storage:
+                raise Refused(f"its storage {value.storage.key[:40]!r} is of two kinds")
+        elif isinstance(value, dict | list | tuple | Inert) and id(value) not in seen:
+            seen.add(id(value))
+            parts = value.attributes if isinstance(value, Inert) else value
+            waiting += parts.values() if isinstance(parts, dict) else parts
+    return found

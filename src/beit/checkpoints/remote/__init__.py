@@ -1,0 +1,1 @@
+"""Weights that lie elsewhere: released files and the Hugging Face Hub."""

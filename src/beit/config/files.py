@@ -1,0 +1,115 @@
+"""Configurations on disk, and how defaults, presets, files and flags are laid over one another."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from beit.config.errors import UserError
+from beit.config.values import as_type
+
+EXCLUSIVE = (("steps", "epochs"), ("warmup_steps", "warmup_epochs"), ("label_share", "labels_per_class"))
+"""Two ways to say one thing: a layer that says one of them silences the other in the layers below."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads ``1e-3`` as a number; plain PyYAML takes it for text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+.0123456789"),
+)
+# SafeLoader's own rules come first, so whole numbers stay whole.
+
+
+def to_yaml(config: object, heading: str = "") -> str:
+    """`config`, a dataclass, as YAML with an optional comment on top."""
+    assert dataclasses.is_dataclass(config) and not isinstance(config, type)
+    text = yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+    return "".join(f"# {line}\n" for line in heading.splitlines()) + text
+
+
+def plain(value: Any) -> Any:
+    """`value` with tuples as lists and paths as text: what YAML and JSON can say."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def read_yaml(path: str | Path, config_type: type) -> dict[str, Any]:
+    """The fields that the file at `path`, which a user named, gives, checked against `config_type`.
+
+    Raises:
+        UserError: the file cannot be read, a key is unknown, or a value has the wrong type.
+    """
+    given, hints = f"--config {path}", typing.get_type_hints(config_type)
+    values = _loaded(path, given)
+    for key in values:
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"{given}: unknown key {key!r}{hint}")
+    return _checked(values, hints, given)
+
+
+def read_record(path: str | Path, config_type: type) -> tuple[dict[str, Any], list[str]]:
+    """The fields that a run's own configuration at `path` gives, checked as by :func:`read_yaml`, and those of its
+    keys that are none: a run may be older or newer than this program."""
+    hints = typing.get_type_hints(config_type)
+    values = _loaded(path, str(path))
+    known = {key: value for key, value in values.items() if key in hints}
+    return _checked(known, hints, str(path)), [str(key) for key in values if key not in hints]
+
+
+def _loaded(path: str | Path, name: str) -> dict[Any, Any]:
+    """What the YAML file at `path`, called `name` in messages, says."""
+    try:
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{name} is not valid YAML: {reason}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{name} must hold one `name: value` a line")
+    return values
+
+
+def _checked(values: Mapping[str, Any], hints: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """`values` as the types in `hints`; UserError naming the file `name` where one is of another."""
+    checked = {}
+    for key, value in values.items():
+        try:
+            checked[key] = as_type(value, hints[key])
+        except TypeError:
+            wanted = str(hints[key]).replace("typing.", "").replace("NoneType", "null")
+            wanted = re.sub(r"<class '(\w+)'>", r"\1", wanted)
+            raise UserError(f"{name}: {key} is {value!r}, but must be {wanted}") from None
+    return checked
+
+
+def layered(config_type: type, layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The defaults of `config_type` overlaid with each of `layers` in turn; later ones win."""
+    values: dict[str, Any] = {
+        field.name: field.default
+        for field in dataclasses.fields(config_type)
+        if field.default is not dataclasses.MISSING
+    }
+    for layer in layers:
+        for group in EXCLUSIVE:
+            said = [name for name in group if layer.get(name) is not None]
+            if len(said) == 1:
+                values.update({name: None for name in group if name in values})
+        values.update(layer)
+    return values

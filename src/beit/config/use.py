@@ -1,0 +1,151 @@
+"""Verbs that train nothing themselves: they look data over, and use or describe what was trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from beit.config.errors import require, require_not_negative, require_positive
+from beit.config.run import DataConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(DataConfig):
+    """Judge a model on images: accuracy, mIoU, reconstruction error, or masked-token loss, as its kind asks."""
+
+    model: str
+    """A run or model, ours or not (as SOURCE of `beit convert`); brings classes, image size and normalisation."""
+    split: Literal["eval", "train", "all"] = "eval"
+    """Which images: those held back from training, those trained on, or both."""
+    labels: str | None = None
+    """For a classifier: a file of labels as in `beit finetune`; null for one folder per class."""
+    tokenizer: str | None = None
+    """For a pre-trained model: the tokenizer whose tokens it predicts; null for the one its run names."""
+    window: Literal["slide", "whole"] | None = None
+    """For a segmenter: overlapping windows, or one pass over each image; null for what it was trained with."""
+    multi_scale: bool = False
+    """For a segmenter: average over six sizes of each image, from 0.5 to 1.75, and their mirror images."""
+    baseline_images: int = 2048
+    """For a pre-trained model: training images that the baselines count tokens on, at most."""
+    batch_size: int = 64
+    """Images at a time."""
+    workers: int | Literal["auto"] = "auto"
+    """Processes that load images."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """auto: bf16 where this machine is fast at it, else float32."""
+    seed: int = 0
+    """Seed of the masks, and of the choice that `limit` makes."""
+    out: str | None = None
+    """A .json file for all figures."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive({"--batch-size": self.batch_size, "--baseline-images": self.baseline_images})
+        require_not_negative(
+            {"--workers": None if self.workers == "auto" else self.workers, "--seed": self.seed}
+        )
+        require(self.out is None or self.out.endswith(".json"), f"--out {self.out} must end in .json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """What a model makes of images: labels, label maps, tokens, or features, as its kind asks."""
+
+    images: tuple[str, ...]
+    """Image files, folders of images at any depth, and tar shards (`shards-{000..099}.tar`)."""
+    model: str
+    """A run or model, ours or not (as SOURCE of `beit convert`); brings labels, image size and normalisation."""
+    out: str | None = None
+    """File for the results: .csv or .jsonl for labels, .jsonl or .npz for tokens, .npz for features; for label maps
+    a folder, which gets `maps/`, `overlays/` and classes.tsv."""
+    overlays: bool = True
+    """For a segmenter: also write every image under the colours of its classes."""
+    window: Literal["slide", "whole"] | None = None
+    """For a segmenter: see images in overlapping windows, or in one pass; null as in training."""
+    top_k: int = 5
+    """Labels of each image, the likeliest first."""
+    layer: int | None = None
+    """Block whose features are written (0 the first, -1 the last); null for the last."""
+    batch_size: int = 64
+    """Images at a time."""
+    workers: int | Literal["auto"] = "auto"
+    """Processes that load images."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """auto: bf16 where this machine is fast at it, else float32."""
+    max_megapixels: float = 64.0
+    """Refuse images larger than this many million pixels."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.images), "--images names nothing; give image files or folders")
+        require_positive(
+            {
+                "--top-k": self.top_k,
+                "--batch-size": self.batch_size,
+                "--max-megapixels": self.max_megapixels,
+            }
+        )
+        require_not_negative({"--workers": None if self.workers == "auto" else self.workers})
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig:
+    """Say what a run or a model is, and where a run stands."""
+
+    path: str
+    """A run or model, ours or not (as SOURCE of `beit convert`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The whole story on built-in images: tokenizer, pre-training, fine-tuning, segmentation, report."""
+
+    out: str = "demo"
+    """Folder for the demo's runs and its report.html."""
+    seed: int = 0
+    """Seed of everything random."""
+    scale: float = 1.0
+    """Lengthen or shorten every stage; 1 takes a few minutes on 2 CPU cores."""
+
+    overwrite: bool = False
+    """Delete the demo's runs in `out` and start afresh."""
+
+    def __post_init__(self) -> None:
+        require_positive({"--scale": self.scale})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig(DataConfig):
+    """Look a data set over before anything is trained: counts, sizes, label maps, broken files, duplicates."""
+
+    workers: int | Literal["auto"] = "auto"
+    """Processes that read images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Write one offline HTML page about one or several runs."""
+
+    runs: tuple[str, ...]
+    """Run directories; several are set side by side."""
+    out: str | None = None
+    """The page; by default report.html in the (first) run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetsConfig:
+    """List recipes and released models by name, with their sources."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Write a model in the format of another library: SOURCE DESTINATION --to FORMAT."""
+
+    source: str
+    """A run, a model/ folder, weights of another library (file, folder, hf://owner/name), told by their contents, or
+    a released model by name (`beit presets`). PATH@num_heads=6,grid=24x16 says what a file cannot tell."""
+    destination: str
+    """The file (unilm) or folder (all others) to write; it must not exist."""
+    to: Literal["beit", "unilm", "timm", "huggingface", "dalle"]
+    """The format to write."""
+    push: str | None = None
+    """owner/name on the Hugging Face Hub to upload the written folder to; a new repository is private."""

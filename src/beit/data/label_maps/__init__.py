@@ -1,0 +1,1 @@
+"""A class for every pixel: files, pairs with images, and what the numbers mean."""

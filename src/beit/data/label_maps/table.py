@@ -1,0 +1,217 @@
+"""What the numbers in label maps mean: classes by number, their names and the colours to draw them in."""
+
+from __future__ import annotations
+
+import colorsys
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from beit.config.errors import UserError
+
+Color = tuple[int, int, int]
+
+IGNORE = 255
+"""Stands for "no class" in label maps, in files as in tensors."""
+_UNKNOWN = 254  # what a number without a class becomes on its way to a message
+MAX_CLASSES = 254
+_NO_CLASS = ("unlabel", "ignore", "void")  # in the name of what is rarely meant to be learned
+
+TABLE_NAMES = ("classes.tsv", "classes.csv", "objectInfo150.csv", "objectInfo150.txt")
+_VALUE_HEADINGS = ("value", "mask_value", "idx", "id", "index")
+_COLOR_HEADINGS = (("r", "g", "b"), ("red", "green", "blue"))
+
+
+class ClassRow(NamedTuple):
+    """One line of a class table."""
+
+    value: int
+    name: str
+    color: Color | None
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The classes of a set of label maps: class i is the number i, or i + 1 where 0 means "no class"."""
+
+    names: tuple[str, ...]
+    palette: tuple[Color, ...]
+    reduce_zero_label: bool
+    """Whether 0 in a file means "no class", as in ADE20K."""
+    origin: str
+    """Where the classes come from, for messages."""
+    remedy: str = "correct the map, or the table of classes (--classes)"
+    """What to do about a number without a class, for messages."""
+
+    def __post_init__(self) -> None:
+        count = len(self.names)
+        if count < 2:
+            raise UserError(
+                f"{self.origin} has {'one class' if count else 'no class'}; segmentation needs at least two"
+                f"{'' if self.reduce_zero_label else ' (a background counts as one)'}"
+            )
+        if count > MAX_CLASSES:
+            raise UserError(f"{self.origin} has {count:,} classes; {MAX_CLASSES} at most can be told apart")
+        if repeated := [name for name in dict.fromkeys(self.names) if self.names.count(name) > 1]:
+            raise UserError(f"{self.origin} has two classes of the name '{repeated[0]}'; rename one")
+
+    @property
+    def first(self) -> int:
+        """The number in the files that means class 0."""
+        return int(self.reduce_zero_label)
+
+    @property
+    def zero(self) -> str:
+        """What 0 in a label map means, for the announcement of a run that may choose it."""
+        if self.reduce_zero_label:
+            return "0 in a label map: no class (--reduce-zero-label)"
+        name = self.names[0]
+        if any(word in name.lower() for word in _NO_CLASS):
+            return f"0 in a label map: the class '{name}', learned like any other; --reduce-zero-label ignores it"
+        return f"0 in a label map: the class '{name}' (--reduce-zero-label would ignore it)"
+
+    def indices(self, numbers: NDArray[np.integer[Any]], name: str) -> Tensor:
+        """Numbers of the file `name`, (H, W), as uint8 class indices with 255 = no class.
+
+        Raises :class:`UserError` where a number has no class.
+        """
+        if numbers.dtype != np.uint8:
+            self.require(int(numbers.min()), name)
+            self.require(int(numbers.max()), name)
+            numbers = numbers.astype(np.uint8)
+        # A translation of bytes takes a fourth of the time of numpy's take.
+        found = np.frombuffer(numbers.tobytes().translate(self._translation()), dtype=np.uint8)
+        classes = found.reshape(numbers.shape).copy()
+        if (unknown := classes == _UNKNOWN).any():
+            self.require(int(numbers[unknown].max()), name)
+        return torch.from_numpy(classes)
+
+    def require(self, number: int, name: str) -> None:
+        """UserError naming the file `name` unless `number` has a class, or means "no class"."""
+        last = self.first + len(self.names) - 1
+        if not (0 <= number <= last or number == IGNORE):
+            raise UserError(
+                f"{name} holds the number {number}, but the classes of {self.origin} run from {self.first} to {last} "
+                f"({IGNORE}: no class); {self.remedy}"
+            )
+
+    def _translation(self) -> bytes:
+        """Class index by number, for 0..255."""
+        table = bytearray([_UNKNOWN] * 256)
+        table[self.first : self.first + len(self.names)] = bytes(range(len(self.names)))
+        if self.reduce_zero_label:
+            table[0] = IGNORE
+        table[IGNORE] = IGNORE
+        return bytes(table)
+
+
+def named_table(names: Sequence[str], reduce_zero_label: bool, origin: str) -> ClassTable:
+    """Classes of these names in generated colours."""
+    return ClassTable(tuple(names), generated_palette(len(names)), reduce_zero_label, origin)
+
+
+def reading_of_zero(classes: Sequence[str], reduce_zero_label: bool) -> str:
+    """For messages: what a model of these classes makes of 0 in a label map, which nobody can change any more."""
+    return f"the model reads 0 as {'no class' if reduce_zero_label else repr(classes[0])}"
+
+
+def generated_palette(count: int) -> tuple[Color, ...]:
+    """Colours for `count` classes, all different; the first ones lie far apart."""
+    return tuple(_color(index) for index in range(count))
+
+
+def _color(index: int) -> Color:
+    # Hues a golden angle apart; every seventh class takes the next of three shades.
+    saturation, value = ((0.75, 0.9), (0.5, 0.65), (0.95, 0.55))[index // 7 % 3]
+    red, green, blue = colorsys.hsv_to_rgb(index * 0.6180339887 % 1, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def find_class_tables(folder: str) -> list[str]:
+    """The class tables that lie in `folder` under the usual names."""
+    return [path for name in TABLE_NAMES if os.path.isfile(path := os.path.join(folder, name))]
+
+
+def read_class_table(
+    path: str, reduce_zero_label: bool, classes: Sequence[str] | None = None
+) -> tuple[ClassTable, list[str]]:
+    """The classes that a tab- or comma-separated file names, and notes on what of it is not used.
+
+    A first line says which columns are the number (value, mask_value, idx, id or index), the name, and, where there
+    are any, the colour (r, g, b). The numbers must run without a gap, from 0, or from 1 with `reduce_zero_label`.
+    `classes` are those of a model that is to be judged, for messages.
+    """
+    rows = sorted(_read_rows(path))
+    ignored = [row for row in rows if row.value == IGNORE or (reduce_zero_label and row.value == 0)]
+    used = [row for row in rows if row not in ignored]
+    first = int(reduce_zero_label)
+    if used and used[0].value == 1 and not reduce_zero_label:
+        remedy = (
+            "add --reduce-zero-label to ignore 0, or name it in the table"
+            if classes is None
+            else f"{reading_of_zero(classes, False)}, so choose data that does"
+        )
+        raise UserError(f"{path} numbers its classes from 1, so that 0 has no class; {remedy}")
+    for number, row in enumerate(used, first):
+        if row.value != number:
+            what = f"names {row.value} twice" if row.value == number - 1 else f"has no class {number}"
+            raise UserError(f"{path} {what}; the numbers of classes must run from {first} without a gap")
+    spare = iter(generated_palette(len(used)))
+    table = ClassTable(
+        tuple(row.name for row in used),
+        tuple(color if row.color is None else row.color for row, color in zip(used, spare, strict=True)),
+        reduce_zero_label,
+        path,
+    )
+    return table, [f"{path}: {row.value} ('{row.name}') is ignored" for row in ignored]
+
+
+def read_class_names(path: str) -> dict[int, str]:
+    """The names in a class table by their numbers as they stand there."""
+    return {row.value: row.name for row in _read_rows(path)}
+
+
+def _read_rows(path: str) -> list[ClassRow]:
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "it is not text in UTF-8"
+        raise UserError(f"the table of classes {path} cannot be read: {reason}") from error
+    lines = [line for line in text.splitlines() if line.strip()]
+    separator = "\t" if lines and "\t" in lines[0] else ","
+    table = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
+    heading = [cell.lower() for cell in table[0]] if table else []
+    value = next((heading.index(name) for name in _VALUE_HEADINGS if name in heading), None)
+    if value is None or "name" not in heading:
+        raise UserError(
+            f"the table of classes {path} must start with a line that names its columns, `value,name` or "
+            f"`value,name,r,g,b`"
+        )
+    color = next((names for names in _COLOR_HEADINGS if set(names) <= set(heading)), ())
+    columns = [heading.index(name) for name in color]
+    return [_row(path, row, value, heading.index("name"), columns) for row in table[1:]]
+
+
+def _row(path: str, row: Sequence[str], value: int, name: int, color: Sequence[int]) -> ClassRow:
+    try:
+        number, shades = int(row[value]), [int(row[column]) for column in color]
+        if number < 0 or not row[name] or not all(0 <= shade <= 255 for shade in shades):
+            raise ValueError
+        red_green_blue = (shades[0], shades[1], shades[2]) if shades else None
+        return ClassRow(number, row[name], red_green_blue)
+    except (IndexError, ValueError) as error:
+        raise UserError(
+            f"{path}: the line '{','.join(row)}' has no number from 0, a name, and colours up to 255"
+        ) from error

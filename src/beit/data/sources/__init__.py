@@ -1,0 +1,1 @@
+"""What `--data` may name: images by index, wherever they lie."""

@@ -1,0 +1,283 @@
+"""What lies in folders and tar shards: paths first, pixels later.
+
+Both kinds give the same thing, a sorted list of members with paths relative to their root, so that splits and
+classes are decided once, on paths alone. Nothing is ever extracted: tar members are read in place by offset.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from beit.config.errors import UserError
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp"}
+    | {".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2", ".avif"}
+)
+# Folders of thumbnails and resource forks that file systems and archivers leave behind.
+_LITTER = frozenset(("__MACOSX", "@eaDir", "lost+found"))
+EVALUATION_NAMES = ("val", "validation", "valid", "test")
+_COMPRESSED = {
+    b"\x1f\x8b": ("gzip", "gzip -dk"),
+    b"BZh": ("bzip2", "bzip2 -dk"),
+    b"\xfd7zXZ": ("xz", "xz -dk"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -d"),
+}
+
+
+class Member(NamedTuple):
+    """One file of a listing."""
+
+    path: str
+    """POSIX path relative to the root."""
+    shard: int = -1
+    """Which tar of the listing holds it; -1 for a plain file."""
+    offset: int = 0
+    """Where its bytes start in the tar."""
+    size: int = -1
+    """How many there are; -1 for a plain file: all of it."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of one root."""
+
+    root: str
+    """A folder as the user named it, or the tars' common description."""
+    members: list[Member]
+    """Sorted by path."""
+    tars: list[str] = field(default_factory=list)
+    numbers: dict[str, Member] = field(default_factory=dict)
+    """`KEY.cls` members of tars by their key prefixed with the shard: class numbers in ASCII."""
+    left_out: list[str] = field(default_factory=list)
+    """What would be an image, but is left out, and why, one line each."""
+    others: Counter[str] = field(default_factory=Counter)
+    """Files in a folder that are no images, by suffix."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What is not used, one line each."""
+        if not self.others:
+            return self.left_out
+        kinds = ", ".join(
+            f"{count} {suffix or 'without extension'}" for suffix, count in self.others.most_common(4)
+        )
+        return [*self.left_out, f"{self.root}: {self.others.total():,} other files ignored ({kinds})"]
+
+    def using(self, path: str) -> Listing:
+        """This listing, of whose other files `path` is used, if it is one of them."""
+        inside = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.root))
+        return replace(self, others=self.others - Counter({_suffix(path): int(inside)}))
+
+
+def list_data(values: Sequence[str]) -> list[Listing]:
+    """One listing for each folder among `values`, and one for all the tars together, in order of appearance."""
+    listings: list[Listing] = []
+    tars: list[tuple[str, str]] = []
+    for value in values:
+        found = _tar_paths(value)
+        if found is None:
+            listings.append(scan_folder(value))
+        else:
+            if not tars:
+                listings.append(Listing(value, []))  # keeps the place
+            tars += found
+    if tars:
+        place = next(i for i, listing in enumerate(listings) if not listing.members)
+        listings[place] = scan_tars(tars)
+    return listings
+
+
+def list_images(value: str, flag: str) -> Listing:
+    """What `value` means where layout plays no part: an image file, tar shards, or a folder with images at any depth.
+
+    A folder is read as tar shards when there is no image in it.
+    """
+    other_file = os.path.lexists(value) and not os.path.isdir(value)
+    if other_file and not _is_tar_name(value) and not value.lower().endswith(".zip"):
+        folder, name = os.path.split(value)
+        return Listing(folder, [Member(name)])
+    unpacked = os.path.isdir(value) and _holds_images(value, flag)
+    tars = None if unpacked else _tar_paths(value, flag)
+    return scan_folder(value, flag) if tars is None else scan_tars(tars, flag)
+
+
+def _tar_paths(value: str, flag: str = "--data") -> list[tuple[str, str]] | None:
+    """The tars that a value means, each with a prefix for its paths; None when it is a folder of images."""
+    if match := re.search(r"\{(\d+)\.\.(\d+)\}", value):
+        first, last = match.groups()
+        numbers = range(int(first), int(last) + 1)
+        paths = [value[: match.start()] + f"{n:0{len(first)}d}" + value[match.end() :] for n in numbers]
+        missing = [path for path in paths if not os.path.exists(path)]
+        if missing or not paths:
+            first_missing = missing[0] if missing else value
+            raise UserError(
+                f"{flag} {value}: {len(missing)} of {len(paths)} shards do not exist, the first being "
+                f"{first_missing}; correct the range or fetch the missing shards"
+            )
+        return [(path, "") for path in paths]
+    if not os.path.exists(value):
+        raise UserError(f"{flag} {value}: no such folder or file; check the path")
+    if os.path.isfile(value):
+        if _is_tar_name(value):
+            return [(value, "")]
+        if value.lower().endswith(".zip"):
+            raise UserError(f"{flag} {value} is a zip archive; unpack it: unzip {value} -d {value[:-4]}")
+        raise UserError(f"{flag} {value} is a file; name a folder of images or a tar shard")
+    names = _visible_names(value, flag)
+    if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
+        return None
+    splits = [name for name in names if name in ("train", *EVALUATION_NAMES)]
+    folders = ["", *(f"{name}/" for name in splits if os.path.isdir(os.path.join(value, name)))]
+    shards = [(os.path.join(value, folder), folder) for folder in folders]
+    return [
+        (os.path.join(path, name), folder)
+        for path, folder in shards
+        for name in _visible_names(path, flag)
+        if _is_tar_name(name)
+    ] or None
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _visible_names(folder: str, flag: str) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except PermissionError as error:
+        raise _unreadable(folder, flag) from error
+
+
+def _is_tar_name(name: str) -> bool:
+    return bool(re.search(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2|txz)$", name.lower()))
+
+
+def _unreadable(folder: str, flag: str) -> UserError:
+    return UserError(
+        f"{flag}: the folder {folder} cannot be read; grant permission: chmod -R u+rX '{folder}'"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Folders
+
+
+def scan_folder(root: str, flag: str = "--data") -> Listing:
+    """Every image beneath `root`, at any depth. Links are followed, but never in a circle; hidden names are not."""
+    left_out: list[str] = []
+    others: Counter[str] = Counter()
+    paths = sorted(_walk(root, "", (os.path.realpath(root),), others, left_out, flag))
+    if not paths:
+        seen = f" (it holds {others.total()} other files)" if others else ""
+        raise UserError(
+            f"{flag} {root} holds no image{seen}; name a folder with files such as .jpg or .png, or tar shards"
+        )
+    return Listing(root, [Member(path) for path in paths], left_out=left_out, others=others)
+
+
+def _holds_images(root: str, flag: str) -> bool:
+    return any(True for _ in _walk(root, "", (os.path.realpath(root),), Counter(), [], flag))
+
+
+def _walk(
+    folder: str, prefix: str, chain: tuple[str, ...], others: Counter[str], left_out: list[str], flag: str
+) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as iterator:
+            entries = list(iterator)
+    except PermissionError as error:
+        raise _unreadable(folder, flag) from error
+    for entry in entries:
+        name = entry.name
+        if name.startswith(".") or name in _LITTER:
+            continue
+        if entry.is_dir():
+            real = os.path.realpath(entry.path) if entry.is_symlink() else f"{chain[-1]}{os.sep}{name}"
+            if real in chain:
+                left_out.append(f"{entry.path}: a link to a folder that contains it, ignored")
+                continue
+            yield from _walk(entry.path, f"{prefix}{name}/", (*chain, real), others, left_out, flag)
+        elif _suffix(name) not in IMAGE_SUFFIXES:
+            others[_suffix(name)] += 1
+        # A dangling link counts as an image, so that it is reported as damaged; a pipe would block its reader.
+        elif entry.is_file() or not os.path.exists(entry.path):
+            yield prefix + name
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Tar shards (WebDataset convention: KEY.jpg beside KEY.cls)
+
+
+def scan_tars(tars: Sequence[tuple[str, str]], flag: str = "--data") -> Listing:
+    """Every image in the tars, its path prefixed as given. Links, devices and paths that lead outside the archive
+    are left out with a note.
+    """
+    members: list[Member] = []
+    numbers: dict[str, Member] = {}
+    left_out: list[str] = []
+    seen: set[str] = set()
+    for shard, (tar, prefix) in enumerate(tars):
+        ignored: Counter[str] = Counter()
+        found = list(_tar_members(tar, shard, ignored, flag))
+        # Shards that each number their members from 0: the shard's name keeps their paths apart.
+        mark = "" if seen.isdisjoint(member.path for member in found) else f"{Path(tar).stem}~"
+        seen.update(member.path for member in found)
+        for member in found:
+            folder, name = os.path.split(prefix + member.path)
+            path = os.path.join(folder, mark + name)
+            stem, suffix = os.path.splitext(path)
+            if suffix.lower() in IMAGE_SUFFIXES:
+                members.append(member._replace(path=path))
+            elif suffix == ".cls":
+                numbers[f"{shard}:{stem}"] = member
+        if ignored:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.items())
+            left_out.append(f"{tar}: ignored {kinds}")
+    paths = [tar for tar, _ in tars]
+    root = paths[0] if len(paths) == 1 else f"{paths[0]} .. {os.path.basename(paths[-1])}"
+    if not members:
+        raise UserError(f"{flag} {root} holds no image; a shard is a tar of files such as KEY.jpg")
+    return Listing(root, sorted(members), paths, numbers, left_out)
+
+
+def _tar_members(tar: str, shard: int, ignored: Counter[str], flag: str) -> Iterator[Member]:
+    try:
+        length = os.path.getsize(tar)
+        with open(tar, "rb") as file:
+            head = file.read(6)
+        for magic, (kind, command) in _COMPRESSED.items():
+            if head.startswith(magic):
+                raise UserError(
+                    f"{flag} {tar} is compressed with {kind}, so its members cannot be read in place; "
+                    f"unpack it: {command} '{tar}'"
+                )
+        with tarfile.open(tar, "r:") as archive:
+            for info in archive:
+                vars(archive)["members"] = []  # or a shard of a million members stays in memory
+                path = os.path.normpath(info.name).replace(os.sep, "/")
+                hidden = any(part.startswith(".") or part in _LITTER for part in path.split("/"))
+                if info.isdir() or (hidden and not path.startswith("..")):
+                    continue
+                if not info.isreg() or info.issparse():
+                    ignored["links, devices and sparse files"] += 1
+                elif path.startswith(("/", "..")):
+                    ignored["paths that lead outside the archive"] += 1
+                elif info.offset_data + info.size > length:
+                    raise tarfile.ReadError(f"the member {path} is cut short")
+                else:
+                    yield Member(path, shard, info.offset_data, info.size)
+            # A whole tar ends with empty blocks; one that stops within a header was cut short.
+            if 0 < length - archive.offset < tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("it ends within a header")
+    except PermissionError as error:
+        raise UserError(f"{flag}: {tar} cannot be read; grant permission: chmod u+r '{tar}'") from error
+    except (tarfile.TarError, OSError) as error:
+        raise UserError(f"{flag} {tar} is damaged or no tar ({error}); fetch it again") from error

@@ -1,0 +1,1 @@
+"""One decoded image -> what a network is shown, as uint8."""

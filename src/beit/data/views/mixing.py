@@ -1,0 +1,69 @@
+"""Soft targets: label smoothing, mixup and cutmix of a whole batch, on whatever device it is.
+
+Randomness comes from torch's generator on the CPU, which the training loop seeds anew for every pass.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from beit.data.views.images import Box, Size
+
+
+def smoothed(targets: Tensor, smoothing: float, *, multilabel: bool = False) -> Tensor:
+    """Targets (B, C) of 0 and 1 -> float, with the share `smoothing` spread evenly: over all C classes, or, where
+    each class is a question of its own, over yes and no."""
+    return targets.float() * (1 - smoothing) + smoothing / (2 if multilabel else targets.shape[1])
+
+
+def mixup(images: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Each image and its target, at `share`, mixed with those of the image as far from the end (1710.09412).
+
+    images uint8 or float in [0, 1] -> float in [0, 1].
+    """
+    pixels = images.float() / 255 if images.dtype == torch.uint8 else images
+    return torch.lerp(pixels.flip(0), pixels, share), torch.lerp(targets.flip(0), targets, share)
+
+
+def cutmix(images: Tensor, targets: Tensor, box: Box) -> tuple[Tensor, Tensor]:
+    """`box` of each image taken from the image as far from the end; targets mixed by area (1905.04899)."""
+    rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
+    mixed = images.clone()
+    mixed[:, :, rows, columns] = images.flip(0)[:, :, rows, columns]
+    share = 1 - box.height * box.width / (images.shape[2] * images.shape[3])
+    return mixed, torch.lerp(targets.flip(0), targets, share)
+
+
+def cut_box(size: Size, share: float, center: tuple[int, int]) -> Box:
+    """The box around `center` (row, column) that leaves about `share` of an image; cut off at the image's border."""
+    sides = [int(side * math.sqrt(1 - share)) for side in size]
+    first = [max(0, middle - side // 2) for middle, side in zip(center, sides, strict=True)]
+    last = [
+        min(whole, middle + (side + 1) // 2) for middle, side, whole in zip(center, sides, size, strict=True)
+    ]
+    return Box(first[0], first[1], last[0] - first[0], last[1] - first[1])
+
+
+class BatchMixing:
+    """Every batch mixed in one of the two ways, as the released fine-tuning does; an alpha of 0 turns a way off."""
+
+    def __init__(
+        self, mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0, cutmix_share: float = 0.5
+    ) -> None:
+        self.mixup_alpha, self.cutmix_alpha, self.cutmix_share = mixup_alpha, cutmix_alpha, cutmix_share
+
+    def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """images (B, 3, H, W) and targets (B, C) -> the same, mixed."""
+        if not self.mixup_alpha and not self.cutmix_alpha:
+            return images, targets
+        cut = not self.mixup_alpha or (self.cutmix_alpha > 0 and float(torch.rand(())) < self.cutmix_share)
+        alpha = self.cutmix_alpha if cut else self.mixup_alpha
+        share = float(torch.distributions.Beta(alpha, alpha).sample())
+        if not cut:
+            return mixup(images, targets, share)
+        height, width = images.shape[2:]
+        center = int(torch.randint(height, ())), int(torch.randint(width, ()))
+        return cutmix(images, targets, cut_box((height, width), share, center))

@@ -1,0 +1,57 @@
+"""Rough counts of the memory that training takes, for the announcement of a run."""
+
+from __future__ import annotations
+
+from beit.config.architecture import DiscreteVAEConfig, EncoderConfig
+from beit.models.segmentation import SemanticSegmenter
+
+
+def activations_of_tokenizer(config: DiscreteVAEConfig) -> float:
+    """Bytes of float32 activations that a discrete VAE keeps for the gradient of one image.
+
+    Encoder and decoder keep about three maps of its width for each block; each group has twice the channels on a
+    quarter of the pixels. Around the tokens there are three maps of the vocabulary's size.
+    """
+    pixels = config.image_size[0] * config.image_size[1]
+    groups = config.stride.bit_length()
+    blocks = 3 * config.blocks_per_group * sum(config.width * pixels / 2.0**group for group in range(groups))
+    return 4 * (2 * blocks + 3 * config.vocab_size * pixels / config.stride**2)
+
+
+def activations_of_encoder(config: EncoderConfig) -> float:
+    """Bytes of float32 activations that an encoder keeps for the gradient of one image.
+
+    A block keeps about ten maps of the tokens, two of the MLP's width, and three maps of attention.
+    """
+    tokens = 1 + config.grid[0] * config.grid[1]
+    block = tokens * config.width * (10 + 2 * config.mlp_ratio) + 3 * config.num_heads * tokens**2
+    return 4 * config.depth * block
+
+
+def activations_of_predictions(predicted: int, classes: int) -> float:
+    """Bytes that the logits of one image and their softmax take, always float32 in part."""
+    return 4.0 * 3 * predicted * classes
+
+
+def activations_of_segmenter(model: SemanticSegmenter) -> float:
+    """Bytes of float32 activations that a segmenter keeps for the gradient of one image.
+
+    A convolution with its norm keeps three maps. UPerNet: about 17 maps of its channels and two of the encoder's
+    width for every 4x4 pixels, and a third more for the coarser levels. SETR-PUP: three maps at each stage and
+    the enlarged one, which has four times the cells, as all three have where the convolution enlarges. Each head's
+    logits are kept three times at the image's size.
+    """
+    config, channels = model.encoder.config, model.channels
+    pixels = config.image_size[0] * config.image_size[1]
+    cells = pixels / config.patch_size**2
+    encoder = activations_of_encoder(config)
+    if model.encoder.gradient_checkpointing:
+        encoder *= 2 / config.depth  # the input of every block, and one block at a time
+    if model.decoder == "upernet":
+        decoder, heads = pixels / 16 * (4 / 3 * 17 * channels + 2 * config.width), 2
+    else:
+        stages = config.patch_size.bit_length() - 1
+        maps = 3 * 4 if model.transposed else 3 + 4
+        decoder, heads = sum(maps * channels * cells * 4**stage for stage in range(stages)), len(model.layers)
+    logits = 3 * (heads if model.auxiliary else 1) * model.num_classes * pixels
+    return encoder + 4 * (decoder + logits)

@@ -1,0 +1,134 @@
+"""The label maps of a data set, for `beit check`: what numbers they hold, and which do not fit their images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from beit.config.errors import UserError
+from beit.data.base import Split
+from beit.data.decode import ImageError
+from beit.data.label_maps.classes import counted_table, found_class_table
+from beit.data.label_maps.files import MapFiles, check_layout, notes_on_spare_maps, open_map_files
+from beit.data.label_maps.table import IGNORE, ClassTable, read_class_names, read_class_table
+from beit.data.sources.files import choose_members
+from beit.data.sources.listing import Listing, list_data
+from beit.recipes.check.inspection import examine_all
+
+
+@dataclass(frozen=True)
+class MapReport:
+    """What the label maps of a set hold."""
+
+    names: dict[int, str] = field(default_factory=dict)
+    """Names of the numbers, from a table that lies with the maps."""
+    pixels: dict[Split, Counter[int]] = field(default_factory=dict)
+    """How many pixels have a number, in each split."""
+    mistakes: list[str] = field(default_factory=list)
+    """What segmentation would refuse, or leave out as damaged, one line each."""
+    notes: list[str] = field(default_factory=list)
+
+    def label(self, number: int) -> str:
+        """The number with what it means."""
+        unnamed = "not in the table of classes" if self.names and number else ""
+        meaning = self.names.get(number, "no class" if number == IGNORE else unnamed)
+        return f"{number} {meaning}".rstrip()
+
+
+def inspect_maps(
+    data: Sequence[str], *, holdout: float, max_megapixels: float, workers: int
+) -> MapReport | None:
+    """Read every label map of `data`; None where it has no images/ beside annotations/."""
+    try:
+        listings = list_data(data)
+        for listing in listings:
+            check_layout(listing)
+    except UserError:  # no label maps, or no folder at all
+        return None
+    report = MapReport()
+    opened: dict[Split, MapFiles] = {}
+    splits: tuple[Split, ...] = ("train", "eval")
+    for split in splits:
+        try:
+            members = choose_members(listings, split, holdout, paired=True).members
+        except UserError:  # this split is empty
+            continue
+        try:
+            _, opened[split] = open_map_files(listings, members, max_megapixels=max_megapixels)
+        except UserError as error:
+            report.mistakes.append(str(error))
+    table = _classes(report, listings, next(iter(opened.values()), None))
+    for split, maps in opened.items():
+        report.pixels[split] = Counter()
+        seen = (found for part in examine_all(_examine, maps, workers) for found in part)
+        for index, (counts, mistake) in enumerate(seen):
+            report.pixels[split].update(counts)
+            found = mistake or _misfit(table, counts, maps.name(index))
+            report.mistakes.extend([found] if found else [])
+    report.mistakes[:] = dict.fromkeys(
+        report.mistakes
+    )  # what is wrong with a listing is found for each split
+    return report
+
+
+def _classes(report: MapReport, listings: Sequence[Listing], to_count: MapFiles | None) -> ClassTable | None:
+    """The classes that segmentation would read or count; None where it would refuse, which `report` then says."""
+    try:
+        report.notes.extend(notes_on_spare_maps(listings))
+        if (path := found_class_table(listings)) is None:
+            return counted_table(to_count, reduce_zero_label=False)[0] if to_count else None
+        report.names.update(read_class_names(path))
+        reduced = bool(report.names) and 0 not in report.names
+        table, notes = read_class_table(path, reduced)
+        if reduced:
+            notes = [f"{path} numbers its classes from 1: segment with --reduce-zero-label", *notes]
+        report.notes.extend(notes)
+        return table
+    except UserError as error:
+        report.mistakes.append(str(error))
+        return None
+
+
+def _misfit(table: ClassTable | None, numbers: Iterable[int], name: str) -> str | None:
+    """What segmentation would say against the map `name`, for a number in it without a class."""
+    if table is None:
+        return None
+    try:
+        for number in numbers:
+            table.require(number, name)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _examine(maps: MapFiles, indices: Sequence[int]) -> list[tuple[dict[int, int], str | None]]:
+    """Pixels of every number, or what is wrong, for each map."""
+    seen: list[tuple[dict[int, int], str | None]] = []
+    for index in indices:
+        try:
+            numbers, counts = np.unique(maps.label_map(index), return_counts=True)
+            seen.append((dict(zip(numbers.tolist(), counts.tolist(), strict=True)), None))
+        except (ImageError, UserError) as error:
+            seen.append(({}, str(error)))
+    return seen
+
+
+def show_maps(report: MapReport, console: Console) -> None:
+    """Print the notes and shares of `report` for people."""
+    for note in report.notes:
+        console.print(f"  {escape(note)}", soft_wrap=True)
+    headings = {"train": "training", "eval": "evaluation"}
+    table = Table("share of pixels", *(headings[split] for split in report.pixels), box=None)
+    numbers = sorted(set().union(*report.pixels.values()))
+    for number in numbers[: IGNORE + 1]:
+        shares = [counts[number] / max(1, counts.total()) for counts in report.pixels.values()]
+        table.add_row(escape(report.label(number)), *(f"{share:.2%}" for share in shares))
+    if len(numbers) > IGNORE + 1:
+        table.add_row(f"... and {len(numbers) - IGNORE - 1:,} more numbers")
+    console.print(table)

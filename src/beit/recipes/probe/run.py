@@ -1,0 +1,229 @@
+"""`beit probe`: what the layers of a frozen encoder know, by linear classifiers and k-NN (paper appendix D).
+
+images -> frozen encoder -> features of every layer -> one linear classifier for each, trained together
+                                                    -> the vote of the nearest training images, without training
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from beit.checkpoints.store import load_encoder, weights_sha256
+from beit.config.architecture import default_crop, sides
+from beit.config.errors import UserError, given_by
+from beit.config.probe import ProbeConfig
+from beit.data.batches import LabeledBatch
+from beit.data.sources.opening import open_source
+from beit.data.sources.subsets import Subset
+from beit.data.views.images import EvaluationView, LabeledView
+from beit.data.views.tokenizer import TokenizerViews
+from beit.metrics.classification import classification_sums, hits
+from beit.models.heads import LayerProbes, LinearProbe, layer_features
+from beit.models.memory import activations_of_encoder
+from beit.recipes.probe.features import FeatureBatch, FeatureSource, feature_view, neighbour_votes
+from beit.stages.batches import Machine
+from beit.stages.labels import label_images
+from beit.stages.method import Method
+from beit.stages.stage import Poll, Stage, is_done, spread
+from beit.training.plan import StepOutput
+from beit.training.signals import StopRequested, StopSignals
+
+CHUNK = 1024
+"""Images whose neighbours are sought, or whose features are classified, at once."""
+
+
+def probe(config: ProbeConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:
+    """Judge every layer of the encoder of `config.init` on labelled images; the run directory is `config.out`."""
+    if is_done("probe", config, overwrite):
+        return
+    stage = Stage("probe", config, partial(open_source, labeled=config.labels is None))
+    label_images(stage, config.labels)
+    stage.train(_Probing(config, stage).method(), dry_run=dry_run, overwrite=overwrite)
+
+
+class _Probing:
+    """The encoder, the features it gave, and what the layers scored."""
+
+    def __init__(self, config: ProbeConfig, stage: Stage) -> None:
+        self.config, self.stage = config, stage
+        with given_by("--init"):
+            self.encoder = load_encoder(config.init, sides(config.image_size))
+        stage.freeze(self.encoder)
+        self.size = self.encoder.config.image_size
+        self.crop_pct = default_crop(self.size) if config.crop_pct is None else config.crop_pct
+        self.layers = range(self.encoder.config.depth)
+        assert stage.source.classes is not None
+        self.num_classes = len(stage.source.classes)
+        shape = (len(self.layers), self.encoder.config.width * (1 if config.pool == "mean" else 2))
+        self.model = LayerProbes(*shape, self.num_classes)
+        chosen = stage.source
+        if config.augment and len(chosen) > config.knn_images:
+            chosen = Subset(chosen, spread(len(chosen), config.knn_images))
+        self.known = FeatureSource(chosen, shape)
+        """Training images: neighbours to find, and without `augment` all that the classifiers learn from."""
+        self.held_back = FeatureSource(stage.held_back, shape)
+        stage.held_back = self.held_back
+        if not config.augment:
+            stage.source = self.known
+        self.neighbours: dict[str, Tensor] = {}
+        """Share of right k-NN answers by layer."""
+        self.scores: dict[str, Tensor] = {}
+        """Loss and share of right linear answers by layer, at the last evaluation."""
+
+    def method(self) -> Method:
+        config, encoder = self.config, self.encoder
+        height, width = self.size
+        memory = sum(source.features.nbytes for source in (self.known, self.held_back)) / 2**30
+        crops = TokenizerViews(self.size, crop="random_resized", min_scale=config.min_crop, flip=config.flip)
+        return Method(
+            model=self.model,
+            step=self.step,
+            view=LabeledView(crops) if config.augment else feature_view,
+            evaluation_view=feature_view,
+            prepare=self.prepare,
+            evaluate=self.evaluate,
+            summarise=lambda means: {"top1": float(means["top1"].max())},
+            summarise_evaluation=self.summarise,
+            monitor="top1",
+            monitor_mode="max",
+            to_keep=self.best_probe,
+            labeled=True,
+            input_shape=tuple(self.known.features.shape[1:]),
+            classes=self.stage.source.classes,
+            facts={"encoder": weights_sha256(encoder)},
+            description={"interpolation": "bicubic", "crop_pct": self.crop_pct},
+            details=self.details,
+            conclusion=conclusion,
+            about=[
+                f"on each of the {len(self.layers)} layers of the frozen encoder of {config.init}, "
+                f"at {height}x{width} px",
+                f"{config.knn} neighbours vote, among {min(len(self.known), config.knn_images):,} training images",
+                f"the features of {len(self.known) + len(self.held_back):,} images take {memory:.1f} GiB",
+            ],
+            # Without gradients the encoder holds the activations of one block.
+            activations=activations_of_encoder(encoder.config) / len(self.layers),
+            next_command=f"beit predict --model {config.out} IMAGE...",
+        )
+
+    def features(self, batch: LabeledBatch) -> Tensor:
+        with torch.no_grad():
+            return layer_features(self.encoder, batch.image, self.layers, self.config.pool)
+
+    def step(self, model: nn.Module, batch: LabeledBatch | FeatureBatch, index: int) -> StepOutput:
+        """Cross-entropies summed over layers, which learn nothing from one another."""
+        features = batch.features if isinstance(batch, FeatureBatch) else self.features(batch)
+        sums = classification_sums(model(features), self.targets(batch.label))
+        count = sums.pop("count")
+        return StepOutput(sums["loss"].sum() / count, {"top1": sums["top1"] / count})
+
+    def evaluate(self, model: nn.Module, batch: FeatureBatch) -> dict[str, Tensor]:
+        return classification_sums(model(batch.features), self.targets(batch.label))
+
+    def targets(self, label: Tensor) -> Tensor:
+        return F.one_hot(label, self.num_classes).bool()
+
+    def summarise(self, totals: Mapping[str, Tensor]) -> dict[str, float]:
+        self.scores = shares(totals)
+        best = best_layer(self.scores)
+        figures = {name: float(values[best]) for name, values in self.scores.items()}
+        return figures | {"best_layer": float(best), "knn_top1": float(self.neighbours["top1"].max())}
+
+    def prepare(self, machine: Machine, stop: StopSignals) -> None:
+        """One pass of the encoder over the images that stay as they are, and all of k-NN."""
+        config, say = self.config, self.stage.console.say
+        view = EvaluationView(self.size, crop_share=self.crop_pct)
+        batch_size = max(1, min(256, config.batch_size // machine.compute.world))
+        for source, title in ((self.known, "training"), (self.held_back, "held-back")):
+            say(f"computing the features of {len(source):,} {title} images")
+            source.compute(self.features, view, machine, batch_size=batch_size, title=title, stop=stop)
+            if not source.whole.any():
+                raise UserError(f"--data: none of the {title} images can be read; `beit check` lists them")
+        if config.standardize:
+            whole = self.known.features[self.known.whole]
+            self.model.mean.copy_(whole.mean(dim=0))
+            self.model.std.copy_(whole.std(dim=0, correction=0).clamp(min=1e-6))
+        with suppress(StopRequested):
+            self.neighbours = self.score_neighbours(machine.compute.device, stop.poll)
+        stop.poll_together(machine.compute)
+
+    def score_neighbours(self, device: torch.device, poll: Poll) -> dict[str, Tensor]:
+        """Share of held-back images that k-NN names right, by layer, on features as the classifiers see them."""
+        config, counts = self.config, defaultdict[str, Tensor](lambda: torch.zeros(len(self.layers)))
+        rows = torch.tensor(spread(len(self.known), config.knn_images))
+        rows = rows[self.known.whole[rows]]
+        labels, answers = self.known.labels()[rows].to(device), self.held_back.labels()[self.held_back.whole]
+        mean, std = self.model.mean.cpu(), self.model.std.cpu()
+        for layer in self.layers:
+            bank = ((self.known.features[rows, layer] - mean[layer]) / std[layer]).to(device)
+            queries = self.held_back.features[self.held_back.whole, layer]
+            queries = (queries - mean[layer]) / std[layer]
+            for part, answer in zip(torch.split(queries, CHUNK), torch.split(answers, CHUNK), strict=True):
+                poll()
+                votes = neighbour_votes(
+                    part.to(device),
+                    bank,
+                    labels,
+                    self.num_classes,
+                    neighbours=config.knn,
+                    temperature=config.knn_temperature,
+                ).cpu()
+                for name, right in hits(votes, self.targets(answer)).items():
+                    counts[name][layer] += right
+        return {name: right / len(answers) for name, right in counts.items()}
+
+    def best_probe(self, model: nn.Module) -> LinearProbe:
+        """The classifier of the layer that is best on the held-back images as `model` is now."""
+        assert isinstance(model, LayerProbes)
+        device, totals = model.weight.device, torch.zeros(2, len(self.layers))
+        features, labels = self.held_back.features, self.held_back.labels()
+        with torch.no_grad():
+            for rows in torch.split(self.held_back.whole.nonzero().squeeze(1), CHUNK):
+                targets = self.targets(labels[rows]).to(device)
+                sums = classification_sums(model(features[rows].to(device)), targets)
+                totals += torch.stack([sums[name].float().cpu() for name in ("loss", "top1")])
+        scores = dict(zip(("loss", "top1"), totals, strict=True))
+        return model.probe(self.encoder, best_layer(scores), self.config.pool)
+
+    def details(self) -> dict[str, Any]:
+        """Every layer's scores, for results.json; layers count from 0, the first block."""
+        columns = {**self.scores, **{f"knn_{name}": value for name, value in self.neighbours.items()}}
+        rows = [
+            {"layer": layer, **{name: round(float(column[layer]), 6) for name, column in columns.items()}}
+            for layer in self.layers
+        ]
+        top1 = self.neighbours["top1"]
+        knn = best_layer({"top1": top1, "loss": -self.neighbours.get("top5", top1)})
+        return {"best_layer": best_layer(self.scores), "knn_best_layer": knn, "layers": rows}
+
+
+def shares(totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sums over a count of images as means."""
+    return {name: total / totals["count"] for name, total in totals.items() if name != "count"}
+
+
+def best_layer(scores: Mapping[str, Tensor]) -> int:
+    """The layer with the most right answers; among equals, the one with the least loss."""
+    top1, loss = scores["top1"], scores["loss"]
+    return int(torch.where(top1 == top1.max(), loss, torch.inf).argmin())
+
+
+def conclusion(results: Mapping[str, Any]) -> Sequence[str]:
+    """The table of the layers."""
+    best, knn = results["best_layer"], results["knn_best_layer"]
+    headings = {"top1": "linear top-1 ", "top5": "top-5", "knn_top1": "k-NN top-1 ", "knn_top5": "top-5"}
+    shown = {name: heading for name, heading in headings.items() if name in results["layers"][0]}
+    lines = ["layer  " + "  ".join(f"{heading:>13}" for heading in shown.values()) + "  (0 is the first)"]
+    for row in results["layers"]:
+        stars = {"top1": row["layer"] == best, "knn_top1": row["layer"] == knn}
+        marks = {name: "*" if star else " " for name, star in stars.items()}
+        cells = [f"{f'{row[name]:.2%}' + marks.get(name, ''):>13}" for name in shown]
+        lines.append(f"{row['layer']:>5}  " + "  ".join(cells))
+    return [*lines, f"best: layer {best} with a linear classifier, layer {knn} with k-NN"]

@@ -1,0 +1,1 @@
+"""What the training verbs share: open the data, build the model, start values, announce."""

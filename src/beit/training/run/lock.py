@@ -1,0 +1,95 @@
+"""At most one run on a directory. The kernel holds the lock: it goes away with its process, however that ends."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import IO, ClassVar, Self
+
+from beit.config.errors import UserError
+
+HELD = (errno.EACCES, errno.EAGAIN)
+LOCK = ".lock"
+"""The file in a run directory that is locked."""
+
+
+class RunLock:
+    """The right to write to one run directory."""
+
+    _mine: ClassVar[set[Path]] = set()
+    """Files locked by this process: the kernel would let it lock them again."""
+
+    def __init__(self, path: Path, file: IO[str] | None) -> None:
+        self._path, self._file = path, file
+        self._mine.add(path)
+
+    @classmethod
+    def take(cls, run: Path) -> Self:
+        """Lock the run directory `run`.
+
+        Raises:
+            UserError: another process holds it; the message says which.
+        """
+        path = (run / LOCK).resolve()
+        if path in cls._mine:
+            raise UserError(_refusal(run, ""))
+        if sys.platform == "win32":
+            return cls(path, None)
+        import fcntl
+
+        file = path.open("a+", encoding="utf-8")
+        try:
+            # A record lock, not flock: loader workers that outlive a killed run must not inherit it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = path.read_text(encoding="utf-8") if error.errno in HELD else ""
+            file.close()
+            if error.errno in HELD:
+                raise UserError(_refusal(run, holder)) from None
+            return cls(path, None)  # a file system without locks
+        file.seek(0)
+        file.truncate()
+        json.dump({"host": platform.node(), "pid": os.getpid()}, file)
+        file.flush()
+        return cls(path, file)
+
+    @classmethod
+    def is_held(cls, run: Path) -> bool | None:
+        """Whether a process, this one or another, holds the lock of `run`; None where nobody can tell."""
+        path = (run / LOCK).resolve()
+        if path in cls._mine:  # asked first: to open and close the file would give up a lock of our own
+            return True
+        if sys.platform == "win32":
+            return None
+        import fcntl
+
+        try:
+            file = path.open("rb")
+        except OSError as error:
+            return False if error.errno == errno.ENOENT else None
+        with file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                return True if error.errno in HELD else None
+        return False
+
+    def release(self) -> None:
+        """Let others have the directory."""
+        self._mine.discard(self._path)
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _refusal(run: Path, holder: str) -> str:
+    try:
+        who = json.loads(holder)
+        where = f"process {who['pid']} on {who['host']}"
+    except (ValueError, KeyError, TypeError):
+        where = "another run"
+    return f"--out {run} is in use by {where}; wait until it ends, stop it, or choose another --out"

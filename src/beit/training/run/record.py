@@ -1,0 +1,188 @@
+"""A run directory as the report sees it: everything that is there, whatever the state the run is in."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from beit.config.errors import UserError
+from beit.visualize.curves import Curve, read_curves
+
+MIME_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+PICTURE_NAME = re.compile(r"step-(?P<step>\d+)-(?P<kind>.+)")
+ANSI_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+LOG_LINES = 60
+MAX_PICTURE_BYTES = 12_000_000
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One file of `samples/`."""
+
+    path: Path
+    kind: str
+    step: int | None
+    size: tuple[int, int]
+    """Width and height in pixels."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run directory says; whatever is missing is empty."""
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    config_text: str
+    status: Mapping[str, Any]
+    results: Mapping[str, Any]
+    model: Mapping[str, Any]
+    curves: Mapping[str, Curve]
+    pictures: Sequence[Picture]
+    log_tail: str
+    problems: Sequence[str]
+    """What could not be read, in words."""
+
+    @property
+    def verb(self) -> str:
+        return str(self.status.get("verb") or "run")
+
+    @property
+    def state(self) -> str:
+        return str(self.status.get("state") or "unknown")
+
+    @property
+    def parameters(self) -> float | None:
+        for source in (self.results, self.status, self.model):
+            value = find(source, "parameters")
+            if isinstance(value, int | float):
+                return value
+        return None
+
+    @property
+    def vocab_size(self) -> int | None:
+        for source in (self.results, self.model, self.config, self.status):
+            value = find(source, "vocab_size")
+            if isinstance(value, int):
+                return value
+        return None
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run directory, finished or not. A folder that is none raises UserError."""
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is not a run directory: there is no such folder; name the --out of a training run"
+        )
+    if not any((folder / name).is_file() for name in ("status.json", "config.yaml", "metrics.jsonl")):
+        raise UserError(
+            f"{folder} is not a run directory: it holds no status.json, config.yaml or metrics.jsonl; "
+            "name the --out of a training run"
+        )
+    problems: list[str] = []
+    curves, unreadable = read_curves(folder / "metrics.jsonl")
+    if unreadable:
+        problems.append(f"{unreadable} lines of metrics.jsonl could not be read")
+    config_text = _read_text(folder / "config.yaml")
+    try:
+        config = yaml.safe_load(config_text)
+    except yaml.YAMLError:
+        config = None
+        problems.append("config.yaml could not be read")
+    log = ANSI_ESCAPE.sub("", _read_text(folder / "log.txt").replace("\r\n", "\n"))
+    # A progress bar rewrites its line: only what it said last counts.
+    log_lines = [line.rstrip("\r").rpartition("\r")[2] for line in log.splitlines()]
+    return RunRecord(
+        name=folder.resolve().name,
+        folder=folder,
+        config=config if isinstance(config, dict) else {},
+        config_text=config_text,
+        status=_read_json(folder / "status.json", problems),
+        results=_read_json(folder / "results.json", problems),
+        model=_read_json(folder / "model" / "model.json", problems),
+        curves=curves,
+        pictures=tuple(_read_pictures(folder / "samples", problems)),
+        log_tail="\n".join(log_lines[-LOG_LINES:]),
+        problems=problems,
+    )
+
+
+def distinct_names(runs: Sequence[RunRecord]) -> list[str]:
+    """One name for each run: its folder, with as many of the folders above as it takes to tell them apart."""
+    parts = [run.folder.resolve().parts for run in runs]
+    names = [run.name for run in runs]
+    depth = 1
+    while len(set(names)) < len(names) and depth < max(map(len, parts)):
+        depth += 1
+        clashing = {name for name in names if names.count(name) > 1}
+        names = ["/".join(p[-depth:]) if n in clashing else n for n, p in zip(names, parts, strict=True)]
+    return [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names, 1)]
+
+
+def regions(run: RunRecord) -> dict[str, Mapping[str, Any]]:
+    """How each class's regions were found at the end of a segmentation run; empty for other runs."""
+    classes = run.results.get("classes")
+    entries = classes.items() if isinstance(classes, Mapping) else ()
+    return {str(name): entry for name, entry in entries if isinstance(entry, Mapping) and "iou" in entry}
+
+
+def flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings under dotted names."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def find(tree: Mapping[Any, Any], key: str) -> Any:
+    """The first value under `key` at any depth, or None."""
+    return next((value for name, value in flatten(tree) if name.rpartition(".")[2] == key), None)
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
+    text = _read_text(path)
+    if not text:
+        return {}
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        problems.append(f"{path.name} could not be read")
+        return {}
+    return value
+
+
+def _read_pictures(folder: Path, problems: list[str]) -> Iterator[Picture]:
+    """Pictures in the order of their steps. A file that is not whole is reported, not shown."""
+    found = []
+    for path in sorted(folder.glob("*")) if folder.is_dir() else []:
+        if path.suffix.lower() not in MIME_TYPES or path.name.startswith("."):
+            continue
+        if path.stat().st_size > MAX_PICTURE_BYTES:
+            problems.append(f"samples/{path.name} is too large for this page")
+            continue
+        try:
+            with Image.open(io.BytesIO(path.read_bytes())) as picture:
+                picture.load()
+                size = picture.size
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            problems.append(f"samples/{path.name} could not be read")
+            continue
+        match = PICTURE_NAME.fullmatch(path.stem)
+        step = int(match["step"]) if match else None
+        found.append(Picture(path, match["kind"] if match else path.stem, step, size))
+    yield from sorted(found, key=lambda picture: (picture.step or 0, picture.path.name))
