@@ -15,14 +15,15 @@ PACKAGE = Path(beit.__file__).parent
 
 ALLOWED = {
     "atomic": set(),
+    "pixels": set(),
     "config": set(),
     "presets": {"config"},
     "masking": {"config"},
     "metrics": {"config", "data", "models", "training", "visualize"},
-    "data": {"masking", "config"},
-    "models": {"config", "data"},
-    "tokenizers": {"config"},
-    "training": {"config", "visualize"},
+    "data": {"masking", "config", "pixels"},
+    "models": {"config", "data", "pixels"},
+    "tokenizers": {"config", "pixels"},
+    "training": {"atomic", "config", "visualize"},
     "checkpoints": {"atomic", "models", "tokenizers", "config", "presets"},
     "visualize": {"models", "tokenizers", "data", "masking", "config", "training"},
     "stages": {

@@ -1,4 +1,7 @@
-"""Files and folders that appear complete or not at all."""
+"""The one way files are written: each appears complete at its place, or not at all.
+
+What is half written is called `.tmp-NAME` and lies beside its place, so that one rename puts it there.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,32 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a temporary neighbour, flushes it to the disk and renames it: at no time is half a file at `path`."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        _flush_to_disk(temporary)
-        temporary.replace(path)
-        _flush_to_disk(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+def draft_of(path: Path) -> Path:
+    """Where `path` is written before it is renamed."""
+    return path.with_name(f".tmp-{path.name}")
 
 
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def replace_file(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
+    """Put what `write` writes in the place of `path`: a reader sees the old file or the new one.
+
+    Args:
+        durable: also after a power cut.
+    """
+    draft = draft_of(path)
     try:
-        os.fsync(descriptor)
+        write(draft)
+        if durable:
+            sync(draft)
+        draft.replace(path)
+        if durable:
+            sync(path.parent)
     finally:
-        os.close(descriptor)
+        draft.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Put `text` in the place of `path`; see :func:`replace_file`."""
+    replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"), durable=durable)
 
 
 @contextmanager
@@ -36,21 +47,33 @@ def appearing(path: Path) -> Iterator[Path]:
     Where `path` is a folder, which must be empty, the files move there: somebody may be standing in it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    _remove(temporary)
+    draft = draft_of(path)
+    remove(draft)
     try:
-        yield temporary
+        yield draft
         if path.is_dir():
-            for part in temporary.iterdir():
+            for part in draft.iterdir():
                 part.replace(path / part.name)
         else:
-            temporary.replace(path)
+            draft.replace(path)
     finally:
-        _remove(temporary)
+        remove(draft)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, from the system's memory to the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -25,6 +25,7 @@ from beit.models.position import (
     relative_position_index,
     resize_position_embedding,
 )
+from beit.pixels import white
 
 
 class BeitEncoder(nn.Module):
@@ -108,7 +109,7 @@ class BeitEncoder(nn.Module):
     def normalize(self, images: Tensor) -> Tensor:
         """uint8, or float in [0, 1] -> (x - pixel_mean) / pixel_std in the precision of the weights."""
         weight = self.patch_embed.proj.weight
-        scale = 255.0 if images.dtype == torch.uint8 else 1.0
+        scale = white(images)
 
         def channels(values: Sequence[float]) -> Tensor:
             # Filled on the device: copying a tensor from the host would make a GPU wait in every step.

@@ -24,6 +24,7 @@ from beit.models.decoders import (
     resize_map,
 )
 from beit.models.encoder import BeitEncoder
+from beit.pixels import to_unit
 
 Decoder = Literal["pup", "upernet"]
 Predict = Callable[[Tensor], Tensor]
@@ -157,7 +158,7 @@ def whole_image(model: SemanticSegmenter, images: Tensor) -> Tensor:
     if not down and not right:
         logits = model(images)
         return logits
-    images = _as_float(images)
+    images = to_unit(images)
     mean = torch.stack([images.new_full((), value) for value in config.pixel_mean])
     padded = mean.view(1, 3, 1, 1).repeat(len(images), 1, height + down, width + right)
     padded[..., :height, :width] = images
@@ -218,7 +219,7 @@ def multi_scale_flip(
     probabilities, as in mmsegmentation.
     """
     height, width = images.shape[-2:]
-    images = _as_float(images)
+    images = to_unit(images)
     total: Tensor | None = None
     for wanted in shown:
         scaled = _rescaled(images, wanted)
@@ -235,10 +236,6 @@ def _rescaled(images: Tensor, size: tuple[int, int]) -> Tensor:
     if size == tuple(images.shape[-2:]):
         return images
     return F.interpolate(images, size=size, mode="bilinear", antialias=True)
-
-
-def _as_float(images: Tensor) -> Tensor:
-    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:

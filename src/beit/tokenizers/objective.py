@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from beit.pixels import to_unit, white
+
 LOGIT_LAPLACE_EPS = 0.1
 """Pixels are mapped to [eps, 1 - eps], because the logit of 0 and 1 is infinite."""
 
@@ -45,8 +47,7 @@ class ElboLoss(NamedTuple):
 
 def map_pixels(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Images, float in [0, 1] or uint8, to [eps, 1 - eps] = [0.1, 0.9] in `dtype`."""
-    white = 255.0 if images.dtype == torch.uint8 else 1.0
-    return images.to(dtype) * ((1 - 2 * LOGIT_LAPLACE_EPS) / white) + LOGIT_LAPLACE_EPS
+    return images.to(dtype) * ((1 - 2 * LOGIT_LAPLACE_EPS) / white(images)) + LOGIT_LAPLACE_EPS
 
 
 def unmap_pixels(pixels: Tensor) -> Tensor:
@@ -99,7 +100,7 @@ def elbo_loss(images: Tensor, logits: Tensor, statistics: Tensor, kl_weight: flo
 
 def reconstruction_mae(images: Tensor, reconstructions: Tensor) -> Tensor:
     """Mean absolute error of images in [0, 1] against `images` (float in [0, 1] or uint8), a scalar."""
-    return (_unit(images) - reconstructions).abs().mean()
+    return (to_unit(images) - reconstructions).abs().mean()
 
 
 def cell_mean_mae(images: Tensor, stride: int) -> Tensor:
@@ -107,7 +108,7 @@ def cell_mean_mae(images: Tensor, stride: int) -> Tensor:
 
     The yardstick of a tokenizer: one whose error is larger stores less than one colour per token.
     """
-    images = _unit(images)
+    images = to_unit(images)
     return (images - F.interpolate(F.avg_pool2d(images, stride), scale_factor=stride)).abs().mean()
 
 
@@ -129,7 +130,3 @@ def perplexity(counts: Tensor) -> float:
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
-
-
-def _unit(images: Tensor) -> Tensor:
-    return images.float() / 255 if images.dtype == torch.uint8 else images

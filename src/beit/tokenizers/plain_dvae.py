@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.config.errors import UserError
+from beit.pixels import white
 
 Pixel = tuple[float, float, float]
 
@@ -61,8 +62,7 @@ class PlainDVAE(nn.Module):
                 f"tokenizer images of {height}x{width} pixels do not divide into tokens of "
                 f"{self.stride}x{self.stride}; choose sides that are multiples of {self.stride}"
             )
-        white = 255.0 if images.dtype == torch.uint8 else 1.0
-        pixels = images.to(self.codebook.weight.dtype) / white
+        pixels = images.to(self.codebook.weight.dtype) / white(images)
         logits: Tensor = self.encoder(
             (pixels - self._channels(self.pixel_mean)) / self._channels(self.pixel_std)
         )

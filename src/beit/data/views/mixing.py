@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from beit.data.views.images import Box, Size
+from beit.pixels import to_unit
 
 
 def smoothed(targets: Tensor, smoothing: float, *, multilabel: bool = False) -> Tensor:
@@ -24,7 +25,7 @@ def mixup(images: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor
 
     images uint8 or float in [0, 1] -> float in [0, 1].
     """
-    pixels = images.float() / 255 if images.dtype == torch.uint8 else images
+    pixels = to_unit(images)
     return torch.lerp(pixels.flip(0), pixels, share), torch.lerp(targets.flip(0), targets, share)
 
 

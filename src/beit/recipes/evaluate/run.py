@@ -11,6 +11,7 @@ from typing import Any, cast
 from rich.console import Console
 from torch import nn
 
+from beit.atomic import write_text
 from beit.checkpoints.store import kind_of, load_model
 from beit.config.errors import UserError, given_by
 from beit.config.use import EvaluateConfig
@@ -26,7 +27,6 @@ from beit.recipes.predict.output import require_writable_file
 from beit.recipes.tokenizer import reconstruction_figures, reconstruction_sums
 from beit.stages.batches import Machine, each_batch, open_machine, tell, totals
 from beit.tokenizers.base import VisualTokenizer
-from beit.training.run.checkpoints import write_text
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:

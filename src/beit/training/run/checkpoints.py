@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Mapping
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from beit.atomic import sync, write_text
 
 FORMAT = 1
 STATE, MANIFEST = "state.pt", "manifest.json"
@@ -129,36 +130,6 @@ def prune(root: Path, keep: int, broken: Collection[int], report: Callable[[str]
             continue
         except OSError as error:
             report(f"the old checkpoint of step {step} could not be deleted: {error}")
-
-
-def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Replace `path` by `text` in one go: a reader sees the old file or the new one.
-
-    Args:
-        durable: also after a power cut.
-    """
-    draft = path.with_name(f".tmp-{path.name}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        if durable:
-            sync(draft)
-        draft.replace(path)
-        if durable:
-            sync(path.parent)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-
-
-def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, from the system's memory to the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
-        return
-    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _file_hash(path: Path) -> str:

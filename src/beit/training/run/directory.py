@@ -20,18 +20,12 @@ from typing import Any, Self, TypeVar
 
 import yaml
 
+from beit.atomic import sync, write_text
 from beit.config.errors import Interrupted, RunFailed
 from beit.training.console import Console
 from beit.training.device import Compute, describe_machine, describe_versions
 from beit.training.metrics import json_ready
-from beit.training.run.checkpoints import (
-    newest_checkpoint,
-    prune,
-    read_state,
-    sync,
-    write_checkpoint,
-    write_text,
-)
+from beit.training.run.checkpoints import newest_checkpoint, prune, read_state, write_checkpoint
 from beit.training.run.lock import RunLock
 
 CONFIG, STATUS, LOG = "config.yaml", "status.json", "log.txt"
