@@ -40,6 +40,37 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
     replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"), durable=durable)
 
 
+def replace_folder(path: Path, fill: Callable[[Path], object]) -> None:
+    """Put the folder that `fill` fills in the place of `path`, after all of it is on the disk."""
+    draft = draft_of(path)
+    try:
+        remove(draft)
+        draft.mkdir()
+        fill(draft)
+        for file in draft.iterdir():
+            sync(file)
+        if path.exists():
+            path.rename(_old(path))
+        draft.rename(path)
+        sync(path.parent)
+    finally:
+        restore_folder(path)
+
+
+def restore_folder(path: Path) -> None:
+    """Leave the newest whole folder at `path`, wherever :func:`replace_folder` was cut short."""
+    shutil.rmtree(draft_of(path), ignore_errors=True)
+    old = _old(path)
+    if old.exists() and not path.exists():
+        old.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(path: Path) -> Path:
+    """Where `path` waits while another takes its place."""
+    return path.with_name(f".old-{path.name}")
+
+
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
     """A place beside `path` to write a file or a folder at; renamed to `path` when all went well.

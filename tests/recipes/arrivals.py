@@ -11,13 +11,16 @@ import pytest
 
 from beit.recipes import finetune as finetune_recipe
 from beit.recipes.probe import run as probe_recipe
-from beit.stages import stage as stage_module
-from beit.stages.method import Method
-from beit.stages.stage import Stage
-from beit.training.plan import LoopParts, LoopPlan, StepOutput
+from beit.stages import train as train_stage
+from beit.stages.session import Feed
+from beit.stages.train import RunBatches
+from beit.training import loop
+from beit.training.method import Method, StepOutput
+from beit.training.plan import Plan
+from beit.training.state import TrainingState
 
 WATCHED = (
-    (stage_module, "Loader"),
+    (train_stage, "Loader"),
     (finetune_recipe, "open_source"),
     (probe_recipe, "EvaluationView"),
     (probe_recipe, "neighbour_votes"),
@@ -33,64 +36,71 @@ class Reached(Exception):
 class Arrived:
     """What a verb made of its configuration, at the door of the training loop."""
 
-    stage: Stage
     method: Method
-    parts: LoopParts
-    plan: LoopPlan
-    given: dict[str, dict[str, Any]]
+    batches: RunBatches
+    plan: Plan
+    state: TrainingState
+    precision: str
+    arguments: dict[str, dict[str, Any]]
     """The arguments, by name, of the last call of each function of WATCHED."""
 
     @property
+    def feed(self) -> Feed:
+        return self.batches._feed
+
+    @property
     def view(self) -> Any:
-        return self.method.view
+        return self.feed.view
 
     @property
     def evaluation_view(self) -> Any:
-        return self.method.evaluation_view
+        return self.feed.evaluation_view
 
     @property
     def model(self) -> Any:
-        return self.method.model
+        return self.method.learner.model
 
     @property
     def encoder(self) -> Any:
         """The encoder's configuration."""
         return self.model.encoder.config
 
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.plan.learning_rate(self.method.learner.schedule, step)
+
     def step(self, model: Callable[..., Any], batch: Any, index: int = 0) -> StepOutput:
         """One step with a stand-in for the model."""
-        return self.method.step(model, batch, index)  # type: ignore[arg-type]
+        return self.method.learner.step(model, batch, index)  # type: ignore[arg-type]
 
 
 def arrive(recipe: Callable[[Any], None], config: Any) -> Arrived:
     """Run `recipe` as far as the first step."""
-    reached: list[Any] = []
-    given: dict[str, dict[str, Any]] = {}
-    train = Stage.train
+    arrived: list[Arrived] = []
+    arguments: dict[str, dict[str, Any]] = {}
 
-    def watched(stage: Stage, method: Method, **flags: bool) -> None:
-        reached.extend([stage, method])
-        train(stage, method, **flags)
-
-    def fit(parts: LoopParts, plan: LoopPlan, *others: Any) -> None:
-        reached.extend([parts, plan])
+    def fit(
+        method: Method, batches: RunBatches, plan: Plan, run: Any, compute: Any, precision: str, save: Any
+    ) -> None:
+        state = loop._initial_state(method, plan, compute)
+        arrived.append(Arrived(method, batches, plan, state, precision, arguments))
         raise Reached
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Reached):
-        patch.setattr(Stage, "train", watched)
-        patch.setattr(stage_module, "fit", fit)
+        patch.setattr(train_stage, "fit", fit)
         for module, name in WATCHED:
-            patch.setattr(module, name, watching(getattr(module, name), given.setdefault(name, {})))
+            watched = watching(getattr(module, name), arguments.setdefault(name, {}))
+            patch.setattr(module, name, watched)
         recipe(config)
-    return Arrived(*reached, given)
+    return arrived[0]
 
 
-def watching(work: Callable[..., Any], given: dict[str, Any]) -> Callable[..., Any]:
-    """`work`, leaving its arguments in `given`, by name."""
+def watching(work: Callable[..., Any], arguments: dict[str, Any]) -> Callable[..., Any]:
+    """`work`, leaving its arguments in `arguments`, by name."""
     signature = inspect.signature(work)
 
     def call(*values: Any, **named: Any) -> Any:
-        given.update(signature.bind(*values, **named).arguments)
+        arguments.update(signature.bind(*values, **named).arguments)
         return work(*values, **named)
 
     return call

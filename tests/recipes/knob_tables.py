@@ -25,41 +25,41 @@ Knobs = Mapping[str, Knob]
 STEPS = 40
 PEAK = 2e-3 * (6 / 12) ** 0.5
 SHARED: Knobs = {
-    "limit": Knob(20, lambda a: len(a.stage.source)),
-    "holdout": Knob(0.4, lambda a: len(a.stage.held_back), 17),  # a hash of the names chooses
-    "max_bad": Knob(0.3, lambda a: a.given["Loader"]["max_bad"]),
+    "limit": Knob(20, lambda a: len(a.feed.train)),
+    "holdout": Knob(0.4, lambda a: len(a.feed.held_back), 17),  # a hash of the names chooses
+    "max_bad": Knob(0.3, lambda a: a.arguments["Loader"]["max_bad"]),
     "steps": Knob(STEPS, lambda a: a.plan.steps),
-    "batch_size": Knob(6, lambda a: (a.plan.batch_size, a.given["Loader"]["batch_size"]), (6, 6)),
-    "accumulate": Knob(2, lambda a: (a.plan.accumulate, a.given["Loader"]["accumulate"]), (2, 2)),
-    "lr": Knob(2e-3, lambda a: max(map(a.parts.schedule, range(STEPS))), PEAK),
-    "lr_batch_size": Knob(12, lambda a: a.parts.optimizer.defaults["lr"], PEAK),
-    "lr_scaling": Knob("sqrt", lambda a: a.parts.schedule(5), PEAK),
-    "warmup_steps": Knob(5, lambda a: a.parts.schedule(2), PEAK / 2),
-    "min_lr": Knob(1e-4, lambda a: a.parts.schedule(STEPS), 1e-4 * (6 / 12) ** 0.5),
-    "lr_steps": Knob(0.5, lambda a: a.parts.schedule(STEPS // 2), 1e-4 * (6 / 12) ** 0.5),
+    "batch_size": Knob(6, lambda a: a.arguments["Loader"]["batch_size"]),
+    "accumulate": Knob(2, lambda a: a.arguments["Loader"]["accumulate"]),
+    "lr": Knob(2e-3, lambda a: max(map(a.rate, range(STEPS))), PEAK),
+    "lr_batch_size": Knob(12, lambda a: a.state.optimizer.defaults["lr"], PEAK),
+    "lr_scaling": Knob("sqrt", lambda a: a.rate(5), PEAK),
+    "warmup_steps": Knob(5, lambda a: a.rate(2), PEAK / 2),
+    "min_lr": Knob(1e-4, lambda a: a.rate(STEPS), 1e-4 * (6 / 12) ** 0.5),
+    "lr_steps": Knob(0.5, lambda a: a.rate(STEPS // 2), 1e-4 * (6 / 12) ** 0.5),
     "weight_decay": Knob(
-        0.3, lambda a: {g["weight_decay"] for g in a.parts.optimizer.param_groups}, {0, 0.3}
+        0.3, lambda a: {g["weight_decay"] for g in a.state.optimizer.param_groups}, {0, 0.3}
     ),
-    "beta1": Knob(0.8, lambda a: a.parts.optimizer.defaults["betas"][0]),
-    "beta2": Knob(0.95, lambda a: a.parts.optimizer.defaults["betas"][1]),
-    "clip_grad": Knob(2.5, lambda a: a.plan.clip_grad),
-    "ema_decay": Knob(0.7, lambda a: a.plan.ema_decay),
-    "nonfinite": Knob("skip", lambda a: a.plan.nonfinite),
-    "precision": Knob("bf16", lambda a: a.plan.precision),
-    "workers": Knob(1, lambda a: a.given["Loader"]["workers"]),
-    "seed": Knob(7, lambda a: (a.plan.seed, a.given["Loader"]["seed"]), (7, 7)),
-    "save_every": Knob("3m", lambda a: (a.plan.save_every_steps, a.plan.save_every_minutes), (None, 3)),
-    "keep": Knob(4, lambda a: a.plan.keep),
-    "log_every": Knob(9, lambda a: a.plan.log_every),
-    "evaluations": Knob(5, lambda a: a.plan.eval_every, STEPS // 5),
+    "beta1": Knob(0.8, lambda a: a.state.optimizer.defaults["betas"][0]),
+    "beta2": Knob(0.95, lambda a: a.state.optimizer.defaults["betas"][1]),
+    "ema_decay": Knob(0.7, lambda a: a.state.ema_decay),
+    "nonfinite": Knob("skip", lambda a: a.state.guard.policy),
+    "precision": Knob("bf16", lambda a: a.precision),
+    "workers": Knob(1, lambda a: a.arguments["Loader"]["workers"]),
+    "seed": Knob(7, lambda a: a.arguments["Loader"]["seed"]),
+    "save_every": Knob("3m", lambda a: [a.plan.should_save(1, s) for s in (179, 180)], [False, True]),
+    "log_every": Knob(9, lambda a: [s for s in range(STEPS) if a.plan.should_report(s)], [0, 9, 18, 27, 36]),
+    "evaluations": Knob(
+        5, lambda a: [s for s in range(41) if a.plan.should_evaluate(s)], [8, 16, 24, 32, 40]
+    ),
 }
 
 LENGTH: Knobs = {  # in passes over 20 images
-    "limit": Knob(20, lambda a: len(a.stage.source)),
+    "limit": Knob(20, lambda a: len(a.feed.train)),
     "steps": Knob(None, lambda a: a.plan.steps, 10),
-    "epochs": Knob(4.0, lambda a: a.plan.steps / a.plan.steps_per_epoch),
-    "warmup_epochs": Knob(1.6, lambda a: a.stage.warmup(), 2),  # 4 steps, but a fifth at most
-    "eval_images": Knob(3, lambda a: len(a.stage.held_back)),
+    "epochs": Knob(4.0, lambda a: a.plan.epoch(a.plan.steps)),
+    "warmup_epochs": Knob(1.6, lambda a: a.plan.warmup_steps, 2),  # 4 steps, but a fifth at most
+    "eval_images": Knob(3, lambda a: len(a.feed.held_back)),
 }
 
 # ------------------------------------------------------------------------------------------------------------
@@ -165,15 +165,15 @@ BARE: Knobs = {
 
 def layer_scales(arrived: Arrived) -> set[float]:
     """The shares of the rate at which the optimiser's groups learn."""
-    return {group["lr_scale"] for group in arrived.parts.optimizer.param_groups}
+    return {group["lr_scale"] for group in arrived.state.optimizer.param_groups}
 
 
 FINETUNE: Knobs = {
     **ENCODER,
     "image_size": Knob(48, lambda a: (a.view.image_size, a.evaluation_view.view.image_size), ((48, 48),) * 2),
     "normalization": Knob("imagenet", lambda a: (a.view.mean[0], a.view.std[0]), (0.485, 0.229)),
-    "max_megapixels": Knob(2.0, lambda a: a.given["open_source"]["max_megapixels"]),
-    "labels_per_class": Knob(5, lambda a: len(a.stage.source), 15),
+    "max_megapixels": Knob(2.0, lambda a: a.arguments["open_source"]["max_megapixels"]),
+    "labels_per_class": Knob(5, lambda a: len(a.feed.train), 15),
     "pool": Knob("cls", lambda a: a.model.pool),
     "init_scale": Knob(0, lambda a: int(a.model.head.weight.count_nonzero())),
     "min_crop": Knob(0.3, lambda a: a.view.min_scale),
@@ -182,7 +182,7 @@ FINETUNE: Knobs = {
     "randaugment": Knob(7.0, lambda a: a.view.randaugment.magnitude),
     "randaugment_std": Knob(0.7, lambda a: a.view.randaugment.std),
     "erasing": Knob(0.15, lambda a: a.view.erasing),
-    "repeats": Knob(4, lambda a: a.given["Loader"]["repeats"]),
+    "repeats": Knob(4, lambda a: a.arguments["Loader"]["repeats"]),
     "layer_decay": Knob(0.5, layer_scales, {1}),  # no decay from scratch
     "crop_pct": Knob(0.8, lambda a: a.evaluation_view.view.crop_share),
 }
@@ -191,7 +191,7 @@ FROM_ENCODER: Knobs = {
     "drop_path_rate": Knob(0.3, lambda a: a.encoder.drop_path_rate),
     "dropout": Knob(0.05, lambda a: a.encoder.dropout),
     "position": Knob("shared_bias", lambda a: a.encoder.position),
-    "label_share": Knob(0.25, lambda a: len(a.stage.source), 15),
+    "label_share": Knob(0.25, lambda a: len(a.feed.train), 15),
     "layer_decay": Knob(0.5, layer_scales, {1, 0.5, 0.25, 0.125}),
 }
 
@@ -205,17 +205,17 @@ PROBE: Knobs = {
     "augment": Knob(True, lambda a: type(a.view), LabeledView),
     "min_crop": Knob(0.3, lambda a: a.view.view.min_scale),
     "flip": Knob(0.2, lambda a: a.view.view.flip),
-    "crop_pct": Knob(0.7, lambda a: a.given["EvaluationView"]["crop_share"]),
-    "knn": Knob(3, lambda a: a.given["neighbour_votes"]["neighbours"]),
-    "knn_temperature": Knob(0.2, lambda a: a.given["neighbour_votes"]["temperature"]),
+    "crop_pct": Knob(0.7, lambda a: a.arguments["EvaluationView"]["crop_share"]),
+    "knn": Knob(3, lambda a: a.arguments["neighbour_votes"]["neighbours"]),
+    "knn_temperature": Knob(0.2, lambda a: a.arguments["neighbour_votes"]["temperature"]),
     "knn_images": Knob(
-        9, lambda a: a.method.about[2], "the features of 31 images take 0.0 GiB"
+        9, lambda a: a.method.notes.about[2], "the features of 31 images take 0.0 GiB"
     ),  # of 22 to judge
 }
 
 KEPT: Knobs = {
     "augment": Knob(False, lambda a: a.view, feature_view),
-    "knn_images": Knob(9, lambda a: len(a.given["neighbour_votes"]["bank"])),
+    "knn_images": Knob(9, lambda a: len(a.arguments["neighbour_votes"]["bank"])),
     "standardize": Knob(False, lambda a: bool((a.model.std == 1).all()), True),
 }
 
@@ -232,7 +232,7 @@ def auxiliary_weight(arrived: Arrived) -> float:
 
 def inference(arrived: Arrived) -> Any:
     """How the evaluation shows images."""
-    return arrived.method.evaluate.args[0]  # type: ignore[attr-defined]
+    return arrived.method.evaluation.evaluate_batch.args[0]  # type: ignore[attr-defined]
 
 
 def padding(arrived: Arrived) -> list[int]:
@@ -258,7 +258,7 @@ SEGMENT: Knobs = {
     "auxiliary_weight": Knob(0.3, auxiliary_weight),
     "gradient_checkpointing": Knob(True, lambda a: a.model.encoder.gradient_checkpointing),
     "stride": Knob((16, 24), lambda a: inference(a).stride),
-    "power": Knob(2.0, lambda a: a.parts.schedule(2) / a.parts.schedule(0), 0.25),
+    "power": Knob(2.0, lambda a: a.rate(2) / a.rate(0), 0.25),
 }
 
 PUP: Knobs = {

@@ -36,7 +36,7 @@ def log(run: Path) -> str:
 @contextmanager
 def stopped_in_step(number: int) -> Iterator[None]:
     """What trains in here is interrupted as it begins this step, from 1."""
-    take_step = loop._Training.take_step
+    take_step = loop.Loop.take_step
 
     def interrupted(self: Any, micro_batches: Any) -> None:
         if self.state.step == number - 1:
@@ -44,5 +44,5 @@ def stopped_in_step(number: int) -> Iterator[None]:
         take_step(self, micro_batches)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop._Training, "take_step", interrupted)
+        patch.setattr(loop.Loop, "take_step", interrupted)
         yield

@@ -126,7 +126,7 @@ def test_a_stopped_run_continues_to_the_same_weights(
 ) -> None:
     from beit.training import loop
 
-    run, take_step = tmp_path / "run", loop._Training.take_step
+    run, take_step = tmp_path / "run", loop.Loop.take_step
     values = {"save_every": "20"}
 
     def stop_in_step_30(self: Any, micro_batches: Any) -> None:
@@ -134,7 +134,7 @@ def test_a_stopped_run_continues_to_the_same_weights(
             raise KeyboardInterrupt
         take_step(self, micro_batches)
 
-    monkeypatch.setattr(loop._Training, "take_step", stop_in_step_30)
+    monkeypatch.setattr(loop.Loop, "take_step", stop_in_step_30)
     with pytest.raises(KeyboardInterrupt):
         probe(probe_config(colours, run, pretrained, **values))
     monkeypatch.undo()
@@ -184,7 +184,7 @@ def test_a_run_goes_on_with_its_own_encoder_alone(
     def stop(self: Any, micro_batches: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop._Training, "take_step", stop)
+    monkeypatch.setattr(loop.Loop, "take_step", stop)
     with pytest.raises(KeyboardInterrupt):
         probe(probe_config(colours, run, init))
     monkeypatch.undo()

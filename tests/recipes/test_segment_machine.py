@@ -19,10 +19,11 @@ from beit.config.errors import RunFailed, UserError
 from beit.config.files import to_yaml
 from beit.config.use import EvaluateConfig
 from beit.metrics.segmentation import Inference
+from beit.recipes import segment as segment_recipe
 from beit.recipes.evaluate.run import evaluate
 from beit.recipes.segment import segment
-from beit.stages import stage
-from beit.training.device import Compute, open_compute
+from beit.stages import session
+from beit.training.device import Compute
 
 # ------------------------------------------------------------------------------------------------------------
 # Several devices
@@ -59,11 +60,13 @@ def test_batch_norms_are_shared_by_gpus_alone(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The model that a stage is to train, seen before it goes to its device."""
+    """The model that is to be trained, seen before it goes to its device."""
     trained: list[nn.Module] = []
-    compute = Compute(torch.device(device), 0, world, open_compute("cpu").accelerator)
-    monkeypatch.setattr(stage, "open_compute", lambda: compute)
-    monkeypatch.setattr(stage.Stage, "train", lambda self, method, **flags: trained.append(method.model))
+    compute = Compute(torch.device(device), 0, world)
+    monkeypatch.setattr(session, "open_compute", lambda device: compute)
+    monkeypatch.setattr(
+        segment_recipe, "train", lambda session, method, feed: trained.append(method.learner.model)
+    )
     segment(segment_config(regions, tmp_path / "run"))
     norms = [module for module in trained[0].modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     assert len(norms) > 10 and {type(norm) for norm in norms} == {expected}
@@ -104,6 +107,7 @@ def test_a_lack_of_memory_in_an_evaluation_names_the_image(
     with pytest.raises(RunFailed, match=re.escape(expected)):
         segment(segment_config(regions, tmp_path / "run", window="whole"))
     run = arrive(segment, segment_config(regions, tmp_path / "drawn", window="whole"))
-    assert run.parts.draw is not None
+    draw = run.method.evaluation.draw
+    assert draw is not None
     with pytest.raises(RunFailed, match="out of memory with an image of 56x44 px; choose --window slide"):
-        run.parts.draw(run.model.eval(), tmp_path, 0)
+        draw(run.model.eval(), run.batches.samples(1), tmp_path, 0)

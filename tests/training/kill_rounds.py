@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from toy_recipe import Toy, train
 
-TOY = Toy(steps=60, sleep=0.002, save_every_steps=2, log_every=7, eval_every=30)
+TOY = Toy(steps=60, sleep=0.002, save_every="2", log_every=7, evaluations=2)
 
 
 def start(out: Path) -> int:
@@ -43,7 +43,7 @@ def wait_for_step(run: Path, step: int, process: int) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     folder, kills, chance = Path(sys.argv[1]), int(sys.argv[2]), random.Random(int(sys.argv[3]))
-    train(folder / "warm-up", Toy(steps=1, save_every_steps=None))  # torch imports much on first use
+    train(folder / "warm-up", Toy(steps=1))  # torch imports much on first use
     assert os.waitpid(start(folder / "whole"), 0)[1] == 0
     landed = 0
     for round in range(kills):

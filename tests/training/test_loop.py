@@ -23,7 +23,6 @@ from beit.training.device import Compute, choose_device, choose_precision, open_
 from beit.training.metrics import MetricWindow, json_ready, line_of
 from beit.training.nonfinite import NonFiniteGuard
 from beit.training.optim import adamw
-from beit.training.plan import LoopPlan
 from beit.training.state import TrainingState
 
 HERE = Path(__file__).parent
@@ -135,13 +134,30 @@ def test_a_run_skips_steps_that_are_not_finite_until_there_are_too_many(tmp_path
 
 
 def test_a_lack_of_memory_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def backward(accelerator: Any, loss: Tensor) -> None:
+    def backward(loss: Tensor) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr("accelerate.Accelerator.backward", backward)
+    monkeypatch.setattr("torch.autograd.backward", backward)
     with pytest.raises(RunFailed, match=r"out of memory in step 1, .*--accumulate 2: double --accumulate"):
         train(tmp_path / "run")
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
+def test_gradients_are_clipped_and_reported_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms: list[float] = []
+    update = NonFiniteGuard.update
+
+    def watch(guard: NonFiniteGuard, optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norms.append(float(nn.utils.get_total_norm([p.grad for p in parameters])))
+        update(guard, optimizer, bad)
+
+    monkeypatch.setattr(NonFiniteGuard, "update", watch)
+    train(tmp_path / "run", Toy(clip_grad=0.01, steps=4, log_every=1))
+    assert norms == pytest.approx([0.01] * 4, rel=1e-3)
+    assert all(record["grad_norm"] > 0.1 for record in records_of(tmp_path / "run") if "grad_norm" in record)
 
 
 def test_results_name_the_best_evaluation(tmp_path: Path) -> None:
@@ -158,8 +174,8 @@ def test_results_name_the_best_evaluation(tmp_path: Path) -> None:
 
 def test_ema_follows_its_closed_form() -> None:
     model = nn.BatchNorm1d(2)
-    plan = LoopPlan(steps=9, batch_size=1, steps_per_epoch=1, ema_decay=0.4)
-    state = TrainingState(model, adamw([{"params": list(model.parameters())}], lr=1.0), {}, plan)
+    optimizer = adamw([{"params": list(model.parameters())}], lr=1.0)
+    state = TrainingState(model, optimizer, {}, ema_decay=0.4, nonfinite="stop")
     assert state.ema is not None
     expected = 1.0
     for step in range(6):

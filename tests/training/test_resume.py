@@ -18,7 +18,7 @@ from toy_recipe import Toy, digest, train
 from beit.config.errors import Interrupted, RunFailed
 from beit.training import loop
 from beit.training.run.checkpoints import checkpoint_steps, read_state
-from beit.training.saving import Saver
+from beit.training.run.saver import Saver
 from beit.training.signals import StopSignals
 from beit.training.state import TrainingState
 

@@ -30,8 +30,8 @@ from beit.training.run.checkpoints import (
     write_checkpoint,
 )
 from beit.training.run.directory import RunDirectory
-from beit.training.run.opening import open_run
-from beit.training.trackers import TensorBoardTracker, WandbTracker
+from beit.training.run.opening import Request, open_run
+from beit.training.run.trackers import TensorBoardTracker, WandbTracker
 
 CONFIG = {"lr": 1e-5, "image_size": (32, 32), "data": Path("photos"), "precision": "auto", "workers": "auto"}
 
@@ -40,7 +40,7 @@ def opened(path: Path, verb: str = "toy", overwrite: bool = False, **changes: An
     config = CONFIG | changes
     console = Console()
     return open_run(
-        path, verb=verb, config=config, compute=open_compute("cpu"), console=console, overwrite=overwrite
+        path, Request(verb, config), compute=open_compute("cpu"), console=console, overwrite=overwrite
     )
 
 
@@ -57,7 +57,7 @@ def test_a_new_run_records_what_it_is(tmp_path: Path) -> None:
     with opened(tmp_path / "a" / "b") as run:
         assert run.restore() is None
         assert status_of(run.path)["state"] == "running"
-        assert run.settle("precision", lambda: "float32") == "float32"
+        assert run.resolve("precision", lambda: "float32") == "float32"
     stored = yaml.safe_load((run.path / "config.yaml").read_text())
     assert stored == {
         "lr": 1e-5,
@@ -71,17 +71,17 @@ def test_a_new_run_records_what_it_is(tmp_path: Path) -> None:
 
 def test_the_same_run_continues_with_what_was_chosen_before(tmp_path: Path) -> None:
     with opened(tmp_path) as run:
-        run.settle("precision", lambda: "float32")
+        run.resolve("precision", lambda: "float32")
         identity = run.identity
     with opened(tmp_path, workers=3) as run:
-        assert run.settle("precision", lambda: "bf16") == "float32"
+        assert run.resolve("precision", lambda: "bf16") == "float32"
         assert run.config["workers"] == 3
         assert run.identity == identity
 
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
     with opened(tmp_path) as run:
-        run.settle("precision", lambda: "float32")
+        run.resolve("precision", lambda: "float32")
     with pytest.raises(UserError) as refusal:
         opened(tmp_path, lr=2e-5, precision="bf16", depth=3)
     for difference in (

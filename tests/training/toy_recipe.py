@@ -11,24 +11,24 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beit.config.errors import Interrupted, RunFailed, UserError
+from beit.config.run import TrainingConfig
 from beit.training.console import Console
-from beit.training.device import Compute, open_compute
+from beit.training.device import Compute, choose_precision, open_compute
 from beit.training.loop import fit
-from beit.training.optim import adamw, cosine_schedule, parameter_groups
-from beit.training.plan import LoopParts, LoopPlan, StepOutput
-from beit.training.run.directory import RunDirectory
-from beit.training.run.opening import open_run
+from beit.training.method import Evaluation, Learner, Method, StepOutput
+from beit.training.plan import Plan
+from beit.training.run.opening import Request, open_run
 
-CLASSES, BATCH = 4, 8
+CLASSES, BATCH, IMAGES = 4, 8, 48
 MISHAPS = ("poison", "sleep", "killed_at", "killed_by")
 """Knobs of the toy that are no part of its configuration."""
 
@@ -38,21 +38,29 @@ class ToyBatch(NamedTuple):
     label: Tensor
 
 
-@dataclasses.dataclass(frozen=True)
-class Toy:
-    steps: int = 24
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Toy(TrainingConfig):
+    data: str | tuple[str, ...] = "toys"
+    out: str = "-"
+    steps: int | None = 24
+    epochs: float | None = None
+    batch_size: int = BATCH
     accumulate: int = 2
     batch_norm: bool = True
     """Then the result depends on how a batch is split."""
+    lr: float = 0.02
+    lr_batch_size: int = BATCH
+    min_lr: float = 1e-4
+    warmup_steps: int | None = 4
+    warmup_epochs: float | None = None
+    beta2: float = 0.999
+    weight_decay: float = 0.05
+    clip_grad: float | None = 1.0
     ema_decay: float | None = 0.9
     log_every: int = 7
-    eval_every: int | None = 8
-    save_every_steps: int | None = 3
-    keep: int = 2
-    nonfinite: str = "stop"
-    precision: str = "float32"
-    clip_grad: float | None = 1.0
-    lr: float = 0.02
+    evaluations: int = 3
+    save_every: str = "3"
+    precision: Literal["auto", "bf16", "float32"] = "float32"
     poison: tuple[int, ...] = ()
     """Steps (from 0) at which the loss is NaN on the last rank."""
     sleep: float = 0.0
@@ -93,25 +101,52 @@ def train(
     *,
     compute: Compute | None = None,
     on_evaluation: Callable[[], None] = lambda: None,
-    **options: Any,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Run the toy in `out`; `options` go to open_run."""
+    """Run the toy in `out`."""
     toy = toy or Toy()
     compute = open_compute("cpu", timeout_minutes=1) if compute is None else compute
     console = Console(compute.main)
     config = {name: value for name, value in dataclasses.asdict(toy).items() if name not in MISHAPS}
-    config["choice"] = "auto"
-    with open_run(out, verb="toy", config=config, compute=compute, console=console, **options) as run:
+    request = Request("toy", config | {"choice": "auto"})
+    with open_run(out, request, compute=compute, console=console, overwrite=overwrite) as run:
         if run.finished:
             console.say("nothing to do")
             return run.results()
-        assert run.settle("choice", lambda: "made") == "made"
-        return train_in(run, toy, compute, on_evaluation)
+        assert run.resolve("choice", lambda: "made") == "made"
+        batches = ToyBatches(toy, compute, on_evaluation)
+        precision = choose_precision(toy.precision, compute.device)
+        return fit(toy_method(toy, compute), batches, Plan(toy, IMAGES), run, compute, precision, save_model)
 
 
-def train_in(
-    run: RunDirectory, toy: Toy, compute: Compute, on_evaluation: Callable[[], None]
-) -> dict[str, Any]:
+class ToyBatches:
+    """The toy's data; see :class:`beit.training.method.Batches`."""
+
+    def __init__(self, toy: Toy, compute: Compute, on_evaluation: Callable[[], None]) -> None:
+        self.toy, self.compute, self.on_evaluation = toy, compute, on_evaluation
+
+    def train(self, start: int, stop: int) -> Iterator[ToyBatch]:
+        compute, places = self.compute, self.compute.world * self.toy.accumulate
+        for index in range(start, stop):
+            for part in range(self.toy.accumulate):
+                yield micro_batch(index, part * compute.world + compute.rank, places)
+
+    def evaluate(
+        self, apply: Callable[[Any], dict[str, Tensor]], batch_size: int | None
+    ) -> Iterator[dict[str, Tensor]]:
+        for index in range(self.compute.rank, 3, self.compute.world):
+            self.on_evaluation()
+            yield apply(micro_batch(10**6 + index, 0, 1))
+
+    def samples(self, batch_size: int | None) -> list[ToyBatch]:
+        return [micro_batch(10**6, 0, 1)]
+
+
+def save_model(model: nn.Module, folder: Path, step: int) -> None:
+    torch.save(model.state_dict(), folder / "weights.pt")
+
+
+def toy_method(toy: Toy, compute: Compute) -> Method:
     model, seen = make_model(toy.batch_norm), Seen()
     places = compute.world * toy.accumulate
     last_rank = compute.rank == compute.world - 1
@@ -133,57 +168,27 @@ def train_in(
         counts = F.one_hot(logits.argmax(1), CLASSES).float().mean(0)
         return StepOutput(loss, {"used": counts, "noise": torch.rand(()), "seen": seen.count.std()})
 
-    def batches(start: int, stop: int) -> Iterator[ToyBatch]:
-        for index in range(start, stop):
-            for part in range(toy.accumulate):
-                yield micro_batch(index, part * compute.world + compute.rank, places)
+    def summarise(means: Mapping[str, Tensor]) -> dict[str, float]:
+        used = float((means["used"] > 0.05).sum())
+        return {"codes_used": used, "noise": float(means["noise"]), "seen": float(means["seen"])}
 
-    def evaluate(model: nn.Module, poll: Callable[[], None]) -> dict[str, Tensor]:
+    def evaluate(model: nn.Module, batch: ToyBatch) -> dict[str, Tensor]:
         assert not model.training
-        totals = {name: torch.zeros(()) for name in ("loss", "size", "count")}
-        for index in range(compute.rank, 3, compute.world):
-            on_evaluation()
-            poll()
-            batch = micro_batch(10**6 + index, 0, 1)
-            totals["loss"] += F.cross_entropy(model(batch.inputs), batch.label, reduction="sum")
-            totals["size"] += list(model.parameters())[-2].norm() * BATCH
-            totals["count"] += BATCH
-        return totals
+        return {
+            "loss": F.cross_entropy(model(batch.inputs), batch.label, reduction="sum"),
+            "size": list(model.parameters())[-2].norm() * BATCH,
+            "count": torch.tensor(BATCH),
+        }
 
-    def save_model(model: nn.Module, folder: Path, step: int) -> None:
-        torch.save(model.state_dict(), folder / "weights.pt")
+    def draw(model: nn.Module, batches: Sequence[ToyBatch], folder: Path, step: int) -> None:
+        noise = str(float(torch.rand(())))
+        (folder / f"step-{step}-digest.txt").write_text(digest(model.state_dict()) + noise)
 
-    def draw(model: nn.Module, folder: Path, step: int) -> None:
-        (folder / f"step-{step}-digest.txt").write_text(
-            digest(model.state_dict()) + str(float(torch.rand(())))
-        )
-
-    groups = parameter_groups(model, weight_decay=0.05)
-    fields = {field.name for field in dataclasses.fields(LoopPlan)} & {
-        f.name for f in dataclasses.fields(Toy)
-    }
-    # The size of the weights grows, so the best evaluation is an early one, which a resume must remember.
-    known = {name: getattr(toy, name) for name in fields}
-    plan = LoopPlan(batch_size=BATCH, steps_per_epoch=6, monitor="size", **known)
-    parts = LoopParts(
-        model=model,
-        step=step,
-        batches=batches,
-        optimizer=adamw(groups, lr=toy.lr),
-        schedule=lambda index: cosine_schedule(
-            index, peak=toy.lr, final=1e-4, warmup_steps=4, total_steps=toy.steps
-        ),
-        save_model=save_model,
-        evaluate=evaluate,
-        draw=draw,
-        summarise=lambda means: {
-            "codes_used": float((means["used"] > 0.05).sum()),
-            "noise": float(means["noise"]),
-            "seen": float(means["seen"]),
-        },
-        companions={"seen": seen},
+    return Method(
+        learner=Learner(model=model, step=step, summarise=summarise, companions={"seen": seen}),
+        # The size of the weights grows, so the best evaluation is an early one, which a resume must remember.
+        evaluation=Evaluation(evaluate_batch=evaluate, monitor="size", draw=draw),
     )
-    return fit(parts, plan, run, compute)
 
 
 def digest(weights: dict[str, Tensor]) -> str:

@@ -31,10 +31,10 @@ _Loader.add_implicit_resolver(
 # SafeLoader's own rules come first, so whole numbers stay whole.
 
 
-def to_yaml(config: object, heading: str = "") -> str:
-    """`config`, a dataclass, as YAML with an optional comment on top."""
-    assert dataclasses.is_dataclass(config) and not isinstance(config, type)
-    text = yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+def to_yaml(config: Any, heading: str = "") -> str:
+    """A configuration, or its values by name, as YAML with an optional comment on top."""
+    values = config if isinstance(config, Mapping) else dataclasses.asdict(config)
+    text = yaml.safe_dump(plain(values), sort_keys=False, allow_unicode=True)
     return "".join(f"# {line}\n" for line in heading.splitlines()) + text
 
 

@@ -88,6 +88,8 @@ class TrainingConfig(DataConfig):
 
     devices: int | Literal["auto"] = "auto"
     """Processes to start on this machine, one per GPU; auto: every GPU, or one CPU process."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: a GPU where there is one, else the CPU."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """auto: bf16 where this machine is fast at it, else float32."""
     workers: int | Literal["auto"] = "auto"

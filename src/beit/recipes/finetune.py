@@ -15,29 +15,62 @@ from beit.config.architecture import EncoderConfig, default_crop
 from beit.config.finetune import FinetuneConfig
 from beit.data.batches import LabeledBatch
 from beit.data.label_file import Labels
-from beit.data.sources.few_labels import label_share, labels_per_class
 from beit.data.sources.opening import open_source
 from beit.data.views.images import EvaluationView, LabeledView
 from beit.data.views.mixing import BatchMixing, smoothed
 from beit.data.views.randaugment import ClassificationView
 from beit.metrics.classification import classification_sums, draw_predictions, share_of_right, with_f1
 from beit.models.memory import activations_of_encoder
-from beit.stages.labels import label_images
-from beit.stages.method import Method
-from beit.stages.stage import Stage, is_done
+from beit.stages.labels import few_labels, label_images
+from beit.stages.session import Feed, open_images, open_session
 from beit.stages.start import encoder_facts, rates, starting_classifier
+from beit.stages.train import train
+from beit.training.method import Evaluation, Learner, Method, Notes, Product, Step, StepOutput
 from beit.training.metrics import over_count
-from beit.training.plan import StepOutput
 
 
 def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:
     """Train a classifier on the labelled images of `config.data`; the run directory is `config.out`."""
-    if is_done("finetune", config, overwrite):
+    session = open_session("finetune", config, dry_run=dry_run, overwrite=overwrite)
+    if session is None:
         return
-    stage = Stage("finetune", config, partial(open_source, labeled=config.labels is None))
-    labels = prepare_labels(config, stage)
+    images = open_images(config, partial(open_source, labeled=config.labels is None))
+    images, labels = label_images(images, config.labels, multilabel=config.multilabel)
+    images = few_labels(config, images)
     model, about = starting_classifier(config, labels.classes)
-    labels = labels.to(stage.compute.device)
+    encoder = model.encoder.config
+    crop_pct = default_crop(encoder.image_size) if config.crop_pct is None else config.crop_pct
+    feed = Feed(
+        train=images.train,
+        held_back=images.held_back,
+        view=training_view(config, encoder),
+        evaluation_view=LabeledView(EvaluationView(encoder.image_size, crop_share=crop_pct)),
+        labeled=True,
+        repeats=config.repeats,
+    )
+    description = {"interpolation": "bicubic", "crop_pct": crop_pct, "multilabel": config.multilabel}
+    method = Method(
+        learner=Learner(
+            model=model,
+            step=classification_step(config, labels.to(session.compute.device)),
+            layer_decay=config.decay_of_layers,
+            layer_groups=model.layer_groups(),
+        ),
+        evaluation=evaluation(config.multilabel, labels.to(session.compute.device)),
+        product=Product(
+            classes=labels.classes, description=description, facts=encoder_facts(model.encoder.config)
+        ),
+        notes=Notes(
+            about=[*about, rates(config, encoder.depth)],
+            activations=activations_of_encoder(encoder),
+            next_command=f"beit predict --model {config.out} IMAGE...",
+        ),
+    )
+    train(session, method, feed)
+
+
+def classification_step(config: FinetuneConfig, labels: Labels) -> Step:
+    """Targets smoothed, images and targets mixed, and cross-entropy, binary where an image has several classes."""
     mixing = BatchMixing(config.mixup, config.cutmix, config.cutmix_share)
     loss_of = F.binary_cross_entropy_with_logits if config.multilabel else F.cross_entropy
 
@@ -47,49 +80,22 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
         logits = model(images).float()
         return StepOutput(loss_of(logits, targets), {"top1": share_of_right(logits, targets)})
 
+    return step
+
+
+def evaluation(multilabel: bool, labels: Labels) -> Evaluation:
+    """By the share of right answers, or by F1 where an image has several classes."""
+
     def evaluate(model: nn.Module, batch: LabeledBatch) -> dict[str, Tensor]:
-        targets = labels.targets(batch.label)
-        return classification_sums(model(batch.image), targets, multilabel=config.multilabel)
+        return classification_sums(model(batch.image), labels.targets(batch.label), multilabel=multilabel)
 
-    encoder = model.encoder.config
-    crop_pct = default_crop(encoder.image_size) if config.crop_pct is None else config.crop_pct
-    stage.train(
-        Method(
-            model=model,
-            step=step,
-            view=training_view(config, encoder),
-            evaluation_view=LabeledView(EvaluationView(encoder.image_size, crop_share=crop_pct)),
-            evaluate=evaluate,
-            draw=partial(draw_predictions, labels, config.multilabel),
-            summarise_evaluation=with_f1 if config.multilabel else over_count,
-            monitor="f1" if config.multilabel else "top1",
-            monitor_mode="max",
-            labeled=True,
-            repeats=config.repeats,
-            layer_decay=config.decay_of_layers,
-            layer_groups=model.layer_groups(),
-            classes=labels.classes,
-            description={"interpolation": "bicubic", "crop_pct": crop_pct, "multilabel": config.multilabel},
-            facts=encoder_facts(model.encoder.config),
-            about=[*about, rates(config, encoder.depth)],
-            activations=activations_of_encoder(encoder),
-            next_command=f"beit predict --model {config.out} IMAGE...",
-        ),
-        dry_run=dry_run,
-        overwrite=overwrite,
+    return Evaluation(
+        evaluate_batch=evaluate,
+        summarise=with_f1 if multilabel else over_count,
+        monitor="f1" if multilabel else "top1",
+        monitor_mode="max",
+        draw=partial(draw_predictions, labels, multilabel),
     )
-
-
-def prepare_labels(config: FinetuneConfig, stage: Stage) -> Labels:
-    """Give the stage's images their labels, and keep few for training where asked for; returns what they mean."""
-    labels = label_images(stage, config.labels, multilabel=config.multilabel)
-    if config.label_share is not None:
-        stage.source = label_share(
-            stage.source, config.label_share, config.seed, balanced=not config.multilabel
-        )
-    if config.labels_per_class is not None:
-        stage.source = labels_per_class(stage.source, config.labels_per_class, config.seed)
-    return labels
 
 
 def training_view(config: FinetuneConfig, encoder: EncoderConfig) -> ClassificationView:

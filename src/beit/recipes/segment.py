@@ -7,7 +7,7 @@ label map -> resized, cropped, flipped ------------------------------------> cro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -30,66 +30,84 @@ from beit.metrics.segmentation import (
 from beit.models.memory import activations_of_segmenter
 from beit.models.segmentation import SemanticSegmenter
 from beit.stages.large_images import require_memory_for_all
-from beit.stages.method import Method
 from beit.stages.segmentation import draw_label_maps, judge
-from beit.stages.stage import Stage, is_done
+from beit.stages.session import Feed, open_images, open_session
 from beit.stages.start import encoder_facts, rates, starting_segmenter
+from beit.stages.train import train
 from beit.training.device import Compute
+from beit.training.method import Evaluation, Learner, Method, Notes, Product, StepOutput
 from beit.training.optim import polynomial_schedule
-from beit.training.plan import StepOutput
 
 
 def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:
     """Train a segmenter on the images and label maps of `config.data`; the run directory is `config.out`."""
-    if is_done("segment", config, overwrite):
+    session = open_session("segment", config, dry_run=dry_run, overwrite=overwrite)
+    if session is None:
         return
     opener = partial(open_pairs, reduce_zero_label=config.reduce_zero_label, class_table=config.classes)
-    stage = Stage("segment", config, opener)
-    source, held_back = cast(PairSource, stage.source), cast(PairSource, stage.held_back)
+    images = open_images(config, opener)
+    source, held_back = cast(PairSource, images.train), cast(PairSource, images.held_back)
     # 2,000 maps take seconds; a mistake that shows in the first evaluation takes the steps until then.
     held_back.look_over()
     model, about = starting_segmenter(config, source.classes)
-    about += [*norms(config, stage.compute), rates(config, model.encoder.config.depth)]
-    if stage.compute.world > 1 and stage.compute.device.type == "cuda":
+    about += [*norms(config, session.compute), rates(config, model.encoder.config.depth)]
+    if session.compute.world > 1 and session.compute.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     encoder = model.encoder.config
     inference = Inference(config.resize, encoder.image_size, config.strides(encoder.image_size))
-    require_memory_for_all(model, inference, held_back, stage.compute.device)
-    judged = torch.zeros(model.num_classes, model.num_classes)
-
-    def summarise(totals: Mapping[str, Tensor]) -> dict[str, float]:
-        judged.copy_(totals["confusion"])
-        return segmentation_figures(totals)
-
-    stage.train(
-        Method(
+    require_memory_for_all(model, inference, held_back, session.compute.device)
+    feed = Feed(
+        train=source,
+        held_back=held_back,
+        view=training_view(config, model),
+        evaluation_view=SegmentationEvaluationView(inference.reduced),
+        labeled=True,
+    )
+    evaluation, details = evaluation_of(inference, source)
+    method = Method(
+        learner=Learner(
             model=model,
             step=partial(step, config.auxiliary_weight),
-            view=training_view(config, model),
-            evaluation_view=SegmentationEvaluationView(inference.reduced),
-            evaluate=partial(judge, inference),
-            evaluation_batch_size=1,
-            draw=partial(draw_label_maps, inference, source.classes, source.palette),
             summarise=segmentation_figures,
-            summarise_evaluation=summarise,
-            monitor="miou",
-            monitor_mode="max",
-            labeled=True,
-            blank_label=torch.full((64, 64), IGNORE, dtype=torch.uint8),
             schedule=partial(polynomial_schedule, power=config.power),
             layer_decay=config.decay_of_layers,
             layer_groups=model.layer_groups(),
+        ),
+        evaluation=evaluation,
+        product=Product(
             classes=source.classes,
             description=description(config, source, inference),
-            details=lambda: {"classes": by_class(judged, source.classes)},
-            facts=encoder_facts(model.encoder.config),
+            details=details,
+            facts=encoder_facts(encoder),
+        ),
+        notes=Notes(
             about=[*about, inference.words()],
             activations=activations_of_segmenter(model),
             next_command=f"beit predict --model {config.out} --out MAPS IMAGE...",
         ),
-        dry_run=dry_run,
-        overwrite=overwrite,
     )
+    train(session, method, feed)
+
+
+def evaluation_of(
+    inference: Inference, source: PairSource
+) -> tuple[Evaluation, Callable[[], Mapping[str, Any]]]:
+    """By mIoU, image by image; and the figures of every class at the last evaluation, for results.json."""
+    last_confusion = torch.zeros(len(source.classes), len(source.classes))
+
+    def summarise(totals: Mapping[str, Tensor]) -> dict[str, float]:
+        last_confusion.copy_(totals["confusion"])
+        return segmentation_figures(totals)
+
+    evaluation = Evaluation(
+        evaluate_batch=partial(judge, inference),
+        summarise=summarise,
+        monitor="miou",
+        monitor_mode="max",
+        batch_size=1,
+        draw=partial(draw_label_maps, inference, source.classes, source.palette),
+    )
+    return evaluation, lambda: {"classes": by_class(last_confusion, source.classes)}
 
 
 def step(auxiliary_weight: float, model: nn.Module, batch: SegmentationBatch, index: int) -> StepOutput:

@@ -13,8 +13,8 @@ from beit.data.batches import ImageBatch
 from beit.data.views.images import EvaluationView
 from beit.data.views.tokenizer import TokenizerViews
 from beit.models.memory import activations_of_tokenizer
-from beit.stages.method import Method
-from beit.stages.stage import Stage, is_done
+from beit.stages.session import Feed, open_images, open_session
+from beit.stages.train import train
 from beit.tokenizers.base import VisualTokenizer
 from beit.tokenizers.dvae import DiscreteVAE
 from beit.tokenizers.objective import (
@@ -27,7 +27,8 @@ from beit.tokenizers.objective import (
     perplexity,
     reconstruction_mae,
 )
-from beit.training.plan import StepOutput
+from beit.training.console import Console
+from beit.training.method import Evaluation, Learner, Method, Notes, StepOutput
 from beit.visualize.pictures import contact_sheet, save_picture, token_picture
 
 COLLAPSED = 0.01
@@ -36,16 +37,25 @@ COLLAPSED = 0.01
 
 def tokenizer(config: TokenizerConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:
     """Train a discrete VAE on the images of `config.data`; the run directory is `config.out`."""
-    if is_done("tokenizer", config, overwrite):
+    session = open_session("tokenizer", config, dry_run=dry_run, overwrite=overwrite)
+    if session is None:
         return
-    stage = Stage("tokenizer", config)
-    model = DiscreteVAE(config.architecture())
+    images = open_images(config)
     size = (config.image_size, config.image_size)
-    steps_of_run = stage.steps()
-    temperature = Anneal(
-        config.temperature, config.final_temperature, config.in_steps(config.temperature_steps, steps_of_run)
+    views = TokenizerViews(size, crop=config.crop, min_scale=config.min_crop)
+    feed = Feed(
+        train=images.train, held_back=images.held_back, view=views, evaluation_view=EvaluationView(size)
     )
-    kl_weight = Anneal(0.0, config.kl_weight, config.in_steps(config.kl_steps, steps_of_run))
+    train(session, reconstruction_method(config, images.plan(config).steps, session.console), feed)
+
+
+def reconstruction_method(config: TokenizerConfig, steps: int, console: Console) -> Method:
+    """Learn to reconstruct images from tokens, in a run of so many steps; a collapse is said on the console."""
+    model = DiscreteVAE(config.architecture())
+    temperature = Anneal(
+        config.temperature, config.final_temperature, config.in_steps(config.temperature_steps, steps)
+    )
+    kl_weight = Anneal(0.0, config.kl_weight, config.in_steps(config.kl_steps, steps))
 
     def step(model: nn.Module, batch: ImageBatch, index: int) -> StepOutput:
         logits, statistics = model(batch.image, temperature(index))
@@ -64,36 +74,38 @@ def tokenizer(config: TokenizerConfig, *, dry_run: bool = False, overwrite: bool
     def summarise(means: Mapping[str, Tensor]) -> dict[str, float]:
         figures = with_codebook_usage(means)
         # Few codes win the argmax while the KL divergence gains its weight and the temperature is high.
-        settled = figures["temperature"] <= (config.temperature + config.final_temperature) / 2
-        if settled and figures["perplexity"] < COLLAPSED * config.vocab_size:
-            stage.console.say(
-                f"WARNING: the codebook is collapsing: {figures['codes_used']:.0f} of {config.vocab_size} codes "
-                f"in use, as many as {figures['perplexity']:.1f} used equally. Tokens like these teach an encoder "
-                f"nothing; try a higher --kl-weight, a lower --lr, or a smaller --vocab-size"
-            )
+        is_cool = figures["temperature"] <= (config.temperature + config.final_temperature) / 2
+        if is_cool and figures["perplexity"] < COLLAPSED * config.vocab_size:
+            console.say(collapse_warning(figures, config.vocab_size))
         return figures
 
-    stage.train(
-        Method(
-            model=model,
-            step=step,
-            view=TokenizerViews(size, crop=config.crop, min_scale=config.min_crop),
-            evaluation_view=EvaluationView(size),
-            evaluate=reconstruction_sums,
-            draw=draw,
-            summarise=summarise,
-            summarise_evaluation=reconstruction_figures,
+    tokens = config.image_size // config.stride
+    about = (
+        f"{config.vocab_size} codes, one for each {config.stride}x{config.stride} pixels: "
+        f"{config.image_size} px become {tokens}x{tokens} tokens"
+    )
+    return Method(
+        learner=Learner(model=model, step=step, summarise=summarise),
+        evaluation=Evaluation(
+            evaluate_batch=reconstruction_sums,
+            summarise=reconstruction_figures,
             monitor="reconstruction_mae",
-            about=[
-                f"{config.vocab_size} codes, one for each {config.stride}x{config.stride} pixels: "
-                f"{config.image_size} px become {config.image_size // config.stride}x"
-                f"{config.image_size // config.stride} tokens"
-            ],
+            draw=draw,
+        ),
+        notes=Notes(
+            about=[about],
             activations=activations_of_tokenizer(config.architecture()),
             next_command=next_command(config),
         ),
-        dry_run=dry_run,
-        overwrite=overwrite,
+    )
+
+
+def collapse_warning(figures: Mapping[str, float], vocab_size: int) -> str:
+    """What is wrong with a codebook of which so few codes are in use, and what to try."""
+    return (
+        f"WARNING: the codebook is collapsing: {figures['codes_used']:.0f} of {vocab_size} codes in use, as many as "
+        f"{figures['perplexity']:.1f} used equally. Tokens like these teach an encoder nothing; try a higher "
+        f"--kl-weight, a lower --lr, or a smaller --vocab-size"
     )
 
 

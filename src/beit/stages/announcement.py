@@ -4,56 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from beit.config.run import TrainingConfig
 from beit.presets import TABLES
+from beit.stages.session import Feed, Session
 from beit.training.console import duration
 from beit.training.device import Precision, describe_machine
-
-if TYPE_CHECKING:
-    from beit.stages.method import Method
-    from beit.stages.stage import Stage
+from beit.training.method import Method, Notes
+from beit.training.plan import Plan
 
 
-def announce(stage: Stage, method: Method, precision: Precision) -> None:
+def announce(session: Session, method: Method, feed: Feed, plan: Plan, precision: Precision) -> None:
     """What will be done, with what, where, and how large it is."""
-    config, say, steps = stage.config, stage.console.say, stage.steps()
-    machine = describe_machine(stage.compute)
+    config, say = session.config, session.console.say
+    machine = describe_machine(session.compute)
     device = machine.get("gpu") or f"{machine['cpu']} with {machine['threads']} threads"
-    parameters = sum(parameter.numel() for parameter in method.model.parameters())
-    memory = _memory(stage, parameters, method.activations, precision) / 2**30
-    epochs = steps * config.batch_size / len(stage.source)
-    warmup, wanted = stage.warmup(), config.warmup_steps or 0
-    shortened = f", not the {wanted:,} that the run would end in" if wanted > warmup else ""
-    say(f"data       {stage.source.describe()}; {len(stage.held_back):,} held back to evaluate on")
-    for note in [*stage.source.notes, *_few_images(config, len(stage.source))]:
+    parameters = sum(parameter.numel() for parameter in method.learner.model.parameters())
+    memory = _memory(session, parameters, method.notes.activations, precision) / 2**30
+    epochs = plan.steps * config.batch_size / plan.images
+    warmup, stated = plan.warmup_steps, config.warmup_steps or 0
+    shortened = f", not the {stated:,} that the run would end in" if stated > warmup else ""
+    say(f"data       {feed.train.describe()}; {len(feed.held_back):,} held back to evaluate on")
+    for note in [*feed.train.notes, *_few_images(config, plan.images)]:
         say(f"           {note}")
     say(f"model      {parameters:,} parameters")
-    for line in method.about:
+    for line in method.notes.about:
         say(f"           {line}")
-    say(f"training   {steps:,} steps of {config.batch_size} images ({epochs:.1f} epochs)")
+    say(f"training   {plan.steps:,} steps of {config.batch_size} images ({epochs:.1f} epochs)")
     say(
-        f"rate       {config.scaled(config.lr):.3g} at this batch size ({config.lr:.3g} at "
+        f"rate       {plan.peak:.3g} at this batch size ({config.lr:.3g} at "
         f"{config.lr_batch_size}, {config.lr_scaling} scaling) after {warmup:,} steps of warm-up{shortened}"
     )
     say(
-        f"machine    {stage.compute.world} x {device}, {precision}, about {memory:.2g} GiB besides torch itself"
+        f"machine    {session.compute.world} x {device}, {precision}, about {memory:.2g} GiB besides torch itself"
     )
     say(f"results    {config.out}")
 
 
-def conclude(stage: Stage, method: Method, results: Mapping[str, Any], bad_files: int) -> None:
+def conclude(session: Session, notes: Notes, results: Mapping[str, Any], bad_files: int) -> None:
     """What is on disk now, and what to type next."""
-    out, say = stage.config.out, stage.console.say
+    out, say = session.config.out, session.console.say
     if bad_files:
         say(f"damaged files skipped: {bad_files:,}")
-    for line in method.conclusion(results):
+    for line in notes.conclusion(results):
         say(line)
     say(f"done in {duration(results['seconds'])}; the model is in {Path(out) / 'model'}")
     say(f"next: beit report {out}")
-    if method.next_command:
-        say(f"next: {method.next_command}")
+    if notes.next_command:
+        say(f"next: {notes.next_command}")
 
 
 def _few_images(config: TrainingConfig, images: int) -> list[str]:
@@ -67,9 +66,9 @@ def _few_images(config: TrainingConfig, images: int) -> list[str]:
     ]
 
 
-def _memory(stage: Stage, parameters: int, activations: float, precision: Precision) -> float:
+def _memory(session: Session, parameters: int, activations: float, precision: Precision) -> float:
     """Bytes on each device, roughly: weights, gradients, two moments and the average; activations of a pass."""
-    config = stage.config
+    config = session.config
     copies = 4 if config.ema_decay is None else 5
-    images = config.batch_size / (stage.compute.world * config.accumulate)
+    images = config.batch_size / (session.compute.world * config.accumulate)
     return 4 * copies * parameters + images * activations * (0.5 if precision == "bf16" else 1)

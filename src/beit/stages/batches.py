@@ -7,43 +7,28 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
-import torch
 from rich.console import Console as Terminal
 from rich.progress import Progress
 from torch import Tensor
 
 from beit.checkpoints.preparation import preparation
 from beit.config.errors import RunFailed, UserError
-from beit.data.base import Source, Split
+from beit.config.use import EvaluateConfig, PredictConfig
+from beit.data.base import Source
 from beit.data.loaders import OnBad, View, evaluation_batches
 from beit.data.views.images import EvaluationView, Filter
 from beit.training.device import (
     Compute,
     Precision,
-    autocast,
     choose_precision,
+    eval_mode,
     open_compute,
     to_device,
 )
 
 Result = TypeVar("Result")
-
-
-class OpenSplit(Protocol):
-    """Opens the images of `data` that belong to a split; see :func:`open_source`."""
-
-    def __call__(
-        self,
-        data: Sequence[str],
-        split: Split,
-        *,
-        holdout: float,
-        limit: int | None,
-        max_megapixels: float,
-        seed: int,
-    ) -> Source: ...
 
 
 class Machine(NamedTuple):
@@ -54,18 +39,19 @@ class Machine(NamedTuple):
     workers: int
 
 
-def open_machine(precision: str, workers: int | Literal["auto"]) -> Machine:
+def open_machine(config: EvaluateConfig | PredictConfig) -> Machine:
     """This machine, for a verb that trains nothing. UserError for several ranks: each would judge its own share."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("only training takes several processes; start this command alone, without torchrun")
-    compute = open_compute()
-    return Machine(compute, choose_precision(precision, compute.device), num_workers(workers, compute))
+    compute = open_compute(config.device)
+    precision = choose_precision(config.precision, compute.device)
+    return Machine(compute, precision, num_workers(config.workers, compute))
 
 
-def num_workers(wanted: int | Literal["auto"], compute: Compute) -> int:
+def num_workers(workers: int | Literal["auto"], compute: Compute) -> int:
     """Processes that read images for each device."""
-    if wanted != "auto":
-        return wanted
+    if workers != "auto":
+        return workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # On a CPU the network wants the cores itself; one worker hides the decoding behind it.
     return min(16, cores // compute.world) if compute.device.type == "cuda" else 1
@@ -109,7 +95,7 @@ def each_batch(
         task = bar.add_task(title, total=len(source))
         for images, batch in batches:
             batch = to_device(batch, compute.device)
-            with _naming(source, images), torch.no_grad(), autocast(compute.device, machine.precision):
+            with _naming(source, images), eval_mode(compute.device, machine.precision):
                 result = apply(batch)
             bar.advance(task, len(batch[0]) * compute.world)
             yield batch, result
@@ -138,12 +124,12 @@ def totals(
     return added
 
 
-def complain(name: str, reason: str) -> None:
+def report_skipped(name: str, reason: str) -> None:
     """Name a file that cannot be used, beside the output and not in it."""
     print(f"skipped {name}: {reason}", file=sys.stderr, flush=True)
 
 
-def tell(notes: Iterable[str]) -> None:
+def print_notes(notes: Iterable[str]) -> None:
     """What was ignored or decided, each line once, beside the output and not in it."""
     for note in dict.fromkeys(notes):
         print(note, file=sys.stderr, flush=True)

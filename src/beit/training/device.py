@@ -8,8 +8,8 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import metadata
@@ -18,9 +18,8 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from beit.config.errors import UserError
 
@@ -33,11 +32,10 @@ class Compute:
     """One process of a run: its device, its rank among `world` processes, and what they say to each other."""
 
     device: torch.device
-    rank: int
-    world: int
-    accelerator: Accelerator
-    flag_group: Any = None
-    """Process group for values on the host; flags sent through it do not make a GPU wait."""
+    rank: int = 0
+    world: int = 1
+    host_group: dist.ProcessGroup | None = None
+    """For values on the host; what goes through it does not make a GPU wait."""
 
     @property
     def main(self) -> bool:
@@ -50,8 +48,12 @@ class Compute:
             return model
         # Gradients of 1x1 convolutions have other strides along axes of length one, which changes nothing.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        distributed: nn.Module = self.accelerator.prepare_model(model, device_placement=False)
-        return distributed
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+    def no_sync(self, network: nn.Module) -> AbstractContextManager[None]:
+        """No averaging of gradients inside: for all passes of an accumulated step but the last."""
+        return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give every rank the main rank's buffers of `model`: gradients alone keep the ranks alike, and statistics of
@@ -60,21 +62,12 @@ class Compute:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
-    def release(self) -> None:
-        """Let go of distributed models."""
-        if self.world > 1:
-            self.accelerator.free_memory()
-
-    def unsynchronised(self, model: nn.Module) -> AbstractContextManager[None]:
-        """No averaging of gradients inside: for all passes of an accumulated step but the last."""
-        return self.accelerator.no_sync(model) if self.world > 1 else nullcontext()
-
     def largest(self, value: int) -> int:
         """The largest `value` of any rank, on all of them."""
         if self.world == 1:
             return value
         flag = torch.tensor(value)
-        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.flag_group)
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.host_group)
         return int(flag)
 
     def any_rank(self, condition: Tensor) -> Tensor:
@@ -86,19 +79,31 @@ class Compute:
         return flag > 0
 
     def sums(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The sum over ranks of every tensor, on the host; one transfer for all of them.
+        """The sum over ranks of every tensor, on the host; one transfer for all of them. A rank that had nothing to
+        add brings no tensors, and takes names and shapes from another.
 
         In float64, where counts of pixels stay exact (float32 on MPS, which has no other).
         """
-        names = sorted(tensors)
-        if not names:
+        shapes = {name: tensors[name].shape for name in sorted(tensors)}
+        if self.world > 1:
+            everyone: list[dict[str, torch.Size]] = [{} for _ in range(self.world)]
+            dist.all_gather_object(everyone, shapes, group=self.host_group)
+            shapes = max(everyone, key=len)
+        if not shapes:
             return {}
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        flat = torch.cat([tensors[name].detach().flatten().to(self.device, dtype) for name in names])
+        flat = torch.cat(
+            [
+                tensors[name].detach().flatten().to(self.device, dtype)
+                if name in tensors
+                else torch.zeros(shape.numel(), dtype=dtype, device=self.device)
+                for name, shape in shapes.items()
+            ]
+        )
         if self.world > 1:
             dist.all_reduce(flat)
-        parts = torch.split(flat.cpu(), [tensors[name].numel() for name in names])
-        return {name: part.reshape(tensors[name].shape) for name, part in zip(names, parts, strict=True)}
+        parts = torch.split(flat.cpu(), [shape.numel() for shape in shapes.values()])
+        return {name: part.view(shape) for part, (name, shape) in zip(parts, shapes.items(), strict=True)}
 
     def gather(self, tensor: Tensor) -> Tensor:
         """`tensor` of every rank, stacked in front, on the host."""
@@ -118,7 +123,7 @@ class Compute:
                 outcome[0] = produce()
             except Exception as error:
                 outcome[1] = error
-        dist.broadcast_object_list(outcome, src=0, group=self.flag_group)
+        dist.broadcast_object_list(outcome, src=0, group=self.host_group)
         if outcome[1] is not None:
             raise outcome[1]
         result: Result = outcome[0]
@@ -133,40 +138,24 @@ def open_compute(device: str = "auto", timeout_minutes: float = 30.0) -> Compute
         timeout_minutes: how long a rank waits for the others before it gives up.
     """
     chosen = choose_device(device)
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    # Accelerate remembers its first device for the life of the process; alone, the device is ours to choose.
-    accelerator = _accelerator(alone or chosen.type == "cpu", timeout_minutes)
-    world = accelerator.num_processes
-    return Compute(
-        device=accelerator.device if world > 1 else chosen,
-        rank=accelerator.process_index,
-        world=world,
-        accelerator=accelerator,
-        flag_group=_flag_group(timeout_minutes) if world > 1 else None,
-    )
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Compute(chosen)
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(chosen)
+    host_group = _join_ranks("nccl" if chosen.type == "cuda" else "gloo", timeout_minutes)
+    return Compute(chosen, dist.get_rank(), dist.get_world_size(), host_group)
 
 
 @functools.cache
-def _accelerator(cpu: bool, timeout_minutes: float) -> Accelerator:
-    """The one Accelerator of this process: a second one with another precision would raise."""
-    handlers = [
-        InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes)),
-        DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-    ]
-    accelerator = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=handlers)
-    if accelerator.num_processes > 1:
-        atexit.register(_leave_ranks)
-    return accelerator
-
-
-@functools.cache
-def _flag_group(timeout_minutes: float) -> Any:
-    return dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
-
-
-def _leave_ranks() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def _join_ranks(backend: str, timeout_minutes: float) -> dist.ProcessGroup:
+    """Meet the other ranks, once in a process; the group for values on the host."""
+    timeout = timedelta(minutes=timeout_minutes)
+    dist.init_process_group(backend, timeout=timeout)
+    atexit.register(dist.destroy_process_group)
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(group, dist.ProcessGroup)
+    return group
 
 
 def choose_device(device: str = "auto") -> torch.device:
@@ -207,6 +196,13 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
+
+
+@contextmanager
+def eval_mode(device: torch.device, precision: Precision) -> Iterator[None]:
+    """Around all that a network is asked without learning from it, in training and elsewhere."""
+    with torch.no_grad(), autocast(device, precision):
+        yield
 
 
 def reseed(seed: int, device: torch.device) -> None:
@@ -272,7 +268,7 @@ def _cpu_name() -> str:
 def describe_versions() -> dict[str, str]:
     """Versions of what decides a run's figures."""
     versions = {"python": sys.version.split()[0]}
-    for name in ("beit", "torch", "torchvision", "accelerate", "numpy"):
+    for name in ("beit", "torch", "torchvision", "numpy"):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # run from a source tree

@@ -9,15 +9,17 @@ import torch
 
 from beit.config.errors import Interrupted, RunFailed
 from beit.training.device import Compute
-from beit.training.saving import Saver
+from beit.training.run.saver import Saver
 
 LOST_RANK = ("timed out", "timeout", "connection closed", "connection reset", "broken pipe")
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether it is a lack of memory, of the GPU or of the machine (of which torch makes a plain RuntimeError)."""
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or "can't allocate memory" in str(error).lower()
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or "can't allocate memory" in str(error).lower()
+    )
 
 
 @contextmanager
@@ -28,14 +30,14 @@ def explained(saver: Saver, compute: Compute) -> Iterator[None]:
     except (RunFailed, Interrupted):
         raise
     except (RuntimeError, MemoryError) as error:
-        step, plan, text = saver.state.step + 1, saver.plan, str(error).lower()
+        step, config, text = saver.state.step + 1, saver.plan.config, str(error).lower()
         if out_of_memory(error):
             raise RunFailed(
-                f"out of memory in step {step}, with --batch-size {plan.batch_size} and --accumulate"
-                f" {plan.accumulate}: double --accumulate or lower --batch-size; {saver.standing}"
+                f"out of memory in step {step}, with --batch-size {config.batch_size} and --accumulate"
+                f" {config.accumulate}: double --accumulate or lower --batch-size; {saver.last_resort}"
             ) from error
         if compute.world > 1 and any(sign in text for sign in LOST_RANK):
             raise RunFailed(
-                f"rank {compute.rank} lost touch with another rank in step {step}; {saver.standing}"
+                f"rank {compute.rank} lost touch with another rank in step {step}; {saver.last_resort}"
             ) from error
         raise

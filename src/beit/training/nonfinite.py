@@ -23,7 +23,7 @@ class NonFiniteGuard:
         """Steps without an update."""
         self._in_a_row = 0
         self._tripped: Tensor | None = None
-        self._unseen: tuple[int, Tensor, torch.cuda.Event | None] | None = None
+        self._unchecked: tuple[int, Tensor, torch.cuda.Event | None] | None = None
 
     def update(self, optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
         """Step `optimizer`, unless `bad` (a bool scalar, the same on every rank)."""
@@ -41,30 +41,30 @@ class NonFiniteGuard:
         """Look at the step before `step`, which a GPU has done by now; elsewhere at `step` itself.
 
         Raises:
-            RunFailed: as :meth:`settle`.
+            RunFailed: as :meth:`check`.
         """
-        self.settle()
-        seen = torch.stack([bad.float(), loss.detach().float(), norm.float()]).to("cpu", non_blocking=True)
+        self.check()
+        values = torch.stack([bad.float(), loss.detach().float(), norm.float()]).to("cpu", non_blocking=True)
         arrived = None
         if bad.device.type == "cuda":
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record()
-        self._unseen = (step, seen, arrived)
+        self._unchecked = (step, values, arrived)
         if arrived is None:
-            self.settle()
+            self.check()
 
-    def settle(self) -> None:
+    def check(self) -> None:
         """Look at the step that is still unseen, if there is one.
 
         Raises:
             RunFailed: it was not finite, and the policy is to stop, or too many were so on end.
         """
-        if self._unseen is None:
+        if self._unchecked is None:
             return
-        (step, seen, arrived), self._unseen = self._unseen, None
+        (step, values, arrived), self._unchecked = self._unchecked, None
         if arrived is not None:
             arrived.synchronize()
-        bad, loss, norm = seen.tolist()
+        bad, loss, norm = values.tolist()
         self._in_a_row = self._in_a_row + 1 if bad else 0
         self.skipped += bool(bad)
         if bad and (self.policy == "stop" or self._in_a_row >= MOST_IN_A_ROW):

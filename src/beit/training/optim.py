@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -12,6 +12,16 @@ from torch import nn
 NO_DECAY = ("pos_embed", "cls_token")
 """Parameters without weight decay besides vectors and biases (released code). The mask token and tables of
 relative position bias are decayed there, and so here."""
+WARMUP_RATIO = 1e-6
+"""The share of the rate that a warm-up in segmentation begins with (mmsegmentation)."""
+
+
+class Schedule(Protocol):
+    """The learning rate of a step, from 0."""
+
+    def __call__(
+        self, step: int, *, peak: float, final: float, warmup_steps: int, total_steps: int
+    ) -> float: ...
 
 
 def parameter_groups(
@@ -35,36 +45,28 @@ def parameter_groups(
     Raises:
         ValueError: `layer_groups` leave a trainable parameter out, or name one twice.
     """
+    if layer_groups is None and layer_decay != 1:
+        raise ValueError("layer_decay needs the layer_groups of the model")
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if layer_groups is None:
-        if layer_decay != 1:
-            raise ValueError("layer_decay needs the layer_groups of the model")
-        layer_groups = [list(named.values())]
-    layer_of: dict[int, int] = {}
-    for layer, parameters in enumerate(layer_groups):
-        for parameter in parameters:
-            if id(parameter) in layer_of:
-                raise ValueError(f"a parameter of shape {tuple(parameter.shape)} is in two layer groups")
-            layer_of[id(parameter)] = layer
-    forgotten = [name for name, parameter in named.items() if id(parameter) not in layer_of]
-    if forgotten:
-        raise ValueError(f"in no layer group: {', '.join(forgotten)}")
+    layers = [list(named.values())] if layer_groups is None else layer_groups
+    layer_of = {id(parameter): layer for layer, group in enumerate(layers) for parameter in group}
+    if len(layer_of) < sum(map(len, layers)):
+        raise ValueError("a parameter is in two layer groups")
+    if missing := [name for name, parameter in named.items() if id(parameter) not in layer_of]:
+        raise ValueError(f"in no layer group: {', '.join(missing)}")
 
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in named.items():
         layer = layer_of[id(parameter)]
         own_name = name.rpartition(".")[2]
-        decayed = parameter.ndim > 1 and own_name != "bias" and own_name not in no_decay
-        group = groups.setdefault(
-            (layer, decayed),
-            {
-                "params": [],
-                "weight_decay": weight_decay if decayed else 0.0,
-                "lr_scale": layer_decay ** (len(layer_groups) - 1 - layer),
-                "name": f"layer {layer}, {'decayed' if decayed else 'not decayed'}",
-            },
-        )
-        group["params"].append(parameter)
+        is_decayed = parameter.ndim > 1 and own_name != "bias" and own_name not in no_decay
+        group = {
+            "params": [],
+            "weight_decay": weight_decay if is_decayed else 0.0,
+            "lr_scale": layer_decay ** (len(layers) - 1 - layer),
+            "name": f"layer {layer}, {'decayed' if is_decayed else 'not decayed'}",
+        }
+        groups.setdefault((layer, is_decayed), group)["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
 
 
@@ -93,15 +95,14 @@ def cosine_schedule(
     final: float,
     warmup_steps: int,
     total_steps: int,
-    warmup_start: float = 0.0,
 ) -> float:
     """The rate of `step` (from 0): linear warm-up with both ends included, then half a cosine towards `final`.
 
-    As in the released code, the first step of a warm-up has rate `warmup_start`, and `final` is what the step
-    after the last would have.
+    As in the released code, the first step of a warm-up has rate 0, and `final` is what the step after the last
+    would have.
     """
     if step < warmup_steps:
-        return warmup_start + (peak - warmup_start) * step / max(1, warmup_steps - 1)
+        return peak * step / max(1, warmup_steps - 1)
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -114,14 +115,13 @@ def polynomial_schedule(
     warmup_steps: int,
     total_steps: int,
     power: float = 1.0,
-    warmup_ratio: float = 1e-6,
 ) -> float:
     """The rate of `step` (from 0) in segmentation: (1 - step / total) ** power, under a linear warm-up factor.
 
-    The factor rises from `warmup_ratio` to 1 and multiplies the decaying rate (mmsegmentation's rule).
+    The factor rises from :data:`WARMUP_RATIO` to 1 and multiplies the decaying rate (mmsegmentation's rule).
     """
     remaining = 1 - min(step, total_steps) / total_steps
     rate: float = final + (peak - final) * remaining**power
     if step < warmup_steps:
-        rate *= 1 - (1 - step / warmup_steps) * (1 - warmup_ratio)
+        rate *= 1 - (1 - step / warmup_steps) * (1 - WARMUP_RATIO)
     return rate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from beit.training.device import Compute
 from beit.training.metrics import MetricWindow
 from beit.training.nonfinite import NonFiniteGuard
-from beit.training.plan import LoopPlan
 
 
 class TrainingState:
@@ -26,13 +25,14 @@ class TrainingState:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         companions: Mapping[str, nn.Module],
-        plan: LoopPlan,
+        ema_decay: float | None,
+        nonfinite: Literal["stop", "skip"],
     ) -> None:
         self.model, self.optimizer, self.companions = model, optimizer, dict(companions)
-        self.ema_decay = plan.ema_decay
-        self.ema = None if plan.ema_decay is None else copy.deepcopy(model).eval().requires_grad_(False)
+        self.ema_decay = ema_decay
+        self.ema = None if ema_decay is None else copy.deepcopy(model).eval().requires_grad_(False)
         self.window = MetricWindow()
-        self.guard = NonFiniteGuard(plan.nonfinite)
+        self.guard = NonFiniteGuard(nonfinite)
         self.step = 0
         """Optimiser steps done."""
         self.seconds = 0.0
@@ -56,22 +56,19 @@ class TrainingState:
         decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
         average: list[Tensor] = list(self.ema.parameters())
         current: list[Tensor] = list(self.model.parameters())
-        for mine, its in zip(self.ema.buffers(), self.model.buffers(), strict=True):
-            if mine.is_floating_point():
-                average.append(mine)
-                current.append(its)
+        for ema, buffer in zip(self.ema.buffers(), self.model.buffers(), strict=True):
+            if ema.is_floating_point():
+                average.append(ema)
+                current.append(buffer)
             else:
-                mine.copy_(its)
+                ema.copy_(buffer)
         torch._foreach_lerp_(average, current, 1 - decay)
 
-    def note_evaluation(self, figures: dict[str, float], plan: LoopPlan) -> None:
-        """Remember an evaluation's figures (with `eval/`) if they are the best so far."""
-        key = f"eval/{plan.monitor}"
-        if key not in figures:
-            raise ValueError(f"the plan monitors {key}, and the evaluation gives {', '.join(figures)}")
-        sign = 1 if plan.monitor_mode == "max" else -1
-        if not self.best or sign * figures[key] > sign * self.best[key]:
-            self.best = {"step": self.step, "monitor": key, **figures}
+    def note_evaluation(self, figures: dict[str, float], monitor: str, mode: Literal["min", "max"]) -> None:
+        """Remember an evaluation's figures if they are the best so far, by the figure `monitor`."""
+        sign = 1 if mode == "max" else -1
+        if not self.best or sign * figures[monitor] > sign * self.best[monitor]:
+            self.best = {"step": self.step, "monitor": monitor, **figures}
 
     def state_dict(self, compute: Compute) -> dict[str, Any]:
         """All of it as tensors and primitives; every rank must call this."""

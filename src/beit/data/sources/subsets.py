@@ -99,3 +99,8 @@ class Concatenation:
     @property
     def fingerprint(self) -> str:
         return " + ".join(source.fingerprint for source in self._sources)
+
+
+def spread(size: int, count: int) -> list[int]:
+    """At most `count` different numbers below `size`, evenly spaced."""
+    return sorted({index * size // count for index in range(count)})

@@ -20,7 +20,7 @@ from beit.metrics.average_precision import average_precisions, mean_of_known
 from beit.metrics.classification import classification_sums, with_f1
 from beit.models.heads import ImageClassifier, LinearProbe
 from beit.recipes.evaluate.images import Damage, open_split
-from beit.stages.batches import Machine, classifier_view, each_batch, tell
+from beit.stages.batches import Machine, classifier_view, each_batch, print_notes
 from beit.training.metrics import over_count
 
 
@@ -31,7 +31,7 @@ def evaluate_classifier(
     description = describe(config.model)
     multilabel = bool(description.get("multilabel", False))
     source, labels = open_labeled(config, description.get("classes"), multilabel)
-    tell(source.notes)
+    print_notes(source.notes)
     names, damage = labels.classes, Damage(source, config.max_bad)
     if len(names) != model.num_classes:
         raise UserError(

@@ -9,7 +9,8 @@ from beit.config.use import EvaluateConfig
 from beit.data.base import Source, Split
 from beit.data.sources.opening import open_source
 from beit.data.sources.subsets import Concatenation
-from beit.stages.batches import OpenSplit, complain
+from beit.stages.batches import report_skipped
+from beit.stages.session import OpenSplit
 
 HANDFUL = 5
 """Damaged files that never make an evaluation worthless, however few images there are."""
@@ -44,7 +45,7 @@ class Damage:
         self.images, self.max_bad, self.count = len(source), max_bad, 0
 
     def __call__(self, name: str, reason: str) -> None:
-        complain(name, reason)
+        report_skipped(name, reason)
         self.count += 1
 
     def figures(self, source: Source) -> dict[str, Any]:

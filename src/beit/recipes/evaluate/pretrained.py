@@ -11,26 +11,27 @@ from torch import Tensor, nn
 
 from beit.checkpoints.describe import describe
 from beit.checkpoints.store import load_tokenizer, weights_sha256
+from beit.config.architecture import sides
 from beit.config.errors import UserError, given_by
 from beit.config.files import read_record
 from beit.config.pretrain import PretrainConfig
 from beit.config.use import EvaluateConfig
 from beit.data.batches import PretrainBatch
 from beit.data.sources.opening import open_source
-from beit.data.views.images import EvaluationView
+from beit.data.views.images import EvaluationView, PretrainEvaluationView
 from beit.metrics.tokens import TokenBaselines
 from beit.models.heads import MaskedImageModel
 from beit.recipes.evaluate.images import Damage, open_split
-from beit.recipes.pretrain import (
+from beit.stages.batches import Machine, each_batch, print_notes, run_of, totals
+from beit.stages.masked_modelling import (
     best_mixtures_of_sums,
     masked_token_sums,
+    masking_of,
     patches_to_predict,
     pixel_loss,
     token_image_size,
-    views,
     weighted,
 )
-from beit.stages.batches import Machine, each_batch, run_of, tell, totals
 from beit.tokenizers.base import VisualTokenizer
 
 
@@ -38,7 +39,7 @@ def evaluate_pretrained(model: MaskedImageModel, config: EvaluateConfig, machine
     """Masked-token loss and accuracy beside the baselines, with masks as in the run that trained the model."""
     recipe = recipe_of(model, config)
     source = open_split(config, partial(open_source, pillow=recipe.views == "exact"))
-    tell(source.notes)
+    print_notes(source.notes)
     damage = Damage(source, config.max_bad)
     if recipe.target == "pixels":
         size, more = model.encoder.config.image_size, {}
@@ -59,7 +60,7 @@ def evaluate_pretrained(model: MaskedImageModel, config: EvaluateConfig, machine
     passes = each_batch(
         judge,
         source,
-        views(recipe, size)["evaluation_view"],
+        PretrainEvaluationView(sides(recipe.image_size), size, masking_of(recipe)),
         machine,
         batch_size=config.batch_size,
         seed=config.seed,
@@ -99,7 +100,7 @@ def recorded(run: Path) -> dict[str, Any]:
     file = run / "config.yaml"
     values, unknown = read_record(file, PretrainConfig)
     if unknown:
-        tell([f"{file}: {', '.join(unknown)} unknown to this version of beit, and left out"])
+        print_notes([f"{file}: {', '.join(unknown)} unknown to this version of beit, and left out"])
     return values
 
 

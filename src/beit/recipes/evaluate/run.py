@@ -25,7 +25,7 @@ from beit.recipes.evaluate.segmenter import evaluate_segmenter
 from beit.recipes.evaluate.tables import show
 from beit.recipes.predict.output import require_writable_file
 from beit.recipes.tokenizer import reconstruction_figures, reconstruction_sums
-from beit.stages.batches import Machine, each_batch, open_machine, tell, totals
+from beit.stages.batches import Machine, each_batch, open_machine, print_notes, totals
 from beit.tokenizers.base import VisualTokenizer
 
 
@@ -42,7 +42,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if (config.window or config.multi_scale) and not isinstance(model, SemanticSegmenter):
         flag = "--window" if config.window else "--multi-scale"
         raise UserError(f"{flag} is for segmenters, and {config.model} is none; drop it")
-    machine = open_machine(config.precision, config.workers)
+    machine = open_machine(config)
     model.to(machine.compute.device)
     if isinstance(model, ImageClassifier | LinearProbe):
         figures = evaluate_classifier(model, config, machine)
@@ -69,7 +69,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 def evaluate_tokenizer(model: VisualTokenizer, config: EvaluateConfig, machine: Machine) -> dict[str, Any]:
     """What is left of images that became tokens, and how much of the codebook is used."""
     source = open_split(config)
-    tell(source.notes)
+    print_notes(source.notes)
     damage = Damage(source, config.max_bad)
     sums = totals(
         each_batch(

@@ -17,7 +17,7 @@ from beit.data.views.segmentation import SegmentationEvaluationView
 from beit.metrics.segmentation import Inference, by_class, segmentation_figures
 from beit.models.segmentation import SemanticSegmenter
 from beit.recipes.evaluate.images import Damage, open_split
-from beit.stages.batches import Machine, each_batch, tell, totals
+from beit.stages.batches import Machine, each_batch, print_notes, totals
 from beit.stages.segmentation import judge
 
 
@@ -28,7 +28,7 @@ def evaluate_segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine
     reduced = bool(description.get("reduce_zero_label", False))
     source = open_split(config, partial(open_pairs, reduce_zero_label=reduced, classes=classes), labeled=True)
     assert source.classes is not None
-    tell(source.notes)
+    print_notes(source.notes)
     if len(source.classes) != model.num_classes:
         raise UserError(
             f"--data has {len(source.classes)} classes and {config.model}, which does not name its classes, has "

@@ -10,7 +10,7 @@ from beit.config.use import PredictConfig
 from beit.data.loaders import View
 from beit.data.sources.files import open_images
 from beit.data.sources.subsets import Numbered
-from beit.stages.batches import Machine, Result, complain, each_batch, tell
+from beit.stages.batches import Machine, Result, each_batch, print_notes, report_skipped
 
 
 class PredictionImages:
@@ -18,7 +18,7 @@ class PredictionImages:
 
     def __init__(self, config: PredictConfig, machine: Machine) -> None:
         self.source = open_images(config.images, config.max_megapixels)
-        tell(self.source.notes)
+        print_notes(self.source.notes)
         if config.workers == "auto" and len(self.source) <= config.batch_size:
             machine = machine._replace(workers=0)  # starting a process takes longer than a few images
         self._machine = machine
@@ -34,7 +34,7 @@ class PredictionImages:
             self._machine,
             batch_size=batch_size,
             labeled=True,
-            on_bad=complain,
+            on_bad=report_skipped,
             title="predicting",
         )
 

@@ -24,7 +24,7 @@ from beit.recipes.predict.map_files import (
     write_map,
     write_overlay,
 )
-from beit.stages.batches import Machine, complain
+from beit.stages.batches import Machine, report_skipped
 from beit.stages.large_images import TooLarge, within_memory
 
 NAMED = 4
@@ -63,7 +63,7 @@ def predicted_maps(
         try:
             return classes_of(batch, model, inference)
         except TooLarge as error:
-            complain(images.source.name(int(batch.number)), str(error))
+            report_skipped(images.source.name(int(batch.number)), str(error))
             return None
 
     write_legend(legend, folder / "classes.tsv")

@@ -96,7 +96,7 @@ def open_model(config: PredictConfig) -> tuple[nn.Module, Machine]:
     """The model, where it will run."""
     with given_by("--model"):
         model = load_model(config.model)
-    machine = open_machine(config.precision, config.workers)
+    machine = open_machine(config)
     return model.to(machine.compute.device), machine
 
 

@@ -7,7 +7,7 @@ images -> frozen encoder -> features of every layer -> one linear classifier for
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -22,18 +22,20 @@ from beit.config.errors import UserError, given_by
 from beit.config.probe import ProbeConfig
 from beit.data.batches import LabeledBatch
 from beit.data.sources.opening import open_source
-from beit.data.sources.subsets import Subset
+from beit.data.sources.subsets import Subset, spread
 from beit.data.views.images import EvaluationView, LabeledView
 from beit.data.views.tokenizer import TokenizerViews
 from beit.metrics.classification import classification_sums, hits
+from beit.models.encoder import BeitEncoder
 from beit.models.heads import LayerProbes, LinearProbe, layer_features
 from beit.models.memory import activations_of_encoder
 from beit.recipes.probe.features import FeatureBatch, FeatureSource, feature_view, neighbour_votes
-from beit.stages.batches import Machine
+from beit.stages.batches import Machine, num_workers
 from beit.stages.labels import label_images
-from beit.stages.method import Method
-from beit.stages.stage import Poll, Stage, is_done, spread
-from beit.training.plan import StepOutput
+from beit.stages.session import Feed, Images, Session, open_images, open_session
+from beit.stages.train import train
+from beit.training.device import Precision
+from beit.training.method import Evaluation, Learner, Method, Notes, Product, StepOutput
 from beit.training.signals import StopRequested, StopSignals
 
 CHUNK = 1024
@@ -42,74 +44,96 @@ CHUNK = 1024
 
 def probe(config: ProbeConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:
     """Judge every layer of the encoder of `config.init` on labelled images; the run directory is `config.out`."""
-    if is_done("probe", config, overwrite):
+    session = open_session("probe", config, dry_run=dry_run, overwrite=overwrite)
+    if session is None:
         return
-    stage = Stage("probe", config, partial(open_source, labeled=config.labels is None))
-    label_images(stage, config.labels)
-    stage.train(_Probing(config, stage).method(), dry_run=dry_run, overwrite=overwrite)
+    images = open_images(config, partial(open_source, labeled=config.labels is None))
+    images, labels = label_images(images, config.labels)
+    with given_by("--init"):
+        encoder = load_encoder(config.init, sides(config.image_size))
+    session.freeze(encoder)
+    probing = Probing(config, session, encoder, images, labels.classes)
+    train(session, probing.method(), probing.feed())
 
 
-class _Probing:
+class Probing:
     """The encoder, the features it gave, and what the layers scored."""
 
-    def __init__(self, config: ProbeConfig, stage: Stage) -> None:
-        self.config, self.stage = config, stage
-        with given_by("--init"):
-            self.encoder = load_encoder(config.init, sides(config.image_size))
-        stage.freeze(self.encoder)
-        self.size = self.encoder.config.image_size
+    def __init__(
+        self,
+        config: ProbeConfig,
+        session: Session,
+        encoder: BeitEncoder,
+        images: Images,
+        classes: Sequence[str],
+    ) -> None:
+        self.config, self.session, self.encoder, self.images = config, session, encoder, images
+        self.classes, self.num_classes = classes, len(classes)
+        self.size = encoder.config.image_size
         self.crop_pct = default_crop(self.size) if config.crop_pct is None else config.crop_pct
-        self.layers = range(self.encoder.config.depth)
-        assert stage.source.classes is not None
-        self.num_classes = len(stage.source.classes)
-        shape = (len(self.layers), self.encoder.config.width * (1 if config.pool == "mean" else 2))
+        self.layers = range(encoder.config.depth)
+        shape = (len(self.layers), encoder.config.width * (1 if config.pool == "mean" else 2))
         self.model = LayerProbes(*shape, self.num_classes)
-        chosen = stage.source
+        chosen = images.train
         if config.augment and len(chosen) > config.knn_images:
             chosen = Subset(chosen, spread(len(chosen), config.knn_images))
-        self.known = FeatureSource(chosen, shape)
+        self.bank = FeatureSource(chosen, shape)
         """Training images: neighbours to find, and without `augment` all that the classifiers learn from."""
-        self.held_back = FeatureSource(stage.held_back, shape)
-        stage.held_back = self.held_back
-        if not config.augment:
-            stage.source = self.known
+        self.held_back = FeatureSource(images.held_back, shape)
         self.neighbours: dict[str, Tensor] = {}
         """Share of right k-NN answers by layer."""
         self.scores: dict[str, Tensor] = {}
         """Loss and share of right linear answers by layer, at the last evaluation."""
 
-    def method(self) -> Method:
-        config, encoder = self.config, self.encoder
-        height, width = self.size
-        memory = sum(source.features.nbytes for source in (self.known, self.held_back)) / 2**30
+    def feed(self) -> Feed:
+        """Features, or with `augment` images to train on."""
+        config = self.config
         crops = TokenizerViews(self.size, crop="random_resized", min_scale=config.min_crop, flip=config.flip)
-        return Method(
-            model=self.model,
-            step=self.step,
+        return Feed(
+            train=self.images.train if config.augment else self.bank,
+            held_back=self.held_back,
             view=LabeledView(crops) if config.augment else feature_view,
             evaluation_view=feature_view,
-            prepare=self.prepare,
-            evaluate=self.evaluate,
-            summarise=lambda means: {"top1": float(means["top1"].max())},
-            summarise_evaluation=self.summarise,
-            monitor="top1",
-            monitor_mode="max",
-            to_keep=self.best_probe,
             labeled=True,
-            input_shape=tuple(self.known.features.shape[1:]),
-            classes=self.stage.source.classes,
-            facts={"encoder": weights_sha256(encoder)},
-            description={"interpolation": "bicubic", "crop_pct": self.crop_pct},
-            details=self.details,
-            conclusion=conclusion,
+        )
+
+    def method(self) -> Method:
+        return Method(
+            learner=Learner(
+                model=self.model,
+                step=self.step,
+                summarise=lambda means: {"top1": float(means["top1"].max())},
+            ),
+            evaluation=Evaluation(
+                evaluate_batch=self.evaluate,
+                summarise=self.summarise,
+                monitor="top1",
+                monitor_mode="max",
+            ),
+            product=Product(
+                export=self.best_probe,
+                classes=self.classes,
+                description={"interpolation": "bicubic", "crop_pct": self.crop_pct},
+                details=self.details,
+                facts={"encoder": weights_sha256(self.encoder)},
+            ),
+            notes=self.notes(),
+            prepare=self.prepare,
+        )
+
+    def notes(self) -> Notes:
+        config, images = self.config, len(self.bank) + len(self.held_back)
+        memory = sum(source.features.nbytes for source in (self.bank, self.held_back)) / 2**30
+        return Notes(
             about=[
                 f"on each of the {len(self.layers)} layers of the frozen encoder of {config.init}, "
-                f"at {height}x{width} px",
-                f"{config.knn} neighbours vote, among {min(len(self.known), config.knn_images):,} training images",
-                f"the features of {len(self.known) + len(self.held_back):,} images take {memory:.1f} GiB",
+                f"at {self.size[0]}x{self.size[1]} px",
+                f"{config.knn} neighbours vote, among {min(len(self.bank), config.knn_images):,} training images",
+                f"the features of {images:,} images take {memory:.1f} GiB",
             ],
             # Without gradients the encoder holds the activations of one block.
-            activations=activations_of_encoder(encoder.config) / len(self.layers),
+            activations=activations_of_encoder(self.encoder.config) / len(self.layers),
+            conclusion=conclusion,
             next_command=f"beit predict --model {config.out} IMAGE...",
         )
 
@@ -136,33 +160,35 @@ class _Probing:
         figures = {name: float(values[best]) for name, values in self.scores.items()}
         return figures | {"best_layer": float(best), "knn_top1": float(self.neighbours["top1"].max())}
 
-    def prepare(self, machine: Machine, stop: StopSignals) -> None:
+    def prepare(self, precision: Precision, stop: StopSignals) -> None:
         """One pass of the encoder over the images that stay as they are, and all of k-NN."""
-        config, say = self.config, self.stage.console.say
+        config, say = self.config, self.session.console.say
+        compute = self.session.compute
+        machine = Machine(compute, precision, num_workers(config.workers, compute))
         view = EvaluationView(self.size, crop_share=self.crop_pct)
-        batch_size = max(1, min(256, config.batch_size // machine.compute.world))
-        for source, title in ((self.known, "training"), (self.held_back, "held-back")):
+        batch_size = max(1, min(256, config.batch_size // compute.world))
+        for source, title in ((self.bank, "training"), (self.held_back, "held-back")):
             say(f"computing the features of {len(source):,} {title} images")
             source.compute(self.features, view, machine, batch_size=batch_size, title=title, stop=stop)
             if not source.whole.any():
                 raise UserError(f"--data: none of the {title} images can be read; `beit check` lists them")
         if config.standardize:
-            whole = self.known.features[self.known.whole]
+            whole = self.bank.features[self.bank.whole]
             self.model.mean.copy_(whole.mean(dim=0))
             self.model.std.copy_(whole.std(dim=0, correction=0).clamp(min=1e-6))
         with suppress(StopRequested):
-            self.neighbours = self.score_neighbours(machine.compute.device, stop.poll)
-        stop.poll_together(machine.compute)
+            self.neighbours = self.score_neighbours(compute.device, stop.poll)
+        stop.poll_together(compute)
 
-    def score_neighbours(self, device: torch.device, poll: Poll) -> dict[str, Tensor]:
+    def score_neighbours(self, device: torch.device, poll: Callable[[], None]) -> dict[str, Tensor]:
         """Share of held-back images that k-NN names right, by layer, on features as the classifiers see them."""
         config, counts = self.config, defaultdict[str, Tensor](lambda: torch.zeros(len(self.layers)))
-        rows = torch.tensor(spread(len(self.known), config.knn_images))
-        rows = rows[self.known.whole[rows]]
-        labels, answers = self.known.labels()[rows].to(device), self.held_back.labels()[self.held_back.whole]
+        rows = torch.tensor(spread(len(self.bank), config.knn_images))
+        rows = rows[self.bank.whole[rows]]
+        labels, answers = self.bank.labels()[rows].to(device), self.held_back.labels()[self.held_back.whole]
         mean, std = self.model.mean.cpu(), self.model.std.cpu()
         for layer in self.layers:
-            bank = ((self.known.features[rows, layer] - mean[layer]) / std[layer]).to(device)
+            bank = ((self.bank.features[rows, layer] - mean[layer]) / std[layer]).to(device)
             queries = self.held_back.features[self.held_back.whole, layer]
             queries = (queries - mean[layer]) / std[layer]
             for part, answer in zip(torch.split(queries, CHUNK), torch.split(answers, CHUNK), strict=True):

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from beit.atomic import sync, write_text
+from beit.atomic import replace_folder
 
 FORMAT = 1
 STATE, MANIFEST = "state.pt", "manifest.json"
@@ -33,23 +33,17 @@ def write_checkpoint(root: Path, step: int, state: Mapping[str, Any], facts: Map
     Raises:
         OSError: it could not be written. Nothing of it is left, and what was there before is untouched.
     """
-    target, draft = root / f"step-{step}", root / f".tmp-step-{step}"
-    try:
-        root.mkdir(exist_ok=True)
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        _write_state(draft / STATE, state)
-        files = {STATE: {"bytes": (draft / STATE).stat().st_size, "sha256": _file_hash(draft / STATE)}}
+
+    def fill(folder: Path) -> None:
+        _write_state(folder / STATE, state)
+        files = {STATE: {"bytes": (folder / STATE).stat().st_size, "sha256": _file_hash(folder / STATE)}}
         content = {"format": FORMAT, "step": step, **facts, "files": files}
         manifest = {"content": content, "sha256": _content_hash(content)}
-        write_text(draft / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-        if target.exists():  # only a broken one can be there: a good one would have been resumed from
-            shutil.rmtree(target)
-        draft.rename(target)
-        sync(root)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+    root.mkdir(exist_ok=True)
+    # In the place of a broken one, if any: a good one of this step would have been resumed from.
+    replace_folder(root / f"step-{step}", fill)
 
 
 def _write_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -58,7 +52,6 @@ def _write_state(path: Path, state: Mapping[str, Any]) -> None:
             torch.save(dict(state), file)
         except RuntimeError as error:  # torch's writer hides the OSError of a full disk
             raise OSError(f"{path.name} could not be written: {error}") from error
-    sync(path)
 
 
 def newest_checkpoint(root: Path, report: Callable[[str], None]) -> tuple[dict[str, Any] | None, list[int]]:
@@ -99,11 +92,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise BrokenCheckpoint(f"{MANIFEST} does not match its own checksum")
         if content["format"] != FORMAT:
             raise BrokenCheckpoint(f"it has format {content['format']}, and this version reads {FORMAT}")
-        for name, known in content["files"].items():
+        for name, expected in content["files"].items():
             size = (folder / name).stat().st_size
-            if size != known["bytes"]:
-                raise BrokenCheckpoint(f"{name} has {size:,} bytes instead of {known['bytes']:,}")
-            if _file_hash(folder / name) != known["sha256"]:
+            if size != expected["bytes"]:
+                raise BrokenCheckpoint(f"{name} has {size:,} bytes instead of {expected['bytes']:,}")
+            if _file_hash(folder / name) != expected["sha256"]:
                 raise BrokenCheckpoint(f"{name} does not match its checksum")
     except FileNotFoundError as error:
         raise BrokenCheckpoint(f"{Path(error.filename).name} is missing") from error

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 import sys
 import time
 import uuid
@@ -18,10 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import yaml
-
-from beit.atomic import sync, write_text
+from beit.atomic import remove, replace_folder, restore_folder, sync, write_text
 from beit.config.errors import Interrupted, RunFailed
+from beit.config.files import to_yaml
 from beit.training.console import Console
 from beit.training.device import Compute, describe_machine, describe_versions
 from beit.training.metrics import json_ready
@@ -35,7 +33,7 @@ TRACKERS = ("tensorboard", "wandb")
 LAYOUT = (STATUS, LOG, METRICS, RESULTS, REPORT, SAMPLES, MODEL, CHECKPOINTS, *TRACKERS, CONFIG)
 """All that is a run's own, in the order in which it is deleted: what marks the folder as a run goes last."""
 
-Settled = TypeVar("Settled")
+Choice = TypeVar("Choice")
 
 
 class RunDirectory:
@@ -52,12 +50,11 @@ class RunDirectory:
         config: dict[str, Any],
         status: dict[str, Any],
         lock: RunLock | None,
-        heading: str,
         compute: Compute,
         console: Console,
     ) -> None:
         self.path, self.verb, self.config, self.console = path, verb, config, console
-        self._status, self._lock, self._heading, self._compute = status, lock, heading, compute
+        self._status, self._lock, self._compute = status, lock, compute
         self._broken: list[int] = []
 
     @property
@@ -74,13 +71,13 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         return self.path / CHECKPOINTS
 
-    def settle(self, key: str, choose: Callable[[], Settled]) -> Settled:
+    def resolve(self, key: str, choose: Callable[[], Choice]) -> Choice:
         """What `auto` stands for in the configuration's `key`: chosen at the first start, stored, and reused."""
         if self.config[key] == "auto":
             self.config[key] = self._compute.from_main(choose)
             self._write_config()
-        settled: Settled = self.config[key]
-        return settled
+        choice: Choice = self.config[key]
+        return choice
 
     # What is written while training.
 
@@ -98,21 +95,8 @@ class RunDirectory:
 
     def replace_model(self, write: Callable[[Path], None]) -> None:
         """Let `write` fill a folder, and put it in the place of model/."""
-        if not self._compute.main:
-            return
-        draft, old, model = self.path / ".tmp-model", self.path / ".old-model", self.path / MODEL
-        try:
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir()
-            write(draft)
-            for file in draft.iterdir():
-                sync(file)
-            if model.exists():
-                model.rename(old)
-            draft.rename(model)
-            sync(self.path)
-        finally:
-            _settle_model(self.path)
+        if self._compute.main:
+            replace_folder(self.path / MODEL, write)
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write the final figures; the run is done."""
@@ -197,13 +181,13 @@ class RunDirectory:
     def begin(self) -> None:
         """Clear away what a killed process left half written, and record that the run is running, here and now."""
         if self._compute.main:
+            self._write_config()  # first, for it marks the folder as a run that the same command may continue
             (self.path / SAMPLES).mkdir(exist_ok=True)
-            for litter in [*self.path.glob(".tmp-*"), *self.checkpoints.glob(".tmp-*")]:
-                shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
-            _settle_model(self.path)
-        self._write_config()
-        known = {"id": uuid.uuid4().hex[:12], "started": _now(), "step": 0, "steps": None} | self._status
-        self._status = {"state": "running", "verb": self.verb} | known
+            for draft in [*self.path.glob(".tmp-*"), *self.checkpoints.glob(".tmp-*")]:
+                remove(draft)
+            restore_folder(self.path / MODEL)
+        origin = {"id": uuid.uuid4().hex[:12], "started": _now(), "step": 0, "steps": None}
+        self._status = {"state": "running", "verb": self.verb, **origin, **self._status}
         self.write_status(
             state="running",
             reason=None,
@@ -214,9 +198,8 @@ class RunDirectory:
 
     def _write_config(self) -> None:
         if self._compute.main:
-            heading = "".join(f"# {line}\n" for line in self._heading.splitlines())
-            text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
-            write_text(self.path / CONFIG, heading + text)
+            text = to_yaml(self.config, f"beit {self.verb} --config THIS-FILE")
+            write_text(self.path / CONFIG, text)
 
     def __enter__(self) -> Self:
         return self
@@ -234,15 +217,6 @@ class RunDirectory:
             self.console.close()
             if self._lock is not None:
                 self._lock.release()
-
-
-def _settle_model(path: Path) -> None:
-    """Leave one model/, the newest whole one, wherever its replacement was cut short."""
-    old, model = path / ".old-model", path / MODEL
-    shutil.rmtree(path / ".tmp-model", ignore_errors=True)
-    if old.exists() and not model.exists():
-        old.rename(model)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _now() -> str:

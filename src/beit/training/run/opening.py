@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from beit.atomic import remove
 from beit.config.errors import UserError
+from beit.config.files import plain
 from beit.training.console import Console
 from beit.training.device import Compute
-from beit.training.run.directory import CONFIG, LAYOUT, LOG, STATUS, RunDirectory
+from beit.training.run.directory import CONFIG, LAYOUT, LOG, SAMPLES, STATUS, RunDirectory
 from beit.training.run.lock import RunLock
 
 CHANGEABLE = frozenset(
     {
         "accumulate",
+        "device",
         "devices",
         "keep",
         "log_every",
@@ -33,32 +35,38 @@ CHANGEABLE = frozenset(
 )
 """Knobs that may differ when a run continues."""
 
+RNG_VERSION = 1
+"""The version of how random numbers are drawn and images held back. Runs of another would end with other weights."""
+RELEASES = {1: "0.1"}
+"""The release that finishes a run of each version; a status.json without one is of version 1."""
 
-class _Found(NamedTuple):
+
+class Stored(NamedTuple):
+    """What a run directory says of its run; of a new run, what it is going to say."""
+
     config: dict[str, Any]
     status: dict[str, Any]
 
 
+class Request(NamedTuple):
+    """A run that is asked for: what it is, and what decides its result."""
+
+    verb: str
+    config: Mapping[str, Any]
+    """The resolved configuration; where it says `auto`, the stored choice is reused."""
+    defaults: Mapping[str, Any] = {}
+    """Values of knobs that a configuration stored by an older release may lack."""
+    facts: Mapping[str, str] = {}
+    """What the run depends on besides its configuration, by name; a run that began with others is refused."""
+
+
 def open_run(
-    out: str | Path,
-    *,
-    verb: str,
-    config: Mapping[str, Any],
-    compute: Compute,
-    console: Console,
-    facts: Mapping[str, str] | None = None,
-    changeable: Collection[str] = CHANGEABLE,
-    overwrite: bool = False,
-    heading: str = "",
+    out: str | Path, request: Request, *, compute: Compute, console: Console, overwrite: bool = False
 ) -> RunDirectory:
     """Begin the run in `out`, or continue the one that is there.
 
     Args:
-        config: the resolved configuration as plain values; where it says `auto`, the stored choice is reused.
-        facts: what the run depends on besides `config`, by name; a run that began with others is refused.
-        changeable: top-level keys of `config` that may differ from the stored ones.
         overwrite: delete the run that is there, after naming it.
-        heading: comment on top of config.yaml.
 
     Raises:
         UserError: `out` holds something else, a run with another configuration, or one that is still running.
@@ -66,35 +74,44 @@ def open_run(
     path = Path(out)
     lock: RunLock | None = None
 
-    def find() -> _Found:
+    def claim() -> Stored:
         nonlocal lock
         _make_folder(path)
         lock = RunLock.take(path)
         try:
             if overwrite:
-                _delete_run(path, verb, console)
-            found = _reconcile(path, verb, _plain(config), changeable)
-            _compare_facts(path, facts or {}, found.status)
-            return found
+                _delete_run(path, request.verb, console)
+            stored = _reconcile(path, request)
+            _require_same_version(path, stored.status)
+            _require_same_facts(path, request.facts, stored.status)
+            return stored
         except BaseException:
             lock.release()
             raise
 
-    found = compute.from_main(find)
+    config, status = compute.from_main(claim)
     console.log_to(path / LOG)
     run = RunDirectory(
         path,
-        verb=verb,
-        config=found.config,
-        status={**found.status, **(facts or {})},
+        verb=request.verb,
+        config=config,
+        status={"rng_version": RNG_VERSION, **status, **request.facts},
         lock=lock,
-        heading=heading,
         compute=compute,
         console=console,
     )
     if not run.finished:
         run.begin()
     return run
+
+
+def is_finished(out: str | Path, request: Request) -> bool:
+    """Whether `out` holds this very run, and it is done. Reads only.
+
+    Raises:
+        UserError: `out` holds another run.
+    """
+    return _reconcile(Path(out), request).status.get("state") == "done"
 
 
 def _make_folder(path: Path) -> None:
@@ -104,23 +121,25 @@ def _make_folder(path: Path) -> None:
         contents = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
     except OSError as error:
         raise UserError(f"--out {path} cannot be used: {error.strerror}") from error
-    # A run that was killed while it began may have left its log and nothing else.
-    if contents - {LOG} and not (path / CONFIG).exists():
+    # A run that was killed while it began may have left its log and an empty folder, and nothing else.
+    if contents - {LOG, SAMPLES} and not (path / CONFIG).exists():
         raise UserError(f"--out {path} is not empty and holds no run; choose another folder")
     if not os.access(path, os.W_OK | os.X_OK):
         raise UserError(f"--out {path} cannot be written to; choose another folder")
 
 
-def is_finished(out: str | Path, *, verb: str, config: Mapping[str, Any]) -> bool:
-    """Whether `out` holds this very run, and it is done. Reads only.
+def _require_same_version(path: Path, status: Mapping[str, Any]) -> None:
+    version = status.get("rng_version", 1) if status else RNG_VERSION
+    if version != RNG_VERSION:
+        release = RELEASES.get(version)
+        finish = f"finish it with beit {release}" if release else "finish it with the release that began it"
+        raise UserError(
+            f"--out {path} began when random numbers were drawn and images held back in another way (version "
+            f"{version}, now {RNG_VERSION}): {finish}, or begin a new run from its model with --init {path}"
+        )
 
-    Raises:
-        UserError: `out` holds another run.
-    """
-    return _reconcile(Path(out), verb, _plain(config), CHANGEABLE).status.get("state") == "done"
 
-
-def _compare_facts(path: Path, facts: Mapping[str, str], status: Mapping[str, Any]) -> None:
+def _require_same_facts(path: Path, facts: Mapping[str, str], status: Mapping[str, Any]) -> None:
     for name, fact in facts.items():
         if status.get(name, fact) != fact:
             raise UserError(
@@ -140,38 +159,40 @@ def _delete_run(path: Path, verb: str, console: Console) -> None:
         f" ({status.get('state', 'state unknown')}, step {status.get('step', 0)})"
     )
     for name in LAYOUT:
-        entry = path / name
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink(missing_ok=True)
+        remove(path / name)
 
 
-def _reconcile(path: Path, verb: str, config: dict[str, Any], changeable: Collection[str]) -> _Found:
+def _reconcile(path: Path, request: Request) -> Stored:
     """The configuration and status to go on with in `path`: the stored ones where a run is there."""
+    config, verb = plain(request.config), request.verb
     if not (path / CONFIG).exists():
-        return _Found(config, {})
+        return Stored(config, {})
     status = _read_status(path)
     if status.get("verb", verb) != verb:
         raise UserError(f"--out {path} holds a {status['verb']} run, not a {verb} run; choose another --out")
-    try:
-        stored = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(stored, dict):
-            raise ValueError
-    except (OSError, ValueError, yaml.YAMLError):
-        raise UserError(f"{path / CONFIG} cannot be read; --overwrite starts the run afresh") from None
+    stored = plain(request.defaults) | _read_config(path)
     merged, differences = {}, []
     for key in [*config, *(key for key in stored if key not in config)]:
         new, old = config.get(key), stored.get(key)
-        merged[key] = old if new == "auto" and key in stored and key not in changeable else new
-        if merged[key] != old and key not in changeable:
+        merged[key] = old if new == "auto" and key in stored and key not in CHANGEABLE else new
+        if merged[key] != old and key not in CHANGEABLE:
             differences.append(f"{key} was {old!r} and is now {new!r}")
     if differences:
         raise UserError(
             f"--out {path} holds a run with another configuration: {'; '.join(differences)}."
             " Give the stored values, choose another --out, or delete the run with --overwrite"
         )
-    return _Found(merged, status)
+    return Stored(merged, status)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        stored = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+        if isinstance(stored, dict):
+            return stored
+    except (OSError, ValueError, yaml.YAMLError):
+        pass
+    raise UserError(f"{path / CONFIG} cannot be read; --overwrite starts the run afresh")
 
 
 def _read_status(path: Path) -> dict[str, Any]:
@@ -181,12 +202,3 @@ def _read_status(path: Path) -> dict[str, Any]:
         return status if isinstance(status, dict) else {}
     except (OSError, ValueError):
         return {}
-
-
-def _plain(value: Any) -> Any:
-    """`value` with tuples as lists and paths as text, as YAML would give it back."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from beit.config.errors import RunFailed
 from beit.training.device import Compute
-from beit.training.plan import LoopPlan, SaveModel
+from beit.training.plan import Plan
 from beit.training.run.directory import RunDirectory
 from beit.training.state import TrainingState
 
@@ -19,7 +22,12 @@ class Saver:
     """Keeps checkpoints and model/ of `run` up with `state`."""
 
     def __init__(
-        self, state: TrainingState, plan: LoopPlan, run: RunDirectory, compute: Compute, save_model: SaveModel
+        self,
+        state: TrainingState,
+        plan: Plan,
+        run: RunDirectory,
+        compute: Compute,
+        save_model: Callable[[nn.Module, Path, int], None],
     ) -> None:
         self.state, self.plan, self.run, self.compute, self.save_model = state, plan, run, compute, save_model
         self.saved_step = state.step
@@ -28,15 +36,15 @@ class Saver:
         self._failures = 0
 
     @property
-    def standing(self) -> str:
+    def last_resort(self) -> str:
         """What there is to go back to, in words."""
         if self.saved_step == 0:
             return "there is no checkpoint yet"
         return f"the checkpoint of step {self.saved_step} is intact"
 
-    def due(self) -> bool:
+    def is_due(self) -> bool:
         """Whether the plan asks for a save after the step just done."""
-        return self.plan.saves_after(self.state.step, time.monotonic() - self._saved_at)
+        return self.plan.should_save(self.state.step, time.monotonic() - self._saved_at)
 
     def save(self) -> None:
         """Save if this step is not saved yet; called on every rank.
@@ -54,15 +62,15 @@ class Saver:
             self.saved_step, self._failures = step, 0
             return
         self._failures += 1
-        told = f"step {step} could not be saved: {problem}; {self.standing}"
+        message = f"step {step} could not be saved: {problem}; {self.last_resort}"
         if step == self.plan.steps or self._failures == MOST_FAILED_SAVES:
-            raise RunFailed(told)
-        self.run.console.say(told)
+            raise RunFailed(message)
+        self.run.console.say(message)
 
     def _write(self, content: Mapping[str, Any]) -> str | None:
         """Checkpoint first, then model/; what went wrong, if anything did."""
         try:
-            self.run.save(self.state.step, content, self.plan.keep)
+            self.run.save(self.state.step, content, self.plan.config.keep)
             self.write_model()
         except OSError as error:
             return str(error)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from beit.config.errors import UserError
+from beit.config.run import TrainingConfig
+from beit.training.run.directory import RunDirectory
 
 
 class Tracker(Protocol):
@@ -15,6 +17,16 @@ class Tracker(Protocol):
     def log(self, step: int, figures: Mapping[str, Any]) -> None: ...
 
     def close(self) -> None: ...
+
+
+def open_trackers(config: TrainingConfig, run: RunDirectory, step: int) -> list[Tracker]:
+    """Those that `config` asks for, of a run that goes on from `step`."""
+    trackers: list[Tracker] = []
+    if config.tensorboard:
+        trackers.append(TensorBoardTracker(run.path / "tensorboard", step))
+    if config.wandb is not None:
+        trackers.append(WandbTracker(run.path, config.wandb, run.identity, run.config))
+    return trackers
 
 
 class TensorBoardTracker:

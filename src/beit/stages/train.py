@@ -1,0 +1,151 @@
+"""What every training verb does around its method: rehearse, open the run, say what will be done, train, and say what
+comes next."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from beit.checkpoints.store import save_model
+from beit.data.base import Source
+from beit.data.loaders import Loader, View, evaluation_batches
+from beit.data.sources.subsets import Subset, spread
+from beit.stages.announcement import announce, conclude
+from beit.stages.batches import Machine, each_batch, num_workers
+from beit.stages.session import Feed, Session, run_request
+from beit.training.device import choose_precision, to_device
+from beit.training.loop import fit
+from beit.training.method import Method, Product
+from beit.training.plan import Plan
+from beit.training.run.opening import open_run
+from beit.training.signals import stoppable_preparation
+
+PICTURES = 8
+"""Images in a drawing."""
+
+
+def train(session: Session, method: Method, feed: Feed) -> None:
+    """Announce `method` and train it to its end, from wherever the run stands."""
+    config, compute, console = session.config, session.compute, session.console
+    plan = Plan(config, len(feed.train))
+    machine = Machine(
+        compute, choose_precision(config.precision, compute.device), num_workers(config.workers, compute)
+    )
+    batches = RunBatches(session, feed, machine)
+    if method.prepare is None:  # what is prepared can only be judged after that
+        _rehearse(method, RunBatches(session, feed, machine._replace(workers=0)))
+    if session.dry_run:
+        announce(session, method, feed, plan, machine.precision)
+        console.say("dry run: nothing was written")
+        return
+    facts = {"images": f"{feed.train.fingerprint} and {feed.held_back.fingerprint}", **method.product.facts}
+    if method.product.tokenizer_hash is not None:
+        facts["tokenizer"] = method.product.tokenizer_hash
+    request = run_request(session.verb, config, facts)
+    with open_run(config.out, request, compute=compute, console=console, overwrite=session.overwrite) as run:
+        machine = machine._replace(precision=run.resolve("precision", lambda: machine.precision))
+        announce(session, method, feed, plan, machine.precision)
+        if method.prepare is not None:
+            with stoppable_preparation(compute) as stop:
+                method.prepare(machine.precision, stop)
+        batches = RunBatches(session, feed, machine)
+        save = partial(_save, session, method.product)
+        results = fit(method, batches, plan, run, compute, machine.precision, save)
+        conclude(session, method.notes, results, batches.bad_files)
+
+
+def _rehearse(method: Method, batches: RunBatches) -> None:
+    """One image through the training view, and one through the evaluation: a mistake shows in seconds, and before
+    anything is written."""
+    model = method.learner.model.to(batches.machine.compute.device)
+    batches.rehearse_view()
+    next(batches.evaluate(partial(method.evaluation.evaluate_batch, model.eval()), 1), None)
+    model.train()
+
+
+def _save(session: Session, product: Product, model: nn.Module, folder: Path, step: int) -> None:
+    save_model(
+        product.export(model),
+        folder,
+        provenance={"verb": session.verb, "step": step, "data": list(session.config.sources)},
+        tokenizer_hash=product.tokenizer_hash,
+        classes=product.classes,
+        extra=product.description,
+    )
+
+
+class RunBatches:
+    """A run's images in batches; see :class:`beit.training.method.Batches`."""
+
+    def __init__(self, session: Session, feed: Feed, machine: Machine) -> None:
+        """UserError where the batch size cannot be split over ranks and passes."""
+        self._config, self._console, self._feed, self.machine = session.config, session.console, feed, machine
+        config, compute = session.config, session.compute
+        self._loader = Loader(
+            feed.train,
+            feed.view,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            rank=compute.rank,
+            world=compute.world,
+            accumulate=config.accumulate,
+            workers=machine.workers,
+            max_bad=config.max_bad,
+            on_bad=self._report_bad,
+            labeled=feed.labeled,
+            repeats=feed.repeats,
+            pin_memory=compute.device.type == "cuda",
+        )
+
+    @property
+    def bad_files(self) -> int:
+        """Damaged training images met so far."""
+        return self._loader.bad_files
+
+    def train(self, start: int, stop: int) -> Iterator[Any]:
+        return self._loader.batches(start, stop)
+
+    def evaluate(
+        self, apply: Callable[[Any], dict[str, Tensor]], batch_size: int | None
+    ) -> Iterator[dict[str, Tensor]]:
+        per_pass = self._config.batch_size // (self.machine.compute.world * self._config.accumulate)
+        passes = each_batch(
+            apply,
+            self._feed.held_back,
+            self._feed.evaluation_view,
+            self.machine,
+            batch_size=batch_size or per_pass,
+            seed=self._config.seed,
+            labeled=self._feed.labeled,
+            on_bad=self._report_bad,
+        )
+        return (sums for _, sums in passes)
+
+    def samples(self, batch_size: int | None) -> list[Any]:
+        # Spread over the set, because neighbours in it are alike.
+        held_back = self._feed.held_back
+        chosen = Subset(held_back, spread(len(held_back), PICTURES))
+        return list(self._each_once(chosen, self._feed.evaluation_view, batch_size or PICTURES))
+
+    def rehearse_view(self) -> None:
+        """One image through the training view."""
+        next(self._each_once(self._feed.train, self._feed.view, 1), None)
+
+    def _each_once(self, source: Source, view: View, batch_size: int) -> Iterator[Any]:
+        """The images of `source` on the device, damaged ones left out."""
+        batches = evaluation_batches(
+            source, view, batch_size=batch_size, seed=self._config.seed, labeled=self._feed.labeled
+        )
+        return (to_device(batch, self.machine.compute.device) for _, batch in batches)
+
+    def _report_bad(self, name: str, reason: str) -> None:
+        line = f"skipped {name}: {reason}"
+        if self.machine.compute.main:
+            self._console.say(line)
+        else:  # the other ranks have no log, but damage that only they meet must be named
+            print(line, file=sys.stderr, flush=True)
