@@ -86,6 +86,41 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path: Path) -
     assert json.loads((tmp_path / "killed" / "status.json").read_text())["state"] == "done"
 
 
+FILE_OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"}
+
+
+def killed_before(operation: int, out: Path) -> bool:
+    """Start the toy in `out` in a process that dies before its file operation of this number; False where it ends
+    before that."""
+    process = os.fork()
+    if process == 0:
+        left = iter(range(operation))
+
+        def die_in_time(event: str, arguments: tuple[Any, ...]) -> None:
+            if event in FILE_OPERATIONS and str(out) in str(arguments[0]) and next(left, None) is None:
+                os._exit(9)
+
+        sys.addaudithook(die_in_time)
+        try:
+            train(out, Toy(steps=1))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+
+
+def test_killed_at_any_point_of_its_start_it_starts_again(tmp_path: Path) -> None:
+    for operation in range(1000):
+        out = tmp_path / str(operation) / "run"
+        assert killed_before(operation, out)
+        is_training = (out / "checkpoints").exists()
+        train(out, Toy(steps=1))
+        assert json.loads((out / "status.json").read_text())["state"] == "done"
+        if is_training:
+            break
+    assert operation > 10
+
+
 def test_a_crash_is_on_record_and_the_run_continues(tmp_path: Path, whole: dict[str, Any]) -> None:
     with pytest.raises(Crash):
         train(tmp_path / "run", on_evaluation=crash_at(3))  # after step 16; saved after step 15
