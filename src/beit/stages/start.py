@@ -25,19 +25,19 @@ def starting_classifier(
     config: FinetuneConfig, classes: tuple[str, ...]
 ) -> tuple[ImageClassifier, list[str]]:
     """The classifier before its first step, and a line for everything that was taken over, changed or drawn."""
-    encoder, start, told = starting_encoder(config)
+    encoder, start, notes = starting_encoder(config)
     pool = config.pool or (start.pool if isinstance(start, ImageClassifier) else "mean")
     model = ImageClassifier(encoder, len(classes), pool, config.init_scale)
     if start is None:
-        return model, [*told, f"head for {len(classes):,} classes"]
-    return model, [*told, *_take_over_head(model, start, config, classes)]
+        return model, [*notes, f"head for {len(classes):,} classes"]
+    return model, [*notes, *_take_over_head(model, start, config, classes)]
 
 
 def starting_segmenter(
     config: SegmentConfig, classes: tuple[str, ...]
 ) -> tuple[SemanticSegmenter, list[str]]:
     """The segmenter before its first step, and a line for everything that was taken over, changed or drawn."""
-    encoder, start, told = starting_encoder(config)
+    encoder, start, notes = starting_encoder(config)
     upernet = config.decoder == "upernet"
     layers = config.layers
     if layers is None:
@@ -60,7 +60,7 @@ def starting_segmenter(
     encoder.gradient_checkpointing = config.gradient_checkpointing
     blocks = ", ".join(map(str, layers))
     decoder = f"{config.decoder} decoder of {channels} channels on blocks {blocks}, {len(classes):,} classes"
-    return model, [*told, _take_over_decoder(model, start, config, classes, decoder)]
+    return model, [*notes, _take_over_decoder(model, start, config, classes, decoder)]
 
 
 def starting_encoder(config: StartConfig) -> tuple[BeitEncoder, nn.Module | None, list[str]]:
@@ -70,7 +70,7 @@ def starting_encoder(config: StartConfig) -> tuple[BeitEncoder, nn.Module | None
         encoder = BeitEncoder(config.architecture())
         init_weights(encoder, cut=None)
         return encoder, None, [f"from scratch: {_described(encoder.config)}"]
-    with given_by("--init"), changes() as adapted:
+    with given_by("--init"), changes() as loading:
         start = load_model(config.init)
     source = getattr(start, "encoder", None)
     if not isinstance(source, BeitEncoder):
@@ -78,10 +78,10 @@ def starting_encoder(config: StartConfig) -> tuple[BeitEncoder, nn.Module | None
             f"--init {config.init} is a {kind_of(start)} and has no encoder; give a pre-trained model"
         )
     _require_agreement(config, source.config)
-    with changes() as told:
+    with changes() as adapting:
         encoder = _adapted(config, source)
     first = f"from {config.init} ({kind_of(start)}): {_described(source.config)}"
-    return encoder, start, [first, *adapted, *told]
+    return encoder, start, [first, *loading, *adapting]
 
 
 def _adapted(config: StartConfig, encoder: BeitEncoder) -> BeitEncoder:
@@ -114,16 +114,16 @@ def _take_over_head(
         return [
             f"new norm and head for {len(classes):,} classes: --pool {model.pool} instead of {start.pool}"
         ]
-    for mine, its in ((model.fc_norm, start.fc_norm), (model.norm, start.norm)):
-        if mine is not None and its is not None:
-            mine.load_state_dict(its.state_dict())
-    known = _classes_of(config.init)
-    if known is not None and sorted(known) == sorted(classes):
-        rows = [known.index(name) for name in classes]
+    for norm, source in ((model.fc_norm, start.fc_norm), (model.norm, start.norm)):
+        if norm is not None and source is not None:
+            norm.load_state_dict(source.state_dict())
+    old_classes = _classes_of(config.init)
+    if old_classes is not None and sorted(old_classes) == sorted(classes):
+        rows = [old_classes.index(name) for name in classes]
         model.head.weight.copy_(start.head.weight[rows])
         model.head.bias.copy_(start.head.bias[rows])
         return [f"head kept: the same {len(classes):,} classes"]
-    old = "other" if known else "unnamed"
+    old = "other" if old_classes else "unnamed"
     return [f"head for {start.num_classes:,} {old} classes replaced by a new one for {len(classes):,}"]
 
 
@@ -162,15 +162,15 @@ def _classes_of(init: str) -> tuple[str, ...] | None:
 # What is refused
 
 
-def _require_agreement(config: StartConfig, found: EncoderConfig) -> None:
+def _require_agreement(config: StartConfig, encoder: EncoderConfig) -> None:
     """UserError where a knob of the architecture contradicts the encoder of `init`."""
     if isinstance(config, SegmentConfig):
-        config.require_whole_patches(found.patch_size)
+        config.require_whole_patches(encoder.patch_size)
     for name, fields in config.stated().items():
         for field, value in fields.items():
-            present = getattr(found, field)
-            expanded = field == "position" and (present, value) == ("shared_bias", "block_bias")
-            if value != present and not expanded:
+            present = getattr(encoder, field)
+            is_expanded = field == "position" and (present, value) == ("shared_bias", "block_bias")
+            if value != present and not is_expanded:
                 flag = f"--{name.replace('_', '-')}"
                 raise UserError(
                     f"{flag} {getattr(config, name)} contradicts --init {config.init}, whose encoder has {field} "
@@ -181,8 +181,8 @@ def _require_agreement(config: StartConfig, found: EncoderConfig) -> None:
 def _require_last_block(layers: tuple[int, ...], depth: int) -> None:
     """UserError where blocks above those that the decoder reads would never learn."""
     if not layers or layers[-1] != depth - 1:
-        given = " ".join(map(str, layers))
-        raise UserError(f"--layers {given} must end with the last block of the encoder, {depth - 1}")
+        numbers = " ".join(map(str, layers))
+        raise UserError(f"--layers {numbers} must end with the last block of the encoder, {depth - 1}")
 
 
 def encoder_facts(config: EncoderConfig) -> dict[str, str]:

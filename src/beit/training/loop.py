@@ -148,9 +148,9 @@ class Loop:
         started, waited = time.perf_counter(), 0.0
         totals: dict[str, Tensor] = {}
         for index in range(config.accumulate):
-            asked = time.perf_counter()
+            asked_at = time.perf_counter()
             batch = to_device(next(micro_batches), compute.device)
-            waited += time.perf_counter() - asked
+            waited += time.perf_counter() - asked_at
             # No generator needs saving: what a pass draws follows from its place among all passes of all ranks.
             place = index * compute.world + compute.rank
             reseed(_seed(config.seed, state.step, place), compute.device)

@@ -89,8 +89,8 @@ class MetricWindow:
 
 def line_of(step: int, steps: int, epoch: float, figures: Mapping[str, float]) -> str:
     """Figures as a line to read."""
-    shown = "  ".join(f"{LABELS.get(name, name)} {short_number(value)}" for name, value in figures.items())
-    return f"step {step}/{steps}  epoch {epoch:.2f}  {shown}"
+    text = "  ".join(f"{LABELS.get(name, name)} {short_number(value)}" for name, value in figures.items())
+    return f"step {step}/{steps}  epoch {epoch:.2f}  {text}"
 
 
 def short_number(value: float) -> str:

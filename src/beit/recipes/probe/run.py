@@ -245,11 +245,11 @@ def conclusion(results: Mapping[str, Any]) -> Sequence[str]:
     """The table of the layers."""
     best, knn = results["best_layer"], results["knn_best_layer"]
     headings = {"top1": "linear top-1 ", "top5": "top-5", "knn_top1": "k-NN top-1 ", "knn_top5": "top-5"}
-    shown = {name: heading for name, heading in headings.items() if name in results["layers"][0]}
-    lines = ["layer  " + "  ".join(f"{heading:>13}" for heading in shown.values()) + "  (0 is the first)"]
+    columns = {name: heading for name, heading in headings.items() if name in results["layers"][0]}
+    lines = ["layer  " + "  ".join(f"{heading:>13}" for heading in columns.values()) + "  (0 is the first)"]
     for row in results["layers"]:
         stars = {"top1": row["layer"] == best, "knn_top1": row["layer"] == knn}
         marks = {name: "*" if star else " " for name, star in stars.items()}
-        cells = [f"{f'{row[name]:.2%}' + marks.get(name, ''):>13}" for name in shown]
+        cells = [f"{f'{row[name]:.2%}' + marks.get(name, ''):>13}" for name in columns]
         lines.append(f"{row['layer']:>5}  " + "  ".join(cells))
     return [*lines, f"best: layer {best} with a linear classifier, layer {knn} with k-NN"]
