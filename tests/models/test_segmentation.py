@@ -16,13 +16,8 @@ from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError
 from beit.models.decoders import ConvNorm, FeaturePyramid, PupHead
 from beit.models.encoder import BeitEncoder
-from beit.models.segmentation import (
-    SemanticSegmenter,
-    multi_scale_flip,
-    released_layers,
-    sliding_window,
-    whole_image,
-)
+from beit.models.segmentation import SemanticSegmenter, released_layers
+from beit.models.windows import multi_scale_flip, sliding_window, whole_image
 
 Tiny = Callable[..., EncoderConfig]
 Shaken = Callable[[nn.Module], nn.Module]
@@ -292,7 +287,7 @@ def test_probabilities_are_averaged_over_scales_and_mirror_images() -> None:
         seen.append(tuple(shown.shape[-2:]))
         return 3 * by_place(shown)
 
-    shares = multi_scale_flip(predict, images, [(3, 5), (6, 10)], size=(12, 20))
+    shares = multi_scale_flip(predict, images, [(3, 5), (6, 10)], (12, 20))
     assert seen == [(3, 5), (3, 5), (6, 10), (6, 10)]
     expected = torch.zeros(2, 2, 12, 20, dtype=torch.float64)
     for height, width in ((3, 5), (6, 10)):
@@ -301,6 +296,6 @@ def test_probabilities_are_averaged_over_scales_and_mirror_images() -> None:
             logits = logits.flip(-1) if mirrored else logits
             expected += F.interpolate(logits, size=(12, 20), mode="bilinear").softmax(dim=1) / 4
     torch.testing.assert_close(shares, expected)
-    # A predictor of pixels alone, shown one scale and no mirror image, is untouched.
-    plain = multi_scale_flip(lambda x: x, images, [(6, 10)], flip=False)
+    # A predictor of pixels alone, shown one scale, is untouched.
+    plain = multi_scale_flip(lambda x: x, images, [(6, 10)], (6, 10))
     torch.testing.assert_close(plain, images.softmax(dim=1))

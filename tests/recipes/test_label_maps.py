@@ -18,9 +18,9 @@ from beit.config.errors import RunFailed, UserError
 from beit.config.use import EvaluateConfig, PredictConfig
 from beit.data.label_maps.pairs import open_pairs
 from beit.data.label_maps.table import generated_palette
-from beit.metrics.segmentation import Inference
+from beit.models.windows import Inference
 from beit.recipes.evaluate.run import evaluate
-from beit.recipes.predict.map_files import Legend, write_map
+from beit.recipes.predict.maps import Legend, write_map
 from beit.recipes.predict.run import predict, predictions
 
 PLAIN: dict[str, Any] = {"workers": 0, "precision": "float32"}

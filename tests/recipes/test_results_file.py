@@ -13,9 +13,8 @@ import pytest
 from rich.console import Console
 
 from beit.config.errors import RunFailed
-from beit.recipes.predict import labels as predicted_labels
-from beit.recipes.predict.labels import shown_labels
-from beit.recipes.predict.output import WRITERS, results_file
+from beit.recipes.predict import output
+from beit.recipes.predict.output import WRITERS, label_tables, results_file
 
 
 def labels(number: int) -> dict[str, Any]:
@@ -89,10 +88,8 @@ def test_a_file_appears_whole_or_not_at_all(
 
 @pytest.mark.parametrize("out", [None, "labels.csv"])
 def test_a_terminal_shows_tables(out: str | None, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        predicted_labels, "Console", partial(Console, force_terminal=True, width=100, no_color=True)
-    )
-    with shown_labels(out) as show:
+    monkeypatch.setattr(output, "Console", partial(Console, force_terminal=True, width=100, no_color=True))
+    with label_tables(out) as show:
         for number in range(45):
             show(labels(number))
             if number == 19:

@@ -11,14 +11,12 @@ import torch.nn.functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from beit.config.architecture import EncoderConfig
-from beit.data.label_maps.table import IGNORE
+from beit.config.segment import IGNORE
 from beit.data.views.images import Box, render
 from beit.data.views.segmentation import SegmentationEvaluationView
 from beit.metrics.segmentation import (
-    Inference,
     by_class,
     confusion,
-    likeliest,
     pixel_loss,
     segmentation_figures,
     segmentation_sums,
@@ -26,6 +24,7 @@ from beit.metrics.segmentation import (
 from beit.models.encoder import BeitEncoder
 from beit.models.memory import activations_of_segmenter
 from beit.models.segmentation import SemanticSegmenter
+from beit.models.windows import Inference, likeliest
 from beit.training.metrics import json_ready
 
 SMALL = EncoderConfig(image_size=(16, 16), patch_size=8, width=16, depth=2, num_heads=2)
@@ -111,10 +110,10 @@ def test_every_scale_is_made_from_the_original_in_one_step(monkeypatch: pytest.M
         shown.append(images)
         return images
 
-    monkeypatch.setattr("beit.metrics.segmentation.whole_image", record)
+    monkeypatch.setattr("beit.models.windows.whole_image", record)
     pixels = torch.randint(256, (3, 96, 120), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     inference = Inference(48, (16, 16), None, multi_scale=True)
-    batch = SegmentationEvaluationView(inference.reduced)(pixels, pixels[0], np.random.default_rng(0))
+    batch = SegmentationEvaluationView(inference.input_side)(pixels, pixels[0], np.random.default_rng(0))
     inference.scores(segmenter(), batch.image[None], (96, 120))
     for index, scale in enumerate((0.5, 0.75, 1.0, 1.25, 1.5, 1.75)):
         wanted = render(pixels, Box(0, 0, 96, 120), (round(48 * scale), round(60 * scale)), mode="bilinear")
@@ -135,9 +134,9 @@ def test_one_window_over_the_whole_image_is_one_pass() -> None:
 
 def test_the_inference_of_a_model_is_read_back() -> None:
     said = {"resize": 512, "crop": [512, 512], "stride": [341, 341], "image_size": [512, 512]}
-    assert Inference.described(said) == Inference(512, (512, 512), (341, 341))
+    assert Inference.from_description(said) == Inference(512, (512, 512), (341, 341))
     foreign = {"image_size": (640, 640), "resize": None}
-    assert Inference.described(foreign) == Inference(None, (640, 640), None)
+    assert Inference.from_description(foreign) == Inference(None, (640, 640), None)
 
 
 @pytest.mark.parametrize(

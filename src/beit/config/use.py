@@ -31,6 +31,8 @@ class EvaluateConfig(DataConfig):
     """Images at a time."""
     workers: int | Literal["auto"] = "auto"
     """Processes that load images."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: a GPU where there is one, else the CPU."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """auto: bf16 where this machine is fast at it, else float32."""
     seed: int = 0
@@ -70,6 +72,8 @@ class PredictConfig:
     """Images at a time."""
     workers: int | Literal["auto"] = "auto"
     """Processes that load images."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: a GPU where there is one, else the CPU."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """auto: bf16 where this machine is fast at it, else float32."""
     max_megapixels: float = 64.0

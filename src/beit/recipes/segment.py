@@ -15,28 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from beit.config.errors import UserError
-from beit.config.segment import SegmentConfig
+from beit.config.segment import IGNORE, SegmentConfig
 from beit.data.batches import SegmentationBatch
 from beit.data.label_maps.pairs import PairSource, open_pairs
-from beit.data.label_maps.table import IGNORE
 from beit.data.views.segmentation import SegmentationEvaluationView, SegmentationView
-from beit.metrics.segmentation import (
-    Inference,
-    by_class,
-    confusion,
-    pixel_loss,
-    segmentation_figures,
-)
+from beit.metrics.segmentation import by_class, confusion, pixel_loss, segmentation_figures
 from beit.models.memory import activations_of_segmenter
 from beit.models.segmentation import SemanticSegmenter
-from beit.stages.large_images import require_memory_for_all
+from beit.models.windows import Inference
 from beit.stages.method import Method
-from beit.stages.segmentation import draw_label_maps, judge
+from beit.stages.segmentation import evaluate_batch, predict_classes, require_memory_for_all
 from beit.stages.stage import Stage, is_done
 from beit.stages.start import encoder_facts, rates, starting_segmenter
 from beit.training.device import Compute
 from beit.training.optim import polynomial_schedule
 from beit.training.plan import StepOutput
+from beit.visualize.drawings import draw_label_maps
 
 
 def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:
@@ -66,10 +60,12 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
             model=model,
             step=partial(step, config.auxiliary_weight),
             view=training_view(config, model),
-            evaluation_view=SegmentationEvaluationView(inference.reduced),
-            evaluate=partial(judge, inference),
+            evaluation_view=SegmentationEvaluationView(inference.input_side),
+            evaluate=partial(evaluate_batch, inference),
             evaluation_batch_size=1,
-            draw=partial(draw_label_maps, inference, source.classes, source.palette),
+            draw=partial(
+                draw_label_maps, partial(predict_classes, inference), source.classes, source.palette
+            ),
             summarise=segmentation_figures,
             summarise_evaluation=summarise,
             monitor="miou",

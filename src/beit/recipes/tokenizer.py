@@ -20,12 +20,12 @@ from beit.tokenizers.dvae import DiscreteVAE
 from beit.tokenizers.objective import (
     Anneal,
     cell_mean_mae,
-    codes_used,
     count_codes,
     elbo_loss,
-    kl_to_uniform,
-    perplexity,
+    reconstruction_figures,
     reconstruction_mae,
+    reconstruction_sums,
+    with_codebook_usage,
 )
 from beit.training.plan import StepOutput
 from beit.visualize.pictures import contact_sheet, save_picture, token_picture
@@ -73,13 +73,17 @@ def tokenizer(config: TokenizerConfig, *, dry_run: bool = False, overwrite: bool
             )
         return figures
 
+    def evaluate(model: nn.Module, batch: ImageBatch) -> dict[str, Tensor]:
+        assert isinstance(model, VisualTokenizer)
+        return reconstruction_sums(model, batch.image)
+
     stage.train(
         Method(
             model=model,
             step=step,
             view=TokenizerViews(size, crop=config.crop, min_scale=config.min_crop),
             evaluation_view=EvaluationView(size),
-            evaluate=reconstruction_sums,
+            evaluate=evaluate,
             draw=draw,
             summarise=summarise,
             summarise_evaluation=reconstruction_figures,
@@ -95,35 +99,6 @@ def tokenizer(config: TokenizerConfig, *, dry_run: bool = False, overwrite: bool
         dry_run=dry_run,
         overwrite=overwrite,
     )
-
-
-def reconstruction_sums(model: nn.Module, batch: ImageBatch) -> dict[str, Tensor]:
-    """What a tokenizer keeps of the images of a batch, as sums over them."""
-    assert isinstance(model, VisualTokenizer)
-    logits = model.logits(batch.image)
-    tokens = logits.argmax(dim=1)
-    count = torch.tensor(float(len(tokens)), device=tokens.device)
-    return {
-        "count": count,
-        "reconstruction_mae": count * reconstruction_mae(batch.image, model.decode(tokens)),
-        "cell_mean_mae": count * cell_mean_mae(batch.image, model.stride),
-        "kl": count * kl_to_uniform(logits).mean(),
-        "codes": count_codes(tokens, model.vocab_size).float(),
-    }
-
-
-def reconstruction_figures(totals: Mapping[str, Tensor]) -> dict[str, float]:
-    """The sums over many batches as means over images, and as the use of the codebook."""
-    return with_codebook_usage(
-        {name: value / totals["count"] for name, value in totals.items() if name != "count"}
-    )
-
-
-def with_codebook_usage(means: Mapping[str, Tensor]) -> dict[str, float]:
-    """Named figures, with what the (mean) counts of `codes` say about the codebook in their place."""
-    figures = {name: float(value) for name, value in means.items() if name != "codes"}
-    codes = means["codes"]
-    return figures | {"perplexity": perplexity(codes), "codes_used": codes_used(codes)}
 
 
 def next_command(config: TokenizerConfig) -> str:

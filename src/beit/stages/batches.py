@@ -16,6 +16,7 @@ from torch import Tensor
 
 from beit.checkpoints.preparation import preparation
 from beit.config.errors import RunFailed, UserError
+from beit.config.use import EvaluateConfig, PredictConfig
 from beit.data.base import Source, Split
 from beit.data.loaders import OnBad, View, evaluation_batches
 from beit.data.views.images import EvaluationView, Filter
@@ -54,12 +55,14 @@ class Machine(NamedTuple):
     workers: int
 
 
-def open_machine(precision: str, workers: int | Literal["auto"]) -> Machine:
+def open_machine(config: EvaluateConfig | PredictConfig) -> Machine:
     """This machine, for a verb that trains nothing. UserError for several ranks: each would judge its own share."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("only training takes several processes; start this command alone, without torchrun")
-    compute = open_compute()
-    return Machine(compute, choose_precision(precision, compute.device), num_workers(workers, compute))
+    compute = open_compute(config.device)
+    return Machine(
+        compute, choose_precision(config.precision, compute.device), num_workers(config.workers, compute)
+    )
 
 
 def num_workers(wanted: int | Literal["auto"], compute: Compute) -> int:
@@ -138,15 +141,30 @@ def totals(
     return added
 
 
-def complain(name: str, reason: str) -> None:
+def report_skipped(name: str, reason: str) -> None:
     """Name a file that cannot be used, beside the output and not in it."""
     print(f"skipped {name}: {reason}", file=sys.stderr, flush=True)
 
 
-def tell(notes: Iterable[str]) -> None:
+def print_notes(notes: Iterable[str]) -> None:
     """What was ignored or decided, each line once, beside the output and not in it."""
     for note in dict.fromkeys(notes):
         print(note, file=sys.stderr, flush=True)
+
+
+def require_writable_file(out: str) -> None:
+    """Make the folder around the file `out`. UserError, before any work, where there can be no such file."""
+    path = Path(out)
+    if path.is_dir():
+        raise UserError(f"--out {out} is a folder; name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(
+            f"--out {out}: {error.filename} is in no folder, or is none; choose another"
+        ) from error
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}") from error
 
 
 def run_of(path: str | Path) -> Path | None:

@@ -12,11 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from beit.config.errors import UserError
+from beit.config.segment import IGNORE
 from beit.data.base import Split
 from beit.data.decode import ImageError
 from beit.data.label_maps.classes import counted_table, found_class_table
 from beit.data.label_maps.files import MapFiles, check_layout, notes_on_spare_maps, open_map_files
-from beit.data.label_maps.table import IGNORE, ClassTable, read_class_names, read_class_table
+from beit.data.label_maps.table import ClassTable, read_class_names, read_class_table
 from beit.data.sources.files import choose_members
 from beit.data.sources.listing import Listing, list_data
 from beit.recipes.check.inspection import examine_all

@@ -28,8 +28,7 @@ def show(figures: Mapping[str, Any], console: Console) -> None:
     if "inference" in figures:
         console.print(f"shown  {escape(figures['inference'])}", soft_wrap=True, highlight=False)
     table = Table(box=None, show_header=False)
-    known = [name for name in figures if name in FIGURES]
-    for name in sorted(known, key=lambda name: figure_of(name, figures).order()):
+    for name in sorted(FIGURES.keys() & figures, key=lambda name: figure_of(name, figures).order()):
         figure, value = figure_of(name, figures), figures[name]
         table.add_row(figure.title, f"{value:.2%}" if figure.style == "percent" else short_number(value))
     console.print(table)
@@ -37,9 +36,9 @@ def show(figures: Mapping[str, Any], console: Console) -> None:
         _regions(figures, console)
     elif "confusion" in figures:
         names = list(figures["classes"])
-        (_matrix if len(names) <= FEW_CLASSES else _worst)(figures, names, console)
+        (_matrix if len(names) <= FEW_CLASSES else _hardest)(figures, names, console)
     elif "classes" in figures:
-        _several(figures, console)
+        _multilabel(figures["classes"], console)
 
 
 def _matrix(figures: Mapping[str, Any], names: list[str], console: Console) -> None:
@@ -47,11 +46,8 @@ def _matrix(figures: Mapping[str, Any], names: list[str], console: Console) -> N
     console.print(
         "classes by row, answers by column", style="italic"
     )  # a title would be as narrow as the table
-    table = Table(box=None)
-    table.add_column("class")
-    for number in range(len(names)):
-        table.add_column(str(number), justify="right")  # short; the rows have the names
-    table.add_column("top-1", justify="right")
+    # Numbers are short; the rows have the names.
+    table = _table("class", *map(str, range(len(names))), "top-1")
     for number, name in enumerate(names):
         row = figures["confusion"][name]
         cells = [f"{row[answer]:,}" if answer in row else "." for answer in names]
@@ -59,46 +55,53 @@ def _matrix(figures: Mapping[str, Any], names: list[str], console: Console) -> N
     console.print(table)
 
 
-def _worst(figures: Mapping[str, Any], names: list[str], console: Console) -> None:
+def _hardest(figures: Mapping[str, Any], names: list[str], console: Console) -> None:
     """The classes that are told apart least, and what they are taken for."""
-    known = [name for name in names if figures["classes"][name]["images"]]
-    table = Table(box=None, title=f"the {WORST} hardest of {len(names):,} classes", title_justify="left")
-    for heading in ("class", "images", "top-1", "most often taken for"):
-        table.add_column(heading, justify="left" if heading[0] in "cm" else "right")
-    for name in sorted(known, key=lambda name: float(figures["classes"][name]["top1"]))[:WORST]:
-        entry = figures["classes"][name]
-        wrong = {answer: n for answer, n in figures["confusion"][name].items() if answer != name}
-        worst = max(wrong, key=lambda answer: wrong[answer], default="")
-        table.add_row(escape(name), f"{entry['images']:,}", _share(entry["top1"]), escape(worst))
+    classes = {name: entry for name, entry in figures["classes"].items() if entry["images"]}
+    table = _table("class", "images", "top-1", "most often taken for")
+    table.title = f"the {WORST} hardest of {len(names):,} classes"
+    for name in sorted(classes, key=lambda name: float(classes[name]["top1"]))[:WORST]:
+        entry = classes[name]
+        table.add_row(escape(name), f"{entry['images']:,}", _share(entry["top1"]), _mistake(figures, name))
     console.print(table)
 
 
 def _regions(figures: Mapping[str, Any], console: Console) -> None:
     """How well the region of each class is found, and what its other pixels are taken for most often."""
     classes = {name: entry for name, entry in figures["classes"].items() if entry["iou"] is not None}
-    table = Table(box=None)
-    for heading in ("class", "IoU", "accuracy", "share of pixels", "most often taken for"):
-        table.add_column(heading, justify="left" if heading[0] in "cm" else "right")
-    shown = list(classes)
-    if len(shown) > MANY:
-        table.title = f"the {MANY} hardest of {len(shown):,} classes that occur"
-        shown = sorted(shown, key=lambda name: float(classes[name]["iou"]))[:MANY]
-    for name in shown:
-        wrong = {answer: n for answer, n in figures["confusion"][name].items() if answer != name}
+    table = _table("class", "IoU", "accuracy", "share of pixels", "most often taken for")
+    names = list(classes)
+    if len(names) > MANY:
+        table.title = f"the {MANY} hardest of {len(names):,} classes that occur"
+        names = sorted(names, key=lambda name: float(classes[name]["iou"]))[:MANY]
+    for name in names:
         shares = (_share(classes[name][key]) for key in ("iou", "accuracy", "share"))
-        table.add_row(escape(name), *shares, escape(max(wrong, key=lambda answer: wrong[answer], default="")))
+        table.add_row(escape(name), *shares, _mistake(figures, name))
     console.print(table)
 
 
-def _several(figures: Mapping[str, Any], console: Console) -> None:
+def _multilabel(classes: Mapping[str, Any], console: Console) -> None:
     """How well each class is found where an image may have several: the least found first."""
     table = Table("class", "images", "average precision", "precision", "recall", box=None)
-    classes = figures["classes"]
     for name in sorted(classes, key=lambda name: classes[name]["recall"] or 0.0)[: 2 * WORST]:
         entry = classes[name]
         shares = (_share(entry[key]) for key in ("average_precision", "precision", "recall"))
         table.add_row(escape(name), f"{entry['images']:,}", *shares)
     console.print(table)
+
+
+def _table(*headings: str) -> Table:
+    """Columns of figures between names."""
+    table = Table(box=None, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("class", "most often taken for") else "right")
+    return table
+
+
+def _mistake(figures: Mapping[str, Any], name: str) -> str:
+    """What a class is taken for most often, where it is not recognised."""
+    answers = {answer: n for answer, n in figures["confusion"][name].items() if answer != name}
+    return escape(max(answers, key=lambda answer: answers[answer], default=""))
 
 
 def _share(value: float | None) -> str:

@@ -1,0 +1,80 @@
+"""Masked image modelling as pre-training and `beit evaluate` evaluate it: masks, targets and sums."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from beit.config.architecture import sides
+from beit.config.errors import UserError
+from beit.config.pretrain import PretrainConfig
+from beit.data.batches import PretrainBatch
+from beit.data.views.images import Masking, PretrainEvaluationView
+from beit.masking import BlockwiseMasking, NoMasking, RandomMasking
+from beit.metrics.tokens import TokenBaselines, masked_token_sums, patch_sums
+from beit.models.heads import MaskedImageModel
+from beit.tokenizers.base import VisualTokenizer
+
+
+def evaluation_view(config: PretrainConfig, token_size: tuple[int, int]) -> PretrainEvaluationView:
+    """Images without augmentation, their masks, and the tokenizer's view of them at `token_size`."""
+    return PretrainEvaluationView(sides(config.image_size), token_size, masking_of(config))
+
+
+def token_image_size(config: PretrainConfig, tokenizer: VisualTokenizer) -> tuple[int, int]:
+    """The tokenizer's view (H, W); UserError unless it has one token for each patch."""
+    size = sides(config.token_image_size) or tokenizer.image_size
+    grid = config.architecture().grid
+    fitting = (grid[0] * tokenizer.stride, grid[1] * tokenizer.stride)
+    if size != fitting:
+        raise UserError(
+            f"the tokenizer {config.tokenizer} makes {size[0] / tokenizer.stride:g}x{size[1] / tokenizer.stride:g} "
+            f"tokens of {size[0]}x{size[1]} px, but the encoder has {grid[0]}x{grid[1]} patches; make it as "
+            f"many with --token-image-size {fitting[0]} {fitting[1]}, or change --image-size or --patch-size"
+        )
+    return size
+
+
+def masking_of(config: PretrainConfig) -> Masking:
+    """The rule that hides patches."""
+    grid = config.architecture().grid
+    if config.masking == "none":
+        return NoMasking(grid)
+    if config.masking == "random":
+        return RandomMasking(grid, config.num_masked)
+    return BlockwiseMasking(
+        grid, config.num_masked, config.min_block, count=config.mask_count, aspect=config.block_aspect
+    )
+
+
+def patches_to_predict(config: PretrainConfig, mask: Tensor) -> Tensor:
+    """The hidden patches, or all of them (ablation, paper table 4)."""
+    return mask if config.predict == "masked" else torch.ones_like(mask)
+
+
+def pixel_loss(model: nn.Module, network: MaskedImageModel, batch: PretrainBatch, predict: Tensor) -> Tensor:
+    """Mean squared error of the predicted pixels; `model` is `network`, wrapped when there are several ranks."""
+    predicted = model(batch.image, batch.mask, predict)
+    return F.mse_loss(predicted.float(), network.pixel_targets(batch.image, predict).float())
+
+
+def token_sums(
+    config: PretrainConfig,
+    tokenizer: VisualTokenizer,
+    baselines: TokenBaselines | None,
+    model: nn.Module,
+    batch: PretrainBatch,
+) -> dict[str, Tensor]:
+    """Loss and accuracy of a batch's tokens, and what `baselines` score, as sums over the predicted patches."""
+    predict = patches_to_predict(config, batch.mask)
+    tokens = tokenizer.encode(batch.token_image)
+    return masked_token_sums(tokens, model(batch.image, batch.mask, predict), batch.mask, predict, baselines)
+
+
+def pixel_sums(
+    config: PretrainConfig, network: MaskedImageModel, model: nn.Module, batch: PretrainBatch
+) -> dict[str, Tensor]:
+    """The error of a batch's pixels as a sum over the predicted patches; `model` is `network`, as in pixel_loss."""
+    predict = patches_to_predict(config, batch.mask)
+    return patch_sums({"loss": pixel_loss(model, network, batch, predict)}, predict)
