@@ -33,6 +33,7 @@ ALLOWED = {
         "masking",
         "metrics",
         "models",
+        "pixels",
         "presets",
         "tokenizers",
         "training",

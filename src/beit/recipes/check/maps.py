@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,9 @@ from beit.data.label_maps.files import MapFiles, check_layout, notes_on_spare_ma
 from beit.data.label_maps.table import ClassTable, read_class_names, read_class_table
 from beit.data.sources.files import choose_members
 from beit.data.sources.listing import Listing, list_data
-from beit.recipes.check.inspection import examine_all
+from beit.recipes.check.inspection import inspect_all
+
+SPLITS: tuple[Split, ...] = ("train", "eval")
 
 
 @dataclass(frozen=True)
@@ -53,28 +56,26 @@ def inspect_maps(
     except UserError:  # no label maps, or no folder at all
         return None
     report = MapReport()
-    opened: dict[Split, MapFiles] = {}
-    splits: tuple[Split, ...] = ("train", "eval")
-    for split in splits:
+    files: dict[Split, MapFiles] = {}
+    for split in SPLITS:
         try:
             members = choose_members(listings, split, holdout, paired=True).members
         except UserError:  # this split is empty
             continue
         try:
-            _, opened[split] = open_map_files(listings, members, max_megapixels=max_megapixels)
+            _, files[split] = open_map_files(listings, members, max_megapixels=max_megapixels)
         except UserError as error:
             report.mistakes.append(str(error))
-    table = _classes(report, listings, next(iter(opened.values()), None))
-    for split, maps in opened.items():
+    table = _classes(report, listings, next(iter(files.values()), None))
+    for split, maps in files.items():
         report.pixels[split] = Counter()
-        seen = (found for part in examine_all(_examine, maps, workers) for found in part)
-        for index, (counts, mistake) in enumerate(seen):
+        results = itertools.chain.from_iterable(inspect_all(_inspect, maps, workers))
+        for index, (counts, mistake) in enumerate(results):
             report.pixels[split].update(counts)
-            found = mistake or _misfit(table, counts, maps.name(index))
-            report.mistakes.extend([found] if found else [])
-    report.mistakes[:] = dict.fromkeys(
-        report.mistakes
-    )  # what is wrong with a listing is found for each split
+            if mistake := mistake or _misfit(table, counts, maps.name(index)):
+                report.mistakes.append(mistake)
+    # What is wrong with a listing is said for each split.
+    report.mistakes[:] = dict.fromkeys(report.mistakes)
     return report
 
 
@@ -108,16 +109,16 @@ def _misfit(table: ClassTable | None, numbers: Iterable[int], name: str) -> str 
     return None
 
 
-def _examine(maps: MapFiles, indices: Sequence[int]) -> list[tuple[dict[int, int], str | None]]:
+def _inspect(maps: MapFiles, indices: Sequence[int]) -> list[tuple[dict[int, int], str | None]]:
     """Pixels of every number, or what is wrong, for each map."""
-    seen: list[tuple[dict[int, int], str | None]] = []
+    results: list[tuple[dict[int, int], str | None]] = []
     for index in indices:
         try:
             numbers, counts = np.unique(maps.label_map(index), return_counts=True)
-            seen.append((dict(zip(numbers.tolist(), counts.tolist(), strict=True)), None))
+            results.append((dict(zip(numbers.tolist(), counts.tolist(), strict=True)), None))
         except (ImageError, UserError) as error:
-            seen.append(({}, str(error)))
-    return seen
+            results.append(({}, str(error)))
+    return results
 
 
 def show_maps(report: MapReport, console: Console) -> None:
