@@ -6,6 +6,7 @@ Shapes: B images of (H, W) pixels, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, overload
 
 import torch
@@ -78,18 +79,10 @@ class SemanticSegmenter(EncoderWithHead):
         self.transposed = transposed
         self.auxiliary = auxiliary
         width, patch_size = encoder.config.width, encoder.config.patch_size
-
-        def pup(num_stages: int) -> PupHead:
-            return PupHead(
-                width,
-                channels,
-                num_classes,
-                num_stages=num_stages,
-                transposed=transposed,
-                dropout=dropout,
-                layer_norm_eps=encoder.config.layer_norm_eps,
-            )
-
+        eps = encoder.config.layer_norm_eps
+        pup = partial(
+            PupHead, width, channels, num_classes, transposed=transposed, dropout=dropout, layer_norm_eps=eps
+        )
         self.pyramid = FeaturePyramid(width, patch_size) if decoder == "upernet" else None
         self.decode_head: nn.Module
         self.auxiliary_head: nn.Module | None = None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -21,11 +22,14 @@ _source: Source
 
 
 def inspect_all(
-    inspect: Callable[[AnySource, Sequence[int]], list[Result]], source: AnySource, workers: int
+    inspect: Callable[[AnySource, Sequence[int]], list[Result]],
+    source: AnySource,
+    workers: int | Literal["auto"],
 ) -> Iterator[list[Result]]:
     """``inspect(source, indices)`` for all of `source` in order, a few dozen at a time, in `workers` processes (0: in
-    this one). `inspect` must be a function of a module.
+    this one; auto: as many as there are processors). `inspect` must be a function of a module.
     """
+    workers = (os.cpu_count() or 1) if workers == "auto" else workers
     chunks = [range(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK)]
     if workers < 2 or len(chunks) < 2:
         yield from (inspect(source, chunk) for chunk in chunks)

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from beit.config.errors import UserError
 from beit.config.segment import IGNORE
+from beit.config.use import CheckConfig
 from beit.data.base import Split
 from beit.data.decode import ImageError
 from beit.data.label_maps.classes import counted_table, found_class_table
@@ -45,12 +46,10 @@ class MapReport:
         return f"{number} {meaning}".rstrip()
 
 
-def inspect_maps(
-    data: Sequence[str], *, holdout: float, max_megapixels: float, workers: int
-) -> MapReport | None:
-    """Read every label map of `data`; None where it has no images/ beside annotations/."""
+def inspect_maps(config: CheckConfig) -> MapReport | None:
+    """Read every label map of `config.data`; None where it has no images/ beside annotations/."""
     try:
-        listings = list_data(data)
+        listings = list_data(config.sources)
         for listing in listings:
             check_layout(listing)
     except UserError:  # no label maps, or no folder at all
@@ -59,17 +58,17 @@ def inspect_maps(
     files: dict[Split, MapFiles] = {}
     for split in SPLITS:
         try:
-            members = choose_members(listings, split, holdout, paired=True).members
+            members = choose_members(listings, split, config.holdout, paired=True).members
         except UserError:  # this split is empty
             continue
         try:
-            _, files[split] = open_map_files(listings, members, max_megapixels=max_megapixels)
+            _, files[split] = open_map_files(listings, members, max_megapixels=config.max_megapixels)
         except UserError as error:
             report.mistakes.append(str(error))
     table = _classes(report, listings, next(iter(files.values()), None))
     for split, maps in files.items():
         report.pixels[split] = Counter()
-        results = itertools.chain.from_iterable(inspect_all(_inspect, maps, workers))
+        results = itertools.chain.from_iterable(inspect_all(_inspect, maps, config.workers))
         for index, (counts, mistake) in enumerate(results):
             report.pixels[split].update(counts)
             if mistake := mistake or _misfit(table, counts, maps.name(index)):

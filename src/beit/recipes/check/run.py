@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -72,39 +71,25 @@ class DataReport:
 def check(config: CheckConfig) -> DataReport:
     """Read every image of `config.data` once and print what was found."""
     console = Console()
-    workers = (os.cpu_count() or 1) if config.workers == "auto" else config.workers
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("reading images", total=None)
-        report = inspect(
-            config.sources,
-            holdout=config.holdout,
-            limit=config.limit,
-            max_megapixels=config.max_megapixels,
-            workers=workers,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+        report = inspect(config, lambda done, total: progress.update(task, completed=done, total=total))
     show(report, console, config.max_bad)
     return report
 
 
 def inspect(
-    data: Sequence[str],
-    *,
-    holdout: float = 0.05,
-    limit: int | None = None,
-    max_megapixels: float = 64,
-    workers: int = 0,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    config: CheckConfig, on_progress: Callable[[int, int], object] = lambda done, total: None
 ) -> DataReport:
-    """Decode every image of both splits, in `workers` processes (0: in this one); prints nothing.
+    """Decode every image of both splits; prints nothing.
 
     Raises :class:`UserError` where training would: no such folder, no image, a compressed tar.
     """
-    sources = _open_splits(data, holdout, limit, max_megapixels)
+    sources = _open_splits(config)
     total = sum(map(len, sources.values()))
     images: dict[Split, list[_Image]] = {split: [] for split in sources}
     for split, source in sources.items():
-        for part in inspect_all(_inspect, source, workers):
+        for part in inspect_all(_inspect, source, config.workers):
             images[split] += part
             on_progress(sum(map(len, images.values())), total)
     reports = {split: _split_report(source, images[split]) for split, source in sources.items()}
@@ -116,27 +101,23 @@ def inspect(
         duplicates=duplicates,
         leaked=leaks,
         notes=list(dict.fromkeys(note for source in sources.values() for note in source.notes)),
-        maps=inspect_maps(data, holdout=holdout, max_megapixels=max_megapixels, workers=workers)
-        if has_maps
-        else None,
+        maps=inspect_maps(config) if has_maps else None,
     )
 
 
-def _open_splits(
-    data: Sequence[str], holdout: float, limit: int | None, max_megapixels: float
-) -> dict[Split, Source]:
+def _open_splits(config: CheckConfig) -> dict[Split, Source]:
     """Those that are not empty, with labels where there are any. UserError where all are."""
     sources: dict[Split, Source] = {}
     for split, labeled in itertools.product(SPLITS, (True, False)):
         try:
             if split not in sources:
                 sources[split] = open_source(
-                    data,
+                    config.sources,
                     split,
-                    holdout=holdout,
-                    limit=limit,
+                    holdout=config.holdout,
+                    limit=config.limit,
                     labeled=labeled,
-                    max_megapixels=max_megapixels,
+                    max_megapixels=config.max_megapixels,
                 )
         except UserError as error:
             failure = error
@@ -175,23 +156,20 @@ class _Image(NamedTuple):
 def _inspect(source: Source, indices: Sequence[int]) -> list[_Image]:
     images = []
     for index in indices:
-        digest = b""
+        content = b""
         try:
             if isinstance(source, FileSource):
                 content = source.read(index)
-                digest = _digest(content)
                 image = source.decode(content, index)
             else:
                 image = source.image(index)
-                digest = _digest(image.contiguous().numpy().tobytes())
-            images.append(_Image(digest, min(image.shape[1:]), None))
+                content = image.contiguous().numpy().tobytes()
+            side, damage = min(image.shape[1:]), None
         except ImageError as error:
-            images.append(_Image(digest, 0, (error.name, error.reason)))
+            side, damage = 0, (error.name, error.reason)
+        digest = hashlib.blake2b(content, digest_size=16).digest() if content else b""
+        images.append(_Image(digest, side, damage))
     return images
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest() if content else b""
 
 
 def _split_report(source: Source, images: Sequence[_Image]) -> SplitReport:
@@ -223,9 +201,8 @@ def _range_of_sides(place: int) -> str:
 def show(report: DataReport, console: Console, max_bad: float = 0.05) -> None:
     """Print `report` for people."""
     for heading, part in (("training", report.train), ("evaluation", report.evaluation)):
-        console.print(
-            f"[bold]{heading}[/]: {escape(part.description) if part else 'no images'}", soft_wrap=True
-        )
+        description = escape(part.description) if part else "no images"
+        console.print(f"[bold]{heading}[/]: {description}", soft_wrap=True)
     for note in report.notes:
         console.print(f"  {escape(note)}", soft_wrap=True)
     parts = [part for part in (report.train, report.evaluation) if part]
@@ -252,10 +229,8 @@ def _verdict(report: DataReport, max_bad: float) -> str:
     if bad >= HANDFUL and bad > max_bad * train.images:
         return f"[red]training would stop: {bad / train.images:.1%} damaged files exceed --max-bad {max_bad:g}[/]"
     if report.maps and (mistakes := report.maps.mistakes):
-        return (
-            f"[red]not ready for segmentation: mend the {len(mistakes):,} mistakes in label maps and classes listed "
-            f"above[/]"
-        )
+        mend = f"mend the {len(mistakes):,} mistakes in label maps and classes listed above"
+        return f"[red]not ready for segmentation: {mend}[/]"
     usable = evaluation.images - len(evaluation.broken) if evaluation else 0
     return f"ready: {train.images - bad:,} images to train on, {usable:,} to evaluate on"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import cast
 
@@ -98,14 +99,7 @@ def count_tokens(
 ) -> TokenBaselines | None:
     """Baselines that know the tokens of training images; None where the data has none."""
     try:
-        source = open_source(
-            config.sources,
-            "train",
-            holdout=config.holdout,
-            limit=config.baseline_images,
-            max_megapixels=config.max_megapixels,
-            seed=config.seed,
-        )
+        source = open_split(replace(config, split="train", limit=config.baseline_images))
     except UserError:
         print("no baselines: --data holds no training images to count tokens on")
         return None
