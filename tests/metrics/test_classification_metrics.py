@@ -23,8 +23,8 @@ def test_sums_are_torchmetrics_and_hold_for_every_layer() -> None:
     sums = classification_sums(logits, torch.nn.functional.one_hot(labels, 7).bool())
     for layer in range(3):
         for k, name in ((1, "top1"), (5, "top5")):
-            wanted = oracle.multiclass_accuracy(logits[:, layer], labels, 7, top_k=k, average="micro")
-            assert float(sums[name][layer] / sums["count"]) == pytest.approx(float(wanted))
+            theirs = oracle.multiclass_accuracy(logits[:, layer], labels, 7, top_k=k, average="micro")
+            assert float(sums[name][layer] / sums["count"]) == pytest.approx(float(theirs))
         loss = torch.nn.functional.cross_entropy(logits[:, layer], labels, reduction="sum")
         assert float(sums["loss"][layer]) == pytest.approx(float(loss), rel=1e-5)
 

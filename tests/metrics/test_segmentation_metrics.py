@@ -48,9 +48,9 @@ def test_classes_that_never_occur_count_for_nothing() -> None:
     # Class 2 is only predicted: its overlap is 0. Class 3 is neither there nor predicted where it counts.
     assert figures["miou"] == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert figures["macc"] == pytest.approx((2 / 3 + 1) / 2) and figures["aacc"] == pytest.approx(3 / 4)
-    found = by_class(table, ["a", "b", "c", "d"])
-    assert found["c"] == {"iou": 0.0, "accuracy": None, "share": 0.0}
-    assert found["d"]["iou"] is None and found["a"]["share"] == pytest.approx(3 / 4)
+    classes = by_class(table, ["a", "b", "c", "d"])
+    assert classes["c"] == {"iou": 0.0, "accuracy": None, "share": 0.0}
+    assert classes["d"]["iou"] is None and classes["a"]["share"] == pytest.approx(3 / 4)
 
 
 def test_nothing_is_known_without_a_labelled_pixel() -> None:

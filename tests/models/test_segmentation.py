@@ -82,9 +82,9 @@ def test_upernet_and_its_auxiliary_head_are_those_of_transformers(
     pyramid, pyramid_of_theirs = ours.pyramid(features), theirs.fpn(tuple(copies))
     results = [ours.decode_head(pyramid), ours.auxiliary_head(pyramid[2])]
     expected = [theirs.decode_head(pyramid_of_theirs), theirs.auxiliary_head(pyramid_of_theirs)]
-    for result, wanted in zip(results, expected, strict=True):
-        assert wanted.abs().max() > 0.1
-        torch.testing.assert_close(result, wanted, rtol=1e-9, atol=1e-9)
+    for result, reference in zip(results, expected, strict=True):
+        assert reference.abs().max() > 0.1
+        torch.testing.assert_close(result, reference, rtol=1e-9, atol=1e-9)
     for outputs in (results, expected):
         torch.stack([x.square().mean() for x in outputs]).sum().backward()
     for x, copy in zip(features, copies, strict=True):

@@ -60,16 +60,16 @@ def test_windows_are_averaged_as_by_mmsegmentation(
             part = (slice(None), slice(None), slice(top, bottom), slice(left, right))
             total[part] += torch.cat([by_place(images[part]), images[part].double()], dim=1)
             count[part[2:]] += 1
-    shown = []
+    sizes = []
 
     def predict(crops: Tensor) -> Tensor:
-        shown.append(len(crops))
+        sizes.append(len(crops))
         return torch.cat([by_place(crops), crops.double()], dim=1)
 
     result = sliding_window(predict, images, window, stride, max_batch=2)
     torch.testing.assert_close(result, total / count, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(result[:, 2:], images.double())  # pixels see themselves, wherever windows lie
-    assert max(shown) <= 2
+    assert max(sizes) <= 2
     constant = sliding_window(lambda x: torch.full((len(x), 2, *x.shape[-2:]), 0.3), images, window, stride)
     assert torch.allclose(constant, torch.tensor(0.3))
 
@@ -92,14 +92,14 @@ def test_an_image_of_any_size_is_padded_with_the_mean_pixel_and_cut_back(tiny: T
 
 def test_probabilities_are_averaged_over_scales_and_mirror_images() -> None:
     images = torch.rand(2, 3, 6, 10, dtype=torch.float64)
-    seen: list[tuple[int, ...]] = []
+    sizes: list[tuple[int, ...]] = []
 
-    def predict(shown: Tensor) -> Tensor:
-        seen.append(tuple(shown.shape[-2:]))
-        return 3 * by_place(shown)
+    def predict(images: Tensor) -> Tensor:
+        sizes.append(tuple(images.shape[-2:]))
+        return 3 * by_place(images)
 
     shares = multi_scale_flip(predict, images, [(3, 5), (6, 10)], (12, 20))
-    assert seen == [(3, 5), (3, 5), (6, 10), (6, 10)]
+    assert sizes == [(3, 5), (3, 5), (6, 10), (6, 10)]
     expected = torch.zeros(2, 2, 12, 20, dtype=torch.float64)
     for height, width in ((3, 5), (6, 10)):
         for mirrored in (False, True):
@@ -131,10 +131,10 @@ def test_scores_have_the_size_of_the_label_map(stride: tuple[int, int] | None, m
 
 def test_every_scale_is_made_from_the_original_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """mmsegmentation's rule: enlarging a reduced image again would show nothing that it had lost."""
-    shown: list[torch.Tensor] = []
+    inputs: list[torch.Tensor] = []
 
     def record(model: SemanticSegmenter, images: torch.Tensor) -> torch.Tensor:
-        shown.append(images)
+        inputs.append(images)
         return images
 
     monkeypatch.setattr("beit.models.windows.whole_image", record)
@@ -143,9 +143,9 @@ def test_every_scale_is_made_from_the_original_in_one_step(monkeypatch: pytest.M
     batch = SegmentationEvaluationView(inference.input_side)(pixels, pixels[0], np.random.default_rng(0))
     inference.scores(segmenter(), batch.image[None], (96, 120))
     for index, scale in enumerate((0.5, 0.75, 1.0, 1.25, 1.5, 1.75)):
-        wanted = render(pixels, Box(0, 0, 96, 120), (round(48 * scale), round(60 * scale)), mode="bilinear")
-        plain, mirrored = shown[2 * index : 2 * index + 2]
-        torch.testing.assert_close(plain[0], wanted / 255, atol=1.5 / 255, rtol=0)
+        expected = render(pixels, Box(0, 0, 96, 120), (round(48 * scale), round(60 * scale)), mode="bilinear")
+        plain, mirrored = inputs[2 * index : 2 * index + 2]
+        torch.testing.assert_close(plain[0], expected / 255, atol=1.5 / 255, rtol=0)
         assert torch.equal(mirrored, plain.flip(-1))
 
 
@@ -160,7 +160,7 @@ def test_one_window_over_the_whole_image_is_one_pass() -> None:
 
 
 def test_the_inference_of_a_model_is_read_back() -> None:
-    said = {"resize": 512, "crop": [512, 512], "stride": [341, 341], "image_size": [512, 512]}
-    assert Inference.from_description(said) == Inference(512, (512, 512), (341, 341))
+    description = {"resize": 512, "crop": [512, 512], "stride": [341, 341], "image_size": [512, 512]}
+    assert Inference.from_description(description) == Inference(512, (512, 512), (341, 341))
     foreign = {"image_size": (640, 640), "resize": None}
     assert Inference.from_description(foreign) == Inference(None, (640, 640), None)

@@ -77,8 +77,8 @@ def test_a_classifier_scores_what_torchmetrics_says(classifier: Path, tmp_path: 
         "top5": oracle.multiclass_accuracy(logits, labels, 7, average="micro", top_k=5),
         "mean_class_accuracy": oracle.multiclass_accuracy(logits, labels, 7, average="macro"),
     }
-    for name, wanted in accuracy.items():
-        assert figures[name] == pytest.approx(float(wanted))
+    for name, expected in accuracy.items():
+        assert figures[name] == pytest.approx(float(expected))
     by_class = oracle.multiclass_accuracy(logits, labels, 7, average="none").tolist()
     assert [figures["classes"][name]["top1"] for name in CLASSES] == pytest.approx(by_class)
     matrix = [[figures["confusion"][row].get(column, 0) for column in CLASSES] for row in CLASSES]
@@ -128,8 +128,8 @@ def test_what_is_left_out_is_told(classifier: Path, tmp_path: Path, capsys: Any)
         shutil.copy(data / "val/a/0.png", data / place)
     figures = evaluate(config(classifier, data, split="all"))
     assert figures["data"].startswith(f"43 images: 1 images, 7 classes, from {data}; 42 images")
-    told = capsys.readouterr().err.splitlines()
-    assert sorted(told) == [
+    notes = capsys.readouterr().err.splitlines()
+    assert sorted(notes) == [
         f"{data}: 1 images outside the class folders ignored",
         f"{data}: other/ ignored (1 images)",
     ]
@@ -141,9 +141,9 @@ def test_what_is_left_out_is_told(classifier: Path, tmp_path: Path, capsys: Any)
     assert figures["data"].startswith(
         f"14 chosen of 44 images: 1 images, from {data}; 43 images, from {data}, "
     )
-    told = capsys.readouterr().err
-    assert f"30 images are not in {file} and are left out\n7 images that {file} names are not" in told
-    assert "other/ ignored" in told
+    notes = capsys.readouterr().err
+    assert f"30 images are not in {file} and are left out\n7 images that {file} names are not" in notes
+    assert "other/ ignored" in notes
 
 
 def test_several_classes_an_image(tmp_path: Path, capsys: Any) -> None:
@@ -170,12 +170,14 @@ def test_several_classes_an_image(tmp_path: Path, capsys: Any) -> None:
         beit.PredictConfig(images=(str(data),), model=str(tmp_path / "model"), top_k=3, precision="float32")
     )
     shares = {Path(r["image"]).relative_to(data).as_posix(): r["top"] for r in records}
-    found = [[{t["label"]: t["probability"] for t in shares[name]}[c] for c in "cab"] for name in rows]
+    probabilities = [
+        [{t["label"]: t["probability"] for t in shares[name]}[c] for c in "cab"] for name in rows
+    ]
     truth = [[int(c in row) for c in "cab"] for row in rows.values()]
-    scores, targets = torch.tensor(found), torch.tensor(truth)
+    scores, targets = torch.tensor(probabilities), torch.tensor(truth)
     for key, metric in (("recall", oracle.multilabel_recall), ("precision", oracle.multilabel_precision)):
-        wanted = metric(scores, targets, 3, average="none").tolist()
-        assert [figures["classes"][c][key] or 0.0 for c in "cab"] == pytest.approx(wanted)
+        expected = metric(scores, targets, 3, average="none").tolist()
+        assert [figures["classes"][c][key] or 0.0 for c in "cab"] == pytest.approx(expected)
     f1 = oracle.multilabel_f1_score(scores, targets, 3, average="micro")
     assert figures["f1"] == pytest.approx(float(f1))
     average = oracle.multilabel_average_precision(scores, targets, 3, average="none").tolist()
@@ -198,9 +200,9 @@ SAME: dict[str, Any] = {"limit": 8, "holdout": 0.2}
 
 def test_a_tokenizer_scores_what_its_run_recorded(trained_tokenizer: Path, images: Path) -> None:
     figures = evaluate(config(trained_tokenizer, images, **SAME))
-    wanted = last_evaluation(trained_tokenizer)
-    assert {"reconstruction_mae", "cell_mean_mae", "kl", "perplexity", "codes_used"} == wanted.keys()
-    assert {name: figures[name] for name in wanted} == pytest.approx(wanted, rel=1e-5)
+    expected = last_evaluation(trained_tokenizer)
+    assert {"reconstruction_mae", "cell_mean_mae", "kl", "perplexity", "codes_used"} == expected.keys()
+    assert {name: figures[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -214,9 +216,9 @@ def test_a_pretrained_model_scores_what_its_run_recorded(
     target = {} if "target" in values else {"tokenizer": str(trained_tokenizer)}
     pretrain(pretrain_config(images, run, **target, **values))
     figures = evaluate(config(run, images, **SAME))
-    wanted = last_evaluation(run)
-    for name in {"loss", "token_accuracy"} & wanted.keys():
-        assert figures[name] == pytest.approx(wanted[name], rel=1e-5)
+    expected = last_evaluation(run)
+    for name in {"loss", "token_accuracy"} & expected.keys():
+        assert figures[name] == pytest.approx(expected[name], rel=1e-5)
     assert ("copy_neighbour_loss" in figures) == ("tokenizer" in target)
 
 
@@ -261,11 +263,11 @@ def test_images_need_not_be_square(
     run, alone = tmp_path / "run", tmp_path / "alone"
     tokens = {"tokenizer": str(trained_tokenizer), "token_image_size": (12, 20)} if target == "tokens" else {}
     pretrain(pretrain_config(images, run, image_size=(24, 40), target=target, **tokens))
-    wanted = pytest.approx(last_evaluation(run)["loss"], rel=1e-5)
-    assert evaluate(config(run, images, **SAME))["loss"] == wanted
+    expected = pytest.approx(last_evaluation(run)["loss"], rel=1e-5)
+    assert evaluate(config(run, images, **SAME))["loss"] == expected
     shutil.copytree(run / "model", alone)
     tokenizer_of = {"tokenizer": str(trained_tokenizer)} if target == "tokens" else {}
-    assert evaluate(config(alone, images, **SAME, **tokenizer_of))["loss"] == wanted
+    assert evaluate(config(alone, images, **SAME, **tokenizer_of))["loss"] == expected
 
 
 def test_splits_are_what_training_made_of_them(trained_tokenizer: Path, images: Path) -> None:

@@ -35,11 +35,11 @@ def test_arrays_are_numpys_own(tmp_path: Path) -> None:
     with results_file(tmp_path / "x.npz") as write:
         for record in records:
             write(record)
-    found = np.load(tmp_path / "x.npz")
-    assert found.files == ["image", "mean", "tokens"]
-    for name in found.files:
-        wanted = np.stack([np.asarray(record[name]) for record in records])
-        assert found[name].dtype == wanted.dtype and np.array_equal(found[name], wanted)
+    arrays = np.load(tmp_path / "x.npz")
+    assert arrays.files == ["image", "mean", "tokens"]
+    for name in arrays.files:
+        expected = np.stack([np.asarray(record[name]) for record in records])
+        assert arrays[name].dtype == expected.dtype and np.array_equal(arrays[name], expected)
 
 
 @pytest.mark.parametrize("suffix", WRITERS)

@@ -55,9 +55,9 @@ def _for_each(targets: Tensor, logits: Tensor) -> Tensor:
 def agreement(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """How many classes were named (probability above one half), how many are true, and how many are both; and how
     many images have a class at all."""
-    named = logits > 0
-    both = (named & targets).sum()
-    return {"named": named.sum(), "true": targets.sum(), "both": both, "labeled": targets.any(-1).sum()}
+    answers = logits > 0
+    both = (answers & targets).sum()
+    return {"named": answers.sum(), "true": targets.sum(), "both": both, "labeled": targets.any(-1).sum()}
 
 
 def with_f1(totals: Mapping[str, Tensor]) -> dict[str, float]:

@@ -85,9 +85,9 @@ def _classes(report: MapReport, listings: Sequence[Listing], to_count: MapFiles 
         if (path := found_class_table(listings)) is None:
             return counted_table(to_count, reduce_zero_label=False)[0] if to_count else None
         report.names.update(read_class_names(path))
-        reduced = bool(report.names) and 0 not in report.names
-        table, notes = read_class_table(path, reduced)
-        if reduced:
+        from_one = bool(report.names) and 0 not in report.names
+        table, notes = read_class_table(path, from_one)
+        if from_one:
             notes = [f"{path} numbers its classes from 1: segment with --reduce-zero-label", *notes]
         report.notes.extend(notes)
         return table
