@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -83,23 +82,6 @@ class TokenBaselines(nn.Module):
 def token_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
     """Share of the targets (M,) that are the most likely in logits (M, V)."""
     return (logits.argmax(dim=1) == targets).float().mean()
-
-
-def masked_token_sums(
-    tokens: Tensor, logits: Tensor, mask: Tensor, predict: Tensor, baselines: TokenBaselines | None
-) -> dict[str, Tensor]:
-    """Loss and accuracy on a batch, and what `baselines` score on it, as sums over the predicted patches.
-
-    tokens: (B, h, w). logits: (M, V), of the M patches in `predict`. mask, predict: bool (B, h, w).
-    """
-    targets = tokens[predict]
-    means = {
-        "loss": F.cross_entropy(logits.float(), targets),
-        "token_accuracy": token_accuracy(logits, targets),
-    }
-    if baselines is not None:
-        means |= baselines.losses(tokens, mask, predict)
-    return patch_sums(means, predict)
 
 
 def patch_sums(means: Mapping[str, Tensor], predict: Tensor) -> dict[str, Tensor]:

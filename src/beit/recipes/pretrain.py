@@ -1,4 +1,4 @@
-"""`beit pretrain`: masked image modelling (paper section 2.3). The method is :func:`masked_image_modelling`.
+"""`beit pretrain`: masked image modelling (paper section 2.3); its loss is in :mod:`beit.stages.masked_modelling`.
 
 image --encoder's view---> patches, about 40 % of them replaced by [MASK] -> encoder -> logits over the codebook
 image --tokenizer's view-> visual tokens on the same grid                 -> targets at the hidden patches
@@ -9,9 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, cast
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from beit.checkpoints.store import load_tokenizer, weights_sha256
 from beit.config.architecture import EncoderConfig, sides
@@ -24,8 +22,9 @@ from beit.metrics.tokens import TokenBaselines, best_mixtures, best_mixtures_of_
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import MaskedImageModel
 from beit.models.memory import activations_of_encoder, activations_of_predictions
-from beit.stages.masked_images import (
+from beit.stages.masked_modelling import (
     evaluation_view,
+    masked_image_modelling,
     masking_of,
     patches_to_predict,
     pixel_loss,
@@ -35,23 +34,8 @@ from beit.stages.masked_images import (
 )
 from beit.stages.method import Method
 from beit.stages.stage import Stage, is_done
-from beit.tokenizers.base import VisualTokenizer
 from beit.training.plan import StepOutput
 from beit.visualize.drawings import draw_pixels, draw_tokens
-
-
-def masked_image_modelling(
-    model: nn.Module, tokenizer: VisualTokenizer, batch: PretrainBatch, predict: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The method: the visual tokens (B, h, w) of the images, and the logits (M, V) and loss of the predicted ones.
-
-    Paper equation 1: maximise the log-likelihood of the tokens of the hidden patches given the image without
-    them. `predict` (B, h, w) says which M patches to predict: those hidden by `batch.mask`, or all.
-    """
-    with torch.no_grad():
-        tokens = tokenizer.encode(batch.token_image)
-    logits = model(batch.image, batch.mask, predict)
-    return tokens, logits, F.cross_entropy(logits.float(), tokens[predict])
 
 
 def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:

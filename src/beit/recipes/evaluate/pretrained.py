@@ -21,7 +21,7 @@ from beit.metrics.tokens import TokenBaselines, best_mixtures_of_sums
 from beit.models.heads import MaskedImageModel
 from beit.recipes.evaluate.evaluation import Evaluation, open_split
 from beit.stages.batches import Machine, each_batch, print_notes, run_of
-from beit.stages.masked_images import evaluation_view, pixel_sums, token_image_size, token_sums
+from beit.stages.masked_modelling import evaluation_view, pixel_sums, token_image_size, token_sums
 from beit.tokenizers.base import VisualTokenizer
 
 

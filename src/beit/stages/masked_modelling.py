@@ -1,4 +1,4 @@
-"""Masked image modelling as pre-training and `beit evaluate` evaluate it: masks, targets and sums."""
+"""Masked image modelling as pre-training and `beit evaluate` share it: what is hidden, what is predicted, the loss."""
 
 from __future__ import annotations
 
@@ -12,9 +12,23 @@ from beit.config.pretrain import PretrainConfig
 from beit.data.batches import PretrainBatch
 from beit.data.views.images import Masking, PretrainEvaluationView
 from beit.masking import BlockwiseMasking, NoMasking, RandomMasking
-from beit.metrics.tokens import TokenBaselines, masked_token_sums, patch_sums
+from beit.metrics.tokens import TokenBaselines, patch_sums, token_accuracy
 from beit.models.heads import MaskedImageModel
 from beit.tokenizers.base import VisualTokenizer
+
+
+def masked_image_modelling(
+    model: nn.Module, tokenizer: VisualTokenizer, batch: PretrainBatch, predict: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The method: the visual tokens (B, h, w) of the images, and the logits (M, V) and loss of the predicted ones.
+
+    Paper equation 1: maximise the log-likelihood of the tokens of the hidden patches given the image without
+    them. `predict` (B, h, w) says which M patches to predict: those hidden by `batch.mask`, or all.
+    """
+    with torch.no_grad():
+        tokens = tokenizer.encode(batch.token_image)
+    logits = model(batch.image, batch.mask, predict)
+    return tokens, logits, F.cross_entropy(logits.float(), tokens[predict])
 
 
 def evaluation_view(config: PretrainConfig, token_size: tuple[int, int]) -> PretrainEvaluationView:
@@ -68,8 +82,11 @@ def token_sums(
 ) -> dict[str, Tensor]:
     """Loss and accuracy of a batch's tokens, and what `baselines` score, as sums over the predicted patches."""
     predict = patches_to_predict(config, batch.mask)
-    tokens = tokenizer.encode(batch.token_image)
-    return masked_token_sums(tokens, model(batch.image, batch.mask, predict), batch.mask, predict, baselines)
+    tokens, logits, loss = masked_image_modelling(model, tokenizer, batch, predict)
+    means = {"loss": loss, "token_accuracy": token_accuracy(logits, tokens[predict])}
+    if baselines is not None:
+        means |= baselines.losses(tokens, batch.mask, predict)
+    return patch_sums(means, predict)
 
 
 def pixel_sums(
