@@ -1,4 +1,4 @@
-"""Masked image modelling as pre-training and `beit evaluate` share it: what is hidden, what is predicted, the loss."""
+"""Masked image modelling as pre-training and its evaluation share it: what is hidden, what is predicted, the loss."""
 
 from __future__ import annotations
 
