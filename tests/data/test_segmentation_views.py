@@ -17,8 +17,8 @@ from beit.data.views.segmentation import (
     distort,
     draw_distortion,
     largest_share,
-    resized,
 )
+from beit.pixels import scale_size
 
 IGNORED = 255
 
@@ -100,7 +100,7 @@ def test_extreme_shapes_give_crops() -> None:
 def test_sizes_follow_the_shorter_side_up_to_a_limit(
     size: tuple[int, int], base: int | None, ratio: float, expected: tuple[int, int]
 ) -> None:
-    assert resized(size, base, ratio) == expected
+    assert scale_size(size, base, ratio) == expected
 
 
 def test_randomness_comes_from_the_generator_alone() -> None:

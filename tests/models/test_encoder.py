@@ -81,14 +81,14 @@ def test_attention_is_that_of_the_forward_pass(tiny: Tiny, shaken: Shaken) -> No
     assert isinstance(encoder, BeitEncoder)
     images = torch.rand(2, 3, 32, 32)
     block: Any = encoder.blocks[1]
-    seen = {}
-    block.attn.proj.register_forward_pre_hook(lambda _, inputs: seen.update(mixed=inputs[0]))
-    block.attn.register_forward_pre_hook(lambda _, inputs: seen.update(tokens=inputs[0]))
+    inputs_of = {}
+    block.attn.proj.register_forward_pre_hook(lambda _, inputs: inputs_of.update(mixed=inputs[0]))
+    block.attn.register_forward_pre_hook(lambda _, inputs: inputs_of.update(tokens=inputs[0]))
     encoder(images)
-    value = seen["tokens"] @ block.attn.qkv.weight[64:].T + block.attn.v_bias
+    value = inputs_of["tokens"] @ block.attn.qkv.weight[64:].T + block.attn.v_bias
     value = value.view(2, 17, 4, 8).transpose(1, 2)
     mixed = encoder.attention(images) @ value
-    torch.testing.assert_close(mixed.transpose(1, 2).flatten(2), seen["mixed"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mixed.transpose(1, 2).flatten(2), inputs_of["mixed"], rtol=1e-4, atol=1e-4)
 
 
 def test_images_that_do_not_fit_are_refused(tiny: Tiny) -> None:

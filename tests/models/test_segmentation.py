@@ -1,7 +1,8 @@
-"""Contracts of segmentation: decoders against transformers and closed forms, and how images of any size are shown."""
+"""Contracts of segmentation: decoders against transformers and closed forms."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -9,20 +10,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from transformers import BeitConfig, BeitForSemanticSegmentation
 
 from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError
+from beit.metrics.segmentation import pixel_loss
 from beit.models.decoders import ConvNorm, FeaturePyramid, PupHead
 from beit.models.encoder import BeitEncoder
-from beit.models.segmentation import (
-    SemanticSegmenter,
-    multi_scale_flip,
-    released_layers,
-    sliding_window,
-    whole_image,
-)
+from beit.models.memory import activations_of_segmenter
+from beit.models.segmentation import SemanticSegmenter, released_layers
 
 Tiny = Callable[..., EncoderConfig]
 Shaken = Callable[[nn.Module], nn.Module]
@@ -41,9 +38,6 @@ def shaken_norms(model: nn.Module) -> None:
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
 
-
-# ------------------------------------------------------------------------------------------------------------
-# Networks
 
 _IN_MEMORY_5 = [
     (r"^fpn\.fpn1\.conv_transpose1", "pyramid.fpn1.0"),
@@ -88,9 +82,9 @@ def test_upernet_and_its_auxiliary_head_are_those_of_transformers(
     pyramid, pyramid_of_theirs = ours.pyramid(features), theirs.fpn(tuple(copies))
     results = [ours.decode_head(pyramid), ours.auxiliary_head(pyramid[2])]
     expected = [theirs.decode_head(pyramid_of_theirs), theirs.auxiliary_head(pyramid_of_theirs)]
-    for result, wanted in zip(results, expected, strict=True):
-        assert wanted.abs().max() > 0.1
-        torch.testing.assert_close(result, wanted, rtol=1e-9, atol=1e-9)
+    for result, reference in zip(results, expected, strict=True):
+        assert reference.abs().max() > 0.1
+        torch.testing.assert_close(result, reference, rtol=1e-9, atol=1e-9)
     for outputs in (results, expected):
         torch.stack([x.square().mean() for x in outputs]).sum().backward()
     for x, copy in zip(features, copies, strict=True):
@@ -219,88 +213,30 @@ def test_a_decoder_that_does_not_fit_is_refused(changes: dict[str, Any], tiny: T
         segmenter(tiny(), **changes)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Images of any size
-
-
-def by_place(images: Tensor) -> Tensor:
-    """Two "classes": the first pixel's row and column within what the predictor is shown."""
-    height, width = images.shape[-2:]
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    return torch.stack([rows, columns]).double().expand(len(images), -1, -1, -1)
-
-
 @pytest.mark.parametrize(
-    ("size", "window", "stride"),
-    [
-        ((7, 11), (4, 4), (3, 2)),
-        ((5, 5), (5, 5), (1, 1)),
-        ((3, 20), (8, 6), (5, 6)),
-        ((2, 3), (8, 8), (5, 5)),
-    ],
+    ("decoder", "transposed", "within"), [("upernet", False, 1), ("pup", False, 1), ("pup", True, 0.25)]
 )
-def test_windows_are_averaged_as_by_mmsegmentation(
-    size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int]
-) -> None:
-    height, width = size
-    images = torch.rand(3, 3, height, width)
-    total, count = torch.zeros(3, 5, height, width, dtype=torch.float64), torch.zeros(height, width)
-    # mmsegmentation's loop: as many windows as cover the image, each pushed back inside it.
-    for row in range(max(height - window[0] + stride[0] - 1, 0) // stride[0] + 1):
-        for column in range(max(width - window[1] + stride[1] - 1, 0) // stride[1] + 1):
-            bottom = min(row * stride[0] + window[0], height)
-            right = min(column * stride[1] + window[1], width)
-            top, left = max(bottom - window[0], 0), max(right - window[1], 0)
-            part = (slice(None), slice(None), slice(top, bottom), slice(left, right))
-            total[part] += torch.cat([by_place(images[part]), images[part].double()], dim=1)
-            count[part[2:]] += 1
-    shown = []
+def test_memory_is_told_within_a_factor_of_two(decoder: str, transposed: bool, within: float) -> None:
+    """Against what autograd keeps for one more image, encoder and decoder together."""
+    config = EncoderConfig(
+        image_size=(64, 64), patch_size=8, width=32, depth=4, num_heads=2, position="block_bias"
+    )
+    layers, channels = (0, 1, 2, 3), 64
+    model = SemanticSegmenter(
+        BeitEncoder(config), 7, decoder=decoder, layers=layers, channels=channels, transposed=transposed
+    )
 
-    def predict(crops: Tensor) -> Tensor:
-        shown.append(len(crops))
-        return torch.cat([by_place(crops), crops.double()], dim=1)
+    def kept(images: int) -> int:
+        storages: dict[int, int] = {}
 
-    result = sliding_window(predict, images, window, stride, max_batch=2)
-    torch.testing.assert_close(result, total / count, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(result[:, 2:], images.double())  # pixels see themselves, wherever windows lie
-    assert max(shown) <= 2
-    constant = sliding_window(lambda x: torch.full((len(x), 2, *x.shape[-2:]), 0.3), images, window, stride)
-    assert torch.allclose(constant, torch.tensor(0.3))
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
 
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            outputs = model(torch.rand(images, 3, 64, 64), auxiliary=True)
+            sum(pixel_loss(x, torch.zeros(images, 64, 64, dtype=torch.int64)) for x in outputs)
+        return sum(storages.values())
 
-def test_windows_with_gaps_are_refused() -> None:
-    with pytest.raises(UserError, match="gaps"):
-        sliding_window(by_place, torch.rand(1, 3, 32, 32), (8, 8), (8, 9))
-
-
-def test_an_image_of_any_size_is_padded_with_the_mean_pixel_and_cut_back(tiny: Tiny, shaken: Shaken) -> None:
-    model = shaken(segmenter(tiny(pixel_mean=(0.1, 0.2, 0.3))))
-    assert isinstance(model, SemanticSegmenter)
-    images = torch.randint(256, (2, 3, 13, 24), dtype=torch.uint8)
-    padded = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1).repeat(2, 1, 16, 24)
-    padded[:, :, :13] = images / 255
-    torch.testing.assert_close(whole_image(model, images), model(padded)[:, :, :13])
-    fitting = torch.rand(1, 3, 16, 24)
-    assert torch.equal(whole_image(model, fitting), model(fitting))
-
-
-def test_probabilities_are_averaged_over_scales_and_mirror_images() -> None:
-    images = torch.rand(2, 3, 6, 10, dtype=torch.float64)
-    seen: list[tuple[int, ...]] = []
-
-    def predict(shown: Tensor) -> Tensor:
-        seen.append(tuple(shown.shape[-2:]))
-        return 3 * by_place(shown)
-
-    shares = multi_scale_flip(predict, images, [(3, 5), (6, 10)], size=(12, 20))
-    assert seen == [(3, 5), (3, 5), (6, 10), (6, 10)]
-    expected = torch.zeros(2, 2, 12, 20, dtype=torch.float64)
-    for height, width in ((3, 5), (6, 10)):
-        for mirrored in (False, True):
-            logits = 3 * by_place(torch.empty(2, 3, height, width))
-            logits = logits.flip(-1) if mirrored else logits
-            expected += F.interpolate(logits, size=(12, 20), mode="bilinear").softmax(dim=1) / 4
-    torch.testing.assert_close(shares, expected)
-    # A predictor of pixels alone, shown one scale and no mirror image, is untouched.
-    plain = multi_scale_flip(lambda x: x, images, [(6, 10)], flip=False)
-    torch.testing.assert_close(plain, images.softmax(dim=1))
+    measured = (kept(6) - kept(2)) / 4
+    assert math.log2(activations_of_segmenter(model) / measured) == pytest.approx(0, abs=within)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,10 @@ from beit.recipes.check.maps import inspect_maps
 from beit.recipes.check.run import check, inspect, show
 
 REAL = os.environ.get("BEIT_REAL_DATA")
+
+
+def config(data: Path, **values: Any) -> CheckConfig:
+    return CheckConfig(data=str(data), **{"workers": 0, **values})
 
 
 def save(path: Path, seed: int, side: int = 40) -> None:
@@ -38,7 +43,7 @@ def plant(root: Path) -> None:
 def test_report(tmp_path: Path, workers: int) -> None:
     plant(tmp_path)
     steps: list[tuple[int, int]] = []
-    report = inspect([str(tmp_path)], workers=workers, on_progress=lambda *at: steps.append(at))
+    report = inspect(config(tmp_path, workers=workers), lambda *at: steps.append(at))
     assert report.train and report.evaluation
     assert report.train.classes == {"cat": 3, "dog": 4} and report.evaluation.classes == {"cat": 1, "dog": 2}
     assert report.train.sizes == {"32 to 63": 6, "224 to 383": 1}
@@ -55,14 +60,14 @@ def test_report(tmp_path: Path, workers: int) -> None:
 
 def test_runs_from_a_config_and_refuses_what_training_refuses(tmp_path: Path) -> None:
     plant(tmp_path)
-    assert check(CheckConfig(data=str(tmp_path), workers=0)).train is not None
+    assert check(config(tmp_path)).train is not None
     with pytest.raises(UserError, match="no such folder"):
-        inspect([str(tmp_path / "nowhere")])
+        inspect(config(tmp_path / "nowhere"))
 
 
 @pytest.mark.skipif(not REAL, reason="needs BEIT_REAL_DATA")
 def test_the_awkward_folder() -> None:
-    report = inspect([f"{REAL}/awkward"])
+    report = inspect(config(Path(f"{REAL}/awkward")))
     assert len(report.broken) == 7 and not report.leaked
     assert all("broken_" in name for name, _ in report.broken)
 
@@ -79,9 +84,9 @@ def test_label_maps_are_counted_and_wrong_ones_named(tmp_path: Path) -> None:
     Image.fromarray(halves[:, :30]).save(tmp_path / "annotations/training/3.png")
     Image.new("RGB", (40, 40)).save(tmp_path / "annotations/training/69.png")
     (tmp_path / "images/validation/0.png").unlink()
-    report = inspect([str(tmp_path)])
+    report = inspect(config(tmp_path))
     assert report.maps is not None
-    assert report.maps == inspect_maps([str(tmp_path)], holdout=0.1, max_megapixels=64, workers=2)
+    assert report.maps == inspect_maps(config(tmp_path, workers=2))
     assert report.maps.pixels == {"train": {0: 68 * 800, 1: 68 * 800}, "eval": {5: 800, 6: 800}}
     size, colour, number = report.maps.mistakes
     assert "training/3.png has 30x40 pixels" in size and "training/69.png is a colour picture" in colour
@@ -96,7 +101,7 @@ def test_label_maps_are_counted_and_wrong_ones_named(tmp_path: Path) -> None:
     assert "label maps and classes that segmentation would not take: 3" in text
     assert "not ready for segmentation: mend the 3 mistakes" in text.splitlines()[-1]
     (tmp_path / "annotations/training/4.png").unlink()
-    report = inspect([str(tmp_path)])
+    report = inspect(config(tmp_path))
     assert report.maps and report.maps.pixels.keys() == {"eval"}
     assert "images/training/4.png has no label map" in report.maps.mistakes[0]
 
@@ -123,7 +128,7 @@ def test_what_segmentation_refuses_is_not_called_ready(
         Image.fromarray(np.array([[0, number]], dtype=np.uint8).repeat(40, 0).repeat(20, 1)).save(path)
     if table:
         (tmp_path / "classes.csv").write_text(table)
-    report = inspect([str(tmp_path)], holdout=0.3)
+    report = inspect(config(tmp_path, holdout=0.3))
     page = io.StringIO()
     show(report, Console(file=page, width=200))
     last = page.getvalue().splitlines()[-1]

@@ -20,9 +20,6 @@ from beit.checkpoints.store import save_model
 from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError
 from beit.config.use import EvaluateConfig
-from beit.data.views.mixing import smoothed
-from beit.metrics.average_precision import average_precisions, mean_of_known
-from beit.metrics.classification import classification_sums, share_of_right, with_f1
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier
 from beit.recipes.evaluate.run import evaluate
@@ -36,18 +33,6 @@ CLASSES = tuple("abcdefg")
 def config(model: Path, data: Path, **values: Any) -> EvaluateConfig:
     exact = {"workers": 0, "precision": "float32", "batch_size": 5}
     return EvaluateConfig(model=str(model), data=str(data), **{**exact, **values})
-
-
-def test_sums_are_torchmetrics_and_hold_for_every_layer() -> None:
-    torch.manual_seed(0)
-    logits, labels = torch.randn(40, 3, 7), torch.randint(7, (40,))
-    sums = classification_sums(logits, torch.nn.functional.one_hot(labels, 7).bool())
-    for layer in range(3):
-        for k, name in ((1, "top1"), (5, "top5")):
-            wanted = oracle.multiclass_accuracy(logits[:, layer], labels, 7, top_k=k, average="micro")
-            assert float(sums[name][layer] / sums["count"]) == pytest.approx(float(wanted))
-        loss = torch.nn.functional.cross_entropy(logits[:, layer], labels, reduction="sum")
-        assert float(sums["loss"][layer]) == pytest.approx(float(loss), rel=1e-5)
 
 
 @pytest.fixture
@@ -92,8 +77,8 @@ def test_a_classifier_scores_what_torchmetrics_says(classifier: Path, tmp_path: 
         "top5": oracle.multiclass_accuracy(logits, labels, 7, average="micro", top_k=5),
         "mean_class_accuracy": oracle.multiclass_accuracy(logits, labels, 7, average="macro"),
     }
-    for name, wanted in accuracy.items():
-        assert figures[name] == pytest.approx(float(wanted))
+    for name, expected in accuracy.items():
+        assert figures[name] == pytest.approx(float(expected))
     by_class = oracle.multiclass_accuracy(logits, labels, 7, average="none").tolist()
     assert [figures["classes"][name]["top1"] for name in CLASSES] == pytest.approx(by_class)
     matrix = [[figures["confusion"][row].get(column, 0) for column in CLASSES] for row in CLASSES]
@@ -143,8 +128,8 @@ def test_what_is_left_out_is_told(classifier: Path, tmp_path: Path, capsys: Any)
         shutil.copy(data / "val/a/0.png", data / place)
     figures = evaluate(config(classifier, data, split="all"))
     assert figures["data"].startswith(f"43 images: 1 images, 7 classes, from {data}; 42 images")
-    told = capsys.readouterr().err.splitlines()
-    assert sorted(told) == [
+    notes = capsys.readouterr().err.splitlines()
+    assert sorted(notes) == [
         f"{data}: 1 images outside the class folders ignored",
         f"{data}: other/ ignored (1 images)",
     ]
@@ -156,9 +141,9 @@ def test_what_is_left_out_is_told(classifier: Path, tmp_path: Path, capsys: Any)
     assert figures["data"].startswith(
         f"14 chosen of 44 images: 1 images, from {data}; 43 images, from {data}, "
     )
-    told = capsys.readouterr().err
-    assert f"30 images are not in {file} and are left out\n7 images that {file} names are not" in told
-    assert "other/ ignored" in told
+    notes = capsys.readouterr().err
+    assert f"30 images are not in {file} and are left out\n7 images that {file} names are not" in notes
+    assert "other/ ignored" in notes
 
 
 def test_several_classes_an_image(tmp_path: Path, capsys: Any) -> None:
@@ -185,12 +170,14 @@ def test_several_classes_an_image(tmp_path: Path, capsys: Any) -> None:
         beit.PredictConfig(images=(str(data),), model=str(tmp_path / "model"), top_k=3, precision="float32")
     )
     shares = {Path(r["image"]).relative_to(data).as_posix(): r["top"] for r in records}
-    found = [[{t["label"]: t["probability"] for t in shares[name]}[c] for c in "cab"] for name in rows]
+    probabilities = [
+        [{t["label"]: t["probability"] for t in shares[name]}[c] for c in "cab"] for name in rows
+    ]
     truth = [[int(c in row) for c in "cab"] for row in rows.values()]
-    scores, targets = torch.tensor(found), torch.tensor(truth)
+    scores, targets = torch.tensor(probabilities), torch.tensor(truth)
     for key, metric in (("recall", oracle.multilabel_recall), ("precision", oracle.multilabel_precision)):
-        wanted = metric(scores, targets, 3, average="none").tolist()
-        assert [figures["classes"][c][key] or 0.0 for c in "cab"] == pytest.approx(wanted)
+        expected = metric(scores, targets, 3, average="none").tolist()
+        assert [figures["classes"][c][key] or 0.0 for c in "cab"] == pytest.approx(expected)
     f1 = oracle.multilabel_f1_score(scores, targets, 3, average="micro")
     assert figures["f1"] == pytest.approx(float(f1))
     average = oracle.multilabel_average_precision(scores, targets, 3, average="none").tolist()
@@ -200,37 +187,6 @@ def test_several_classes_an_image(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "labels.json").write_text(json.dumps(rows | {"val/a/0.png": ["d"]}))
     with pytest.raises(UserError, match="unknown to the model: 'd'"):
         evaluate(config(tmp_path / "model", data, labels=str(tmp_path / "labels.json")))
-
-
-def test_images_without_a_class_are_neither_right_nor_wrong() -> None:
-    logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [1.0, 0.0, -1.0]])
-    targets = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
-    figures = with_f1(classification_sums(logits, targets, multilabel=True))
-    assert figures["top1"] == 0.5 and "top5" not in figures  # five of three classes say nothing
-    assert float(share_of_right(logits, smoothed(targets, 0.1, multilabel=True))) == 0.5
-    assert figures["f1"] == pytest.approx(2 * 2 / (5 + 3))
-    assert float(share_of_right(logits[2:], smoothed(targets[2:], 0.1, multilabel=True))) == 0
-    mixed = torch.tensor([[0.6, 0.4, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
-    assert float(share_of_right(logits, mixed)) == pytest.approx(2 / 3)
-
-
-def test_average_precision_is_torchmetrics() -> None:
-    """Also among equal scores, which come in whole groups; a class without images counts nowhere."""
-    rng = np.random.default_rng(0)
-    scores = torch.from_numpy(rng.random((300, 6)))
-    scores[:, 1] = scores[:, 1].round(decimals=1)
-    scores[:, 2] = 0.5
-    targets = torch.from_numpy(rng.random((300, 6)) < 0.2)
-    targets[:, 3], targets[:, 4] = False, True
-    found = average_precisions(scores, targets)
-    assert found[3] is None and found[4] == 1
-    assert found[2] == pytest.approx(float(targets[:, 2].double().mean()))
-    for column in (0, 1, 2, 4, 5):
-        theirs = oracle.binary_average_precision(scores[:, column], targets[:, column].long())
-        assert found[column] == pytest.approx(float(theirs), abs=1e-6)
-    present = [0, 1, 2, 4, 5]
-    theirs = oracle.multilabel_average_precision(scores[:, present], targets[:, present].long(), 5)
-    assert mean_of_known(found) == pytest.approx(float(theirs), abs=1e-6)
 
 
 def last_evaluation(run: Path) -> dict[str, float]:
@@ -244,9 +200,9 @@ SAME: dict[str, Any] = {"limit": 8, "holdout": 0.2}
 
 def test_a_tokenizer_scores_what_its_run_recorded(trained_tokenizer: Path, images: Path) -> None:
     figures = evaluate(config(trained_tokenizer, images, **SAME))
-    wanted = last_evaluation(trained_tokenizer)
-    assert {"reconstruction_mae", "cell_mean_mae", "kl", "perplexity", "codes_used"} == wanted.keys()
-    assert {name: figures[name] for name in wanted} == pytest.approx(wanted, rel=1e-5)
+    expected = last_evaluation(trained_tokenizer)
+    assert {"reconstruction_mae", "cell_mean_mae", "kl", "perplexity", "codes_used"} == expected.keys()
+    assert {name: figures[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -260,9 +216,9 @@ def test_a_pretrained_model_scores_what_its_run_recorded(
     target = {} if "target" in values else {"tokenizer": str(trained_tokenizer)}
     pretrain(pretrain_config(images, run, **target, **values))
     figures = evaluate(config(run, images, **SAME))
-    wanted = last_evaluation(run)
-    for name in {"loss", "token_accuracy"} & wanted.keys():
-        assert figures[name] == pytest.approx(wanted[name], rel=1e-5)
+    expected = last_evaluation(run)
+    for name in {"loss", "token_accuracy"} & expected.keys():
+        assert figures[name] == pytest.approx(expected[name], rel=1e-5)
     assert ("copy_neighbour_loss" in figures) == ("tokenizer" in target)
 
 
@@ -307,11 +263,11 @@ def test_images_need_not_be_square(
     run, alone = tmp_path / "run", tmp_path / "alone"
     tokens = {"tokenizer": str(trained_tokenizer), "token_image_size": (12, 20)} if target == "tokens" else {}
     pretrain(pretrain_config(images, run, image_size=(24, 40), target=target, **tokens))
-    wanted = pytest.approx(last_evaluation(run)["loss"], rel=1e-5)
-    assert evaluate(config(run, images, **SAME))["loss"] == wanted
+    expected = pytest.approx(last_evaluation(run)["loss"], rel=1e-5)
+    assert evaluate(config(run, images, **SAME))["loss"] == expected
     shutil.copytree(run / "model", alone)
     tokenizer_of = {"tokenizer": str(trained_tokenizer)} if target == "tokens" else {}
-    assert evaluate(config(alone, images, **SAME, **tokenizer_of))["loss"] == wanted
+    assert evaluate(config(alone, images, **SAME, **tokenizer_of))["loss"] == expected
 
 
 def test_splits_are_what_training_made_of_them(trained_tokenizer: Path, images: Path) -> None:

@@ -27,13 +27,13 @@ from beit.training.run.lock import RunLock
 
 
 def test_a_run_and_its_model(probed: Path, pretrained: Path, capsys: Any) -> None:
-    found = info(InfoConfig(path=str(probed)))
-    assert (found["run"]["state"], found["run"]["step"], found["run"]["steps"]) == ("done", 60, 60)
-    assert found["run"]["last"]["eval/top1"] > 0.9
-    assert "to continue" not in found["run"]
+    facts = info(InfoConfig(path=str(probed)))
+    assert (facts["run"]["state"], facts["run"]["step"], facts["run"]["steps"]) == ("done", 60, 60)
+    assert facts["run"]["last"]["eval/top1"] > 0.9
+    assert "to continue" not in facts["run"]
     model = beit.load_model(probed)
-    assert found["model"]["kind"] == "probe"
-    assert found["model"]["parameters"] == sum(p.numel() for p in model.parameters())
+    assert facts["model"]["kind"] == "probe"
+    assert facts["model"]["parameters"] == sum(p.numel() for p in model.parameters())
     text = capsys.readouterr().out
     assert all(word in text for word in ("red", "probe", "done", "image size", "32, 32"))
     alone = info(InfoConfig(path=str(pretrained / "model")))
@@ -100,9 +100,9 @@ def test_a_checkpoint_of_another_library_is_described_and_used(tmp_path: Path, c
     torch.nn.init.normal_(model.head.weight)
     save_model(model, tmp_path / "own", provenance={}, classes=("ash", "elm", "oak"))
     beit.checkpoints.convert(tmp_path / "own", tmp_path / "theirs", to="huggingface")
-    found = info(InfoConfig(path=str(tmp_path / "theirs")))["model"]
-    assert (found["format"], found["kind"]) == ("huggingface", "classifier")
-    assert found["parameters"] == sum(p.numel() for p in model.parameters())
+    facts = info(InfoConfig(path=str(tmp_path / "theirs")))["model"]
+    assert (facts["format"], facts["kind"]) == ("huggingface", "classifier")
+    assert facts["parameters"] == sum(p.numel() for p in model.parameters())
     assert "ash, elm, oak" in capsys.readouterr().out
     Image.new("RGB", (40, 40), (200, 30, 90)).save(tmp_path / "image.png")
 

@@ -18,9 +18,9 @@ from beit.config.errors import RunFailed, UserError
 from beit.config.use import EvaluateConfig, PredictConfig
 from beit.data.label_maps.pairs import open_pairs
 from beit.data.label_maps.table import generated_palette
-from beit.metrics.segmentation import Inference
+from beit.models.windows import Inference
 from beit.recipes.evaluate.run import evaluate
-from beit.recipes.predict.map_files import Legend, write_map
+from beit.recipes.predict.maps import Legend, write_map
 from beit.recipes.predict.run import predict, predictions
 
 PLAIN: dict[str, Any] = {"workers": 0, "precision": "float32"}
@@ -48,9 +48,9 @@ def test_an_evaluation_agrees_with_the_one_in_training(
     labelled = sum(sum(row.values()) for row in figures["confusion"].values())
     maps = [np.array(opened(path)) for path in (regions / "annotations/validation").iterdir()]
     assert labelled == sum(int((numbers > 0).sum()) for numbers in maps)  # at the maps' own sizes
-    said = capsys.readouterr().out
-    assert "shown  judged on images at their own size, in windows of 32x32 px" in said
-    assert "Mean intersection over union" in said and "most often taken for" in said and "green" in said
+    output = capsys.readouterr().out
+    assert "shown  judged on images at their own size, in windows of 32x32 px" in output
+    assert "Mean intersection over union" in output and "most often taken for" in output and "green" in output
     assert json.loads((tmp_path / "figures.json").read_text())["miou"] == figures["miou"]
 
 
@@ -136,10 +136,13 @@ def test_an_image_too_large_for_the_memory_costs_itself_alone(
     images, out = (str(tmp_path / "large.png"), str(regions / "images/validation/0.jpg")), tmp_path / "out"
     values: dict[str, Any] = {"images": images, "model": str(segmenter), "out": str(out), **PLAIN}
     assert predict(PredictConfig(window="whole", **values)) == 1
-    said = capsys.readouterr().err
-    assert f"skipped {images[0]}: an image of 8000x8000 px in one pass takes 14,901 GiB for attention" in said
+    output = capsys.readouterr().err
     assert (
-        "choose --window slide, or make it smaller" in said and "maps for 1 of 2 images; 1 could not" in said
+        f"skipped {images[0]}: an image of 8000x8000 px in one pass takes 14,901 GiB for attention" in output
+    )
+    assert (
+        "choose --window slide, or make it smaller" in output
+        and "maps for 1 of 2 images; 1 could not" in output
     )
     assert [path.name for path in (out / "maps").iterdir()] == ["0.png"]
 
@@ -163,9 +166,9 @@ def test_a_lack_of_memory_is_one_line(
     monkeypatch.setattr(Inference, "scores", scarce)
     folder, out = regions / "images/validation", tmp_path / "out"
     assert predict(PredictConfig(images=(str(folder),), model=str(segmenter), out=str(out), **PLAIN)) == 4
-    said = capsys.readouterr().err
-    assert said.count("out of memory with an image of 56x44 px; make it smaller") == 2
-    assert "label maps for 4 of 6 images; 2 could not be read" in said
+    output = capsys.readouterr().err
+    assert output.count("out of memory with an image of 56x44 px; make it smaller") == 2
+    assert "label maps for 4 of 6 images; 2 could not be read" in output
     with pytest.raises(
         RunFailed, match="out of memory with an image of 56x44 px; choose --window slide"
     ) as caught:

@@ -127,14 +127,14 @@ def test_a_pretrained_file_starts_segmentation(files: Path, regions: Path, tmp_p
 def test_a_segmenter_of_others_is_judged_and_paints(files: Path, regions: Path, tmp_path: Path) -> None:
     small = encoder(patch_size=16, width=32, depth=4, position="block_bias")
     model = SemanticSegmenter(small, 3, decoder="upernet", layers=(0, 1, 2, 3), channels=32)
-    shown = {
+    description = {
         "resize": 32,
         "crop": [32, 32],
         "stride": [21, 21],
         "reduce_zero_label": True,
         "ignore_value": 255,
     }
-    save_model(model, tmp_path / "own", provenance={}, classes=("red", "green", "blue"), extra=shown)
+    save_model(model, tmp_path / "own", provenance={}, classes=("red", "green", "blue"), extra=description)
     convert(tmp_path / "own", tmp_path / "hf", "huggingface")
     figures, maps = [], []
     for name in ("own", "hf"):

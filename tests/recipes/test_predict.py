@@ -63,8 +63,8 @@ def test_a_folder_with_broken_files(folder: Path, probed: Path, tmp_path: Path, 
     lines = out.read_text(encoding="utf-8").splitlines()
     rows = {Path(row["image"]).name: row for row in csv.DictReader(lines)}
     assert rows.keys() == {"red, one.png", "GREEN.JPG", "blue.webp", "wide.png", "gray.gif"}
-    found = {name: row["label"] for name, row in rows.items() if name != "gray.gif"}
-    assert found == {"red, one.png": "red", "GREEN.JPG": "green", "blue.webp": "blue", "wide.png": "red"}
+    labels = {name: row["label"] for name, row in rows.items() if name != "gray.gif"}
+    assert labels == {"red, one.png": "red", "GREEN.JPG": "green", "blue.webp": "blue", "wide.png": "red"}
     for row in rows.values():
         shares = [float(row[name]) for name in ("probability", "probability_2", "probability_3")]
         assert shares == sorted(shares, reverse=True)
@@ -92,17 +92,17 @@ def test_tokens_and_features_are_the_models_own(
     image = folder / "deep" / "er" / "blue.webp"
     pixels = decode_image(image.read_bytes(), "blue")
 
-    def shown(side: int) -> torch.Tensor:
+    def view(side: int) -> torch.Tensor:
         return EvaluationView((side, side))(pixels, np.random.default_rng()).image[None]
 
     flags = ("--precision", "float32", "--workers", "0")
     assert run("predict", folder, "--model", trained_tokenizer, "--out", tmp_path / "t.npz", *flags) == 0
     assert run("predict", folder, "--model", trained_tokenizer, "--out", tmp_path / "t.jsonl", *flags) == 0
     arrays = np.load(tmp_path / "t.npz")
-    wanted = beit.load_tokenizer(trained_tokenizer).encode(shown(16))[0]
+    expected = beit.load_tokenizer(trained_tokenizer).encode(view(16))[0]
     row = [Path(name).name for name in arrays["image"]].index("blue.webp")
     assert arrays["tokens"].shape == (5, 4, 4)
-    assert arrays["tokens"][row].tolist() == wanted.tolist()
+    assert arrays["tokens"][row].tolist() == expected.tolist()
     lines = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
     assert [line["tokens"] for line in lines] == arrays["tokens"].tolist()
 
@@ -112,7 +112,7 @@ def test_tokens_and_features_are_the_models_own(
         assert run("predict", image, "--model", pretrained, "--out", tmp_path / "f.npz", *chosen, *flags) == 0
         features = np.load(tmp_path / "f.npz")
         with torch.no_grad():
-            tokens = encoder.states(shown(32), [-1 if layer is None else layer])[0]
+            tokens = encoder.states(view(32), [-1 if layer is None else layer])[0]
         np.testing.assert_allclose(features["mean"], tokens[:, 1:].mean(dim=1).numpy(), atol=1e-6)
         np.testing.assert_allclose(features["cls"], tokens[:, 0].numpy(), atol=1e-6)
 
@@ -124,13 +124,13 @@ def test_tar_shards_are_read_like_folders(folder: Path, probed: Path, tmp_path: 
         with tarfile.open(shards / f"s-{number}.tar", "w") as tar:
             for name in names:
                 tar.add(folder / name, name)
-    wanted = {"red, one.png": "red", "blue.webp": "blue", "wide.png": "red"}
+    expected = {"red, one.png": "red", "blue.webp": "blue", "wide.png": "red"}
     for value in (str(shards), str(shards / "s-{0..1}.tar")):
         assert run("predict", value, "--model", probed, "--out", tmp_path / "labels.jsonl") == 0
         records = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
         assert {
             Path(record["image"]).name.rpartition(":")[2]: record["label"] for record in records
-        } == wanted
+        } == expected
     assert records[0]["image"].endswith("s-1.tar:deep/er/blue.webp")
     assert "s-0.tar:broken_text.png: not an image" in capsys.readouterr().err
     # A folder with images at any depth is a folder, whatever archives lie in it.
@@ -140,7 +140,7 @@ def test_tar_shards_are_read_like_folders(folder: Path, probed: Path, tmp_path: 
     with tarfile.open(tmp_path / "small.tgz", "w:gz") as tar:
         tar.add(folder / "wide.png", "wide.png")
     assert run("predict", tmp_path / "small.tgz", "--model", probed) == 2
-    assert "--images" in (said := capsys.readouterr().err) and "compressed with gzip" in said
+    assert "--images" in (message := capsys.readouterr().err) and "compressed with gzip" in message
 
 
 def test_images_are_read_as_their_results_are_taken(
@@ -187,8 +187,8 @@ def test_mistakes_are_one_line(
     for arguments, status, expected in cases:
         assert run("predict", *arguments) == status, arguments
         output = capsys.readouterr()
-        said = [line for line in output.err.splitlines() if line.startswith("beit: ")]
-        assert len(said) == 1 and expected in said[0], output.err
+        messages = [line for line in output.err.splitlines() if line.startswith("beit: ")]
+        assert len(messages) == 1 and expected in messages[0], output.err
         assert not output.out
 
 

@@ -13,9 +13,8 @@ import pytest
 from rich.console import Console
 
 from beit.config.errors import RunFailed
-from beit.recipes.predict import labels as predicted_labels
-from beit.recipes.predict.labels import shown_labels
-from beit.recipes.predict.output import WRITERS, results_file
+from beit.recipes.predict import output
+from beit.recipes.predict.output import WRITERS, label_tables, results_file
 
 
 def labels(number: int) -> dict[str, Any]:
@@ -36,11 +35,11 @@ def test_arrays_are_numpys_own(tmp_path: Path) -> None:
     with results_file(tmp_path / "x.npz") as write:
         for record in records:
             write(record)
-    found = np.load(tmp_path / "x.npz")
-    assert found.files == ["image", "mean", "tokens"]
-    for name in found.files:
-        wanted = np.stack([np.asarray(record[name]) for record in records])
-        assert found[name].dtype == wanted.dtype and np.array_equal(found[name], wanted)
+    arrays = np.load(tmp_path / "x.npz")
+    assert arrays.files == ["image", "mean", "tokens"]
+    for name in arrays.files:
+        expected = np.stack([np.asarray(record[name]) for record in records])
+        assert arrays[name].dtype == expected.dtype and np.array_equal(arrays[name], expected)
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
@@ -89,10 +88,8 @@ def test_a_file_appears_whole_or_not_at_all(
 
 @pytest.mark.parametrize("out", [None, "labels.csv"])
 def test_a_terminal_shows_tables(out: str | None, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        predicted_labels, "Console", partial(Console, force_terminal=True, width=100, no_color=True)
-    )
-    with shown_labels(out) as show:
+    monkeypatch.setattr(output, "Console", partial(Console, force_terminal=True, width=100, no_color=True))
+    with label_tables(out) as show:
         for number in range(45):
             show(labels(number))
             if number == 19:

@@ -18,7 +18,7 @@ from torch import nn
 from beit.config.errors import RunFailed, UserError
 from beit.config.files import to_yaml
 from beit.config.use import EvaluateConfig
-from beit.metrics.segmentation import Inference
+from beit.models.windows import Inference
 from beit.recipes import segment as segment_recipe
 from beit.recipes.evaluate.run import evaluate
 from beit.recipes.segment import segment
@@ -80,7 +80,7 @@ def test_held_back_images_that_cannot_be_judged_are_named_before_the_run(
     regions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Attention among 5x7 patches and one token takes 36 x 36 x 16 bytes at least; among 6x7, 43 x 43 x 16."""
-    monkeypatch.setattr("beit.stages.large_images.memory_of", lambda device: 25_000)
+    monkeypatch.setattr("beit.stages.segmentation.memory_of", lambda device: 25_000)
     run = tmp_path / "run"
     large = f"{regions / 'images/validation/1.jpg'}: an image of 56x44 px in one pass takes"
     with pytest.raises(UserError, match=f"{re.escape(large)} .*; choose --window slide, or make it smaller"):

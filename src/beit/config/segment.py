@@ -10,6 +10,9 @@ from beit.config.architecture import Sides, sides
 from beit.config.errors import UserError, require, require_not_negative, require_positive, require_share
 from beit.config.start import StartConfig
 
+IGNORE = 255
+"""Stands for "no class" in label maps, in files as in tensors."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentConfig(StartConfig):

@@ -1,18 +1,14 @@
-"""How a classifier is judged and drawn."""
+"""How often a classifier is right: tensors in, figures out."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from beit.data.batches import LabeledBatch
-from beit.data.label_file import Labels
-from beit.training.metrics import over_count
-from beit.visualize.pictures import captioned_grid, save_picture
+from torch import Tensor
 
 
 def classification_sums(logits: Tensor, targets: Tensor, *, multilabel: bool = False) -> dict[str, Tensor]:
@@ -35,9 +31,9 @@ def hits(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """How many of the images with logits (B, ..., C) have a true class of targets, bool (B, C), among the likeliest
     1, and 5 where there are more classes."""
     likeliest = logits.topk(min(5, logits.shape[-1])).indices
-    found = _for_each(targets, logits).gather(-1, likeliest)
-    first = {"top1": found[..., 0].sum(0)}
-    return first | {"top5": found.any(-1).sum(0)} if logits.shape[-1] > 5 else first
+    right = _for_each(targets, logits).gather(-1, likeliest)
+    first = {"top1": right[..., 0].sum(0)}
+    return first | {"top5": right.any(-1).sum(0)} if logits.shape[-1] > 5 else first
 
 
 def share_of_right(logits: Tensor, targets: Tensor) -> Tensor:
@@ -59,42 +55,84 @@ def _for_each(targets: Tensor, logits: Tensor) -> Tensor:
 def agreement(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """How many classes were named (probability above one half), how many are true, and how many are both; and how
     many images have a class at all."""
-    named = logits > 0
-    both = (named & targets).sum()
-    return {"named": named.sum(), "true": targets.sum(), "both": both, "labeled": targets.any(-1).sum()}
+    answers = logits > 0
+    both = (answers & targets).sum()
+    return {"named": answers.sum(), "true": targets.sum(), "both": both, "labeled": targets.any(-1).sum()}
 
 
 def with_f1(totals: Mapping[str, Tensor]) -> dict[str, float]:
     """The summary of an evaluation, with F1 = 2 both / (named + true) over all classes in place of the counts. The
     likeliest classes are judged on images that have a class."""
-    counts = ("named", "true", "both", "labeled")
-    named, true, both, labeled = (float(totals[name]) for name in counts)
-    figures = over_count({name: total for name, total in totals.items() if name not in counts})
+    named, true, both, labeled = (float(totals[name]) for name in ("named", "true", "both", "labeled"))
+    figures = {"loss": float(totals["loss"] / float(totals["count"]))}
     shares = {name: float(totals[name]) / max(1.0, labeled) for name in ("top1", "top5") if name in totals}
     return figures | shares | {"f1": 2 * both / max(1.0, named + true)}
 
 
-def draw_predictions(
-    labels: Labels,
-    multilabel: bool,
-    model: nn.Module,
-    batches: Sequence[LabeledBatch],
-    folder: Path,
-    step: int,
-) -> None:
-    """Images with the classes predicted for them and, where these are wrong, the true ones."""
-    [batch] = batches
-    logits = model(batch.image).float()
-    targets = labels.targets(batch.label)
-    chosen = logits > 0 if multilabel else logits == logits.amax(1, keepdim=True)
-    captions = []
-    for row, truth, share in zip(chosen, targets, logits.softmax(1).amax(1), strict=True):
-        predicted = _names(labels, row) if multilabel else f"{_names(labels, row)} {100 * float(share):.0f} %"
-        right = torch.equal(row, truth)
-        captions.append((predicted if right else f"{predicted}, is {_names(labels, truth)}", right))
-    save_picture(captioned_grid(batch.image, captions), folder / f"step-{step:06d}-predictions.png")
+# ------------------------------------------------------------------------------------------------------------
+# Class by class
 
 
-def _names(labels: Labels, members: Tensor) -> str:
-    """The classes in `members`, bool (C,), in words."""
-    return ", ".join(labels.classes[index] for index in members.nonzero().flatten().tolist()) or "none"
+def accuracy_by_class(labels: Tensor, answers: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """Accuracy by class, its mean over the classes that occur, and the confusion matrix, all by `names`; of true and
+    predicted classes, int64 (N,)."""
+    pairs = Counter(zip(labels.tolist(), answers.tolist(), strict=True))
+    confusion: dict[str, dict[str, int]] = {name: {} for name in names}
+    for (label, answer), count in sorted(pairs.items()):
+        confusion[names[label]][names[answer]] = count
+    images = {name: sum(row.values()) for name, row in confusion.items()}
+    classes = {
+        name: {"images": images[name], "top1": row.get(name, 0) / images[name] if images[name] else None}
+        for name, row in confusion.items()
+    }
+    mean = mean_of_present([entry["top1"] for entry in classes.values()])
+    return {"mean_class_accuracy": mean, "classes": classes, "confusion": confusion}
+
+
+def precision_by_class(logits: Tensor, targets: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """Average precision, precision and recall by class where an image may have several, of logits and targets, bool,
+    both (N, C); and the mean of the former."""
+    answers = logits > 0
+    counts = torch.stack([x.sum(0) for x in (answers, targets, answers & targets)])
+    precisions = average_precisions(logits, targets)
+    classes = {
+        name: {
+            "images": true,
+            "average_precision": average,
+            "precision": both / predicted if predicted else None,
+            "recall": both / true if true else None,
+        }
+        for name, average, (predicted, true, both) in zip(names, precisions, counts.T.tolist(), strict=True)
+    }
+    mean = mean_of_present(precisions)
+    return {**({} if mean is None else {"mean_average_precision": mean}), "classes": classes}
+
+
+def average_precisions(scores: Tensor, targets: Tensor) -> list[float | None]:
+    """For each class how well its images stand before the others, at every threshold at once: the sum, over the
+    thresholds, of the recall gained there times the precision there.
+
+    scores: (N, C), higher for surer. Images with equal scores are above or below a threshold together.
+    targets: bool (N, C). A class without images has no average precision: None.
+    """
+    columns = zip(scores.unbind(1), targets.unbind(1), strict=True)  # one by one, to sort one at a time
+    return [_average_precision(column, truth) for column, truth in columns]
+
+
+def _average_precision(scores: Tensor, truth: Tensor) -> float | None:
+    images = int(truth.sum())
+    if not images:
+        return None
+    ordered, order = scores.sort(descending=True)
+    right = truth[order].cumsum(0)
+    # The last of the images with equal scores stands for all of them.
+    last = torch.cat([ordered[1:] != ordered[:-1], torch.ones_like(truth[:1])]).nonzero().squeeze(1)
+    precision = right[last].double() / (last + 1)
+    gain = right[last].diff(prepend=right.new_zeros(1)).double() / images
+    return float(precision @ gain)
+
+
+def mean_of_present(values: Sequence[float | None]) -> float | None:
+    """The mean of the values that are not None; None without any."""
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None

@@ -1,10 +1,12 @@
-"""What predictors that use no context would score on the same targets, beside the masked-token loss.
+"""How well hidden tokens are predicted, and what predictors that use no context would score on the same targets.
 
-Without them a falling loss says little: the frequencies of the tokens alone, or their frequencies at each place,
-already beat ln V by a wide margin.
+Without these baselines a falling loss says little: the frequencies of the tokens alone, or their frequencies at each
+place, already beat ln V by a wide margin.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
@@ -44,8 +46,7 @@ class TokenBaselines(nn.Module):
             shares = [torch.empty_like(tokens) for _ in range(dist.get_world_size())]
             dist.all_gather(shares, tokens.contiguous())
             tokens = torch.cat(shares)
-        ones = torch.ones_like(tokens.T, dtype=self.place_counts.dtype)
-        self.place_counts.scatter_add_(1, tokens.T, ones)
+        self.place_counts.scatter_add_(1, tokens.T, torch.ones_like(tokens.T, dtype=torch.int64))
 
     @torch.no_grad()
     def losses(self, tokens: Tensor, mask: Tensor, predict: Tensor) -> dict[str, Tensor]:
@@ -76,3 +77,24 @@ class TokenBaselines(nn.Module):
         """The place of the nearest visible patch, for each patch: (B, N)."""
         hidden = mask[:, None, :].to(self.distance.dtype) * 1e6
         return (self.distance[None] + hidden).argmin(dim=2)
+
+
+def token_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Share of the targets (M,) that are the most likely in logits (M, V)."""
+    return (logits.argmax(dim=1) == targets).float().mean()
+
+
+def patch_sums(means: Mapping[str, Tensor], predict: Tensor) -> dict[str, Tensor]:
+    """Means over the predicted patches of a batch as sums over them, with their `count`."""
+    count = predict.sum()
+    return {"count": count, **{name: mean * count for name, mean in means.items()}}
+
+
+def best_mixtures(means: Mapping[str, Tensor]) -> dict[str, float]:
+    """Named figures; of a baseline's losses over its mixing weights, the least."""
+    return {name: float(value.min()) for name, value in means.items()}
+
+
+def best_mixtures_of_sums(totals: Mapping[str, Tensor]) -> dict[str, float]:
+    """The same from sums over `count` patches."""
+    return best_mixtures({name: total / totals["count"] for name, total in totals.items() if name != "count"})

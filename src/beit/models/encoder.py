@@ -139,8 +139,8 @@ class BeitEncoder(nn.Module):
         if self.pos_embed is not None:
             stem.append(self.pos_embed)
         blocks = [list(block.parameters()) for block in self.blocks]
-        grouped = {id(parameter) for group in (stem, *blocks) for parameter in group}
-        rest = [parameter for parameter in self.parameters() if id(parameter) not in grouped]
+        lower = {id(parameter) for group in (stem, *blocks) for parameter in group}
+        rest = [parameter for parameter in self.parameters() if id(parameter) not in lower]
         return [stem, *blocks, rest]
 
     def _tokens(self, patches: Tensor, grid: Grid) -> Tensor:
@@ -203,17 +203,17 @@ def init_weights(model: nn.Module, *, cut: float | None = 1.0, keep: nn.Module |
     The released pre-training cuts at 1, its fine-tuning not at all (None). Parameters of `keep`, such as a
     pre-trained encoder under a new head, are left alone.
     """
-    kept = set() if keep is None else {id(parameter) for parameter in keep.parameters()}
+    frozen = set() if keep is None else {id(parameter) for parameter in keep.parameters()}
     for name, parameter in model.named_parameters():
         leaf = name.rpartition(".")[2]
-        if id(parameter) in kept:
+        if id(parameter) in frozen:
             continue
         if leaf in ("cls_token", "mask_token", "pos_embed") or (leaf == "weight" and parameter.dim() > 1):
             _normal(parameter, 0.02, cut)
         else:
             nn.init.constant_(parameter, 1.0 if leaf == "weight" else 0.0)
     for encoder in model.modules():
-        if not isinstance(encoder, BeitEncoder) or id(encoder.cls_token) in kept:
+        if not isinstance(encoder, BeitEncoder) or id(encoder.cls_token) in frozen:
             continue
         for depth, block in enumerate(cast("Iterable[Block]", encoder.blocks), start=1):
             block.attn.proj.weight.div_(math.sqrt(2 * depth))

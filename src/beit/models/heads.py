@@ -13,6 +13,18 @@ from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.layers import to_patches
 
 
+class EncoderWithHead(nn.Module):
+    """What models on an encoder have in common: `encoder`, and parameters of their own above it."""
+
+    encoder: BeitEncoder
+
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        """The encoder's groups by depth, with the head in the last; see :meth:`BeitEncoder.layer_groups`."""
+        *lower, last = self.encoder.layer_groups()
+        head = [x for name, x in self.named_parameters() if not name.startswith("encoder.")]
+        return [*lower, [*last, *head]]
+
+
 class MaskedImageModel(nn.Module):
     """Masked image modelling (paper section 2.3): predicts the visual token of every hidden patch.
 
@@ -62,7 +74,7 @@ class MaskedImageModel(nn.Module):
         return patches[_flat_mask("predict", predict, patches)]
 
 
-class ImageClassifier(nn.Module):
+class ImageClassifier(EncoderWithHead):
     """An encoder, pooled, normed and classified by one linear layer (paper section 2.6).
 
     pool "mean" averages the patches, without the class token; "cls" takes the class token. The head's first weights
@@ -103,12 +115,6 @@ class ImageClassifier(nn.Module):
             assert self.norm is not None
             pooled = self.norm(tokens[:, 0])
         return pooled
-
-    def layer_groups(self) -> list[list[nn.Parameter]]:
-        """The encoder's groups by depth, with this head in the last; see :meth:`BeitEncoder.layer_groups`."""
-        *lower, last = self.encoder.layer_groups()
-        own = [x for name, x in self.named_parameters() if not name.startswith("encoder.")]
-        return [*lower, [*last, *own]]
 
 
 class LinearProbe(nn.Module):

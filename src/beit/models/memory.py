@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from beit.config.architecture import DiscreteVAEConfig, EncoderConfig
-from beit.models.segmentation import SemanticSegmenter
+
+if TYPE_CHECKING:
+    from beit.models.segmentation import SemanticSegmenter
 
 
 def activations_of_tokenizer(config: DiscreteVAEConfig) -> float:
@@ -26,6 +30,16 @@ def activations_of_encoder(config: EncoderConfig) -> float:
     tokens = 1 + config.grid[0] * config.grid[1]
     block = tokens * config.width * (10 + 2 * config.mlp_ratio) + 3 * config.num_heads * tokens**2
     return 4 * config.depth * block
+
+
+def attention_memory(config: EncoderConfig, size: tuple[int, int]) -> int:
+    """Bytes, at least, of the position bias of one block for an image of `size` (height, width): for every pair of
+    tokens the row of the table, int64, and each head's value, float32. 0 without a bias, for then attention keeps no
+    pairs."""
+    if config.position in ("absolute", "none"):
+        return 0
+    rows, columns = (-(-side // config.patch_size) for side in size)
+    return int((1 + rows * columns) ** 2 * (8 + 4 * config.num_heads))
 
 
 def activations_of_predictions(predicted: int, classes: int) -> float:

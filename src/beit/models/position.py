@@ -77,13 +77,13 @@ def resize_bias_table(table: Tensor, source: Grid, target: Grid) -> Tensor:
     values and far ones are stretched. The three rows of the class token are kept.
     """
     rows, columns = (
-        torch.from_numpy(axis_matrix(size, wanted)).to(table.device, table.dtype)
-        for size, wanted in zip(source, target, strict=True)
+        torch.from_numpy(axis_matrix(*sides)).to(table.device, table.dtype)
+        for sides in zip(source, target, strict=True)
     )
     offsets = table[:-CLS_ROWS].view(2 * source[0] - 1, 2 * source[1] - 1, -1)
     with torch.autocast(table.device.type, enabled=False):
-        resized = torch.einsum("ar,rch,bc->abh", rows, offsets, columns)
-    return torch.cat([resized.flatten(0, 1), table[-CLS_ROWS:]])
+        patches = torch.einsum("ar,rch,bc->abh", rows, offsets, columns)
+    return torch.cat([patches.flatten(0, 1), table[-CLS_ROWS:]])
 
 
 @lru_cache(maxsize=64)

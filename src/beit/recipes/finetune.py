@@ -19,7 +19,7 @@ from beit.data.sources.opening import open_source
 from beit.data.views.images import EvaluationView, LabeledView
 from beit.data.views.mixing import BatchMixing, smoothed
 from beit.data.views.randaugment import ClassificationView
-from beit.metrics.classification import classification_sums, draw_predictions, share_of_right, with_f1
+from beit.metrics.classification import classification_sums, share_of_right, with_f1
 from beit.models.memory import activations_of_encoder
 from beit.stages.labels import few_labels, label_images
 from beit.stages.session import Feed, open_images, open_session
@@ -27,6 +27,7 @@ from beit.stages.start import encoder_facts, rates, starting_classifier
 from beit.stages.train import train
 from beit.training.method import Evaluation, Learner, Method, Notes, Product, Step, StepOutput
 from beit.training.metrics import over_count
+from beit.visualize.drawings import draw_predictions
 
 
 def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -35,40 +35,34 @@ def info(config: InfoConfig) -> dict[str, Facts]:
     path = located.path
     if not path.exists():
         raise UserError(f"{path} does not exist; {ASKED}")
-    found = {part.name: part.describe(located) for part in PARTS if part.recognizes(path)}
-    if not found:
+    facts: dict[str, Facts] = {}
+    if (path / "status.json").is_file():
+        facts["run"] = describe_run(path)
+    if is_own(path) or is_foreign(path):
+        facts["model"] = describe_model(located)
+    if not facts:
         raise UserError(f"{path} is neither a run nor a model of a known format; {ASKED}")
-    show(found)
-    return found
+    show(facts)
+    return facts
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Runs
 
 
-def is_run(path: Path) -> bool:
-    return (path / "status.json").is_file()
-
-
-def describe_run(located: Located) -> Facts:
+def describe_run(path: Path) -> Facts:
     """Where a run stands, its newest figures, and how to go on."""
-    path = located.path
     run = read_standing(path)
-    status = run.status
-    saved = checkpoint_steps(path / "checkpoints")
+    steps = checkpoint_steps(path / "checkpoints")
     facts: Facts = {
         "run": str(path),
         "verb": run.verb,
         "state": run.state,
-        "reason": status.get("reason"),
-        "step": status.get("step"),
-        "steps": status.get("steps"),
-        "started": status.get("started"),
-        "updated": status.get("updated"),
+        **{key: run.status.get(key) for key in ("reason", "step", "steps", "started", "updated")},
         "data": run.config.get("data"),
         "last": newest_figures(run),
-        "checkpoint": saved[-1] if saved else None,
-        "command": status.get("command"),
+        "checkpoint": steps[-1] if steps else None,
+        "command": run.status.get("command"),
         "problems": list(run.problems) or None,
     }
     if run.state not in ("done", "running"):
@@ -88,23 +82,18 @@ def newest_figures(run: RunRecord) -> Facts:
 # Models
 
 
-def is_model(path: Path) -> bool:
-    return is_own(path) or is_foreign(path)
-
-
 def describe_model(located: Located) -> Facts:
     """What model.json says, or what a file of another library shows; the weights of our own are not read."""
     path = located.path
-    described = describe_located(located)
-    classes = described.pop("classes", None)
-    described.pop("palette", None)  # colours say little in words
-    facts: Facts = {"model": str(path), "format": described.pop("format"), "kind": described.pop("kind")}
-    facts["parameters"] = described.pop("parameters", None) or count_parameters(path)
-    provenance, architecture = described.pop("provenance", None) or {}, described.pop("architecture", None)
+    description = describe_located(located)
+    description.pop("palette", None)  # colours say little in words
+    provenance = description.pop("provenance", None) or {}
     if isinstance(provenance.get("command"), list):
         provenance["command"] = shlex.join(map(str, provenance["command"]))
-    described["classes"] = classes
-    return facts | described | {"architecture": architecture, "provenance": provenance}
+    facts: Facts = {"model": str(path), "format": description.pop("format"), "kind": description.pop("kind")}
+    facts["parameters"] = description.pop("parameters", None) or count_parameters(path)
+    last = {key: description.pop(key, None) for key in ("classes", "architecture")}
+    return facts | description | last | {"provenance": provenance}
 
 
 def count_parameters(path: Path) -> int:
@@ -118,32 +107,22 @@ def count_parameters(path: Path) -> int:
         raise UserError(f"{file} cannot be read ({error}); copy or save the model again") from None
 
 
-class Part(NamedTuple):
-    """Something that may be found at a path."""
-
-    name: str
-    recognizes: Callable[[Path], bool]
-    describe: Callable[[Located], Facts]
-
-
-PARTS: Sequence[Part] = (Part("run", is_run, describe_run), Part("model", is_model, describe_model))
-"""All that are found are told."""
-
-
 # ------------------------------------------------------------------------------------------------------------
 # For people
 
 
-def show(found: Mapping[str, Facts]) -> None:
+def show(parts: Mapping[str, Facts]) -> None:
     """Print every fact as a line."""
-    width = 1 + max(len(name) for facts in found.values() for name in facts)
-    print("\n\n".join("\n".join(_lines(facts, width)) for facts in found.values()))
-
-
-def _lines(facts: Facts, width: int) -> Iterator[str]:
-    for name, value in facts.items():
-        if value not in (None, [], {}):
-            yield f"{name.replace('_', ' '):<{width}} {in_words(value)}"
+    width = 1 + max(len(name) for facts in parts.values() for name in facts)
+    blocks = [
+        "\n".join(
+            f"{name.replace('_', ' '):<{width}} {in_words(value)}"
+            for name, value in facts.items()
+            if value not in (None, [], {})
+        )
+        for facts in parts.values()
+    ]
+    print("\n\n".join(blocks))
 
 
 def in_words(value: Any) -> str:
@@ -151,8 +130,8 @@ def in_words(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {in_words(item)}" for name, item in value.items() if item is not None)
     if isinstance(value, list | tuple):
-        shown = ", ".join(map(in_words, value[:12]))
-        return f"{shown}, and {len(value) - 12:,} more" if len(value) > 12 else shown
+        words = ", ".join(map(in_words, value[:12]))
+        return f"{words}, and {len(value) - 12:,} more" if len(value) > 12 else words
     if isinstance(value, float):
         return short_number(value)
     if isinstance(value, int) and not isinstance(value, bool):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from beit.checkpoints.store import load_tokenizer, weights_sha256
 from beit.config.architecture import EncoderConfig, sides
@@ -17,22 +17,20 @@ from beit.config.errors import given_by
 from beit.config.pretrain import PretrainConfig
 from beit.data.batches import PretrainBatch
 from beit.data.sources.opening import open_source
-from beit.data.views.images import PretrainEvaluationView, PretrainViews
-from beit.metrics.tokens import TokenBaselines
+from beit.data.views.images import PretrainViews
+from beit.metrics.tokens import TokenBaselines, best_mixtures, best_mixtures_of_sums, token_accuracy
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import MaskedImageModel
 from beit.models.memory import activations_of_encoder, activations_of_predictions
 from beit.stages.masked_modelling import (
-    accuracy,
-    best_mixtures,
-    best_mixtures_of_sums,
+    evaluation_view,
     masked_image_modelling,
-    masked_token_sums,
     masking_of,
     patches_to_predict,
     pixel_loss,
+    pixel_sums,
     token_image_size,
-    weighted,
+    token_sums,
 )
 from beit.stages.session import Feed, Images, Session, open_images, open_session
 from beit.stages.train import train
@@ -79,13 +77,10 @@ def token_method(
     def step(model: nn.Module, batch: PretrainBatch, index: int) -> StepOutput:
         predict = patches_to_predict(config, batch.mask)
         tokens, logits, loss = masked_image_modelling(model, tokenizer, batch, predict)
-        metrics = accuracy(logits, tokens[predict]) | baselines.losses(tokens, batch.mask, predict)
+        metrics = {"token_accuracy": token_accuracy(logits, tokens[predict])}
+        metrics |= baselines.losses(tokens, batch.mask, predict)
         baselines.observe(tokens)
         return StepOutput(loss, metrics)
-
-    def evaluate(model: nn.Module, batch: PretrainBatch) -> dict[str, Tensor]:
-        predict = patches_to_predict(config, batch.mask)
-        return masked_token_sums(model, tokenizer, baselines, batch, predict)
 
     about = (
         f"predicts {tokenizer.vocab_size} tokens of {config.tokenizer}, read from a second view of "
@@ -94,7 +89,9 @@ def token_method(
     return Method(
         learner=Learner(model=model, step=step, summarise=best_mixtures, companions={"baselines": baselines}),
         evaluation=Evaluation(
-            evaluate_batch=evaluate, summarise=best_mixtures_of_sums, draw=partial(draw_tokens, tokenizer)
+            evaluate_batch=partial(token_sums, config, tokenizer, baselines),
+            summarise=best_mixtures_of_sums,
+            draw=partial(draw_tokens, tokenizer),
         ),
         product=Product(tokenizer_hash=identity),
         notes=notes(config, encoder.config, tokenizer.vocab_size, about),
@@ -109,34 +106,30 @@ def pixel_method(config: PretrainConfig) -> Method:
     def step(model: nn.Module, batch: PretrainBatch, index: int) -> StepOutput:
         return StepOutput(pixel_loss(model, network, batch, patches_to_predict(config, batch.mask)), {})
 
-    def evaluate(model: nn.Module, batch: PretrainBatch) -> dict[str, Tensor]:
-        predict = patches_to_predict(config, batch.mask)
-        return weighted({"loss": pixel_loss(model, network, batch, predict)}, predict)
-
     about = f"predicts the normalised pixels of {config.patch_size}x{config.patch_size} patches"
     return Method(
         learner=Learner(model=network, step=step),
-        evaluation=Evaluation(evaluate_batch=evaluate, draw=draw_pixels),
+        evaluation=Evaluation(evaluate_batch=partial(pixel_sums, config, network), draw=draw_pixels),
         notes=notes(config, encoder.config, network.vocab_size, about),
     )
 
 
 def feed(config: PretrainConfig, images: Images, token_size: tuple[int, int]) -> Feed:
     """The images in views for the encoder, with its mask, and for the tokenizer, `token_size` (H, W) large."""
-    size, masking = sides(config.image_size), masking_of(config)
+    size = sides(config.image_size)
     return Feed(
         train=images.train,
         held_back=images.held_back,
         view=PretrainViews(
             size,
             token_size,
-            masking,
+            masking_of(config),
             min_scale=config.min_crop,
             flip=config.flip,
             color_jitter=config.color_jitter,
             mode=config.views,
         ),
-        evaluation_view=PretrainEvaluationView(size, token_size, masking),
+        evaluation_view=evaluation_view(config, token_size),
     )
 
 

@@ -15,28 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from beit.config.errors import UserError
-from beit.config.segment import SegmentConfig
+from beit.config.segment import IGNORE, SegmentConfig
 from beit.data.batches import SegmentationBatch
 from beit.data.label_maps.pairs import PairSource, open_pairs
-from beit.data.label_maps.table import IGNORE
 from beit.data.views.segmentation import SegmentationEvaluationView, SegmentationView
-from beit.metrics.segmentation import (
-    Inference,
-    by_class,
-    confusion,
-    pixel_loss,
-    segmentation_figures,
-)
+from beit.metrics.segmentation import by_class, confusion, pixel_loss, segmentation_figures
 from beit.models.memory import activations_of_segmenter
 from beit.models.segmentation import SemanticSegmenter
-from beit.stages.large_images import require_memory_for_all
-from beit.stages.segmentation import draw_label_maps, judge
+from beit.models.windows import Inference
+from beit.stages.segmentation import evaluate_batch, predict_classes, require_memory_for_all
 from beit.stages.session import Feed, open_images, open_session
 from beit.stages.start import encoder_facts, rates, starting_segmenter
 from beit.stages.train import train
 from beit.training.device import Compute
 from beit.training.method import Evaluation, Learner, Method, Notes, Product, StepOutput
 from beit.training.optim import polynomial_schedule
+from beit.visualize.drawings import draw_label_maps
 
 
 def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:
@@ -60,7 +54,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
         train=source,
         held_back=held_back,
         view=training_view(config, model),
-        evaluation_view=SegmentationEvaluationView(inference.reduced),
+        evaluation_view=SegmentationEvaluationView(inference.input_side),
         labeled=True,
     )
     evaluation, details = evaluation_of(inference, source)
@@ -100,12 +94,12 @@ def evaluation_of(
         return segmentation_figures(totals)
 
     evaluation = Evaluation(
-        evaluate_batch=partial(judge, inference),
+        evaluate_batch=partial(evaluate_batch, inference),
         summarise=summarise,
         monitor="miou",
         monitor_mode="max",
         batch_size=1,
-        draw=partial(draw_label_maps, inference, source.classes, source.palette),
+        draw=partial(draw_label_maps, partial(predict_classes, inference), source.classes, source.palette),
     )
     return evaluation, lambda: {"classes": by_class(last_confusion, source.classes)}
 

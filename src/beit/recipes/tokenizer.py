@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +16,16 @@ from beit.data.views.tokenizer import TokenizerViews
 from beit.models.memory import activations_of_tokenizer
 from beit.stages.session import Feed, open_images, open_session
 from beit.stages.train import train
-from beit.tokenizers.base import VisualTokenizer
 from beit.tokenizers.dvae import DiscreteVAE
 from beit.tokenizers.objective import (
     Anneal,
     cell_mean_mae,
-    codes_used,
     count_codes,
     elbo_loss,
-    kl_to_uniform,
-    perplexity,
+    reconstruction_figures,
     reconstruction_mae,
+    reconstruction_sums,
+    with_codebook_usage,
 )
 from beit.training.console import Console
 from beit.training.method import Evaluation, Learner, Method, Notes, StepOutput
@@ -79,6 +79,9 @@ def reconstruction_method(config: TokenizerConfig, steps: int, console: Console)
             console.say(collapse_warning(figures, config.vocab_size))
         return figures
 
+    def evaluate(model: nn.Module, batch: ImageBatch) -> dict[str, Tensor]:
+        return reconstruction_sums(cast(DiscreteVAE, model), batch.image)
+
     tokens = config.image_size // config.stride
     about = (
         f"{config.vocab_size} codes, one for each {config.stride}x{config.stride} pixels: "
@@ -87,7 +90,7 @@ def reconstruction_method(config: TokenizerConfig, steps: int, console: Console)
     return Method(
         learner=Learner(model=model, step=step, summarise=summarise),
         evaluation=Evaluation(
-            evaluate_batch=reconstruction_sums,
+            evaluate_batch=evaluate,
             summarise=reconstruction_figures,
             monitor="reconstruction_mae",
             draw=draw,
@@ -107,35 +110,6 @@ def collapse_warning(figures: Mapping[str, float], vocab_size: int) -> str:
         f"{figures['perplexity']:.1f} used equally. Tokens like these teach an encoder nothing; try a higher "
         f"--kl-weight, a lower --lr, or a smaller --vocab-size"
     )
-
-
-def reconstruction_sums(model: nn.Module, batch: ImageBatch) -> dict[str, Tensor]:
-    """What a tokenizer keeps of the images of a batch, as sums over them."""
-    assert isinstance(model, VisualTokenizer)
-    logits = model.logits(batch.image)
-    tokens = logits.argmax(dim=1)
-    count = torch.tensor(float(len(tokens)), device=tokens.device)
-    return {
-        "count": count,
-        "reconstruction_mae": count * reconstruction_mae(batch.image, model.decode(tokens)),
-        "cell_mean_mae": count * cell_mean_mae(batch.image, model.stride),
-        "kl": count * kl_to_uniform(logits).mean(),
-        "codes": count_codes(tokens, model.vocab_size).float(),
-    }
-
-
-def reconstruction_figures(totals: Mapping[str, Tensor]) -> dict[str, float]:
-    """The sums over many batches as means over images, and as the use of the codebook."""
-    return with_codebook_usage(
-        {name: value / totals["count"] for name, value in totals.items() if name != "count"}
-    )
-
-
-def with_codebook_usage(means: Mapping[str, Tensor]) -> dict[str, float]:
-    """Named figures, with what the (mean) counts of `codes` say about the codebook in their place."""
-    figures = {name: float(value) for name, value in means.items() if name != "codes"}
-    codes = means["codes"]
-    return figures | {"perplexity": perplexity(codes), "codes_used": codes_used(codes)}
 
 
 def next_command(config: TokenizerConfig) -> str:

@@ -135,6 +135,21 @@ def print_notes(notes: Iterable[str]) -> None:
         print(note, file=sys.stderr, flush=True)
 
 
+def require_writable_file(out: str) -> None:
+    """Make the folder around the file `out`. UserError, before any work, where there can be no such file."""
+    path = Path(out)
+    if path.is_dir():
+        raise UserError(f"--out {out} is a folder; name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(
+            f"--out {out}: {error.filename} is in no folder, or is none; choose another"
+        ) from error
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}") from error
+
+
 def run_of(path: str | Path) -> Path | None:
     """The run that the model at `path` lies in: `path` itself, or the folder around its model/; else None."""
     folder = Path(path)

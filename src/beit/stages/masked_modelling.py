@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,9 +10,9 @@ from beit.config.architecture import sides
 from beit.config.errors import UserError
 from beit.config.pretrain import PretrainConfig
 from beit.data.batches import PretrainBatch
-from beit.data.views.images import Masking
+from beit.data.views.images import Masking, PretrainEvaluationView
 from beit.masking import BlockwiseMasking, NoMasking, RandomMasking
-from beit.metrics.tokens import TokenBaselines
+from beit.metrics.tokens import TokenBaselines, patch_sums, token_accuracy
 from beit.models.heads import MaskedImageModel
 from beit.tokenizers.base import VisualTokenizer
 
@@ -33,10 +31,9 @@ def masked_image_modelling(
     return tokens, logits, F.cross_entropy(logits.float(), tokens[predict])
 
 
-def pixel_loss(model: nn.Module, network: MaskedImageModel, batch: PretrainBatch, predict: Tensor) -> Tensor:
-    """Mean squared error of the predicted pixels; `model` is `network`, wrapped when there are several ranks."""
-    predicted = model(batch.image, batch.mask, predict)
-    return F.mse_loss(predicted.float(), network.pixel_targets(batch.image, predict).float())
+def evaluation_view(config: PretrainConfig, token_size: tuple[int, int]) -> PretrainEvaluationView:
+    """Images without augmentation, their masks, and the tokenizer's view of them at `token_size`."""
+    return PretrainEvaluationView(sides(config.image_size), token_size, masking_of(config))
 
 
 def token_image_size(config: PretrainConfig, tokenizer: VisualTokenizer) -> tuple[int, int]:
@@ -70,37 +67,31 @@ def patches_to_predict(config: PretrainConfig, mask: Tensor) -> Tensor:
     return mask if config.predict == "masked" else torch.ones_like(mask)
 
 
-def accuracy(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Share of the targets (M,) that are the most likely in logits (M, V)."""
-    return {"token_accuracy": (logits.argmax(dim=1) == targets).float().mean()}
+def pixel_loss(model: nn.Module, network: MaskedImageModel, batch: PretrainBatch, predict: Tensor) -> Tensor:
+    """Mean squared error of the predicted pixels; `model` is `network`, wrapped when there are several ranks."""
+    predicted = model(batch.image, batch.mask, predict)
+    return F.mse_loss(predicted.float(), network.pixel_targets(batch.image, predict).float())
 
 
-def masked_token_sums(
-    model: nn.Module,
+def token_sums(
+    config: PretrainConfig,
     tokenizer: VisualTokenizer,
     baselines: TokenBaselines | None,
+    model: nn.Module,
     batch: PretrainBatch,
-    predict: Tensor,
 ) -> dict[str, Tensor]:
-    """Loss and accuracy on a batch, and what `baselines` score on it, as sums over the predicted patches."""
+    """Loss and accuracy of a batch's tokens, and what `baselines` score, as sums over the predicted patches."""
+    predict = patches_to_predict(config, batch.mask)
     tokens, logits, loss = masked_image_modelling(model, tokenizer, batch, predict)
-    metrics = {"loss": loss, **accuracy(logits, tokens[predict])}
+    means = {"loss": loss, "token_accuracy": token_accuracy(logits, tokens[predict])}
     if baselines is not None:
-        metrics |= baselines.losses(tokens, batch.mask, predict)
-    return weighted(metrics, predict)
+        means |= baselines.losses(tokens, batch.mask, predict)
+    return patch_sums(means, predict)
 
 
-def weighted(means: Mapping[str, Tensor], predict: Tensor) -> dict[str, Tensor]:
-    """Means over the predicted patches of a batch as sums over them, with their `count`."""
-    count = predict.sum()
-    return {"count": count, **{name: mean * count for name, mean in means.items()}}
-
-
-def best_mixtures(means: Mapping[str, Tensor]) -> dict[str, float]:
-    """Named figures; of a baseline's losses over its mixing weights, the least."""
-    return {name: float(value.min()) for name, value in means.items()}
-
-
-def best_mixtures_of_sums(totals: Mapping[str, Tensor]) -> dict[str, float]:
-    """The same from sums over `count` patches."""
-    return best_mixtures({name: total / totals["count"] for name, total in totals.items() if name != "count"})
+def pixel_sums(
+    config: PretrainConfig, network: MaskedImageModel, model: nn.Module, batch: PretrainBatch
+) -> dict[str, Tensor]:
+    """The error of a batch's pixels as a sum over the predicted patches; `model` is `network`, as in pixel_loss."""
+    predict = patches_to_predict(config, batch.mask)
+    return patch_sums({"loss": pixel_loss(model, network, batch, predict)}, predict)

@@ -1,58 +1,94 @@
-"""Held-back images through a segmenter, judged and drawn, in training and in evaluation alike."""
+"""Images through a segmenter, as it is evaluated in training and by the verbs that use it.
+
+An image for which there is no memory is said in one line, where possible before the machine gives way.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
+from beit.config.errors import RunFailed, UserError
 from beit.data.batches import SegmentationBatch
-from beit.data.label_maps.table import IGNORE
-from beit.metrics.segmentation import Inference, Size, segmentation_sums
+from beit.data.decode import ImageError
+from beit.data.label_maps.pairs import PairSource
+from beit.metrics.segmentation import segmentation_sums
+from beit.models.memory import attention_memory
 from beit.models.segmentation import SemanticSegmenter
-from beit.stages.large_images import within_memory
-from beit.visualize.label_maps import Color, paint, with_legend
-from beit.visualize.pictures import contact_sheet, save_picture
+from beit.models.windows import Inference, Size
+from beit.pixels import scale_size
+from beit.training.device import memory_of
+from beit.training.failures import out_of_memory
 
 
-def judge(inference: Inference, model: nn.Module, batch: SegmentationBatch) -> dict[str, Tensor]:
+class TooLarge(RunFailed):
+    """An image that does not fit into memory, and what to do."""
+
+
+def evaluate_batch(inference: Inference, model: nn.Module, batch: SegmentationBatch) -> dict[str, Tensor]:
     """Sums over a batch of one image, at the size of its label map. TooLarge where the memory does not suffice."""
-    segmenter, size = cast(SemanticSegmenter, model), _size(batch)
+    return segmentation_sums(_scores(inference, model, batch), batch.label_map)
+
+
+def predict_classes(inference: Inference, model: nn.Module, batch: SegmentationBatch) -> Tensor:
+    """The class of every pixel of a batch of one image, (H, W). TooLarge where the memory does not suffice."""
+    return _scores(inference, model, batch)[0].argmax(0)
+
+
+def _scores(inference: Inference, model: nn.Module, batch: SegmentationBatch) -> Tensor:
+    segmenter, size = cast(SemanticSegmenter, model), (batch.label_map.shape[1], batch.label_map.shape[2])
     with within_memory(segmenter, inference, size, batch.image.device):
-        return segmentation_sums(inference.scores(segmenter, batch.image, size), batch.label_map)
+        return inference.scores(segmenter, batch.image, size)
 
 
-def draw_label_maps(
-    inference: Inference,
-    names: Sequence[str],
-    palette: Sequence[Color],
-    model: nn.Module,
-    batches: Sequence[SegmentationBatch],
-    folder: Path,
-    step: int,
+@contextmanager
+def within_memory(
+    model: SemanticSegmenter, inference: Inference, size: Size, device: torch.device
+) -> Iterator[None]:
+    """Raise :class:`TooLarge` when the memory of `device` does not suffice for an image that is (H, W) `size` large.
+
+    An operating system that gives out more than it has may kill the process instead, so that what cannot be is
+    refused beforehand.
+    """
+    require_memory(model, inference, size, device)
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        remedy = "make it smaller" if inference.stride else "choose --window slide, or make it smaller"
+        raise TooLarge(f"out of memory with an image of {size[1]}x{size[0]} px; {remedy}") from error
+
+
+def require_memory(model: SemanticSegmenter, inference: Inference, size: Size, device: torch.device) -> None:
+    """Raise :class:`TooLarge` for an image in one pass where the position bias of attention alone is larger than all
+    memory of `device`."""
+    if inference.stride is not None:
+        return
+    sizes = inference.sizes(scale_size(size, inference.input_side))
+    required, memory = max(attention_memory(model.encoder.config, size) for size in sizes), memory_of(device)
+    if required > memory:
+        raise TooLarge(
+            f"an image of {size[1]}x{size[0]} px in one pass takes {required / 2**30:,.0f} GiB for attention alone, "
+            f"of {memory / 2**30:,.0f}; choose --window slide, or make it smaller"
+        )
+
+
+def require_memory_for_all(
+    model: SemanticSegmenter, inference: Inference, source: PairSource, device: torch.device
 ) -> None:
-    """Images beside their true classes and those predicted, with a legend."""
-    segmenter = cast(SemanticSegmenter, model)
-    truths = [batch.label_map[0] for batch in batches]
-    predicted = [_predicted(inference, segmenter, batch) for batch in batches]
-    columns = {
-        "image": [batch.image[0] for batch in batches],
-        "truth": [paint(truth, palette) for truth in truths],
-        "prediction": [paint(answer, palette) for answer in predicted],
-    }
-    present = {index for maps in (*truths, *predicted) for index in maps.unique().tolist()} - {IGNORE}  # type: ignore[no-untyped-call]
-    sheet = with_legend(contact_sheet(columns), [(names[i], palette[i]) for i in sorted(present)])
-    save_picture(sheet, folder / f"step-{step:06d}-segmentation.png")
-
-
-def _predicted(inference: Inference, model: SemanticSegmenter, batch: SegmentationBatch) -> Tensor:
-    """The class of every pixel, (H, W)."""
-    size = _size(batch)
-    with within_memory(model, inference, size, batch.image.device):
-        return inference.scores(model, batch.image, size)[0].argmax(0)
-
-
-def _size(batch: SegmentationBatch) -> Size:
-    return batch.label_map.shape[1], batch.label_map.shape[2]
+    """:func:`require_memory` for every image of `source`, told by the headers of its files; UserError names one that
+    is too large."""
+    if inference.stride is not None:
+        return
+    for index in range(len(source)):
+        try:
+            require_memory(model, inference, source.size(index), device)
+        except ImageError:
+            continue  # damaged files are left out of an evaluation
+        except TooLarge as error:
+            raise UserError(f"{source.name(index)}: {error}") from error

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from beit.config.run import TrainingConfig
+from beit.config.use import EvaluateConfig
 from beit.data.base import Source, Split
 from beit.data.loaders import View
 from beit.data.sources.opening import open_source
@@ -83,18 +84,22 @@ class Images(NamedTuple):
 
 def open_images(config: TrainingConfig, opener: OpenSplit = open_source) -> Images:
     """The images of `config.data`. Nothing is written yet, so that a mistake in the data leaves no trace."""
+    train = open_split(config, "train", config.limit, opener)
+    return Images(train, open_split(config, "eval", config.eval_images, opener))
 
-    def open_split(split: Split, limit: int | None) -> Source:
-        return opener(
-            config.sources,
-            split,
-            holdout=config.holdout,
-            limit=limit,
-            max_megapixels=config.max_megapixels,
-            seed=config.seed,
-        )
 
-    return Images(open_split("train", config.limit), open_split("eval", config.eval_images))
+def open_split(
+    config: TrainingConfig | EvaluateConfig, split: Split, limit: int | None, opener: OpenSplit
+) -> Source:
+    """The images of one split of `config.data`, at most `limit`."""
+    return opener(
+        config.sources,
+        split,
+        holdout=config.holdout,
+        limit=limit,
+        max_megapixels=config.max_megapixels,
+        seed=config.seed,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ Every constant is that of DALL-E (arXiv 2102.12092, appendix A.2-A.3) unless a l
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beit.pixels import to_unit, white
+from beit.tokenizers.base import VisualTokenizer
 
 LOGIT_LAPLACE_EPS = 0.1
 """Pixels are mapped to [eps, 1 - eps], because the logit of 0 and 1 is infinite."""
@@ -126,6 +128,34 @@ def perplexity(counts: Tensor) -> float:
     """exp of the entropy of the token frequencies: the number of equally used codes that they amount to."""
     frequency = counts.double() / counts.sum()
     return float(torch.special.entr(frequency).sum().exp())
+
+
+def reconstruction_sums(model: VisualTokenizer, images: Tensor) -> dict[str, Tensor]:
+    """What a tokenizer keeps of images (B, 3, H, W), as sums over them."""
+    logits = model.logits(images)
+    tokens = logits.argmax(dim=1)
+    count = torch.tensor(float(len(tokens)), device=tokens.device)
+    return {
+        "count": count,
+        "reconstruction_mae": count * reconstruction_mae(images, model.decode(tokens)),
+        "cell_mean_mae": count * cell_mean_mae(images, model.stride),
+        "kl": count * kl_to_uniform(logits).mean(),
+        "codes": count_codes(tokens, model.vocab_size).float(),
+    }
+
+
+def reconstruction_figures(totals: Mapping[str, Tensor]) -> dict[str, float]:
+    """The sums over many batches as means over images, and as the use of the codebook."""
+    return with_codebook_usage(
+        {name: value / totals["count"] for name, value in totals.items() if name != "count"}
+    )
+
+
+def with_codebook_usage(means: Mapping[str, Tensor]) -> dict[str, float]:
+    """Named figures, with what the (mean) counts of `codes` say about the codebook in their place."""
+    figures = {name: float(value) for name, value in means.items() if name != "codes"}
+    codes = means["codes"]
+    return figures | {"perplexity": perplexity(codes), "codes_used": codes_used(codes)}
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""What masked image modelling looks like: hidden patches beside what the model expects behind them."""
+"""What models make of images: patches expected behind a mask, classes, label maps. Drawn while they are trained."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from beit.data.batches import PretrainBatch
+from beit.config.segment import IGNORE
+from beit.data.batches import LabeledBatch, PretrainBatch, SegmentationBatch
+from beit.data.label_file import Labels
 from beit.models.heads import MaskedImageModel
 from beit.tokenizers.base import VisualTokenizer
-from beit.visualize.pictures import contact_sheet, save_picture, shade_hidden
+from beit.visualize.label_maps import Color, paint, with_legend
+from beit.visualize.pictures import captioned_grid, contact_sheet, save_picture, shade_hidden
 
 
 def draw_tokens(
@@ -58,3 +61,53 @@ def draw_pixels(model: nn.Module, batches: Sequence[PretrainBatch], folder: Path
 def hidden(batch: PretrainBatch) -> list[Tensor]:
     """Every image with its hidden patches shaded."""
     return [shade_hidden(image, mask) for image, mask in zip(batch.image, batch.mask, strict=True)]
+
+
+def draw_predictions(
+    labels: Labels,
+    multilabel: bool,
+    model: nn.Module,
+    batches: Sequence[LabeledBatch],
+    folder: Path,
+    step: int,
+) -> None:
+    """Images with the classes predicted for them and, where these are wrong, the true ones."""
+    [batch] = batches
+    logits = model(batch.image).float()
+    targets = labels.targets(batch.label)
+    answers = logits > 0 if multilabel else logits == logits.amax(1, keepdim=True)
+    captions = []
+    for answer, truth, share in zip(answers, targets, logits.softmax(1).amax(1), strict=True):
+        caption = class_names(labels, answer)
+        if not multilabel:
+            caption += f" {100 * float(share):.0f} %"
+        right = torch.equal(answer, truth)
+        captions.append((caption if right else f"{caption}, is {class_names(labels, truth)}", right))
+    save_picture(captioned_grid(batch.image, captions), folder / f"step-{step:06d}-predictions.png")
+
+
+def class_names(labels: Labels, members: Tensor) -> str:
+    """The classes in `members`, bool (C,), in words."""
+    return ", ".join(labels.classes[index] for index in members.nonzero().flatten().tolist()) or "none"
+
+
+def draw_label_maps(
+    predict: Callable[[nn.Module, SegmentationBatch], Tensor],
+    names: Sequence[str],
+    palette: Sequence[Color],
+    model: nn.Module,
+    batches: Sequence[SegmentationBatch],
+    folder: Path,
+    step: int,
+) -> None:
+    """Images, in batches of one, beside their true classes and those that `predict` gives, (H, W), with a legend."""
+    truths = [batch.label_map[0] for batch in batches]
+    answers = [predict(model, batch) for batch in batches]
+    columns = {
+        "image": [batch.image[0] for batch in batches],
+        "truth": [paint(truth, palette) for truth in truths],
+        "prediction": [paint(answer, palette) for answer in answers],
+    }
+    present = {index for maps in (*truths, *answers) for index in maps.unique().tolist()} - {IGNORE}  # type: ignore[no-untyped-call]
+    sheet = with_legend(contact_sheet(columns), [(names[i], palette[i]) for i in sorted(present)])
+    save_picture(sheet, folder / f"step-{step:06d}-segmentation.png")

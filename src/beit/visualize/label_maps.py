@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from beit.data.label_maps.table import IGNORE
+from beit.config.segment import IGNORE
 from beit.visualize.pictures import GAP, HIDDEN, INK, MARGIN, NAME_SIZE, PAPER, to_uint8
 
 Color = tuple[int, int, int]

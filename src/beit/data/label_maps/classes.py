@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from beit.config.errors import UserError
+from beit.config.segment import IGNORE
 from beit.data.label_maps.agreement import agreed
 from beit.data.label_maps.files import MapFiles
 from beit.data.label_maps.table import (
-    IGNORE,
     MAX_CLASSES,
     ClassTable,
     find_class_tables,

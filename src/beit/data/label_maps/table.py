@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beit.config.errors import UserError
+from beit.config.segment import IGNORE
 
 Color = tuple[int, int, int]
 
-IGNORE = 255
-"""Stands for "no class" in label maps, in files as in tensors."""
 _UNKNOWN = 254  # what a number without a class becomes on its way to a message
 MAX_CLASSES = 254
 _NO_CLASS = ("unlabel", "ignore", "void")  # in the name of what is rarely meant to be learned

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from beit.config.segment import IGNORE
 from beit.data.batches import SegmentationBatch
-from beit.data.label_maps.table import IGNORE
 from beit.data.views.images import Box, Size, render
+from beit.pixels import scale_size
 
-_LONGEST = 4  # the longer side is at most so many times `base`: 2048 for 512
 _COUNTED_SIDE = 128
 _CROPS = 10  # tries for one that shows more than one class
 
@@ -77,7 +77,7 @@ class SegmentationView:
     def _draw_crop(self, label_map: Tensor, rng: np.random.Generator) -> tuple[Box, Size]:
         """Which part of the image is shown, and at which size."""
         height, width = label_map.shape
-        rows, columns = resized((height, width), self.base, rng.uniform(*self.scale))
+        rows, columns = scale_size((height, width), self.base, rng.uniform(*self.scale))
         size = min(rows, self.crop[0]), min(columns, self.crop[1])
         h, w = max(1, round(size[0] * height / rows)), max(1, round(size[1] * width / columns))
         for _ in range(_CROPS + 1):
@@ -99,15 +99,6 @@ class SegmentationView:
         padded = torch.full(self.crop, IGNORE)
         padded[: labels.shape[0], : labels.shape[1]] = labels
         return padded
-
-
-def resized(size: Size, base: int | None, ratio: float = 1.0) -> Size:
-    """`size` with its shorter side at `base` (None: as it is) times `ratio`, its longer side at most four times so
-    long.
-    """
-    if base is not None:
-        ratio *= min(base / min(size), _LONGEST * base / max(size))
-    return max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))
 
 
 def nearest(label_map: Tensor, box: Box, size: Size) -> Tensor:
@@ -211,4 +202,4 @@ class SegmentationEvaluationView:
 def resized_image(image: Tensor, base: int | None) -> Tensor:
     """`image`, uint8 (3, H, W), with its shorter side at `base`, as evaluation and prediction show it."""
     height, width = image.shape[1:]
-    return render(image, Box(0, 0, height, width), resized((height, width), base), mode="bilinear")
+    return render(image, Box(0, 0, height, width), scale_size((height, width), base), mode="bilinear")

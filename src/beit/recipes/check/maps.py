@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +13,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from beit.config.errors import UserError
+from beit.config.segment import IGNORE
+from beit.config.use import CheckConfig
 from beit.data.base import Split
 from beit.data.decode import ImageError
 from beit.data.label_maps.classes import counted_table, found_class_table
 from beit.data.label_maps.files import MapFiles, check_layout, notes_on_spare_maps, open_map_files
-from beit.data.label_maps.table import IGNORE, ClassTable, read_class_names, read_class_table
+from beit.data.label_maps.table import ClassTable, read_class_names, read_class_table
 from beit.data.sources.files import choose_members
 from beit.data.sources.listing import Listing, list_data
-from beit.recipes.check.inspection import examine_all
+from beit.recipes.check.inspection import inspect_all
+
+SPLITS: tuple[Split, ...] = ("train", "eval")
 
 
 @dataclass(frozen=True)
@@ -41,39 +46,35 @@ class MapReport:
         return f"{number} {meaning}".rstrip()
 
 
-def inspect_maps(
-    data: Sequence[str], *, holdout: float, max_megapixels: float, workers: int
-) -> MapReport | None:
-    """Read every label map of `data`; None where it has no images/ beside annotations/."""
+def inspect_maps(config: CheckConfig) -> MapReport | None:
+    """Read every label map of `config.data`; None where it has no images/ beside annotations/."""
     try:
-        listings = list_data(data)
+        listings = list_data(config.sources)
         for listing in listings:
             check_layout(listing)
     except UserError:  # no label maps, or no folder at all
         return None
     report = MapReport()
-    opened: dict[Split, MapFiles] = {}
-    splits: tuple[Split, ...] = ("train", "eval")
-    for split in splits:
+    files: dict[Split, MapFiles] = {}
+    for split in SPLITS:
         try:
-            members = choose_members(listings, split, holdout, paired=True).members
+            members = choose_members(listings, split, config.holdout, paired=True).members
         except UserError:  # this split is empty
             continue
         try:
-            _, opened[split] = open_map_files(listings, members, max_megapixels=max_megapixels)
+            _, files[split] = open_map_files(listings, members, max_megapixels=config.max_megapixels)
         except UserError as error:
             report.mistakes.append(str(error))
-    table = _classes(report, listings, next(iter(opened.values()), None))
-    for split, maps in opened.items():
+    table = _classes(report, listings, next(iter(files.values()), None))
+    for split, maps in files.items():
         report.pixels[split] = Counter()
-        seen = (found for part in examine_all(_examine, maps, workers) for found in part)
-        for index, (counts, mistake) in enumerate(seen):
+        results = itertools.chain.from_iterable(inspect_all(_inspect, maps, config.workers))
+        for index, (counts, mistake) in enumerate(results):
             report.pixels[split].update(counts)
-            found = mistake or _misfit(table, counts, maps.name(index))
-            report.mistakes.extend([found] if found else [])
-    report.mistakes[:] = dict.fromkeys(
-        report.mistakes
-    )  # what is wrong with a listing is found for each split
+            if mistake := mistake or _misfit(table, counts, maps.name(index)):
+                report.mistakes.append(mistake)
+    # What is wrong with a listing is said for each split.
+    report.mistakes[:] = dict.fromkeys(report.mistakes)
     return report
 
 
@@ -84,9 +85,9 @@ def _classes(report: MapReport, listings: Sequence[Listing], to_count: MapFiles 
         if (path := found_class_table(listings)) is None:
             return counted_table(to_count, reduce_zero_label=False)[0] if to_count else None
         report.names.update(read_class_names(path))
-        reduced = bool(report.names) and 0 not in report.names
-        table, notes = read_class_table(path, reduced)
-        if reduced:
+        from_one = bool(report.names) and 0 not in report.names
+        table, notes = read_class_table(path, from_one)
+        if from_one:
             notes = [f"{path} numbers its classes from 1: segment with --reduce-zero-label", *notes]
         report.notes.extend(notes)
         return table
@@ -107,16 +108,16 @@ def _misfit(table: ClassTable | None, numbers: Iterable[int], name: str) -> str 
     return None
 
 
-def _examine(maps: MapFiles, indices: Sequence[int]) -> list[tuple[dict[int, int], str | None]]:
+def _inspect(maps: MapFiles, indices: Sequence[int]) -> list[tuple[dict[int, int], str | None]]:
     """Pixels of every number, or what is wrong, for each map."""
-    seen: list[tuple[dict[int, int], str | None]] = []
+    results: list[tuple[dict[int, int], str | None]] = []
     for index in indices:
         try:
             numbers, counts = np.unique(maps.label_map(index), return_counts=True)
-            seen.append((dict(zip(numbers.tolist(), counts.tolist(), strict=True)), None))
+            results.append((dict(zip(numbers.tolist(), counts.tolist(), strict=True)), None))
         except (ImageError, UserError) as error:
-            seen.append(({}, str(error)))
-    return seen
+            results.append(({}, str(error)))
+    return results
 
 
 def show_maps(report: MapReport, console: Console) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from bisect import bisect
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,15 +17,17 @@ from rich.table import Table
 
 from beit.config.errors import UserError
 from beit.config.use import CheckConfig
+from beit.data.base import Source, Split
 from beit.data.decode import ImageError
 from beit.data.label_maps.files import IMAGES
 from beit.data.loaders import HANDFUL
-from beit.data.sources.opening import FileSource, Source, open_source
-from beit.recipes.check.inspection import examine_all
-from beit.recipes.check.maps import MapReport, inspect_maps, show_maps
+from beit.data.sources.files import FileSource
+from beit.data.sources.opening import open_source
+from beit.recipes.check.inspection import inspect_all
+from beit.recipes.check.maps import SPLITS, MapReport, inspect_maps, show_maps
 
-_SIDES = (32, 64, 128, 224, 384, 512, 1024)
-_SHOWN = 20  # lines of a list that are printed; the report object holds all
+_SIDES = (0, 32, 64, 128, 224, 384, 512, 1024)
+_LINES = 20  # of a list that are printed; the report object holds all
 
 
 @dataclass(frozen=True)
@@ -69,140 +71,127 @@ class DataReport:
 def check(config: CheckConfig) -> DataReport:
     """Read every image of `config.data` once and print what was found."""
     console = Console()
-    workers = (os.cpu_count() or 1) if config.workers == "auto" else config.workers
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("reading images", total=None)
-        report = inspect(
-            config.sources,
-            holdout=config.holdout,
-            limit=config.limit,
-            max_megapixels=config.max_megapixels,
-            workers=workers,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+        report = inspect(config, lambda done, total: progress.update(task, completed=done, total=total))
     show(report, console, config.max_bad)
     return report
 
 
 def inspect(
-    data: Sequence[str],
-    *,
-    holdout: float = 0.05,
-    limit: int | None = None,
-    max_megapixels: float = 64,
-    workers: int = 0,
-    on_progress: Callable[[int, int], None] | None = None,
+    config: CheckConfig, on_progress: Callable[[int, int], object] = lambda done, total: None
 ) -> DataReport:
-    """Decode every image of both splits, in `workers` processes (0: in this one); prints nothing.
+    """Decode every image of both splits; prints nothing.
 
     Raises :class:`UserError` where training would: no such folder, no image, a compressed tar.
     """
-    sources: dict[str, Source] = {}
-    for split in ("train", "eval"):
+    sources = _open_splits(config)
+    total = sum(map(len, sources.values()))
+    images: dict[Split, list[_Image]] = {split: [] for split in sources}
+    for split, source in sources.items():
+        for part in inspect_all(_inspect, source, config.workers):
+            images[split] += part
+            on_progress(sum(map(len, images.values())), total)
+    reports = {split: _split_report(source, images[split]) for split, source in sources.items()}
+    duplicates, leaks = _same_bytes(sources, images)
+    has_maps = any(source.key(0).startswith(IMAGES) for source in sources.values())
+    return DataReport(
+        train=reports.get("train"),
+        evaluation=reports.get("eval"),
+        duplicates=duplicates,
+        leaked=leaks,
+        notes=list(dict.fromkeys(note for source in sources.values() for note in source.notes)),
+        maps=inspect_maps(config) if has_maps else None,
+    )
+
+
+def _open_splits(config: CheckConfig) -> dict[Split, Source]:
+    """Those that are not empty, with labels where there are any. UserError where all are."""
+    sources: dict[Split, Source] = {}
+    for split, labeled in itertools.product(SPLITS, (True, False)):
         try:
-            sources[split] = _open(data, split, holdout, limit, max_megapixels)
+            if split not in sources:
+                sources[split] = open_source(
+                    config.sources,
+                    split,
+                    holdout=config.holdout,
+                    limit=config.limit,
+                    labeled=labeled,
+                    max_megapixels=config.max_megapixels,
+                )
         except UserError as error:
             failure = error
     if not sources:
         raise failure
-    total = sum(map(len, sources.values()))
-    reports: dict[str, SplitReport] = {}
-    names_of: dict[bytes, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    done = 0
+    return sources
+
+
+def _same_bytes(
+    sources: Mapping[Split, Source], images: Mapping[Split, Sequence[_Image]]
+) -> tuple[list[list[str]], list[tuple[str, str]]]:
+    """Names of files with the same bytes, in groups, and those that are in both splits, in pairs."""
+    groups: dict[bytes, dict[Split, list[str]]] = {}
     for split, source in sources.items():
-        seen: list[_Seen] = []
-        for part in examine_all(_examine, source, workers):
-            seen += part
-            done += len(part)
-            if on_progress:
-                on_progress(done, total)
-        for index, image in enumerate(seen):
+        for index, image in enumerate(images[split]):
             if image.digest:
-                names_of[image.digest][split].append(source.name(index))
-        reports[split] = _summary(source, seen)
-    groups = [by_split for by_split in names_of.values() if sum(map(len, by_split.values())) > 1]
-    return DataReport(
-        train=reports.get("train"),
-        evaluation=reports.get("eval"),
-        duplicates=[[name for names in by_split.values() for name in names] for by_split in groups],
-        leaked=[(g["train"][0], name) for g in groups if g["train"] for name in g["eval"]],
-        notes=list(dict.fromkeys(note for source in sources.values() for note in source.notes)),
-        maps=inspect_maps(data, holdout=holdout, max_megapixels=max_megapixels, workers=workers)
-        if any(source.key(0).startswith(IMAGES) for source in sources.values())
-        else None,
-    )
-
-
-def _open(
-    data: Sequence[str], split: str, holdout: float, limit: int | None, max_megapixels: float
-) -> Source:
-    """With labels where there are any."""
-    for labeled in (True, False):
-        try:
-            return open_source(
-                data,
-                "train" if split == "train" else "eval",
-                holdout=holdout,
-                limit=limit,
-                labeled=labeled,
-                max_megapixels=max_megapixels,
-            )
-        except UserError:
-            if not labeled:
-                raise
-    raise AssertionError("unreachable")
+                group = groups.setdefault(image.digest, {"train": [], "eval": []})
+                group[split].append(source.name(index))
+    several = [group for group in groups.values() if len(group["train"] + group["eval"]) > 1]
+    leaks = [(group["train"][0], name) for group in several if group["train"] for name in group["eval"]]
+    return [group["train"] + group["eval"] for group in several], leaks
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Reading the images
 
 
-class _Seen(NamedTuple):
+class _Image(NamedTuple):
     """One image: hash of its file, size, or why there is none."""
 
     digest: bytes
     shorter_side: int
-    broken: tuple[str, str] | None
+    damage: tuple[str, str] | None
 
 
-def _examine(source: Source, indices: Sequence[int]) -> list[_Seen]:
-    seen = []
+def _inspect(source: Source, indices: Sequence[int]) -> list[_Image]:
+    images = []
     for index in indices:
-        digest = b""
+        content = b""
         try:
             if isinstance(source, FileSource):
                 content = source.read(index)
-                digest = _digest(content)
                 image = source.decode(content, index)
             else:
                 image = source.image(index)
-                digest = _digest(image.contiguous().numpy().tobytes())
-            seen.append(_Seen(digest, min(image.shape[1:]), None))
+                content = image.contiguous().numpy().tobytes()
+            side, damage = min(image.shape[1:]), None
         except ImageError as error:
-            seen.append(_Seen(digest, 0, (error.name, error.reason)))
-    return seen
+            side, damage = 0, (error.name, error.reason)
+        digest = hashlib.blake2b(content, digest_size=16).digest() if content else b""
+        images.append(_Image(digest, side, damage))
+    return images
 
 
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest() if content else b""
-
-
-def _summary(source: Source, seen: Sequence[_Seen]) -> SplitReport:
+def _split_report(source: Source, images: Sequence[_Image]) -> SplitReport:
     classes: Counter[str] = Counter()
     if source.classes:
         classes.update(dict.fromkeys(source.classes, 0))
         classes.update(source.classes[source.label(index)] for index in range(len(source)))
-    bounds = [0, *_SIDES]
-    labels = [f"under {_SIDES[0]}", *(f"{a} to {b - 1}" for a, b in itertools.pairwise(_SIDES))]
-    labels.append(f"{_SIDES[-1]} and more")
-    sides = Counter(sum(s.shorter_side >= b for b in bounds) - 1 for s in seen if not s.broken)
+    sides = Counter(bisect(_SIDES, image.shorter_side) - 1 for image in images if not image.damage)
     return SplitReport(
         description=source.describe(),
         images=len(source),
         classes=dict(classes),
-        sizes={label: sides[place] for place, label in enumerate(labels) if sides[place]},
-        broken=[s.broken for s in seen if s.broken],
+        sizes={_range_of_sides(place): sides[place] for place in sorted(sides)},
+        broken=[image.damage for image in images if image.damage],
     )
+
+
+def _range_of_sides(place: int) -> str:
+    """In words: from `_SIDES[place]` to the next."""
+    if place == 0:
+        return f"under {_SIDES[1]}"
+    return f"{_SIDES[place]} " + (f"to {_SIDES[place + 1] - 1}" if place + 1 < len(_SIDES) else "and more")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -212,9 +201,8 @@ def _summary(source: Source, seen: Sequence[_Seen]) -> SplitReport:
 def show(report: DataReport, console: Console, max_bad: float = 0.05) -> None:
     """Print `report` for people."""
     for heading, part in (("training", report.train), ("evaluation", report.evaluation)):
-        console.print(
-            f"[bold]{heading}[/]: {escape(part.description) if part else 'no images'}", soft_wrap=True
-        )
+        description = escape(part.description) if part else "no images"
+        console.print(f"[bold]{heading}[/]: {description}", soft_wrap=True)
     for note in report.notes:
         console.print(f"  {escape(note)}", soft_wrap=True)
     parts = [part for part in (report.train, report.evaluation) if part]
@@ -234,18 +222,16 @@ def show(report: DataReport, console: Console, max_bad: float = 0.05) -> None:
 
 def _verdict(report: DataReport, max_bad: float) -> str:
     """What training will do with the images."""
-    train, held_back = report.train, report.evaluation
+    train, evaluation = report.train, report.evaluation
     if train is None or len(train.broken) == train.images:
         return "[red]training would refuse: there is no image to train on[/]"
     bad = len(train.broken)
     if bad >= HANDFUL and bad > max_bad * train.images:
         return f"[red]training would stop: {bad / train.images:.1%} damaged files exceed --max-bad {max_bad:g}[/]"
     if report.maps and (mistakes := report.maps.mistakes):
-        return (
-            f"[red]not ready for segmentation: mend the {len(mistakes):,} mistakes in label maps and classes listed "
-            f"above[/]"
-        )
-    usable = held_back.images - len(held_back.broken) if held_back else 0
+        mend = f"mend the {len(mistakes):,} mistakes in label maps and classes listed above"
+        return f"[red]not ready for segmentation: {mend}[/]"
+    usable = evaluation.images - len(evaluation.broken) if evaluation else 0
     return f"ready: {train.images - bad:,} images to train on, {usable:,} to evaluate on"
 
 
@@ -254,16 +240,16 @@ def _print_counts(
 ) -> None:
     table = Table(title, *(f"{part.images:,} images" for part in parts), box=None)
     rows = list(dict.fromkeys(label for column in counts for label in column))
-    for label in rows[:_SHOWN]:
+    for label in rows[:_LINES]:
         table.add_row(escape(label), *(f"{column.get(label, 0):,}" for column in counts))
-    if len(rows) > _SHOWN:
-        table.add_row(f"... and {len(rows) - _SHOWN:,} more")
+    if len(rows) > _LINES:
+        table.add_row(f"... and {len(rows) - _LINES:,} more")
     console.print(table)
 
 
 def _print_list(console: Console, title: str, lines: Sequence[str]) -> None:
     console.print(f"[bold]{title}[/]: {len(lines):,}")
-    for line in lines[:_SHOWN]:
+    for line in lines[:_LINES]:
         console.print(f"  {escape(line)}", soft_wrap=True)
-    if len(lines) > _SHOWN:
-        console.print(f"  ... and {len(lines) - _SHOWN:,} more")
+    if len(lines) > _LINES:
+        console.print(f"  ... and {len(lines) - _LINES:,} more")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 from torch import nn
@@ -15,17 +14,13 @@ from beit.atomic import write_text
 from beit.checkpoints.store import kind_of, load_model
 from beit.config.errors import UserError, given_by
 from beit.config.use import EvaluateConfig
-from beit.data.views.images import EvaluationView
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
-from beit.recipes.evaluate.classifier import evaluate_classifier
-from beit.recipes.evaluate.images import Damage, open_split
-from beit.recipes.evaluate.pretrained import evaluate_pretrained
-from beit.recipes.evaluate.segmenter import evaluate_segmenter
+from beit.recipes.evaluate.evaluation import Evaluation
+from beit.recipes.evaluate.kinds import classifier, segmenter, tokenizer
+from beit.recipes.evaluate.pretrained import pretrained
 from beit.recipes.evaluate.tables import show
-from beit.recipes.predict.output import require_writable_file
-from beit.recipes.tokenizer import reconstruction_figures, reconstruction_sums
-from beit.stages.batches import Machine, each_batch, open_machine, print_notes, totals
+from beit.stages.batches import Machine, open_machine, require_writable_file
 from beit.tokenizers.base import VisualTokenizer
 
 
@@ -35,29 +30,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         require_writable_file(config.out)
     with given_by("--model"):
         model = load_model(config.model)
-    if config.tokenizer is not None and not isinstance(model, MaskedImageModel):
-        raise UserError(f"--tokenizer is for pre-trained models, and {config.model} is none; drop it")
-    if config.labels is not None and not isinstance(model, ImageClassifier | LinearProbe):
-        raise UserError(f"--labels is for classifiers, and {config.model} is none; drop it")
-    if (config.window or config.multi_scale) and not isinstance(model, SemanticSegmenter):
-        flag = "--window" if config.window else "--multi-scale"
-        raise UserError(f"{flag} is for segmenters, and {config.model} is none; drop it")
+    _require_flags_for(model, config)
     machine = open_machine(config)
-    model.to(machine.compute.device)
-    if isinstance(model, ImageClassifier | LinearProbe):
-        figures = evaluate_classifier(model, config, machine)
-    elif isinstance(model, SemanticSegmenter):
-        figures = evaluate_segmenter(model, config, machine)
-    elif isinstance(model, MaskedImageModel):
-        figures = evaluate_pretrained(model, config, machine)
-    elif isinstance(model, VisualTokenizer):
-        figures = evaluate_tokenizer(model, config, machine)
-    else:
-        raise UserError(
-            f"{config.model} is a {kind_of(model)} model, of which there is nothing to evaluate; "
-            f"beit probe judges an encoder"
-        )
-    figures = {"model": config.model, "kind": kind_of(model), "split": config.split, **figures}
+    evaluation = evaluation_of(model.to(machine.compute.device), config, machine)
+    about = {"model": config.model, "kind": kind_of(model), "split": config.split}
+    figures = about | evaluation.figures(config, machine)
     # A file or pipe has no width to keep to.
     show(figures, Console(width=None if sys.stdout.isatty() else 200))
     if config.out is not None:
@@ -66,23 +43,29 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return figures
 
 
-def evaluate_tokenizer(model: VisualTokenizer, config: EvaluateConfig, machine: Machine) -> dict[str, Any]:
-    """What is left of images that became tokens, and how much of the codebook is used."""
-    source = open_split(config)
-    print_notes(source.notes)
-    damage = Damage(source, config.max_bad)
-    sums = totals(
-        each_batch(
-            partial(reconstruction_sums, cast(nn.Module, model)),
-            source,
-            EvaluationView(model.image_size),
-            machine,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            on_bad=damage,
-            title="evaluating",
-        )
+def evaluation_of(model: nn.Module, config: EvaluateConfig, machine: Machine) -> Evaluation:
+    """How this kind of model is evaluated; its images are found, and nothing is computed yet but baselines."""
+    if isinstance(model, ImageClassifier | LinearProbe):
+        return classifier(model, config, machine)
+    if isinstance(model, SemanticSegmenter):
+        return segmenter(model, config, machine)
+    if isinstance(model, MaskedImageModel):
+        return pretrained(model, config, machine)
+    if isinstance(model, VisualTokenizer):
+        return tokenizer(model, config, machine)
+    raise UserError(
+        f"{config.model} is a {kind_of(model)} model, of which there is nothing to evaluate; "
+        f"beit probe judges an encoder"
     )
-    images = damage.figures(source)
-    figures = reconstruction_figures(machine.compute.sums(sums))
-    return {**images, **figures, "vocab_size": model.vocab_size}
+
+
+def _require_flags_for(model: nn.Module, config: EvaluateConfig) -> None:
+    """UserError for a flag that is for another kind of model."""
+    for flag, value, kinds, name in (
+        ("--tokenizer", config.tokenizer, (MaskedImageModel,), "pre-trained models"),
+        ("--labels", config.labels, (ImageClassifier, LinearProbe), "classifiers"),
+        ("--window", config.window, (SemanticSegmenter,), "segmenters"),
+        ("--multi-scale", config.multi_scale, (SemanticSegmenter,), "segmenters"),
+    ):
+        if value and not isinstance(model, kinds):
+            raise UserError(f"{flag} is for {name}, and {config.model} is none; drop it")

@@ -28,78 +28,71 @@ def show(figures: Mapping[str, Any], console: Console) -> None:
     if "inference" in figures:
         console.print(f"shown  {escape(figures['inference'])}", soft_wrap=True, highlight=False)
     table = Table(box=None, show_header=False)
-    known = [name for name in figures if name in FIGURES]
-    for name in sorted(known, key=lambda name: figure_of(name, figures).order()):
+    for name in sorted(FIGURES.keys() & figures, key=lambda name: figure_of(name, figures).order()):
         figure, value = figure_of(name, figures), figures[name]
         table.add_row(figure.title, f"{value:.2%}" if figure.style == "percent" else short_number(value))
     console.print(table)
+    if "classes" in figures:
+        _show_classes(figures, console)
+
+
+def _show_classes(figures: Mapping[str, Any], console: Console) -> None:
+    """How each class fares: all of them where there are few, else the hardest."""
+    classes, title = figures["classes"], None
     if figures["kind"] == "segmenter":
-        _regions(figures, console)
-    elif "confusion" in figures:
-        names = list(figures["classes"])
-        (_matrix if len(names) <= FEW_CLASSES else _worst)(figures, names, console)
-    elif "classes" in figures:
-        _several(figures, console)
+        classes = {name: entry for name, entry in classes.items() if entry["iou"] is not None}
+        columns = {"IoU": "iou", "accuracy": "accuracy", "share of pixels": "share"}
+        if len(classes) > MANY:
+            title = f"the {MANY} hardest of {len(classes):,} classes that occur"
+            classes = _hardest(classes, "iou", MANY)
+    elif "confusion" not in figures:  # an image may have several classes
+        columns = {"images": "images", "average precision": "average_precision"}
+        columns |= {"precision": "precision", "recall": "recall"}
+        classes = _hardest(classes, "recall", 2 * WORST)
+    elif len(classes) <= FEW_CLASSES:
+        _show_matrix(figures, console)
+        return
+    else:
+        columns, title = (
+            {"images": "images", "top-1": "top1"},
+            f"the {WORST} hardest of {len(classes):,} classes",
+        )
+        classes = _hardest({name: x for name, x in classes.items() if x["images"]}, "top1", WORST)
+    confusion = figures.get("confusion")
+    table = Table("class", box=None, title=title, title_justify="left")
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    if confusion:
+        table.add_column("most often taken for")
+    for name, entry in classes.items():
+        mistakes = {answer: n for answer, n in confusion[name].items() if answer != name} if confusion else {}
+        mistake = [max(mistakes, key=lambda answer: mistakes[answer], default="")] if confusion else []
+        table.add_row(escape(name), *(_cell(entry[key]) for key in columns.values()), *map(escape, mistake))
+    console.print(table)
 
 
-def _matrix(figures: Mapping[str, Any], names: list[str], console: Console) -> None:
+def _hardest(classes: Mapping[str, Any], figure: str, most: int) -> dict[str, Any]:
+    """The classes of which `figure` is least, in this order."""
+    return dict(sorted(classes.items(), key=lambda item: item[1][figure] or 0.0)[:most])
+
+
+def _show_matrix(figures: Mapping[str, Any], console: Console) -> None:
     """A row for each class, a column for each answer."""
-    console.print(
-        "classes by row, answers by column", style="italic"
-    )  # a title would be as narrow as the table
-    table = Table(box=None)
-    table.add_column("class")
-    for number in range(len(names)):
-        table.add_column(str(number), justify="right")  # short; the rows have the names
-    table.add_column("top-1", justify="right")
+    # A title would be as narrow as the table.
+    console.print("classes by row, answers by column", style="italic")
+    names = list(figures["classes"])
+    table = Table("class", box=None)
+    for heading in (*map(str, range(len(names))), "top-1"):  # numbers are short; the rows have the names
+        table.add_column(heading, justify="right")
     for number, name in enumerate(names):
         row = figures["confusion"][name]
         cells = [f"{row[answer]:,}" if answer in row else "." for answer in names]
-        table.add_row(escape(f"{number} {name}"), *cells, _share(figures["classes"][name]["top1"]))
+        table.add_row(escape(f"{number} {name}"), *cells, _cell(figures["classes"][name]["top1"]))
     console.print(table)
 
 
-def _worst(figures: Mapping[str, Any], names: list[str], console: Console) -> None:
-    """The classes that are told apart least, and what they are taken for."""
-    known = [name for name in names if figures["classes"][name]["images"]]
-    table = Table(box=None, title=f"the {WORST} hardest of {len(names):,} classes", title_justify="left")
-    for heading in ("class", "images", "top-1", "most often taken for"):
-        table.add_column(heading, justify="left" if heading[0] in "cm" else "right")
-    for name in sorted(known, key=lambda name: float(figures["classes"][name]["top1"]))[:WORST]:
-        entry = figures["classes"][name]
-        wrong = {answer: n for answer, n in figures["confusion"][name].items() if answer != name}
-        worst = max(wrong, key=lambda answer: wrong[answer], default="")
-        table.add_row(escape(name), f"{entry['images']:,}", _share(entry["top1"]), escape(worst))
-    console.print(table)
-
-
-def _regions(figures: Mapping[str, Any], console: Console) -> None:
-    """How well the region of each class is found, and what its other pixels are taken for most often."""
-    classes = {name: entry for name, entry in figures["classes"].items() if entry["iou"] is not None}
-    table = Table(box=None)
-    for heading in ("class", "IoU", "accuracy", "share of pixels", "most often taken for"):
-        table.add_column(heading, justify="left" if heading[0] in "cm" else "right")
-    shown = list(classes)
-    if len(shown) > MANY:
-        table.title = f"the {MANY} hardest of {len(shown):,} classes that occur"
-        shown = sorted(shown, key=lambda name: float(classes[name]["iou"]))[:MANY]
-    for name in shown:
-        wrong = {answer: n for answer, n in figures["confusion"][name].items() if answer != name}
-        shares = (_share(classes[name][key]) for key in ("iou", "accuracy", "share"))
-        table.add_row(escape(name), *shares, escape(max(wrong, key=lambda answer: wrong[answer], default="")))
-    console.print(table)
-
-
-def _several(figures: Mapping[str, Any], console: Console) -> None:
-    """How well each class is found where an image may have several: the least found first."""
-    table = Table("class", "images", "average precision", "precision", "recall", box=None)
-    classes = figures["classes"]
-    for name in sorted(classes, key=lambda name: classes[name]["recall"] or 0.0)[: 2 * WORST]:
-        entry = classes[name]
-        shares = (_share(entry[key]) for key in ("average_precision", "precision", "recall"))
-        table.add_row(escape(name), f"{entry['images']:,}", *shares)
-    console.print(table)
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+def _cell(value: float | None) -> str:
+    """A count, or a share in percent."""
+    if value is None:
+        return "-"
+    return f"{value:.1%}" if isinstance(value, float) else f"{value:,}"

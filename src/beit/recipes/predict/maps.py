@@ -1,34 +1,43 @@
-"""`beit predict` for segmenters: a label map for every image, and what share of it each class takes up."""
+"""`beit predict` for segmenters: a label map for every image, in the convention of the data that they learned from.
+
+A map is an indexed PNG of its image's size, or a 16-bit gray one where a class has the number 255 or a higher one,
+for in 8 bits 255 stands for "no class". Its numbers are those of the training maps: class i is i, or i + 1 where 0
+stands for "no class" there (`reduce_zero_label`), which is never predicted. classes.tsv says what they mean.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from beit.atomic import replace_file
 from beit.checkpoints.describe import describe
+from beit.config.errors import UserError
+from beit.config.segment import IGNORE
 from beit.config.use import PredictConfig
+from beit.data.label_maps.table import generated_palette
+from beit.data.sources.files import FileSource
 from beit.data.views.segmentation import resized_image
-from beit.metrics.segmentation import Inference, likeliest
 from beit.models.segmentation import SemanticSegmenter
-from beit.recipes.predict.images import PredictionImages
-from beit.recipes.predict.map_files import (
-    Legend,
-    file_names,
-    map_folder,
-    write_legend,
-    write_map,
-    write_overlay,
-)
-from beit.stages.batches import Machine, report_skipped
-from beit.stages.large_images import TooLarge, within_memory
+from beit.models.windows import Inference, likeliest
+from beit.recipes.predict.output import Record, summary, write_errors
+from beit.stages.batches import report_skipped
+from beit.stages.segmentation import TooLarge, within_memory
+from beit.visualize.label_maps import Color, overlay
+from beit.visualize.pictures import to_pil
 
-NAMED = 4
+CLASSES_SHOWN = 4
 """Classes that are named for each image."""
+LONGEST_OVERLAY = 65_500
+"""Pixels of the longer side that libjpeg writes."""
 
 
 class WholeImage(NamedTuple):
@@ -42,76 +51,148 @@ class WholeImage(NamedTuple):
     """int64 (B,)."""
 
 
-def predicted_maps(
-    model: SemanticSegmenter, config: PredictConfig, machine: Machine
-) -> Iterator[dict[str, Any]]:
-    """Write a label map for each of `config.images`; gives a record for each good one, once its map is there.
+class Legend(NamedTuple):
+    """What the numbers in a file mean."""
 
-    A record has `image`, `label_map`, its file, and `classes`, the shares of the image by name, the largest first.
-    """
-    folder = map_folder(config)
-    description = describe(config.model)
-    legend = Legend.described(description, model.num_classes)
-    inference = Inference.described(description).in_window(config.window)
-    images = PredictionImages(config, machine)
-    files = file_names(images.source)
+    names: Sequence[str]
+    palette: Sequence[Color]
+    first: int
+    """The number of class 0."""
 
-    def view(image: Tensor, number: int, rng: np.random.Generator) -> WholeImage:
-        return WholeImage(resized_image(image, inference.reduced), image, torch.tensor(number))
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any], num_classes: int) -> Legend:
+        """That of a segmenter with this model.json; numbers for names where it has none."""
+        names = tuple(map(str, description.get("classes") or range(num_classes)))
+        palette = description.get("palette") or generated_palette(len(names))
+        first = int(description.get("reduce_zero_label", False))
+        return cls(names, [(red, green, blue) for red, green, blue in palette], first)
 
-    def apply(batch: WholeImage) -> Tensor | None:
+
+class LabelMaps:
+    """The label maps that a segmenter makes of images, as files in `config.out`."""
+
+    def __init__(self, model: SemanticSegmenter, config: PredictConfig) -> None:
+        """UserError where `config.out` is no folder."""
+        if config.out is None:
+            raise UserError(f"{config.model} makes label maps of images; say where to: --out FOLDER")
+        self.folder = Path(config.out)
+        if self.folder.is_file() or self.folder.suffix in (".csv", ".jsonl", ".npz", ".png"):
+            raise UserError(f"--out {config.out}: label maps are written to a folder, a file for each image")
+        description = describe(config.model)
+        self.model, self.overlays = model, config.overlays
+        self.legend = Legend.from_description(description, model.num_classes)
+        self.inference = Inference.from_description(description).with_window(config.window)
+
+    def view(self, image: Tensor, number: int, rng: np.random.Generator) -> WholeImage:
+        """An image (3, H, W) at the size in which the network sees it."""
+        return WholeImage(resized_image(image, self.inference.input_side), image, torch.tensor(number))
+
+    def apply(self, batch: WholeImage) -> Tensor | TooLarge:
+        """The likeliest class of each pixel of one image: uint8, or int32 for more than 255 classes, (H, W), on the
+        CPU; the error where the memory does not hold the scores."""
+        height, width = batch.original.shape[2:]
         try:
-            return classes_of(batch, model, inference)
+            with within_memory(self.model, self.inference, (height, width), batch.image.device):
+                rows, columns = batch.image.shape[2:]
+                logits = self.inference.scores(self.model, batch.image, (rows, columns))
+                dtype = torch.uint8 if self.model.num_classes < 256 else torch.int32
+                return likeliest(logits, (height, width))[0].to(dtype).cpu()
         except TooLarge as error:
-            report_skipped(images.source.name(int(batch.number)), str(error))
-            return None
+            return error
 
-    write_legend(legend, folder / "classes.tsv")
-    count = 0
-    for batch, classes in images.passes(apply, view, batch_size=1):  # images differ in size
-        if classes is None:
-            continue
-        name, file = images.source.name(int(batch.number)), files[int(batch.number)]
-        write_map(classes, legend, folder / "maps" / f"{file}.png")
-        if config.overlays:
-            write_overlay(batch.original[0], classes, legend, folder / "overlays" / f"{file}.jpg", name)
-        record = record_of(name, file, classes, legend.names)
-        show(record)
-        count += 1
-        yield record
-    print(
-        f"{images.summary('label maps', count)}; wrote {folder / 'maps'}, in which {legend.first} is "
-        f"{legend.names[0]} and so on (classes.tsv)",
-        file=sys.stderr,
-    )
+    def records(self, source: FileSource, passes: Iterable[tuple[Any, Any]]) -> Iterator[Record]:
+        """Write a label map for each image; gives a record for each good one, once its map is there.
 
-
-def classes_of(batch: WholeImage, model: SemanticSegmenter, inference: Inference) -> Tensor:
-    """The likeliest class of each pixel of one image: uint8, or int32 for more than 255 classes, (H, W), on the CPU.
-
-    TooLarge where the memory does not hold the scores.
-    """
-    size = _size(batch.original)
-    with within_memory(model, inference, size, batch.image.device):
-        logits = inference.scores(model, batch.image, _size(batch.image))
-        kind = torch.uint8 if model.num_classes < 256 else torch.int32
-        return likeliest(logits, size)[0].to(kind).cpu()
+        A record has `image`, `label_map`, its file, and `classes`, shares of the image by name, the largest first.
+        """
+        legend, folder, files = self.legend, self.folder, file_names(source)
+        write_legend(legend, folder / "classes.tsv")
+        count = 0
+        for batch, classes in passes:
+            name, file = source.name(int(batch.number)), files[int(batch.number)]
+            if isinstance(classes, TooLarge):
+                report_skipped(name, str(classes))
+                continue
+            write_map(classes, legend, folder / "maps" / f"{file}.png")
+            if self.overlays:
+                write_overlay(batch.original[0], classes, legend, folder / "overlays" / f"{file}.jpg", name)
+            record = {
+                "image": name,
+                "label_map": f"maps/{file}.png",
+                "classes": shares(classes, legend.names),
+            }
+            show(record)
+            count += 1
+            yield record
+        print(
+            f"{summary('label maps', count, len(source))}; wrote {folder / 'maps'}, in which {legend.first} is "
+            f"{legend.names[0]} and so on (classes.tsv)",
+            file=sys.stderr,
+        )
 
 
-def record_of(image: str, file: str, classes: Tensor, names: Sequence[str]) -> dict[str, Any]:
-    """What is known of one image."""
+def shares(classes: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """What share of class indices (H, W) each of the classes has that occur, by name, the largest first."""
     counts = torch.bincount(classes.flatten().long(), minlength=len(names)).double() / classes.numel()
-    shares = {
-        names[i]: round(float(counts[i]), 6) for i in counts.argsort(descending=True).tolist() if counts[i]
-    }
-    return {"image": image, "label_map": f"maps/{file}.png", "classes": shares}
+    order = counts.argsort(descending=True).tolist()
+    return {names[i]: round(float(counts[i]), 6) for i in order if counts[i]}
 
 
-def show(record: dict[str, Any]) -> None:
+def show(record: Record) -> None:
     """A line for the image, with the classes that take up most of it."""
-    shares = list(record["classes"].items())[:NAMED]
-    print("\t".join([record["image"], *(f"{name} {share:.1%}" for name, share in shares)]))
+    classes = list(record["classes"].items())[:CLASSES_SHOWN]
+    print("\t".join([record["image"], *(f"{name} {share:.1%}" for name, share in classes)]))
 
 
-def _size(image: Tensor) -> tuple[int, int]:
-    return image.shape[2], image.shape[3]
+# ------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def file_names(source: FileSource) -> list[str]:
+    """Paths of the images below their roots without suffixes, which all results are called by; where two are alike,
+    with their suffixes or numbers."""
+    keys = [source.key(index) for index in range(len(source))]
+    plain = [str(Path(key).with_suffix("")) for key in keys]
+    times = Counter(plain)
+    names = [key if times[name] > 1 else name for key, name in zip(keys, plain, strict=True)]
+    times = Counter(names)
+    return [f"{name}-{index}" if times[name] > 1 else name for index, name in enumerate(names)]
+
+
+def write_map(classes: Tensor, legend: Legend, path: Path) -> None:
+    """Class indices (H, W) as an indexed PNG in the colours of the classes, or as a 16-bit gray one where 8 bits do
+    not hold their numbers."""
+    if legend.first + len(legend.names) <= IGNORE:
+        image = Image.fromarray((classes + legend.first).to(torch.uint8).numpy())
+        unused = [(0, 0, 0)] * legend.first
+        image.putpalette([value for color in (*unused, *legend.palette) for value in color])
+    else:
+        image = Image.fromarray((classes + legend.first).numpy().astype(np.uint16))
+    _write(path, lambda draft: image.save(draft, "PNG"))
+
+
+def write_overlay(image: Tensor, classes: Tensor, legend: Legend, path: Path, name: str) -> None:
+    """uint8 (3, H, W), called `name`, under the colours of its classes; named alone where a JPEG cannot hold it."""
+    if max(classes.shape) > LONGEST_OVERLAY:
+        message = f"no overlay of {name}: a JPEG has at most {LONGEST_OVERLAY:,} px on a side"
+        print(message, file=sys.stderr)
+        return
+    picture = to_pil(overlay(image, classes, legend.palette))
+    _write(path, lambda draft: picture.save(draft, "JPEG", quality=90))
+
+
+def write_legend(legend: Legend, path: Path) -> None:
+    """The numbers, names and colours of the classes, as `beit segment --classes` reads them."""
+    rows = zip(legend.names, legend.palette, strict=True)
+    lines = ["value\tname\tr\tg\tb"]
+    lines += [
+        "\t".join(map(str, (number, name, *color))) for number, (name, color) in enumerate(rows, legend.first)
+    ]
+    _write(path, lambda draft: draft.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """RunFailed where that is impossible: nor will it be with the next file."""
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, write)

@@ -1,4 +1,4 @@
-"""Files of results, written record by record in little memory; they appear whole or not at all."""
+"""Where results go: files, record by record in little memory, whole or not at all; and what a terminal shows."""
 
 from __future__ import annotations
 
@@ -7,34 +7,46 @@ import json
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from beit.atomic import appearing
-from beit.config.errors import RunFailed, UserError
+from beit.config.errors import RunFailed
 
 Record = dict[str, Any]
 """What is known of one image: `image`, its name, and arrays or primitives."""
+ROWS = 20
+"""Images in a table on a terminal; the first ones alone when a file has them all."""
 
 
-def require_writable_file(out: str) -> None:
-    """Make the folder around the file `out`. UserError, before any work, where there can be no such file."""
-    path = Path(out)
-    if path.is_dir():
-        raise UserError(f"--out {out} is a folder; name a file in it")
+def summary(noun: str, count: int, images: int) -> str:
+    """That `noun` came out for `count` of the images, in words. RunFailed when for none."""
+    if not count:
+        raise RunFailed(f"none of the {images:,} images could be read")
+    bad = images - count
+    skipped = f"; {bad:,} could not be read and are named above" if bad else ""
+    return f"{noun} for {count:,} of {images:,} images{skipped}"
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """RunFailed where `path` cannot be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(
-            f"--out {out}: {error.filename} is in no folder, or is none; choose another"
-        ) from error
+        yield
     except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror}") from error
+        raise RunFailed(f"{path} could not be written: {error.strerror or error}") from error
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Files
 
 
 @contextmanager
@@ -43,43 +55,40 @@ def results_file(path: Path) -> Iterator[Callable[[Record], None]]:
 
     RunFailed when they cannot be written.
     """
-
-    def told(error: OSError) -> RunFailed:
-        return RunFailed(f"{path} could not be written: {error.strerror or error}")
-
     with appearing(path) as draft, ExitStack() as open_files:
-        try:
+        with write_errors(path):
             writer = WRITERS[path.suffix](draft, open_files)
-        except OSError as error:
-            raise told(error) from error
 
         def write(record: Record) -> None:
-            try:
+            with write_errors(path):
                 writer.write(record)
-            except OSError as error:
-                raise told(error) from error
 
         yield write
-        try:
+        with write_errors(path):
             writer.finish()
             open_files.close()
-        except OSError as error:
-            raise told(error) from error
 
 
-class _Writer(Protocol):
+class _Lines:
+    """A JSON object in each line."""
+
     def __init__(self, path: Path, files: ExitStack) -> None:
         """Open `path`; `files` closes what is opened."""
+        self.file = files.enter_context(path.open("w", encoding="utf-8", newline=""))
 
-    def write(self, record: Record) -> None: ...
-    def finish(self) -> None: ...
+    def write(self, record: Record) -> None:
+        self.file.write(json.dumps(record, ensure_ascii=False, default=np.ndarray.tolist) + "\n")
+
+    def finish(self) -> None:
+        """After the last record."""
 
 
-class _Table:
+class _Table(_Lines):
     """image, label, probability, label_2, probability_2, ..."""
 
     def __init__(self, path: Path, files: ExitStack) -> None:
-        self._rows = csv.writer(files.enter_context(path.open("w", encoding="utf-8", newline="")))
+        super().__init__(path, files)
+        self._rows = csv.writer(self.file)
         self._has_heading = False
 
     def write(self, record: Record) -> None:
@@ -92,22 +101,8 @@ class _Table:
         cells = [cell for entry in record["top"] for cell in (entry["label"], entry["probability"])]
         self._rows.writerow([record["image"], *cells])
 
-    def finish(self) -> None: ...
 
-
-class _Lines:
-    """A JSON object in each line."""
-
-    def __init__(self, path: Path, files: ExitStack) -> None:
-        self._file = files.enter_context(path.open("w", encoding="utf-8"))
-
-    def write(self, record: Record) -> None:
-        self._file.write(json.dumps(record, ensure_ascii=False, default=np.ndarray.tolist) + "\n")
-
-    def finish(self) -> None: ...
-
-
-class _Arrays:
+class _Arrays(_Lines):
     """An array for each key with a row for each record, as np.savez_compressed writes them."""
 
     def __init__(self, path: Path, files: ExitStack) -> None:
@@ -129,7 +124,7 @@ class _Arrays:
 
 
 class _Column:
-    """An array under way. Its head tells the number of rows, which is known last, so they wait in a nameless file."""
+    """An array that grows. Its head has the number of rows, known last, so that they wait in a nameless file."""
 
     def __init__(self, rows: IO[bytes], first: Any) -> None:
         self._rows, self._count = rows, 0
@@ -158,4 +153,56 @@ class _Column:
             entry.write(np.array([line.decode()[:-1] for line in lines], dtype).tobytes())
 
 
-WRITERS: Mapping[str, type[_Writer]] = {".csv": _Table, ".jsonl": _Lines, ".npz": _Arrays}
+WRITERS: Mapping[str, type[_Lines]] = {".csv": _Table, ".jsonl": _Lines, ".npz": _Arrays}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The terminal
+
+
+@contextmanager
+def label_tables(out: str | None) -> Iterator[Callable[[Record], None]]:
+    """Takes records with `top`: tables on a terminal; elsewhere, unless the file `out` has it all, a line for each
+    image with tabs between columns."""
+    terminal = Console()
+    rows: list[Record] = []
+    count = 0
+
+    def show(record: Record) -> None:
+        nonlocal count
+        count += 1
+        if not terminal.is_terminal:
+            if out is None:
+                cells = [f"{entry['label']}\t{entry['probability']:.4f}" for entry in record["top"]]
+                print("\t".join([record["image"], *cells]))
+        elif out is None or count <= ROWS:
+            rows.append(record)
+            if len(rows) == ROWS:
+                flush()
+
+    def flush() -> None:
+        with terminal.capture() as text:
+            terminal.print(_label_table(rows, first=count <= ROWS))
+        print(text.get(), end="")  # the way around a progress bar
+        rows.clear()
+
+    yield show
+    if rows:
+        flush()
+    if terminal.is_terminal and out is not None and count > ROWS:
+        terminal.print(f"... and {count - ROWS:,} more in {escape(out)}", highlight=False)
+
+
+def _label_table(records: Sequence[Record], *, first: bool) -> Table:
+    """A row for each image, under headings in the `first` of several tables."""
+    table = Table(box=None, show_header=first)
+    table.add_column("image", overflow="fold")
+    table.add_column("label")
+    table.add_column("probability", justify="right")
+    table.add_column("then", style="dim", no_wrap=True)
+    for record in records:
+        best, *others = record["top"]
+        then = ", ".join(f"{escape(o['label'])} {o['probability']:.1%}" for o in others[:2])
+        share = f"{best['probability']:.1%}"
+        table.add_row(escape(record["image"]), f"[bold]{escape(best['label'])}[/]", share, then)
+    return table

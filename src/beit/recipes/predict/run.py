@@ -4,11 +4,11 @@ features."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +18,26 @@ from beit.checkpoints.store import kind_of, load_model
 from beit.config.errors import UserError, given_by
 from beit.config.use import PredictConfig
 from beit.data.batches import LabeledBatch
-from beit.data.sources.files import FileSource
+from beit.data.loaders import View
+from beit.data.sources.files import FileSource, open_images
+from beit.data.sources.subsets import Numbered
 from beit.data.views.images import EvaluationView, LabeledView
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe
 from beit.models.segmentation import SemanticSegmenter
-from beit.recipes.predict.images import PredictionImages
-from beit.recipes.predict.labels import shown_labels
-from beit.recipes.predict.maps import predicted_maps
-from beit.recipes.predict.output import Record, require_writable_file, results_file
-from beit.stages.batches import Machine, classifier_view, open_machine
+from beit.recipes.predict.maps import LabelMaps
+from beit.recipes.predict.output import Record, label_tables, results_file, summary
+from beit.stages.batches import (
+    classifier_view,
+    each_batch,
+    open_machine,
+    print_notes,
+    report_skipped,
+    require_writable_file,
+)
 from beit.tokenizers.base import VisualTokenizer
+
+Records = Callable[[FileSource, Iterable[tuple[Any, Any]]], Iterator[Record]]
 
 
 class Reading(NamedTuple):
@@ -37,10 +46,21 @@ class Reading(NamedTuple):
     noun: str
     """What the results are called."""
     suffixes: tuple[str, ...]
-    """Kinds of files they may be written to."""
-    view: EvaluationView
-    apply: Callable[[Tensor], dict[str, Tensor]]
-    """Images of a batch -> named results, each with the batch first."""
+    """Kinds of files they may be written to; none for a folder."""
+    view: View
+    """An image, its number and a generator -> a sample."""
+    apply: Callable[[Any], Any]
+    """A batch on the device -> results."""
+    records: Records
+    """The images, and their batches with results -> a record for each image."""
+
+
+class Prediction(NamedTuple):
+    """Images that are found, and the records of them, of which nothing is computed yet."""
+
+    reading: Reading
+    source: FileSource
+    records: Iterator[Record]
 
 
 def predict(config: PredictConfig) -> int:
@@ -48,26 +68,25 @@ def predict(config: PredictConfig) -> int:
 
     Damaged images are named on standard error and left out. RunFailed when there is no other.
     """
-    model, machine = open_model(config)
-    if isinstance(model, SemanticSegmenter):
-        return sum(1 for _ in predicted_maps(model, config, machine))
-    task = task_of(model, config, machine)
-    check_out(config, task.reading)
+    reading, source, records = open_prediction(config)
+    if not reading.suffixes:  # the records write and print themselves
+        return sum(1 for _ in records)
+    _require_out(config, reading)
+    count = 0
     with ExitStack() as outputs:
         receivers: list[Callable[[Record], None]] = []
         if config.out is not None:
             receivers.append(outputs.enter_context(results_file(Path(config.out))))
-        if task.reading.noun == "labels":
-            receivers.append(outputs.enter_context(shown_labels(config.out)))
-        count = 0
-        for record in task.records:
+        if reading.noun == "labels":
+            receivers.append(outputs.enter_context(label_tables(config.out)))
+        for record in records:
             count += 1
             for receive in receivers:
                 receive(record)
-        told = task.images.summary(task.reading.noun, count)
+        message = summary(reading.noun, count, len(source))
     wrote = f"; wrote {config.out}" if config.out else ""
     # Where the lines of labels are the output, to be piped on, they are all of it.
-    print(told + wrote, file=sys.stdout if config.out or sys.stdout.isatty() else sys.stderr)
+    print(message + wrote, file=sys.stdout if config.out or sys.stdout.isatty() else sys.stderr)
     return count
 
 
@@ -78,41 +97,30 @@ def predictions(config: PredictConfig) -> Iterator[Record]:
     labels with theirs; `label_map` and `classes`; `tokens`, int64 (h, w); or `mean` and `cls`, float32 (D,). Damaged
     images are named on standard error and left out.
     """
-    model, machine = open_model(config)
-    if isinstance(model, SemanticSegmenter):
-        return predicted_maps(model, config, machine)
-    return task_of(model, config, machine).records
+    return open_prediction(config).records
 
 
-class Task(NamedTuple):
-    """A prediction that is ready to begin."""
-
-    reading: Reading
-    images: PredictionImages
-    records: Iterator[Record]
-
-
-def open_model(config: PredictConfig) -> tuple[nn.Module, Machine]:
-    """The model, where it will run."""
+def open_prediction(config: PredictConfig) -> Prediction:
+    """Load the model and find the images; nothing is computed yet."""
     with given_by("--model"):
         model = load_model(config.model)
     machine = open_machine(config)
-    return model.to(machine.compute.device), machine
-
-
-def task_of(model: nn.Module, config: PredictConfig, machine: Machine) -> Task:
-    """Find the images; nothing is computed yet."""
-    if config.window is not None:
-        raise UserError(f"--window is for segmenters, and {config.model} is none; drop it")
-    reading, names = reading_of(model, config), labels_of(model, config)
-    images = PredictionImages(config, machine)
-    passes = images.passes(
-        lambda batch: reading.apply(batch.image), LabeledView(reading.view), config.batch_size
+    reading = reading_of(model.to(machine.compute.device), config)
+    source = open_images(config.images, config.max_megapixels)
+    print_notes(source.notes)
+    if config.workers == "auto" and len(source) <= config.batch_size:
+        machine = machine._replace(workers=0)  # starting a process takes longer than a few images
+    passes = each_batch(
+        reading.apply,
+        Numbered(source),
+        reading.view,
+        machine,
+        batch_size=config.batch_size if reading.suffixes else 1,  # images of label maps differ in size
+        labeled=True,
+        on_bad=report_skipped,
+        title="predicting",
     )
-    records = (record for batch, results in passes for record in records_of(images.source, batch, results))
-    if names is not None:
-        records = (with_labels(record, names, config.top_k) for record in records)
-    return Task(reading, images, records)
+    return Prediction(reading, source, reading.records(source, passes))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -120,73 +128,81 @@ def task_of(model: nn.Module, config: PredictConfig, machine: Machine) -> Task:
 
 
 def reading_of(model: nn.Module, config: PredictConfig) -> Reading:
-    """How this kind of model reads images."""
-    if isinstance(model, ImageClassifier | LinearProbe):
-        if config.layer is not None:
-            raise UserError(f"--layer is for features, and {config.model} gives labels; drop it")
-        description = describe(config.model)
-        view = classifier_view(model.encoder.config.image_size, description)
-        # Where an image may have several classes, each has a probability of its own.
-        shares = torch.sigmoid if description.get("multilabel") else partial(torch.softmax, dim=1)
-        return Reading(
-            "labels", (".csv", ".jsonl"), view, lambda images: {"probability": shares(model(images).float())}
-        )
-    if isinstance(model, VisualTokenizer):
-        if config.layer is not None:
-            raise UserError(f"--layer is for features, and {config.model} gives visual tokens; drop it")
-        view = EvaluationView(model.image_size)
-        return Reading("tokens", (".jsonl", ".npz"), view, lambda images: {"tokens": model.encode(images)})
+    """How this kind of model reads images. UserError for a flag that is for another kind."""
     encoder = model if isinstance(model, BeitEncoder) else getattr(model, "encoder", None)
-    if not isinstance(encoder, BeitEncoder):
+    if isinstance(model, ImageClassifier | LinearProbe):
+        reading = _labels(model, config)
+    elif isinstance(model, SemanticSegmenter):
+        maps = LabelMaps(model, config)
+        reading = Reading("label maps", (), maps.view, maps.apply, maps.records)
+    elif isinstance(model, VisualTokenizer):
+        reading = _tokens(model)
+    elif isinstance(encoder, BeitEncoder):
+        reading = _features(encoder, -1 if config.layer is None else config.layer)
+    else:
         raise UserError(f"{config.model} is a {kind_of(model)} model, which beit predict cannot use")
-    layer = -1 if config.layer is None else config.layer
-    first = encoder.num_prefix_tokens
-
-    def features(images: Tensor) -> dict[str, Tensor]:
-        tokens = encoder.states(images, [layer])[0].float()
-        return {"mean": tokens[:, first:].mean(dim=1), "cls": tokens[:, 0]}
-
-    return Reading("features", (".npz",), EvaluationView(encoder.config.image_size), features)
+    if config.window is not None and not isinstance(model, SemanticSegmenter):
+        raise UserError(f"--window is for segmenters, and {config.model} is none; drop it")
+    if config.layer is not None and reading.noun != "features":
+        raise UserError(f"--layer is for features, and {config.model} gives {reading.noun}; drop it")
+    return reading
 
 
-def labels_of(model: nn.Module, config: PredictConfig) -> tuple[str, ...] | None:
-    """The names of a classifier's outputs; their numbers where it has none. None for other models."""
-    if not isinstance(model, ImageClassifier | LinearProbe):
-        return None
-    names = describe(config.model).get("classes") or range(model.num_classes)
-    return tuple(map(str, names))
+def _labels(model: ImageClassifier | LinearProbe, config: PredictConfig) -> Reading:
+    """The likeliest classes, by name; by number where the model has no names."""
+    description = describe(config.model)
+    names = [str(name) for name in description.get("classes") or range(model.num_classes)]
+    # Where an image may have several classes, each has a probability of its own.
+    shares = torch.sigmoid if description.get("multilabel") else partial(torch.softmax, dim=1)
+
+    def probabilities(batch: LabeledBatch) -> dict[str, Tensor]:
+        values, rows = shares(model(batch.image).float()).topk(min(config.top_k, len(names)))
+        return {"values": values, "rows": rows}
+
+    def records(source: FileSource, passes: Iterable[tuple[Any, Any]]) -> Iterator[Record]:
+        for record in _records(source, passes):
+            likeliest = zip(record["values"].tolist(), record["rows"].tolist(), strict=True)
+            top = [{"label": names[row], "probability": round(value, 6)} for value, row in likeliest]
+            yield {"image": record["image"], **top[0], "top": top}
+
+    view = LabeledView(classifier_view(model.encoder.config.image_size, description))
+    return Reading("labels", (".csv", ".jsonl"), view, probabilities, records)
 
 
-def records_of(source: FileSource, batch: LabeledBatch, results: dict[str, Tensor]) -> Iterator[Record]:
-    """The results of a batch, image by image."""
-    columns = {name: value.cpu().numpy() for name, value in results.items()}
-    for row, number in enumerate(batch.label.tolist()):
-        yield {"image": source.name(number), **{name: column[row] for name, column in columns.items()}}
+def _tokens(model: VisualTokenizer) -> Reading:
+    """The grid of visual tokens."""
+    view = LabeledView(EvaluationView(model.image_size))
+    return Reading(
+        "tokens", (".jsonl", ".npz"), view, lambda batch: {"tokens": model.encode(batch.image)}, _records
+    )
 
 
-def with_labels(record: Record, names: Sequence[str], top_k: int) -> Record:
-    """A record of probabilities as its likeliest labels."""
-    probability = torch.from_numpy(record["probability"])
-    values, rows = probability.topk(min(top_k, len(names)))
-    top = [
-        {"label": names[row], "probability": round(value, 6)}
-        for value, row in zip(values.tolist(), rows.tolist(), strict=True)
-    ]
-    return {"image": record["image"], **top[0], "top": top}
+def _features(encoder: BeitEncoder, layer: int) -> Reading:
+    """The class token and the mean of the patches after block `layer`."""
+
+    def features(batch: LabeledBatch) -> dict[str, Tensor]:
+        tokens = encoder.states(batch.image, [layer])[0].float()
+        return {"mean": tokens[:, encoder.num_prefix_tokens :].mean(dim=1), "cls": tokens[:, 0]}
+
+    view = LabeledView(EvaluationView(encoder.config.image_size))
+    return Reading("features", (".npz",), view, features, _records)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Where it goes
+def _records(source: FileSource, passes: Iterable[tuple[Any, Any]]) -> Iterator[Record]:
+    """Named results of batches, image by image."""
+    for batch, results in passes:
+        columns = {name: value.cpu().numpy() for name, value in results.items()}
+        for row, number in enumerate(batch.label.tolist()):
+            yield {"image": source.name(number), **{name: column[row] for name, column in columns.items()}}
 
 
-def check_out(config: PredictConfig, reading: Reading) -> None:
+def _require_out(config: PredictConfig, reading: Reading) -> None:
     """Refuse before the work what could not be written after it."""
-    wanted = " or ".join(f"FILE{suffix}" for suffix in reading.suffixes)
+    expected = " or ".join(f"FILE{suffix}" for suffix in reading.suffixes)
     if config.out is None:
         if reading.noun != "labels":
-            raise UserError(f"{config.model} makes {reading.noun} of images; say where to: --out {wanted}")
+            raise UserError(f"{config.model} makes {reading.noun} of images; say where to: --out {expected}")
         return
-    path = Path(config.out)
-    if path.suffix not in reading.suffixes:
-        raise UserError(f"--out {config.out}: {reading.noun} are written to {wanted}")
+    if Path(config.out).suffix not in reading.suffixes:
+        raise UserError(f"--out {config.out}: {reading.noun} are written to {expected}")
     require_writable_file(config.out)
