@@ -29,7 +29,7 @@ from beit import UserError, load_model, load_tokenizer
 from beit.checkpoints import convert, describe, save_model
 from beit.config.architecture import DiscreteVAEConfig
 from beit.data.sources.opening import open_source
-from beit.stages.batches import classifier_view
+from beit.stages.inference import classifier_view
 from beit.tokenizers.dvae import DiscreteVAE
 
 IMAGES = torch.rand(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -36,7 +36,7 @@ from beit.stages.session import Feed, Images, Session, open_images, open_session
 from beit.stages.train import train
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.method import Evaluation, Learner, Method, Notes, Product, StepOutput
-from beit.visualize.drawings import draw_pixels, draw_tokens
+from beit.visualize.masked import draw_pixels, draw_tokens
 
 
 def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:

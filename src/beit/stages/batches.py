@@ -1,30 +1,23 @@
-"""Images through a trained network, batch by batch: what evaluation, prediction and probes have in common."""
+"""Images through a network that does not learn from them, batch by batch."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from rich.console import Console as Terminal
 from rich.progress import Progress
-from torch import Tensor
 
-from beit.checkpoints.preparation import preparation
-from beit.config.errors import RunFailed, UserError
-from beit.config.use import EvaluateConfig, PredictConfig
+from beit.config.errors import RunFailed
 from beit.data.base import Source
 from beit.data.loaders import OnBad, View, evaluation_batches
-from beit.data.views.images import EvaluationView, Filter
 from beit.training.device import (
     Compute,
     Precision,
-    choose_precision,
     eval_mode,
-    open_compute,
     to_device,
 )
 
@@ -37,15 +30,6 @@ class Machine(NamedTuple):
     compute: Compute
     precision: Precision
     workers: int
-
-
-def open_machine(config: EvaluateConfig | PredictConfig) -> Machine:
-    """This machine, for a verb that trains nothing. UserError for several ranks: each would judge its own share."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("only training takes several processes; start this command alone, without torchrun")
-    compute = open_compute(config.device)
-    precision = choose_precision(config.precision, compute.device)
-    return Machine(compute, precision, num_workers(config.workers, compute))
 
 
 def num_workers(workers: int | Literal["auto"], compute: Compute) -> int:
@@ -110,65 +94,6 @@ def _naming(source: Source, images: Sequence[int]) -> Iterator[None]:
         raise RunFailed(f"{', '.join(map(source.name, images))}: {error}") from error
 
 
-def totals(
-    passes: Iterable[tuple[Any, Mapping[str, Tensor]]],
-    sums: Mapping[str, Tensor] | None = None,
-    poll: Callable[[], None] = lambda: None,
-) -> dict[str, Tensor]:
-    """The sums of each batch from :func:`each_batch`, added to `sums`; calls `poll` with each."""
-    added = dict(sums or {})
-    for _, part in passes:
-        poll()
-        for name, value in part.items():
-            added[name] = added[name] + value if name in added else value
-    return added
-
-
 def report_skipped(name: str, reason: str) -> None:
     """Name a file that cannot be used, beside the output and not in it."""
     print(f"skipped {name}: {reason}", file=sys.stderr, flush=True)
-
-
-def print_notes(notes: Iterable[str]) -> None:
-    """What was ignored or decided, each line once, beside the output and not in it."""
-    for note in dict.fromkeys(notes):
-        print(note, file=sys.stderr, flush=True)
-
-
-def require_writable_file(out: str) -> None:
-    """Make the folder around the file `out`. UserError, before any work, where there can be no such file."""
-    path = Path(out)
-    if path.is_dir():
-        raise UserError(f"--out {out} is a folder; name a file in it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(
-            f"--out {out}: {error.filename} is in no folder, or is none; choose another"
-        ) from error
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror}") from error
-
-
-def run_of(path: str | Path) -> Path | None:
-    """The run that the model at `path` lies in: `path` itself, or the folder around its model/; else None."""
-    folder = Path(path)
-    run = folder.parent if folder.resolve().name == "model" else folder
-    return run if all((run / name).exists() for name in ("model", "config.yaml", "status.json")) else None
-
-
-def classifier_view(size: tuple[int, int], description: dict[str, Any]) -> EvaluationView:
-    """How a classifier of images of `size` (H, W) is shown them, as its description says."""
-    interpolation, crop, mode = preparation(description, size)
-    for name, value, known in (
-        ("interpolation", interpolation, get_args(Filter)),
-        ("crop_mode", mode, ("center", "squash")),
-    ):
-        if value not in known:
-            raise UserError(
-                f"the model wants {name} {value}, and only {' and '.join(known)} are known; "
-                f"beit convert it --to beit and change {name} in its model.json"
-            )
-    return EvaluationView(
-        size, crop_share=crop, interpolation=cast(Filter, interpolation), squash=mode == "squash"
-    )

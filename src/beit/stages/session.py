@@ -11,8 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import nn
 
-from beit.config.run import TrainingConfig
-from beit.config.use import EvaluateConfig
+from beit.config.run import DataConfig, TrainingConfig
 from beit.data.base import Source, Split
 from beit.data.loaders import View
 from beit.data.sources.opening import open_source
@@ -84,13 +83,11 @@ class Images(NamedTuple):
 
 def open_images(config: TrainingConfig, opener: OpenSplit = open_source) -> Images:
     """The images of `config.data`. Nothing is written yet, so that a mistake in the data leaves no trace."""
-    train = open_split(config, "train", config.limit, opener)
-    return Images(train, open_split(config, "eval", config.eval_images, opener))
+    train = open_split(config, "train", config.limit, config.seed, opener)
+    return Images(train, open_split(config, "eval", config.eval_images, config.seed, opener))
 
 
-def open_split(
-    config: TrainingConfig | EvaluateConfig, split: Split, limit: int | None, opener: OpenSplit
-) -> Source:
+def open_split(config: DataConfig, split: Split, limit: int | None, seed: int, opener: OpenSplit) -> Source:
     """The images of one split of `config.data`, at most `limit`."""
     return opener(
         config.sources,
@@ -98,7 +95,7 @@ def open_split(
         holdout=config.holdout,
         limit=limit,
         max_megapixels=config.max_megapixels,
-        seed=config.seed,
+        seed=seed,
     )
 
 

@@ -19,7 +19,7 @@ from beit.training.console import StepProgress, duration
 from beit.training.device import Compute, Precision, autocast, eval_mode, reseed, to_device
 from beit.training.failures import explained
 from beit.training.method import Batches, Method
-from beit.training.metrics import MEASURED, line_of, short_number
+from beit.training.metrics import MEASURED, accumulate, line_of, short_number
 from beit.training.optim import adamw, parameter_groups, set_learning_rate
 from beit.training.plan import Plan
 from beit.training.run.directory import SAMPLES, RunDirectory
@@ -159,9 +159,9 @@ class Loop:
                 with autocast(compute.device, self.precision):
                     output = self.learner.step(self.network, batch, state.step)
                 torch.autograd.backward(output.loss / config.accumulate)
-            for name, value in (output.metrics | {"loss": output.loss}).items():
-                share = value.detach().float() / config.accumulate
-                totals[name] = totals[name] + share if name in totals else share
+            metrics = output.metrics | {"loss": output.loss}
+            shares = {name: value.detach().float() / config.accumulate for name, value in metrics.items()}
+            accumulate(totals, shares)
         self.update(totals)
         state.step += 1
         seconds = time.perf_counter() - started
@@ -226,8 +226,7 @@ class Loop:
                 apply = partial(evaluation.evaluate_batch, model)
                 for sums in self.batches.evaluate(apply, evaluation.batch_size):
                     self.stop.poll()
-                    for name, value in sums.items():
-                        totals[name] = totals[name] + value if name in totals else value
+                    accumulate(totals, sums)
             except StopRequested:
                 stopped = STOP
         if compute.largest(stopped) == STOP:  # the evaluation is done again when the run goes on

@@ -37,6 +37,12 @@ def over_count(totals: Mapping[str, Tensor]) -> dict[str, float]:
     return scalars({name: total / count for name, total in totals.items() if name != "count"})
 
 
+def accumulate(totals: dict[str, Tensor], sums: Mapping[str, Tensor]) -> None:
+    """Add `sums` to `totals`, name by name."""
+    for name, value in sums.items():
+        totals[name] = totals[name] + value if name in totals else value
+
+
 class MetricWindow:
     """Means over the steps since the last report, of numbers and of whole tensors, kept on the device.
 
@@ -56,9 +62,10 @@ class MetricWindow:
     def add(self, values: Mapping[str, Tensor], counts: Tensor) -> None:
         """Add one step's `values`; nothing of them where `counts`, a bool scalar, is False."""
         values = {**values, "count": torch.ones((), device=counts.device)}
-        for name, value in values.items():
-            share = torch.where(counts, value.detach().float(), 0.0)
-            self._sums[name] = self._sums[name] + share if name in self._sums else share
+        accumulate(
+            self._sums,
+            {name: torch.where(counts, value.detach().float(), 0.0) for name, value in values.items()},
+        )
         self.steps += 1
 
     def time(self, seconds: float, waited: float) -> None:

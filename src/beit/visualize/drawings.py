@@ -1,66 +1,18 @@
-"""What models make of images: patches expected behind a mask, classes, label maps. Drawn while they are trained."""
+"""What models make of held-back images while they are trained: classes, and label maps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beit.config.segment import IGNORE
-from beit.data.batches import LabeledBatch, PretrainBatch, SegmentationBatch
+from beit.data.batches import LabeledBatch, SegmentationBatch
 from beit.data.label_file import Labels
-from beit.models.heads import MaskedImageModel
-from beit.tokenizers.base import VisualTokenizer
 from beit.visualize.label_maps import Color, paint, with_legend
-from beit.visualize.pictures import captioned_grid, contact_sheet, save_picture, shade_hidden
-
-
-def draw_tokens(
-    tokenizer: VisualTokenizer, model: nn.Module, batches: Sequence[PretrainBatch], folder: Path, step: int
-) -> None:
-    """Images, their hidden patches, their tokens decoded, and decoded again with the hidden tokens predicted."""
-    [batch] = batches
-    tokens = tokenizer.encode(batch.token_image)
-    predicted = tokens.clone()
-    predicted[batch.mask] = model(batch.image, batch.mask).argmax(dim=1)
-    sheet = contact_sheet(
-        {
-            "image": batch.image,
-            "what the encoder sees": hidden(batch),
-            "all tokens decoded": tokenizer.decode(tokens).float(),
-            "hidden tokens predicted, then decoded": tokenizer.decode(predicted).float(),
-        }
-    )
-    save_picture(sheet, folder / f"step-{step:06d}-masked.png")
-
-
-def draw_pixels(model: nn.Module, batches: Sequence[PretrainBatch], folder: Path, step: int) -> None:
-    """Images, their hidden patches, and the predicted pixels in their place."""
-    [batch] = batches
-    network = cast(MaskedImageModel, model)
-    config = network.encoder.config
-    patches = network.pixel_targets(batch.image, torch.ones_like(batch.mask)).float()
-    patches[batch.mask.flatten()] = model(batch.image, batch.mask).float()
-    columns = patches.view(len(batch.image), -1, patches.shape[1]).transpose(1, 2)
-    rebuilt = F.fold(columns, config.image_size, config.patch_size, stride=config.patch_size)
-    mean, std = (rebuilt.new_tensor(value).view(3, 1, 1) for value in (config.pixel_mean, config.pixel_std))
-    sheet = contact_sheet(
-        {
-            "image": batch.image,
-            "what the encoder sees": hidden(batch),
-            "hidden pixels predicted": (rebuilt * std + mean).clamp(0, 1),
-        }
-    )
-    save_picture(sheet, folder / f"step-{step:06d}-masked.png")
-
-
-def hidden(batch: PretrainBatch) -> list[Tensor]:
-    """Every image with its hidden patches shaded."""
-    return [shade_hidden(image, mask) for image, mask in zip(batch.image, batch.mask, strict=True)]
+from beit.visualize.pictures import captioned_grid, contact_sheet, save_picture
 
 
 def draw_predictions(

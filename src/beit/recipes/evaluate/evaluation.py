@@ -13,8 +13,10 @@ from beit.data.base import Source, Split
 from beit.data.loaders import HANDFUL, View
 from beit.data.sources.opening import open_source
 from beit.data.sources.subsets import Concatenation
-from beit.stages.batches import Machine, each_batch, print_notes, report_skipped, totals
+from beit.stages.batches import Machine, each_batch, report_skipped
+from beit.stages.inference import print_notes
 from beit.stages.session import OpenSplit, open_split
+from beit.training.metrics import accumulate
 
 SPLITS: dict[str, list[Split]] = {"eval": ["eval"], "train": ["train"], "all": ["train", "eval"]}
 
@@ -42,6 +44,7 @@ class Evaluation(NamedTuple):
             damaged.append(name)
 
         print_notes(source.notes)
+        sums: dict[str, Tensor] = {}
         passes = each_batch(
             self.evaluate_batch,
             source,
@@ -53,7 +56,8 @@ class Evaluation(NamedTuple):
             on_bad=on_bad,
             title="evaluating",
         )
-        sums = totals(passes)
+        for _, part in passes:
+            accumulate(sums, part)
         images, bad = len(source), len(damaged)
         if bad == images:
             raise RunFailed(f"none of the {images:,} images could be read")
@@ -71,7 +75,7 @@ def open_splits(config: EvaluateConfig, opener: OpenSplit = open_source, *, labe
     sources: list[Source] = []
     for split in SPLITS[config.split]:
         try:
-            sources.append(open_split(config, split, config.limit, opener))
+            sources.append(open_split(config, split, config.limit, config.seed, opener))
         except UserError:
             if config.split != "all" or (split == "eval" and not sources):
                 raise

@@ -30,7 +30,8 @@ from beit.models.heads import ImageClassifier, LinearProbe
 from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import Inference
 from beit.recipes.evaluate.evaluation import Evaluation, open_splits
-from beit.stages.batches import Machine, classifier_view
+from beit.stages.batches import Machine
+from beit.stages.inference import classifier_view
 from beit.stages.segmentation import evaluate_batch
 from beit.tokenizers.base import VisualTokenizer
 from beit.tokenizers.objective import reconstruction_figures, reconstruction_sums

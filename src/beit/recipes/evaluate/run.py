@@ -20,7 +20,8 @@ from beit.recipes.evaluate.evaluation import Evaluation
 from beit.recipes.evaluate.kinds import classifier, segmenter, tokenizer
 from beit.recipes.evaluate.pretrained import pretrained
 from beit.recipes.evaluate.tables import show
-from beit.stages.batches import Machine, open_machine, require_writable_file
+from beit.stages.batches import Machine
+from beit.stages.inference import open_machine, require_writable_file
 from beit.tokenizers.base import VisualTokenizer
 
 
