@@ -25,7 +25,7 @@ from torchvision.transforms import functional
 
 from beit.data.decode import decode_image
 from beit.data.sources.opening import FileSource, open_source
-from beit.data.views.images import PretrainViews
+from beit.data.views.pretraining import PretrainViews
 from beit.data.views.tokenizer import TokenizerViews
 from beit.masking import BlockwiseMasking
 

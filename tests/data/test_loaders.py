@@ -20,7 +20,8 @@ from beit.config.errors import RunFailed, UserError
 from beit.data.batches import ImageBatch, LabeledBatch, PretrainBatch
 from beit.data.decode import ImageError
 from beit.data.loaders import Loader, WorkerError, evaluation_batches
-from beit.data.views.images import EvaluationView, LabeledView, PretrainViews
+from beit.data.views.evaluation import EvaluationView, LabeledView
+from beit.data.views.pretraining import PretrainViews
 
 
 class Numbers:

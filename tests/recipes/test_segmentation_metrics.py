@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 
 from beit.config.architecture import EncoderConfig
 from beit.data.label_maps.table import IGNORE
-from beit.data.views.images import Box, render
+from beit.data.views.geometry import Box, render
 from beit.data.views.segmentation import SegmentationEvaluationView
 from beit.metrics.segmentation import (
     Inference,

@@ -17,9 +17,9 @@ from beit.data.batches import LabeledBatch
 from beit.data.label_file import Labels
 from beit.data.sources.few_labels import label_share, labels_per_class
 from beit.data.sources.opening import open_source
-from beit.data.views.images import EvaluationView, LabeledView
+from beit.data.views.classification import ClassificationView
+from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.mixing import BatchMixing, smoothed
-from beit.data.views.randaugment import ClassificationView
 from beit.metrics.classification import classification_sums, draw_predictions, share_of_right, with_f1
 from beit.models.memory import activations_of_encoder
 from beit.stages.labels import label_images

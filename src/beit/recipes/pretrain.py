@@ -20,7 +20,7 @@ from beit.config.errors import UserError, given_by
 from beit.config.pretrain import PretrainConfig
 from beit.data.batches import PretrainBatch
 from beit.data.sources.opening import open_source
-from beit.data.views.images import Masking, PretrainEvaluationView, PretrainViews
+from beit.data.views.pretraining import Masking, PretrainEvaluationView, PretrainViews
 from beit.masking import BlockwiseMasking, NoMasking, RandomMasking
 from beit.metrics.tokens import TokenBaselines
 from beit.models.encoder import BeitEncoder

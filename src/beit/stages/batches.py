@@ -18,7 +18,8 @@ from beit.checkpoints.preparation import preparation
 from beit.config.errors import RunFailed, UserError
 from beit.data.base import Source, Split
 from beit.data.loaders import OnBad, View, evaluation_batches
-from beit.data.views.images import EvaluationView, Filter
+from beit.data.views.evaluation import EvaluationView
+from beit.data.views.geometry import Filter
 from beit.training.device import (
     Compute,
     Precision,

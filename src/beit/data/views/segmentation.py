@@ -14,7 +14,7 @@ from torch import Tensor
 
 from beit.data.batches import SegmentationBatch
 from beit.data.label_maps.table import IGNORE
-from beit.data.views.images import Box, Size, render
+from beit.data.views.geometry import Box, Size, render
 
 _LONGEST = 4  # the longer side is at most so many times `base`: 2048 for 512
 _COUNTED_SIDE = 128

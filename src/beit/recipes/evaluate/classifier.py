@@ -15,7 +15,7 @@ from beit.config.use import EvaluateConfig
 from beit.data.base import Source
 from beit.data.label_file import LabelFile, Labels
 from beit.data.sources.opening import open_source
-from beit.data.views.images import LabeledView
+from beit.data.views.evaluation import LabeledView
 from beit.metrics.average_precision import average_precisions, mean_of_known
 from beit.metrics.classification import classification_sums, with_f1
 from beit.models.heads import ImageClassifier, LinearProbe

@@ -17,7 +17,7 @@ from beit.config.pretrain import PretrainConfig
 from beit.config.use import EvaluateConfig
 from beit.data.batches import PretrainBatch
 from beit.data.sources.opening import open_source
-from beit.data.views.images import EvaluationView
+from beit.data.views.evaluation import EvaluationView
 from beit.metrics.tokens import TokenBaselines
 from beit.models.heads import MaskedImageModel
 from beit.recipes.evaluate.images import Damage, open_split

@@ -15,7 +15,7 @@ from beit.atomic import write_text
 from beit.checkpoints.store import kind_of, load_model
 from beit.config.errors import UserError, given_by
 from beit.config.use import EvaluateConfig
-from beit.data.views.images import EvaluationView
+from beit.data.views.evaluation import EvaluationView
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
 from beit.recipes.evaluate.classifier import evaluate_classifier
