@@ -14,8 +14,8 @@ from PIL import Image
 
 from beit.config.errors import UserError
 from beit.data.label_file import LabelFile
-from beit.data.sources.few_labels import label_share, labels_per_class
 from beit.data.sources.opening import open_source
+from beit.data.sources.subsets import label_share, labels_per_class
 
 
 def plant(root: Path, counts: dict[str, int]) -> Path:

@@ -47,9 +47,7 @@ def test_what_zero_means_is_said_to_whoever_may_choose(tmp_path: Path) -> None:
         said = f"the class '{name}', learned like any other; --reduce-zero-label ignores it"
         assert any(note.endswith(said) for note in pairs(tmp_path).notes)
     assert not any("in a label map" in note for note in pairs(tmp_path, classes=["void", *"abc"]).notes)
-    scenes = [
-        open_pairs(["demo"], "eval", holdout=0.1, demo_size=32, reduce_zero_label=x) for x in (False, True)
-    ]
+    scenes = [open_pairs(["demo"], "eval", holdout=0.1, reduce_zero_label=x) for x in (False, True)]
     assert off.format(scenes[0].classes[0]) in scenes[0].notes and any(on in note for note in scenes[1].notes)
 
 

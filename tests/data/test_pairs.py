@@ -77,13 +77,13 @@ def test_tars_hold_what_folders_hold(tmp_path: Path) -> None:
 
 
 def test_demo_scenes() -> None:
-    scenes = DemoSource("eval", size=32)
+    scenes = DemoSource("eval")
     source, reduced = (
-        open_pairs(["demo"], "eval", holdout=0.1, demo_size=32, reduce_zero_label=reduce, limit=20)
+        open_pairs(["demo"], "eval", holdout=0.1, reduce_zero_label=reduce, limit=20)
         for reduce in (False, True)
     )
     index = int(source.key(7).partition("/")[2])
-    truth = scenes.label_map(index)
+    truth = torch.from_numpy(scenes.label_map(index)).long()
     assert len(source) == 20 and source.classes == scenes.label_classes
     assert torch.equal(source.image(7), scenes.image(index)) and torch.equal(source.label(7).long(), truth)
     assert reduced.classes == scenes.label_classes[1:] == scenes.classes
@@ -287,7 +287,7 @@ def test_every_map_is_looked_over_where_that_is_asked_for(tmp_path: Path) -> Non
     table_file(tmp_path, "value,name\n0,a\n1,b\n2,c\n3,d\n")
     damaged = tmp_path / "annotations/validation/07.png"
     damaged.write_bytes(damaged.read_bytes()[:-30])
-    pairs(tmp_path, "eval").look_over()
+    pairs(tmp_path, "eval").verify_labels()
     for picture, said in (
         (Image.fromarray(NUMBERS.T.copy()), r"11\.png has 4x6 pixels, but its image"),
         (Image.new("L", (6, 4), 9), r"11\.png holds the number 9"),
@@ -295,7 +295,7 @@ def test_every_map_is_looked_over_where_that_is_asked_for(tmp_path: Path) -> Non
     ):
         picture.save(tmp_path / "annotations/validation/11.png")
         with pytest.raises(UserError, match=said):
-            pairs(tmp_path, "eval").look_over()
+            pairs(tmp_path, "eval").verify_labels()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -15,8 +15,10 @@ import torchvision.datasets
 from PIL import Image
 
 from beit.config.errors import UserError
+from beit.data.base import Source
 from beit.data.decode import ImageError
-from beit.data.sources.opening import FileSource, Source, open_source
+from beit.data.sources.files import FileSource
+from beit.data.sources.opening import open_source
 
 REAL = os.environ.get("BEIT_REAL_DATA")
 

@@ -15,8 +15,8 @@ from beit.config.architecture import EncoderConfig, default_crop
 from beit.config.finetune import FinetuneConfig
 from beit.data.batches import LabeledBatch
 from beit.data.label_file import Labels
-from beit.data.sources.few_labels import label_share, labels_per_class
 from beit.data.sources.opening import open_source
+from beit.data.sources.subsets import label_share, labels_per_class
 from beit.data.views.classification import ClassificationView
 from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.mixing import BatchMixing, smoothed

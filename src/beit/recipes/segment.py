@@ -47,7 +47,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
     stage = Stage("segment", config, opener)
     source, held_back = cast(PairSource, stage.source), cast(PairSource, stage.held_back)
     # 2,000 maps take seconds; a mistake that shows in the first evaluation takes the steps until then.
-    held_back.look_over()
+    held_back.verify_labels()
     model, about = starting_segmenter(config, source.classes)
     about += [*norms(config, stage.compute), rates(config, model.encoder.config.depth)]
     if stage.compute.world > 1 and stage.compute.device.type == "cuda":

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from beit.data.sources.opening import Source
+from beit.data.base import Source
 
 _CHUNK = 64
 

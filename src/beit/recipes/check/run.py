@@ -17,10 +17,12 @@ from rich.table import Table
 
 from beit.config.errors import UserError
 from beit.config.use import CheckConfig
+from beit.data.base import Source
 from beit.data.decode import ImageError
 from beit.data.label_maps.files import IMAGES
 from beit.data.loaders import HANDFUL
-from beit.data.sources.opening import FileSource, Source, open_source
+from beit.data.sources.files import FileSource
+from beit.data.sources.opening import open_source
 from beit.recipes.check.inspection import examine_all
 from beit.recipes.check.maps import MapReport, inspect_maps, show_maps
 
