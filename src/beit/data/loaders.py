@@ -7,110 +7,22 @@ image permutation(seed, epoch)[p % N]; all randomness of that sample is drawn fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from beit.config.errors import RunFailed, UserError
 from beit.data.base import Source
-from beit.data.decode import ImageError
-from beit.data.workers import WorkerError, fetch
+from beit.data.workers import Fetched, Fetcher, View, Work, fetch
 
-__all__ = ["Loader", "WorkerError", "evaluation_batches", "permutation"]
-
-View = Callable[..., Any]
-"""(image, rng) -> sample, or with labels (image, label, rng) -> sample; a sample is a NamedTuple of tensors."""
 OnBad = Callable[[str, str], None]
 
 HANDFUL = 5  # damaged files that never stop a run, however small the set
-_REPLACEMENTS = 100  # tries before a set counts as unreadable
 _EVALUATION = 2**32 - 1  # stands for the epoch in the seeds of evaluation samples; no training run gets there
-_ORDER, _SAMPLES = 1, 2  # first word of the seeds: no order shares its stream with a sample
-
-
-class _Bad(NamedTuple):
-    """A file that could not be used."""
-
-    image: int
-    name: str
-    reason: str
-
-
-class _Work(NamedTuple):
-    """What one micro-batch is made of: (epoch, image) pairs."""
-
-    samples: list[tuple[int, int]]
-
-
-class _Fetched(NamedTuple):
-    """What comes back from a worker. Errors travel as values: exceptions would arrive as quoted tracebacks."""
-
-    batch: Any
-    tried: int
-    bad: list[_Bad]
-    failure: str | None = None
-    """Why the run cannot go on."""
-    mistake: str | None = None
-    """What is wrong with the labels, in words for the user."""
-
-
-# ------------------------------------------------------------------------------------------------------------
-# In the worker
-
-
-class _Fetcher(Dataset[_Fetched]):
-    """Turns :class:`_Work` into :class:`_Fetched`; runs in the workers, or in the main process without any."""
-
-    def __init__(self, source: Source, view: View, seed: int, labeled: bool, replace: bool) -> None:
-        self._source, self._view, self._seed = source, view, seed
-        self._labeled, self._replace = labeled, replace
-
-    def __getitem__(self, work: _Work) -> _Fetched:
-        samples: list[Any] = []
-        bad: list[_Bad] = []
-        for epoch, index in work.samples:
-            rng = np.random.default_rng((_SAMPLES, self._seed, epoch, index))
-            try:
-                sample = self._load(index, rng, bad)
-            except UserError as error:
-                return _Fetched(None, len(samples) + len(bad), bad, mistake=str(error))
-            if sample is None and self._replace:
-                text = f"{_REPLACEMENTS} images in a row are damaged, the last being {bad[-1].name}: {bad[-1].reason}"
-                return _Fetched(None, len(bad), bad, text)
-            if sample is not None:
-                samples.append(sample)
-        return _Fetched(_collate(samples) if samples else None, len(samples) + len(bad), bad)
-
-    def _load(self, index: int, rng: np.random.Generator, bad: list[_Bad]) -> Any | None:
-        """The sample of image `index`, or of another one drawn from its own generator when it is damaged."""
-        for _ in range(_REPLACEMENTS if self._replace else 1):
-            try:
-                image = self._source.image(index)
-                labels = (self._source.label(index),) if self._labeled else ()
-            except ImageError as error:
-                bad.append(_Bad(index, error.name, error.reason))
-                index = int(rng.integers(len(self._source)))
-                continue
-            return self._view(image, *labels, rng)
-        return None
-
-
-Sample = TypeVar("Sample", bound=tuple[Tensor, ...])
-
-
-def _collate(samples: Sequence[Sample]) -> Sample:
-    """Samples to a batch of the same type: every field gets a first axis."""
-    return type(samples[0])(*(torch.stack(field) for field in zip(*samples, strict=True)))
-
-
-# ------------------------------------------------------------------------------------------------------------
-# In the main process
+_ORDER = 1  # first word of the seeds: no order shares its stream with a sample (2)
 
 
 @lru_cache(maxsize=4)
@@ -152,7 +64,7 @@ class Loader:
                 f"micro-batches; choose a multiple of {world * accumulate}"
             )
         self._size = len(source)
-        self._fetcher = _Fetcher(source, view, seed, labeled, replace=True)
+        self._fetcher = Fetcher(source, view, seed, labeled=labeled, replace=True)
         self._batch_size, self._seed, self._repeats = batch_size, seed, repeats
         self._rank, self._world, self._accumulate = rank, world, accumulate
         self._workers, self._pin_memory = workers, pin_memory
@@ -173,18 +85,18 @@ class Loader:
         image = int(permutation(self._seed, epoch, self._size)[place])
         return epoch * self._repeats + position % self._repeats, image
 
-    def _work(self, start_step: int, stop_step: int) -> Iterator[_Work]:
+    def _works(self, start_step: int, stop_step: int) -> Iterator[Work]:
         """This rank's micro-batches: contiguous slices of the global batch, rank by rank within each slice."""
         micro = self._batch_size // (self._world * self._accumulate)
         for step in range(start_step, stop_step):
             samples = self.samples(step)
             for k in range(self._accumulate):
                 first = (k * self._world + self._rank) * micro
-                yield _Work(samples[first : first + micro])
+                yield samples[first : first + micro]
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[Any]:
         """Micro-batches of steps start_step <= step < stop_step, `accumulate` of them for each step."""
-        works = self._work(start_step, stop_step)
+        works = self._works(start_step, stop_step)
         for fetched in fetch(self._fetcher, works, self._workers, self._pin_memory):
             self._damage.record(fetched)
             yield fetched.batch
@@ -209,18 +121,18 @@ def evaluation_batches(
     `batch_size` is that of this rank; the last batch may be smaller, and ranks may differ by one image. A sample's
     randomness is a function of (seed, image) alone: every evaluation sees the same.
     """
-    mine = range(rank, len(source), world)
+    share = range(rank, len(source), world)
     works = [
-        _Work([(_EVALUATION, index) for index in mine[start : start + batch_size]])
-        for start in range(0, len(mine), batch_size)
+        [(_EVALUATION, index) for index in share[start : start + batch_size]]
+        for start in range(0, len(share), batch_size)
     ]
     damage = _Damage(1.0, on_bad)
-    fetcher = _Fetcher(source, view, seed, labeled, replace=False)
+    fetcher = Fetcher(source, view, seed, labeled=labeled, replace=False)
     for work, fetched in zip(works, fetch(fetcher, works, workers, pin_memory), strict=True):
         damage.record(fetched)
         if fetched.batch is not None:
             damaged = {bad.image for bad in fetched.bad}
-            yield [image for _, image in work.samples if image not in damaged], fetched.batch
+            yield [index for _, index in work if index not in damaged], fetched.batch
 
 
 class _Damage:
@@ -231,7 +143,7 @@ class _Damage:
         self._tried = self._failed = 0
         self.files: set[int] = set()
 
-    def record(self, fetched: _Fetched) -> None:
+    def record(self, fetched: Fetched) -> None:
         self._tried += fetched.tried
         self._failed += len(fetched.bad)
         for bad in fetched.bad:
@@ -239,10 +151,8 @@ class _Damage:
                 self.files.add(bad.image)
                 if self._on_bad:
                     self._on_bad(bad.name, bad.reason)
-        if fetched.mistake:
-            raise UserError(fetched.mistake)
-        if fetched.failure:
-            raise RunFailed(f"--data: {fetched.failure}; `beit check` lists the damaged files")
+        if fetched.error:
+            raise fetched.error
         if len(self.files) >= HANDFUL and self._failed > self._max_bad * self._tried:
             raise RunFailed(
                 f"--data: {self._failed:,} of {self._tried:,} images read were damaged ({len(self.files):,} files), "
