@@ -17,10 +17,9 @@ from torch import Tensor
 from beit.checkpoints.preparation import preparation
 from beit.config.errors import RunFailed, UserError
 from beit.data.base import Source, Split
-from beit.data.loaders import OnBad, evaluation_batches
+from beit.data.loaders import OnBad, View, evaluation_batches
 from beit.data.views.evaluation import EvaluationView
 from beit.data.views.geometry import Filter
-from beit.data.workers import View
 from beit.training.device import (
     Compute,
     Precision,

@@ -8,10 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from beit.config.errors import UserError
@@ -24,42 +22,32 @@ from beit.data.label_maps.classes import (
     table_of_data,
     table_of_model,
 )
-from beit.data.label_maps.files import check_layout, notes_on_spare_maps, open_map_files
+from beit.data.label_maps.files import MapFiles, check_layout, notes_on_spare_maps, open_map_files
 from beit.data.label_maps.table import ClassTable, Color, named_table
 from beit.data.sources.listing import Listing, list_data
 from beit.data.sources.opening import is_named_set
 from beit.data.sources.splits import choose_members
 from beit.data.sources.subsets import Subset, seeded_choice
 
+if TYPE_CHECKING:
+    from beit.data.sources.demo import DemoSource
+
 _SAMPLE = 16  # maps that are read before a run starts
 
 
-class LabelMaps(Protocol):
-    """Label maps by index."""
-
-    def name(self, index: int) -> str: ...
-    def size(self, index: int) -> tuple[int, int]:
-        """(H, W), without reading more than need be; raises :class:`ImageError`."""
-
-    def label_map(self, index: int) -> NDArray[np.integer[Any]]:
-        """(H, W), the numbers as they are stored; raises :class:`ImageError` and :class:`UserError`."""
-
-    @property
-    def fingerprint(self) -> str: ...
-
-
 class PairSource(Subset):
-    """The images `indices` of a source, with their label maps."""
+    """Images with their label maps; with a `limit`, a seeded choice of that many."""
 
     def __init__(
         self,
         images: Source,
-        maps: LabelMaps,
-        indices: Sequence[int],
+        maps: MapFiles | DemoSource,
         table: ClassTable,
-        notes: Sequence[str] = (),
+        notes: Sequence[str],
+        limit: int | None,
+        seed: int,
     ) -> None:
-        super().__init__(images, indices)
+        super().__init__(images, range(len(images)) if limit is None else seeded_choice(images, limit, seed))
         self._maps, self.table = maps, table
         self.classes: tuple[str, ...] = table.names
         self.notes += notes
@@ -119,7 +107,8 @@ def open_pairs(
     maps tell; the others are checked when they are read.
     """
     if "demo" in data:
-        return _demo_pairs(data, split, limit, reduce_zero_label, class_table, classes, seed)
+        scenes, table, notes = _open_demo(data, split, reduce_zero_label, class_table, classes)
+        return PairSource(scenes, scenes, table, notes, limit, seed)
     listings = _listings(data)
     path = class_table or find_class_table(listings)
     if path is not None:
@@ -138,18 +127,16 @@ def open_pairs(
         table, notes = counted_table(to_count, reduce_zero_label)
     for number, name in seen.items():
         table.require(number, name)
-    return PairSource(images, maps, _limited(images, limit, seed), table, notes)
+    return PairSource(images, maps, table, notes, limit, seed)
 
 
-def _demo_pairs(
+def _open_demo(
     data: Sequence[str],
     split: Split,
-    limit: int | None,
     reduce_zero_label: bool,
     class_table: str | None,
     classes: Sequence[str] | None,
-    seed: int,
-) -> PairSource:
+) -> tuple[DemoSource, ClassTable, list[str]]:
     from beit.data.sources.demo import DemoSource
 
     if len(data) > 1:
@@ -158,8 +145,7 @@ def _demo_pairs(
         raise UserError("--classes is for folders; demo has its own")
     scenes = DemoSource(split)
     table = named_table(scenes.label_classes[int(reduce_zero_label) :], reduce_zero_label, "--data demo")
-    table, notes = (table, [table.zero]) if classes is None else reconcile(table, classes)
-    return PairSource(scenes, scenes, _limited(scenes, limit, seed), table, notes)
+    return (scenes, table, [table.zero]) if classes is None else (scenes, *reconcile(table, classes))
 
 
 def _listings(data: Sequence[str]) -> list[Listing]:
@@ -170,7 +156,3 @@ def _listings(data: Sequence[str]) -> list[Listing]:
     for listing in listings:
         check_layout(listing)
     return listings
-
-
-def _limited(images: Source, limit: int | None, seed: int) -> Sequence[int]:
-    return range(len(images)) if limit is None else seeded_choice(images, limit, seed)

@@ -7,9 +7,9 @@ from typing import Any
 
 from beit.config.errors import RunFailed
 from beit.config.use import PredictConfig
+from beit.data.loaders import View
 from beit.data.sources.opening import open_images
 from beit.data.sources.subsets import Numbered
-from beit.data.workers import View
 from beit.stages.batches import Machine, Result, complain, each_batch, tell
 
 
