@@ -52,13 +52,13 @@ def table_of_model(
 
 
 def table_of_data(
-    path: str, reduce_zero_label: bool, seen: Sequence[int], count: int
+    path: str, reduce_zero_label: bool, numbers: Sequence[int], count: int
 ) -> tuple[ClassTable, list[str]]:
-    """The classes in the table at `path`, and notes; one of them where it has many more than the numbers `seen` in
+    """The classes in the table at `path`, and notes; one of them where it has many more than the `numbers` in
     `count` of the maps, as the table of another set would."""
     table, ignored = read_class_table(path, reduce_zero_label)
     notes = [f"classes from {path}", *ignored, table.zero]
-    highest = max((number for number in seen if number <= table.last), default=0)
+    highest = max((number for number in numbers if number <= table.last), default=0)
     if table.last - highest > len(table.names) / 2:
         notes.append(
             f"{table.last - highest} of {len(table.names)} classes occur in none of the {count} label maps looked "
@@ -73,12 +73,12 @@ def counted_table(maps: MapFiles, reduce_zero_label: bool) -> tuple[ClassTable, 
 
     Raises :class:`UserError` where those cannot be classes.
     """
-    seen, count = maps.numbers(_COUNTED)
-    _require_two_classes(seen, count, reduce_zero_label)
-    highest = max(seen.keys() - {IGNORE})
+    file_of, count = maps.numbers(_COUNTED)
+    _require_two_classes(file_of, count, reduce_zero_label)
+    highest = max(file_of.keys() - {IGNORE})
     if highest > MAX_CLASSES:
         raise UserError(
-            f"{seen[highest]} holds the number {highest}; {MAX_CLASSES} classes at most can be told apart"
+            f"{file_of[highest]} holds the number {highest}; {MAX_CLASSES} classes at most can be told apart"
         )
     names = [str(number) for number in range(int(reduce_zero_label), highest + 1)]
     table = named_table(names, reduce_zero_label, f"{count:,} of {len(maps):,} label maps")
@@ -86,21 +86,21 @@ def counted_table(maps: MapFiles, reduce_zero_label: bool) -> tuple[ClassTable, 
     return table, [note, table.zero]
 
 
-def _require_two_classes(seen: dict[int, str], count: int, reduce_zero_label: bool) -> None:
+def _require_two_classes(file_of: dict[int, str], count: int, reduce_zero_label: bool) -> None:
     """There is nothing to learn from maps of a single class, nor from a mask of 0 and 255, which has but one."""
-    if not seen:
+    if not file_of:
         raise UserError(
             f"none of {count:,} label maps can be read; `beit check` says what is wrong with them"
         )
-    if max(seen.keys() - {IGNORE}, default=0) > reduce_zero_label:
+    if max(file_of.keys() - {IGNORE}, default=0) > reduce_zero_label:
         return
-    *others, last = sorted(seen)
-    numbers = f"{', '.join(map(str, others))} and {last}" if others else f"{last}"
+    *others, last = sorted(file_of)
+    content = f"{', '.join(map(str, others))} and {last}" if others else f"{last}"
     none = f"0 (--reduce-zero-label) and {IGNORE} mean" if reduce_zero_label else f"{IGNORE} means"
     classes = "1, 2, 3 ..." if reduce_zero_label else "0, 1, 2 ..."
     raise UserError(
-        f"{seen[last]} holds {numbers} alone, like every other map that was looked at; {none} 'no class', so number "
-        f"the classes {classes}, two at least"
+        f"{file_of[last]} holds {content} alone, like every other map that was looked at; {none} 'no class', so "
+        f"number the classes {classes}, two at least"
     )
 
 

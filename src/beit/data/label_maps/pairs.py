@@ -116,16 +116,16 @@ def open_pairs(
     part = choose_members(listings, split, holdout, paired=True)
     split_notes = [*part.notes, *notes_on_spare_maps(listings)]
     images, maps = open_map_files(listings, part.members, max_megapixels=max_megapixels, notes=split_notes)
-    seen, count = maps.numbers(_SAMPLE)
+    file_of, count = maps.numbers(_SAMPLE)
     if classes is not None:
         table, notes = table_of_model(classes, reduce_zero_label, path)
     elif path is not None:
-        table, notes = table_of_data(path, reduce_zero_label, list(seen), count)
+        table, notes = table_of_data(path, reduce_zero_label, list(file_of), count)
     else:
         members = part.training if any(part.training) else part.members
         _, to_count = open_map_files(listings, members, max_megapixels=max_megapixels)
         table, notes = counted_table(to_count, reduce_zero_label)
-    for number, name in seen.items():
+    for number, name in file_of.items():
         table.require(number, name)
     return PairSource(images, maps, table, notes, limit, seed)
 

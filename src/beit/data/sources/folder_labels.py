@@ -59,29 +59,29 @@ def _by_folder(part: SplitMembers, classes: Sequence[str] | None, where: str) ->
         raise UserError(
             f"--data {where} has no class folders; put the images of each class in a folder of its own"
         )
-    trained = {
+    training_names = {
         _folder(m, prefix)
         for members, (prefix, _) in zip(part.training, part.folders, strict=True)
         for m in members
     }
-    names = tuple(classes) if classes is not None else tuple(sorted(trained - {""} or folders))
+    names = tuple(classes) if classes is not None else tuple(sorted(training_names - {""} or folders))
     if unknown := sorted(folders - set(names)):
         source = "the model" if classes is not None else "the training split"
-        listed = ", ".join(f"'{name}'" for name in unknown[:5])
+        examples = ", ".join(f"'{name}'" for name in unknown[:5])
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise UserError(
-            f"--data {where} has class folders that are unknown to {source}: {listed}{more}; rename or remove them"
+            f"--data {where} has class folders that are unknown to {source}: {examples}{more}; rename or remove them"
         )
     if len(names) < 2:
         raise UserError(
             f"--data {where} holds one class only ('{names[0]}'); a classifier needs at least two"
         )
     number_of = {name: number for number, name in enumerate(names)}
-    kept = [[m for name, m in row if name] for row in rows]
+    members = [[m for name, m in row if name] for row in rows]
     labels = [number_of[name] for row in rows for name, _ in row if name]
     loose = sum(map(len, part.members)) - len(labels)
     notes = [f"{where}: {loose:,} images outside the class folders ignored"] if loose else []
-    return LabeledMembers(kept, labels, names, notes)
+    return LabeledMembers(members, labels, names, notes)
 
 
 def _folder(member: Member, prefix: str) -> str:
@@ -96,22 +96,20 @@ def _by_number(part: SplitMembers, classes: Sequence[str] | None, where: str) ->
             f"--data {where}: tars labelled by .cls numbers cannot be joined with folders; name one kind"
         )
     [listing], [members] = part.listings, part.members
-    numbered = _read_numbers(listing, members)
-    if not numbered:
+    pairs = _read_numbers(listing, members)
+    if not pairs:
         raise UserError(f"--data {where} has images without .cls numbers; add KEY.cls beside each KEY.jpg")
     training = part.members is part.training
-    trained = numbered if training else _read_numbers(listing, part.training[0]) or numbered
-    highest = max(number for _, number in trained)
+    training_pairs = pairs if training else _read_numbers(listing, part.training[0]) or pairs
+    highest = max(number for _, number in training_pairs)
     names = tuple(classes) if classes is not None else tuple(str(number) for number in range(highest + 1))
-    if (largest := max(number for _, number in numbered)) >= len(names):
+    if (largest := max(number for _, number in pairs)) >= len(names):
         raise UserError(
             f"--data {where} holds class number {largest}, but only {len(names)} classes are known"
         )
-    missing = len(members) - len(numbered)
+    missing = len(members) - len(pairs)
     notes = [f"{where}: {missing:,} images without a .cls number ignored"] if missing else []
-    return LabeledMembers(
-        [[member for member, _ in numbered]], [number for _, number in numbered], names, notes
-    )
+    return LabeledMembers([[member for member, _ in pairs]], [number for _, number in pairs], names, notes)
 
 
 def _read_numbers(listing: Listing, members: Sequence[Member]) -> list[tuple[Member, int]]:

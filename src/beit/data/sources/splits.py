@@ -58,8 +58,8 @@ def _part(listing: Listing, holdout: float, paired: bool) -> _Part:
     notes = [*listing.notes, *notes]
     training = [] if train is None else [m for m in listing.members if m.path.startswith(train)]
     if evaluation is not None:
-        judged = [m for m in listing.members if m.path.startswith(evaluation)]
-        return _Part(training, judged, (train or "", evaluation), notes)
+        members = [m for m in listing.members if m.path.startswith(evaluation)]
+        return _Part(training, members, (train or "", evaluation), notes)
     hashes = [stable_hash(member.path) for member in training]
     # Those whose hash is in the first share of all hashes; at least one image, where there are two.
     bound = max(int(holdout * 2**64), min(hashes) + 1) if holdout > 0 and len(hashes) > 1 else 0

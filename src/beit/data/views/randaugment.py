@@ -88,10 +88,10 @@ class RandAugment:
     def draw(self, rng: np.random.Generator) -> list[tuple[str, float]]:
         """Operations to apply, with their levels: |level| is normal around magnitude / 10, within [0, 1]."""
         names = list(OPERATIONS)
-        drawn = []
+        operations = []
         for choice in rng.integers(len(names), size=self.count).tolist():
             if rng.random() < 0.5:
                 magnitude = min(10.0, max(0.0, rng.normal(self.magnitude, self.std)))
                 sign = -1 if rng.random() < 0.5 else 1
-                drawn.append((names[choice], sign * magnitude / 10))
-        return drawn
+                operations.append((names[choice], sign * magnitude / 10))
+        return operations
