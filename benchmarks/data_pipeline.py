@@ -24,8 +24,9 @@ from torchvision import transforms
 from torchvision.transforms import functional
 
 from beit.data.decode import decode_image
-from beit.data.sources.opening import FileSource, open_source
-from beit.data.views.images import PretrainViews
+from beit.data.sources.files import FileSource
+from beit.data.sources.opening import open_source
+from beit.data.views.pretraining import PretrainViews
 from beit.data.views.tokenizer import TokenizerViews
 from beit.masking import BlockwiseMasking
 

@@ -85,10 +85,10 @@ class BlockwiseMasking:
             self._cover_more(mask, rng)
             return mask
         hidden = self._cover_at_most(mask, rng)
-        wanted = self.num_masked if self.count == "exact" else 1
-        if hidden < wanted:
+        minimum = self.num_masked if self.count == "exact" else 1
+        if hidden < minimum:
             visible = np.flatnonzero(~mask)
-            mask.reshape(-1)[rng.choice(visible, wanted - hidden, replace=False)] = True
+            mask.reshape(-1)[rng.choice(visible, minimum - hidden, replace=False)] = True
         return mask
 
     def _cover_at_most(self, mask: Mask, rng: np.random.Generator) -> int:
@@ -181,10 +181,11 @@ def _checked_num_masked(grid: tuple[int, int], num_masked: int | None) -> int:
             f"a grid of {grid[0]}x{grid[1]} patches leaves nothing to predict from; "
             "use larger images or smaller patches"
         )
-    wanted = round(_MASKED_SHARE * num_patches) if num_masked is None else num_masked
-    if not 0 < wanted < num_patches:
+    if num_masked is None:
+        num_masked = round(_MASKED_SHARE * num_patches)
+    if not 0 < num_masked < num_patches:
         raise UserError(
-            f"--num-masked {wanted} of {num_patches} patches ({grid[0]}x{grid[1]}) hides "
-            f"{'nothing' if wanted <= 0 else 'everything'}; choose 1 to {num_patches - 1}"
+            f"--num-masked {num_masked} of {num_patches} patches ({grid[0]}x{grid[1]}) hides "
+            f"{'nothing' if num_masked <= 0 else 'everything'}; choose 1 to {num_patches - 1}"
         )
-    return wanted
+    return num_masked

@@ -15,8 +15,9 @@ from tiny_models import tiny
 from torch import Tensor
 
 from beit import UserError, load_model
-from beit.checkpoints import convert, describe, save_model
+from beit.checkpoints import convert, describe
 from beit.checkpoints.kinds import KINDS
+from beit.checkpoints.store import save_model
 from beit.config.architecture import DiscreteVAEConfig
 from beit.models.heads import LinearProbe
 from beit.tokenizers.dvae import DiscreteVAE

@@ -21,11 +21,12 @@ from tiny_models import Model, models, outputs, shaken, tiny
 from torch import nn
 
 from beit import SemanticSegmenter, UserError, load_encoder, load_model
-from beit.checkpoints import convert, describe, save_model
+from beit.checkpoints import convert, describe
 from beit.checkpoints.convert import Target
 from beit.checkpoints.foreign import huggingface_images as images
 from beit.checkpoints.kinds import holders
 from beit.checkpoints.preparation import Preparation
+from beit.checkpoints.store import save_model
 from beit.cli.main import main
 from beit.config.architecture import DiscreteVAEConfig, EncoderConfig
 from beit.models.encoder import BeitEncoder

@@ -26,7 +26,8 @@ from transformers import (
 )
 
 from beit import UserError, load_model, load_tokenizer
-from beit.checkpoints import convert, describe, save_model
+from beit.checkpoints import convert, describe
+from beit.checkpoints.store import save_model
 from beit.config.architecture import DiscreteVAEConfig
 from beit.data.sources.opening import open_source
 from beit.stages.inference import classifier_view

@@ -22,11 +22,12 @@ from tiny_models import shaken, tiny
 
 import beit
 from beit import UserError, load_encoder, load_model
-from beit.checkpoints import convert, describe, reference, save_model
+from beit.checkpoints import convert, describe, reference
 from beit.checkpoints.foreign.infer import Stated, as_statement
 from beit.checkpoints.reference import locate, parse
 from beit.checkpoints.remote import hub
 from beit.checkpoints.remote.fetch import CACHE
+from beit.checkpoints.store import save_model
 from beit.cli.main import main
 from beit.config.architecture import DiscreteVAEConfig
 from beit.presets.released import RELEASED, Release

@@ -15,7 +15,8 @@ from tiny_models import shaken, tiny
 from torch import Tensor
 
 from beit import UserError, load_model
-from beit.checkpoints import convert, describe, save_model
+from beit.checkpoints import convert, describe
+from beit.checkpoints.store import save_model
 from beit.config.architecture import EncoderConfig
 from beit.models.encoder import BeitEncoder
 from beit.models.segmentation import SemanticSegmenter

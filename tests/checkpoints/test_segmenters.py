@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, BeitConfig, BeitForSemanticSegmentation
 
 from beit import SemanticSegmenter, UserError, load_encoder, load_model
-from beit.checkpoints import convert, describe, save_model
+from beit.checkpoints import convert, describe
 from beit.checkpoints.remote import hub
+from beit.checkpoints.store import save_model
 from beit.cli.main import main
 from beit.config.architecture import EncoderConfig
 from beit.models.encoder import BeitEncoder

@@ -12,8 +12,10 @@ from PIL import Image
 from timm.data.auto_augment import AugmentOp
 from torch import Tensor
 
-from beit.data.views.images import Box, from_pillow, to_pillow
-from beit.data.views.randaugment import OPERATIONS, ClassificationView, RandAugment, draw_erased_box, erase
+from beit.data.views.classification import ClassificationView, draw_erased_box, erase
+from beit.data.views.colors import from_pillow, to_pillow
+from beit.data.views.geometry import Box
+from beit.data.views.randaugment import OPERATIONS, RandAugment
 
 TIMM = {
     "auto_contrast": "AutoContrast",

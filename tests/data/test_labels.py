@@ -14,11 +14,11 @@ from PIL import Image
 
 from beit.config.errors import UserError
 from beit.data.label_file import LabelFile
-from beit.data.sources.few_labels import label_share, labels_per_class
 from beit.data.sources.opening import open_source
+from beit.data.sources.subsets import label_share, labels_per_class
 
 
-def plant(root: Path, counts: dict[str, int]) -> Path:
+def write_images(root: Path, counts: dict[str, int]) -> Path:
     for folder, count in counts.items():
         (root / folder).mkdir(parents=True)
         for index in range(count):
@@ -28,7 +28,7 @@ def plant(root: Path, counts: dict[str, int]) -> Path:
 
 
 def test_few_labels_are_balanced_seeded_and_nested(tmp_path: Path) -> None:
-    root = plant(tmp_path, {"train/a": 40, "train/b": 10, "train/c": 3, "val/a": 1})
+    root = write_images(tmp_path, {"train/a": 40, "train/b": 10, "train/c": 3, "val/a": 1})
     source = open_source([str(root)], "train", holdout=0.1, labeled=True)
 
     def keys(chosen: object) -> set[str]:
@@ -50,7 +50,7 @@ def test_few_labels_are_balanced_seeded_and_nested(tmp_path: Path) -> None:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    return plant(tmp_path / "photos", {"train": 4, "val": 2})
+    return write_images(tmp_path / "photos", {"train": 4, "val": 2})
 
 
 def test_a_csv_labels_images_wherever_they_lie(photos: Path, tmp_path: Path) -> None:
@@ -88,14 +88,14 @@ def test_a_heading_is_no_image(heading: str, photos: Path, tmp_path: Path) -> No
     assert LabelFile(file, multilabel=False).labels.classes == ("a", "b", "c")
 
 
-def test_images_that_are_named_and_not_there_are_told(photos: Path, tmp_path: Path) -> None:
+def test_images_that_are_named_and_not_there_are_noted(photos: Path, tmp_path: Path) -> None:
     file = tmp_path / "labels.csv"
     file.write_text("train/0.png,a\nval/1.png,b\nval/gone.png,b\nelsewhere/0.png,a\n")
     labels = LabelFile(file, multilabel=False)
     for split in ("train", "eval"):
         labels.apply(open_source([str(photos)], split, holdout=0.1))
-    [told] = labels.unused()
-    assert told.startswith("2 images that") and "the first being 'val/gone.png'" in told
+    [note] = labels.unused()
+    assert note.startswith("2 images that") and "the first being 'val/gone.png'" in note
     file.write_text("train/0.png,a\ntrain/1.png,b\n")
     labels = LabelFile(file, multilabel=False)
     labels.apply(open_source([str(photos)], "train", holdout=0.1))

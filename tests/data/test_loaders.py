@@ -20,7 +20,8 @@ from beit.config.errors import RunFailed, UserError
 from beit.data.batches import ImageBatch, LabeledBatch, PretrainBatch
 from beit.data.decode import ImageError
 from beit.data.loaders import Loader, WorkerError, evaluation_batches
-from beit.data.views.images import EvaluationView, LabeledView, PretrainViews
+from beit.data.views.evaluation import EvaluationView, LabeledView
+from beit.data.views.pretraining import PretrainViews
 
 
 class Numbers:
@@ -110,6 +111,19 @@ def test_order(
     cut = data.draw(st.integers(0, stop))
     loader = Loader(source, plain, batch_size=batch_size, seed=seed)
     assert numbers(list(loader.batches(0, cut)) + list(loader.batches(cut, stop))) == whole
+
+
+def test_seeds_are_those_of_every_earlier_version() -> None:
+    """Or a run that one of them began would go on with other images."""
+
+    def draw(image: Tensor, rng: np.random.Generator) -> ImageBatch:
+        return ImageBatch(image + int(rng.integers(100)))
+
+    loader = Loader(Numbers(5), draw, batch_size=5, seed=3)
+    assert [image for _, image in loader.samples(0) + loader.samples(1)] == [0, 4, 2, 3, 1, 4, 3, 2, 0, 1]
+    assert numbers(list(loader.batches(0, 1))) == [94, 27, 20, 79, 11]
+    [(_, batch)] = evaluation_batches(Numbers(5), draw, batch_size=5, seed=3)
+    assert numbers([batch]) == [3, 83, 20, 41, 6]
 
 
 @settings(max_examples=30, deadline=None)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pair_files import NUMBERS, keys, mistake, pairs, table_file, write_pairs
 from PIL import Image
-from planted_pairs import NUMBERS, keys, mistake, pairs, plant, table_file
 
 from beit.config.errors import UserError
 from beit.data.label_maps.pairs import open_pairs
@@ -18,7 +18,7 @@ from beit.data.label_maps.table import MAX_CLASSES, generated_palette, read_clas
 
 
 def test_tables_give_names_and_colours(tmp_path: Path) -> None:
-    plant(tmp_path, "training/a")
+    write_pairs(tmp_path, "training/a")
     text = "mask_value\tname\tr\tg\tb\n0\tvoid\t0\t0\t0\n2\tcar\t4\t5\t6\n1\tsky\t1\t2\t3\n3\ttree\t7\t8\t9\n"
     path = table_file(tmp_path, text, "classes.tsv")
     reduced = pairs(tmp_path, reduce_zero_label=True)
@@ -32,7 +32,7 @@ def test_tables_give_names_and_colours(tmp_path: Path) -> None:
 
 
 def test_what_zero_means_is_said_to_whoever_may_choose(tmp_path: Path) -> None:
-    plant(tmp_path, "training/a")
+    write_pairs(tmp_path, "training/a")
     off, on = (
         "0 in a label map: the class '{}' (--reduce-zero-label would ignore it)",
         "0 in a label map: no class",
@@ -47,14 +47,12 @@ def test_what_zero_means_is_said_to_whoever_may_choose(tmp_path: Path) -> None:
         said = f"the class '{name}', learned like any other; --reduce-zero-label ignores it"
         assert any(note.endswith(said) for note in pairs(tmp_path).notes)
     assert not any("in a label map" in note for note in pairs(tmp_path, classes=["void", *"abc"]).notes)
-    scenes = [
-        open_pairs(["demo"], "eval", holdout=0.1, demo_size=32, reduce_zero_label=x) for x in (False, True)
-    ]
+    scenes = [open_pairs(["demo"], "eval", holdout=0.1, reduce_zero_label=x) for x in (False, True)]
     assert off.format(scenes[0].classes[0]) in scenes[0].notes and any(on in note for note in scenes[1].notes)
 
 
 def test_a_table_in_use_is_named_and_not_counted_among_what_is_ignored(tmp_path: Path) -> None:
-    plant(tmp_path, "training/a")
+    write_pairs(tmp_path, "training/a")
     path = table_file(tmp_path, "value,name\n0,a\n1,b\n2,c\n3,d\n")
     used = pairs(tmp_path)
     assert f"classes from {path}" in used.notes and not any("other files" in note for note in used.notes)
@@ -71,7 +69,7 @@ def test_a_table_in_use_is_named_and_not_counted_among_what_is_ignored(tmp_path:
 
 
 def test_a_table_of_many_more_classes_than_the_maps_have_is_doubted(tmp_path: Path) -> None:
-    plant(tmp_path, "training/a", "training/b", "validation/c")
+    write_pairs(tmp_path, "training/a", "training/b", "validation/c")
     doubted = "of {} classes occur in none of the 2 label maps looked at, nor any number above 3; is {} their table?"
     for classes, unused in ((7, None), (8, None), (9, 5), (150, 146)):
         path = table_file(tmp_path, "value,name\n" + "".join(f"{i},c{i}\n" for i in range(classes)))
@@ -107,8 +105,8 @@ def test_tables_that_are_refused(tmp_path: Path, text: str, reduced: bool, reaso
 
 
 def test_the_training_maps_and_the_model_decide_on_classes(tmp_path: Path) -> None:
-    plant(tmp_path, "training/a")
-    plant(tmp_path, "validation/b", numbers=NUMBERS // 2)
+    write_pairs(tmp_path, "training/a")
+    write_pairs(tmp_path, "validation/b", numbers=NUMBERS // 2)
     assert pairs(tmp_path, "eval").classes == ("0", "1", "2", "3")
     assert pairs(tmp_path, "eval", classes=["p", "q"]).classes == ("p", "q")
     said = mistake(tmp_path, classes=["p", "q"])
@@ -136,7 +134,7 @@ def test_the_training_maps_and_the_model_decide_on_classes(tmp_path: Path) -> No
 def test_a_model_may_have_other_names_for_the_same_classes(
     tmp_path: Path, classes: Any, reduced: bool
 ) -> None:
-    plant(tmp_path, "validation/a", numbers=NUMBERS + reduced)
+    write_pairs(tmp_path, "validation/a", numbers=NUMBERS + reduced)
     names = ("wall", "building;edifice", "traffic;light;traffic;signal", "sky")
     lines = [f"{number},{name}\n" for number, name in enumerate(names, int(reduced))]
     table_file(tmp_path, "value,name\n" + "".join(lines))
@@ -167,13 +165,13 @@ def test_a_model_may_have_other_names_for_the_same_classes(
 def test_the_first_class_that_a_model_does_not_share_is_named(
     tmp_path: Path, classes: list[str], reason: str
 ) -> None:
-    plant(tmp_path, "validation/a")
+    write_pairs(tmp_path, "validation/a")
     table_file(tmp_path, "value,name\n0,wall\n1,floor\n2,door\n3,sky\n")
     assert reason in mistake(tmp_path, "eval", classes=classes)
 
 
 def test_sparse_data_with_a_table_or_a_model_is_not_black_and_white(tmp_path: Path) -> None:
-    plant(tmp_path, *map(str, range(40)), numbers=NUMBERS // 2 * 255)
+    write_pairs(tmp_path, *map(str, range(40)), numbers=NUMBERS // 2 * 255)
     assert pairs(tmp_path, classes=["ground", "crack"]).classes == ("ground", "crack")
     rare = tmp_path / keys(pairs(tmp_path, classes=["ground", "crack"]))[1].replace("images", "annotations")
     plain = rare.read_bytes()
@@ -209,11 +207,11 @@ def test_sparse_data_with_a_table_or_a_model_is_not_black_and_white(tmp_path: Pa
 def test_maps_of_less_than_two_classes_are_refused(
     tmp_path: Path, numbers: list[int], reduced: bool, said: str
 ) -> None:
-    plant(tmp_path, *"abcd", numbers=np.resize(np.array(numbers, dtype=np.uint8), (4, 6)))
+    write_pairs(tmp_path, *"abcd", numbers=np.resize(np.array(numbers, dtype=np.uint8), (4, 6)))
     assert re.search(rf"annotations/[a-d]\.png {said}", mistake(tmp_path, reduce_zero_label=reduced))
 
 
 def test_maps_that_nobody_can_read_are_not_those_of_one_class(tmp_path: Path) -> None:
-    plant(tmp_path, "training/a")
+    write_pairs(tmp_path, "training/a")
     (tmp_path / "annotations/training/a.png").write_bytes(b"no picture")
     assert mistake(tmp_path).startswith("none of 1 label maps can be read; `beit check`")

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from pair_files import NUMBERS, keys, mistake, pairs, save, table_file, write_pairs
 from PIL import Image
-from planted_pairs import NUMBERS, keys, mistake, pairs, plant, save, table_file
 
 from beit.config.errors import UserError
 from beit.data.label_maps.pairs import open_pairs
@@ -25,6 +25,13 @@ from beit.data.sources.demo import DemoSource
 from beit.data.views.segmentation import SegmentationEvaluationView, SegmentationView
 
 REAL = os.environ.get("BEIT_REAL_DATA")
+FOUR_CLASSES = "value,name\n0,a\n1,b\n2,c\n3,d\n"
+
+
+def damage(path: Path) -> Path:
+    """Cut the file short."""
+    path.write_bytes(path.read_bytes()[:-30])
+    return path
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -32,8 +39,8 @@ REAL = os.environ.get("BEIT_REAL_DATA")
 
 
 def test_splits_with_folders(tmp_path: Path) -> None:
-    plant(tmp_path, "training/a", "training/deep/b", "validation/c")
-    plant(tmp_path, "training/spare")
+    write_pairs(tmp_path, "training/a", "training/deep/b", "validation/c")
+    write_pairs(tmp_path, "training/spare")
     (tmp_path / "images/training/spare.png").unlink()
     train, held_back = pairs(tmp_path), pairs(tmp_path, "eval")
     assert keys(train) == ["images/training/a.png", "images/training/deep/b.png"]
@@ -47,7 +54,7 @@ def test_splits_with_folders(tmp_path: Path) -> None:
 
 
 def test_a_pool_gives_up_a_share_and_limit_a_choice(tmp_path: Path) -> None:
-    plant(tmp_path, *map(str, range(30)))
+    write_pairs(tmp_path, *map(str, range(30)))
     train, held_back = pairs(tmp_path), pairs(tmp_path, "eval")
     assert sorted(keys(train) + keys(held_back)) == sorted(f"images/{i}.png" for i in range(30))
     assert 0 < len(held_back) < 20
@@ -57,33 +64,28 @@ def test_a_pool_gives_up_a_share_and_limit_a_choice(tmp_path: Path) -> None:
 
 
 def test_tars_hold_what_folders_hold(tmp_path: Path) -> None:
-    plant(tmp_path / "set", "training/a", "training/b", "validation/c")
-    (tmp_path / "set/classes.csv").write_text("value,name\n0,ground\n1,one\n2,two\n3,three\n")
+    write_pairs(tmp_path / "set", "training/a", "training/b", "validation/c")
     (tmp_path / "packed").mkdir()
+    for folder in ("set", "packed"):
+        table_file(tmp_path / folder, FOUR_CLASSES)
     for split in ("training", "validation"):
         with tarfile.open(tmp_path / f"packed/{split}.tar", "w") as tar:
             for top in ("images", "annotations"):
                 tar.add(tmp_path / f"set/{top}/{split}", f"{top}/{split}")
-    (tmp_path / "packed/classes.csv").write_bytes((tmp_path / "set/classes.csv").read_bytes())
     for split in ("train", "eval"):
         plain, packed = pairs(tmp_path / "set", split), pairs(tmp_path / "packed", split)
-        assert keys(plain) == keys(packed) and plain.classes == packed.classes == (
-            "ground",
-            "one",
-            "two",
-            "three",
-        )
+        assert keys(plain) == keys(packed) and plain.classes == packed.classes == tuple("abcd")
         assert torch.equal(plain.label(0), packed.label(0))
 
 
 def test_demo_scenes() -> None:
-    scenes = DemoSource("eval", size=32)
+    scenes = DemoSource("eval")
     source, reduced = (
-        open_pairs(["demo"], "eval", holdout=0.1, demo_size=32, reduce_zero_label=reduce, limit=20)
+        open_pairs(["demo"], "eval", holdout=0.1, reduce_zero_label=reduce, limit=20)
         for reduce in (False, True)
     )
     index = int(source.key(7).partition("/")[2])
-    truth = scenes.label_map(index)
+    truth = torch.from_numpy(scenes.label_map(index)).long()
     assert len(source) == 20 and source.classes == scenes.label_classes
     assert torch.equal(source.image(7), scenes.image(index)) and torch.equal(source.label(7).long(), truth)
     assert reduced.classes == scenes.label_classes[1:] == scenes.classes
@@ -91,7 +93,7 @@ def test_demo_scenes() -> None:
 
 
 def test_an_image_turned_by_exif_goes_with_an_upright_map(tmp_path: Path) -> None:
-    plant(tmp_path, "training/a")
+    write_pairs(tmp_path, "training/a")
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "images/training/a.png").unlink()
@@ -126,22 +128,15 @@ def _packed_png(numbers: NDArray[Any], bits: int) -> bytes:
     """Gray of `bits` bits a pixel, which Pillow does not write."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        )
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
 
-    lines = b""
-    for row in numbers:
-        digits = "".join(f"{value:0{bits}b}" for value in row)
-        digits += "0" * (-len(digits) % 8)
-        lines += b"\0" + int(digits, 2).to_bytes(len(digits) // 8, "big")
-    header = struct.pack(">IIBBBBB", numbers.shape[1], numbers.shape[0], bits, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(lines))
-        + chunk(b"IEND", b"")
-    )
+    height, width = numbers.shape
+    digits = (numbers[:, :, None] >> np.arange(bits)[::-1]) & 1
+    lines = np.packbits(digits.reshape(height, -1).astype(np.uint8), axis=1)
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + line.tobytes() for line in lines))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 WRITERS: dict[str, Callable[[Path], object]] = {
@@ -157,7 +152,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_numbers_are_read_as_they_are(tmp_path: Path, kind: str) -> None:
-    plant(tmp_path, "training/a")
+    write_pairs(tmp_path, "training/a")
     WRITERS[kind](tmp_path / "annotations/training/a.png")
     assert torch.equal(pairs(tmp_path).label(0), torch.from_numpy(NUMBERS))
     reduced = pairs(tmp_path, reduce_zero_label=True)
@@ -167,7 +162,7 @@ def test_numbers_are_read_as_they_are(tmp_path: Path, kind: str) -> None:
 
 
 def test_black_and_white_pictures_of_one_bit_hold_0_and_1(tmp_path: Path) -> None:
-    plant(tmp_path, "training/a")
+    write_pairs(tmp_path, "training/a")
     save(tmp_path / "annotations/training/a.png", Image.fromarray(NUMBERS > 1))
     assert torch.equal(pairs(tmp_path).label(0), torch.from_numpy(NUMBERS > 1).byte())
 
@@ -233,8 +228,8 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_wrong_map_is_named_before_training(tmp_path: Path, kind: str) -> None:
-    plant(tmp_path, "training/a", "training/b")
-    table_file(tmp_path, "value,name\n0,a\n1,b\n2,c\n3,d\n")
+    write_pairs(tmp_path, "training/a", "training/b")
+    table_file(tmp_path, FOUR_CLASSES)
     change, reason = WRONG[kind]
     change(tmp_path)
     with pytest.raises(UserError, match=reason) as caught:
@@ -243,91 +238,81 @@ def test_a_wrong_map_is_named_before_training(tmp_path: Path, kind: str) -> None
 
 
 def test_folders_without_pairs_are_refused(tmp_path: Path) -> None:
-    plant(tmp_path / "set", "training/a")
+    write_pairs(tmp_path / "set", "training/a")
     assert f"name the folder {tmp_path / 'set'} itself" in mistake(tmp_path)
     save(tmp_path / "photos/a.png", Image.new("RGB", (6, 4)))
     assert "has no images/ and no annotations/" in mistake(tmp_path / "photos")
     save(tmp_path / "half/images/a.png", Image.new("RGB", (6, 4)))
     assert "has no annotations/ with pictures" in mistake(tmp_path / "half")
-    plant(tmp_path / "judged", "validation/a")
-    assert "add images/training" in mistake(tmp_path / "judged")
-    assert len(pairs(tmp_path / "judged", "eval")) == 1
-    plant(tmp_path / "mask", "training/a", "training/b", numbers=NUMBERS // 2 * 255)
-    assert "b.png holds 0 and 255 alone" in mistake(tmp_path / "mask")
-    plant(tmp_path / "ids", "training/a", numbers=np.full((4, 6), 1000, dtype=np.uint16))
+    write_pairs(tmp_path / "evaluation", "validation/a")
+    assert "add images/training" in mistake(tmp_path / "evaluation")
+    assert len(pairs(tmp_path / "evaluation", "eval")) == 1
+    write_pairs(tmp_path / "ids", "training/a", numbers=np.full((4, 6), 1000, dtype=np.uint16))
     assert "a.png holds the number 1000; 254 classes at most" in mistake(tmp_path / "ids")
-    for data, reason in ((["demo", "x"], "train on it alone"), (["cifar10"], "cifar10 has no label maps")):
+
+
+def test_sets_of_their_own_classes_are_refused_beside_others() -> None:
+    for data, options, reason in (
+        (["demo", "x"], {}, "train on it alone"),
+        (["demo"], {"class_table": "classes.csv"}, "--classes is for folders; demo has its own"),
+        (["cifar10"], {}, "cifar10 has no label maps"),
+    ):
         with pytest.raises(UserError, match=reason):
-            open_pairs(data, "train", holdout=0.1)
-    with pytest.raises(UserError, match="--classes is for folders; demo has its own"):
-        open_pairs(["demo"], "train", holdout=0.1, class_table="classes.csv")
-    plant(tmp_path / "other", "training/a")
-    for name in ("set", "other"):
-        table_file(tmp_path / name, "value,name\n0,a\n1,b\n2,c\n3,d\n")
+            open_pairs(data, "train", holdout=0.1, **options)
+
+
+def test_two_tables_are_one_too_many(tmp_path: Path) -> None:
+    folders = [write_pairs(tmp_path / name, "training/a") for name in ("set", "other")]
+    for folder in folders:
+        table_file(folder, FOUR_CLASSES)
     with pytest.raises(UserError, match="both name classes"):
-        open_pairs([str(tmp_path / "set"), str(tmp_path / "other")], "train", holdout=0.1)
-    second = table_file(tmp_path / "set", "value\tname\n0\ta\n1\tb\n2\tc\n3\td\n", "classes.tsv")
-    assert "classes.tsv and " in (said := mistake(tmp_path / "set")) and "--classes FILE" in said
-    assert pairs(tmp_path / "set", class_table=second).classes == ("a", "b", "c", "d")
+        open_pairs(list(map(str, folders)), "train", holdout=0.1)
+    second = table_file(folders[0], FOUR_CLASSES.replace(",", "\t"), "classes.tsv")
+    message = mistake(folders[0])
+    assert "classes.tsv and " in message and "--classes FILE" in message
+    assert pairs(folders[0], class_table=second).classes == ("a", "b", "c", "d")
 
 
 @pytest.mark.parametrize("part", ["images", "annotations", "images/training"])
-def test_who_names_a_part_of_a_set_is_told_its_folder(
+def test_a_part_of_a_set_is_refused_with_the_folder_of_the_whole(
     tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plant(tmp_path / "set", "training/a")
+    write_pairs(tmp_path / "set", "training/a")
     assert mistake(tmp_path / "set" / part).endswith(f"; name the folder {tmp_path / 'set'} itself")
     monkeypatch.chdir(tmp_path / "set" / part)
     assert f"name the folder {tmp_path / 'set'} itself" in mistake(Path("."))
 
 
-def test_every_map_is_looked_over_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_every_map_is_read_where_that_is_asked_for(tmp_path: Path) -> None:
     """Of forty, which is more than are read when a set is opened."""
-    plant(tmp_path, *(f"validation/{i:02d}" for i in range(40)))
-    table_file(tmp_path, "value,name\n0,a\n1,b\n2,c\n3,d\n")
-    damaged = tmp_path / "annotations/validation/07.png"
-    damaged.write_bytes(damaged.read_bytes()[:-30])
-    pairs(tmp_path, "eval").look_over()
-    for picture, said in (
-        (Image.fromarray(NUMBERS.T.copy()), r"11\.png has 4x6 pixels, but its image"),
-        (Image.new("L", (6, 4), 9), r"11\.png holds the number 9"),
-        (Image.new("RGB", (6, 4)), r"11\.png is a colour picture"),
-    ):
-        picture.save(tmp_path / "annotations/validation/11.png")
-        with pytest.raises(UserError, match=said):
-            pairs(tmp_path, "eval").look_over()
+    write_pairs(tmp_path, *(f"validation/{i:02d}" for i in range(40)))
+    table_file(tmp_path, FOUR_CLASSES)
+    damage(tmp_path / "annotations/validation/07.png")
+    pairs(tmp_path, "eval").verify_labels()
+    Image.new("L", (6, 4), 9).save(tmp_path / "annotations/validation/11.png")
+    with pytest.raises(UserError, match=r"11\.png holds the number 9"):
+        pairs(tmp_path, "eval").verify_labels()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_wrong_map_stops_training_and_a_damaged_one_is_left_out(tmp_path: Path, workers: int) -> None:
-    plant(tmp_path, *(f"training/{i:02d}" for i in range(40)))
-    table_file(tmp_path, "value,name\n0,a\n1,b\n2,c\n3,d\n")
+    write_pairs(tmp_path, *(f"training/{i:02d}" for i in range(40)))
+    table_file(tmp_path, FOUR_CLASSES)
     source = pairs(tmp_path)
-    damaged = tmp_path / "annotations/training/07.png"
-    damaged.write_bytes(damaged.read_bytes()[:-30])
-    view = SegmentationView((8, 8))
-    told: list[str] = []
-    loader = Loader(
-        source,
-        view,
-        batch_size=8,
-        seed=0,
-        labeled=True,
-        workers=workers,
-        on_bad=lambda name, _: told.append(name),
-    )
+    damaged = damage(tmp_path / "annotations/training/07.png")
+    names: list[str] = []
+    options: dict[str, Any] = {"seed": 0, "labeled": True, "workers": workers}
+    options["on_bad"] = lambda name, _: names.append(name)
+    loader = Loader(source, SegmentationView((8, 8)), batch_size=8, **options)
     batches = list(loader.batches(0, 5))
-    assert told == [str(damaged)]
+    assert names == [str(damaged)]
     assert batches[0].image.shape == (8, 3, 8, 8) and batches[0].label_map.shape == (8, 8, 8)
     Image.new("L", (6, 4), 9).save(tmp_path / "annotations/training/11.png")
-    with pytest.raises(UserError, match=r"training/11\.png holds the number 9") as caught:
+    with pytest.raises(UserError, match=r"training/11\.png holds the number 9") as error:
         list(loader.batches(0, 5))
-    assert "\n" not in str(caught.value)
-    judged = evaluation_batches(
-        source, SegmentationEvaluationView(), batch_size=1, seed=0, labeled=True, workers=workers
-    )
+    assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"training/11\.png"):
-        list(judged)
+        list(evaluation_batches(source, SegmentationEvaluationView(), batch_size=1, **options))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -355,13 +340,6 @@ def test_ade20k_is_read_as_it_is_published() -> None:
     assert source.classes[:3] == ("wall", "building;edifice", "sky") and len(source.classes) == 150
     assert source.image(0).shape == (3, 512, 683) and source.label(0).shape == (512, 683)
     names = {source.classes[i] for i in source.label(0).unique().tolist() if i != 255}
-    assert names == {
-        "wall",
-        "building;edifice",
-        "sky",
-        "tree",
-        "road;route",
-        "grass",
-        "plant;flora;plant;life",
-    }
+    expected = {"wall", "building;edifice", "sky", "tree", "road;route", "grass", "plant;flora;plant;life"}
+    assert names == expected
     assert "numbers its classes from 1" in mistake(Path(f"{REAL}/ade20k_sample"), "eval")

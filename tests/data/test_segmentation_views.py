@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from beit.data.views.images import Box
+from beit.data.views.geometry import Box
 from beit.data.views.segmentation import (
     Distortion,
     SegmentationEvaluationView,

@@ -6,8 +6,8 @@ import io
 import os
 import pickle
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,36 +15,34 @@ import torchvision.datasets
 from PIL import Image
 
 from beit.config.errors import UserError
+from beit.data.base import Source
 from beit.data.decode import ImageError
-from beit.data.sources.opening import FileSource, Source, open_source
+from beit.data.sources.files import FileSource
+from beit.data.sources.opening import open_source
 
 REAL = os.environ.get("BEIT_REAL_DATA")
 
 
-def jpeg(shade: int = 0) -> bytes:
+def picture(shade: int = 0) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (6, 4), (shade % 256, 100, 50)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def plant(root: Path, *paths: str) -> Path:
+def write_images(root: Path, *paths: str) -> Path:
     """Images (and whatever else is named) at `paths` beneath `root`."""
     for number, path in enumerate(paths):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(jpeg(number))
+        (root / path).write_bytes(picture(number))
     return root
 
 
-def pack(
-    tar: Path, members: dict[str, bytes], adjust: Callable[[tarfile.TarInfo], None] | None = None
-) -> Path:
+def pack(tar: Path, members: dict[str, bytes]) -> Path:
     tar.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(tar, "w") as archive:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
-            if adjust:
-                adjust(info)
             archive.addfile(info, io.BytesIO(content))
     return tar
 
@@ -55,10 +53,13 @@ def keys(source: Source) -> list[str]:
 
 def both(*data: object, holdout: float = 0.2, labeled: bool = False) -> tuple[Source, Source]:
     values = [str(value) for value in data]
-    return (
-        open_source(values, "train", holdout=holdout, labeled=labeled),
-        open_source(values, "eval", holdout=holdout, labeled=labeled),
-    )
+    options: Any = {"holdout": holdout, "labeled": labeled}
+    return open_source(values, "train", **options), open_source(values, "eval", **options)
+
+
+def everything(root: object, **options: Any) -> Source:
+    """All images of one folder or tar, none held back."""
+    return open_source([str(root)], "train", holdout=0, **options)
 
 
 def mistake(*data: object, labeled: bool = False, split: str = "train") -> str:
@@ -73,17 +74,9 @@ def mistake(*data: object, labeled: bool = False, split: str = "train") -> str:
 
 
 def test_flat_nested_hidden_and_upper_case(tmp_path: Path) -> None:
-    plant(
-        tmp_path,
-        "b.JPG",
-        "a.png",
-        "deep/er/c.Tiff",
-        ".hidden.jpg",
-        ".git/d.jpg",
-        "__MACOSX/e.jpg",
-        "notes.txt",
-    )
-    source = open_source([str(tmp_path)], "train", holdout=0)
+    write_images(tmp_path, "b.JPG", "a.png", "deep/er/c.Tiff", "notes.txt")
+    write_images(tmp_path, ".hidden.jpg", ".git/d.jpg", "__MACOSX/e.jpg")
+    source = everything(tmp_path)
     assert keys(source) == ["a.png", "b.JPG", "deep/er/c.Tiff"]
     assert source.image(0).shape == (3, 4, 6) and source.classes is None
     assert any("1 other files ignored (1 .txt)" in note for note in source.notes)
@@ -92,14 +85,14 @@ def test_flat_nested_hidden_and_upper_case(tmp_path: Path) -> None:
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
-    outside = plant(tmp_path / "outside", "x.png")
-    root = plant(tmp_path / "root", "a/one.png")
+    outside = write_images(tmp_path / "outside", "x.png")
+    root = write_images(tmp_path / "root", "a/one.png")
     (root / "link.png").symlink_to(outside / "x.png")
     (root / "folder").symlink_to(outside)
     (root / "a" / "loop").symlink_to(root)
     (root / "dangling.png").symlink_to(tmp_path / "nowhere")
     os.mkfifo(root / "pipe.png")
-    source = open_source([str(root)], "train", holdout=0)
+    source = everything(root)
     assert keys(source) == ["a/one.png", "dangling.png", "folder/x.png", "link.png"]
     with pytest.raises(ImageError, match=r"dangling\.png: No such file"):
         source.image(1)
@@ -107,47 +100,51 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
 
 def test_holdout_depends_on_paths_alone(tmp_path: Path) -> None:
     names = [f"{i:03d}.png" for i in range(200)]
-    plant(tmp_path / "one", *names)
-    plant(tmp_path / "two", *names[::2], "new.png")
+    write_images(tmp_path / "one", *names)
+    write_images(tmp_path / "two", *names[::2], "new.png")
     train, held = both(tmp_path / "one")
     assert sorted(keys(train) + keys(held)) == names and 20 < len(held) < 60
     assert set(keys(both(tmp_path / "two")[1])) - {"new.png"} == set(keys(held)) & set(names[::2])
-    plant(tmp_path / "few", "a.png", "b.png")
+    write_images(tmp_path / "few", "a.png", "b.png")
     assert [len(part) for part in both(tmp_path / "few", holdout=0.01)] == [1, 1]
 
 
 def test_own_splits_win_and_siblings_are_named(tmp_path: Path) -> None:
-    plant(tmp_path, "train/a.png", "train/b.png", "valid/c.png", "test/d.png", "extra/e.png", "f.png")
+    write_images(tmp_path, "train/a.png", "train/b.png", "valid/c.png", "test/d.png", "extra/e.png", "f.png")
     train, held = both(tmp_path)
     assert (keys(train), keys(held)) == (["train/a.png", "train/b.png"], ["valid/c.png"])
     text = " ".join(train.notes)
     assert "test/ ignored (1 images)" in text and "extra/ ignored" in text and "loose images ignored" in text
 
 
-def test_a_split_inside_one_wrapping_folder(tmp_path: Path) -> None:
-    plant(tmp_path, "set-1.0/train/a.png", "set-1.0/val/b.png")
-    train, held = both(tmp_path)
-    assert (keys(train), keys(held)) == (["set-1.0/train/a.png"], ["set-1.0/val/b.png"])
-
-
-def test_ade20k_layout_never_reads_annotations(tmp_path: Path) -> None:
-    plant(tmp_path, "images/training/a.jpg", "images/validation/b.jpg")
-    plant(tmp_path, "annotations/training/a.png", "annotations/validation/b.png")
-    train, held = both(tmp_path)
-    assert (keys(train), keys(held)) == (["images/training/a.jpg"], ["images/validation/b.jpg"])
-    assert any("annotations" in note for note in train.notes)
+@pytest.mark.parametrize(
+    ("train", "evaluation", "others"),
+    [
+        ("set-1.0/train/a.png", "set-1.0/val/b.png", []),
+        ("images/training/a.jpg", "images/validation/b.jpg", ["annotations/training/a.png"]),
+    ],
+    ids=["wrapped", "ade20k"],
+)
+def test_layouts_of_archives(tmp_path: Path, train: str, evaluation: str, others: list[str]) -> None:
+    write_images(tmp_path, train, evaluation, *others)
+    sources = both(tmp_path)
+    assert [keys(source) for source in sources] == [[train], [evaluation]]
+    assert any("annotations" in note for note in sources[0].notes) == bool(others)
 
 
 def test_an_evaluation_split_alone(tmp_path: Path) -> None:
-    plant(tmp_path, "val/cat/a.png", "val/dog/b.png")
+    write_images(tmp_path, "val/cat/a.png", "val/dog/b.png")
     held = open_source([str(tmp_path)], "eval", holdout=0.2, labeled=True)
     assert held.classes == ("cat", "dog") and len(held) == 2
     assert "evaluation split alone" in mistake(tmp_path)
 
 
 def test_several_folders_are_joined_and_classes_meet_by_name(tmp_path: Path) -> None:
-    one = plant(tmp_path / "one", *(f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(20)))
-    two = plant(tmp_path / "two", *(f"{kind}/{i}.png" for kind in ("bird", "dog") for i in range(20)))
+    kinds = {"one": ("cat", "dog"), "two": ("bird", "dog")}
+    one, two = (
+        write_images(tmp_path / name, *(f"{kind}/{i}.png" for kind in pair for i in range(20)))
+        for name, pair in kinds.items()
+    )
     train, held = both(one, two, labeled=True)
     assert train.classes == held.classes == ("bird", "cat", "dog")
     assert len(train) + len(held) == 80
@@ -157,27 +154,27 @@ def test_several_folders_are_joined_and_classes_meet_by_name(tmp_path: Path) -> 
 
 
 def test_limit_is_a_fixed_spread_choice(tmp_path: Path) -> None:
-    plant(tmp_path, *(f"{kind}/{i:02d}.png" for kind in "abcd" for i in range(50)))
-    some = open_source([str(tmp_path)], "train", holdout=0, limit=40, labeled=True)
+    write_images(tmp_path, *(f"{kind}/{i:02d}.png" for kind in "abcd" for i in range(50)))
+    some = everything(tmp_path, limit=40, labeled=True)
     assert keys(some) == sorted(keys(some)) and len(some) == 40
-    more = open_source([str(tmp_path)], "train", holdout=0, limit=80)
-    other = open_source([str(tmp_path)], "train", holdout=0, limit=40, seed=1)
+    more = everything(tmp_path, limit=80)
+    other = everything(tmp_path, limit=40, seed=1)
     assert set(keys(some)) < set(keys(more)) and keys(other) != keys(some)
     assert min([some.label(i) for i in range(40)].count(c) for c in range(4)) >= 3
 
 
 def test_fingerprint_tells_when_files_come_or_go(tmp_path: Path) -> None:
-    plant(tmp_path, "a.png", "b.png")
-    first = open_source([str(tmp_path)], "train", holdout=0).fingerprint
-    assert first == open_source([str(tmp_path)], "train", holdout=0).fingerprint
-    plant(tmp_path, "c.png")
-    assert first != open_source([str(tmp_path)], "train", holdout=0).fingerprint
+    write_images(tmp_path, "a.png", "b.png")
+    first = everything(tmp_path).fingerprint
+    assert first == everything(tmp_path).fingerprint
+    write_images(tmp_path, "c.png")
+    assert first != everything(tmp_path).fingerprint
 
 
 def test_names_of_any_bytes_survive(tmp_path: Path) -> None:
     odd = os.fsdecode(b"caf\xe9 \n.png")
-    plant(tmp_path, odd)
-    source = pickle.loads(pickle.dumps(open_source([str(tmp_path)], "train", holdout=0)))
+    write_images(tmp_path, odd)
+    source = pickle.loads(pickle.dumps(everything(tmp_path)))
     assert source.image(0).shape == (3, 4, 6)
     assert source.name(0).isprintable()
 
@@ -190,9 +187,9 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "notes.txt").write_text("x")
-    flat = plant(tmp_path / "flat", "a.png", "b.png")
-    one = plant(tmp_path / "one", "cat/a.png", "cat/b.png")
-    stranger = plant(tmp_path / "stranger", "train/cat/a.png", "train/dog/a.png", "val/cow/a.png")
+    flat = write_images(tmp_path / "flat", "a.png", "b.png")
+    one = write_images(tmp_path / "one", "cat/a.png", "cat/b.png")
+    stranger = write_images(tmp_path / "stranger", "train/cat/a.png", "train/dog/a.png", "val/cow/a.png")
     (tmp_path / "x.zip").write_bytes(b"PK")
     assert "no such folder" in mistake(tmp_path / "nowhere")
     assert "holds no image" in mistake(empty)
@@ -210,11 +207,11 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_classes_of_a_model_bind(tmp_path: Path) -> None:
-    plant(tmp_path, "dog/a.png", "dog/b.png")
-    source = open_source([str(tmp_path)], "train", holdout=0, labeled=True, classes=("cat", "dog"))
+    write_images(tmp_path, "dog/a.png", "dog/b.png")
+    source = everything(tmp_path, labeled=True, classes=("cat", "dog"))
     assert source.label(0) == 1 and source.classes == ("cat", "dog")
     with pytest.raises(UserError, match="'dog'"):
-        open_source([str(tmp_path)], "train", holdout=0, labeled=True, classes=("cat", "cow"))
+        everything(tmp_path, labeled=True, classes=("cat", "cow"))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -226,8 +223,8 @@ def test_tars_and_their_unpacked_tree_are_the_same_set(tmp_path: Path) -> None:
     for i in range(12):
         kind = ("dog", "cat")[i % 2]
         members[f"train/{kind}/{i:02d}.cls"] = b"1" if kind == "dog" else b"0"
-        members[f"train/{kind}/{i:02d}.png"] = jpeg(i)
-    members["val/cat/99.cls"], members["val/cat/99.png"] = b"0", jpeg(99)
+        members[f"train/{kind}/{i:02d}.png"] = picture(i)
+    members["val/cat/99.cls"], members["val/cat/99.png"] = b"0", picture(99)
     pack(tmp_path / "tars" / "all.tar", members)
     with tarfile.open(tmp_path / "tars" / "all.tar") as archive:
         archive.extractall(tmp_path / "tree", filter="data")
@@ -244,7 +241,7 @@ def test_ranges_of_shards_that_number_from_zero(tmp_path: Path) -> None:
     for shard in range(3):
         members = {}
         for i in range(4):
-            members |= {f"{i:03d}.rgb.png": jpeg(10 * shard + i), f"{i:03d}.cls": str(shard).encode()}
+            members |= {f"{i:03d}.rgb.png": picture(10 * shard + i), f"{i:03d}.cls": str(shard).encode()}
         pack(tmp_path / f"s-{shard:02d}.tar", members)
     source = open_source([f"{tmp_path}/s-{{00..02}}.tar"], "train", holdout=0, labeled=True)
     assert len(source) == len(set(keys(source))) == 12 and source.classes == ("0", "1", "2")
@@ -254,8 +251,8 @@ def test_ranges_of_shards_that_number_from_zero(tmp_path: Path) -> None:
 
 
 def test_folders_of_shards_per_split(tmp_path: Path) -> None:
-    pack(tmp_path / "train" / "0.tar", {"a.png": jpeg(), "b.png": jpeg()})
-    pack(tmp_path / "val" / "0.tar", {"a.png": jpeg()})
+    pack(tmp_path / "train" / "0.tar", {"a.png": picture(), "b.png": picture()})
+    pack(tmp_path / "val" / "0.tar", {"a.png": picture()})
     train, held = both(tmp_path)
     assert (len(train), len(held)) == (2, 1)
 
@@ -276,13 +273,13 @@ def test_hostile_tars_put_nothing_anywhere(tmp_path: Path) -> None:
     with tarfile.open(hostile, "w") as archive:
         for name in ("../escape.png", "/etc/escape.png", "a/../../escape.png", "good.png"):
             info = tarfile.TarInfo(name)
-            info.size = len(jpeg())
-            archive.addfile(info, io.BytesIO(jpeg()))
+            info.size = len(picture())
+            archive.addfile(info, io.BytesIO(picture()))
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
             info = tarfile.TarInfo(f"{kind.decode()}.png")
             info.type, info.linkname = kind, "/etc/passwd"
             archive.addfile(info)
-    source = open_source([str(hostile)], "train", holdout=0)
+    source = everything(hostile)
     assert keys(source) == ["good.png"] and source.image(0).shape == (3, 4, 6)
     text = " ".join(source.notes)
     assert "4 links, devices" in text and "3 paths that lead outside" in text
@@ -290,8 +287,8 @@ def test_hostile_tars_put_nothing_anywhere(tmp_path: Path) -> None:
 
 
 def test_cut_and_lying_tars(tmp_path: Path) -> None:
-    whole = pack(tmp_path / "whole.tar", {f"{i}.png": jpeg(i) for i in range(9)})
-    source = open_source([str(whole)], "train", holdout=0)
+    whole = pack(tmp_path / "whole.tar", {f"{i}.png": picture(i) for i in range(9)})
+    source = everything(whole)
     (tmp_path / "cut.tar").write_bytes(whole.read_bytes()[:1300])
     assert "damaged" in mistake(tmp_path / "cut.tar")
     (tmp_path / "no.tar").write_bytes(b"x" * 2000)
@@ -302,9 +299,9 @@ def test_cut_and_lying_tars(tmp_path: Path) -> None:
 
 
 def test_class_numbers_must_be_numbers(tmp_path: Path) -> None:
-    pack(tmp_path / "a.tar", {"0.png": jpeg(), "0.cls": b"cat", "1.png": jpeg(), "1.cls": b"1"})
+    pack(tmp_path / "a.tar", {"0.png": picture(), "0.cls": b"cat", "1.png": picture(), "1.cls": b"1"})
     assert "holds no class number" in mistake(tmp_path / "a.tar", labeled=True)
-    pack(tmp_path / "b.tar", {"0.png": jpeg(), "0.cls": b"9" * 12})
+    pack(tmp_path / "b.tar", {"0.png": picture(), "0.cls": b"9" * 12})
     assert "holds no class number" in mistake(tmp_path / "b.tar", labeled=True)
 
 
@@ -312,7 +309,7 @@ def test_a_file_too_large_to_be_an_image_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "huge.png").touch()
     os.truncate(tmp_path / "huge.png", 10 << 30)  # sparse: takes no disk
     with pytest.raises(ImageError, match="too many for an image"):
-        open_source([str(tmp_path)], "train", holdout=0).image(0)
+        everything(tmp_path).image(0)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -336,7 +333,7 @@ def test_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_source(["cifar10"], "train", holdout=0.1)
     assert source.image(1).shape == (3, 32, 32) and source.label(0) == 1
     assert source.image(0)[0, 0, 1] == 3  # the red of the second pixel
-    plant(tmp_path / "cifar10", "mine.png")
+    write_images(tmp_path / "cifar10", "own.png")
     source = open_source(["cifar10"], "train", holdout=0.1)
     assert isinstance(source, FileSource) and "existing path" in source.notes[0]
 

@@ -13,18 +13,10 @@ from torch.nn import functional
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 
 from beit.config.errors import UserError
-from beit.data.views.images import (
-    EvaluationView,
-    Jitter,
-    LabeledView,
-    PretrainEvaluationView,
-    PretrainViews,
-    apply_jitter,
-    center_view,
-    draw_box,
-    draw_jitter,
-    to_pillow,
-)
+from beit.data.views.colors import Jitter, apply_jitter, draw_jitter, to_pillow
+from beit.data.views.evaluation import EvaluationView, LabeledView
+from beit.data.views.geometry import center_view, draw_box
+from beit.data.views.pretraining import PretrainEvaluationView, PretrainViews
 from beit.data.views.tokenizer import TokenizerViews
 
 
@@ -46,7 +38,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 ALL_VIEWS = [
     PretrainViews((32, 48), (16, 24), masking),
     PretrainViews((32, 48), (16, 24), masking, mode="exact"),
-    PretrainEvaluationView((32, 48), (16, 24), masking, crop_share=0.875),
+    PretrainEvaluationView((32, 48), (16, 24), masking),
     EvaluationView((32, 48)),
     TokenizerViews((32, 48)),
     TokenizerViews((32, 48), crop="random_resized"),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError
-from beit.data.views.images import Box, render
+from beit.data.views.geometry import Box, render
 from beit.data.views.segmentation import SegmentationEvaluationView
 from beit.models.encoder import BeitEncoder
 from beit.models.segmentation import SemanticSegmenter

@@ -12,7 +12,7 @@ from arrivals import Arrived, Knob
 from torch import Tensor
 
 from beit.data.batches import ImageBatch, PretrainBatch, SegmentationBatch
-from beit.data.views.images import LabeledView
+from beit.data.views.evaluation import LabeledView
 from beit.masking import NoMasking, RandomMasking
 from beit.recipes.probe.features import feature_view
 from beit.tokenizers.objective import elbo_loss

@@ -62,7 +62,7 @@ def test_a_classifier_scores_what_torchmetrics_says(classifier: Path, tmp_path: 
     figures = evaluate(config(classifier, data, out=str(tmp_path / "out" / "figures.json")))
 
     from beit.data.sources.opening import open_source
-    from beit.data.views.images import EvaluationView
+    from beit.data.views.evaluation import EvaluationView
 
     model = beit.load_model(classifier)
     source = open_source([str(data)], "eval", holdout=0.1, labeled=True, classes=CLASSES)

@@ -13,8 +13,9 @@ from dall_e import Decoder, Encoder
 from torch import nn
 
 import beit
-from beit.checkpoints import convert, describe, save_model
+from beit.checkpoints import convert, describe
 from beit.checkpoints.adapt import share_bias_out
+from beit.checkpoints.store import save_model
 from beit.cli.main import main
 from beit.config.architecture import EncoderConfig
 from beit.models.encoder import BeitEncoder

@@ -18,7 +18,7 @@ from PIL import Image
 import beit
 from beit.cli.main import main
 from beit.data.decode import decode_image
-from beit.data.views.images import EvaluationView
+from beit.data.views.evaluation import EvaluationView
 
 REAL = os.environ.get("BEIT_REAL_DATA")
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from beit.config.architecture import DiscreteVAEConfig
 from beit.config.errors import UserError
-from beit.tokenizers import DiscreteVAE, VisualTokenizer
-from beit.tokenizers.dvae import ResidualBlock
+from beit.tokenizers.base import VisualTokenizer
+from beit.tokenizers.dvae import DiscreteVAE, ResidualBlock
 from beit.tokenizers.objective import (
     Anneal,
     cell_mean_mae,

@@ -5,12 +5,16 @@ Sets of classes are numbered as classes are, so that a label stays one whole num
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +22,10 @@ from torch import Tensor
 
 from beit.config.errors import UserError
 from beit.data.base import Source
-from beit.data.label_rows import read_label_rows
 from beit.data.sources.subsets import Subset
+
+_HEADINGS = {"image", "image_path", "path", "file", "filename", "file_name", "name"}
+_SEPARATORS = {"\t": "a tab", ";": "a semicolon"}
 
 
 @dataclass(frozen=True)
@@ -39,28 +45,28 @@ class Labels:
 
 
 class LabelFile:
-    """The classes of images by their paths: relative to --data, or as found from the folder of the file."""
+    """The classes of images by their paths: relative to --data, or as seen from the folder of the file."""
 
     def __init__(self, path: str | Path, *, multilabel: bool, classes: Sequence[str] | None = None) -> None:
         """`classes` are those of a model that has its own; otherwise the file's, sorted by name."""
         self.path = Path(path)
         rows = read_label_rows(self.path)
-        found = sorted({name for row in rows.values() for name in row})
-        names = tuple(found if classes is None else classes)
-        if unknown := sorted(set(found) - set(names)):
+        own_names = sorted({name for row in rows.values() for name in row})
+        names = tuple(own_names if classes is None else classes)
+        if unknown := sorted(set(own_names) - set(names)):
             raise UserError(
                 f"--labels {path} has classes that are unknown to the model: {', '.join(map(repr, unknown[:5]))}"
                 f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}; rename or remove them"
             )
         if len(names) < 2:
-            said = f"one class only ('{names[0]}')" if names else "no class"
-            raise UserError(f"--labels {path} holds {said}; a classifier needs at least two")
+            content = f"one class only ('{names[0]}')" if names else "no class"
+            raise UserError(f"--labels {path} holds {content}; a classifier needs at least two")
         if not multilabel:
             _require_one_class(self.path, rows)
         number = {name: index for index, name in enumerate(names)}
         members = {image: tuple(sorted({number[name] for name in row})) for image, row in rows.items()}
         sets = sorted(set(members.values())) if multilabel else [(index,) for index in range(len(names))]
-        self.labels = Labels(names, _rows_of(sets, len(names)) if multilabel else None)
+        self.labels = Labels(names, _marked(sets, len(names)) if multilabel else None)
         label_of = {row: label for label, row in enumerate(sets)}
         self._images = list(rows)
         self._labels = [label_of[row] for row in members.values()]
@@ -79,31 +85,31 @@ class LabelFile:
 
         held_back: whether these are the images held back from those of another source.
         """
-        found = {index: row for index in range(len(source)) if (row := self._find(source, index)) is not None}
-        if not found and held_back:
+        rows = {index: row for index in range(len(source)) if (row := self._find(source, index)) is not None}
+        if not rows and held_back:
             raise UserError(
                 f"--labels {self.path} names none of the {len(source):,} images held back for evaluation; label some "
                 f"of them, hold more back with --holdout, or name a folder with train/ and val/"
             )
-        if not found:
+        if not rows:
             raise UserError(
                 f"--labels {self.path} names none of the images of --data (it has '{self._images[0]}', and an "
                 f"image there is '{source.key(0)}'); write paths relative to --data"
             )
-        self._used.update(found.values())
-        labels = [self._labels[row] for row in found.values()]
-        relabeled = Relabeled(source, list(found), labels, self.labels.classes)
-        if missing := len(source) - len(found):
+        self._used.update(rows.values())
+        labels = [self._labels[row] for row in rows.values()]
+        relabeled = Relabeled(source, list(rows), labels, self.labels.classes)
+        if missing := len(source) - len(rows):
             relabeled.notes.append(f"{missing:,} images are not in {self.path} and are left out")
         return relabeled
 
     def unused(self) -> list[str]:
         """A note about images that the file names and no source so far has, where there are any."""
-        left = [image for row, image in enumerate(self._images) if row not in self._used]
-        if not left:
+        rest = [image for row, image in enumerate(self._images) if row not in self._used]
+        if not rest:
             return []
         return [
-            f"{len(left):,} images that {self.path} names are not among those used, the first being '{left[0]}'"
+            f"{len(rest):,} images that {self.path} names are not among those used, the first being '{rest[0]}'"
         ]
 
     def _find(self, source: Source, index: int) -> int | None:
@@ -111,7 +117,7 @@ class LabelFile:
         return self._row_of.get(os.path.abspath(source.name(index))) if row is None else row
 
 
-def _rows_of(sets: Sequence[tuple[int, ...]], num_classes: int) -> Tensor:
+def _marked(sets: Sequence[tuple[int, ...]], num_classes: int) -> Tensor:
     rows = torch.zeros(len(sets), num_classes, dtype=torch.bool)
     for label, members in enumerate(sets):
         rows[label, list(members)] = True
@@ -127,7 +133,6 @@ class Relabeled(Subset):
         super().__init__(source, indices)
         self._labels = torch.tensor(labels, dtype=torch.int64)
         self.classes = classes
-        self.notes = list(source.notes)
 
     def label(self, index: int) -> int:
         return int(self._labels[index])
@@ -147,3 +152,81 @@ def _require_one_class(path: Path, rows: Mapping[str, Sequence[str]]) -> None:
             raise UserError(
                 f"--labels {path} gives {image} {len(set(names)) or 'no'} classes; add --multilabel, or name one each"
             )
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Files as rows: the path of an image, and the names of its classes
+
+
+def read_label_rows(path: Path) -> Mapping[str, Sequence[str]]:
+    """Paths of images and their classes as the file at `path` has them; UserError for whatever is no such file."""
+    readers = {".csv": _read_csv, ".json": _read_json}
+    read = readers.get(path.suffix.lower())
+    if read is None:
+        raise UserError(f"--labels {path} must end in {' or '.join(readers)}, to say what it holds")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "it is not text in UTF-8"
+        raise UserError(f"--labels {path} cannot be read: {reason}") from error
+    rows = read(path, text)
+    if not rows:
+        raise UserError(f"--labels {path} is empty; write a line `image,class;class` for each image")
+    return {image: [name.strip() for name in names if name.strip()] for image, names in rows.items()}
+
+
+def _read_csv(path: Path, text: str) -> dict[str, list[str]]:
+    rows: dict[str, list[str]] = {}
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    table = [(f"--labels {path}, line {number}", line, _cells(path, number, line)) for number, line in lines]
+    if table and _is_heading(table[0][2], table[1][2] if len(table) > 1 else []):
+        del table[0]
+    for place, line, cells in table:
+        if len(cells) != 2:
+            others = [name for mark, name in _SEPARATORS.items() if mark in line and len(cells) == 1]
+            fault = f"{others[0]} between its columns" if others else f"{len(cells)} columns"
+            raise UserError(f"{place} has {fault}; write `image,class;class`")
+        image = cells[0].strip()
+        if image in rows:
+            raise UserError(f"{place}: {image} has a line already; join the two")
+        rows[image] = cells[1].split(";")
+    return rows
+
+
+def _cells(path: Path, number: int, line: str) -> list[str]:
+    """A line's cells. Each is read by itself: a stray quote would otherwise swallow all that follow."""
+    try:
+        return next(csv.reader([line], strict=True))
+    except csv.Error as error:
+        open_quote = "end of data" in str(error)
+        reason = "a quote is opened and never closed" if open_quote else f"it is no CSV ({error})"
+        raise UserError(f"--labels {path}, line {number}: {reason}; mend or remove its quotes") from error
+
+
+def _is_heading(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Whether the first line of a file says what the columns are: it names no file, though the line below does."""
+    name = first[0].strip().lower()
+    return name in _HEADINGS or (
+        not os.path.splitext(name)[1] and any(os.path.splitext(x)[1] for x in second[:1])
+    )
+
+
+def _read_json(path: Path, text: str) -> dict[str, list[str]]:
+    try:
+        content = json.loads(text, object_pairs_hook=partial(_without_repetition, path))
+    except ValueError as error:
+        raise UserError(f"--labels {path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict) or not all(
+        isinstance(row, list) and all(isinstance(name, str) for name in row) for row in content.values()
+    ):
+        raise UserError(f'--labels {path} must look like {{"image.jpg": ["class", "class"], ...}}')
+    return content
+
+
+def _without_repetition(path: Path, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"--labels {path} has {twice} two times; join the two")
+    return content

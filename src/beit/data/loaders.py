@@ -7,7 +7,12 @@ image permutation(seed, epoch)[p % N]; all randomness of that sample is drawn fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import atexit
+import multiprocessing
+import signal
+import warnings
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,102 +20,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from beit.config.errors import RunFailed, UserError
 from beit.data.base import Source
 from beit.data.decode import ImageError
-from beit.data.workers import WorkerError, fetch
-
-__all__ = ["Loader", "WorkerError", "evaluation_batches", "permutation"]
 
 View = Callable[..., Any]
 """(image, rng) -> sample, or with labels (image, label, rng) -> sample; a sample is a NamedTuple of tensors."""
+Work = Sequence[tuple[int, int]]
+"""What one micro-batch is made of: (epoch, image) pairs."""
 OnBad = Callable[[str, str], None]
 
 HANDFUL = 5  # damaged files that never stop a run, however small the set
-_REPLACEMENTS = 100  # tries before a set counts as unreadable
-_EVALUATION = 2**32 - 1  # stands for the epoch in the seeds of evaluation samples; no training run gets there
 _ORDER, _SAMPLES = 1, 2  # first word of the seeds: no order shares its stream with a sample
+_EVALUATION = 2**32 - 1  # stands for the epoch in the seeds of evaluation samples; no training run gets there
+_REPLACEMENTS = 100  # tries before a set counts as unreadable
+_PATIENCE = 900  # seconds without a batch after which a worker counts as hung
 
 
-class _Bad(NamedTuple):
-    """A file that could not be used."""
-
-    image: int
-    name: str
-    reason: str
-
-
-class _Work(NamedTuple):
-    """What one micro-batch is made of: (epoch, image) pairs."""
-
-    samples: list[tuple[int, int]]
-
-
-class _Fetched(NamedTuple):
-    """What comes back from a worker. Errors travel as values: exceptions would arrive as quoted tracebacks."""
-
-    batch: Any
-    tried: int
-    bad: list[_Bad]
-    failure: str | None = None
-    """Why the run cannot go on."""
-    mistake: str | None = None
-    """What is wrong with the labels, in words for the user."""
+class WorkerError(RunFailed):
+    """A loader process died or hangs; the message says which and what to do."""
 
 
 # ------------------------------------------------------------------------------------------------------------
-# In the worker
-
-
-class _Fetcher(Dataset[_Fetched]):
-    """Turns :class:`_Work` into :class:`_Fetched`; runs in the workers, or in the main process without any."""
-
-    def __init__(self, source: Source, view: View, seed: int, labeled: bool, replace: bool) -> None:
-        self._source, self._view, self._seed = source, view, seed
-        self._labeled, self._replace = labeled, replace
-
-    def __getitem__(self, work: _Work) -> _Fetched:
-        samples: list[Any] = []
-        bad: list[_Bad] = []
-        for epoch, index in work.samples:
-            rng = np.random.default_rng((_SAMPLES, self._seed, epoch, index))
-            try:
-                sample = self._load(index, rng, bad)
-            except UserError as error:
-                return _Fetched(None, len(samples) + len(bad), bad, mistake=str(error))
-            if sample is None and self._replace:
-                text = f"{_REPLACEMENTS} images in a row are damaged, the last being {bad[-1].name}: {bad[-1].reason}"
-                return _Fetched(None, len(bad), bad, text)
-            if sample is not None:
-                samples.append(sample)
-        return _Fetched(_collate(samples) if samples else None, len(samples) + len(bad), bad)
-
-    def _load(self, index: int, rng: np.random.Generator, bad: list[_Bad]) -> Any | None:
-        """The sample of image `index`, or of another one drawn from its own generator when it is damaged."""
-        for _ in range(_REPLACEMENTS if self._replace else 1):
-            try:
-                image = self._source.image(index)
-                labels = (self._source.label(index),) if self._labeled else ()
-            except ImageError as error:
-                bad.append(_Bad(index, error.name, error.reason))
-                index = int(rng.integers(len(self._source)))
-                continue
-            return self._view(image, *labels, rng)
-        return None
-
-
-Sample = TypeVar("Sample", bound=tuple[Tensor, ...])
-
-
-def _collate(samples: Sequence[Sample]) -> Sample:
-    """Samples to a batch of the same type: every field gets a first axis."""
-    return type(samples[0])(*(torch.stack(field) for field in zip(*samples, strict=True)))
-
-
-# ------------------------------------------------------------------------------------------------------------
-# In the main process
+# Which images
 
 
 @lru_cache(maxsize=4)
@@ -152,7 +86,7 @@ class Loader:
                 f"micro-batches; choose a multiple of {world * accumulate}"
             )
         self._size = len(source)
-        self._fetcher = _Fetcher(source, view, seed, labeled, replace=True)
+        self._fetcher = _Fetcher(source, view, seed, labeled=labeled, replace=True)
         self._batch_size, self._seed, self._repeats = batch_size, seed, repeats
         self._rank, self._world, self._accumulate = rank, world, accumulate
         self._workers, self._pin_memory = workers, pin_memory
@@ -173,19 +107,19 @@ class Loader:
         image = int(permutation(self._seed, epoch, self._size)[place])
         return epoch * self._repeats + position % self._repeats, image
 
-    def _work(self, start_step: int, stop_step: int) -> Iterator[_Work]:
+    def _works(self, start_step: int, stop_step: int) -> Iterator[Work]:
         """This rank's micro-batches: contiguous slices of the global batch, rank by rank within each slice."""
         micro = self._batch_size // (self._world * self._accumulate)
         for step in range(start_step, stop_step):
             samples = self.samples(step)
             for k in range(self._accumulate):
                 first = (k * self._world + self._rank) * micro
-                yield _Work(samples[first : first + micro])
+                yield samples[first : first + micro]
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[Any]:
         """Micro-batches of steps start_step <= step < stop_step, `accumulate` of them for each step."""
-        works = self._work(start_step, stop_step)
-        for fetched in fetch(self._fetcher, works, self._workers, self._pin_memory):
+        works = self._works(start_step, stop_step)
+        for fetched in _fetch(self._fetcher, works, self._workers, self._pin_memory):
             self._damage.record(fetched)
             yield fetched.batch
 
@@ -209,18 +143,18 @@ def evaluation_batches(
     `batch_size` is that of this rank; the last batch may be smaller, and ranks may differ by one image. A sample's
     randomness is a function of (seed, image) alone: every evaluation sees the same.
     """
-    mine = range(rank, len(source), world)
+    share = range(rank, len(source), world)
     works = [
-        _Work([(_EVALUATION, index) for index in mine[start : start + batch_size]])
-        for start in range(0, len(mine), batch_size)
+        [(_EVALUATION, index) for index in share[start : start + batch_size]]
+        for start in range(0, len(share), batch_size)
     ]
     damage = _Damage(1.0, on_bad)
-    fetcher = _Fetcher(source, view, seed, labeled, replace=False)
-    for work, fetched in zip(works, fetch(fetcher, works, workers, pin_memory), strict=True):
+    fetcher = _Fetcher(source, view, seed, labeled=labeled, replace=False)
+    for work, fetched in zip(works, _fetch(fetcher, works, workers, pin_memory), strict=True):
         damage.record(fetched)
         if fetched.batch is not None:
             damaged = {bad.image for bad in fetched.bad}
-            yield [image for _, image in work.samples if image not in damaged], fetched.batch
+            yield [index for _, index in work if index not in damaged], fetched.batch
 
 
 class _Damage:
@@ -239,12 +173,174 @@ class _Damage:
                 self.files.add(bad.image)
                 if self._on_bad:
                     self._on_bad(bad.name, bad.reason)
-        if fetched.mistake:
-            raise UserError(fetched.mistake)
-        if fetched.failure:
-            raise RunFailed(f"--data: {fetched.failure}; `beit check` lists the damaged files")
+        if fetched.error:
+            raise fetched.error
         if len(self.files) >= HANDFUL and self._failed > self._max_bad * self._tried:
             raise RunFailed(
                 f"--data: {self._failed:,} of {self._tried:,} images read were damaged ({len(self.files):,} files), "
                 f"more than --max-bad {self._max_bad:g} allows; `beit check` lists them"
             )
+
+
+# ------------------------------------------------------------------------------------------------------------
+# One micro-batch, in a worker or in the main process
+
+
+class _BadImage(NamedTuple):
+    """A file that could not be used."""
+
+    image: int
+    name: str
+    reason: str
+
+
+class _Fetched(NamedTuple):
+    """What comes back from a worker."""
+
+    batch: Any
+    tried: int
+    bad: list[_BadImage]
+    error: UserError | RunFailed | None = None
+    """Why the run cannot go on. A value, because what is raised in a worker arrives as a quoted traceback."""
+
+
+class _Fetcher(Dataset[_Fetched]):
+    """Turns work into batches of `view`; damaged images are replaced by others, or left out."""
+
+    def __init__(self, source: Source, view: View, seed: int, *, labeled: bool, replace: bool) -> None:
+        self._source, self._view, self._seed = source, view, seed
+        self._labeled, self._replace = labeled, replace
+
+    def __getitem__(self, work: Work) -> _Fetched:
+        samples: list[Any] = []
+        bad: list[_BadImage] = []
+        error: UserError | RunFailed | None = None
+        for epoch, index in work:
+            rng = np.random.default_rng((_SAMPLES, self._seed, epoch, index))
+            try:
+                sample = self._load(index, rng, bad)
+            except (UserError, RunFailed) as mistake:
+                error = mistake
+                break
+            if sample is not None:
+                samples.append(sample)
+        batch = _collate(samples) if samples and not error else None
+        return _Fetched(batch, len(samples) + len(bad), bad, error)
+
+    def _load(self, index: int, rng: np.random.Generator, bad: list[_BadImage]) -> Any | None:
+        """The sample of image `index`, or of another one drawn from its own generator when it is damaged."""
+        for _ in range(_REPLACEMENTS if self._replace else 1):
+            try:
+                image = self._source.image(index)
+                labels = (self._source.label(index),) if self._labeled else ()
+            except ImageError as error:
+                bad.append(_BadImage(index, error.name, error.reason))
+                index = int(rng.integers(len(self._source)))
+                continue
+            return self._view(image, *labels, rng)
+        if self._replace:
+            raise RunFailed(
+                f"--data: {_REPLACEMENTS} images in a row are damaged, the last being {bad[-1].name}: "
+                f"{bad[-1].reason}; `beit check` lists the damaged files"
+            )
+        return None
+
+
+Sample = TypeVar("Sample", bound=tuple[Tensor, ...])
+
+
+def _collate(samples: Sequence[Sample]) -> Sample:
+    """Samples to a batch of the same type: every field gets a first axis."""
+    return type(samples[0])(*(torch.stack(field) for field in zip(*samples, strict=True)))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Ahead, in other processes
+
+
+def _fetch(
+    fetcher: _Fetcher, works: Iterable[Work], workers: int, pin_memory: bool = False
+) -> Iterator[_Fetched]:
+    """``fetcher[work]`` for each of `works`, in order, computed ahead in `workers` processes (0: in this one)."""
+    if workers == 0:
+        return _fetch_here(fetcher, works)
+    batches = _fetch_ahead(fetcher, works, workers, pin_memory)
+    _unfinished.add(batches)
+    return batches
+
+
+_unfinished: weakref.WeakSet[Generator[_Fetched]] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_workers() -> None:
+    """Workers ignore SIGTERM, so multiprocessing would wait for them in vain at the end of the process."""
+    for batches in list(_unfinished):
+        batches.close()
+
+
+def _fetch_here(fetcher: _Fetcher, works: Iterable[Work]) -> Iterator[_Fetched]:
+    for work in works:
+        # As in workers: how an operation is split among threads may change the last bit of a sum.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            fetched = fetcher[work]
+        finally:
+            torch.set_num_threads(threads)
+        yield fetched
+
+
+def _fetch_ahead(
+    fetcher: _Fetcher, works: Iterable[Work], workers: int, pin_memory: bool
+) -> Generator[_Fetched]:
+    with warnings.catch_warnings():
+        # More workers than cores pay where reading is slow, and --workers has been asked for.
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        loader = DataLoader(
+            fetcher,
+            batch_size=None,  # a unit of work is a micro-batch already
+            sampler=works,
+            collate_fn=_unchanged,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            # Forked workers share the tables of a source, and their death is noticed at once.
+            multiprocessing_context="fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn",
+            worker_init_fn=_start_worker,
+            timeout=_PATIENCE,
+            # Without a generator of its own, the loader would draw its base seed from the global one.
+            generator=torch.Generator(),
+        )
+        iterator: Any = iter(loader)
+    try:
+        yield from iterator
+    except RuntimeError as error:
+        raise _worker_error(error) from error
+    finally:
+        # A traceback may keep the iterator alive to the end of the process, and its workers with it.
+        iterator._shutdown_workers()
+
+
+def _unchanged(fetched: Any) -> Any:
+    return fetched
+
+
+def _worker_error(error: RuntimeError) -> RuntimeError:
+    text = str(error)
+    if "exited unexpectedly" in text or "killed by signal" in text:
+        return WorkerError(
+            f"a loader process died ({text.splitlines()[0]}); most often memory ran out: lower --workers. "
+            f'In a script, training must be called under `if __name__ == "__main__":`'
+        )
+    if "timed out" in text:
+        return WorkerError(
+            f"no batch for {_PATIENCE} seconds: a loader process hangs; check the disk of --data"
+        )
+    return error
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    # Ctrl-C and SIGTERM reach the whole process group; the main process ends its step and then stops the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -16,9 +16,9 @@ from beit.config.finetune import FinetuneConfig
 from beit.data.batches import LabeledBatch
 from beit.data.label_file import Labels
 from beit.data.sources.opening import open_source
-from beit.data.views.images import EvaluationView, LabeledView
+from beit.data.views.classification import ClassificationView
+from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.mixing import BatchMixing, smoothed
-from beit.data.views.randaugment import ClassificationView
 from beit.metrics.classification import classification_sums, share_of_right, with_f1
 from beit.models.memory import activations_of_encoder
 from beit.stages.labels import few_labels, label_images

@@ -17,7 +17,7 @@ from beit.config.errors import given_by
 from beit.config.pretrain import PretrainConfig
 from beit.data.batches import PretrainBatch
 from beit.data.sources.opening import open_source
-from beit.data.views.images import PretrainViews
+from beit.data.views.pretraining import PretrainViews
 from beit.metrics.tokens import TokenBaselines, best_mixtures, best_mixtures_of_sums, token_accuracy
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import MaskedImageModel

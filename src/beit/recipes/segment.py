@@ -42,7 +42,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
     images = open_images(config, opener)
     source, held_back = cast(PairSource, images.train), cast(PairSource, images.held_back)
     # 2,000 maps take seconds; a mistake that shows in the first evaluation takes the steps until then.
-    held_back.look_over()
+    held_back.verify_labels()
     model, about = starting_segmenter(config, source.classes)
     about += [*norms(config, session.compute), rates(config, model.encoder.config.depth)]
     if session.compute.world > 1 and session.compute.device.type == "cuda":

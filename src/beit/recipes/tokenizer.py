@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from beit.config.tokenizer import TokenizerConfig
 from beit.data.batches import ImageBatch
-from beit.data.views.images import EvaluationView
+from beit.data.views.evaluation import EvaluationView
 from beit.data.views.tokenizer import TokenizerViews
 from beit.models.memory import activations_of_tokenizer
 from beit.stages.session import Feed, open_images, open_session

@@ -11,7 +11,8 @@ from typing import Any, cast, get_args
 from beit.checkpoints.preparation import preparation
 from beit.config.errors import UserError
 from beit.config.use import EvaluateConfig, PredictConfig
-from beit.data.views.images import EvaluationView, Filter
+from beit.data.views.evaluation import EvaluationView
+from beit.data.views.geometry import Filter
 from beit.stages.batches import Machine, num_workers
 from beit.training.device import choose_precision, open_compute
 

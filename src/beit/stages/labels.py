@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from beit.config.finetune import FinetuneConfig
 from beit.data.label_file import LabelFile, Labels
-from beit.data.sources.few_labels import label_share, labels_per_class
+from beit.data.sources.subsets import label_share, labels_per_class
 from beit.stages.session import Images
 
 

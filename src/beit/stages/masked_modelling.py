@@ -10,7 +10,7 @@ from beit.config.architecture import sides
 from beit.config.errors import UserError
 from beit.config.pretrain import PretrainConfig
 from beit.data.batches import PretrainBatch
-from beit.data.views.images import Masking, PretrainEvaluationView
+from beit.data.views.pretraining import Masking, PretrainEvaluationView
 from beit.masking import BlockwiseMasking, NoMasking, RandomMasking
 from beit.metrics.tokens import TokenBaselines, patch_sums, token_accuracy
 from beit.models.heads import MaskedImageModel

@@ -1,26 +1,31 @@
-"""Which label map belongs to which image: ``images/`` beside ``annotations/``, as ADE20K lays them out.
+"""Files that hold a class number for each pixel, and which belongs to which image.
 
-A map lies where its image does, under the same name: ``images/training/street.jpg`` and
-``annotations/training/street.png``.
+``images/`` lies beside ``annotations/``, as in ADE20K, and a map where its image does, under the same name:
+``images/training/street.jpg`` and ``annotations/training/street.png``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageFile
 
 from beit.config.errors import UserError
-from beit.data.decode import ImageError
-from beit.data.label_maps.decode import decode_label_map
+from beit.data.decode import ImageError, open_pillow, upright
 from beit.data.sources.files import FileSource
 from beit.data.sources.listing import Listing, Member
+from beit.data.sources.subsets import spread
 
 IMAGES, MAPS = "images/", "annotations/"
+_LOSSY = ("JPEG", "MPO", "JPEG2000")
+_SCALED_BITS = {"L;2": 85, "L;4": 17}
+"""Gray of 2 and 4 bits, which Pillow spreads over 0..255."""
 
 
 class MapFiles(FileSource):
@@ -53,17 +58,60 @@ class MapFiles(FileSource):
     def numbers(self, at_most: int) -> tuple[dict[int, str], int]:
         """Every number in an even choice of the maps with the name of a map that has it, and how many were read.
 
-        Damaged files are left to be found by whoever reads them all.
+        Damaged files are left to be met by whoever reads them all.
         """
-        found: dict[int, str] = {}
-        chosen = {index * len(self) // at_most for index in range(at_most)}
-        for index in sorted(chosen):
+        names: dict[int, str] = {}
+        indices = spread(len(self), at_most)
+        for index in indices:
             try:
                 numbers = self.label_map(index)
             except ImageError:
                 continue
-            found = {number: self.name(index) for number in np.unique(numbers).tolist()} | found
-        return found, len(chosen)
+            names = {number: self.name(index) for number in np.unique(numbers).tolist()} | names
+        return names, len(indices)
+
+
+def decode_label_map(data: bytes, name: str, max_megapixels: float) -> NDArray[np.integer[Any]]:
+    """The numbers in a gray or palette picture, (H, W), as they are stored: of a palette the indices, not colours.
+    Turned by its own EXIF orientation like an image.
+
+    Raises :class:`ImageError` for a damaged file, and :class:`UserError` for a picture that holds colours, not
+    numbers.
+    """
+    image = open_pillow(data, name, max_megapixels)
+    if image.format in _LOSSY:
+        raise UserError(
+            f"{name} is a JPEG file, which changes the numbers of classes; write label maps as PNG from their source"
+        )
+    if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
+        raise UserError(
+            f"{name} is a colour picture (mode {image.mode}) and no label map; write the number of its class for "
+            f"each pixel, as a gray or palette PNG"
+        )
+    scale = _SCALED_BITS.get(_raw_mode(image), 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata that plays no part here
+            image.load()
+            numbers = np.array(upright(image))
+    except Exception as error:  # a damaged file may fail in any way a parser can fail
+        raise ImageError(name, str(error) or type(error).__name__) from error
+    if numbers.dtype == np.bool_:
+        return numbers.astype(np.uint8)
+    return numbers // scale if scale > 1 else numbers
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the pixels lie in the file, as Pillow calls it; known only before they are read."""
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile:
+        return ""
+    arguments = image.tile[0][3]
+    first = arguments[0] if isinstance(arguments, tuple) else arguments
+    return first if isinstance(first, str) else ""
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Pairs
 
 
 def open_map_files(
@@ -77,8 +125,23 @@ def open_map_files(
 
     Raises :class:`UserError` for an image without a map, or with two.
     """
-    images = FileSource(listings, members, max_megapixels=max_megapixels, notes=notes)
-    return images, MapFiles(images, listings, _matching(listings, members), max_megapixels)
+    maps: list[list[Member]] = []
+    missing: list[tuple[Listing, str]] = []
+    for listing, images in zip(listings, members, strict=True):
+        _by_stem(listing, IMAGES)
+        map_of = _by_stem(listing, MAPS)
+        stems = {_stem(image.path, IMAGES): image.path for image in images}
+        maps.append([map_of[stem] for stem in stems if stem in map_of])
+        missing += [(listing, path) for stem, path in stems.items() if stem not in map_of]
+    if missing:
+        listing, path = missing[0]
+        more = f", and {len(missing) - 1:,} others have none" if len(missing) > 1 else ""
+        raise UserError(
+            f"--data {listing.root}: the image {path} has no label map {MAPS}{_stem(path, IMAGES)}.png{more}; "
+            f"add it, or take the image away"
+        )
+    source = FileSource(listings, members, max_megapixels=max_megapixels, notes=notes)
+    return source, MapFiles(source, listings, maps, max_megapixels)
 
 
 def check_layout(listing: Listing) -> None:
@@ -87,10 +150,10 @@ def check_layout(listing: Listing) -> None:
     if {IMAGES, MAPS} <= tops:
         return
     inner = next((m.path.partition(f"/{MAPS}")[0] for m in listing.members if f"/{MAPS}" in m.path), None)
-    named = _set_around(listing.root) if inner is None else os.path.join(listing.root, inner)
+    folder = _set_around(listing.root) if inner is None else os.path.join(listing.root, inner)
     remedy = (
-        f"name the folder {named} itself"
-        if named is not None
+        f"name the folder {folder} itself"
+        if folder is not None
         else "put images into images/training and their label maps, of the same names, into annotations/training"
     )
     missing = " and no ".join(name for name in (IMAGES, MAPS) if name not in tops)
@@ -115,32 +178,12 @@ def notes_on_spare_maps(listings: Sequence[Listing]) -> list[str]:
     return notes
 
 
-def _matching(listings: Sequence[Listing], members: Sequence[Sequence[Member]]) -> list[list[Member]]:
-    """The label map of every image."""
-    matched: list[list[Member]] = []
-    missing: list[tuple[Listing, Member]] = []
-    for listing, images in zip(listings, members, strict=True):
-        _by_stem(listing, IMAGES)
-        maps = _by_stem(listing, MAPS)
-        found = [maps.get(_stem(member.path, IMAGES)) for member in images]
-        matched.append([member for member in found if member is not None])
-        missing += [(listing, image) for image, member in zip(images, found, strict=True) if member is None]
-    if missing:
-        listing, image = missing[0]
-        more = f", and {len(missing) - 1:,} others have none" if len(missing) > 1 else ""
-        raise UserError(
-            f"--data {listing.root}: the image {image.path} has no label map "
-            f"{MAPS}{_stem(image.path, IMAGES)}.png{more}; add it, or take the image away"
-        )
-    return matched
-
-
-def _by_stem(listing: Listing, top: str) -> Mapping[str, Member]:
+def _by_stem(listing: Listing, top: str) -> dict[str, Member]:
     """What lies beneath `top` by its name without the ending; :class:`UserError` where two have the same."""
-    found: dict[str, Member] = {}
+    members: dict[str, Member] = {}
     for member in listing.members:
         if member.path.startswith(top):
-            other = found.setdefault(_stem(member.path, top), member)
+            other = members.setdefault(_stem(member.path, top), member)
             if other is not member:
                 clash = (
                     "are label maps of one image; keep one"
@@ -148,7 +191,7 @@ def _by_stem(listing: Listing, top: str) -> Mapping[str, Member]:
                     else "are images of one label map; rename one, and give it a map of its own"
                 )
                 raise UserError(f"--data {listing.root}: {other.path} and {member.path} {clash}")
-    return found
+    return members
 
 
 def _stem(path: str, top: str) -> str:

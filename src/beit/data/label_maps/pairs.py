@@ -6,72 +6,51 @@ Wrong maps are mistakes in the data and stop a run; damaged files are left out l
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from beit.config.errors import UserError
 from beit.data.base import Source, Split
 from beit.data.decode import ImageError
-from beit.data.label_maps.agreement import agreed
-from beit.data.label_maps.classes import counted_table, found_class_table, table_of_data, table_of_model
-from beit.data.label_maps.files import check_layout, notes_on_spare_maps, open_map_files
+from beit.data.label_maps.classes import (
+    counted_table,
+    find_class_table,
+    reconcile,
+    table_of_data,
+    table_of_model,
+)
+from beit.data.label_maps.files import MapFiles, check_layout, notes_on_spare_maps, open_map_files
 from beit.data.label_maps.table import ClassTable, Color, named_table
-from beit.data.sources.demo import DemoSource
-from beit.data.sources.files import choose_members
 from beit.data.sources.listing import Listing, list_data
-from beit.data.sources.named import NAMED_SETS
-from beit.data.sources.opening import representative
-from beit.data.sources.subsets import Subset
+from beit.data.sources.opening import is_named_set
+from beit.data.sources.splits import choose_members
+from beit.data.sources.subsets import Subset, seeded_choice
 
-_LOOKED_OVER = 16  # maps that are read before a run starts
+if TYPE_CHECKING:
+    from beit.data.sources.demo import DemoSource
 
-
-class LabelMaps(Protocol):
-    """Label maps by index."""
-
-    def name(self, index: int) -> str: ...
-    def size(self, index: int) -> tuple[int, int]:
-        """(H, W), without reading more than need be; raises :class:`ImageError`."""
-
-    def label_map(self, index: int) -> NDArray[np.integer[Any]]:
-        """(H, W), the numbers as they are stored; raises :class:`ImageError` and :class:`UserError`."""
-
-    @property
-    def fingerprint(self) -> str: ...
-
-
-class DemoMaps:
-    """Label maps of the built-in scenes."""
-
-    def __init__(self, scenes: DemoSource) -> None:
-        self._scenes = scenes
-        self.name, self.size, self.fingerprint = scenes.name, scenes.size, scenes.fingerprint
-
-    def label_map(self, index: int) -> NDArray[np.integer[Any]]:
-        return self._scenes.label_map(index).numpy()
+_SAMPLE = 16  # maps that are read before a run starts
 
 
 class PairSource(Subset):
-    """The images `indices` of a source, with their label maps."""
+    """Images with their label maps; with a `limit`, a seeded choice of that many."""
 
     def __init__(
         self,
         images: Source,
-        maps: LabelMaps,
-        indices: Sequence[int],
+        maps: MapFiles | DemoSource,
         table: ClassTable,
-        notes: Sequence[str] = (),
+        notes: Sequence[str],
+        limit: int | None,
+        seed: int,
     ) -> None:
-        super().__init__(images, indices)
-        self._maps = maps
-        self.table = table
+        super().__init__(images, range(len(images)) if limit is None else seeded_choice(images, limit, seed))
+        self._maps, self.table = maps, table
         self.classes: tuple[str, ...] = table.names
-        self.notes = [*images.notes, *notes]
+        self.notes += notes
 
     @property
     def palette(self) -> tuple[Color, ...]:
@@ -91,7 +70,7 @@ class PairSource(Subset):
         inner = int(self._indices[index])
         return self.table.indices(self._maps.label_map(inner), self._maps.name(inner))
 
-    def look_over(self) -> None:
+    def verify_labels(self) -> None:
         """Read every label map once, so that a mistake shows before it costs anything.
 
         Raises :class:`UserError` as `label` does; damaged files are left to be met with their images.
@@ -101,8 +80,7 @@ class PairSource(Subset):
                 self.label(index)
 
     def describe(self) -> str:
-        images = self._source.describe() if len(self) == len(self._source) else super().describe()
-        return f"{images}, with label maps of {len(self.classes)} classes"
+        return f"{super().describe()}, with label maps of {len(self.classes)} classes"
 
     @property
     def fingerprint(self) -> str:
@@ -119,64 +97,62 @@ def open_pairs(
     class_table: str | None = None,
     classes: Sequence[str] | None = None,
     max_megapixels: float = 64,
-    demo_size: int = 64,
     seed: int = 0,
-    on_progress: Callable[[int, int], None] | None = None,
 ) -> PairSource:
     """The images of `data` that belong to `split` (see :func:`open_source`), with their label maps.
 
     `reduce_zero_label` makes 0 in a map "no class", and 1 the first one. Classes come from the file `class_table`, or
     from one that lies in the folder under a usual name, or are counted in the training maps; `classes` are those of a
     model that has its own. Raises :class:`UserError` for data that does not fit together, as far as names and a few
-    maps tell; the others are looked at when they are read.
+    maps tell; the others are checked when they are read.
     """
     if "demo" in data:
-        if len(data) > 1:
-            raise UserError("--data: demo has classes of its own; train on it alone")
-        if class_table is not None:
-            raise UserError("--classes is for folders; demo has its own")
-        scenes = DemoSource(split, size=demo_size, on_progress=on_progress)
-        table, notes = _demo_table(scenes, reduce_zero_label, classes)
-        return PairSource(scenes, DemoMaps(scenes), _limited(scenes, limit, seed), table, notes)
+        scenes, table, notes = _open_demo(data, split, reduce_zero_label, class_table, classes)
+        return PairSource(scenes, scenes, table, notes, limit, seed)
     listings = _listings(data)
-    path = class_table or found_class_table(listings)
+    path = class_table or find_class_table(listings)
     if path is not None:
         listings = [listing.using(path) for listing in listings]
-    chosen = choose_members(listings, split, holdout, paired=True)
-    told = [*chosen.notes, *notes_on_spare_maps(listings)]
-    images, maps = open_map_files(listings, chosen.members, max_megapixels=max_megapixels, notes=told)
-    seen, count = maps.numbers(_LOOKED_OVER)
+    part = choose_members(listings, split, holdout, paired=True)
+    split_notes = [*part.notes, *notes_on_spare_maps(listings)]
+    images, maps = open_map_files(listings, part.members, max_megapixels=max_megapixels, notes=split_notes)
+    file_of, count = maps.numbers(_SAMPLE)
     if classes is not None:
         table, notes = table_of_model(classes, reduce_zero_label, path)
     elif path is not None:
-        table, notes = table_of_data(path, reduce_zero_label, list(seen), count)
+        table, notes = table_of_data(path, reduce_zero_label, list(file_of), count)
     else:
-        known = chosen.training if any(chosen.training) else chosen.members
-        _, to_count = open_map_files(listings, known, max_megapixels=max_megapixels)
+        members = part.training if any(part.training) else part.members
+        _, to_count = open_map_files(listings, members, max_megapixels=max_megapixels)
         table, notes = counted_table(to_count, reduce_zero_label)
-    for number, name in seen.items():
+    for number, name in file_of.items():
         table.require(number, name)
-    return PairSource(images, maps, _limited(images, limit, seed), table, notes)
+    return PairSource(images, maps, table, notes, limit, seed)
 
 
-def _demo_table(
-    scenes: DemoSource, reduce_zero_label: bool, classes: Sequence[str] | None
-) -> tuple[ClassTable, list[str]]:
+def _open_demo(
+    data: Sequence[str],
+    split: Split,
+    reduce_zero_label: bool,
+    class_table: str | None,
+    classes: Sequence[str] | None,
+) -> tuple[DemoSource, ClassTable, list[str]]:
+    from beit.data.sources.demo import DemoSource
+
+    if len(data) > 1:
+        raise UserError("--data: demo has classes of its own; train on it alone")
+    if class_table is not None:
+        raise UserError("--classes is for folders; demo has its own")
+    scenes = DemoSource(split)
     table = named_table(scenes.label_classes[int(reduce_zero_label) :], reduce_zero_label, "--data demo")
-    return (table, [table.zero]) if classes is None else agreed(table, classes)
+    return (scenes, table, [table.zero]) if classes is None else (scenes, *reconcile(table, classes))
 
 
 def _listings(data: Sequence[str]) -> list[Listing]:
     for value in data:
-        if value in NAMED_SETS and not os.path.exists(value):
+        if is_named_set(value) and not os.path.exists(value):
             raise UserError(f"--data {value} has no label maps; name a folder with images/ and annotations/")
     listings = list_data(data)
     for listing in listings:
         check_layout(listing)
     return listings
-
-
-def _limited(images: Source, limit: int | None, seed: int) -> Sequence[int]:
-    if limit is None or limit >= len(images):
-        return range(len(images))
-    return representative([images.key(index) for index in range(len(images))], limit, seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import colorsys
 import csv
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from beit.config.segment import IGNORE
 
 Color = tuple[int, int, int]
 
-_UNKNOWN = 254  # what a number without a class becomes on its way to a message
+_OUTSIDE = 254  # what a number without a class becomes on its way to a message
 MAX_CLASSES = 254
 _NO_CLASS = ("unlabel", "ignore", "void")  # in the name of what is rarely meant to be learned
 
@@ -68,6 +67,11 @@ class ClassTable:
         return int(self.reduce_zero_label)
 
     @property
+    def last(self) -> int:
+        """The highest number with a class."""
+        return self.first + len(self.names) - 1
+
+    @property
     def zero(self) -> str:
         """What 0 in a label map means, for the announcement of a run that may choose it."""
         if self.reduce_zero_label:
@@ -87,24 +91,23 @@ class ClassTable:
             self.require(int(numbers.max()), name)
             numbers = numbers.astype(np.uint8)
         # A translation of bytes takes a fourth of the time of numpy's take.
-        found = np.frombuffer(numbers.tobytes().translate(self._translation()), dtype=np.uint8)
-        classes = found.reshape(numbers.shape).copy()
-        if (unknown := classes == _UNKNOWN).any():
-            self.require(int(numbers[unknown].max()), name)
+        translation = np.frombuffer(numbers.tobytes().translate(self._translation()), dtype=np.uint8)
+        classes = translation.reshape(numbers.shape).copy()
+        if (outside := classes == _OUTSIDE).any():
+            self.require(int(numbers[outside].max()), name)
         return torch.from_numpy(classes)
 
     def require(self, number: int, name: str) -> None:
         """UserError naming the file `name` unless `number` has a class, or means "no class"."""
-        last = self.first + len(self.names) - 1
-        if not (0 <= number <= last or number == IGNORE):
+        if not (0 <= number <= self.last or number == IGNORE):
             raise UserError(
-                f"{name} holds the number {number}, but the classes of {self.origin} run from {self.first} to {last} "
-                f"({IGNORE}: no class); {self.remedy}"
+                f"{name} holds the number {number}, but the classes of {self.origin} run from {self.first} to "
+                f"{self.last} ({IGNORE}: no class); {self.remedy}"
             )
 
     def _translation(self) -> bytes:
         """Class index by number, for 0..255."""
-        table = bytearray([_UNKNOWN] * 256)
+        table = bytearray([_OUTSIDE] * 256)
         table[self.first : self.first + len(self.names)] = bytes(range(len(self.names)))
         if self.reduce_zero_label:
             table[0] = IGNORE
@@ -138,11 +141,6 @@ def _color(index: int) -> Color:
 # Files
 
 
-def find_class_tables(folder: str) -> list[str]:
-    """The class tables that lie in `folder` under the usual names."""
-    return [path for name in TABLE_NAMES if os.path.isfile(path := os.path.join(folder, name))]
-
-
 def read_class_table(
     path: str, reduce_zero_label: bool, classes: Sequence[str] | None = None
 ) -> tuple[ClassTable, list[str]]:
@@ -152,28 +150,28 @@ def read_class_table(
     are any, the colour (r, g, b). The numbers must run without a gap, from 0, or from 1 with `reduce_zero_label`.
     `classes` are those of a model that is to be judged, for messages.
     """
-    rows = sorted(_read_rows(path))
-    ignored = [row for row in rows if row.value == IGNORE or (reduce_zero_label and row.value == 0)]
-    used = [row for row in rows if row not in ignored]
+    lines = sorted(_read_rows(path))
+    no_class = (IGNORE, 0) if reduce_zero_label else (IGNORE,)
+    rows = [row for row in lines if row.value not in no_class]
     first = int(reduce_zero_label)
-    if used and used[0].value == 1 and not reduce_zero_label:
+    if rows and rows[0].value == 1 and not reduce_zero_label:
         remedy = (
             "add --reduce-zero-label to ignore 0, or name it in the table"
             if classes is None
             else f"{reading_of_zero(classes, False)}, so choose data that does"
         )
         raise UserError(f"{path} numbers its classes from 1, so that 0 has no class; {remedy}")
-    for number, row in enumerate(used, first):
+    for number, row in enumerate(rows, first):
         if row.value != number:
             what = f"names {row.value} twice" if row.value == number - 1 else f"has no class {number}"
             raise UserError(f"{path} {what}; the numbers of classes must run from {first} without a gap")
-    spare = iter(generated_palette(len(used)))
     table = ClassTable(
-        tuple(row.name for row in used),
-        tuple(color if row.color is None else row.color for row, color in zip(used, spare, strict=True)),
+        tuple(row.name for row in rows),
+        tuple(row.color or color for row, color in zip(rows, generated_palette(len(rows)), strict=True)),
         reduce_zero_label,
         path,
     )
+    ignored = [row for row in lines if row.value in no_class]
     return table, [f"{path}: {row.value} ('{row.name}') is ignored" for row in ignored]
 
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 import colorsys
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from beit.data.base import Split
 
 Array = NDArray[np.float64]
 
@@ -214,28 +217,19 @@ def _draw(
 
 
 class DemoSource:
-    """The built-in set as a source: `count` training scenes, or `eval_count` others for evaluation.
+    """The built-in set as a source: 6,000 training scenes, or 512 others for evaluation.
 
-    Rendered once per process and size (about 1.3 ms a scene of 64 pixels); `on_progress(done, total)` is called while
-    that goes on. Scenes are kept as one tensor, which loader processes share instead of copying.
+    Rendered once per process and size (about 1.3 ms a scene of 64 pixels), and kept as one tensor, which loader
+    processes share instead of copying.
     """
 
     classes: tuple[str, ...] | None = CLASSES
     label_classes: tuple[str, ...] = ("ground", *CLASSES)
 
-    def __init__(
-        self,
-        split: str = "train",
-        *,
-        size: int = 64,
-        count: int = 6000,
-        eval_count: int = 512,
-        seed: int = 0,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> None:
+    def __init__(self, split: Split, *, size: int = 64, count: int | None = None) -> None:
         # Evaluation scenes start where no training set will ever reach.
-        start, number = (0, count) if split == "train" else (1 << 40, eval_count)
-        self._pictures, self._labels, self._maps = _render_all(seed, start, number, size, on_progress)
+        start, usual = (0, 6000) if split == "train" else (1 << 40, 512)
+        self._pictures, self._labels, self._maps = _render_all(start, count or usual, size)
         self._split, self._size = split, size
         self.notes: list[str] = []
 
@@ -258,9 +252,9 @@ class DemoSource:
     def label(self, index: int) -> int:
         return int(self._labels[index])
 
-    def label_map(self, index: int) -> Tensor:
-        """int64 (H, W): 0 = ground, 1.. = `label_classes`."""
-        return self._maps[index].long()
+    def label_map(self, index: int) -> NDArray[np.uint8]:
+        """(H, W): 0 = ground, 1.. = `label_classes`."""
+        return self._maps[index].numpy()
 
     def describe(self) -> str:
         return f"{len(self):,} built-in scenes of {self._size}x{self._size} pixels, {len(CLASSES)} classes"
@@ -270,20 +264,11 @@ class DemoSource:
         return f"{self.describe()} ({self._split})"
 
 
-_rendered: dict[tuple[int, int, int, int], tuple[Tensor, Tensor, Tensor]] = {}
-
-
-def _render_all(
-    seed: int, start: int, number: int, size: int, on_progress: Callable[[int, int], None] | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    key = (seed, start, number, size)
-    if key not in _rendered:
-        pictures = np.empty((number, size, size, 3), dtype=np.uint8)
-        labels = np.empty(number, dtype=np.int64)
-        maps = np.empty((number, size, size), dtype=np.uint8)
-        for i in range(number):
-            pictures[i], labels[i], maps[i] = render_scene(seed, start + i, size)
-            if on_progress and (i + 1) % 100 == 0:
-                on_progress(i + 1, number)
-        _rendered[key] = torch.from_numpy(pictures), torch.from_numpy(labels), torch.from_numpy(maps)
-    return _rendered[key]
+@cache
+def _render_all(start: int, count: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    pictures = np.empty((count, size, size, 3), dtype=np.uint8)
+    labels = np.empty(count, dtype=np.int64)
+    maps = np.empty((count, size, size), dtype=np.uint8)
+    for i in range(count):
+        pictures[i], labels[i], maps[i] = render_scene(0, start + i, size)
+    return torch.from_numpy(pictures), torch.from_numpy(labels), torch.from_numpy(maps)

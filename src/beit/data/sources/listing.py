@@ -56,8 +56,8 @@ class Listing:
     tars: list[str] = field(default_factory=list)
     numbers: dict[str, Member] = field(default_factory=dict)
     """`KEY.cls` members of tars by their key prefixed with the shard: class numbers in ASCII."""
-    left_out: list[str] = field(default_factory=list)
-    """What would be an image, but is left out, and why, one line each."""
+    omissions: list[str] = field(default_factory=list)
+    """What would be an image, but is not used, and why, one line each."""
     others: Counter[str] = field(default_factory=Counter)
     """Files in a folder that are no images, by suffix."""
 
@@ -65,11 +65,11 @@ class Listing:
     def notes(self) -> list[str]:
         """What is not used, one line each."""
         if not self.others:
-            return self.left_out
+            return self.omissions
         kinds = ", ".join(
             f"{count} {suffix or 'without extension'}" for suffix, count in self.others.most_common(4)
         )
-        return [*self.left_out, f"{self.root}: {self.others.total():,} other files ignored ({kinds})"]
+        return [*self.omissions, f"{self.root}: {self.others.total():,} other files ignored ({kinds})"]
 
     def using(self, path: str) -> Listing:
         """This listing, of whose other files `path` is used, if it is one of them."""
@@ -81,17 +81,16 @@ def list_data(values: Sequence[str]) -> list[Listing]:
     """One listing for each folder among `values`, and one for all the tars together, in order of appearance."""
     listings: list[Listing] = []
     tars: list[tuple[str, str]] = []
+    place = 0
     for value in values:
-        found = _tar_paths(value)
-        if found is None:
+        shards = _tar_paths(value)
+        if shards is None:
             listings.append(scan_folder(value))
         else:
-            if not tars:
-                listings.append(Listing(value, []))  # keeps the place
-            tars += found
+            place = place if tars else len(listings)
+            tars += shards
     if tars:
-        place = next(i for i, listing in enumerate(listings) if not listing.members)
-        listings[place] = scan_tars(tars)
+        listings.insert(place, scan_tars(tars))
     return listings
 
 
@@ -117,10 +116,9 @@ def _tar_paths(value: str, flag: str = "--data") -> list[tuple[str, str]] | None
         paths = [value[: match.start()] + f"{n:0{len(first)}d}" + value[match.end() :] for n in numbers]
         missing = [path for path in paths if not os.path.exists(path)]
         if missing or not paths:
-            first_missing = missing[0] if missing else value
             raise UserError(
                 f"{flag} {value}: {len(missing)} of {len(paths)} shards do not exist, the first being "
-                f"{first_missing}; correct the range or fetch the missing shards"
+                f"{[*missing, value][0]}; correct the range or fetch the missing shards"
             )
         return [(path, "") for path in paths]
     if not os.path.exists(value):
@@ -132,15 +130,14 @@ def _tar_paths(value: str, flag: str = "--data") -> list[tuple[str, str]] | None
             raise UserError(f"{flag} {value} is a zip archive; unpack it: unzip {value} -d {value[:-4]}")
         raise UserError(f"{flag} {value} is a file; name a folder of images or a tar shard")
     names = _visible_names(value, flag)
-    if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
+    if any(_suffix(name) in IMAGE_SUFFIXES for name in names):
         return None
     splits = [name for name in names if name in ("train", *EVALUATION_NAMES)]
     folders = ["", *(f"{name}/" for name in splits if os.path.isdir(os.path.join(value, name)))]
-    shards = [(os.path.join(value, folder), folder) for folder in folders]
     return [
-        (os.path.join(path, name), folder)
-        for path, folder in shards
-        for name in _visible_names(path, flag)
+        (os.path.join(value, folder, name), folder)
+        for folder in folders
+        for name in _visible_names(os.path.join(value, folder), flag)
         if _is_tar_name(name)
     ] or None
 
@@ -172,15 +169,15 @@ def _unreadable(folder: str, flag: str) -> UserError:
 
 def scan_folder(root: str, flag: str = "--data") -> Listing:
     """Every image beneath `root`, at any depth. Links are followed, but never in a circle; hidden names are not."""
-    left_out: list[str] = []
+    omissions: list[str] = []
     others: Counter[str] = Counter()
-    paths = sorted(_walk(root, "", (os.path.realpath(root),), others, left_out, flag))
+    paths = sorted(_walk(root, "", (os.path.realpath(root),), others, omissions, flag))
     if not paths:
-        seen = f" (it holds {others.total()} other files)" if others else ""
+        content = f" (it holds {others.total()} other files)" if others else ""
         raise UserError(
-            f"{flag} {root} holds no image{seen}; name a folder with files such as .jpg or .png, or tar shards"
+            f"{flag} {root} holds no image{content}; name a folder with files such as .jpg or .png, or tar shards"
         )
-    return Listing(root, [Member(path) for path in paths], left_out=left_out, others=others)
+    return Listing(root, [Member(path) for path in paths], omissions=omissions, others=others)
 
 
 def _holds_images(root: str, flag: str) -> bool:
@@ -188,7 +185,7 @@ def _holds_images(root: str, flag: str) -> bool:
 
 
 def _walk(
-    folder: str, prefix: str, chain: tuple[str, ...], others: Counter[str], left_out: list[str], flag: str
+    folder: str, prefix: str, chain: tuple[str, ...], others: Counter[str], omissions: list[str], flag: str
 ) -> Iterator[str]:
     try:
         with os.scandir(folder) as iterator:
@@ -202,9 +199,9 @@ def _walk(
         if entry.is_dir():
             real = os.path.realpath(entry.path) if entry.is_symlink() else f"{chain[-1]}{os.sep}{name}"
             if real in chain:
-                left_out.append(f"{entry.path}: a link to a folder that contains it, ignored")
+                omissions.append(f"{entry.path}: a link to a folder that contains it, ignored")
                 continue
-            yield from _walk(entry.path, f"{prefix}{name}/", (*chain, real), others, left_out, flag)
+            yield from _walk(entry.path, f"{prefix}{name}/", (*chain, real), others, omissions, flag)
         elif _suffix(name) not in IMAGE_SUFFIXES:
             others[_suffix(name)] += 1
         # A dangling link counts as an image, so that it is reported as damaged; a pipe would block its reader.
@@ -222,15 +219,15 @@ def scan_tars(tars: Sequence[tuple[str, str]], flag: str = "--data") -> Listing:
     """
     members: list[Member] = []
     numbers: dict[str, Member] = {}
-    left_out: list[str] = []
+    omissions: list[str] = []
     seen: set[str] = set()
     for shard, (tar, prefix) in enumerate(tars):
         ignored: Counter[str] = Counter()
-        found = list(_tar_members(tar, shard, ignored, flag))
+        contents = list(_tar_members(tar, shard, ignored, flag))
         # Shards that each number their members from 0: the shard's name keeps their paths apart.
-        mark = "" if seen.isdisjoint(member.path for member in found) else f"{Path(tar).stem}~"
-        seen.update(member.path for member in found)
-        for member in found:
+        mark = "" if seen.isdisjoint(member.path for member in contents) else f"{Path(tar).stem}~"
+        seen.update(member.path for member in contents)
+        for member in contents:
             folder, name = os.path.split(prefix + member.path)
             path = os.path.join(folder, mark + name)
             stem, suffix = os.path.splitext(path)
@@ -240,12 +237,12 @@ def scan_tars(tars: Sequence[tuple[str, str]], flag: str = "--data") -> Listing:
                 numbers[f"{shard}:{stem}"] = member
         if ignored:
             kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.items())
-            left_out.append(f"{tar}: ignored {kinds}")
+            omissions.append(f"{tar}: ignored {kinds}")
     paths = [tar for tar, _ in tars]
     root = paths[0] if len(paths) == 1 else f"{paths[0]} .. {os.path.basename(paths[-1])}"
     if not members:
         raise UserError(f"{flag} {root} holds no image; a shard is a tar of files such as KEY.jpg")
-    return Listing(root, sorted(members), paths, numbers, left_out)
+    return Listing(root, sorted(members), paths, numbers, omissions)
 
 
 def _tar_members(tar: str, shard: int, ignored: Counter[str], flag: str) -> Iterator[Member]:

@@ -56,17 +56,15 @@ class NamedSource:
         )
         self.classes = _class_names(self._dataset) if entry.labeled else None
         self.notes: list[str] = []
+        # Kept as tensors, which loader processes share; arrays would be copied into each of them.
+        self._labels = torch.as_tensor(np.asarray(_labels(self._dataset)), dtype=torch.int64)
         self._pictures: Tensor | None = None
-        self._labels: Tensor | None = None
         if isinstance(data := getattr(self._dataset, "data", None), np.ndarray):
-            # Kept as a tensor, which loader processes share; an array would be copied into each of them.
             self._pictures = torch.from_numpy(data if data.shape[1] == 3 else np.moveaxis(data, -1, 1))
-            targets = getattr(self._dataset, "targets", getattr(self._dataset, "labels", None))
-            self._labels = torch.as_tensor(np.asarray(targets), dtype=torch.int64)
-            self._dataset = range(len(data))
+            self._dataset = None
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self._labels)
 
     def key(self, index: int) -> str:
         return f"{self._split}/{index}"
@@ -84,14 +82,7 @@ class NamedSource:
             raise ImageError(self.name(index), str(error)) from error
 
     def label(self, index: int) -> int:
-        if self._labels is not None:
-            return int(self._labels[index])
-        # The sets that keep files keep their labels in a list under one of these names.
-        for attribute in ("_labels", "_samples"):
-            if (table := getattr(self._dataset, attribute, None)) is not None:
-                entry = table[index]
-                return int(entry[-1] if isinstance(entry, tuple) else entry)
-        return int(self._dataset[index][1])
+        return int(self._labels[index])
 
     def describe(self) -> str:
         classes = f", {len(self.classes):,} classes" if self.classes else ""
@@ -107,10 +98,8 @@ def _download(name: str, type_name: str, arguments: dict[str, Any]) -> Any:
     dataset_type = getattr(torchvision.datasets, type_name)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with (
-            FileLock(root / f"{name}.lock"),
-            warnings.catch_warnings(),
-        ):  # one rank downloads, the others wait
+        # One rank downloads, the others wait.
+        with FileLock(root / f"{name}.lock"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 return dataset_type(str(root), download=False, **arguments)
@@ -122,6 +111,14 @@ def _download(name: str, type_name: str, arguments: dict[str, Any]) -> Any:
             f"--data {name}: no folder of that name exists, and the download into {root} failed ({reason}); "
             f"check the path or the connection"
         ) from error
+
+
+def _labels(dataset: Any) -> Any:
+    """The class of every image, which torchvision keeps under various names."""
+    for name in ("targets", "labels", "_labels"):
+        if hasattr(dataset, name):
+            return getattr(dataset, name)
+    return [label for _, label in dataset._samples]
 
 
 def _class_names(dataset: Any) -> tuple[str, ...]:

@@ -1,32 +1,21 @@
 """What `--data` may name, behind one interface: images by index, with names, and labels where asked for.
 
-Folders and tar shards (:class:`FileSource`), sets that torchvision downloads (:class:`NamedSource`), and the
-built-in scenes (:class:`DemoSource`). :func:`open_source` picks the split and reads nothing but directories; images
-are decoded when asked for.
+Folders and tar shards, sets that torchvision downloads, and the built-in scenes. Nothing is read but directories and
+the headers of tars; images are decoded when asked for.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from beit.config.errors import UserError
-from beit.data.base import Source, Split, stable_hash
-from beit.data.sources.demo import DemoSource
-from beit.data.sources.files import FileSource, open_files
-from beit.data.sources.named import NAMED_SETS, NamedSource
-from beit.data.sources.subsets import Concatenation, Subset
-
-__all__ = [
-    "Concatenation",
-    "DemoSource",
-    "FileSource",
-    "NamedSource",
-    "Source",
-    "Split",
-    "Subset",
-    "open_source",
-]
+from beit.data.base import Source, Split
+from beit.data.sources.files import FileSource
+from beit.data.sources.folder_labels import label_members
+from beit.data.sources.listing import list_data, list_images
+from beit.data.sources.splits import choose_members
+from beit.data.sources.subsets import Concatenation, Subset, seeded_choice
 
 
 def open_source(
@@ -39,9 +28,7 @@ def open_source(
     classes: Sequence[str] | None = None,
     max_megapixels: float = 64,
     pillow: bool = False,
-    demo_size: int = 64,
     seed: int = 0,
-    on_progress: Callable[[int, int], None] | None = None,
 ) -> Source:
     """The images of `data` that belong to `split`.
 
@@ -54,42 +41,70 @@ def open_source(
         raise UserError(
             "--data is missing; name a folder of images, tar shards, a set such as cifar10, or demo"
         )
-    opened: list[Source] = []
+    sources: list[Source] = []
     files: list[str] = []
     notes: list[str] = []
     for value in data:
         if value == "demo":
-            opened.append(DemoSource(split, size=demo_size, on_progress=on_progress))
-        elif value in NAMED_SETS and not os.path.exists(value):
-            opened.append(NamedSource(value, split))
+            from beit.data.sources.demo import DemoSource
+
+            sources.append(DemoSource(split))
+        elif is_named_set(value) and not os.path.exists(value):
+            from beit.data.sources.named import NamedSource
+
+            sources.append(NamedSource(value, split))
         else:
             files.append(value)
-            if value in NAMED_SETS:
+            if is_named_set(value):
                 notes.append(f"--data {value}: the existing path is used, not the set that can be downloaded")
     if files:
-        opened.append(
-            open_files(files, split, holdout, labeled, classes, max_megapixels=max_megapixels, pillow=pillow)
+        part = choose_members(list_data(files), split, holdout)
+        members, labels, names = part.members, None, None
+        if labeled:
+            members, labels, names, label_notes = label_members(part, classes)
+            part.notes.extend(label_notes)
+        sources.append(
+            FileSource(
+                part.listings,
+                members,
+                labels,
+                names,
+                max_megapixels=max_megapixels,
+                pillow=pillow,
+                notes=part.notes,
+            )
         )
-    source = opened[0] if len(opened) == 1 else Concatenation(opened, labeled)
-    _check_classes(source, labeled, classes, ", ".join(data))
+    source = sources[0] if len(sources) == 1 else Concatenation(sources, labeled)
+    if labeled:
+        _check_classes(source, classes, ", ".join(data))
     source.notes[:0] = notes
     if limit is not None and limit < len(source):
-        return Subset(source, representative([source.key(i) for i in range(len(source))], limit, seed))
+        return Subset(source, seeded_choice(source, limit, seed))
     return source
 
 
-def _check_classes(source: Source, labeled: bool, classes: Sequence[str] | None, data: str) -> None:
-    if not labeled:
-        return
+def open_images(values: Sequence[str], max_megapixels: float = 64) -> FileSource:
+    """The image files, and every image in the folders and tar shards that `values` name, in their order, whatever the
+    layout."""
+    listings = [list_images(value, "--images") for value in values]
+    notes = [note for listing in listings for note in listing.notes]
+    members = [listing.members for listing in listings]
+    return FileSource(listings, members, max_megapixels=max_megapixels, notes=notes)
+
+
+def is_named_set(value: str) -> bool:
+    """Whether `value` is the name of a set that can be downloaded."""
+    if os.path.basename(value) != value:
+        return False  # a path: no table need be loaded to say so
+    from beit.data.sources.named import NAMED_SETS
+
+    return value in NAMED_SETS
+
+
+def _check_classes(source: Source, classes: Sequence[str] | None, data: str) -> None:
     if source.classes is None:
         raise UserError(f"--data {data} has no labels; put the images of each class in a folder of their own")
     if classes is not None and tuple(classes) != source.classes:
         raise UserError(
             f"--data {data} has classes other than the model's; choose data with the same classes"
         )
-
-
-def representative(keys: Sequence[str], count: int, seed: int) -> list[int]:
-    """`count` indices in rising order, the first in an order of seeded hashes."""
-    order = sorted(range(len(keys)), key=lambda i: stable_hash(f"{seed}:{keys[i]}"))
-    return sorted(order[:count])

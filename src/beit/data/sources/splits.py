@@ -4,27 +4,82 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from beit.data.sources.listing import EVALUATION_NAMES
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Where the training and the evaluation images of one root lie; prefixes end in "/" or are empty."""
-
-    train: str | None
-    """None: there is nothing to train on."""
-    evaluation: str | None
-    """None: a share of the training images is to be held back."""
-    notes: tuple[str, ...] = ()
+from beit.config.errors import UserError
+from beit.data.base import Split, stable_hash
+from beit.data.sources.listing import EVALUATION_NAMES, Listing, Member
 
 
-def find_splits(root: str, paths: Sequence[str], *, paired: bool = False) -> Splits:
-    """Decide on the layout: `train/` beside `val/`, `validation/`, `valid/` or `test/` (the first of them);
-    ADE20K's `images/{training,validation}/` beside `annotations/`; otherwise everything is one pool.
+class SplitMembers(NamedTuple):
+    """The members of `listings` that a split consists of."""
+
+    listings: Sequence[Listing]
+    training: list[list[Member]]
+    """For each listing what is trained on, whatever the split."""
+    members: list[list[Member]]
+    """For each listing what belongs to the split; the same object as `training` where that is the split."""
+    folders: list[tuple[str, str]]
+    """For each listing where training and the split lie, to be followed by class folders; "" or ending in "/"."""
+    notes: list[str]
+
+
+def choose_members(
+    listings: Sequence[Listing], split: Split, holdout: float, *, paired: bool = False
+) -> SplitMembers:
+    """What of `listings` belongs to `split`; :class:`UserError` when that is nothing.
+
     `paired` says that the label maps in `annotations/` are used.
     """
+    parts = [_part(listing, holdout, paired) for listing in listings]
+    training = [part.training for part in parts]
+    members = training if split == "train" else [part.evaluation for part in parts]
+    if not any(members):
+        names = ", ".join(listing.root for listing in listings)
+        if split == "train":
+            remedy = "add images/training" if paired else "name that folder itself to train on it"
+            raise UserError(f"--data {names} holds an evaluation split alone; {remedy}")
+        raise UserError(f"--data {names} leaves no image for evaluation; add images or raise --holdout")
+    folders = [(part.folders[0], part.folders[0 if split == "train" else 1]) for part in parts]
+    return SplitMembers(listings, training, members, folders, [note for part in parts for note in part.notes])
+
+
+class _Part(NamedTuple):
+    """One listing, divided."""
+
+    training: list[Member]
+    evaluation: list[Member]
+    folders: tuple[str, str]
+    notes: list[str]
+
+
+def _part(listing: Listing, holdout: float, paired: bool) -> _Part:
+    train, evaluation, notes = _find_splits(listing, paired)
+    notes = [*listing.notes, *notes]
+    training = [] if train is None else [m for m in listing.members if m.path.startswith(train)]
+    if evaluation is not None:
+        members = [m for m in listing.members if m.path.startswith(evaluation)]
+        return _Part(training, members, (train or "", evaluation), notes)
+    hashes = [stable_hash(member.path) for member in training]
+    # Those whose hash is in the first share of all hashes; at least one image, where there are two.
+    bound = max(int(holdout * 2**64), min(hashes) + 1) if holdout > 0 and len(hashes) > 1 else 0
+    held_back = [m for m, value in zip(training, hashes, strict=True) if value < bound]
+    if held_back:
+        notes.append(
+            f"{listing.root}: {len(held_back):,} of {len(training):,} images held back for evaluation"
+        )
+    training = [m for m, value in zip(training, hashes, strict=True) if value >= bound]
+    return _Part(training, held_back, (train or "", train or ""), notes)
+
+
+def _find_splits(listing: Listing, paired: bool) -> tuple[str | None, str | None, list[str]]:
+    """The folders of the two splits, and notes on what is in neither: `train/` beside `val/`, `validation/`, `valid/`
+    or `test/` (the first of them); ADE20K's `images/{training,validation}/` beside `annotations/`; otherwise
+    everything is one pool.
+
+    No folder for training means that there is nothing to train on, none for evaluation that a share is held back.
+    """
+    paths = [member.path for member in listing.members]
     top = _children(paths, "")
     base = ""
     train_names: tuple[str, ...] = ("train",)
@@ -40,12 +95,11 @@ def find_splits(root: str, paths: Sequence[str], *, paired: bool = False) -> Spl
     if train is not None:
         others = {name: count for name, count in names.items() if name not in (train, evaluation)}
         ignored |= {f"{base}{name}/" if name else "loose images": count for name, count in others.items()}
-    notes = tuple(f"{root}: {name} ignored ({count:,} images)" for name, count in ignored.items())
-    if train is None and evaluation is not None and len(names) == 1:
-        return Splits(None, f"{base}{evaluation}/", notes)
+    notes = [f"{listing.root}: {name} ignored ({count:,} images)" for name, count in ignored.items()]
     if train is None:
-        return Splits(base, None, notes)
-    return Splits(f"{base}{train}/", f"{base}{evaluation}/" if evaluation else None, notes)
+        alone = evaluation is not None and len(names) == 1
+        return (None, f"{base}{evaluation}/", notes) if alone else (base, None, notes)
+    return f"{base}{train}/", f"{base}{evaluation}/" if evaluation else None, notes
 
 
 def _children(paths: Sequence[str], prefix: str) -> dict[str, int]:

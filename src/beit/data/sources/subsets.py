@@ -1,9 +1,10 @@
-"""Sources made of other sources."""
+"""Sources made of other sources, and the choices that make them: seeded, balanced, or evenly spaced."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from beit.config.errors import UserError
-from beit.data.base import Source
+from beit.data.base import Source, stable_hash
 
 
 class Subset:
@@ -21,7 +22,7 @@ class Subset:
         self._source = source
         self._indices = torch.tensor(indices, dtype=torch.int64)
         self.classes = source.classes
-        self.notes = source.notes
+        self.notes = list(source.notes)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -44,8 +45,8 @@ class Subset:
 
     @property
     def fingerprint(self) -> str:
-        chosen = hashlib.blake2b(self._indices.numpy().tobytes(), digest_size=16).hexdigest()
-        return f"{self._source.fingerprint} {chosen}"
+        digest = hashlib.blake2b(self._indices.numpy().tobytes(), digest_size=16).hexdigest()
+        return f"{self._source.fingerprint} {digest}"
 
 
 class Numbered(Subset):
@@ -101,6 +102,51 @@ class Concatenation:
         return " + ".join(source.fingerprint for source in self._sources)
 
 
+# ------------------------------------------------------------------------------------------------------------
+# Choices
+
+
 def spread(size: int, count: int) -> list[int]:
     """At most `count` different numbers below `size`, evenly spaced."""
     return sorted({index * size // count for index in range(count)})
+
+
+def seeded_choice(source: Source, count: int, seed: int) -> list[int]:
+    """Numbers of at most `count` images in rising order. With the same seed, a larger choice contains a smaller."""
+    return sorted(_seeded_order(source, range(len(source)), seed)[:count])
+
+
+def label_share(source: Source, share: float, seed: int, *, balanced: bool = True) -> Subset:
+    """`share` of the images of each class, rounded, at least one; or, not `balanced`, of all images together.
+
+    With the same seed, a larger share contains a smaller one.
+    """
+    return _few_labels(source, seed, lambda count: max(1, round(share * count)), balanced)
+
+
+def labels_per_class(source: Source, count: int, seed: int) -> Subset:
+    """`count` images of each class. Where a class has fewer, all of them, and a note says so.
+
+    With the same seed, a larger count contains a smaller one.
+    """
+    subset = _few_labels(source, seed, lambda _: count, balanced=True)
+    sizes = Counter(subset.label(index) for index in range(len(subset)))
+    if short := [label for label in sorted(sizes) if sizes[label] < count]:
+        name = source.classes[short[0]] if source.classes else str(short[0])
+        subset.notes.append(
+            f"{len(short)} classes have fewer than {count} images, the first being '{name}' with {sizes[short[0]]}"
+        )
+    return subset
+
+
+def _few_labels(source: Source, seed: int, how_many: Callable[[int], int], balanced: bool) -> Subset:
+    """Of every class with n images, the first `how_many(n)` in a seeded order."""
+    members: defaultdict[int, list[int]] = defaultdict(list)
+    for index in range(len(source)):
+        members[source.label(index) if balanced else 0].append(index)
+    parts = (_seeded_order(source, indices, seed)[: how_many(len(indices))] for indices in members.values())
+    return Subset(source, sorted(index for part in parts for index in part))
+
+
+def _seeded_order(source: Source, indices: Iterable[int], seed: int) -> list[int]:
+    return sorted(indices, key=lambda index: stable_hash(f"{seed}:{source.key(index)}"))

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from beit.data.views.images import Box, Size
+from beit.data.views.geometry import Box, Size
 from beit.pixels import to_unit
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from beit.config.segment import IGNORE
 from beit.data.batches import SegmentationBatch
-from beit.data.views.images import Box, Size, render
+from beit.data.views.geometry import Box, Size, render
 from beit.pixels import scale_size
 
 _COUNTED_SIDE = 128
@@ -124,12 +124,12 @@ def draw_distortion(rng: np.random.Generator) -> Distortion:
     """mmsegmentation's PhotoMetricDistortion: each change is left out with probability one half."""
     brightness, hue = rng.uniform(-32, 32), rng.uniform(-18, 18) / 30  # hue: OpenCV's steps of two degrees
     contrast, saturation = rng.uniform(0.5, 1.5, 2).tolist()
-    chosen = rng.random(4) < 0.5
+    applies = rng.random(4) < 0.5
     return Distortion(
-        brightness if chosen[0] else 0.0,
-        contrast if chosen[1] else 1.0,
-        saturation if chosen[2] else 1.0,
-        hue if chosen[3] else 0.0,
+        brightness if applies[0] else 0.0,
+        contrast if applies[1] else 1.0,
+        saturation if applies[2] else 1.0,
+        hue if applies[3] else 0.0,
         bool(rng.random() < 0.5),
     )
 

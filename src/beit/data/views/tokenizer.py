@@ -1,4 +1,4 @@
-"""One decoded image -> what a discrete VAE learns from; see :mod:`beit.data.views.images`."""
+"""One decoded image -> what a discrete VAE learns from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from beit.data.batches import ImageBatch
-from beit.data.views.images import Box, Size, draw_box, render
+from beit.data.views.geometry import Box, Size, draw_box, render
 
 
 class TokenizerViews:

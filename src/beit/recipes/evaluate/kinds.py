@@ -17,7 +17,7 @@ from beit.data.batches import LabeledBatch
 from beit.data.label_file import LabelFile, Labels
 from beit.data.label_maps.pairs import open_pairs
 from beit.data.sources.opening import open_source
-from beit.data.views.images import EvaluationView, LabeledView
+from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.segmentation import SegmentationEvaluationView
 from beit.metrics.classification import (
     accuracy_by_class,

@@ -16,7 +16,7 @@ from beit.config.files import read_record
 from beit.config.pretrain import PretrainConfig
 from beit.config.use import EvaluateConfig
 from beit.data.sources.opening import open_source
-from beit.data.views.images import EvaluationView
+from beit.data.views.evaluation import EvaluationView
 from beit.metrics.tokens import TokenBaselines, best_mixtures_of_sums
 from beit.models.heads import MaskedImageModel
 from beit.recipes.evaluate.evaluation import Evaluation, open_splits

@@ -19,9 +19,10 @@ from beit.config.errors import UserError, given_by
 from beit.config.use import PredictConfig
 from beit.data.batches import LabeledBatch
 from beit.data.loaders import View
-from beit.data.sources.files import FileSource, open_images
+from beit.data.sources.files import FileSource
+from beit.data.sources.opening import open_images
 from beit.data.sources.subsets import Numbered
-from beit.data.views.images import EvaluationView, LabeledView
+from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe
 from beit.models.segmentation import SemanticSegmenter

@@ -15,7 +15,7 @@ from beit.data.base import Source
 from beit.data.batches import LabeledBatch
 from beit.data.decode import ImageError
 from beit.data.sources.subsets import Numbered, Subset
-from beit.data.views.images import ImageView, LabeledView
+from beit.data.views.evaluation import ImageView, LabeledView
 from beit.stages.batches import Machine, each_batch
 from beit.training.signals import StopRequested, StopSignals
 

@@ -23,7 +23,7 @@ from beit.config.probe import ProbeConfig
 from beit.data.batches import LabeledBatch
 from beit.data.sources.opening import open_source
 from beit.data.sources.subsets import Subset, spread
-from beit.data.views.images import EvaluationView, LabeledView
+from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.tokenizer import TokenizerViews
 from beit.metrics.classification import classification_sums, hits
 from beit.models.encoder import BeitEncoder

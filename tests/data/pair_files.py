@@ -22,7 +22,7 @@ def save(path: Path, picture: Image.Image, **options: Any) -> Path:
     return path
 
 
-def plant(root: Path, *stems: str, numbers: NDArray[Any] = NUMBERS) -> Path:
+def write_pairs(root: Path, *stems: str, numbers: NDArray[Any] = NUMBERS) -> Path:
     """A pair for each of `stems`, such as "training/street"."""
     for stem in stems:
         save(root / f"images/{stem}.png", Image.new("RGB", numbers.shape[::-1], (200, 100, 50)))

@@ -1,0 +1,87 @@
+"""Which part of an image is shown, and at which size. Sizes are (height, width)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional
+
+Size = tuple[int, int]
+Filter = Literal["bicubic", "bilinear"]
+
+
+class Box(NamedTuple):
+    """A part of an image in whole pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def draw_box(
+    size: Size,
+    min_scale: float,
+    rng: np.random.Generator,
+    aspect: float = 1.0,
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Box:
+    """The box of a random resized crop (Inception): area uniform in (min_scale, 1) of the image, width / height
+    log-uniform in `ratio` around `aspect`; after ten boxes that do not fit, the largest allowed one in the centre.
+    """
+    height, width = size
+    low, high = math.log(ratio[0] * aspect), math.log(ratio[1] * aspect)
+    for _ in range(10):
+        area = height * width * rng.uniform(min_scale, 1.0)
+        shape = math.exp(rng.uniform(low, high))
+        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < w <= width and 0 < h <= height:
+            return Box(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
+    shape = min(max(width / height, math.exp(low)), math.exp(high))
+    w, h = min(width, round(height * shape)), min(height, round(width / shape))
+    w, h = max(w, 1), max(h, 1)
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def render(image: Tensor, box: Box, size: Size, mode: Filter = "bicubic") -> Tensor:
+    """`box` of `image` at `size`: antialiased, on uint8."""
+    part = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    if part.shape[1:] == size:
+        return part
+    return functional.interpolate(part[None], size, mode=mode, antialias=True)[0]
+
+
+def squashed_view(image: Tensor, size: Size, crop_share: float, mode: Filter = "bicubic") -> Tensor:
+    """Resize to size / crop_share (antialiased), then cut `size` out of the centre."""
+    height, width = size
+    whole = Box(0, 0, image.shape[1], image.shape[2])
+    resized = render(image, whole, (int(height / crop_share), int(width / crop_share)), mode)
+    return _center(resized, height, width)
+
+
+def center_view(image: Tensor, size: Size, crop_share: float = 1.0, mode: Filter = "bicubic") -> Tensor:
+    """Resize until size / crop_share is just covered (antialiased), then cut `size` out of the centre."""
+    height, width = size
+    rows, columns = int(height / crop_share), int(width / crop_share)
+    # A strip of 1 x 1,000,000 pixels would be enormous once resized; what lies far outside the view goes first.
+    limit_rows, limit_columns = _beyond(image, rows, columns)
+    image = _center(image, limit_rows, limit_columns)
+    # In whole numbers: int(147 * (32 / 98)) is 47.
+    fit = (columns * image.shape[1] // image.shape[2], rows * image.shape[2] // image.shape[1])
+    resized = (max(rows, fit[0]), max(columns, fit[1]))
+    whole = Box(0, 0, image.shape[1], image.shape[2])
+    return _center(render(image, whole, resized, mode), height, width)
+
+
+def _beyond(image: Tensor, rows: int, columns: int) -> Size:
+    """Four times the part of `image` that a view of rows x columns can show, at most all of it."""
+    fit = min(image.shape[1] / rows, image.shape[2] / columns)
+    return min(image.shape[1], math.ceil(4 * fit * rows)), min(image.shape[2], math.ceil(4 * fit * columns))
+
+
+def _center(image: Tensor, height: int, width: int) -> Tensor:
+    top, left = round((image.shape[1] - height) / 2), round((image.shape[2] - width) / 2)
+    return image[:, top : top + height, left : left + width]
