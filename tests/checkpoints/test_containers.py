@@ -16,7 +16,7 @@ from torch import Tensor
 
 from beit import UserError, load_model
 from beit.checkpoints import convert, describe, save_model
-from beit.checkpoints.kinds import KINDS
+from beit.checkpoints.own import KINDS
 from beit.config.architecture import DiscreteVAEConfig
 from beit.models.heads import LinearProbe
 from beit.tokenizers.dvae import DiscreteVAE

@@ -22,9 +22,8 @@ from torch import nn
 
 from beit import SemanticSegmenter, UserError, load_encoder, load_model
 from beit.checkpoints import convert, describe, save_model
-from beit.checkpoints.convert import Target
+from beit.checkpoints.conversion import Target, holders
 from beit.checkpoints.foreign import huggingface_images as images
-from beit.checkpoints.kinds import holders
 from beit.checkpoints.preparation import Preparation
 from beit.cli.main import main
 from beit.config.architecture import DiscreteVAEConfig, EncoderConfig

@@ -23,10 +23,8 @@ from tiny_models import shaken, tiny
 import beit
 from beit import UserError, load_encoder, load_model
 from beit.checkpoints import convert, describe, reference, save_model
-from beit.checkpoints.foreign.infer import Stated, as_statement
-from beit.checkpoints.reference import locate, parse
+from beit.checkpoints.reference import Stated, locate, parse
 from beit.checkpoints.remote import hub
-from beit.checkpoints.remote.fetch import CACHE
 from beit.cli.main import main
 from beit.config.architecture import DiscreteVAEConfig
 from beit.presets.released import RELEASED, Release
@@ -47,7 +45,7 @@ PIXELS = st.tuples(*[st.floats(1e-3, 255.0)] * 3)
     )
 )
 def test_a_statement_is_read_as_it_was_written(stated: Stated) -> None:
-    assert parse(f"a/x@2.pth{as_statement(stated)}") == ("a/x@2.pth", stated, ())
+    assert parse(f"a/x@2.pth{stated.text()}") == ("a/x@2.pth", stated, ())
 
 
 @pytest.mark.parametrize(
@@ -151,7 +149,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "dvae": Release("a tokenizer", (f"{at}/encoder.pkl", f"{at}/decoder.pkl")),
     }
     monkeypatch.setattr(reference, "RELEASED", names)
-    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv("BEIT_CACHE", str(tmp_path / "cache"))
     save_model(tiny("mean", position="block_bias"), tmp_path / "own", provenance={})
     convert(tmp_path / "own", tmp_path / "x.pth", "unilm")
     handler.files["/beit_tiny.pth"] = ((tmp_path / "x.pth").read_bytes(), {})
@@ -235,7 +233,7 @@ def test_a_tokenizer_has_two_files(shelf: Any, tmp_path: Path) -> None:
 def test_no_network_is_said_in_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(CACHE, str(tmp_path))
+    monkeypatch.setenv("BEIT_CACHE", str(tmp_path))
     nowhere = {"beit_tiny": Release("", ("http://127.0.0.1:9/beit_tiny.pth",))}
     monkeypatch.setattr(reference, "RELEASED", nowhere)
     with pytest.raises(SystemExit) as leave:

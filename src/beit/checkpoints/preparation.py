@@ -40,12 +40,12 @@ def preparation(description: Mapping[str, Any], size: Grid) -> Preparation:
     )
 
 
-def told_preparation(interpolation: Any, crop_pct: Any, crop_mode: Any) -> dict[str, Any]:
-    """Keys of model.json for what a foreign configuration tells; None and what is out of bounds: not told."""
+def stated_preparation(interpolation: Any, crop_pct: Any, crop_mode: Any) -> dict[str, Any]:
+    """Keys of model.json for what a foreign configuration states; None and what is out of bounds: nothing."""
     share = isinstance(crop_pct, float | int) and LEAST_CROP <= crop_pct <= 1
-    told = {"crop_pct": crop_pct} if share else {}
     names = {"interpolation": interpolation, "crop_mode": crop_mode}
-    return told | {name: value for name, value in names.items() if isinstance(value, str)}
+    keys = {name: value for name, value in names.items() if isinstance(value, str)}
+    return ({"crop_pct": crop_pct} if share else {}) | keys
 
 
 def in_full(model: nn.Module, extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from beit.checkpoints.describe import describe_located
-from beit.checkpoints.description import WEIGHTS, is_own
-from beit.checkpoints.foreign.recognise import is_foreign
+from beit.checkpoints.own import WEIGHTS
 from beit.checkpoints.reference import Located, locate
-from beit.checkpoints.store import ASKED
+from beit.checkpoints.store import REMEDY, describe, is_model
 from beit.config.errors import UserError
 from beit.config.use import InfoConfig
 from beit.training.metrics import short_number
@@ -34,10 +32,10 @@ def info(config: InfoConfig) -> dict[str, Facts]:
     located = locate(config.path)
     path = located.path
     if not path.exists():
-        raise UserError(f"{path} does not exist; {ASKED}")
+        raise UserError(f"{path} does not exist; {REMEDY}")
     found = {part.name: part.describe(located) for part in PARTS if part.recognizes(path)}
     if not found:
-        raise UserError(f"{path} is neither a run nor a model of a known format; {ASKED}")
+        raise UserError(f"{path} is neither a run nor a model of a known format; {REMEDY}")
     show(found)
     return found
 
@@ -88,14 +86,10 @@ def newest_figures(run: RunRecord) -> Facts:
 # Models
 
 
-def is_model(path: Path) -> bool:
-    return is_own(path) or is_foreign(path)
-
-
 def describe_model(located: Located) -> Facts:
     """What model.json says, or what a file of another library shows; the weights of our own are not read."""
     path = located.path
-    described = describe_located(located)
+    described = describe(located)
     classes = described.pop("classes", None)
     described.pop("palette", None)  # colours say little in words
     facts: Facts = {"model": str(path), "format": described.pop("format"), "kind": described.pop("kind")}

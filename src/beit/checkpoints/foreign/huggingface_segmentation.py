@@ -87,11 +87,10 @@ def doubts(config: Mapping[str, Any]) -> list[str]:
     depth, indices = config.get("num_hidden_layers", 12), config.get("out_indices")
     if type(depth) is not int or indices != [*released_layers("upernet", depth)]:
         return []
-    said = ":".join(map(str, indices))
     return [
         f"out_indices {indices}: transformers reads layers {[i - _EARLIER for i in indices]} with these; weights "
         f"converted from the released code want layers {indices} and ImageNet's pixel statistics: "
-        f"PATH@layers={said},pixel_mean=imagenet,pixel_std=imagenet"
+        f"PATH@layers={':'.join(map(str, indices))},pixel_mean=imagenet,pixel_std=imagenet"
     ]
 
 
@@ -114,7 +113,6 @@ def _in_4x(key: str) -> str:
 def require_held(model: SemanticSegmenter) -> None:
     """UserError naming what Hugging Face's one decoder has no place for."""
     config, who = model.encoder.config, "Hugging Face's BEiT"
-    upernet.require_upernet(model, who)
     if model.channels != config.width:
         raise UserError(
             f"{who} has as many channels in its decoder as in its encoder: it cannot hold {model.channels} over "

@@ -10,21 +10,18 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from beit.checkpoints.foreign.key_map import KeyMap
-from beit.checkpoints.foreign.survey import Foreign
+from beit.checkpoints.foreign.survey import Foreign, ModelFacts
 from beit.checkpoints.foreign.unilm import ENCODER, INDICES, fixed_eps
-from beit.checkpoints.kinds import not_held
-from beit.checkpoints.preparation import Preparation, preparation, told_preparation
+from beit.checkpoints.own import write_weights
+from beit.checkpoints.preparation import Preparation, preparation, stated_preparation
 from beit.checkpoints.reading.torch_file import TensorFile
-from beit.checkpoints.weight_file import write_weights
-from beit.config.errors import UserError
 from beit.config.values import as_type
 from beit.models.heads import ImageClassifier
-from beit.models.segmentation import SemanticSegmenter
 
 NAME = "timm"
 KEYS = KeyMap(
@@ -49,6 +46,7 @@ _OF_SIZE: Mapping[str, Mapping[str, Any]] = {
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12, "init_values": 0.1},
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "init_values": 1e-5},
 }
+_POOLS: Mapping[str, Literal["mean", "cls"]] = {"avg": "mean", "token": "cls"}
 _POSITIONS = {
     "use_abs_pos_emb": "absolute",
     "use_rel_pos_bias": "block_bias",
@@ -89,11 +87,13 @@ def open_folder(file: TensorFile, config: Mapping[str, Any]) -> Foreign:
         tensors=file.tensors(file.contents),
         table=KEYS,
         facts={name: value for name, value in facts.items() if value is not None} | scale,
-        kind="classifier" if config.get("num_classes") else None,
-        pool={"token": "cls", "avg": "mean"}.get(config.get("global_pool", "")),  # type: ignore[arg-type]
+        model=ModelFacts(
+            kind="classifier" if config.get("num_classes") else None,
+            pool=_POOLS.get(config.get("global_pool", "")),
+        ),
         classes=list(as_type(names, Sequence[str])) if isinstance(names, list) else None,
         provenance={"architecture": config["architecture"]},
-        extra=told_preparation(*(inner.get(name) for name in Preparation._fields)),
+        extra=stated_preparation(*(inner.get(name) for name in Preparation._fields)),
     )
 
 
@@ -101,18 +101,13 @@ def write(
     model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: Mapping[str, Any]
 ) -> list[str]:
     """Writes the two files; gives a line for each thing that they cannot tell."""
-    if isinstance(model, SemanticSegmenter):
-        raise UserError(f"timm's BEiT has no decoders, hence no decode_head: {not_held(model, NAME)}")
-    if not isinstance(model, ImageClassifier):
-        raise UserError(
-            f"timm's BEiT is a classifier, with no mask_token and no lm_head: {not_held(model, NAME)}"
-        )
-    config = model.encoder.config
+    assert isinstance(model, ImageClassifier)
+    config, pool = model.encoder.config, "avg" if model.pool == "mean" else "token"
     description = {
         "architecture": f"beit_{'large' if config.depth == 24 else 'base'}_patch16_224",
         "num_classes": model.num_classes,
         "num_features": config.width,
-        "global_pool": "avg" if model.pool == "mean" else "token",
+        "global_pool": pool,
         **({"label_names": list(classes)} if classes else {}),
         "model_args": {
             "img_size": list(config.image_size),
@@ -121,7 +116,7 @@ def write(
             "depth": config.depth,
             "num_heads": config.num_heads,
             "mlp_ratio": config.mlp_ratio,
-            "global_pool": "avg" if model.pool == "mean" else "token",
+            "global_pool": pool,
             **{flag: config.position == ours for flag, ours in _POSITIONS.items()},
             "init_values": config.layer_scale_init,
         },

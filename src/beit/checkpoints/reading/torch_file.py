@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from beit.checkpoints.foreign.key_map import shown
 from beit.checkpoints.reading.safe_pickle import Inert, Refused, Storage, StoredTensor, read_pickle
 from beit.config.errors import UserError
+from beit.untrusted import printable
 
 MAX_FILE = 16 * 2**30
 MAX_PICKLE = 4 * 2**20
@@ -68,7 +68,7 @@ class TensorFile(NamedTuple):
                     loaded |= {key: _view(numbers, tensors[key]) for key in keys}
         except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise UserError(
-                f"{self.path} is damaged ({shown(str(error))}); copy or download it again"
+                f"{self.path} is damaged ({printable(str(error))}); copy or download it again"
             ) from None
         return {key: loaded[key] for key in tensors}
 
@@ -114,7 +114,9 @@ def open_tensor_file(path: Path) -> TensorFile:
         *(OSError, EOFError, ValueError, RuntimeError, struct.error),
         *(zipfile.BadZipFile, SafetensorError),
     ) as error:
-        raise UserError(f"{path} cannot be read ({shown(str(error))}); copy or download it again") from None
+        raise UserError(
+            f"{path} cannot be read ({printable(str(error))}); copy or download it again"
+        ) from None
     raise UserError(
         f"{path} is of no known format: it is neither safetensors nor written by torch.save; download it again"
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
-import os
 import sys
 import urllib.error
 import urllib.request
@@ -21,13 +20,12 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import Progress
 
-from beit.atomic import replace_file
+from beit.atomic import replace_file, write_text
 from beit.checkpoints.reading.torch_file import MAX_FILE
 from beit.config.errors import UserError
+from beit.config.files import cache_folder
 
 logger = logging.getLogger(__name__)
-CACHE = "BEIT_CACHE"
-"""Environment variable: the folder that holds fetched files; ~/.cache/beit by default."""
 TIMEOUT = 30.0
 """Seconds without a byte."""
 CHUNK = 2**20
@@ -41,7 +39,7 @@ def fetched(name: str, addresses: Sequence[str], sha256: Sequence[str] = ()) -> 
     """
     if sha256 and len(sha256) != len(addresses):
         raise UserError(f"{name} has {len(addresses)} files; give a sha256 for each, with : between them")
-    folder = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "beit") / name
+    folder = cache_folder() / name
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / address.rpartition("/")[2] for address in addresses]
     with FileLock(folder / ".lock"):  # every rank of a run wants the same files
@@ -87,7 +85,7 @@ def _fetch(name: str, address: str, file: Path, sha256: str | None) -> None:
         found = _download(name, address, temporary)
         if known not in (None, found):
             raise UserError(f"{address} has the sha256 {found}, not {known} as stated or as it had before")
-        _record(file).write_text(f"{found}  {file.name}\n", encoding="ascii")
+        write_text(_record(file), f"{found}  {file.name}\n")
         if known is None:
             logger.warning(
                 "%s: sha256 %s, trusted because none is published; kept in %s and checked from now on",

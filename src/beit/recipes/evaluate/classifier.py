@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beit.checkpoints.describe import describe
+from beit.checkpoints.store import describe
 from beit.config.errors import UserError
 from beit.config.use import EvaluateConfig
 from beit.data.base import Source

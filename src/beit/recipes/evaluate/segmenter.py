@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from beit.checkpoints.describe import describe
+from beit.checkpoints.store import describe
 from beit.config.errors import UserError
 from beit.config.use import EvaluateConfig
 from beit.data.label_maps.pairs import open_pairs

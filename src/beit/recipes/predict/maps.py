@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from beit.checkpoints.describe import describe
+from beit.checkpoints.store import describe
 from beit.config.use import PredictConfig
 from beit.data.views.segmentation import resized_image
 from beit.metrics.segmentation import Inference, likeliest
