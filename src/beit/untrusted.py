@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args, get_origin
 from beit.config.errors import UserError
 from beit.config.values import as_type
 
+Facts = Mapping[str, Any]
+"""Values by name, as JSON and configurations have them."""
 MAX_JSON = 2**24
 MAX_NESTING = 32
 
@@ -41,7 +43,7 @@ def _is_deep(content: object) -> bool:
     return bool(level)
 
 
-def typed(values: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
+def typed(values: Facts, hints: Facts) -> dict[str, Any]:
     """`values` as the types of `hints`, lists as tuples. Raises :class:`UserError` for the first that is none."""
     result = {}
     for name, value in values.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 from torch import nn
 
@@ -19,7 +19,7 @@ from beit.config.errors import UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.position import Grid
 from beit.models.segmentation import SemanticSegmenter
-from beit.untrusted import listed
+from beit.untrusted import Facts, listed
 
 Target = Literal["beit", "unilm", "timm", "huggingface", "dalle"]
 _HOLDERS: Mapping[str, tuple[Target, ...]] = {
@@ -29,7 +29,7 @@ _HOLDERS: Mapping[str, tuple[Target, ...]] = {
     "segmenter": ("unilm", "huggingface", "beit"),
     "probe": ("beit",),
 }
-_HELD: Mapping[Target, str] = {
+_CONTENTS: Mapping[Target, str] = {
     "beit": f"our own format holds a {', '.join(KINDS)}",
     "unilm": "a unilm file is a masked image model, a classifier or a segmenter",
     "timm": "timm's BEiT is a classifier, with no mask_token and no lm_head",
@@ -44,8 +44,8 @@ class Source(NamedTuple):
     model: nn.Module
     classes: Sequence[str] | None
     tokenizer: str | None
-    provenance: Mapping[str, Any]
-    extra: Mapping[str, Any]
+    provenance: Facts
+    extra: Facts
     """Further keys of model.json."""
     notes: Sequence[str]
 
@@ -71,6 +71,28 @@ def convert(
     source, num_heads, grid, pixel_mean, pixel_std, layers, strict: as in :func:`beit.load_model`.
     push: owner/name of the Hugging Face Hub that the written folder is uploaded to.
     """
+    target = _destination(destination, to, push)
+    stated = Stated(
+        num_heads=num_heads,
+        grid=sides(grid),
+        pixel_mean=pixel_mean,
+        pixel_std=pixel_std,
+        layers=layers,
+        strict=strict,
+    )
+    origin = _open(locate(source, stated), source)
+    _require_holder(origin.model, to)
+    with appearing(target) as draft:
+        notes = [*origin.notes, *_write(origin, draft, to), *_lost(origin, draft, to)]
+    if push is None:
+        return notes
+    from beit.checkpoints.remote import hub
+
+    return [*notes, f"uploaded to {hub.push(target, push)}"]
+
+
+def _destination(destination: str | Path, to: str, push: str | None) -> Path:
+    """UserError where nothing can be written there in this format."""
     if to not in get_args(Target):
         raise UserError(f"--to {to} is no format; choose one of {', '.join(get_args(Target))}")
     target = Path(destination).resolve()
@@ -80,23 +102,7 @@ def convert(
         raise UserError(f"{destination} is a folder, and unilm is a file; choose another destination")
     if push is not None and to == "unilm":
         raise UserError("--push uploads a folder, and unilm is a file; choose --to huggingface, timm or beit")
-    stated = Stated(
-        num_heads=num_heads,
-        grid=sides(grid),
-        pixel_mean=pixel_mean,
-        pixel_std=pixel_std,
-        layers=layers,
-        strict=strict,
-    )
-    opened = _open(locate(source, stated), source)
-    _require_held(opened.model, to)
-    with appearing(target) as draft:
-        notes = [*opened.notes, *_write(opened, draft, to), *_lost(opened, draft, to)]
-    if push is None:
-        return notes
-    from beit.checkpoints.remote import hub
-
-    return [*notes, f"uploaded to {hub.push(target, push)}"]
+    return target
 
 
 def holders(model: nn.Module) -> tuple[Target, ...]:
@@ -106,7 +112,7 @@ def holders(model: nn.Module) -> tuple[Target, ...]:
     return _HOLDERS.get(kind_of(model), ())
 
 
-def _require_held(model: nn.Module, to: Target) -> None:
+def _require_holder(model: nn.Module, to: Target) -> None:
     """UserError where the target cannot hold a model of this kind, which names those that can."""
     formats = holders(model)
     if to in formats:
@@ -117,7 +123,7 @@ def _require_held(model: nn.Module, to: Target) -> None:
         head = "decode_head.up_convs" + (" and auxiliary_head" if model.auxiliary else "")
         raise UserError(f"{library} has UPerNet alone: it cannot hold SETR-PUP's {head}; {remedy}")
     segmenter_in_timm = isinstance(model, SemanticSegmenter) and to == "timm"
-    reason = "timm's BEiT has no decoders, hence no decode_head" if segmenter_in_timm else _HELD[to]
+    reason = "timm's BEiT has no decoders, hence no decode_head" if segmenter_in_timm else _CONTENTS[to]
     raise UserError(f"{reason}: it cannot hold a {type(model).__name__}; {remedy}")
 
 
@@ -146,13 +152,11 @@ def _statement(source: Source) -> Stated:
 
 def _write(source: Source, path: Path, to: Target) -> list[str]:
     model = source.model
-    if to == "unilm":
-        return unilm.write(model, path, source.classes, source.extra)
-    path.mkdir()
-    if to == "timm":
-        return timm.write(model, path, source.classes, source.extra)
-    if to == "huggingface":
-        return huggingface.write(model, path, source.classes, source.extra)
+    writers = {"unilm": unilm.write, "timm": timm.write, "huggingface": huggingface.write}
+    if to != "unilm":
+        path.mkdir()
+    if to in writers:
+        return writers[to](model, path, source.classes, source.extra)
     if to == "dalle":
         return dalle.write(model, path)
     save_model(

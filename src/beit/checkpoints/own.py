@@ -30,7 +30,7 @@ from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
 from beit.tokenizers.dvae import DiscreteVAE
-from beit.untrusted import printable, read_json, typed
+from beit.untrusted import Facts, printable, read_json, typed
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
@@ -53,7 +53,7 @@ KINDS: Mapping[str, Kind] = {
     "probe": Kind(LinearProbe, ("num_classes", "layer", "pool")),
 }
 _PIXEL, _PAIR = tuple[float, float, float], tuple[int, int]
-_TYPES: Mapping[str, Any] = {
+_TYPES: Facts = {
     "image_size": _PAIR,
     "pixel_mean": _PIXEL,
     "pixel_std": _PIXEL,
@@ -86,7 +86,7 @@ def options_of(model: nn.Module) -> dict[str, Any]:
     return {name: getattr(model, name) for name in kind.options} if kind else {}
 
 
-def build(kind: str, config: EncoderConfig | DiscreteVAEConfig, options: Mapping[str, Any]) -> nn.Module:
+def build(kind: str, config: EncoderConfig | DiscreteVAEConfig, options: Facts) -> nn.Module:
     """The model of this kind, with first values."""
     if isinstance(config, DiscreteVAEConfig):
         return DiscreteVAE(config)
@@ -101,10 +101,10 @@ def save_model(
     model: nn.Module,
     folder: str | Path,
     *,
-    provenance: Mapping[str, Any],
+    provenance: Facts,
     tokenizer_hash: str | None = None,
     classes: Sequence[str] | None = None,
-    extra: Mapping[str, Any] | None = None,
+    extra: Facts | None = None,
 ) -> None:
     """Writes `model` as folder/model.safetensors and folder/model.json, each complete or not at all.
 
@@ -235,7 +235,7 @@ def _open(path: Path) -> tuple[Path, dict[str, Any], nn.Module]:
     return folder / WEIGHTS, description, model
 
 
-def _described(kind: str, description: Mapping[str, Any]) -> nn.Module:
+def _described(kind: str, description: Facts) -> nn.Module:
     names, config_type = KINDS[kind].options, DiscreteVAEConfig if kind == "tokenizer" else EncoderConfig
     architecture = description.get("architecture")
     missing = {*names, "weights_sha256"} - set(description)

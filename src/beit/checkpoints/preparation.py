@@ -6,7 +6,6 @@ the network's size, keeping their shape (`crop_mode` center) or not (squash), an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -15,6 +14,7 @@ from beit.config.architecture import EncoderConfig, default_crop
 from beit.models.heads import ImageClassifier
 from beit.models.position import Grid
 from beit.models.segmentation import SemanticSegmenter
+from beit.untrusted import Facts
 
 LEAST_CROP = 0.1
 """A `crop_pct` below would blow images up without bound."""
@@ -30,7 +30,7 @@ class Preparation(NamedTuple):
     """Here center or squash."""
 
 
-def preparation(description: Mapping[str, Any], size: Grid) -> Preparation:
+def preparation(description: Facts, size: Grid) -> Preparation:
     """That of a model.json, for a network of images of `size` (H, W)."""
     crop = description.get("crop_pct")
     return Preparation(
@@ -48,7 +48,7 @@ def stated_preparation(interpolation: Any, crop_pct: Any, crop_mode: Any) -> dic
     return ({"crop_pct": crop_pct} if share else {}) | keys
 
 
-def in_full(model: nn.Module, extra: Mapping[str, Any]) -> dict[str, Any]:
+def in_full(model: nn.Module, extra: Facts) -> dict[str, Any]:
     """`extra`, further keys of the model.json of `model`, with those that it leaves out."""
     if isinstance(model, ImageClassifier):
         config: EncoderConfig = model.encoder.config

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from beit.checkpoints.foreign import dalle, huggingface, timm, unilm
 from beit.checkpoints.foreign.survey import Foreign, Survey, survey_encoder
@@ -12,7 +10,7 @@ from beit.checkpoints.reading.shards import INDEX, open_shards
 from beit.checkpoints.reading.torch_file import TensorFile, open_tensor_file
 from beit.checkpoints.reference import Stated
 from beit.config.errors import UserError
-from beit.untrusted import listed, printable, read_json
+from beit.untrusted import Facts, listed, printable, read_json
 
 WEIGHT_FILES = tuple(
     f"{name}{ending}" for name in ("model.safetensors", "pytorch_model.bin") for ending in ("", INDEX)
@@ -50,8 +48,8 @@ def survey(path: Path, stated: Stated) -> Survey:
 
 def _configured(path: Path, file: TensorFile) -> Foreign | None:
     """A model of timm or of Hugging Face, with the configuration beside its weights if there is one."""
-    config: Mapping[str, Any] = {}
-    processor: Mapping[str, Any] = {}
+    config: Facts = {}
+    processor: Facts = {}
     if file.path.name in WEIGHT_FILES:
         config = read_json(file.path.with_name("config.json")) or {}
         processor = read_json(file.path.with_name("preprocessor_config.json")) or {}

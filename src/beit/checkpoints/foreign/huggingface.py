@@ -25,7 +25,7 @@ from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
-from beit.untrusted import printable
+from beit.untrusted import Facts, printable
 
 NAME = "huggingface"
 Model = MaskedImageModel | ImageClassifier | SemanticSegmenter
@@ -77,7 +77,7 @@ def _table(version: int, masked: bool) -> KeyMap:
     return KeyMap(rows, ignored=indices)
 
 
-def is_config(config: Mapping[str, Any]) -> bool:
+def is_config(config: Facts) -> bool:
     return config.get("model_type") == "beit"
 
 
@@ -87,7 +87,7 @@ def reads(file: TensorFile) -> bool:
     return isinstance(file.contents, dict) and not names.isdisjoint(file.contents)
 
 
-def open_folder(file: TensorFile, config: Mapping[str, Any], processor: Mapping[str, Any]) -> Foreign:
+def open_folder(file: TensorFile, config: Facts, processor: Facts) -> Foreign:
     """A model and what lies beside it. Without a configuration, an empty one, nothing but the weights speaks."""
     tensors = file.tensors(file.contents)
     if "embeddings.cls_token" in tensors:  # a bare BeitModel
@@ -133,7 +133,7 @@ _KINDS: Mapping[str, ModelKind] = {
 }
 
 
-def _model_facts(config: Mapping[str, Any], layers: Sequence[int] | None) -> ModelFacts:
+def _model_facts(config: Facts, layers: Sequence[int] | None) -> ModelFacts:
     if not config:
         return ModelFacts()
     names = config.get("architectures") or []
@@ -157,7 +157,7 @@ _FIELDS = [
 ]
 
 
-def _facts(file: TensorFile, config: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(file: TensorFile, config: Facts) -> dict[str, Any]:
     """Fields of :class:`EncoderConfig`; what a configuration leaves out has the library's default."""
     if not config:
         return {}
@@ -203,9 +203,7 @@ def _class_names(labels: Any, file: TensorFile) -> tuple[list[str] | None, list[
     return names, [note] if gaps else []
 
 
-def write(
-    model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: Mapping[str, Any]
-) -> list[str]:
+def write(model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: Facts) -> list[str]:
     """Writes the three files that `from_pretrained` of the model and of AutoImageProcessor want; gives a line for
     whatever is there that the model does not have."""
     assert isinstance(model, Model)
@@ -266,7 +264,7 @@ def _encoder_config(config: EncoderConfig) -> dict[str, Any]:
     }
 
 
-def _processor(model: Model, extra: Mapping[str, Any]) -> dict[str, Any]:
+def _processor(model: Model, extra: Facts) -> dict[str, Any]:
     config: EncoderConfig = model.encoder.config
     if isinstance(model, ImageClassifier):
         return images.content(config, preparation(extra, config.image_size))

@@ -7,14 +7,13 @@ Its BEiT processor squashes images to `size`, whatever their shape, and cuts `cr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from beit.checkpoints.preparation import LEAST_CROP, Preparation, stated_preparation
 from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError
 from beit.models.position import Grid
-from beit.untrusted import printable
+from beit.untrusted import Facts, printable
 
 _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Pillow's numbers of them, which `resample` is one of."""
@@ -23,7 +22,7 @@ WHOLE = Preparation("bicubic", 1.0, "squash")
 """How its models other than classifiers are shown images."""
 
 
-def pixels_of(processor: Mapping[str, Any]) -> dict[str, Any]:
+def pixels_of(processor: Facts) -> dict[str, Any]:
     """Fields of :class:`EncoderConfig`, for pixels in [0, 1]; none where there is no such file."""
     if not processor:
         return {}
@@ -43,7 +42,7 @@ def _scaled(value: Any, scale: float) -> tuple[Any, ...]:
     return tuple(channels) if scale == 1 else tuple(x / scale for x in channels)
 
 
-def preparation_of(processor: Mapping[str, Any], size: Any) -> tuple[dict[str, Any], list[str]]:
+def preparation_of(processor: Facts, size: Any) -> tuple[dict[str, Any], list[str]]:
     """Keys of model.json for a classifier of images of `size`, and a line where they cannot tell it."""
     if "size" not in processor:
         return {}, []

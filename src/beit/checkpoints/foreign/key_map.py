@@ -38,8 +38,8 @@ class KeyMap:
     def theirs(self, ours: str) -> tuple[str, ...] | None:
         """Their name or names of our tensor, or None where they have no place for it."""
         template, numbers = _template(ours)
-        found = self._theirs.get(template)
-        return None if found is None else tuple(part.format(*numbers) for part in found)
+        parts = self._theirs.get(template)
+        return None if parts is None else tuple(part.format(*numbers) for part in parts)
 
     def ours(self, keys: Iterable[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
         """Their keys -> our names with the keys that make each up, in order; and the keys that are unknown."""

@@ -11,7 +11,7 @@ from beit.config.architecture import MAX_DEPTH, EncoderConfig
 from beit.config.errors import UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.position import CLS_ROWS, Grid, bias_table_rows
-from beit.untrusted import typed
+from beit.untrusted import Facts, typed
 
 Shape = tuple[int, ...]
 WIDTH_OF_HEAD = 64
@@ -20,7 +20,7 @@ DEFAULT_GRID = (14, 14)
 """Of a file without any position information."""
 
 
-def infer(shapes: Mapping[str, Shape], facts: Mapping[str, Any], stated: Stated) -> EncoderConfig:
+def infer(shapes: Mapping[str, Shape], facts: Facts, stated: Stated) -> EncoderConfig:
     """The architecture of weights under our names.
 
     facts: fields of :class:`EncoderConfig` that a configuration beside them tells, and `hidden`, its MLP's width.
@@ -37,18 +37,10 @@ def infer(shapes: Mapping[str, Shape], facts: Mapping[str, Any], stated: Stated)
         "hidden", facts.pop("hidden", None), by_ratio, shapes["encoder.blocks.0.mlp.fc1.weight"][0]
     )
     position, table = _position(shapes)
-    heads = agreed("num_heads", stated.num_heads, facts.pop("num_heads", None), table[1] if table else None)
-    if heads is None:
-        if width % WIDTH_OF_HEAD:
-            raise UserError(
-                f"nothing tells the number of heads of its width {width}; state num_heads (PATH@num_heads=N)"
-            )
-        heads = width // WIDTH_OF_HEAD
-    if heads < 1:
-        raise UserError(f"{heads} attention heads")
+    heads = _heads(width, stated.num_heads, facts.pop("num_heads", None), table[1] if table else None)
     size = facts.pop("image_size", None)
-    told = None if size is None else (size[0] // patch, size[1] // patch)
-    grid = agreed("grid", stated.grid, told) or _square_grid(shapes, table)
+    own_grid = None if size is None else (size[0] // patch, size[1] // patch)
+    grid = agreed("grid", stated.grid, own_grid) or _square_grid(shapes, table)
     _check_grid(grid, shapes, table)
     for name in ("pixel_mean", "pixel_std"):
         # Weights do not tell; and hub files of ADE20K models name other constants than they were trained with.
@@ -67,6 +59,19 @@ def infer(shapes: Mapping[str, Shape], facts: Mapping[str, Any], stated: Stated)
         mlp_ratio=_ratio(hidden, width),
         **seen | facts,
     )
+
+
+def _heads(width: int, *accounts: int | None) -> int:
+    heads: int | None = agreed("num_heads", *accounts)
+    if heads is None:
+        if width % WIDTH_OF_HEAD:
+            raise UserError(
+                f"nothing tells the number of heads of its width {width}; state num_heads (PATH@num_heads=N)"
+            )
+        return width // WIDTH_OF_HEAD
+    if heads < 1:
+        raise UserError(f"{heads} attention heads")
+    return heads
 
 
 def number_of(names: Mapping[str, Shape], template: str, start: int = 0) -> int:
@@ -130,14 +135,14 @@ def _square_grid(shapes: Mapping[str, Shape], table: Shape | None) -> Grid:
 
 
 def _check_grid(grid: Grid, shapes: Mapping[str, Shape], table: Shape | None) -> None:
-    rows, wanted, found = grid[0], None, None
+    needed, rows = None, None
     if table:
-        wanted, found = bias_table_rows(grid), table[0]
+        needed, rows = bias_table_rows(grid), table[0]
     elif "encoder.pos_embed" in shapes:
-        wanted = BeitEncoder.num_prefix_tokens + math.prod(grid)
-        found = shapes["encoder.pos_embed"][1]
-    if min(grid) < 1 or wanted != found:
+        needed = BeitEncoder.num_prefix_tokens + math.prod(grid)
+        rows = shapes["encoder.pos_embed"][1]
+    if min(grid) < 1 or needed != rows:
         raise UserError(
-            f"its position information has {found} rows, and a grid of {rows}x{grid[1]} patches needs {wanted}; "
+            f"its position information has {rows} rows, and a grid of {grid[0]}x{grid[1]} patches needs {needed}; "
             f"state grid (PATH@grid=ROWSxCOLUMNS)"
         )

@@ -23,10 +23,11 @@ from beit.config.errors import UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
-from beit.untrusted import listed
+from beit.untrusted import Facts, listed
 
 ModelKind = Literal["pretrained", "classifier", "segmenter", "encoder"]
 Stored = Tensor | StoredTensor
+_NONE: Facts = {}
 MAX_DRAWN = 2**29
 """Numbers that are drawn anew for a file that lacks them; BEiT-large has 2**28 in all."""
 
@@ -49,8 +50,8 @@ class Survey(NamedTuple):
     notes: Sequence[str] = ()
     """What is left out on purpose, or guessed."""
     classes: Sequence[str] | None = None
-    provenance: Mapping[str, Any] = {}
-    extra: Mapping[str, Any] = {}
+    provenance: Facts = _NONE
+    extra: Facts = _NONE
     """Further keys of model.json."""
 
     def description(self) -> dict[str, Any]:
@@ -146,12 +147,12 @@ class Foreign:
     tensors: Mapping[str, Stored]
     """Under the names of the file."""
     table: KeyMap
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
     """What a configuration says of the encoder, see :func:`beit.checkpoints.foreign.shapes.infer`."""
     model: ModelFacts = field(default_factory=ModelFacts)
     classes: Sequence[str] | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Facts = field(default_factory=dict)
+    extra: Facts = field(default_factory=dict)
     """Further keys of model.json that the configuration tells: interpolation, crop_pct, multilabel, palette."""
     notes: Sequence[str] = ()
     """What is odd about it, or is not read."""

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -22,6 +22,7 @@ from beit.checkpoints.preparation import Preparation, preparation, stated_prepar
 from beit.checkpoints.reading.torch_file import TensorFile
 from beit.config.values import as_type
 from beit.models.heads import ImageClassifier
+from beit.untrusted import Facts
 
 NAME = "timm"
 KEYS = KeyMap(
@@ -36,15 +37,17 @@ KEYS = KeyMap(
 _ARCHITECTURE = re.compile(r"beit(?:v2)?_(base|large)_patch")
 """BEiT v2's classifiers are networks of the same kind; `beit3` is another."""
 # What a name says where `model_args` do not.
-_OF_ALL = {
-    "mlp_ratio": 4,
-    "use_abs_pos_emb": False,
-    "use_rel_pos_bias": True,
-    "use_shared_rel_pos_bias": False,
-}
-_OF_SIZE: Mapping[str, Mapping[str, Any]] = {
+_OF_ALL = {"mlp_ratio": 4, "use_rel_pos_bias": True}
+_OF_SIZE: Mapping[str, Facts] = {
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12, "init_values": 0.1},
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "init_values": 1e-5},
+}
+_FIELDS = {
+    "patch_size": "patch_size",
+    "embed_dim": "width",
+    "depth": "depth",
+    "num_heads": "num_heads",
+    "mlp_ratio": "mlp_ratio",
 }
 _POOLS: Mapping[str, Literal["mean", "cls"]] = {"avg": "mean", "token": "cls"}
 _POSITIONS = {
@@ -54,11 +57,11 @@ _POSITIONS = {
 }
 
 
-def is_config(config: Mapping[str, Any]) -> bool:
+def is_config(config: Facts) -> bool:
     return bool(_ARCHITECTURE.match(str(config.get("architecture", ""))))
 
 
-def open_folder(file: TensorFile, config: Mapping[str, Any]) -> Foreign:
+def open_folder(file: TensorFile, config: Facts) -> Foreign:
     # Older folders hold the inner dict alone.
     inner = config.get("pretrained_cfg", config)
     named = _ARCHITECTURE.match(config["architecture"])
@@ -67,13 +70,9 @@ def open_folder(file: TensorFile, config: Mapping[str, Any]) -> Foreign:
     size = arguments.get("img_size") or inner.get("input_size", (3, None))[1:]
     height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
     facts = {
+        **{ours: arguments.get(theirs) for theirs, ours in _FIELDS.items()},
         "image_size": None if height is None else (height, width),
-        "patch_size": arguments.get("patch_size"),
-        "width": arguments["embed_dim"],
-        "depth": arguments["depth"],
-        "num_heads": arguments["num_heads"],
-        "mlp_ratio": arguments["mlp_ratio"],
-        "position": " and ".join(ours for flag, ours in _POSITIONS.items() if arguments[flag]) or "none",
+        "position": " and ".join(ours for flag, ours in _POSITIONS.items() if arguments.get(flag)) or "none",
         "drop_path_rate": arguments.get("drop_path_rate"),
         "pixel_mean": inner.get("mean"),
         "pixel_std": inner.get("std"),
@@ -97,9 +96,7 @@ def open_folder(file: TensorFile, config: Mapping[str, Any]) -> Foreign:
     )
 
 
-def write(
-    model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: Mapping[str, Any]
-) -> list[str]:
+def write(model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: Facts) -> list[str]:
     """Writes the two files; gives a line for each thing that they cannot tell."""
     assert isinstance(model, ImageClassifier)
     config, pool = model.encoder.config, "avg" if model.pool == "mean" else "token"
@@ -111,11 +108,7 @@ def write(
         **({"label_names": list(classes)} if classes else {}),
         "model_args": {
             "img_size": list(config.image_size),
-            "patch_size": config.patch_size,
-            "embed_dim": config.width,
-            "depth": config.depth,
-            "num_heads": config.num_heads,
-            "mlp_ratio": config.mlp_ratio,
+            **{theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()},
             "global_pool": pool,
             **{flag: config.position == ours for flag, ours in _POSITIONS.items()},
             "init_values": config.layer_scale_init,

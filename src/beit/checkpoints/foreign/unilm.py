@@ -10,7 +10,7 @@ decoder reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from beit.config.values import as_type
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.position import relative_position_index
 from beit.models.segmentation import SemanticSegmenter, released_layers
+from beit.untrusted import Facts
 
 NAME = "unilm"
 _TABLE = "relative_position_bias_table"
@@ -116,11 +117,11 @@ def _weights(contents: Any) -> dict[str, Any] | None:
     return weights
 
 
-def _is_segmenter(weights: Mapping[str, Any]) -> bool:
+def _is_segmenter(weights: Facts) -> bool:
     return f"{_BACKBONE}patch_embed.proj.weight" in weights
 
 
-def _open_segmenter(file: TensorFile, weights: Mapping[str, Any]) -> Foreign:
+def _open_segmenter(file: TensorFile, weights: Facts) -> Foreign:
     meta = file.contents.get("meta")
     meta = meta if isinstance(meta, dict) else {}
     classes, palette = _as(Sequence[str], meta.get("CLASSES")), _as(_COLORS, meta.get("PALETTE"))
@@ -145,9 +146,7 @@ def _as(hint: Any, values: Any) -> Any:
         return ()
 
 
-def write(
-    model: nn.Module, destination: Path, classes: Sequence[str] | None, extra: Mapping[str, Any]
-) -> list[str]:
+def write(model: nn.Module, destination: Path, classes: Sequence[str] | None, extra: Facts) -> list[str]:
     """Writes {"model": weights}, or mmsegmentation's dict for a segmenter, as a file; gives a line for each thing
     that such a file cannot tell."""
     assert isinstance(model, MaskedImageModel | ImageClassifier | SemanticSegmenter)
@@ -168,9 +167,7 @@ def write(
     return _lost(model, extra)
 
 
-def _lost(
-    model: MaskedImageModel | ImageClassifier | SemanticSegmenter, extra: Mapping[str, Any]
-) -> list[str]:
+def _lost(model: MaskedImageModel | ImageClassifier | SemanticSegmenter, extra: Facts) -> list[str]:
     """What a state dict alone would not tell of this model."""
     config: EncoderConfig = model.encoder.config
     rows, columns = config.grid

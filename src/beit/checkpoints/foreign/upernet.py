@@ -12,6 +12,7 @@ from beit.checkpoints.reference import Stated, agreed
 from beit.config.errors import UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.segmentation import SemanticSegmenter, released_layers
+from beit.untrusted import Facts
 
 _CONV_NORMS = [
     *("decode_head.psp_modules.{}.{}", "decode_head.bottleneck", "decode_head.fpn_bottleneck"),
@@ -65,9 +66,7 @@ def skeleton(
     return model, notes
 
 
-def extra(
-    model: SemanticSegmenter, facts: Mapping[str, Any], stated: Stated
-) -> tuple[dict[str, Any], list[str]]:
+def extra(model: SemanticSegmenter, facts: Facts, stated: Stated) -> tuple[dict[str, Any], list[str]]:
     """Further keys of model.json for a foreign segmenter: those that its file tells, and for the others how the
     released code shows images of any size; and a line where maps that count from 1 are a guess.
 

@@ -76,8 +76,8 @@ class TensorFile(NamedTuple):
         """The tensors of a state dict, or of a pickled module by their names in it; no other values."""
         if isinstance(tree, Inert):
             return dict(self._parameters(tree))
-        found = tree.items() if isinstance(tree, dict) else ()
-        return {str(key): x for key, x in found if isinstance(x, Tensor | StoredTensor)}
+        values = tree.items() if isinstance(tree, dict) else ()
+        return {str(key): x for key, x in values if isinstance(x, Tensor | StoredTensor)}
 
     def _parameters(self, network: Inert) -> Iterator[tuple[str, StoredTensor]]:
         waiting, visited = [("", network)], 0
@@ -244,15 +244,15 @@ def _legacy_places(file: IO[bytes], start: int, keys: Any, storages: Mapping[str
 
 def _storages(contents: Any) -> dict[str, Storage]:
     """Every storage that the contents refer to."""
-    found: dict[str, Storage] = {}
+    storages: dict[str, Storage] = {}
     waiting, seen = [contents], set()
     while waiting:
         value = waiting.pop()
         if isinstance(value, StoredTensor):
-            if found.setdefault(value.storage.key, value.storage) != value.storage:
+            if storages.setdefault(value.storage.key, value.storage) != value.storage:
                 raise Refused(f"its storage {value.storage.key[:40]!r} is of two kinds")
         elif isinstance(value, dict | list | tuple | Inert) and id(value) not in seen:
             seen.add(id(value))
             parts = value.attributes if isinstance(value, Inert) else value
             waiting += parts.values() if isinstance(parts, dict) else parts
-    return found
+    return storages
