@@ -16,6 +16,7 @@ PACKAGE = Path(beit.__file__).parent
 ALLOWED = {
     "atomic": set(),
     "pixels": set(),
+    "untrusted": {"config"},
     "config": set(),
     "presets": {"config"},
     "masking": {"config"},
@@ -24,7 +25,7 @@ ALLOWED = {
     "models": {"config", "pixels"},
     "tokenizers": {"config", "pixels"},
     "training": {"atomic", "config", "visualize"},
-    "checkpoints": {"atomic", "models", "tokenizers", "config", "presets"},
+    "checkpoints": {"atomic", "models", "tokenizers", "config", "presets", "untrusted"},
     "visualize": {"models", "tokenizers", "data", "masking", "config", "training"},
     "stages": {
         "checkpoints",

@@ -15,12 +15,8 @@ from tiny_models import tiny
 from torch import Tensor
 
 from beit import UserError, load_model
-from beit.checkpoints import convert, describe
-from beit.checkpoints.kinds import KINDS
-from beit.checkpoints.store import save_model
-from beit.config.architecture import DiscreteVAEConfig
-from beit.models.heads import LinearProbe
-from beit.tokenizers.dvae import DiscreteVAE
+from beit.checkpoints.own import KINDS
+from beit.checkpoints.store import describe
 
 MODEL = tiny("mean", position="block_bias")
 
@@ -94,19 +90,3 @@ def test_other_transformers_are_no_beit(stranger: str, tmp_path: Path) -> None:
     for read in (load_model, describe):
         with pytest.raises(UserError, match=f"is a ViT with {stranger}, not a BEiT"):
             read(file)
-
-
-def test_a_format_that_cannot_hold_a_model_names_those_that_can(tmp_path: Path) -> None:
-    models = {
-        "dalle or beit": DiscreteVAE(
-            DiscreteVAEConfig(vocab_size=512, width=64, blocks_per_group=1, code_width=8)
-        ),
-        "beit": LinearProbe(tiny().encoder, 3, 1),
-    }
-    for number, (formats, model) in enumerate(models.items()):
-        save_model(model, tmp_path / str(number), provenance={})
-        for to in ("unilm", "timm", "huggingface"):
-            with pytest.raises(UserError, match=rf"cannot hold a \w+; choose --to {formats}$"):
-                convert(tmp_path / str(number), tmp_path / "x", to)  # type: ignore[arg-type]
-        for to in formats.split(" or "):
-            convert(tmp_path / str(number), tmp_path / f"{number}-{to}", to)  # type: ignore[arg-type]

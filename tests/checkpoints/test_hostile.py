@@ -20,9 +20,8 @@ from tiny_models import tiny
 from torch import Tensor
 
 from beit import UserError, load_model
-from beit.checkpoints import describe
 from beit.checkpoints.reading.torch_file import open_tensor_file
-from beit.checkpoints.store import save_model
+from beit.checkpoints.store import describe, save_model
 from beit.cli.main import main
 from beit.config.architecture import DiscreteVAEConfig
 from beit.models.segmentation import SemanticSegmenter

@@ -26,8 +26,8 @@ from transformers import (
 )
 
 from beit import UserError, load_model, load_tokenizer
-from beit.checkpoints import convert, describe
-from beit.checkpoints.store import save_model
+from beit.checkpoints import convert
+from beit.checkpoints.store import describe, save_model
 from beit.config.architecture import DiscreteVAEConfig
 from beit.data.sources.opening import open_source
 from beit.stages.inference import classifier_view
@@ -214,7 +214,7 @@ def test_timm_takes_a_rectangle(tmp_path: Path) -> None:
     save_model(model, tmp_path / "own", provenance={})
     convert(tmp_path / "own", tmp_path / "timm", "timm")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
-    images = torch.rand(2, 3, 16, 24)
+    images = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(theirs((images - 0.5) / 0.5), model(images), rtol=0, atol=2e-5)
 
 
@@ -239,7 +239,7 @@ def test_tokenizers_of_the_dalle_package(what: str, dalle: tuple[Any, Any], tmp_
     encoder, decoder = dalle
     save_dalle(dalle, tmp_path / "dalle", what)
     ours: Any = load_tokenizer(tmp_path / "dalle")
-    images = torch.rand(2, 3, 32, 48)
+    images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = encoder(map_pixels(images))
         tokens = logits.argmax(dim=1)
@@ -247,7 +247,9 @@ def test_tokenizers_of_the_dalle_package(what: str, dalle: tuple[Any, Any], tmp_
         one_hot = nn.functional.one_hot(tokens, 512).permute(0, 3, 1, 2).float()
         expected = unmap_pixels(decoder(one_hot).float()[:, :3].sigmoid())
         scale = float(logits.abs().max())
-        torch.testing.assert_close(ours.logits(images) / scale, logits / scale, rtol=0, atol=2e-6)
+        # The contract's bound for float32 logits, here of their scale: the order of sums, hence the last digits, is
+        # that of the number of threads.
+        torch.testing.assert_close(ours.logits(images) / scale, logits / scale, rtol=0, atol=2e-5)
         assert torch.equal(ours.encode(images), tokens)
         torch.testing.assert_close(ours.decode(tokens), expected, rtol=0, atol=2e-5)
     about = describe(tmp_path / "dalle")
@@ -264,7 +266,7 @@ def test_a_tokenizer_of_ours_runs_in_the_dalle_package(tmp_path: Path) -> None:
     convert(tmp_path / "own", tmp_path / "dalle", "dalle")
     encoder = Encoder(n_hid=64, n_blk_per_group=1, vocab_size=512)
     encoder.load_state_dict(torch.load(tmp_path / "dalle/encoder.pkl"))
-    images = torch.rand(1, 3, 16, 16)
+    images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = encoder(map_pixels(images))
         torch.testing.assert_close(
@@ -315,7 +317,7 @@ def test_plain_tokenizers(layout: str, tmp_path: Path) -> None:
     ours: Any = load_tokenizer(tmp_path if layout == "unilm" else file)
     assert (ours.vocab_size, ours.stride) == (32, 8)
     assert ours.image_size == ((112, 112) if layout == "unilm" else (64, 64))
-    images = torch.rand(2, 3, 16, 24)
+    images = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = encoder((images - 0.5) / 0.5)
         torch.testing.assert_close(ours.logits(images), logits)

@@ -11,30 +11,21 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import shaken, tiny
+from tiny_models import segmenter, tiny
 from torch import Tensor
 
 from beit import UserError, load_model
-from beit.checkpoints import convert, describe
-from beit.checkpoints.store import save_model
-from beit.config.architecture import EncoderConfig
-from beit.models.encoder import BeitEncoder
-from beit.models.segmentation import SemanticSegmenter
-
-
-def segmenter() -> Any:
-    config = EncoderConfig(
-        image_size=(32, 32), patch_size=16, width=32, depth=4, num_heads=4, position="block_bias"
-    )
-    return shaken(SemanticSegmenter(BeitEncoder(config), 3, decoder="upernet", layers=range(4), channels=32))
-
+from beit.checkpoints import convert
+from beit.checkpoints.own import save_model
 
 MODELS = {
     "masked": lambda: tiny(position="shared_bias"),
     "mean": lambda: tiny("mean", position="block_bias"),
     "cls": lambda: tiny("cls", position="absolute"),
     "none": lambda: tiny("mean", position="none", layer_scale_init=0.1),
-    "segmenter": segmenter,
+    "segmenter": lambda: segmenter(
+        image_size=(32, 32), num_classes=3, position="block_bias", pixel_mean=(0.5,) * 3, pixel_std=(0.5,) * 3
+    ),
 }
 FOLDERS = [*((name, "huggingface") for name in MODELS if name != "none"), ("mean", "timm"), ("cls", "timm")]
 
@@ -68,16 +59,6 @@ def test_nothing_can_be_gone_unnoticed(name: str, to: str, tmp_path: Path) -> No
         assert "\n" not in str(error.value)
 
 
-def test_what_is_gone_is_drawn_anew_when_it_is_stated(tmp_path: Path) -> None:
-    folder = written("mean", "huggingface", tmp_path)
-    file = folder / "model.safetensors"
-    weights = load_file(file)
-    save_file({key: x.clone() for key, x in weights.items() if "layer.1." not in key}, file)
-    assert "encoder.blocks.1.norm1.weight" in describe(folder)["missing"]
-    model: Any = load_model(folder, strict=False)
-    assert model.encoder.config.depth == 2
-
-
 @pytest.mark.parametrize(
     ("name", "to", "changes", "message"),
     [
@@ -94,7 +75,39 @@ def test_what_is_gone_is_drawn_anew_when_it_is_stated(tmp_path: Path) -> None:
         ("mean", "huggingface", {"drop_path_rate": 2}, r"safetensors: drop_path_rate must be"),
         ("mean", "huggingface", {"image_size": [2**62, 2**62]}, "grid|cannot be"),
         ("mean", "huggingface", {"architectures": ["BeitForMaskedImageModeling"]}, "lacks lm_head"),
+        ("mean", "huggingface", {"num_attention_heads": 2}, "num_heads is 2 by one account and 4"),
+        ("mean", "huggingface", {"num_attention_heads": True}, "num_heads is True, not int"),
+        ("mean", "huggingface", {"image_size": 64}, "a grid of 8x8 patches needs 228"),
+        ("mean", "huggingface", {"image_size": "big"}, "image_size is 'big', not tuple"),
+        ("mean", "huggingface", {"patch_size": 16}, "patch_size is 16 by one account and 8"),
+        ("mean", "huggingface", {"model_type": "data2vec-vision"}, "data2vec-vision of Hugging Face"),
+        ("mean", "huggingface", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ("mean", "huggingface", {"id2label": {"0": "a", "1": "b"}}, "names 2 classes, and its head has 5"),
+        (
+            "mean",
+            "huggingface",
+            {"layer_norm_eps": float("nan")},
+            "layer_norm_eps must not be negative, but is nan",
+        ),
+        (
+            "mean",
+            "huggingface",
+            {"drop_path_rate": -1},
+            "drop_path_rate must be at least 0 and below 1, not -1",
+        ),
+        ("mean", "huggingface", {"use_mean_pooling": False}, r"unknown beit\.pooler.*missing norm"),
         ("segmenter", "huggingface", {"use_auxiliary_head": False}, "unknown auxiliary_head"),
+        ("segmenter", "huggingface", {"pool_scales": [1, 2]}, r"pool_scales is \[1, 2\]"),
+        (
+            "segmenter",
+            "huggingface",
+            {"out_indices": [1, 2, 3, 4]},
+            r"\[1, 2, 3, 4\]; only states after a block",
+        ),
+        ("segmenter", "huggingface", {"out_indices": [2, 3, 4]}, "UPerNet reads four layers"),
+        ("segmenter", "huggingface", {"out_indices": [2, 3, 4, 9]}, "give ascending numbers from 0 to 3"),
+        ("segmenter", "huggingface", {"out_indices": "all"}, "out_indices is all"),
+        ("segmenter", "huggingface", {"id2label": {"0": "x"}}, "names 1 classes, and its head has 3"),
         ("mean", "timm", {"model_args": {}}, "width is 768 by one account and 32"),
         ("mean", "timm", {"architecture": "beit3_base_patch16_224"}, "a beit3_base_patch16_224 of timm"),
         ("mean", "timm", {"architecture": "vit_base_patch16_224"}, "a vit_base_patch16_224 of timm"),
@@ -112,6 +125,11 @@ def test_a_configuration_of_another_model_is_refused(
         load_model(folder)
     assert "\n" not in str(error.value)
     assert "--" not in str(error.value)
+
+
+def test_a_statement_against_a_configuration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"grid is \(2, 8\) by one account"):
+        load_model(written("mean", "huggingface", tmp_path), grid=(2, 8))
 
 
 @pytest.mark.parametrize(

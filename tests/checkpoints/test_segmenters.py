@@ -14,56 +14,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from tiny_models import shaken
+from tiny_models import IMAGENET, assert_same, segmenter, shaken_norms
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, BeitConfig, BeitForSemanticSegmentation
 
 from beit import SemanticSegmenter, UserError, load_encoder, load_model
-from beit.checkpoints import convert, describe
+from beit.checkpoints import convert
+from beit.checkpoints.own import save_model
 from beit.checkpoints.remote import hub
-from beit.checkpoints.store import save_model
-from beit.cli.main import main
-from beit.config.architecture import EncoderConfig
-from beit.models.encoder import BeitEncoder
+from beit.checkpoints.store import describe
 
 POSITIONS = ("shared_bias", "block_bias", "absolute")
-IMAGENET: dict[str, Any] = {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}
 CLASSES = ["a", "b", "c", "d", "ü"]
 PALETTE = [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12], [255, 0, 255]]
-
-
-def shaken_norms(model: nn.Module) -> Any:
-    """A shaken model of which the running statistics and counts are not trivial either."""
-    generator = torch.Generator().manual_seed(1)
-    for module in shaken(model).modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None and module.running_var is not None
-            assert module.num_batches_tracked is not None
-            module.running_mean.normal_(generator=generator)
-            module.running_var.uniform_(0.5, 2, generator=generator)
-            module.num_batches_tracked += 7
-    return model.eval()
-
-
-def segmenter(
-    decoder: dict[str, Any] | None = None, num_classes: int = 5, **changes: Any
-) -> SemanticSegmenter:
-    small: dict[str, Any] = {
-        "image_size": (64, 64),
-        "patch_size": 16,
-        "width": 32,
-        "depth": 4,
-        "num_heads": 4,
-    }
-    options: dict[str, Any] = {
-        "decoder": "upernet",
-        "layers": (0, 1, 2, 3),
-        "channels": 32,
-        **(decoder or {}),
-    }
-    encoder = BeitEncoder(EncoderConfig(**{**small, **IMAGENET, **changes}))
-    model: SemanticSegmenter = shaken_norms(SemanticSegmenter(encoder, num_classes, **options))
-    return model
 
 
 def save(model: nn.Module, folder: Path) -> Path:
@@ -83,19 +46,6 @@ def hints(model: SemanticSegmenter, source: str) -> dict[str, Any]:
     if source != "unilm":
         return {}
     return {"num_heads": model.encoder.config.num_heads, "layers": model.layers}
-
-
-def assert_same(loaded: Any, model: SemanticSegmenter) -> None:
-    weights = model.state_dict()
-    assert loaded.state_dict().keys() == weights.keys()
-    assert all(
-        torch.equal(x, weights[key]) and x.dtype == weights[key].dtype
-        for key, x in loaded.state_dict().items()
-    )
-    for name in ("num_classes", "decoder", "layers", "channels", "transposed", "auxiliary"):
-        assert getattr(loaded, name) == getattr(model, name), name
-    for name in ("image_size", "patch_size", "num_heads", "position", "pixel_mean", "pixel_std", "depth"):
-        assert getattr(loaded.encoder.config, name) == getattr(model.encoder.config, name), name
 
 
 @pytest.mark.parametrize(
@@ -316,12 +266,7 @@ PUP = {"decoder": "pup", "channels": 8}
             r"UPerNet alone: it cannot hold SETR-PUP's decode_head\.up_convs and auxiliary_head",
         ),
         (PUP, {}, "huggingface", r"cannot hold SETR-PUP's decode_head\.up_convs"),
-        (
-            {},
-            {},
-            "timm",
-            r"no decode_head: .*; choose --to unilm or huggingface or beit",
-        ),
+        ({}, {}, "timm", r"no decode_head: .*; choose --to unilm or huggingface or beit"),
         (PUP, {}, "timm", "choose --to beit$"),
         ({}, {}, "dalle", "cannot hold a SemanticSegmenter"),
         ({"channels": 16}, {}, "huggingface", "cannot hold 16 over 32"),
@@ -390,27 +335,6 @@ def test_the_labels_of_150_classes_are_a_guess_that_a_statement_mends(tmp_path: 
     assert load_model(f"{file}@layers=0:1:2:3,reduce_zero_label=no")
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"pool_scales": [1, 2]}, r"pool_scales is \[1, 2\]"),
-        ({"out_indices": [1, 2, 3, 4]}, r"out_indices is \[1, 2, 3, 4\]; only states after a block"),
-        ({"out_indices": [2, 3, 4]}, r"UPerNet reads four layers"),
-        ({"out_indices": [2, 3, 4, 9]}, r"give ascending numbers from 0 to 3"),
-        ({"out_indices": "all"}, r"out_indices is all"),
-        ({"id2label": {"0": "x"}}, r"names 1 classes, and its head has 5"),
-    ],
-)
-def test_configurations_that_do_not_fit_are_refused(changes: Any, message: str, tmp_path: Path) -> None:
-    save(segmenter(), tmp_path / "own")
-    convert(tmp_path / "own", tmp_path / "hf", "huggingface")
-    file = tmp_path / "hf/config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-    with pytest.raises(UserError, match=message) as error:
-        load_model(tmp_path / "hf")
-    assert "\n" not in str(error.value)
-
-
 def test_weights_that_are_unknown_missing_or_of_a_wrong_kind(tmp_path: Path) -> None:
     save(segmenter(), tmp_path / "own")
     convert(tmp_path / "own", tmp_path / "hf", "huggingface")
@@ -437,25 +361,3 @@ def test_weights_that_are_unknown_missing_or_of_a_wrong_kind(tmp_path: Path) -> 
     assert drawn.decode_head.fpn_convs[1].conv.weight.std().item() == pytest.approx(
         (2 / (32 * 9)) ** 0.5, rel=0.1
     )
-
-
-def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save(segmenter(), tmp_path / "own")
-    file, back = str(tmp_path / "x.pth"), str(tmp_path / "back")
-    for arguments in (
-        ["convert", str(tmp_path / "own"), file, "--to", "unilm"],
-        ["convert", f"{file}@layers=0:1:1:3", back, "--to", "beit"],
-        ["info", back],
-    ):
-        with pytest.raises(SystemExit) as leave:
-            main(arguments)
-        assert not leave.value.code
-    assert load_model(back).layers == (0, 1, 1, 3)
-    printed = capsys.readouterr().out
-    assert "segmenter" in printed and "upernet" in printed and "0, 1, 1, 3" in printed
-    with pytest.raises(UserError, match="layers must be four numbers in ascending order"):
-        load_model(f"{file}@layers=3:1:2:3")
-    with pytest.raises(UserError, match="layers cannot be 'last'"):
-        load_model(f"{file}@layers=last")
-    with pytest.raises(UserError, match="drop layers"):
-        load_model(back, layers=(0, 1, 2, 3))

@@ -14,8 +14,8 @@ from tiny_models import tiny
 from transformers import BeitConfig, BeitForImageClassification
 
 from beit import UserError, load_model
-from beit.checkpoints import convert, describe
-from beit.checkpoints.store import save_model
+from beit.checkpoints import convert
+from beit.checkpoints.store import describe, save_model
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from beit.checkpoints.adapt import share_bias_out
-from beit.checkpoints.description import read_description
+from beit.checkpoints.adapt import expand_shared_bias
+from beit.checkpoints.own import read_description
 from beit.checkpoints.store import (
     load_encoder,
     load_model,
@@ -140,6 +142,9 @@ def test_an_encoder_for_another_image_size(position: str, tmp_path: Path) -> Non
     resized = load_encoder(tmp_path, image_size=(64, 40))
     assert resized.config.image_size == (64, 40)
     assert resized.config.position == position
+    square = load_encoder(str(tmp_path), image_size=48)
+    assert square.config.image_size == (48, 48)
+    assert square.state_dict().keys() == resized.state_dict().keys()
     # Stored for the new size, it gives what the old one gives when it resizes as it runs.
     images = torch.rand(1, 3, 64, 40)
     torch.testing.assert_close(resized(images), model.eval().encoder(images), rtol=0, atol=1e-5)
@@ -154,9 +159,31 @@ def test_the_shared_bias_copied_into_blocks_gives_the_same_outputs() -> None:
     assert shared.rel_pos_bias is not None
     nn.init.normal_(shared.rel_pos_bias.relative_position_bias_table)
     images = torch.rand(2, 3, 32, 48)
-    blocks = share_bias_out(shared)
+    blocks = expand_shared_bias(shared)
     assert blocks.config.position == "block_bias"
     assert torch.equal(blocks(images), shared(images))
+
+
+OWN_ALONE = """
+import sys, torch
+import beit
+from beit.checkpoints import describe, save_model
+from beit.config.architecture import EncoderConfig
+from beit.models.encoder import BeitEncoder
+from beit.models.heads import MaskedImageModel
+config = EncoderConfig(image_size=(16, 16), patch_size=8, width=8, depth=1, num_heads=1)
+save_model(MaskedImageModel(BeitEncoder(config), 4), sys.argv[1], provenance={})
+beit.load_encoder(sys.argv[1], image_size=32)
+describe(sys.argv[1])
+own = {"adapt", "own", "reference", "store"}
+rooms = {name.split(".")[2] for name in sys.modules if name.startswith("beit.checkpoints.")}
+sys.exit(f"imported {rooms - own}" if rooms - own else 0)
+"""
+
+
+def test_a_model_of_ours_needs_no_format_of_others(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", OWN_ALONE, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def edit(run: Path, **changes: Any) -> None:
@@ -239,7 +266,7 @@ def test_a_save_that_fails_leaves_the_model_as_it_was(run: Path, monkeypatch: py
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("beit.checkpoints.weight_file.save_file", full_disk)
+    monkeypatch.setattr("beit.checkpoints.own.save_file", full_disk)
     with pytest.raises(OSError, match="No space"):
         save_model(MODELS["pretrained"](), run / "model", provenance={})
     assert weights_sha256(load_model(run)) == before

@@ -8,11 +8,14 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
+from beit.checkpoints.own import options_of
 from beit.config.architecture import EncoderConfig
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, MaskedImageModel
+from beit.models.segmentation import SemanticSegmenter
 
 Model = MaskedImageModel | ImageClassifier
+IMAGENET: dict[str, Any] = {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}
 
 
 def shaken(model: nn.Module, seed: int = 0) -> Any:
@@ -32,6 +35,41 @@ def tiny(head: str = "masked", **changes: Any) -> Any:
     if head == "masked":
         return shaken(MaskedImageModel(encoder, 50))
     return shaken(ImageClassifier(encoder, 5, "mean" if head == "mean" else "cls"))
+
+
+def shaken_norms(model: nn.Module) -> Any:
+    """A shaken model of which the running statistics and counts are not trivial either."""
+    generator = torch.Generator().manual_seed(1)
+    for module in shaken(model).modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
+            assert module.num_batches_tracked is not None
+            module.running_mean.normal_(generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            module.num_batches_tracked += 7
+    return model.eval()
+
+
+def segmenter(
+    decoder: dict[str, Any] | None = None, num_classes: int = 5, **changes: Any
+) -> SemanticSegmenter:
+    """One of UPerNet on four blocks, unless `decoder` says otherwise; with the statistics of ImageNet."""
+    small: dict[str, Any] = {
+        "image_size": (64, 64),
+        "patch_size": 16,
+        "width": 32,
+        "depth": 4,
+        "num_heads": 4,
+    }
+    options: dict[str, Any] = {
+        "decoder": "upernet",
+        "layers": (0, 1, 2, 3),
+        "channels": 32,
+        **(decoder or {}),
+    }
+    encoder = BeitEncoder(EncoderConfig(**{**small, **IMAGENET, **changes}))
+    model: SemanticSegmenter = shaken_norms(SemanticSegmenter(encoder, num_classes, **options))
+    return model
 
 
 @st.composite
@@ -58,3 +96,16 @@ def outputs(model: Model, images: torch.Tensor) -> torch.Tensor:
         height, width = model.encoder.grid_of(images)
         mask = (torch.arange(height * width) % 2 == 0).expand(len(images), -1)
         return model(images, mask)  # type: ignore[no-any-return]
+
+
+def assert_same(loaded: Any, model: Any) -> None:
+    """The same kind of model, with the same weights, options and architecture (but rates, and the norms' eps)."""
+    assert type(loaded) is type(model)
+    weights = model.state_dict()
+    assert loaded.state_dict().keys() == weights.keys()
+    for key, tensor in loaded.state_dict().items():
+        assert tensor.dtype == weights[key].dtype and torch.equal(tensor, weights[key]), key
+    assert options_of(loaded) == options_of(model)
+    names = ("image_size", "patch_size", "width", "depth", "num_heads", "position", "pixel_mean", "pixel_std")
+    for name in names:
+        assert getattr(loaded.encoder.config, name) == getattr(model.encoder.config, name), name

@@ -17,7 +17,7 @@ from run_results import log, metrics, same_weights, stopped_in_step, weights
 from tiny_runs import finetune_config, pretrain_config
 
 import beit
-from beit.checkpoints.description import read_description
+from beit.checkpoints.own import read_description
 from beit.checkpoints.store import save_model
 from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import beit
-from beit.checkpoints.adapt import share_bias_out
+from beit.checkpoints.adapt import expand_shared_bias
 from beit.checkpoints.store import save_model
 from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError
@@ -96,7 +96,7 @@ def test_a_checkpoint_of_another_library_is_described_and_used(tmp_path: Path, c
     """Hugging Face's files name their classes, and need nothing else to label an image."""
     torch.manual_seed(0)
     encoder = BeitEncoder(EncoderConfig(image_size=(32, 32), patch_size=8, width=16, depth=1, num_heads=2))
-    model = ImageClassifier(share_bias_out(encoder), 3)
+    model = ImageClassifier(expand_shared_bias(encoder), 3)
     torch.nn.init.normal_(model.head.weight)
     save_model(model, tmp_path / "own", provenance={}, classes=("ash", "elm", "oak"))
     beit.checkpoints.convert(tmp_path / "own", tmp_path / "theirs", to="huggingface")

@@ -13,9 +13,9 @@ from dall_e import Decoder, Encoder
 from torch import nn
 
 import beit
-from beit.checkpoints import convert, describe
-from beit.checkpoints.adapt import share_bias_out
-from beit.checkpoints.store import save_model
+from beit.checkpoints import convert
+from beit.checkpoints.adapt import expand_shared_bias
+from beit.checkpoints.store import describe, save_model
 from beit.cli.main import main
 from beit.config.architecture import EncoderConfig
 from beit.models.encoder import BeitEncoder
@@ -56,7 +56,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """pretrained.pth without heads, pretrained-hf/, classifier-hf/, classifier.pth and dalle/, in foreign layouts."""
     folder = tmp_path_factory.mktemp("files")
     masked = MaskedImageModel(encoder(position="absolute"), 512)
-    classifier = ImageClassifier(share_bias_out(encoder()), 3)
+    classifier = ImageClassifier(expand_shared_bias(encoder()), 3)
     nn.init.normal_(classifier.head.weight)
     save_model(masked, folder / "a", provenance={})
     save_model(classifier, folder / "b", provenance={}, classes=("blue", "green", "red"))

@@ -17,7 +17,7 @@ from run_results import log, metrics, same_weights, stopped_in_step, weights
 from tiny_runs import finetune_config, pretrain_config, segment_config
 
 import beit
-from beit.checkpoints.description import read_description
+from beit.checkpoints.own import read_description
 from beit.config.errors import UserError
 from beit.config.segment import SegmentConfig
 from beit.config.use import PredictConfig

@@ -1,8 +1,14 @@
-"""Models at rest, ours and other people's: the only door for weights."""
+"""Models at rest, ours and other people's: the only door for weights. Names are resolved on first use."""
 
-from beit.checkpoints.convert import convert
-from beit.checkpoints.describe import describe
-from beit.checkpoints.store import load_encoder, load_model, load_tokenizer, save_model, weights_sha256
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from beit.checkpoints.conversion import convert
+    from beit.checkpoints.own import save_model, weights_sha256
+    from beit.checkpoints.store import describe, load_encoder, load_model, load_tokenizer
 
 __all__ = [
     "convert",
@@ -13,3 +19,10 @@ __all__ = [
     "save_model",
     "weights_sha256",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'beit.checkpoints' has no attribute {name!r}")
+    home = "conversion" if name == "convert" else "store"
+    return getattr(importlib.import_module(f"beit.checkpoints.{home}"), name)

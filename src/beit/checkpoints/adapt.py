@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from beit.config.architecture import EncoderConfig
+from beit.config.architecture import EncoderConfig, Sides, sides
 from beit.models.encoder import BeitEncoder
 from beit.models.position import resize_bias_table, resize_position_embedding
 
@@ -22,22 +22,22 @@ _TABLE = "relative_position_bias_table"
 @contextmanager
 def changes() -> Iterator[list[str]]:
     """A list that receives one line for everything that loading and the functions below change inside the block."""
-    told: list[str] = []
+    lines: list[str] = []
     handler, level = logging.Handler(), PACKAGE.level
-    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     PACKAGE.addHandler(handler)
     PACKAGE.setLevel(logging.INFO)
     try:
-        yield told
+        yield lines
     finally:
         PACKAGE.removeHandler(handler)
         PACKAGE.setLevel(level)
 
 
 @torch.no_grad()
-def resize_encoder(encoder: BeitEncoder, image_size: tuple[int, int]) -> BeitEncoder:
-    """The encoder with its position information stored for `image_size` (height, width)."""
-    config = dataclasses.replace(encoder.config, image_size=image_size)
+def resize_encoder(encoder: BeitEncoder, image_size: int | Sides) -> BeitEncoder:
+    """The encoder with its position information stored for `image_size`, a side or (height, width)."""
+    config = dataclasses.replace(encoder.config, image_size=sides(image_size))
     source, target = encoder.grid, config.grid
     if config == encoder.config:
         return encoder
@@ -52,7 +52,7 @@ def resize_encoder(encoder: BeitEncoder, image_size: tuple[int, int]) -> BeitEnc
 
 
 @torch.no_grad()
-def share_bias_out(encoder: BeitEncoder) -> BeitEncoder:
+def expand_shared_bias(encoder: BeitEncoder) -> BeitEncoder:
     """The encoder with its one shared bias copied into a bias for every block, as official fine-tuning starts."""
     config = dataclasses.replace(encoder.config, position="block_bias")
     weights = encoder.state_dict()

@@ -6,7 +6,6 @@ the network's size, keeping their shape (`crop_mode` center) or not (squash), an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -15,6 +14,7 @@ from beit.config.architecture import EncoderConfig, default_crop
 from beit.models.heads import ImageClassifier
 from beit.models.position import Grid
 from beit.models.segmentation import SemanticSegmenter
+from beit.untrusted import Facts
 
 LEAST_CROP = 0.1
 """A `crop_pct` below would blow images up without bound."""
@@ -30,7 +30,7 @@ class Preparation(NamedTuple):
     """Here center or squash."""
 
 
-def preparation(description: Mapping[str, Any], size: Grid) -> Preparation:
+def preparation(description: Facts, size: Grid) -> Preparation:
     """That of a model.json, for a network of images of `size` (H, W)."""
     crop = description.get("crop_pct")
     return Preparation(
@@ -40,15 +40,15 @@ def preparation(description: Mapping[str, Any], size: Grid) -> Preparation:
     )
 
 
-def told_preparation(interpolation: Any, crop_pct: Any, crop_mode: Any) -> dict[str, Any]:
-    """Keys of model.json for what a foreign configuration tells; None and what is out of bounds: not told."""
+def stated_preparation(interpolation: Any, crop_pct: Any, crop_mode: Any) -> dict[str, Any]:
+    """Keys of model.json for what a foreign configuration states; None and what is out of bounds: nothing."""
     share = isinstance(crop_pct, float | int) and LEAST_CROP <= crop_pct <= 1
-    told = {"crop_pct": crop_pct} if share else {}
     names = {"interpolation": interpolation, "crop_mode": crop_mode}
-    return told | {name: value for name, value in names.items() if isinstance(value, str)}
+    keys = {name: value for name, value in names.items() if isinstance(value, str)}
+    return ({"crop_pct": crop_pct} if share else {}) | keys
 
 
-def in_full(model: nn.Module, extra: Mapping[str, Any]) -> dict[str, Any]:
+def in_full(model: nn.Module, extra: Facts) -> dict[str, Any]:
     """`extra`, further keys of the model.json of `model`, with those that it leaves out."""
     if isinstance(model, ImageClassifier):
         config: EncoderConfig = model.encoder.config

@@ -13,16 +13,65 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from beit.checkpoints.foreign.infer import Stated, agreed
-from beit.checkpoints.remote import fetch, hub
 from beit.config.architecture import PIXEL_STATISTICS
 from beit.config.errors import UserError
-from beit.presets.released import RELEASED
+from beit.models.position import Grid
+from beit.presets.released import RELEASED, Release
 
+HUB = "hf://"
 FORM = (
     "PATH@num_heads=6,grid=24x16,pixel_mean=0.485:0.456:0.406,pixel_std=imagenet,layers=3:5:7:11,"
     "reduce_zero_label=no,strict=no,sha256=HEX"
 )
+Pixel = tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stated:
+    """What the caller says of a file that cannot tell it; None: not said."""
+
+    num_heads: int | None = None
+    """By default the file's own, or one for every 64 dimensions."""
+    grid: Grid | None = None
+    """Rows and columns of patches or tokens that the file's position information is for; by default a square."""
+    pixel_mean: Pixel | None = None
+    pixel_std: Pixel | None = None
+    """By default the file's own, or 0.5 for every channel, as for all released BEiT models but ADE20K's."""
+    layers: tuple[int, ...] | None = None
+    """Blocks, 0 the first, that a segmenter's decoder reads; by default those of a configuration beside the weights,
+    or those that the released code reads in an encoder of this depth."""
+    reduce_zero_label: bool | None = None
+    """Whether the label maps of a segmenter count from 1, with 0 for no class; by default what a configuration tells,
+    or yes for the 150 classes of ADE20K."""
+    strict: bool = True
+    """Refuse unknown and missing weights. Otherwise unknown ones are left out, and missing ones drawn anew."""
+
+    def __post_init__(self) -> None:
+        if self.num_heads is not None and self.num_heads < 1:
+            raise UserError(f"num_heads must be positive, not {self.num_heads}")
+        if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
+            raise UserError(f"grid must be positive numbers of rows and columns, not {self.grid}")
+        if self.layers is not None and not (len(self.layers) == 4 and sorted(self.layers) == [*self.layers]):
+            raise UserError(f"layers must be four numbers in ascending order, not {self.layers}")
+        for name, pixel in (("pixel_mean", self.pixel_mean), ("pixel_std", self.pixel_std)):
+            least = -(2**20) if name == "pixel_mean" else 1e-6
+            if pixel is not None and not (len(pixel) == 3 and all(least <= x < 2**20 for x in pixel)):
+                raise UserError(f"{name} must be three numbers for images in [0, 1], not {pixel}")
+
+    def names(self) -> list[str]:
+        """Names of what is said."""
+        return [x.name for x in dataclasses.fields(self) if getattr(self, x.name) != x.default]
+
+    def text(self) -> str:
+        """What :func:`parse` reads as this, from the @ on; nothing where nothing is said."""
+        values = [f"{name}={_written(name, getattr(self, name))}" for name in self.names()]
+        return f"@{','.join(values)}" if values else ""
+
+    def combine(self, other: Stated) -> Stated:
+        """Both statements in one. Raises :class:`UserError` where they contradict one another."""
+        names = [field.name for field in dataclasses.fields(Stated) if field.name != "strict"]
+        values = {name: agreed(name, getattr(self, name), getattr(other, name)) for name in names}
+        return Stated(**values, strict=self.strict and other.strict)
 
 
 class Located(NamedTuple):
@@ -38,34 +87,42 @@ def locate(reference: str | Path, stated: Stated | None = None) -> Located:
     Raises :class:`UserError` for statements that are none or contradict one another, and for what cannot be fetched.
     A place that does not exist is given back as it is.
     """
-    place, said, sha256 = parse(str(reference))
-    stated = said if stated is None else _together(said, stated)
-    release = RELEASED.get(place.removeprefix(hub.SCHEME))
-    if release and release.stated and not Path(place).exists():
-        stated = _together(stated, parse(f"{place}@{release.stated}")[1])
-    if place.startswith(hub.SCHEME) or (release and release.hub and not Path(place).exists()):
-        if sha256:
-            raise UserError(f"{place}: drop sha256; the Hub has a checksum of its own, which is compared")
-        return Located(hub.fetched(place), stated)
-    if release and not Path(place).exists():
-        return Located(fetch.fetched(place, release.files, sha256), stated)
+    place, statement, sha256 = parse(str(reference))
+    stated = statement if stated is None else statement.combine(stated)
     path = Path(place)
+    release = None if path.exists() else RELEASED.get(place.removeprefix(HUB))
+    if release and release.stated:
+        stated = stated.combine(parse(f"{place}@{release.stated}")[1])
+    if release or place.startswith(HUB):
+        return Located(_fetched(place, release, sha256), stated)
     if near := [] if path.exists() else difflib.get_close_matches(place, RELEASED, n=1, cutoff=0.9):
         raise UserError(f"{place} does not exist; did you mean {near[0]}?")
     if sha256:
+        from beit.checkpoints.remote.fetch import check
+
         if not path.is_file() or len(sha256) > 1:
             raise UserError(f"{place}: sha256 is of one file, or of a released model by name")
-        fetch.check(path, sha256[0])
+        check(path, sha256[0])
     return Located(path, stated)
+
+
+def _fetched(place: str, release: Release | None, sha256: tuple[str, ...]) -> Path:
+    from beit.checkpoints.remote import fetch, hub
+
+    if release and not release.hub and not place.startswith(HUB):
+        return fetch.fetched(place, release.files, sha256)
+    if sha256:
+        raise UserError(f"{place}: drop sha256; the Hub has a checksum of its own, which is compared")
+    return hub.fetched(place)
 
 
 def parse(reference: str) -> tuple[str, Stated, tuple[str, ...]]:
     """The place, what is stated of it, and its SHA-256 sums. A path that exists as it stands is a place alone."""
-    place, mark, said = reference.rpartition("@")
-    if not mark or "=" not in said or Path(reference).exists():
+    place, mark, statements = reference.rpartition("@")
+    if not mark or "=" not in statements or Path(reference).exists():
         return reference, Stated(), ()
     values: dict[str, Any] = {}
-    for statement in said.split(","):
+    for statement in statements.split(","):
         name, _, value = statement.partition("=")
         if name not in _READERS or name in values:
             raise UserError(f"{reference}: {name!r} cannot be stated, or not twice; the form is {FORM}")
@@ -77,23 +134,32 @@ def parse(reference: str) -> tuple[str, Stated, tuple[str, ...]]:
     return place, Stated(**values), sha256
 
 
-def _grid(text: str) -> tuple[int, int]:
+def agreed(name: str, *values: Any) -> Any:
+    """The one value that is not None, or None. Raises :class:`UserError` where several differ."""
+    accounts = [tuple(x) if isinstance(x, list | tuple) else x for x in values if x is not None]
+    if any(value != accounts[0] for value in accounts):
+        raise UserError(
+            f"{name} is {accounts[0]} by one account and {accounts[-1]} by another; drop or mend it"
+        )
+    return accounts[0] if accounts else None
+
+
+def _written(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ("x" if name == "grid" else ":").join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _grid(text: str) -> Grid:
     rows, columns = text.split("x")
     return int(rows), int(columns)
 
 
-def _pixel(position: int) -> Callable[[str], tuple[float, float, float]]:
-    def read(text: str) -> tuple[float, float, float]:
-        if text in PIXEL_STATISTICS:
-            return PIXEL_STATISTICS[text][position]
-        red, green, blue = map(float, text.split(":"))
-        return red, green, blue
-
-    return read
-
-
-def _layers(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(":")))
+def _pixel(text: str, place: int) -> Pixel:
+    if text in PIXEL_STATISTICS:
+        return PIXEL_STATISTICS[text][place]
+    red, green, blue = map(float, text.split(":"))
+    return red, green, blue
 
 
 def _sha256(text: str) -> tuple[str, ...]:
@@ -105,16 +171,10 @@ def _sha256(text: str) -> tuple[str, ...]:
 _READERS: Mapping[str, Callable[[str], Any]] = {
     "num_heads": int,
     "grid": _grid,
-    "pixel_mean": _pixel(0),
-    "pixel_std": _pixel(1),
-    "layers": _layers,
+    "pixel_mean": lambda text: _pixel(text, 0),
+    "pixel_std": lambda text: _pixel(text, 1),
+    "layers": lambda text: tuple(map(int, text.split(":"))),
     "reduce_zero_label": {"yes": True, "no": False}.__getitem__,
     "strict": {"yes": True, "no": False}.__getitem__,
     "sha256": _sha256,
 }
-
-
-def _together(one: Stated, other: Stated) -> Stated:
-    names = [field.name for field in dataclasses.fields(Stated) if field.name != "strict"]
-    values = {name: agreed(name, getattr(one, name), getattr(other, name)) for name in names}
-    return Stated(**values, strict=one.strict and other.strict)

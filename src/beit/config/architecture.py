@@ -13,6 +13,8 @@ PIXEL_STATISTICS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 """Mean and standard deviation that encoders are trained with."""
+DALLE_PIXELS = ((-0.125, -0.125, -0.125), (1.25, 1.25, 1.25))
+"""DALL-E's pixel map 0.1 + 0.8 x, written as (x - mean) / std; its tokenizer has no other."""
 MAX_DEPTH = 512
 """Blocks of a network: a file that asks for a million is an attack."""
 

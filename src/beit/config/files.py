@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import typing
 from collections.abc import Iterable, Mapping
@@ -113,3 +114,8 @@ def layered(config_type: type, layers: Iterable[Mapping[str, Any]]) -> dict[str,
                 values.update({name: None for name in group if name in values})
         values.update(layer)
     return values
+
+
+def cache_folder() -> Path:
+    """Where downloads go: $BEIT_CACHE, or ~/.cache/beit."""
+    return Path(os.environ.get("BEIT_CACHE") or Path.home() / ".cache" / "beit")

@@ -11,11 +11,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from beit.checkpoints.describe import describe_located
-from beit.checkpoints.description import WEIGHTS, is_own
-from beit.checkpoints.foreign.recognise import is_foreign
+from beit.checkpoints.own import WEIGHTS
 from beit.checkpoints.reference import Located, locate
-from beit.checkpoints.store import ASKED
+from beit.checkpoints.store import REMEDY, describe, is_model
 from beit.config.errors import UserError
 from beit.config.use import InfoConfig
 from beit.training.metrics import short_number
@@ -34,14 +32,14 @@ def info(config: InfoConfig) -> dict[str, Facts]:
     located = locate(config.path)
     path = located.path
     if not path.exists():
-        raise UserError(f"{path} does not exist; {ASKED}")
+        raise UserError(f"{path} does not exist; {REMEDY}")
     facts: dict[str, Facts] = {}
     if (path / "status.json").is_file():
         facts["run"] = describe_run(path)
-    if is_own(path) or is_foreign(path):
+    if is_model(path):
         facts["model"] = describe_model(located)
     if not facts:
-        raise UserError(f"{path} is neither a run nor a model of a known format; {ASKED}")
+        raise UserError(f"{path} is neither a run nor a model of a known format; {REMEDY}")
     show(facts)
     return facts
 
@@ -85,7 +83,7 @@ def newest_figures(run: RunRecord) -> Facts:
 def describe_model(located: Located) -> Facts:
     """What model.json says, or what a file of another library shows; the weights of our own are not read."""
     path = located.path
-    description = describe_located(located)
+    description = dict(describe(located))
     description.pop("palette", None)  # colours say little in words
     provenance = description.pop("provenance", None) or {}
     if isinstance(provenance.get("command"), list):

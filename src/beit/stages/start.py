@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from beit.checkpoints.adapt import changes, replace_rates, resize_encoder, share_bias_out
-from beit.checkpoints.describe import describe
-from beit.checkpoints.store import kind_of, load_model
+from beit.checkpoints.adapt import changes, expand_shared_bias, replace_rates, resize_encoder
+from beit.checkpoints.store import describe, kind_of, load_model
 from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError, given_by
 from beit.config.finetune import FinetuneConfig
@@ -89,7 +88,7 @@ def _adapted(config: StartConfig, encoder: BeitEncoder) -> BeitEncoder:
     if config.stated_size is not None:
         encoder = resize_encoder(encoder, config.stated_size)
     if encoder.config.position == "shared_bias" and config.position != "shared_bias":
-        encoder = share_bias_out(encoder)
+        encoder = expand_shared_bias(encoder)
     return replace_rates(encoder, drop_path_rate=config.drop_path_rate, dropout=config.dropout)
 
 

@@ -1,1 +1,1 @@
-"""Other libraries' files: recognised, surveyed, and mapped to our names and back."""
+"""Other libraries' files: recognized, surveyed, and mapped to our names and back."""

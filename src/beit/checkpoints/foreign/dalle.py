@@ -7,21 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from beit.checkpoints.foreign.infer import Shape, Stated, agreed, number_of
-from beit.checkpoints.foreign.key_map import KeyMap, listed
-from beit.checkpoints.foreign.survey import refuse_strays
-from beit.checkpoints.kinds import not_held
-from beit.checkpoints.reading.safe_pickle import StoredTensor
+from beit.checkpoints.foreign.key_map import KeyMap
+from beit.checkpoints.foreign.shapes import Shape, number_of
+from beit.checkpoints.foreign.survey import Stored, Survey, compare, require_dtype
 from beit.checkpoints.reading.torch_file import TensorFile, open_tensor_file
+from beit.checkpoints.reference import Stated, agreed
 from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEConfig
 from beit.config.errors import UserError
 from beit.tokenizers.dvae import DiscreteVAE
 from beit.tokenizers.plain_dvae import Layer, PlainDVAE
+from beit.untrusted import listed
 
 NAME, PLAIN = "dalle", "plain_dvae"
 FILES = ("encoder.pkl", "decoder.pkl")
@@ -30,82 +30,50 @@ MAX_SIDE = 2**16
 _BLOCK = "blocks.group_{}.block_{}"
 
 
-def _keys(half: str) -> KeyMap:
-    rows = [
+_MODULES = ("blocks.input", f"{_BLOCK}.id_path", f"{_BLOCK}.res_path.conv_{{}}", "blocks.output.conv")
+KEYS = {
+    half: KeyMap(
         (f"{half}.{name}.{ours}", f"{name}.{theirs}")
-        for name in (
-            "blocks.input",
-            f"{_BLOCK}.id_path",
-            f"{_BLOCK}.res_path.conv_{{}}",
-            "blocks.output.conv",
-        )
+        for name in _MODULES
         for ours, theirs in (("weight", "w"), ("bias", "b"))
-    ]
-    return KeyMap(rows)
-
-
-KEYS = {"encoder": _keys("encoder"), "decoder": _keys("decoder")}
-
-
-class TokenizerSurvey(NamedTuple):
-    """What the files of a tokenizer hold, before their weights are read."""
-
-    format: str
-    config: Any
-    """Architecture, for people and for model.json."""
-    model: DiscreteVAE | PlainDVAE
-    """Without weights, on the meta device."""
-    sources: Sequence[tuple[TensorFile, Mapping[str, Tensor | StoredTensor]]]
-    """Each file with its tensors under our names."""
-    unknown: Sequence[str]
-    missing: Sequence[str]
+    )
+    for half in ("encoder", "decoder")
+}
 
 
 def reads(file: TensorFile) -> bool:
     """Whether the file is one half of OpenAI's tokenizer."""
-    return "blocks.input.w" in _tensors(file)
+    return "blocks.input.w" in _tensors(file, "state_dict")
 
 
 def reads_plain(file: TensorFile) -> bool:
-    return "codebook.weight" in _plain_weights(file)
+    """Whether the file is a plain tokenizer."""
+    return "codebook.weight" in _tensors(file, "weights")
 
 
-def survey(halves: Sequence[Path], stated: Stated) -> TokenizerSurvey:
-    """OpenAI's tokenizer from the paths of its encoder and its decoder."""
-    shapes: dict[str, Shape] = {}
+def survey(folder: Path, stated: Stated) -> Survey:
+    """OpenAI's tokenizer: the two files in `folder`."""
     sources, unknown = [], []
-    for half, path in zip(("encoder", "decoder"), halves, strict=True):
-        if not path.is_file():
-            raise UserError(f"{path} is missing; a tokenizer is {FILES[0]} and {FILES[1]} in one folder")
-        file = open_tensor_file(path)
-        tensors = _tensors(file)
+    for half, name in zip(KEYS, FILES, strict=True):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder / name} is missing; a tokenizer is {FILES[0]} and {FILES[1]} in one folder"
+            )
+        file = open_tensor_file(folder / name)
+        tensors = _tensors(file, "state_dict")
         keys, strange = KEYS[half].ours(tensors)
-        named = {name: tensors[parts[0]] for name, parts in keys.items()}
-        shapes |= {name: tuple(tensor.shape) for name, tensor in named.items()}
-        sources.append((file, named))
+        sources.append((file, {name: tensors[parts[0]] for name, parts in keys.items()}))
         unknown += strange
-    config = _config(halves[0], shapes, stated)
+    shapes = {name: tuple(tensor.shape) for _, tensors in sources for name, tensor in tensors.items()}
+    config = _config(folder / FILES[0], shapes, stated)
     with torch.device("meta"):
         model = DiscreteVAE(config)
-    return _compared(NAME, config, model, shapes, sources, unknown)
-
-
-def assemble(found: TokenizerSurvey, strict: bool) -> tuple[nn.Module, list[str]]:
-    """The tokenizer with its weights in float32, in evaluation mode; and a line for whatever was adapted."""
-    if found.missing or (strict and found.unknown):
-        refuse_strays(found.sources[0][0].path, found.unknown, found.missing)
-    weights: dict[str, Tensor] = {}
-    for file, tensors in found.sources:
-        wanted = {name: tensor for name, tensor in tensors.items() if name in found.model.state_dict()}
-        weights |= {name: tensor.float() for name, tensor in file.load(wanted).items()}
-    found.model.load_state_dict(weights, assign=True)
-    return found.model.eval(), [f"{listed(found.unknown)}: unknown, left out"] if found.unknown else []
+    return _survey(NAME, config, model, sources, unknown)
 
 
 def write(model: nn.Module, folder: Path) -> list[str]:
     """Writes encoder.pkl and decoder.pkl, each a state dict for the `DALL-E` package's Encoder and Decoder."""
-    if not isinstance(model, DiscreteVAE):
-        raise UserError(f"the format of DALL-E is a tokenizer's: {not_held(model, NAME)}")
+    assert isinstance(model, DiscreteVAE)
     config = model.config
     fixed = {
         f"stride {config.stride} (8 only)": config.stride == 8,
@@ -126,26 +94,24 @@ def write(model: nn.Module, folder: Path) -> list[str]:
     ]
 
 
-def survey_plain(file: TensorFile, stated: Stated) -> TokenizerSurvey:
+def survey_plain(file: TensorFile, stated: Stated) -> Survey:
     """A plain discrete VAE, its layers read off the names and shapes of its weights."""
-    tensors = _plain_weights(file)
+    tensors = _tensors(file, "weights")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wrong := [name for name, shape in shapes.items() if 0 in shape]:
         raise UserError(f"{file.path} holds weights without numbers: {listed(wrong)}")
     encoder, decoder = _layers(shapes, "encoder"), _layers(shapes, "decoder")
     codebook = shapes["codebook.weight"]
     strides = sum(layer.kind == "stride" for layer in encoder)
-    ends = (
-        [encoder[0].n_in, encoder[-1].n_out, decoder[0].n_in, decoder[-1].n_out]
-        if encoder and decoder
-        else []
-    )
+    ends = []
+    if encoder and decoder:
+        ends = [encoder[0].n_in, encoder[-1].n_out, decoder[0].n_in, decoder[-1].n_out]
     if len(codebook) != 2 or ends != [3, *codebook, 3] or not strides:
         raise UserError(f"{file.path} has a codebook but not the encoder and decoder of a discrete VAE")
     hyper = file.contents.get("hparams")
     side = hyper.get("image_size") if isinstance(hyper, dict) else None
-    told = (side >> strides,) * 2 if isinstance(side, int) and 1 << strides <= side < MAX_SIDE else None
-    rows, columns = agreed("grid", stated.grid, told) or (max(1, 112 >> strides),) * 2
+    own = (side >> strides,) * 2 if isinstance(side, int) and 1 << strides <= side < MAX_SIDE else None
+    rows, columns = agreed("grid", stated.grid, own) or (max(1, 112 >> strides),) * 2
     mean, std = PIXEL_STATISTICS["half"]
     with torch.device("meta"):
         model = PlainDVAE(
@@ -157,7 +123,7 @@ def survey_plain(file: TensorFile, stated: Stated) -> TokenizerSurvey:
             pixel_std=stated.pixel_std or std,
         )
     config = {"vocab_size": codebook[0], "code_width": codebook[1], "stride": model.stride}
-    return _compared(PLAIN, config, model, shapes, [(file, tensors)], [])
+    return _survey(PLAIN, config, model, [(file, tensors)], [])
 
 
 def _layers(shapes: Mapping[str, Shape], half: str) -> list[Layer]:
@@ -177,24 +143,20 @@ def _layers(shapes: Mapping[str, Shape], half: str) -> list[Layer]:
     raise UserError(f"its {half} has more than {MAX_LAYERS} layers, which no discrete VAE has")
 
 
-def _plain_weights(file: TensorFile) -> dict[str, Tensor | StoredTensor]:
+def _tensors(file: TensorFile, key: str) -> dict[str, Stored]:
+    """The state dict under `key`, or the whole file."""
     contents = file.contents
-    inner = contents.get("weights") if isinstance(contents, dict) else None
-    return file.tensors(inner if isinstance(inner, dict) else contents)
-
-
-def _tensors(file: TensorFile) -> dict[str, Tensor | StoredTensor]:
-    contents = file.contents
-    inner = contents.get("state_dict") if isinstance(contents, dict) else None
+    inner = contents.get(key) if isinstance(contents, dict) else None
     return file.tensors(inner if isinstance(inner, dict) else contents)
 
 
 def _config(path: Path, shapes: Mapping[str, Shape], stated: Stated) -> DiscreteVAEConfig:
-    first, last = (
-        shapes.get("encoder.blocks.input.weight", ()),
-        shapes.get("encoder.blocks.output.conv.weight", ()),
+    names = (
+        "encoder.blocks.input.weight",
+        "encoder.blocks.output.conv.weight",
+        "decoder.blocks.input.weight",
     )
-    code = shapes.get("decoder.blocks.input.weight", ())
+    first, last, code = (shapes.get(name, ()) for name in names)
     if not len(first) == len(last) == len(code) == 4 or 0 in (*first, *last, *code):
         raise UserError(f"{path} and its other half are not OpenAI's encoder and decoder; check their names")
     groups = 0
@@ -215,26 +177,21 @@ def _config(path: Path, shapes: Mapping[str, Shape], stated: Stated) -> Discrete
     )
 
 
-def _compared(
+def _survey(
     name: str,
-    config: Any,
+    config: DiscreteVAEConfig | dict[str, int],
     model: DiscreteVAE | PlainDVAE,
-    shapes: Mapping[str, Shape],
-    sources: Sequence[tuple[TensorFile, Mapping[str, Tensor | StoredTensor]]],
+    files: Sequence[tuple[TensorFile, Mapping[str, Stored]]],
     unknown: list[str],
-) -> TokenizerSurvey:
-    path = sources[0][0].path
-    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    wrong = [
-        f"{key} {shapes[key]} (not {wanted[key]})"
-        for key in wanted.keys() & shapes
-        if wanted[key] != shapes[key]
+) -> Survey:
+    """The tokenizer compared with its files, whose tensors are under our names."""
+    weights = {key: tensor for _, tensors in files for key, tensor in tensors.items()}
+    path = files[0][0].path
+    missing, spare = compare(path, {key: tuple(tensor.shape) for key, tensor in weights.items()}, model)
+    for key, tensor in weights.items():
+        require_dtype(path, key, tensor)
+    sources = [
+        (file, {key: [tensor] for key, tensor in tensors.items() if key not in spare})
+        for file, tensors in files
     ]
-    for _, tensors in sources:
-        for key, tensor in tensors.items():
-            dtype = tensor.dtype if isinstance(tensor, Tensor) else tensor.storage.dtype
-            wrong += [] if dtype.is_floating_point else [f"{key} holds {dtype}"]
-    if wrong:
-        raise UserError(f"{path}: weights of unexpected shapes or types: {listed(wrong)}")
-    unknown += [key for key in shapes if key not in wanted]
-    return TokenizerSurvey(name, config, model, sources, unknown, sorted(wanted.keys() - shapes.keys()))
+    return Survey(name, "tokenizer", config, model, sources, [*unknown, *spare], missing)

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from beit.checkpoints.foreign import huggingface_images as images
 from beit.checkpoints.foreign import huggingface_segmentation as segmentation
-from beit.checkpoints.foreign.key_map import KeyMap, shown
-from beit.checkpoints.foreign.survey import Foreign, ModelKind
-from beit.checkpoints.kinds import not_held
+from beit.checkpoints.foreign.key_map import KeyMap
+from beit.checkpoints.foreign.survey import Foreign, ModelFacts, ModelKind
+from beit.checkpoints.own import kind_of, write_weights
 from beit.checkpoints.preparation import preparation
 from beit.checkpoints.reading.torch_file import TensorFile
-from beit.checkpoints.weight_file import write_weights
 from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
+from beit.untrusted import Facts, printable
 
 NAME = "huggingface"
 Model = MaskedImageModel | ImageClassifier | SemanticSegmenter
@@ -77,22 +77,18 @@ def _table(version: int, masked: bool) -> KeyMap:
     return KeyMap(rows, ignored=indices)
 
 
-def is_config(config: Mapping[str, Any]) -> bool:
+def is_config(config: Facts) -> bool:
     return config.get("model_type") == "beit"
 
 
 def reads(file: TensorFile) -> bool:
     """Whether a file, perhaps without a configuration, has these names."""
-    contents = file.contents
-    return isinstance(contents, dict) and any(
-        key in contents for key in ("beit.embeddings.cls_token", "embeddings.cls_token")
-    )
+    names = {"beit.embeddings.cls_token", "embeddings.cls_token"}
+    return isinstance(file.contents, dict) and not names.isdisjoint(file.contents)
 
 
-def open_folder(
-    file: TensorFile, config: Mapping[str, Any] | None, preprocessor: Mapping[str, Any] | None
-) -> Foreign:
-    """A model and what lies beside it. Without a configuration nothing but the weights speaks."""
+def open_folder(file: TensorFile, config: Facts, processor: Facts) -> Foreign:
+    """A model and what lies beside it. Without a configuration, an empty one, nothing but the weights speaks."""
     tensors = file.tensors(file.contents)
     if "embeddings.cls_token" in tensors:  # a bare BeitModel
         tensors = {f"beit.{key}": tensor for key, tensor in tensors.items()}
@@ -103,43 +99,50 @@ def open_folder(
             f"(use_mean_pooling=false), which BEiT does not have"
         )
     version = int(any(key.startswith("beit.layers.") for key in tensors))
-    segments = segmentation.is_segmenter(tensors)
-    if segments:
-        tensors = segmentation.tensors_of(tensors, config or {}, _BLOCK[version])
-    facts = _facts(file, config or {})
-    classes, notes = _class_names((config or {}).get("id2label"), file)
+    facts = _facts(file, config)
+    classes, notes = _class_names(config.get("id2label"), file)
     extra: dict[str, Any] = {}
-    if segments:
-        extra, odd = segmentation.extra_of(preprocessor or {}), segmentation.doubts(config or {})
+    layers: Sequence[int] | None = None
+    if segmentation.is_segmenter(tensors):
+        tensors = segmentation.tensors_of(tensors, config, _BLOCK[version])
+        layers = segmentation.layers_of(config, file.path)
+        extra = segmentation.extra_of(processor)
+        notes += segmentation.doubts(config)
     elif config and "classifier.weight" in tensors:
-        extra, odd = images.preparation_of(preprocessor or {}, facts["image_size"])
+        extra, doubts = images.preparation_of(processor, facts["image_size"])
         extra |= {"multilabel": True} if config.get("problem_type") == _SEVERAL else {}
-    else:
-        odd = []
+        notes += doubts
     return Foreign(
         format=NAME,
         file=file,
         tensors=tensors,
         table=_table(version, masked),
-        facts={**facts, **images.pixels_of(preprocessor or {})},
-        kind=_kind(config or {}),
-        pool=None if config is None else "mean" if config.get("use_mean_pooling", True) else "cls",
-        layers=segmentation.layers_of(config or {}, file.path) if segments else None,
-        auxiliary=None if config is None else bool(config.get("use_auxiliary_head", True)),
-        notes=[*notes, *odd],
+        facts={**facts, **images.pixels_of(processor)},
+        model=_model_facts(config, layers),
+        notes=notes,
         classes=classes,
-        provenance={"_name_or_path": config["_name_or_path"]} if config and "_name_or_path" in config else {},
+        provenance={key: config[key] for key in ("_name_or_path",) if key in config},
         extra=extra,
     )
 
 
-def _kind(config: Mapping[str, Any]) -> ModelKind | None:
-    kinds: dict[str, ModelKind] = {
-        "BeitForMaskedImageModeling": "pretrained",
-        "BeitForImageClassification": "classifier",
-        "BeitForSemanticSegmentation": "segmenter",
-    }
-    return next((kinds[name] for name in config.get("architectures") or [] if name in kinds), None)
+_KINDS: Mapping[str, ModelKind] = {
+    "BeitForMaskedImageModeling": "pretrained",
+    "BeitForImageClassification": "classifier",
+    "BeitForSemanticSegmentation": "segmenter",
+}
+
+
+def _model_facts(config: Facts, layers: Sequence[int] | None) -> ModelFacts:
+    if not config:
+        return ModelFacts()
+    names = config.get("architectures") or []
+    return ModelFacts(
+        kind=next((_KINDS[name] for name in names if name in _KINDS), None),
+        pool="mean" if config.get("use_mean_pooling", True) else "cls",
+        layers=layers,
+        auxiliary=bool(config.get("use_auxiliary_head", True)),
+    )
 
 
 # Their name, ours, their default: what a configuration tells, and which of it is written as it is here.
@@ -154,7 +157,7 @@ _FIELDS = [
 ]
 
 
-def _facts(file: TensorFile, config: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(file: TensorFile, config: Facts) -> dict[str, Any]:
     """Fields of :class:`EncoderConfig`; what a configuration leaves out has the library's default."""
     if not config:
         return {}
@@ -188,7 +191,9 @@ def _class_names(labels: Any, file: TensorFile) -> tuple[list[str] | None, list[
     if not isinstance(labels, dict):
         return None, []
     if strange := [key for key in labels if not re.fullmatch("[0-9]{1,9}", key)]:
-        raise UserError(f"{file.path.parent / 'config.json'}: id2label names {shown(strange[0])}, no number")
+        raise UserError(
+            f"{file.path.parent / 'config.json'}: id2label names {printable(strange[0])}, no number"
+        )
     numbers = sorted(labels, key=int)
     names = [str(labels[number]) for number in numbers]
     if all(name == f"LABEL_{number}" for name, number in zip(names, numbers, strict=True)):
@@ -198,15 +203,10 @@ def _class_names(labels: Any, file: TensorFile) -> tuple[list[str] | None, list[
     return names, [note] if gaps else []
 
 
-def write(
-    model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: Mapping[str, Any]
-) -> list[str]:
+def write(model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: Facts) -> list[str]:
     """Writes the three files that `from_pretrained` of the model and of AutoImageProcessor want; gives a line for
     whatever is there that the model does not have."""
-    if not isinstance(model, Model):
-        raise UserError(
-            f"Hugging Face's BEiT is a masked image model, a classifier or a segmenter: {not_held(model, NAME)}"
-        )
+    assert isinstance(model, Model)
     config: EncoderConfig = model.encoder.config
     if config.grid[0] != config.grid[1] and config.position != "none":
         raise UserError(
@@ -221,44 +221,32 @@ def write(
         weights, notes = segmentation.with_unused_block(model, weights)
     written = _table(0, isinstance(model, MaskedImageModel)).write(weights, NAME)
     write_weights(written, folder / "model.safetensors")
-    for name, content in (
-        ("config", _config(model, classes) | ({"problem_type": _SEVERAL} if extra.get("multilabel") else {})),
-        ("preprocessor_config", _processor(model, extra)),
-    ):
+    several = {"problem_type": _SEVERAL} if extra.get("multilabel") else {}
+    contents = {"config": _config(model, classes) | several, "preprocessor_config": _processor(model, extra)}
+    for name, content in contents.items():
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
     return notes
 
 
 def _config(model: Model, classes: Sequence[str] | None) -> dict[str, Any]:
-    content = _encoder_config(model.encoder.config)
+    kind = next(name for name, ours in _KINDS.items() if ours == kind_of(model))
+    content = {"architectures": [kind], **_encoder_config(model.encoder.config)}
     if isinstance(model, MaskedImageModel):
-        return {
-            "architectures": ["BeitForMaskedImageModeling"],
-            **content,
-            "use_mask_token": True,
-            "use_mean_pooling": True,  # otherwise its masked image model has a second final norm
-            "vocab_size": model.vocab_size,
-        }
+        # Without mean pooling its masked image model has a second final norm.
+        return {**content, "use_mask_token": True, "use_mean_pooling": True, "vocab_size": model.vocab_size}
     names = list(classes or [f"LABEL_{index}" for index in range(model.num_classes)])
     content |= {
         "id2label": {str(index): name for index, name in enumerate(names)},
         "label2id": {name: index for index, name in enumerate(names)},
     }
     if isinstance(model, SemanticSegmenter):
-        return {
-            "architectures": ["BeitForSemanticSegmentation"],
-            **content,
-            **segmentation.config_of(model),
-        }
-    return {
-        "architectures": ["BeitForImageClassification"],
-        **content,
-        "use_mean_pooling": model.pool == "mean",
-    }
+        return content | segmentation.config_of(model)
+    return content | {"use_mean_pooling": model.pool == "mean"}
 
 
 def _encoder_config(config: EncoderConfig) -> dict[str, Any]:
+    height, width = config.image_size
     return {
         "model_type": "beit",
         "torch_dtype": "float32",
@@ -267,7 +255,7 @@ def _encoder_config(config: EncoderConfig) -> dict[str, Any]:
         "num_hidden_layers": config.depth,
         "num_channels": 3,
         "hidden_act": "gelu",
-        "image_size": _side(config),
+        "image_size": height if height == width else [height, width],
         "use_mask_token": False,
         **{flag: config.position == ours for flag, ours in _POSITIONS},
         **{theirs: getattr(config, ours) for theirs, ours, _ in _FIELDS},
@@ -276,12 +264,7 @@ def _encoder_config(config: EncoderConfig) -> dict[str, Any]:
     }
 
 
-def _side(config: EncoderConfig) -> int | list[int]:
-    height, width = config.image_size
-    return height if height == width else [height, width]
-
-
-def _processor(model: Model, extra: Mapping[str, Any]) -> dict[str, Any]:
+def _processor(model: Model, extra: Facts) -> dict[str, Any]:
     config: EncoderConfig = model.encoder.config
     if isinstance(model, ImageClassifier):
         return images.content(config, preparation(extra, config.image_size))

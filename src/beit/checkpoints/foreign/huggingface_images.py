@@ -7,14 +7,13 @@ Its BEiT processor squashes images to `size`, whatever their shape, and cuts `cr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
-from beit.checkpoints.foreign.key_map import shown
-from beit.checkpoints.preparation import LEAST_CROP, Preparation, told_preparation
+from beit.checkpoints.preparation import LEAST_CROP, Preparation, stated_preparation
 from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError
 from beit.models.position import Grid
+from beit.untrusted import Facts, printable
 
 _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Pillow's numbers of them, which `resample` is one of."""
@@ -23,27 +22,27 @@ WHOLE = Preparation("bicubic", 1.0, "squash")
 """How its models other than classifiers are shown images."""
 
 
-def pixels_of(processor: Mapping[str, Any]) -> dict[str, Any]:
+def pixels_of(processor: Facts) -> dict[str, Any]:
     """Fields of :class:`EncoderConfig`, for pixels in [0, 1]; none where there is no such file."""
     if not processor:
         return {}
     # Theirs are for what rescaling makes of pixels in [0, 255].
     factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1
     if type(factor) not in (int, float) or not 1e-6 < factor < 1e6:
-        raise UserError(f"its preprocessor_config.json says that rescale_factor is {shown(str(factor))}")
+        raise UserError(f"its preprocessor_config.json says that rescale_factor is {printable(str(factor))}")
     identity = {"image_mean": 0.0, "image_std": 1.0}
-    told = {**processor, **identity} if processor.get("do_normalize") is False else processor
-    return {f"pixel_{name}": _scaled(told.get(f"image_{name}"), 255 * factor) for name in ("mean", "std")}
+    values = identity if processor.get("do_normalize") is False else processor
+    return {f"pixel_{name}": _scaled(values.get(f"image_{name}"), 255 * factor) for name in ("mean", "std")}
 
 
 def _scaled(value: Any, scale: float) -> tuple[Any, ...]:
-    """A value for each channel; theirs may be one for all, and is 0.5 where none is told."""
+    """A value for each channel; theirs may be one for all, and is 0.5 where there is none."""
     value = 0.5 if value is None else value
     channels = value if isinstance(value, list) else [value] * 3
     return tuple(channels) if scale == 1 else tuple(x / scale for x in channels)
 
 
-def preparation_of(processor: Mapping[str, Any], size: Any) -> tuple[dict[str, Any], list[str]]:
+def preparation_of(processor: Facts, size: Any) -> tuple[dict[str, Any], list[str]]:
     """Keys of model.json for a classifier of images of `size`, and a line where they cannot tell it."""
     if "size" not in processor:
         return {}, []
@@ -54,11 +53,9 @@ def preparation_of(processor: Mapping[str, Any], size: Any) -> tuple[dict[str, A
     share = _share(cut, resized) if cut and resized and cut == (*size,) else None
     if share is None or resample not in range(len(_FILTERS)) or processor.get("do_resize") is False:
         names = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
-        said = ", ".join(f"{name} {processor[name]}" for name in names if name in processor)
-        return {}, [
-            f"preprocessor_config.json: not read, it does not give {size} in a known way ({shown(said)})"
-        ]
-    return told_preparation(_FILTERS[resample], share, "center" if keeps_shape else "squash"), []
+        values = printable(", ".join(f"{name} {processor[name]}" for name in names if name in processor))
+        return {}, [f"preprocessor_config.json: not read, it does not give {size} in a known way ({values})"]
+    return stated_preparation(_FILTERS[resample], share, "center" if keeps_shape else "squash"), []
 
 
 def _resized(size: Any) -> tuple[bool, Grid | None]:

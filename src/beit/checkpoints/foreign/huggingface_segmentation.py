@@ -27,6 +27,7 @@ from beit.checkpoints.foreign import upernet
 from beit.config.errors import UserError
 from beit.models.decoders import AUXILIARY_CHANNELS, POOL_SCALES
 from beit.models.segmentation import SemanticSegmenter, released_layers
+from beit.untrusted import Facts
 
 ROWS = upernet.rows(pyramid="", classes="classifier")
 _UNUSED = "unused_blocks"
@@ -54,18 +55,18 @@ def is_segmenter(keys: Mapping[str, object]) -> bool:
     return "decode_head.classifier.weight" in keys
 
 
-def tensors_of(tensors: Mapping[str, T], config: Mapping[str, Any], block: str) -> dict[str, T]:
+def tensors_of(tensors: Mapping[str, T], config: Facts, block: str) -> dict[str, T]:
     """Their tensors under the names of 4.x, without a block that is never read. block: the prefix of block {}."""
     unused = (block.format(config["num_hidden_layers"] - 1) + ".",) if unused_blocks(config) else ()
     return {_in_4x(key): x for key, x in tensors.items() if not key.startswith(unused)}
 
 
-def unused_blocks(config: Mapping[str, Any]) -> int:
+def unused_blocks(config: Facts) -> int:
     """How many blocks above the last one that is read: none, or one."""
     return int(config.get(_UNUSED) == 1)
 
 
-def layers_of(config: Mapping[str, Any], path: Path) -> tuple[int, ...] | None:
+def layers_of(config: Facts, path: Path) -> tuple[int, ...] | None:
     """The layers that transformers reads with this configuration; None where it tells none."""
     where = path.parent / "config.json"
     if list(config.get("pool_scales", POOL_SCALES)) != list(POOL_SCALES):
@@ -82,20 +83,19 @@ def layers_of(config: Mapping[str, Any], path: Path) -> tuple[int, ...] | None:
     return tuple(index - _EARLIER for index in indices)
 
 
-def doubts(config: Mapping[str, Any]) -> list[str]:
+def doubts(config: Facts) -> list[str]:
     """A line where a configuration seems to mean other layers than transformers reads with it."""
     depth, indices = config.get("num_hidden_layers", 12), config.get("out_indices")
     if type(depth) is not int or indices != [*released_layers("upernet", depth)]:
         return []
-    said = ":".join(map(str, indices))
     return [
         f"out_indices {indices}: transformers reads layers {[i - _EARLIER for i in indices]} with these; weights "
         f"converted from the released code want layers {indices} and ImageNet's pixel statistics: "
-        f"PATH@layers={said},pixel_mean=imagenet,pixel_std=imagenet"
+        f"PATH@layers={':'.join(map(str, indices))},pixel_mean=imagenet,pixel_std=imagenet"
     ]
 
 
-def extra_of(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+def extra_of(preprocessor: Facts) -> dict[str, Any]:
     """Further keys of model.json."""
     reduces = preprocessor.get("do_reduce_labels", preprocessor.get("reduce_labels"))
     return {} if reduces is None else {"reduce_zero_label": bool(reduces)}
@@ -114,7 +114,6 @@ def _in_4x(key: str) -> str:
 def require_held(model: SemanticSegmenter) -> None:
     """UserError naming what Hugging Face's one decoder has no place for."""
     config, who = model.encoder.config, "Hugging Face's BEiT"
-    upernet.require_upernet(model, who)
     if model.channels != config.width:
         raise UserError(
             f"{who} has as many channels in its decoder as in its encoder: it cannot hold {model.channels} over "

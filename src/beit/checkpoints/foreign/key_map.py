@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from beit.config.errors import UserError
+from beit.untrusted import listed
 
 LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _NUMBER = re.compile(r"(?<=[._])\d+(?=\.)")
@@ -37,8 +38,8 @@ class KeyMap:
     def theirs(self, ours: str) -> tuple[str, ...] | None:
         """Their name or names of our tensor, or None where they have no place for it."""
         template, numbers = _template(ours)
-        found = self._theirs.get(template)
-        return None if found is None else tuple(part.format(*numbers) for part in found)
+        parts = self._theirs.get(template)
+        return None if parts is None else tuple(part.format(*numbers) for part in parts)
 
     def ours(self, keys: Iterable[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
         """Their keys -> our names with the keys that make each up, in order; and the keys that are unknown."""
@@ -81,20 +82,6 @@ class KeyMap:
 def in_float32(tensor: Tensor) -> Tensor:
     """Numbers with a point in float32; counts as they are."""
     return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
-
-
-def listed(names: Iterable[str], most: int = 4) -> str:
-    """A few names for a message, sorted, and how many more there are."""
-    ordered = sorted(names)
-    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
-    return ", ".join(map(shown, ordered[:most])) + more
-
-
-def shown(name: str, most: int = 80) -> str:
-    """Text out of a file, fit for a message: in one line, short, and without control characters."""
-    text = name[: most + 1]
-    text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _template(key: str) -> tuple[str, list[str]]:

@@ -10,21 +10,19 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from torch import nn
 
 from beit.checkpoints.foreign.key_map import KeyMap
-from beit.checkpoints.foreign.survey import Foreign
+from beit.checkpoints.foreign.survey import Foreign, ModelFacts
 from beit.checkpoints.foreign.unilm import ENCODER, INDICES, fixed_eps
-from beit.checkpoints.kinds import not_held
-from beit.checkpoints.preparation import Preparation, preparation, told_preparation
+from beit.checkpoints.own import write_weights
+from beit.checkpoints.preparation import Preparation, preparation, stated_preparation
 from beit.checkpoints.reading.torch_file import TensorFile
-from beit.checkpoints.weight_file import write_weights
-from beit.config.errors import UserError
 from beit.config.values import as_type
 from beit.models.heads import ImageClassifier
-from beit.models.segmentation import SemanticSegmenter
+from beit.untrusted import Facts
 
 NAME = "timm"
 KEYS = KeyMap(
@@ -39,16 +37,19 @@ KEYS = KeyMap(
 _ARCHITECTURE = re.compile(r"beit(?:v2)?_(base|large)_patch")
 """BEiT v2's classifiers are networks of the same kind; `beit3` is another."""
 # What a name says where `model_args` do not.
-_OF_ALL = {
-    "mlp_ratio": 4,
-    "use_abs_pos_emb": False,
-    "use_rel_pos_bias": True,
-    "use_shared_rel_pos_bias": False,
-}
-_OF_SIZE: Mapping[str, Mapping[str, Any]] = {
+_OF_ALL = {"mlp_ratio": 4, "use_rel_pos_bias": True}
+_OF_SIZE: Mapping[str, Facts] = {
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12, "init_values": 0.1},
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "init_values": 1e-5},
 }
+_FIELDS = {
+    "patch_size": "patch_size",
+    "embed_dim": "width",
+    "depth": "depth",
+    "num_heads": "num_heads",
+    "mlp_ratio": "mlp_ratio",
+}
+_POOLS: Mapping[str, Literal["mean", "cls"]] = {"avg": "mean", "token": "cls"}
 _POSITIONS = {
     "use_abs_pos_emb": "absolute",
     "use_rel_pos_bias": "block_bias",
@@ -56,11 +57,11 @@ _POSITIONS = {
 }
 
 
-def is_config(config: Mapping[str, Any]) -> bool:
+def is_config(config: Facts) -> bool:
     return bool(_ARCHITECTURE.match(str(config.get("architecture", ""))))
 
 
-def open_folder(file: TensorFile, config: Mapping[str, Any]) -> Foreign:
+def open_folder(file: TensorFile, config: Facts) -> Foreign:
     # Older folders hold the inner dict alone.
     inner = config.get("pretrained_cfg", config)
     named = _ARCHITECTURE.match(config["architecture"])
@@ -69,13 +70,9 @@ def open_folder(file: TensorFile, config: Mapping[str, Any]) -> Foreign:
     size = arguments.get("img_size") or inner.get("input_size", (3, None))[1:]
     height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
     facts = {
+        **{ours: arguments.get(theirs) for theirs, ours in _FIELDS.items()},
         "image_size": None if height is None else (height, width),
-        "patch_size": arguments.get("patch_size"),
-        "width": arguments["embed_dim"],
-        "depth": arguments["depth"],
-        "num_heads": arguments["num_heads"],
-        "mlp_ratio": arguments["mlp_ratio"],
-        "position": " and ".join(ours for flag, ours in _POSITIONS.items() if arguments[flag]) or "none",
+        "position": " and ".join(ours for flag, ours in _POSITIONS.items() if arguments.get(flag)) or "none",
         "drop_path_rate": arguments.get("drop_path_rate"),
         "pixel_mean": inner.get("mean"),
         "pixel_std": inner.get("std"),
@@ -89,39 +86,30 @@ def open_folder(file: TensorFile, config: Mapping[str, Any]) -> Foreign:
         tensors=file.tensors(file.contents),
         table=KEYS,
         facts={name: value for name, value in facts.items() if value is not None} | scale,
-        kind="classifier" if config.get("num_classes") else None,
-        pool={"token": "cls", "avg": "mean"}.get(config.get("global_pool", "")),  # type: ignore[arg-type]
+        model=ModelFacts(
+            kind="classifier" if config.get("num_classes") else None,
+            pool=_POOLS.get(config.get("global_pool", "")),
+        ),
         classes=list(as_type(names, Sequence[str])) if isinstance(names, list) else None,
         provenance={"architecture": config["architecture"]},
-        extra=told_preparation(*(inner.get(name) for name in Preparation._fields)),
+        extra=stated_preparation(*(inner.get(name) for name in Preparation._fields)),
     )
 
 
-def write(
-    model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: Mapping[str, Any]
-) -> list[str]:
+def write(model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: Facts) -> list[str]:
     """Writes the two files; gives a line for each thing that they cannot tell."""
-    if isinstance(model, SemanticSegmenter):
-        raise UserError(f"timm's BEiT has no decoders, hence no decode_head: {not_held(model, NAME)}")
-    if not isinstance(model, ImageClassifier):
-        raise UserError(
-            f"timm's BEiT is a classifier, with no mask_token and no lm_head: {not_held(model, NAME)}"
-        )
-    config = model.encoder.config
+    assert isinstance(model, ImageClassifier)
+    config, pool = model.encoder.config, "avg" if model.pool == "mean" else "token"
     description = {
         "architecture": f"beit_{'large' if config.depth == 24 else 'base'}_patch16_224",
         "num_classes": model.num_classes,
         "num_features": config.width,
-        "global_pool": "avg" if model.pool == "mean" else "token",
+        "global_pool": pool,
         **({"label_names": list(classes)} if classes else {}),
         "model_args": {
             "img_size": list(config.image_size),
-            "patch_size": config.patch_size,
-            "embed_dim": config.width,
-            "depth": config.depth,
-            "num_heads": config.num_heads,
-            "mlp_ratio": config.mlp_ratio,
-            "global_pool": "avg" if model.pool == "mean" else "token",
+            **{theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()},
+            "global_pool": pool,
             **{flag: config.position == ours for flag, ours in _POSITIONS.items()},
             "init_values": config.layer_scale_init,
         },

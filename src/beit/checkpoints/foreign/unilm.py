@@ -10,7 +10,7 @@ decoder reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,19 @@ import torch
 from torch import nn
 
 from beit.checkpoints.foreign import upernet
-from beit.checkpoints.foreign.infer import DEFAULT_GRID, WIDTH_OF_HEAD, Stated, as_statement
 from beit.checkpoints.foreign.key_map import KeyMap
+from beit.checkpoints.foreign.shapes import DEFAULT_GRID, WIDTH_OF_HEAD
 from beit.checkpoints.foreign.survey import Foreign
-from beit.checkpoints.kinds import not_held
 from beit.checkpoints.reading.safe_pickle import Inert
 from beit.checkpoints.reading.torch_file import TensorFile
+from beit.checkpoints.reference import Stated
 from beit.config.architecture import PIXEL_STATISTICS, EncoderConfig
 from beit.config.errors import UserError
-from beit.models.encoder import BeitEncoder
+from beit.config.values import as_type
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.position import relative_position_index
 from beit.models.segmentation import SemanticSegmenter, released_layers
+from beit.untrusted import Facts
 
 NAME = "unilm"
 _TABLE = "relative_position_bias_table"
@@ -56,6 +57,7 @@ _WRAPPERS = ("module.", "model.", "net.", "network.", "_orig_mod.")
 _PLAIN_VIT = {"blocks.0.attn.qkv.bias", "dist_token"}
 """What other vision transformers have under names that are otherwise the same."""
 _BACKBONE = "backbone."
+_COLORS = Sequence[tuple[int, int, int]]
 _PYRAMIDS = (8, 16)
 """Patch sizes that the released code has a pyramid for."""
 SEGMENTER_KEYS = KeyMap(
@@ -71,31 +73,35 @@ def reads(file: TensorFile) -> bool:
 
 
 def open_file(file: TensorFile) -> Foreign:
-    weights = _weights(file.contents)
-    if weights is not None and _is_segmenter(weights):
+    """A model of the released code, of mmsegmentation, or of another trainer."""
+    weights = _weights(file.contents) or {}
+    if _is_segmenter(weights):
         return _open_segmenter(file, weights)
-    if plain := sorted(_PLAIN_VIT & {*(weights or ())}):
+    if plain := sorted(_PLAIN_VIT & {*weights}):
         raise UserError(
             f"{file.path} is a ViT with {', '.join(plain)}, not a BEiT; give a BEiT, or train one with beit pretrain"
         )
     arguments = file.contents.get("args")
-    told = arguments.attributes if isinstance(arguments, Inert) else {}
+    run = arguments.attributes if isinstance(arguments, Inert) else {}
     facts = {}
-    if isinstance(imagenet := told.get("imagenet_default_mean_and_std"), bool):
-        mean, std = PIXEL_STATISTICS["imagenet" if imagenet else "half"]
-        facts = {"pixel_mean": mean, "pixel_std": std}
-    averaged = [key for key in ("model_ema", "state_dict_ema") if key in file.contents]
+    if isinstance(imagenet := run.get("imagenet_default_mean_and_std"), bool):
+        facts = _pixels("imagenet" if imagenet else "half")
+    averages = [key for key in ("model_ema", "state_dict_ema") if key in file.contents]
+    origin = {name: run.get(name) for name in ("model", "epochs")}
     return Foreign(
         format=NAME,
-        notes=[f"{key}: not read, the weights as trained are" for key in averaged],
+        notes=[f"{key}: not read, the weights as trained are" for key in averages],
         file=file,
         tensors=file.tensors(weights),
         table=KEYS,
         facts=facts,
-        provenance={
-            name: told[name] for name in ("model", "epochs") if isinstance(told.get(name), str | int)
-        },
+        provenance={name: value for name, value in origin.items() if isinstance(value, str | int)},
     )
+
+
+def _pixels(name: str) -> dict[str, Any]:
+    mean, std = PIXEL_STATISTICS[name]
+    return {"pixel_mean": mean, "pixel_std": std}
 
 
 def _weights(contents: Any) -> dict[str, Any] | None:
@@ -104,69 +110,52 @@ def _weights(contents: Any) -> dict[str, Any] | None:
         return None
     inner = (contents[key] for key in _CONTAINERS if isinstance(contents.get(key), dict))
     weights = {str(key): value for key, value in next(inner, contents).items()}
-    while wrapper := next((name for name in _WRAPPERS if _all_begin(weights, name)), None):
+    while weights and (
+        wrapper := next((name for name in _WRAPPERS if all(key.startswith(name) for key in weights)), None)
+    ):
         weights = {key.removeprefix(wrapper): value for key, value in weights.items()}
     return weights
 
 
-def _all_begin(weights: Mapping[str, Any], name: str) -> bool:
-    return bool(weights) and all(key.startswith(name) for key in weights)
-
-
-def _is_segmenter(weights: Mapping[str, Any]) -> bool:
+def _is_segmenter(weights: Facts) -> bool:
     return f"{_BACKBONE}patch_embed.proj.weight" in weights
 
 
-def _open_segmenter(file: TensorFile, weights: Mapping[str, Any]) -> Foreign:
+def _open_segmenter(file: TensorFile, weights: Facts) -> Foreign:
     meta = file.contents.get("meta")
-    told = meta if isinstance(meta, dict) else {}
-    classes, palette = (told.get(name) or () for name in ("CLASSES", "PALETTE"))
-    mean, std = PIXEL_STATISTICS["imagenet"]
+    meta = meta if isinstance(meta, dict) else {}
+    classes, palette = _as(Sequence[str], meta.get("CLASSES")), _as(_COLORS, meta.get("PALETTE"))
+    in_bytes = all(0 <= x < 256 for color in palette for x in color)
     return Foreign(
         format=NAME,
         file=file,
         tensors=file.tensors(weights),
         table=SEGMENTER_KEYS,
         # Of all segmentation in the released code, although its encoders were trained with 0.5.
-        facts={"pixel_mean": mean, "pixel_std": std},
-        classes=[*classes] if _are_names(classes) else None,
-        extra={"palette": [list(color) for color in palette]} if _are_colors(palette) else {},
+        facts=_pixels("imagenet"),
+        classes=[*classes] or None,
+        extra={"palette": [list(color) for color in palette]} if palette and in_bytes else {},
     )
 
 
-def _are_names(values: Any) -> bool:
-    return (
-        isinstance(values, list | tuple) and bool(values) and all(isinstance(value, str) for value in values)
-    )
+def _as(hint: Any, values: Any) -> Any:
+    """`values` as the type `hint`, or nothing."""
+    try:
+        return as_type(values, hint)
+    except TypeError:
+        return ()
 
 
-def _are_colors(values: Any) -> bool:
-    return (
-        isinstance(values, list | tuple)
-        and bool(values)
-        and all(isinstance(value, list | tuple) and len(value) == 3 for value in values)
-        and all(type(x) is int and 0 <= x < 256 for value in values for x in value)
-    )
-
-
-def write(
-    model: nn.Module, destination: Path, classes: Sequence[str] | None, extra: Mapping[str, Any]
-) -> list[str]:
+def write(model: nn.Module, destination: Path, classes: Sequence[str] | None, extra: Facts) -> list[str]:
     """Writes {"model": weights}, or mmsegmentation's dict for a segmenter, as a file; gives a line for each thing
     that such a file cannot tell."""
-    if not isinstance(model, MaskedImageModel | ImageClassifier | SemanticSegmenter):
+    assert isinstance(model, MaskedImageModel | ImageClassifier | SemanticSegmenter)
+    encoder, segments = model.encoder, isinstance(model, SemanticSegmenter)
+    if segments and encoder.config.patch_size not in _PYRAMIDS:
         raise UserError(
-            f"a unilm file is a masked image model, a classifier or a segmenter: {not_held(model, NAME)}"
+            f"the released code has a pyramid for patches of 8 and 16 pixels: it cannot hold one for patches "
+            f"of {encoder.config.patch_size}"
         )
-    encoder: BeitEncoder = model.encoder
-    segments = isinstance(model, SemanticSegmenter)
-    if isinstance(model, SemanticSegmenter):
-        upernet.require_upernet(model, "the released code")
-        if encoder.config.patch_size not in _PYRAMIDS:
-            raise UserError(
-                f"the released code has a pyramid for patches of 8 and 16 pixels: it cannot hold one for patches "
-                f"of {encoder.config.patch_size}"
-            )
     weights = (SEGMENTER_KEYS if segments else KEYS).write(model.state_dict(), NAME)
     # The released code wants the index of its tables beside them; all blocks share one.
     index = relative_position_index(encoder.grid)
@@ -175,12 +164,10 @@ def write(
     meta = {"CLASSES": tuple(classes or ()) or None, "PALETTE": extra.get("palette")}
     with destination.open("wb") as file:
         torch.save({"meta": meta, "state_dict": weights} if segments else {"model": weights}, file)
-    return untold(model, extra)
+    return _lost(model, extra)
 
 
-def untold(
-    model: MaskedImageModel | ImageClassifier | SemanticSegmenter, extra: Mapping[str, Any]
-) -> list[str]:
+def _lost(model: MaskedImageModel | ImageClassifier | SemanticSegmenter, extra: Facts) -> list[str]:
     """What a state dict alone would not tell of this model."""
     config: EncoderConfig = model.encoder.config
     rows, columns = config.grid
@@ -199,8 +186,8 @@ def untold(
         layers=None if layers == released_layers("upernet", config.depth) else layers,
         reduce_zero_label=reduces,
     )
-    said = as_statement(needed)
-    lines = [f"the file cannot tell {', '.join(needed.given())}: load it as PATH{said}"] if said else []
+    text = needed.text()
+    lines = [f"the file cannot tell {', '.join(needed.names())}: load it as PATH{text}"] if text else []
     return lines + fixed_eps(config, NAME)
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from beit.checkpoints.foreign.infer import Stated, agreed
+from beit.checkpoints.reference import Stated, agreed
 from beit.config.errors import UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.segmentation import SemanticSegmenter, released_layers
+from beit.untrusted import Facts
 
 _CONV_NORMS = [
     *("decode_head.psp_modules.{}.{}", "decode_head.bottleneck", "decode_head.fpn_bottleneck"),
@@ -33,24 +34,24 @@ def rows(pyramid: str, classes: str) -> list[tuple[str, str]]:
 def skeleton(
     encoder: BeitEncoder,
     shapes: Mapping[str, tuple[int, ...]],
-    told: Sequence[int] | None,
+    configured: Sequence[int] | None,
     auxiliary: bool | None,
     stated: Stated,
 ) -> tuple[SemanticSegmenter, list[str]]:
     """The segmenter that weights of these shapes are for, and a line where the layers it reads are a guess.
 
-    told, auxiliary: its layers and whether it has the auxiliary head, where a configuration beside the weights tells.
+    configured, auxiliary: its layers and whether it has the auxiliary head, where a configuration tells.
     """
     depth = encoder.config.depth
-    layers = stated.layers or told
+    layers = stated.layers or configured
     notes = []
     if layers is None:
         layers = released_layers("upernet", depth)
         notes = [
             f"layers {list(layers)}, which the released code reads of {depth} blocks; the file tells none"
         ]
-    elif told is not None and stated.layers not in (None, tuple(told)):
-        notes = [f"layers {list(layers)}, as stated, and not {list(told)}, as its configuration has it"]
+    elif configured is not None and stated.layers not in (None, tuple(configured)):
+        notes = [f"layers {list(layers)}, as stated, and not {list(configured)}, as its configuration has it"]
     classes = shapes["decode_head.conv_seg.weight"]
     if len(classes) != 4 or 0 in classes:
         raise UserError(f"decode_head.conv_seg.weight {classes} is no convolution to classes")
@@ -65,38 +66,29 @@ def skeleton(
     return model, notes
 
 
-def extra(
-    model: SemanticSegmenter, told: Mapping[str, Any], stated: Stated
-) -> tuple[dict[str, Any], list[str]]:
+def extra(model: SemanticSegmenter, facts: Facts, stated: Stated) -> tuple[dict[str, Any], list[str]]:
     """Further keys of model.json for a foreign segmenter: those that its file tells, and for the others how the
     released code shows images of any size; and a line where maps that count from 1 are a guess.
 
     The shorter side as long as the network's, windows two thirds of their side apart (512: 341; 640: 426).
     """
     height, width = model.encoder.config.image_size
-    reduces = agreed("reduce_zero_label", stated.reduce_zero_label, told.get("reduce_zero_label"))
-    found = {
+    reduces = agreed("reduce_zero_label", stated.reduce_zero_label, facts.get("reduce_zero_label"))
+    keys = {
         "resize": min(height, width),
         "crop": [height, width],
         "stride": [height * 2 // 3, width * 2 // 3],
         "ignore_value": 255,
-        **told,
+        **facts,
         "reduce_zero_label": counts_from_one(model) if reduces is None else reduces,
     }
     note = (
         f"reduce_zero_label=yes is a guess, by the {model.num_classes} classes of ADE20K, where 0 is no class; "
         f"PATH@reduce_zero_label=no says otherwise"
     )
-    return found, [note] if reduces is None and counts_from_one(model) else []
+    return keys, [note] if reduces is None and counts_from_one(model) else []
 
 
 def counts_from_one(model: SemanticSegmenter) -> bool:
     """Whether 0 is no class in its label maps, as far as its classes tell: they do of ADE20K."""
     return model.num_classes == _ADE20K_CLASSES
-
-
-def require_upernet(model: SemanticSegmenter, library: str) -> None:
-    """UserError naming what would be lost where `library` cannot hold the decoder of `model`."""
-    if model.decoder != "upernet":
-        head = "decode_head.up_convs" + (" and auxiliary_head" if model.auxiliary else "")
-        raise UserError(f"{library} has UPerNet alone: it cannot hold SETR-PUP's {head}; choose --to beit")

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from beit.checkpoints.foreign.key_map import listed, shown
 from beit.checkpoints.reading.safe_pickle import StoredTensor
 from beit.checkpoints.reading.torch_file import Read, TensorFile, open_tensor_file
 from beit.config.errors import UserError
+from beit.untrusted import listed, printable, read_json
 
 INDEX = ".index.json"
-MAX_JSON = 2**24
 MAX_SHARDS = 1000
-MAX_NESTING = 32
 
 
 def open_shards(index: Path) -> TensorFile:
@@ -27,7 +24,7 @@ def open_shards(index: Path) -> TensorFile:
         raise UserError(f"{index} has no weight_map")
     names = sorted({*named.values()})
     if strange := [name for name in names if not re.fullmatch(r"[\w-][\w.-]*", name) or name.endswith(INDEX)]:
-        raise UserError(f"{index} is refused: it names {shown(strange[0])}, which is no file beside it")
+        raise UserError(f"{index} is refused: it names {printable(strange[0])}, which is no file beside it")
     if len(names) > MAX_SHARDS:
         raise UserError(f"{index} is refused: it names {len(names):,} files")
     files = [open_tensor_file(index.with_name(name)) for name in names]
@@ -61,29 +58,3 @@ def _of(number: int, tensor: Any) -> Any:
     if not isinstance(tensor, StoredTensor):
         return tensor
     return tensor._replace(storage=tensor.storage._replace(key=f"{number}/{tensor.storage.key}"))
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A small JSON object, or None where there is no such file."""
-    try:
-        if path.stat().st_size > MAX_JSON:
-            raise ValueError("too large")
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if _nested(content):
-            raise ValueError("too deep")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}); copy or download it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is no JSON object")
-    return content
-
-
-def _nested(content: Any) -> bool:
-    """Whether lists and objects lie deeper within one another than whatever walks them can follow."""
-    level = [content] if isinstance(content, dict | list) else []
-    for _ in range(MAX_NESTING):
-        parts = [part.values() if isinstance(part, dict) else part for part in level]
-        level = [part for inner in parts for part in inner if isinstance(part, dict | list)]
-    return bool(level)

@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from beit.checkpoints.foreign.key_map import shown
 from beit.checkpoints.reading.safe_pickle import Inert, Refused, Storage, StoredTensor, read_pickle
 from beit.config.errors import UserError
+from beit.untrusted import printable
 
 MAX_FILE = 16 * 2**30
 MAX_PICKLE = 4 * 2**20
@@ -68,7 +68,7 @@ class TensorFile(NamedTuple):
                     loaded |= {key: _view(numbers, tensors[key]) for key in keys}
         except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise UserError(
-                f"{self.path} is damaged ({shown(str(error))}); copy or download it again"
+                f"{self.path} is damaged ({printable(str(error))}); copy or download it again"
             ) from None
         return {key: loaded[key] for key in tensors}
 
@@ -76,8 +76,8 @@ class TensorFile(NamedTuple):
         """The tensors of a state dict, or of a pickled module by their names in it; no other values."""
         if isinstance(tree, Inert):
             return dict(self._parameters(tree))
-        found = tree.items() if isinstance(tree, dict) else ()
-        return {str(key): x for key, x in found if isinstance(x, Tensor | StoredTensor)}
+        values = tree.items() if isinstance(tree, dict) else ()
+        return {str(key): x for key, x in values if isinstance(x, Tensor | StoredTensor)}
 
     def _parameters(self, network: Inert) -> Iterator[tuple[str, StoredTensor]]:
         waiting, visited = [("", network)], 0
@@ -114,7 +114,9 @@ def open_tensor_file(path: Path) -> TensorFile:
         *(OSError, EOFError, ValueError, RuntimeError, struct.error),
         *(zipfile.BadZipFile, SafetensorError),
     ) as error:
-        raise UserError(f"{path} cannot be read ({shown(str(error))}); copy or download it again") from None
+        raise UserError(
+            f"{path} cannot be read ({printable(str(error))}); copy or download it again"
+        ) from None
     raise UserError(
         f"{path} is of no known format: it is neither safetensors nor written by torch.save; download it again"
     )
@@ -242,15 +244,15 @@ def _legacy_places(file: IO[bytes], start: int, keys: Any, storages: Mapping[str
 
 def _storages(contents: Any) -> dict[str, Storage]:
     """Every storage that the contents refer to."""
-    found: dict[str, Storage] = {}
+    storages: dict[str, Storage] = {}
     waiting, seen = [contents], set()
     while waiting:
         value = waiting.pop()
         if isinstance(value, StoredTensor):
-            if found.setdefault(value.storage.key, value.storage) != value.storage:
+            if storages.setdefault(value.storage.key, value.storage) != value.storage:
                 raise Refused(f"its storage {value.storage.key[:40]!r} is of two kinds")
         elif isinstance(value, dict | list | tuple | Inert) and id(value) not in seen:
             seen.add(id(value))
             parts = value.attributes if isinstance(value, Inert) else value
             waiting += parts.values() if isinstance(parts, dict) else parts
-    return found
+    return storages

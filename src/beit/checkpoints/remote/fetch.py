@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
-import os
 import sys
 import urllib.error
 import urllib.request
@@ -21,13 +20,12 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import Progress
 
-from beit.atomic import replace_file
+from beit.atomic import replace_file, write_text
 from beit.checkpoints.reading.torch_file import MAX_FILE
 from beit.config.errors import UserError
+from beit.config.files import cache_folder
 
 logger = logging.getLogger(__name__)
-CACHE = "BEIT_CACHE"
-"""Environment variable: the folder that holds fetched files; ~/.cache/beit by default."""
 TIMEOUT = 30.0
 """Seconds without a byte."""
 CHUNK = 2**20
@@ -41,26 +39,26 @@ def fetched(name: str, addresses: Sequence[str], sha256: Sequence[str] = ()) -> 
     """
     if sha256 and len(sha256) != len(addresses):
         raise UserError(f"{name} has {len(addresses)} files; give a sha256 for each, with : between them")
-    folder = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "beit") / name
+    folder = cache_folder() / name
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / address.rpartition("/")[2] for address in addresses]
     with FileLock(folder / ".lock"):  # every rank of a run wants the same files
         for index, (file, address) in enumerate(zip(files, addresses, strict=True)):
-            wanted = sha256[index] if sha256 else None
+            expected = sha256[index] if sha256 else None
             if file.is_file():
-                check(file, wanted or _recorded(file))
+                check(file, expected or _recorded(file))
             else:
-                _fetch(name, address, file, wanted)
+                _fetch(name, address, file, expected)
     return folder if len(files) > 1 else files[0]
 
 
 def check(file: Path, sha256: str | None) -> None:
     """UserError unless `file` has this checksum; None passes."""
     with file.open("rb") as content:
-        found = hashlib.file_digest(content, "sha256").hexdigest() if sha256 else None
-    if found != sha256:
+        digest = hashlib.file_digest(content, "sha256").hexdigest() if sha256 else None
+    if digest != sha256:
         raise UserError(
-            f"{file} is not what it was, or not what was stated: its sha256 is {found}, not {sha256}"
+            f"{file} is not what it was, or not what was stated: its sha256 is {digest}, not {sha256}"
         )
 
 
@@ -81,17 +79,19 @@ def _recorded(file: Path) -> str | None:
 
 
 def _fetch(name: str, address: str, file: Path, sha256: str | None) -> None:
-    known = sha256 or _recorded(file)
+    expected = sha256 or _recorded(file)
 
-    def write(temporary: Path) -> None:
-        found = _download(name, address, temporary)
-        if known not in (None, found):
-            raise UserError(f"{address} has the sha256 {found}, not {known} as stated or as it had before")
-        _record(file).write_text(f"{found}  {file.name}\n", encoding="ascii")
-        if known is None:
+    def write(draft: Path) -> None:
+        digest = _download(name, address, draft)
+        if expected not in (None, digest):
+            raise UserError(
+                f"{address} has the sha256 {digest}, not {expected} as stated or as it had before"
+            )
+        write_text(_record(file), f"{digest}  {file.name}\n")
+        if expected is None:
             logger.warning(
                 "%s: sha256 %s, trusted because none is published; kept in %s and checked from now on",
-                *(name, found, _record(file)),
+                *(name, digest, _record(file)),
             )
 
     replace_file(file, write)
@@ -128,7 +128,7 @@ def _copy(name: str, response: HTTPResponse, file: IO[bytes]) -> str:
             bar.advance(task, len(part))
     if length and done != length:
         raise OSError(f"it ended after {done:,} of {length:,} bytes")
-    told = response.headers.get("Content-MD5")
-    if told and base64.b64encode(transfer.digest()).decode() != told.strip():
+    md5 = response.headers.get("Content-MD5")
+    if md5 and base64.b64encode(transfer.digest()).decode() != md5.strip():
         raise OSError("it was damaged on the way")
     return digest.hexdigest()

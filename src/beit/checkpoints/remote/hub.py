@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from beit.checkpoints.reference import HUB
 from beit.checkpoints.remote.fetch import check
 from beit.config.errors import UserError
 
-SCHEME = "hf://"
 _SMALL = ("config.json", "preprocessor_config.json", "model.json")
 _WEIGHTS = (
     ("model.safetensors.index.json", "model.safetensors", "model-*.safetensors"),
@@ -59,13 +59,13 @@ def push(folder: Path, destination: str) -> str:
         raise UserError(
             f"--push {name} failed ({_first_line(error)}); the files are in {folder}. Is `hf auth login` done?"
         ) from None
-    return f"{SCHEME}{name}"
+    return f"{HUB}{name}"
 
 
 def _repository(text: str) -> str:
-    name = text.removeprefix(SCHEME).strip("/")
+    name = text.removeprefix(HUB).strip("/")
     if not re.fullmatch(_REPOSITORY, name, re.ASCII):
-        raise UserError(f"{text} is not of the form {SCHEME}owner/name")
+        raise UserError(f"{text} is not of the form {HUB}owner/name")
     return name
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +12,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from beit.config.errors import UserError
+from beit.config.files import cache_folder
 from beit.data.decode import ImageError, to_rgb
 
 
@@ -38,11 +37,6 @@ NAMED_SETS = {
     "stl10": NamedSet("STL10", {"split": "train"}, {"split": "test"}),
     "stl10_unlabeled": NamedSet("STL10", {"split": "unlabeled"}, {"split": "test"}, labeled=False),
 }
-
-
-def cache_folder() -> Path:
-    """Where downloads go: $BEIT_CACHE, or ~/.cache/beit."""
-    return Path(os.environ.get("BEIT_CACHE") or Path.home() / ".cache" / "beit")
 
 
 class NamedSource:

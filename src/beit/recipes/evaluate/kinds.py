@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beit.checkpoints.describe import describe
+from beit.checkpoints.store import describe
 from beit.config.errors import UserError
 from beit.config.segment import IGNORE
 from beit.config.use import EvaluateConfig

@@ -9,8 +9,7 @@ from typing import cast
 
 from torch import nn
 
-from beit.checkpoints.describe import describe
-from beit.checkpoints.store import load_tokenizer, weights_sha256
+from beit.checkpoints.store import describe, load_tokenizer, weights_sha256
 from beit.config.errors import UserError, given_by
 from beit.config.files import read_record
 from beit.config.pretrain import PretrainConfig

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from beit.atomic import replace_file
-from beit.checkpoints.describe import describe
+from beit.checkpoints.store import describe
 from beit.config.errors import UserError
 from beit.config.segment import IGNORE
 from beit.config.use import PredictConfig

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from beit.checkpoints.describe import describe
-from beit.checkpoints.store import kind_of, load_model
+from beit.checkpoints.store import describe, kind_of, load_model
 from beit.config.errors import UserError, given_by
 from beit.config.use import PredictConfig
 from beit.data.batches import LabeledBatch

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, get_type_hints
 
-from beit.checkpoints.reading.untrusted import typed
+from beit.checkpoints.reference import Stated, agreed
 from beit.config.architecture import MAX_DEPTH, EncoderConfig
 from beit.config.errors import UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.position import CLS_ROWS, Grid, bias_table_rows
+from beit.untrusted import Facts, typed
 
-Pixel = tuple[float, float, float]
 Shape = tuple[int, ...]
 WIDTH_OF_HEAD = 64
 """Dimensions of an attention head where a file does not tell."""
@@ -22,56 +20,7 @@ DEFAULT_GRID = (14, 14)
 """Of a file without any position information."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stated:
-    """What the caller says of a file that cannot tell it; None: not said."""
-
-    num_heads: int | None = None
-    """By default the file's own, or one for every 64 dimensions."""
-    grid: Grid | None = None
-    """Rows and columns of patches or tokens that the file's position information is for; by default a square."""
-    pixel_mean: Pixel | None = None
-    pixel_std: Pixel | None = None
-    """By default the file's own, or 0.5 for every channel, as for all released BEiT models but ADE20K's."""
-    layers: tuple[int, ...] | None = None
-    """Blocks, 0 the first, that a segmenter's decoder reads; by default those of a configuration beside the weights,
-    or those that the released code reads in an encoder of this depth."""
-    reduce_zero_label: bool | None = None
-    """Whether the label maps of a segmenter count from 1, with 0 for no class; by default what a configuration tells,
-    or yes for the 150 classes of ADE20K."""
-    strict: bool = True
-    """Refuse unknown and missing weights. Otherwise unknown ones are left out, and missing ones drawn anew."""
-
-    def __post_init__(self) -> None:
-        if self.num_heads is not None and self.num_heads < 1:
-            raise UserError(f"num_heads must be positive, not {self.num_heads}")
-        if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
-            raise UserError(f"grid must be positive numbers of rows and columns, not {self.grid}")
-        if self.layers is not None and not (len(self.layers) == 4 and sorted(self.layers) == [*self.layers]):
-            raise UserError(f"layers must be four numbers in ascending order, not {self.layers}")
-        for name, pixel in (("pixel_mean", self.pixel_mean), ("pixel_std", self.pixel_std)):
-            least = -(2**20) if name == "pixel_mean" else 1e-6
-            if pixel is not None and not (len(pixel) == 3 and all(least <= x < 2**20 for x in pixel)):
-                raise UserError(f"{name} must be three numbers for images in [0, 1], not {pixel}")
-
-    def given(self) -> list[str]:
-        """Names of what is said."""
-        return [x.name for x in dataclasses.fields(self) if getattr(self, x.name) != x.default]
-
-
-def as_statement(stated: Stated) -> str:
-    """What :mod:`beit.checkpoints.reference` reads as `stated`, from the @ on; nothing where nothing is said."""
-    mark = {"grid": "x", "pixel_mean": ":", "pixel_std": ":", "layers": ":"}
-    words = {"True": "yes", "False": "no"}
-    values = {name: getattr(stated, name) for name in stated.given()}
-    said = [
-        f"{name}={mark[name].join(map(str, value)) if name in mark else words.get(str(value), value)}"
-        for name, value in values.items()
-    ]
-    return f"@{','.join(said)}" if said else ""
-
-
-def infer(shapes: Mapping[str, Shape], facts: Mapping[str, Any], stated: Stated) -> EncoderConfig:
+def infer(shapes: Mapping[str, Shape], facts: Facts, stated: Stated) -> EncoderConfig:
     """The architecture of weights under our names.
 
     facts: fields of :class:`EncoderConfig` that a configuration beside them tells, and `hidden`, its MLP's width.
@@ -88,18 +37,10 @@ def infer(shapes: Mapping[str, Shape], facts: Mapping[str, Any], stated: Stated)
         "hidden", facts.pop("hidden", None), by_ratio, shapes["encoder.blocks.0.mlp.fc1.weight"][0]
     )
     position, table = _position(shapes)
-    heads = agreed("num_heads", stated.num_heads, facts.pop("num_heads", None), table[1] if table else None)
-    if heads is None:
-        if width % WIDTH_OF_HEAD:
-            raise UserError(
-                f"nothing tells the number of heads of its width {width}; state num_heads (PATH@num_heads=N)"
-            )
-        heads = width // WIDTH_OF_HEAD
-    if heads < 1:
-        raise UserError(f"{heads} attention heads")
+    heads = _heads(width, stated.num_heads, facts.pop("num_heads", None), table[1] if table else None)
     size = facts.pop("image_size", None)
-    told = None if size is None else (size[0] // patch, size[1] // patch)
-    grid = agreed("grid", stated.grid, told) or _square_grid(shapes, table)
+    own_grid = None if size is None else (size[0] // patch, size[1] // patch)
+    grid = agreed("grid", stated.grid, own_grid) or _square_grid(shapes, table)
     _check_grid(grid, shapes, table)
     for name in ("pixel_mean", "pixel_std"):
         # Weights do not tell; and hub files of ADE20K models name other constants than they were trained with.
@@ -120,12 +61,17 @@ def infer(shapes: Mapping[str, Shape], facts: Mapping[str, Any], stated: Stated)
     )
 
 
-def agreed(name: str, *values: Any) -> Any:
-    """The one value that is not None, or None. Raises :class:`UserError` where several differ."""
-    known = [tuple(x) if isinstance(x, list | tuple) else x for x in values if x is not None]
-    if any(value != known[0] for value in known):
-        raise UserError(f"{name} is {known[0]} by one account and {known[-1]} by another; drop or mend it")
-    return known[0] if known else None
+def _heads(width: int, *accounts: int | None) -> int:
+    heads: int | None = agreed("num_heads", *accounts)
+    if heads is None:
+        if width % WIDTH_OF_HEAD:
+            raise UserError(
+                f"nothing tells the number of heads of its width {width}; state num_heads (PATH@num_heads=N)"
+            )
+        return width // WIDTH_OF_HEAD
+    if heads < 1:
+        raise UserError(f"{heads} attention heads")
+    return heads
 
 
 def number_of(names: Mapping[str, Shape], template: str, start: int = 0) -> int:
@@ -189,14 +135,14 @@ def _square_grid(shapes: Mapping[str, Shape], table: Shape | None) -> Grid:
 
 
 def _check_grid(grid: Grid, shapes: Mapping[str, Shape], table: Shape | None) -> None:
-    rows, wanted, found = grid[0], None, None
+    needed, rows = None, None
     if table:
-        wanted, found = bias_table_rows(grid), table[0]
+        needed, rows = bias_table_rows(grid), table[0]
     elif "encoder.pos_embed" in shapes:
-        wanted = BeitEncoder.num_prefix_tokens + math.prod(grid)
-        found = shapes["encoder.pos_embed"][1]
-    if min(grid) < 1 or wanted != found:
+        needed = BeitEncoder.num_prefix_tokens + math.prod(grid)
+        rows = shapes["encoder.pos_embed"][1]
+    if min(grid) < 1 or needed != rows:
         raise UserError(
-            f"its position information has {found} rows, and a grid of {rows}x{grid[1]} patches needs {wanted}; "
+            f"its position information has {rows} rows, and a grid of {grid[0]}x{grid[1]} patches needs {needed}; "
             f"state grid (PATH@grid=ROWSxCOLUMNS)"
         )

@@ -1,0 +1,186 @@
+"""From any format to any other that can hold the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+from torch import nn
+
+from beit.atomic import appearing
+from beit.checkpoints.foreign import dalle, formats, huggingface, timm, unilm
+from beit.checkpoints.own import KINDS, is_own, kind_of, load_own, options_of, read_description, save_model
+from beit.checkpoints.preparation import in_full
+from beit.checkpoints.reference import Located, Pixel, Stated, locate
+from beit.checkpoints.store import load_foreign, refuse_statements, require_model
+from beit.config.architecture import sides
+from beit.config.errors import UserError
+from beit.models.encoder import BeitEncoder
+from beit.models.position import Grid
+from beit.models.segmentation import SemanticSegmenter
+from beit.untrusted import Facts, listed
+
+Target = Literal["beit", "unilm", "timm", "huggingface", "dalle"]
+_HOLDERS: Mapping[str, tuple[Target, ...]] = {
+    "tokenizer": ("dalle", "beit"),
+    "pretrained": ("unilm", "huggingface", "beit"),
+    "classifier": ("unilm", "timm", "huggingface", "beit"),
+    "segmenter": ("unilm", "huggingface", "beit"),
+    "probe": ("beit",),
+}
+_CONTENTS: Mapping[Target, str] = {
+    "beit": f"our own format holds a {', '.join(KINDS)}",
+    "unilm": "a unilm file is a masked image model, a classifier or a segmenter",
+    "timm": "timm's BEiT is a classifier, with no mask_token and no lm_head",
+    "huggingface": "Hugging Face's BEiT is a masked image model, a classifier or a segmenter",
+    "dalle": "the format of DALL-E is a tokenizer's",
+}
+
+
+class Source(NamedTuple):
+    """A model, and what is known about it beside its weights."""
+
+    model: nn.Module
+    classes: Sequence[str] | None
+    tokenizer: str | None
+    provenance: Facts
+    extra: Facts
+    """Further keys of model.json."""
+    notes: Sequence[str]
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    to: Target,
+    *,
+    num_heads: int | None = None,
+    grid: int | Grid | None = None,
+    pixel_mean: Pixel | None = None,
+    pixel_std: Pixel | None = None,
+    layers: tuple[int, ...] | None = None,
+    strict: bool = True,
+    push: str | None = None,
+) -> list[str]:
+    """Writes the model at `source` to `destination`, a file for unilm and a folder otherwise.
+
+    Gives a line for each thing that was adapted on the way or that the target cannot tell. Raises
+    :class:`UserError` where the target cannot hold the model, and where there is something at `destination`.
+
+    source, num_heads, grid, pixel_mean, pixel_std, layers, strict: as in :func:`beit.load_model`.
+    push: owner/name of the Hugging Face Hub that the written folder is uploaded to.
+    """
+    target = _destination(destination, to, push)
+    stated = Stated(
+        num_heads=num_heads,
+        grid=sides(grid),
+        pixel_mean=pixel_mean,
+        pixel_std=pixel_std,
+        layers=layers,
+        strict=strict,
+    )
+    origin = _open(locate(source, stated), source)
+    _require_holder(origin.model, to)
+    with appearing(target) as draft:
+        notes = [*origin.notes, *_write(origin, draft, to), *_lost(origin, draft, to)]
+    if push is None:
+        return notes
+    from beit.checkpoints.remote import hub
+
+    return [*notes, f"uploaded to {hub.push(target, push)}"]
+
+
+def _destination(destination: str | Path, to: str, push: str | None) -> Path:
+    """UserError where nothing can be written there in this format."""
+    if to not in get_args(Target):
+        raise UserError(f"--to {to} is no format; choose one of {', '.join(get_args(Target))}")
+    target = Path(destination).resolve()
+    if target.exists() and (target.is_file() or any(target.iterdir())):
+        raise UserError(f"{destination} exists already; choose another destination")
+    if target.is_dir() and to == "unilm":
+        raise UserError(f"{destination} is a folder, and unilm is a file; choose another destination")
+    if push is not None and to == "unilm":
+        raise UserError("--push uploads a folder, and unilm is a file; choose --to huggingface, timm or beit")
+    return target
+
+
+def holders(model: nn.Module) -> tuple[Target, ...]:
+    """The formats that hold such a model."""
+    if isinstance(model, SemanticSegmenter) and model.decoder != "upernet":
+        return ("beit",)
+    return _HOLDERS.get(kind_of(model), ())
+
+
+def _require_holder(model: nn.Module, to: Target) -> None:
+    """UserError where the target cannot hold a model of this kind, which names those that can."""
+    formats = holders(model)
+    if to in formats:
+        return
+    remedy = f"choose --to {' or '.join(formats)}" if formats else "no format can"
+    if isinstance(model, SemanticSegmenter) and to in ("unilm", "huggingface"):
+        library = "the released code" if to == "unilm" else "Hugging Face's BEiT"
+        head = "decode_head.up_convs" + (" and auxiliary_head" if model.auxiliary else "")
+        raise UserError(f"{library} has UPerNet alone: it cannot hold SETR-PUP's {head}; {remedy}")
+    segmenter_in_timm = isinstance(model, SemanticSegmenter) and to == "timm"
+    reason = "timm's BEiT has no decoders, hence no decode_head" if segmenter_in_timm else _CONTENTS[to]
+    raise UserError(f"{reason}: it cannot hold a {type(model).__name__}; {remedy}")
+
+
+def _lost(source: Source, path: Path, to: Target) -> list[str]:
+    """A line for what is known about the model, and is not known any more or taken for something else when the file
+    at `path` is read."""
+    if to == "beit":
+        return []
+    contents = formats.survey(path, _statement(source))
+    before = {**in_full(source.model, source.extra), "classes": source.classes, "tokenizer": source.tokenizer}
+    after = {**in_full(source.model, contents.extra), "classes": contents.classes, "tokenizer": None}
+    lost = {name for name, value in before.items() if value != after.get(name)}
+    return [f"{to} does not tell {listed(lost, 20)}"] if lost else []
+
+
+def _statement(source: Source) -> Stated:
+    """What may have to be said of a file of this model, so that it is read."""
+    encoder, layers, reduces = getattr(source.model, "encoder", None), None, None
+    if not isinstance(encoder, BeitEncoder):
+        return Stated()
+    if isinstance(source.model, SemanticSegmenter):
+        layers, reduces = source.model.layers, bool(source.extra.get("reduce_zero_label"))
+    heads = encoder.config.num_heads
+    return Stated(num_heads=heads, grid=encoder.grid, layers=layers, reduce_zero_label=reduces)
+
+
+def _write(source: Source, path: Path, to: Target) -> list[str]:
+    model = source.model
+    writers = {"unilm": unilm.write, "timm": timm.write, "huggingface": huggingface.write}
+    if to != "unilm":
+        path.mkdir()
+    if to in writers:
+        return writers[to](model, path, source.classes, source.extra)
+    if to == "dalle":
+        return dalle.write(model, path)
+    save_model(
+        model,
+        path,
+        provenance=source.provenance,
+        tokenizer_hash=source.tokenizer,
+        classes=source.classes,
+        extra=source.extra,
+    )
+    return []
+
+
+def _open(located: Located, name: str | Path) -> Source:
+    path, stated = located
+    require_model(path)
+    if not is_own(path):
+        contents, model, notes = load_foreign(path, stated)
+        provenance = {"converted_from": str(name), "format": contents.format, **contents.provenance}
+        return Source(model, contents.classes, None, provenance, contents.extra, notes)
+    refuse_statements(path, stated)
+    model, about = load_own(path), read_description(path)
+    classes, tokenizer = about.get("classes"), about.get("tokenizer")
+    written = {"kind", "architecture", "image_size", "pixel_mean", "pixel_std", "weights_sha256"}
+    written |= {*options_of(model), "classes", "tokenizer", "provenance"}
+    extra = {name: value for name, value in about.items() if name not in written}
+    return Source(model, classes, tokenizer, about.get("provenance") or {}, extra, [])

@@ -1,0 +1,85 @@
+"""Which library wrote a file or folder, told by its configuration and by the names of its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from beit.checkpoints.foreign import dalle, huggingface, timm, unilm
+from beit.checkpoints.foreign.survey import Foreign, Survey, survey_encoder
+from beit.checkpoints.reading.shards import INDEX, open_shards
+from beit.checkpoints.reading.torch_file import TensorFile, open_tensor_file
+from beit.checkpoints.reference import Stated
+from beit.config.errors import UserError
+from beit.untrusted import Facts, listed, printable, read_json
+
+WEIGHT_FILES = tuple(
+    f"{name}{ending}" for name in ("model.safetensors", "pytorch_model.bin") for ending in ("", INDEX)
+)
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether `path` is a file, or a folder that another library may have written."""
+    return path.is_file() or any((path / name).is_file() for name in (*WEIGHT_FILES, *dalle.FILES))
+
+
+def survey(path: Path, stated: Stated) -> Survey:
+    """What the file or folder holds, without reading the weights. Raises :class:`UserError` for no known format."""
+    if any((path / name).is_file() for name in dalle.FILES):
+        return dalle.survey(path, stated)
+    weights = path if path.is_file() else _weights_in(path)
+    file = open_shards(weights) if weights.name.endswith(INDEX) else open_tensor_file(weights)
+    if foreign := _configured(path, file):
+        return survey_encoder(foreign, stated)
+    if dalle.reads(file):
+        if file.path.name not in dalle.FILES:
+            raise UserError(
+                f"{path} is one half of OpenAI's tokenizer; name the files {' and '.join(dalle.FILES)}"
+            )
+        return dalle.survey(file.path.parent, stated)  # where the other half lies
+    if dalle.reads_plain(file):
+        return dalle.survey_plain(file, stated)
+    if unilm.reads(file):
+        return survey_encoder(unilm.open_file(file), stated)
+    raise UserError(
+        f"{path} is of no known format: {_contents(file)}; give a BEiT or a tokenizer under the names of the "
+        f"released code, timm, Hugging Face or DALL-E"
+    )
+
+
+def _configured(path: Path, file: TensorFile) -> Foreign | None:
+    """A model of timm or of Hugging Face, with the configuration beside its weights if there is one."""
+    config: Facts = {}
+    processor: Facts = {}
+    if file.path.name in WEIGHT_FILES:
+        config = read_json(file.path.with_name("config.json")) or {}
+        processor = read_json(file.path.with_name("preprocessor_config.json")) or {}
+    for key, library, is_config in (
+        ("model_type", "Hugging Face", huggingface.is_config),
+        ("architecture", "timm", timm.is_config),
+    ):
+        if key in config and not is_config(config):
+            raise UserError(f"{path} is a {printable(str(config[key]), 40)} of {library}, not a beit")
+    try:
+        if timm.is_config(config):
+            return timm.open_folder(file, config)
+        return huggingface.open_folder(file, config, processor) if huggingface.reads(file) else None
+    except (AttributeError, LookupError, TypeError) as error:
+        raise UserError(f"{path}: its config.json is not one of BEiT's ({error})") from None
+
+
+def _weights_in(folder: Path) -> Path:
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder} holds neither {' nor '.join(WEIGHT_FILES)}")
+
+
+def _contents(file: TensorFile) -> str:
+    contents = file.contents
+    if not isinstance(contents, dict):
+        return f"it holds a {getattr(contents, 'name', type(contents).__name__)}"
+    inner = [
+        f"{key} ({listed(map(str, value), 2)})" if isinstance(value, dict) and value else str(key)
+        for key, value in contents.items()
+    ]
+    return f"it holds {listed(inner)}" if inner else "it holds nothing"

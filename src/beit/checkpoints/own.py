@@ -1,0 +1,287 @@
+"""Our own format: a folder with model.safetensors (float32) and model.json (what it is, readable).
+
+Loading is strict: every weight must be there, have its shape and its checksum, and nothing may be left over. Files
+may come from anywhere, so nothing in model.json is taken on trust.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from beit.atomic import replace_file, write_text
+from beit.config.architecture import DALLE_PIXELS, DiscreteVAEConfig, EncoderConfig
+from beit.config.errors import UserError, require_positive
+from beit.models.encoder import BeitEncoder
+from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
+from beit.models.segmentation import SemanticSegmenter
+from beit.tokenizers.dvae import DiscreteVAE
+from beit.untrusted import Facts, printable, read_json, typed
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+class Kind(NamedTuple):
+    """A kind of model: its class, and the attributes that it is built with besides its architecture."""
+
+    model: type[nn.Module]
+    options: tuple[str, ...] = ()
+    """Keys of model.json."""
+
+
+KINDS: Mapping[str, Kind] = {
+    "tokenizer": Kind(DiscreteVAE),
+    "pretrained": Kind(MaskedImageModel, ("vocab_size",)),
+    "classifier": Kind(ImageClassifier, ("num_classes", "pool")),
+    "segmenter": Kind(
+        SemanticSegmenter, ("num_classes", "decoder", "layers", "channels", "transposed", "auxiliary")
+    ),
+    "probe": Kind(LinearProbe, ("num_classes", "layer", "pool")),
+}
+_PIXEL, _PAIR = tuple[float, float, float], tuple[int, int]
+_TYPES: Facts = {
+    "image_size": _PAIR,
+    "pixel_mean": _PIXEL,
+    "pixel_std": _PIXEL,
+    "classes": Sequence[str] | None,
+    "tokenizer": str | None,
+    "weights_sha256": str,
+    "provenance": dict,
+    "interpolation": str | None,
+    "crop_pct": float | None,
+    "crop_mode": str | None,
+    "multilabel": bool | None,
+    "resize": int | None,
+    "crop": _PAIR | None,
+    "stride": _PAIR | None,
+    "reduce_zero_label": bool | None,
+    "ignore_value": int | None,
+    "palette": Sequence[tuple[int, int, int]] | None,
+}
+"""Of the keys beside the architecture and what a kind is built with."""
+
+
+def kind_of(model: nn.Module) -> str:
+    """The `kind` of model.json for a model, or its class name where it has none."""
+    return next((name for name, kind in KINDS.items() if isinstance(model, kind.model)), type(model).__name__)
+
+
+def options_of(model: nn.Module) -> dict[str, Any]:
+    """What a model is built with besides its architecture."""
+    kind = KINDS.get(kind_of(model))
+    return {name: getattr(model, name) for name in kind.options} if kind else {}
+
+
+def build(kind: str, config: EncoderConfig | DiscreteVAEConfig, options: Facts) -> nn.Module:
+    """The model of this kind, with first values."""
+    if isinstance(config, DiscreteVAEConfig):
+        return DiscreteVAE(config)
+    return KINDS[kind].model(BeitEncoder(config), **options)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def save_model(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    provenance: Facts,
+    tokenizer_hash: str | None = None,
+    classes: Sequence[str] | None = None,
+    extra: Facts | None = None,
+) -> None:
+    """Writes `model` as folder/model.safetensors and folder/model.json, each complete or not at all.
+
+    provenance: where the model comes from, for people; package and torch versions, date and command are added.
+    tokenizer_hash: :func:`weights_sha256` of the tokenizer whose tokens a pre-trained model predicts.
+    classes: names of a classifier's or segmenter's outputs, in order.
+    extra: further keys of model.json, such as the interpolation and crop_pct that images are prepared with.
+    """
+    kind, folder = kind_of(model), Path(folder)
+    if kind not in KINDS:
+        raise TypeError(f"{kind} is not a model that can be saved; a {', '.join(KINDS)} is")
+    weights = _float32_weights(model)
+    described: Any = model if isinstance(model, DiscreteVAE) else model.encoder
+    architecture = dataclasses.asdict(described.config)
+    mean, std = DALLE_PIXELS
+    description = {
+        "kind": kind,
+        **options_of(model),
+        "architecture": architecture,
+        "image_size": architecture["image_size"],
+        "pixel_mean": architecture.get("pixel_mean", mean),
+        "pixel_std": architecture.get("pixel_std", std),
+        "classes": None if classes is None else list(classes),
+        "tokenizer": tokenizer_hash,
+        **(extra or {}),
+        "weights_sha256": _sha256_of(weights),
+        "provenance": {**_this_process(), **provenance},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / WEIGHTS, lambda draft: write_weights(weights, draft))
+    write_text(folder / DESCRIPTION, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Writes `path`, to be read by whoever may read other new files: safetensors' own are for their owner alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(weights), path, metadata={"format": "pt"})
+    path.chmod(mode)
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """The identity of a model's weights: a hash of names, shapes and float32 values, whatever its device."""
+    return _sha256_of(_float32_weights(model))
+
+
+def _float32_weights(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        key: tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else None).contiguous()
+        for key, tensor in model.state_dict().items()
+    }
+
+
+def _sha256_of(weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(weights):
+        digest.update(f"{key} {weights[key].dtype} {tuple(weights[key].shape)}\n".encode())
+        digest.update(weights[key].numpy().data)
+    return digest.hexdigest()
+
+
+def _this_process() -> dict[str, Any]:
+    try:
+        version = importlib.metadata.version("beit")
+    except importlib.metadata.PackageNotFoundError:
+        version = "not installed"
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"beit": version, "torch": torch.__version__, "date": date, "command": sys.argv}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def is_own(path: Path) -> bool:
+    """Whether `path` is a RUN directory with a model, or a model/ folder."""
+    return (_own_folder(path) / DESCRIPTION).is_file()
+
+
+def read_description(path: str | Path) -> dict[str, Any]:
+    """model.json of a RUN directory or a model/ folder: classes, tokenizer identity, provenance and the rest; every
+    key that is known is of its type. Raises :class:`UserError` for a description of no model."""
+    return _open(Path(path))[1]
+
+
+def load_own(path: Path) -> nn.Module:
+    """A model that :func:`save_model` wrote: evaluation mode, float32, CPU."""
+    file, description, model = _open(path)
+    try:
+        # Copied, because load_file maps the file into memory, and a run may rewrite it.
+        weights = {key: tensor.clone() for key, tensor in load_file(file).items()}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} cannot be read ({error}); copy or save the model again") from None
+    _require_shapes(model.state_dict(), weights, file)
+    if _sha256_of(weights) != description.get("weights_sha256"):
+        raise UserError(
+            f"{file} is damaged or not the file that {DESCRIPTION} describes (its checksum differs); "
+            f"copy or save the model again"
+        )
+    model.load_state_dict(weights, assign=True)
+    return model.eval()
+
+
+def _own_folder(path: Path) -> Path:
+    """The model/ folder that `path` means: itself, the one inside a run directory, or that of its weights."""
+    if path.name == WEIGHTS and (path.parent / DESCRIPTION).is_file():
+        return path.parent
+    return path / "model" if (path / "model").is_dir() else path
+
+
+def _open(path: Path) -> tuple[Path, dict[str, Any], nn.Module]:
+    """The file of weights, model.json, and the model without weights, on the meta device."""
+    folder = _own_folder(path)
+    file = folder / DESCRIPTION
+    description = read_json(file)
+    if description is None:
+        raise UserError(f"{file} does not exist; give a run directory or its model/ folder")
+    kind = description.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        text = printable(repr(kind))
+        raise UserError(f"{file}: kind is {text}, not one of {', '.join(KINDS)}; this release cannot read it")
+    with without_weights(file):
+        typed({key: value for key, value in description.items() if key in _TYPES}, _TYPES)
+        model = _described(kind, description)
+    classes, outputs = description.get("classes"), getattr(model, "num_classes", None)
+    if classes is not None and outputs is not None and len(classes) != outputs:
+        raise UserError(f"{file} names {len(classes)} classes, and its head has {outputs}; mend classes")
+    return folder / WEIGHTS, description, model
+
+
+def _described(kind: str, description: Facts) -> nn.Module:
+    names, config_type = KINDS[kind].options, DiscreteVAEConfig if kind == "tokenizer" else EncoderConfig
+    architecture = description.get("architecture")
+    missing = {*names, "weights_sha256"} - set(description)
+    if missing or not isinstance(architecture, dict):
+        raise UserError(f"{min(missing, default='architecture')} is missing; save the model again")
+    if unknown := set(architecture) - {field.name for field in dataclasses.fields(config_type)}:
+        raise UserError(f"architecture.{min(unknown)} is unknown; a newer release wrote it, update beit")
+    for key in ("image_size", "pixel_mean", "pixel_std"):
+        if key in architecture and description.get(key, architecture[key]) != architecture[key]:
+            raise UserError(f"{key} differs from architecture.{key}; make them equal")
+    config = config_type(**typed(architecture, get_type_hints(config_type)))
+    options = {name: description[name] for name in names}
+    options = typed(options, get_type_hints(KINDS[kind].model.__init__))
+    require_positive({name: options.get(name) for name in ("num_classes", "vocab_size", "channels")})
+    return build(kind, config, options)
+
+
+@contextmanager
+def without_weights(path: Path) -> Iterator[None]:
+    """Models built inside take no memory. Whatever is wrong with what `path` asks for is a :class:`UserError` that
+    names it, and a field where a configuration would name a flag."""
+    try:
+        with torch.device("meta"):
+            yield
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        reason = re.sub(r"--([a-z][a-z-]+)", lambda flag: flag[1].replace("-", "_"), str(error))
+        raise UserError(f"{path}: {printable(reason, 300)}") from None
+    except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
+        reason = printable(str(error).partition("\n")[0])
+        raise UserError(f"{path} asks for a model that cannot be ({reason})") from None
+
+
+def _require_shapes(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], file: Path) -> None:
+    faults = [f"{key} is missing" for key in expected.keys() - weights.keys()]
+    faults += [f"{key} is unknown" for key in weights.keys() - expected.keys()]
+    for key in expected.keys() & weights.keys():
+        (shape, dtype), (own_shape, own_dtype) = (
+            (tuple(tensor.shape), tensor.dtype) for tensor in (expected[key], weights[key])
+        )
+        if (shape, dtype) != (own_shape, own_dtype):
+            faults.append(f"{key} is {own_dtype} {own_shape}, not {dtype} {shape}")
+    if faults:
+        more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
+        raise UserError(
+            f"{file} does not fit its {DESCRIPTION}: {', '.join(sorted(faults)[:4])}{more}; "
+            f"give the two files that were saved together"
+        )

@@ -1,0 +1,74 @@
+"""What a stranger wrote, made fit for use: a JSON object, values as their types, text in a message."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from beit.config.errors import UserError
+from beit.config.values import as_type
+
+Facts = Mapping[str, Any]
+"""Values by name, as JSON and configurations have them."""
+MAX_JSON = 2**24
+MAX_NESTING = 32
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A small JSON object, or None where there is no such file. Raises :class:`UserError` for anything else."""
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise ValueError("too large")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if _is_deep(content):
+            raise ValueError("too deep")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}); copy or download it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no JSON object")
+    return content
+
+
+def _is_deep(content: object) -> bool:
+    """Whether lists and objects lie deeper within one another than whatever walks them can follow."""
+    level = [content] if isinstance(content, dict | list) else []
+    for _ in range(MAX_NESTING):
+        parts = [part.values() if isinstance(part, dict) else part for part in level]
+        level = [part for inner in parts for part in inner if isinstance(part, dict | list)]
+    return bool(level)
+
+
+def typed(values: Facts, hints: Facts) -> dict[str, Any]:
+    """`values` as the types of `hints`, lists as tuples. Raises :class:`UserError` for the first that is none."""
+    result = {}
+    for name, value in values.items():
+        try:
+            result[name] = as_type(value, hints[name])
+        except (TypeError, OverflowError):
+            raise UserError(f"{name} is {printable(repr(value))}, not {_in_words(hints[name])}") from None
+    return result
+
+
+def _in_words(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(map(str, get_args(hint)))
+    return hint.__name__ if isinstance(hint, type) else re.sub(r"typing\.|collections\.abc\.", "", str(hint))
+
+
+def printable(text: str, most: int = 80) -> str:
+    """Text fit for a message: in one line, short, and without control characters."""
+    start = text[: most + 1]
+    start = start if start.isprintable() else ascii(start)
+    return start if len(start) <= most else f"{start[:most]}..."
+
+
+def listed(names: Iterable[str], most: int = 4) -> str:
+    """A few names for a message, sorted, and how many more there are."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(map(printable, ordered[:most])) + more
