@@ -14,7 +14,7 @@ from beit.checkpoints.foreign.key_map import shown
 from beit.checkpoints.kinds import KINDS, Kind
 from beit.checkpoints.reading.shards import read_json
 from beit.checkpoints.reading.untrusted import typed, without_weights
-from beit.config.errors import UserError, require_positive
+from beit.config.errors import UserError, require
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 _PIXEL = tuple[float, float, float]
@@ -107,5 +107,9 @@ def _build(kind: Kind, description: Mapping[str, Any]) -> nn.Module:
     config = kind.config_type(**typed(architecture, get_type_hints(kind.config_type)))
     told = {option: description[option] for option in kind.options}
     options = typed(told, get_type_hints(kind.model.__init__))
-    require_positive({name: options.get(name) for name in ("num_classes", "vocab_size", "channels")})
+    for name in ("num_classes", "vocab_size", "channels"):
+        require(
+            options.get(name) is None or options[name] > 0,
+            f"{name} must be positive, not {options.get(name)}",
+        )
     return kind.build(config, **options)
