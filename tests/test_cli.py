@@ -10,15 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from beit import UserError
+from beit import UserError, presets
 from beit.cli.main import VERBS, main
 from beit.config.files import read_yaml, to_yaml
-from beit.config.finetune import FinetuneConfig
 from beit.config.pretrain import PretrainConfig
-from beit.config.probe import ProbeConfig
-from beit.config.segment import SegmentConfig
 from beit.config.tokenizer import TokenizerConfig
-from beit.presets import TABLES, configure
+from beit.presets import configure, find, recipes_of
 
 
 def run(*arguments: str) -> int:
@@ -187,7 +184,7 @@ def test_flags_beat_the_file_beats_the_preset_beats_the_defaults(
     values = resolved(
         capsys, "pretrain", *TRAINING, "--preset", "tiny", "--config", str(file), "--width", "48"
     )
-    tiny = TABLES[PretrainConfig]["tiny"].values
+    tiny = find(PretrainConfig, "tiny").values
     assert values["width"] == 48
     assert values["lr"] == 2e-3
     assert values["depth"] == tiny["depth"]
@@ -231,12 +228,12 @@ def test_a_printed_configuration_repeats_the_run(tmp_path: Path, capsys: pytest.
     assert resolved(capsys, "pretrain", "--config", str(file)) == first
 
 
-@pytest.mark.parametrize("config_type", TABLES)
-def test_every_preset_is_valid_and_survives_its_file(config_type: type, tmp_path: Path) -> None:
-    for name in TABLES[config_type]:
-        inits = {verb: {"init": "i"} for verb in (FinetuneConfig, SegmentConfig, ProbeConfig)}
-        extra = {PretrainConfig: {"tokenizer": "t"}, **inits}.get(config_type, {})
-        config = configure(config_type, name, data=("a", "b"), out="y", **extra)
+@pytest.mark.parametrize("verb", presets.VERBS)
+def test_every_preset_is_valid_and_survives_its_file(verb: str, tmp_path: Path) -> None:
+    config_type = VERBS[verb].config
+    start = {"tokenizer": {}, "pretrain": {"tokenizer": "t"}}.get(verb, {"init": "i"})
+    for name in recipes_of(verb):
+        config = configure(config_type, name, data=("a", "b"), out="y", **start)
         file = tmp_path / f"{name}.yaml"
         file.write_text(to_yaml(config, "a heading"))
         assert config_type(**read_yaml(file, config_type)) == config

@@ -130,8 +130,8 @@ def _dispatch(arguments: Arguments) -> int:
         return _train(name, arguments[1:])
     else:
         verb = VERBS[name]
-        config = parse(verb.config, name_words(verb.config, verb.words, arguments[1:]), [], f"beit {name}")
-        _function(name)(config)
+        words = name_words(verb.config, verb.words, arguments[1:])
+        _function(name)(parse(verb.config, words, [], f"beit {name}"))
     return 0
 
 
