@@ -10,14 +10,14 @@ import io
 import math
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
 from beit.config.errors import UserError
 from beit.config.files import layered, read_yaml
 from beit.config.run import TrainingConfig
-from beit.config.values import flag_of
+from beit.config.values import flag_of, in_words
 from beit.presets import find
 
 Arguments = list[str]
@@ -41,11 +41,9 @@ def name_words(config_type: type, fields: Sequence[str], arguments: Arguments) -
             name, value, _ = argument.removeprefix("--").replace("-", "_").partition("=")
             room = 0 if value else _capacity(hints.get(name, bool))
         flags.append(argument)
-    for index, field in reversed(list(enumerate(fields))):
-        end = None if field == fields[-1] else index + 1
-        if words[index:end]:
-            flags = [flag_of(field), *words[index:end], *flags]
-    return flags
+    for field in fields[:-1]:
+        flags += [flag_of(field), words.pop(0)] if words else []
+    return [*flags, flag_of(fields[-1]), *words] if words else flags
 
 
 def _capacity(hint: Any) -> float:
@@ -70,15 +68,12 @@ def _common_flags() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("common to all training")
     group.add_argument("--preset", metavar="NAME", help="start from a recipe of `beit presets`")
-    group.add_argument(
-        "--config", metavar="FILE", help="values from a YAML file, over the preset and under the flags"
-    )
-    for flag, effect in (
-        ("--print-config", "print the resolved configuration and stop"),
-        ("--dry-run", "print what would be done and stop"),
-        ("--overwrite", "delete the run in --out and start afresh"),
-    ):
-        group.add_argument(flag, action="store_true", help=effect)
+    below = "values from a YAML file, over the preset and under the flags"
+    group.add_argument("--config", metavar="FILE", help=below)
+    stop = "print the resolved configuration and stop"
+    group.add_argument("--print-config", action="store_true", help=stop)
+    group.add_argument("--dry-run", action="store_true", help="print what would be done and stop")
+    group.add_argument("--overwrite", action="store_true", help="delete the run in --out and start afresh")
     return parser
 
 
@@ -160,9 +155,7 @@ def _unreadable(flags: Mapping[str, Arguments], hints: Mapping[str, Any], progra
             continue
         if not words:
             return f"{flag_of(name)} needs a value"
-        choices = _choices(hint)
-        remedy = f"choose one of {', '.join(map(repr, choices))}" if choices else f"see {program} --help"
-        return f"{flag_of(name)} cannot be {' '.join(words)!r}; {remedy}"
+        return f"{flag_of(name)} cannot be {' '.join(words)!r}, but must be {in_words(hint)}"
     return f"the flags cannot be read; see {program} --help"
 
 
@@ -175,12 +168,3 @@ def _is_readable(name: str, words: Arguments, hint: Any) -> bool:
     except SystemExit:
         return False
     return True
-
-
-def _choices(hint: Any) -> list[str]:
-    """The words that a type allows, where it allows but a few."""
-    parts = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
-    kinds = [part for part in parts if part is not type(None)]
-    if all(typing.get_origin(kind) is Literal for kind in kinds):
-        return [word for kind in kinds for word in typing.get_args(kind)]
-    return []

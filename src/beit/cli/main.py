@@ -73,17 +73,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     try:
         status = _dispatch(arguments)
         sys.stdout.flush()
-    except UserError as error:
-        _complain(error)
-        status = 2
-    except Interrupted as error:
-        _complain(error)
-        status = 75
+    except (UserError, Interrupted, RunFailed) as error:
+        _complain(error, everywhere=isinstance(error, RunFailed))
+        status = 2 if isinstance(error, UserError) else 75 if isinstance(error, Interrupted) else 1
     except KeyboardInterrupt:
         _complain("interrupted at once, without saving")
-        status = 1
-    except RunFailed as error:
-        _complain(error, everywhere=True)
         status = 1
     except OSError as error:
         if not _reader_left(error):

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from beit.config.errors import UserError
-from beit.config.values import as_type
+from beit.config.values import as_type, in_words
 
 EXCLUSIVE = (("steps", "epochs"), ("warmup_steps", "warmup_epochs"), ("label_share", "labels_per_class"))
 """Two ways to say one thing: a layer that says one of them silences the other in the layers below."""
@@ -83,7 +83,7 @@ def _read(path: str | Path, name: str, config_type: type) -> tuple[dict[str, Any
         try:
             fields[key] = as_type(values[key], hints[key])
         except TypeError:
-            expected = re.sub(r"typing\.|<class '(\w+)'>", r"\1", str(hints[key])).replace("NoneType", "null")
+            expected = in_words(hints[key])
             raise UserError(f"{name}: {key} is {values[key]!r}, but must be {expected}") from None
     return fields, [str(key) for key in values if key not in hints]
 

@@ -105,3 +105,16 @@ def as_type(value: Any, hint: Any) -> Any:
     elif type(value) is hint:
         return value
     raise TypeError(f"{str(value)[:80]!r} is no {hint}")
+
+
+def in_words(hint: Any) -> str:
+    """A type as a message names it."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"{'one of ' if len(options) > 1 else ''}{', '.join(map(repr, options))}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(in_words, options))
+    if origin is tuple:
+        return f"{'several' if Ellipsis in options else len(options)} values"
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return words.get(hint, "null")

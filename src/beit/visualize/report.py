@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.resources
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -57,18 +57,6 @@ class RunPictures(NamedTuple):
     earlier: tuple[EmbeddedPicture, ...]
 
 
-class Gallery(NamedTuple):
-    """Pictures of one kind, run beside run."""
-
-    kind: str
-    runs: tuple[RunPictures, ...]
-
-    @property
-    def stacked(self) -> bool:
-        """Wide sheets stand below each other: side by side they would be too small to see."""
-        return any(pictures.latest.width > SHEET_WIDTH for pictures in self.runs)
-
-
 @dataclass(frozen=True)
 class RunView:
     """A run as the template takes it; `color` is that of its curves, None where it is the only one of its verb."""
@@ -87,7 +75,8 @@ class Section:
     runs: tuple[RunView, ...]
     rows: tuple[Row, ...]
     classes: tuple[ClassRow, ...]
-    galleries: tuple[Gallery, ...]
+    galleries: Mapping[str, Sequence[RunPictures]]
+    """Pictures of each kind, run beside run."""
     result_charts: tuple[Chart, ...]
     process_charts: tuple[Chart, ...]
 
@@ -152,23 +141,22 @@ def _section(verb: str, runs: Sequence[tuple[str, RunRecord]]) -> Section:
         runs=views,
         rows=tuple(figure_rows(records)),
         classes=tuple(class_rows(records)),
-        galleries=tuple(_galleries(views)),
+        galleries=_galleries(views),
         result_charts=tuple(chart for chart in charts if chart.figure.group == "result"),
         process_charts=tuple(chart for chart in charts if chart.figure.group == "process"),
     )
 
 
-def _galleries(views: Sequence[RunView]) -> Iterator[Gallery]:
+def _galleries(views: Sequence[RunView]) -> dict[str, list[RunPictures]]:
+    galleries: dict[str, list[RunPictures]] = {}
     for kind in dict.fromkeys(picture.kind for view in views for picture in view.record.pictures):
-        runs = []
+        gallery = galleries[kind.replace("-", " ").replace("_", " ")] = []
         for view in views:
             pictures = [picture for picture in view.record.pictures if picture.kind == kind]
             if pictures:
-                earlier = tuple(
-                    _embed(picture) for picture in _evenly_spaced(pictures[:-1], EARLIER_PICTURES)
-                )
-                runs.append(RunPictures(view, _embed(pictures[-1]), earlier))
-        yield Gallery(kind.replace("-", " ").replace("_", " "), tuple(runs))
+                earlier = tuple(map(_embed, _evenly_spaced(pictures[:-1], EARLIER_PICTURES)))
+                gallery.append(RunPictures(view, _embed(pictures[-1]), earlier))
+    return galleries
 
 
 def _evenly_spaced(pictures: Sequence[Picture], count: int) -> list[Picture]:
