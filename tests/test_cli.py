@@ -70,7 +70,10 @@ FINETUNE = ["--data", "x", "--out", "y", "--init", "i"]
     [
         (["pretrian"], "did you mean pretrain?"),
         (["pretrain", *TRAINING, "--stepz", "3"], "did you mean --steps?"),
-        (["pretrain", *TRAINING, "--lr", "fast"], "--lr cannot be 'fast', but must be a number"),
+        (
+            ["pretrain", *TRAINING, "--clip-grad", "null", "--lr", "fast"],
+            "--lr cannot be 'fast', but must be a number",
+        ),
         (["pretrain", *TRAINING, "--image-size", "a"], "--image-size cannot be 'a'"),
         (["pretrain", *TRAINING, "--steps"], "--steps needs a value"),
         (["pretrain", *TRAINING, "--tensorboard", "3"], "Unrecognized options: 3"),
@@ -146,8 +149,8 @@ LIMITS = {
         --patch-size 0, --num-heads 0, --width -4, --depth 0, --depth 513, --dropout 2, --drop-path-rate 1,
         --mlp-ratio 0, --clip-grad -1, --ema-decay 2, --beta1 1.5, --weight-decay -1, --min-lr -1, --lr inf,
         --warmup-steps -5, --max-megapixels 0, --min-crop 3, --min-crop 0, --flip 7, --color-jitter -1,
-        --batch-size 0, --steps 0, --holdout 1, --holdout 0, --max-bad nan, --image-size 0 16, --devices 0, --workers -1,
-        --limit 0""",
+        --batch-size 0, --steps 0, --holdout 1, --holdout 0, --max-bad nan, --image-size 0 16, --devices 0,
+        --workers -1, --limit 0""",
     # Knobs with a default of the verb's own keep their limits.
     "tokenizer": "--vocab-size 1, --width 0, --batch-size 0, --lr 0, --ema-decay 1, --kl-steps 0, --kl-weight -1",
     "finetune": "--layer-decay 0, --layer-decay 2, --min-lr -1, --crop-pct 0, --label-share 0, --depth 0",

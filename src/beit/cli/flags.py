@@ -97,38 +97,37 @@ def parse(
     tyro parses an unvalidated twin of the class, so that a value missing from one layer may come from the
     next. Its boxed complaints are not shown: what is wrong is said in one line.
     """
+    arguments = ["None" if argument == "null" else argument for argument in arguments]
     flags = words_by_flag(arguments)
     below = layered(config_type, layers)
     hints = typing.get_type_hints(config_type)
     names = [field.name for field in dataclasses.fields(config_type)]  # type: ignore[arg-type]
     twin = type(config_type.__name__, (config_type,), {"__post_init__": lambda self: None})
+    default = twin(**{name: below.get(name, tyro.MISSING) for name in names})
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             parsed, unknown = tyro.cli(
                 twin,
                 prog=program,
-                args=["None" if argument == "null" else argument for argument in arguments],
-                default=twin(**{name: below.get(name, tyro.MISSING) for name in names}),
+                args=arguments,
+                default=default,
                 description=config_type.__doc__,
                 return_unknown_args=True,
             )
     except SystemExit as leave:
-        if leave.code:
-            missing = [flag_of(name) for name in names if name not in below and name not in flags]
-            if missing:
-                raise UserError(
-                    f"{program} needs {' and '.join(missing)}; {program} --help explains"
-                ) from None
-            raise UserError(_unreadable(flags, hints, program)) from None
-        if issubclass(config_type, TrainingConfig):
-            print("\n" + _common_flags().format_help(), end="")
-        raise
+        if not leave.code:
+            if issubclass(config_type, TrainingConfig):
+                print("\n" + _common_flags().format_help(), end="")
+            raise
+        missing = [flag_of(name) for name in names if name not in below and name not in flags]
+        needs = f"{program} needs {' and '.join(missing)}; {program} --help explains"
+        raise UserError(needs if missing else _unreadable(flags, hints, program)) from None
     if unknown:
         near = difflib.get_close_matches(unknown[0].partition("=")[0], map(flag_of, names), n=1)
         hint = f"did you mean {near[0]}?" if near else f"see {program} --help"
         raise UserError(f"Unrecognized options: {', '.join(unknown)}; {hint}")
-    typed = {name: getattr(parsed, name) for name in names if name in flags or f"no_{name}" in flags}
-    return config_type(**layered(config_type, [*layers, typed]))
+    values = {name: getattr(parsed, name) for name in names if name in flags or f"no_{name}" in flags}
+    return config_type(**layered(config_type, [*layers, values]))
 
 
 def words_by_flag(arguments: Arguments) -> dict[str, Arguments]:
