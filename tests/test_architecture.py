@@ -25,7 +25,7 @@ ALLOWED = {
     "tokenizers": {"config", "pixels"},
     "training": {"atomic", "config", "visualize"},
     "checkpoints": {"atomic", "models", "tokenizers", "config", "presets"},
-    "visualize": {"models", "tokenizers", "data", "masking", "config", "training"},
+    "visualize": {"atomic", "models", "tokenizers", "data", "masking", "config", "training"},
     "stages": {
         "checkpoints",
         "config",

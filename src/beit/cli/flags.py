@@ -10,7 +10,7 @@ import io
 import math
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import tyro
 
@@ -19,6 +19,7 @@ from beit.config.files import layered, read_yaml
 from beit.config.run import TrainingConfig
 from beit.config.values import flag_of, in_words
 from beit.presets import find
+from beit.presets.preset import Values
 
 Arguments = list[str]
 Config = TypeVar("Config")
@@ -46,7 +47,7 @@ def name_words(config_type: type, fields: Sequence[str], arguments: Arguments) -
     return [*flags, flag_of(fields[-1]), *words] if words else flags
 
 
-def _capacity(hint: Any) -> float:
+def _capacity(hint: object) -> float:
     """How many words a flag of this type takes."""
     kinds = [typing.get_origin(kind) for kind in (hint, *typing.get_args(hint))]
     return 0 if hint is bool else math.inf if tuple in kinds else 1
@@ -77,11 +78,9 @@ def _common_flags() -> argparse.ArgumentParser:
     return parser
 
 
-def layers_below(
-    config_type: type[TrainingConfig], preset: str | None, file: str | None
-) -> list[Mapping[str, Any]]:
+def layers_below(config_type: type[TrainingConfig], preset: str | None, file: str | None) -> list[Values]:
     """What lies between the defaults and the flags: the values of a preset and of a file, where they are named."""
-    layers: list[Mapping[str, Any]] = []
+    layers: list[Values] = []
     if preset is not None:
         layers.append(find(config_type, preset).values)
     if file is not None:
@@ -89,9 +88,7 @@ def layers_below(
     return layers
 
 
-def parse(
-    config_type: type[Config], arguments: Arguments, layers: Sequence[Mapping[str, Any]], program: str
-) -> Config:
+def parse(config_type: type[Config], arguments: Arguments, layers: Sequence[Values], program: str) -> Config:
     """Flags over `layers` over defaults, as a validated `config_type`.
 
     tyro parses an unvalidated twin of the class, so that a value missing from one layer may come from the
@@ -146,7 +143,7 @@ def words_by_flag(arguments: Arguments) -> dict[str, Arguments]:
     return flags
 
 
-def _unreadable(flags: Mapping[str, Arguments], hints: Mapping[str, Any], program: str) -> str:
+def _unreadable(flags: Mapping[str, Arguments], hints: Mapping[str, object], program: str) -> str:
     """Which flag has words that its type cannot be read from, and what it could be."""
     for name, words in flags.items():
         hint = hints.get(name, bool)
@@ -158,7 +155,7 @@ def _unreadable(flags: Mapping[str, Arguments], hints: Mapping[str, Any], progra
     return f"the flags cannot be read; see {program} --help"
 
 
-def _is_readable(name: str, words: Arguments, hint: Any) -> bool:
+def _is_readable(name: str, words: Arguments, hint: object) -> bool:
     """Whether tyro takes the words behind a flag of this type where it is the only one."""
     alone = dataclasses.make_dataclass("Alone", [(name, hint)])
     try:

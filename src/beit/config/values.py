@@ -54,7 +54,7 @@ def _limits_of(config_type: type) -> dict[str, tuple[Limit, ...]]:
     return {name: tuple(of_field) for name, of_field in limits.items() if of_field}
 
 
-def _limits_in(hint: Any) -> Iterator[Limit]:
+def _limits_in(hint: object) -> Iterator[Limit]:
     """The limits in a type, at any depth."""
     yield from getattr(hint, "__metadata__", ())
     for part in typing.get_args(hint):
@@ -81,7 +81,7 @@ def _problem(value: Any, limit: Limit) -> str | None:
     return None if fits and math.isfinite(value) else problem
 
 
-def as_type(value: Any, hint: Any) -> Any:
+def as_type(value: object, hint: object) -> Any:
     """`value` as the type `hint` says, lists as tuples, or TypeError. Knows the few types that the package uses."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -98,7 +98,7 @@ def as_type(value: Any, hint: Any) -> Any:
         hints = options[:1] * len(value) if any_number else options
         if len(hints) == len(value):
             return tuple(map(as_type, value, hints))
-    elif hint is float and type(value) in (int, float):
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif hint is str and type(value) is int:
         return str(value)  # save_every: 500
@@ -107,7 +107,7 @@ def as_type(value: Any, hint: Any) -> Any:
     raise TypeError(f"{str(value)[:80]!r} is no {hint}")
 
 
-def in_words(hint: Any) -> str:
+def in_words(hint: object) -> str:
     """A type as a message names it."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
@@ -116,5 +116,5 @@ def in_words(hint: Any) -> str:
         return " or ".join(map(in_words, options))
     if origin is tuple:
         return f"{'several' if Ellipsis in options else len(options)} values"
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    words: dict[object, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     return words.get(hint, "null")

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from beit.presets.preset import Preset
+from beit.presets.preset import Preset, Values
 
 # Rates for a batch of `size`, to be scaled with the batch that is used.
-BATCH_64: Mapping[str, Any] = {"batch_size": 64, "lr_batch_size": 64}
-BATCH_512: Mapping[str, Any] = {"batch_size": 512, "lr_batch_size": 512}
-UNMIXED: Mapping[str, Any] = {"mixup": 0.0, "cutmix": 0.0}
+BATCH_64: Values = {"batch_size": 64, "lr_batch_size": 64}
+BATCH_512: Values = {"batch_size": 512, "lr_batch_size": 512}
+UNMIXED: Values = {"mixup": 0.0, "cutmix": 0.0}
 # The released commands for ImageNet-22k name neither mixup nor cutmix, and their script has none by itself.
-INTERMEDIATE: Mapping[str, Any] = {**UNMIXED, "epochs": 90.0, "warmup_epochs": 5.0, "drop_path_rate": 0.2}
-THIRTY_EPOCHS: Mapping[str, Any] = {"epochs": 30.0, "warmup_epochs": 5.0}
+INTERMEDIATE: Values = {**UNMIXED, "epochs": 90.0, "warmup_epochs": 5.0, "drop_path_rate": 0.2}
+THIRTY_EPOCHS: Values = {"epochs": 30.0, "warmup_epochs": 5.0}
 # After a supervised stage the weights are close: small rates, hardly any decay of weights, no mixing.
-FROM_22K: Mapping[str, Any] = {**BATCH_512, **UNMIXED, "lr": 2e-5, "weight_decay": 1e-8, **THIRTY_EPOCHS}
-TEN_EPOCHS_AT_384: Mapping[str, Any] = {"image_size": 384, "epochs": 10.0, "warmup_epochs": 1.0}
-LARGE: Mapping[str, Any] = {"epochs": 50.0, "warmup_epochs": 5.0, "layer_decay": 0.75}
+FROM_22K: Values = {**BATCH_512, **UNMIXED, "lr": 2e-5, "weight_decay": 1e-8, **THIRTY_EPOCHS}
+TEN_EPOCHS_AT_384: Values = {"image_size": 384, "epochs": 10.0, "warmup_epochs": 1.0}
+LARGE: Values = {"epochs": 50.0, "warmup_epochs": 5.0, "layer_decay": 0.75}
 
 RECIPES: Mapping[str, Preset] = {
     "base": Preset(

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from beit.presets.preset import Preset
+from beit.presets.preset import Preset, Values
 
-ADE20K_512: Mapping[str, Any] = {"reduce_zero_label": True, "resize": 512, "crop": 512}
-ADE20K_640: Mapping[str, Any] = {"reduce_zero_label": True, "resize": 640, "crop": 640}
+ADE20K_512: Values = {"reduce_zero_label": True, "resize": 512, "crop": 512}
+ADE20K_640: Values = {"reduce_zero_label": True, "resize": 640, "crop": 640}
 # After a supervised stage the weights are close: small rates, and nearly the same for all layers.
-FROM_CLASSIFIER: Mapping[str, Any] = {"lr": 3e-5, "layer_decay": 0.9}
-LARGE: Mapping[str, Any] = {"lr": 2e-5, "layer_decay": 0.95, "drop_path_rate": 0.2}
-FEW_IMAGES: Mapping[str, Any] = {
+FROM_CLASSIFIER: Values = {"lr": 3e-5, "layer_decay": 0.9}
+LARGE: Values = {"lr": 2e-5, "layer_decay": 0.95, "drop_path_rate": 0.2}
+FEW_IMAGES: Values = {
     **{"layer_decay": 0.75, "steps": None, "warmup_steps": None, "warmup_epochs": 1.0, "save_every": "2m"}
 }
 # On a CPU the decoder would take most of the time: few channels, and no auxiliary head to draw logits of every pixel.
-SMALL_DECODER: Mapping[str, Any] = {"channels": 64, "drop_path_rate": 0.05, "auxiliary_weight": 0.0}
-TINY: Mapping[str, Any] = {
+SMALL_DECODER: Values = {"channels": 64, "drop_path_rate": 0.05, "auxiliary_weight": 0.0}
+TINY: Values = {
     **{**FEW_IMAGES, **SMALL_DECODER, "epochs": 16.0, "batch_size": 8, "lr_batch_size": 8, "lr": 1e-3},
     **{"evaluations": 2, "log_every": 20},
 }

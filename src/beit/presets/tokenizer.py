@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from beit.presets.preset import Preset
+from beit.presets.preset import Preset, Values
 
 # Thousands of steps instead of millions: a high rate that falls all the way, and a temperature that stays soft.
-SHORT: Mapping[str, Any] = {
+SHORT: Values = {
     **{"batch_size": 32, "lr_batch_size": 32, "lr": 5e-3, "min_lr": 2.5e-4, "lr_steps": 1.0},
     **{"warmup_steps": 100, "kl_steps": 0.2, "final_temperature": 0.25, "temperature_steps": 1.0},
     **{"crop": "random_resized", "min_crop": 0.3, "clip_grad": 1.0, "ema_decay": 0.99, "save_every": "5m"},
 }
 # Tokens of 4 px, for a CPU.
-SMALL: Mapping[str, Any] = {**SHORT, "stride": 4, "width": 32, "vocab_size": 512, "kl_weight": 1.65}
+SMALL: Values = {**SHORT, "stride": 4, "width": 32, "vocab_size": 512, "kl_weight": 1.65}
 
 RECIPES: Mapping[str, Preset] = {
     "dalle": Preset(
