@@ -25,8 +25,8 @@ ALLOWED = {
     "models": {"config", "pixels"},
     "tokenizers": {"config", "pixels"},
     "training": {"atomic", "config", "visualize"},
-    "checkpoints": {"atomic", "models", "tokenizers", "config", "presets", "untrusted"},
-    "visualize": {"models", "tokenizers", "data", "masking", "config", "training"},
+    "checkpoints": {"atomic", "models", "tokenizers", "config", "presets"},
+    "visualize": {"atomic", "models", "tokenizers", "data", "masking", "config", "training"},
     "stages": {
         "checkpoints",
         "config",

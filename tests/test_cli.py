@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,15 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from beit import UserError
+from beit import UserError, presets
 from beit.cli.main import VERBS, main
-from beit.config.files import read_yaml, to_yaml
-from beit.config.finetune import FinetuneConfig
+from beit.config.files import plain, read_record, read_yaml, to_yaml
 from beit.config.pretrain import PretrainConfig
-from beit.config.probe import ProbeConfig
-from beit.config.segment import SegmentConfig
 from beit.config.tokenizer import TokenizerConfig
-from beit.presets import TABLES, configure
+from beit.config.values import flag_of
+from beit.presets import configure, find, recipes_of
 
 
 def run(*arguments: str) -> int:
@@ -52,7 +52,13 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_its_flags(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(verb, "--help") == 0
-    assert "usage" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"usage: beit {verb}" in text
+    flags = [flag_of(field.name) for field in dataclasses.fields(VERBS[verb].config)]
+    common = ["--preset", "--config", "--print-config", "--dry-run", "--overwrite"]
+    for flag in [*flags, *(common if verb in presets.VERBS else [])]:
+        assert re.search(rf"{flag}\b", text), flag
+    assert "annotated" not in text.lower(), "limits are no part of a type that a user reads"
 
 
 TRAINING = ["--data", "x", "--out", "y", "--tokenizer", "t"]
@@ -64,8 +70,18 @@ FINETUNE = ["--data", "x", "--out", "y", "--init", "i"]
     [
         (["pretrian"], "did you mean pretrain?"),
         (["pretrain", *TRAINING, "--stepz", "3"], "did you mean --steps?"),
-        (["pretrain", *TRAINING, "--lr", "fast"], "--lr"),
-        (["pretrain", *TRAINING, "--masking", "blocks"], "'block', 'random', 'none'"),
+        (
+            ["pretrain", *TRAINING, "--clip-grad", "null", "--lr", "fast"],
+            "--lr cannot be 'fast', but must be a number",
+        ),
+        (["pretrain", *TRAINING, "--image-size", "a"], "--image-size cannot be 'a'"),
+        (["pretrain", *TRAINING, "--steps"], "--steps needs a value"),
+        (["pretrain", *TRAINING, "--tensorboard", "3"], "Unrecognized options: 3"),
+        (["segment", "--data", "x", "--init", "i", "--out", "y", "--scale", "1"], "must be 2 values"),
+        (
+            ["pretrain", *TRAINING, "--masking", "blocks"],
+            "must be one of 'block', 'random', 'none'",
+        ),
         (["pretrain", "--tokenizer", "t"], "needs --data and --out"),
         (["pretrain", *TRAINING, "--steps", "3", "--epochs", "2"], "either --epochs or --steps"),
         (["pretrain", "--data", "x", "--out", "y"], "--tokenizer"),
@@ -128,37 +144,31 @@ def test_a_mistake_is_one_line_and_status_2(
     assert not output.out
 
 
+LIMITS = {
+    "pretrain": """
+        --patch-size 0, --num-heads 0, --width -4, --depth 0, --depth 513, --dropout 2, --drop-path-rate 1,
+        --mlp-ratio 0, --clip-grad -1, --ema-decay 2, --beta1 1.5, --weight-decay -1, --min-lr -1, --lr inf,
+        --warmup-steps -5, --max-megapixels 0, --min-crop 3, --min-crop 0, --flip 7, --color-jitter -1,
+        --batch-size 0, --steps 0, --holdout 1, --holdout 0, --max-bad nan, --image-size 0 16, --devices 0,
+        --workers -1, --limit 0""",
+    # Knobs with a default of the verb's own keep their limits.
+    "tokenizer": "--vocab-size 1, --width 0, --batch-size 0, --lr 0, --ema-decay 1, --kl-steps 0, --kl-weight -1",
+    "finetune": "--layer-decay 0, --layer-decay 2, --min-lr -1, --crop-pct 0, --label-share 0, --depth 0",
+    "segment": "--warmup-steps -1, --head-dropout 1, --crop 64 0, --stride 0, --power 0, --category-share 2",
+    "probe": "--knn 0, --knn-temperature 0, --eval-images 0, --warmup-epochs -1, --image-size -1",
+}
+
+
 @pytest.mark.parametrize(
-    "flag",
-    [
-        "--patch-size 0",
-        "--num-heads 0",
-        "--width -4",
-        "--depth 0",
-        "--dropout 2",
-        "--drop-path-rate 1",
-        "--mlp-ratio 0",
-        "--clip-grad -1",
-        "--ema-decay 2",
-        "--beta1 1.5",
-        "--weight-decay -1",
-        "--min-lr -1",
-        "--lr inf",
-        "--warmup-steps -5",
-        "--max-megapixels 0",
-        "--min-crop 3",
-        "--flip 7",
-        "--color-jitter -1",
-        "--batch-size 0",
-        "--steps 0",
-        "--holdout 1",
-        "--max-bad nan",
-    ],
+    ("verb", "flag"), [(verb, flag.strip()) for verb, flags in LIMITS.items() for flag in flags.split(",")]
 )
-def test_a_value_out_of_range_is_refused_by_its_flag(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("pretrain", *TRAINING, *flag.split()) == 2
+def test_a_value_out_of_range_is_refused_by_its_flag(
+    verb: str, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = {"pretrain": TRAINING, "tokenizer": FINETUNE[:4]}.get(verb, FINETUNE)
+    assert run(verb, *start, *flag.split()) == 2
     error = capsys.readouterr().err
-    assert flag.split()[0] in error
+    assert error.startswith(f"beit: {flag.split()[0]} must ")
     assert error.count("\n") == 1
 
 
@@ -187,7 +197,7 @@ def test_flags_beat_the_file_beats_the_preset_beats_the_defaults(
     values = resolved(
         capsys, "pretrain", *TRAINING, "--preset", "tiny", "--config", str(file), "--width", "48"
     )
-    tiny = TABLES[PretrainConfig]["tiny"].values
+    tiny = find(PretrainConfig, "tiny").values
     assert values["width"] == 48
     assert values["lr"] == 2e-3
     assert values["depth"] == tiny["depth"]
@@ -231,15 +241,25 @@ def test_a_printed_configuration_repeats_the_run(tmp_path: Path, capsys: pytest.
     assert resolved(capsys, "pretrain", "--config", str(file)) == first
 
 
-@pytest.mark.parametrize("config_type", TABLES)
-def test_every_preset_is_valid_and_survives_its_file(config_type: type, tmp_path: Path) -> None:
-    for name in TABLES[config_type]:
-        inits = {verb: {"init": "i"} for verb in (FinetuneConfig, SegmentConfig, ProbeConfig)}
-        extra = {PretrainConfig: {"tokenizer": "t"}, **inits}.get(config_type, {})
-        config = configure(config_type, name, data=("a", "b"), out="y", **extra)
+@pytest.mark.parametrize("verb", presets.VERBS)
+def test_every_preset_is_valid_and_survives_its_file(verb: str, tmp_path: Path) -> None:
+    config_type = VERBS[verb].config
+    start = {"tokenizer": {}, "pretrain": {"tokenizer": "t"}}.get(verb, {"init": "i"})
+    for name in recipes_of(verb):
+        config = configure(config_type, name, data=("a", "b"), out="y", **start)
         file = tmp_path / f"{name}.yaml"
         file.write_text(to_yaml(config, "a heading"))
         assert config_type(**read_yaml(file, config_type)) == config
+
+
+@pytest.mark.parametrize("verb", presets.VERBS)
+def test_a_configuration_of_an_earlier_release_is_read_unchanged(verb: str) -> None:
+    """Each was written by the release before `device`, from a preset and a few flags."""
+    file = Path(__file__).parent / "stored_configs" / f"{verb}.yaml"
+    config_type = VERBS[verb].config
+    config = config_type(**read_yaml(file, config_type))
+    assert plain(dataclasses.asdict(config)) == {**yaml.safe_load(file.read_text()), "device": "auto"}
+    assert read_record(file, config_type)[1] == []
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ TABLES = [
 
 
 @pytest.mark.parametrize(
-    ("config_type", "name", "wanted", "start"),
+    ("config_type", "name", "expected", "start"),
     [
         pytest.param(config_type, name, of_all | own, start, id=f"{config_type.__name__}-{name}")
         for config_type, table, of_all, start in TABLES
@@ -169,10 +169,10 @@ TABLES = [
     ],
 )
 def test_a_preset_is_what_was_published(
-    config_type: type[TrainingConfig], name: str, wanted: dict[str, Any], start: dict[str, str]
+    config_type: type[TrainingConfig], name: str, expected: dict[str, Any], start: dict[str, str]
 ) -> None:
     config = configure(config_type, name, data="x", out="y", **start)
-    assert {field: getattr(config, field) for field in wanted} == wanted
+    assert {field: getattr(config, field) for field in expected} == expected
     # Its rate is meant for its batch, but for the released probe, whose 256 images are those of one GPU.
     assert config.scaled(config.lr) == config.lr * (
         4 if (config_type, name) == (ProbeConfig, "released") else 1

@@ -152,4 +152,4 @@ def fake_sheet(verb: str, progress: float) -> object:
     if verb == "tokenizer":
         seen["from its tokens"] = (blurred(batch, 2 + int(14 * progress)) * 255).to(torch.uint8)
         seen["tokens"] = torch.stack([token_picture(one, VOCAB, 8) for one in tokens])
-    return contact_sheet(seen, row_names=[f"photos/landscape-{index}.jpg" for index in range(len(batch))])
+    return contact_sheet(seen)

@@ -58,12 +58,11 @@ def test_tokens_keep_their_colour_and_neighbours_differ() -> None:
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 300), st.integers(1, 60)), min_size=1, max_size=3),
     columns=st.integers(1, 3),
-    names=st.booleans(),
 )
-def test_a_sheet_shows_whatever_it_is_given(sizes: list[tuple[int, int]], columns: int, names: bool) -> None:
+def test_a_sheet_shows_whatever_it_is_given(sizes: list[tuple[int, int]], columns: int) -> None:
     rows = [torch.rand(3, *size) for size in sizes]
     captions = {f"{'very ' * 20}long caption {index}": rows for index in range(columns)}
-    sheet = pictures.contact_sheet(captions, ["folder/" * 50] * len(rows) if names else ())
+    sheet = pictures.contact_sheet(captions)
     assert sheet.mode == "RGB"
     assert sheet.width < columns * 330 + 40
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
+import difflib
 import io
 import math
-import re
 import typing
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import tyro
 
 from beit.config.errors import UserError
+from beit.config.files import layered, read_yaml
 from beit.config.run import TrainingConfig
+from beit.config.values import flag_of, in_words
+from beit.presets import find
+from beit.presets.preset import Values
 
 Arguments = list[str]
+Config = TypeVar("Config")
 
 
 def name_words(config_type: type, fields: Sequence[str], arguments: Arguments) -> Arguments:
@@ -23,119 +31,136 @@ def name_words(config_type: type, fields: Sequence[str], arguments: Arguments) -
         return arguments
     hints = typing.get_type_hints(config_type)
     words: Arguments = []
-    rest: Arguments = []
+    flags: Arguments = []
     room: float = 0  # how many more words the last flag takes
     for argument in arguments:
-        if argument.startswith("-"):
-            name, value, _ = argument.removeprefix("--").replace("-", "_").partition("=")
-            room = 0 if value else _words_of(hints.get(name, bool))
-        elif room < 1:
+        if not argument.startswith("-") and room < 1:
             words.append(argument)
             continue
-        else:
-            room -= 1
-        rest.append(argument)
-    named: Arguments = []
-    for index, field in enumerate(fields):
-        own = words[index:] if index == len(fields) - 1 else words[index : index + 1]
-        named += [f"--{field}", *own] if own else []
-    return [*named, *rest]
+        room -= 1
+        if argument.startswith("-"):
+            name, value, _ = argument.removeprefix("--").replace("-", "_").partition("=")
+            room = 0 if value else _capacity(hints.get(name, bool))
+        flags.append(argument)
+    for field in fields[:-1]:
+        flags += [flag_of(field), words.pop(0)] if words else []
+    return [*flags, flag_of(fields[-1]), *words] if words else flags
 
 
-def _words_of(hint: Any) -> float:
+def _capacity(hint: object) -> float:
     """How many words a flag of this type takes."""
     kinds = [typing.get_origin(kind) for kind in (hint, *typing.get_args(hint))]
     return 0 if hint is bool else math.inf if tuple in kinds else 1
 
 
-def parse(config_type: type, arguments: Arguments, layers: Sequence[dict[str, Any]], program: str) -> Any:
+def take_common(arguments: Arguments) -> tuple[argparse.Namespace, Arguments]:
+    """The flags of every training verb that are no knobs: `preset`, `config`, `print_config`, `dry_run` and
+    `overwrite`; and the other arguments."""
+    try:
+        return _common_flags().parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        problem = error.message.replace("expected one argument", "needs a value")
+        raise UserError(f"{error.argument_name} {problem}") from None
+
+
+def _common_flags() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False, exit_on_error=False
+    )
+    group = parser.add_argument_group("common to all training")
+    group.add_argument("--preset", metavar="NAME", help="start from a recipe of `beit presets`")
+    below = "values from a YAML file, over the preset and under the flags"
+    group.add_argument("--config", metavar="FILE", help=below)
+    stop = "print the resolved configuration and stop"
+    group.add_argument("--print-config", action="store_true", help=stop)
+    group.add_argument("--dry-run", action="store_true", help="print what would be done and stop")
+    group.add_argument("--overwrite", action="store_true", help="delete the run in --out and start afresh")
+    return parser
+
+
+def layers_below(config_type: type[TrainingConfig], preset: str | None, file: str | None) -> list[Values]:
+    """What lies between the defaults and the flags: the values of a preset and of a file, where they are named."""
+    layers: list[Values] = []
+    if preset is not None:
+        layers.append(find(config_type, preset).values)
+    if file is not None:
+        layers.append(read_yaml(file, config_type))
+    return layers
+
+
+def parse(config_type: type[Config], arguments: Arguments, layers: Sequence[Values], program: str) -> Config:
     """Flags over `layers` over defaults, as a validated `config_type`.
 
     tyro parses an unvalidated twin of the class, so that a value missing from one layer may come from the
-    next; what tyro has to say against the flags is said again in one line.
+    next. Its boxed complaints are not shown: what is wrong is said in one line.
     """
-    import tyro
-
-    from beit.config.files import EXCLUSIVE, layered
-
-    _refuse_repetition(arguments)
     arguments = ["None" if argument == "null" else argument for argument in arguments]
+    flags = words_by_flag(arguments)
+    below = layered(config_type, layers)
+    hints = typing.get_type_hints(config_type)
+    names = [field.name for field in dataclasses.fields(config_type)]  # type: ignore[arg-type]
     twin = type(config_type.__name__, (config_type,), {"__post_init__": lambda self: None})
-    known = layered(config_type, layers)
-    fields = dataclasses.fields(config_type)
-    default = twin(**{field.name: known.get(field.name, tyro.MISSING) for field in fields})
-    complaint = io.StringIO()
+    default = twin(**{name: below.get(name, tyro.MISSING) for name in names})
     try:
-        with contextlib.redirect_stderr(complaint):
-            parsed = tyro.cli(
-                twin, prog=program, args=arguments, default=default, description=config_type.__doc__
+        with contextlib.redirect_stderr(io.StringIO()):
+            parsed, unknown = tyro.cli(
+                twin,
+                prog=program,
+                args=arguments,
+                default=default,
+                description=config_type.__doc__,
+                return_unknown_args=True,
             )
     except SystemExit as leave:
-        if leave.code:
-            raise UserError(_one_line(complaint.getvalue(), program)) from None
-        if issubclass(config_type, TrainingConfig):
-            print(_COMMON_HELP, end="")
-        raise
-    values = {field.name: getattr(parsed, field.name) for field in fields}
-    given = {argument.split("=")[0][2:].replace("-", "_") for argument in arguments if argument[:2] == "--"}
-    for group in EXCLUSIVE:
-        said = [name for name in group if name in given]
-        if len(said) == 1:
-            values.update({name: None for name in group if name in values and name != said[0]})
-    return config_type(**values)
+        if not leave.code:
+            if issubclass(config_type, TrainingConfig):
+                print("\n" + _common_flags().format_help(), end="")
+            raise
+        missing = [flag_of(name) for name in names if name not in below and name not in flags]
+        needs = f"{program} needs {' and '.join(missing)}; {program} --help explains"
+        raise UserError(needs if missing else _unreadable(flags, hints, program)) from None
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], map(flag_of, names), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"see {program} --help"
+        raise UserError(f"Unrecognized options: {', '.join(unknown)}; {hint}")
+    values = {name: getattr(parsed, name) for name in names if name in flags or f"no_{name}" in flags}
+    return config_type(**layered(config_type, [*layers, values]))
 
 
-def _refuse_repetition(arguments: Arguments) -> None:
-    flags = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
-    for flag in flags:
-        if flags.count(flag) > 1:
-            raise UserError(f"{flag} is given twice; give it once, with all its values behind it")
+def words_by_flag(arguments: Arguments) -> dict[str, Arguments]:
+    """The words behind each flag, under the name of its field."""
+    flags: dict[str, Arguments] = {}
+    words: Arguments = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            flag, equals, value = argument.partition("=")
+            name = flag.removeprefix("--").replace("-", "_")
+            if name in flags:
+                raise UserError(f"{flag} is given twice; give it once, with all its values behind it")
+            words = flags[name] = [value] if equals else []
+        else:
+            words.append(argument)
+    return flags
 
 
-_COMMON_HELP = """
---preset NAME      start from a recipe of `beit presets`
---config FILE      values from a YAML file, over the preset and under the flags
---print-config     print the resolved configuration and stop
---dry-run          print what would be done and stop
---overwrite        delete the run in --out and start afresh
-"""
+def _unreadable(flags: Mapping[str, Arguments], hints: Mapping[str, object], program: str) -> str:
+    """Which flag has words that its type cannot be read from, and what it could be."""
+    for name, words in flags.items():
+        hint = hints.get(name, bool)
+        if hint is bool or _is_readable(name, words, hint):
+            continue
+        if not words:
+            return f"{flag_of(name)} needs a value"
+        return f"{flag_of(name)} cannot be {' '.join(words)!r}, but must be {in_words(hint)}"
+    return f"the flags cannot be read; see {program} --help"
 
 
-def take_layers(config_type: type, arguments: Arguments) -> tuple[Arguments, list[dict[str, Any]]]:
-    """Take ``--preset NAME`` and ``--config FILE`` out of `arguments`; give the rest and their values."""
-    from beit.config.files import read_yaml
-    from beit.presets import find
-
-    rest, preset, file = list(arguments), None, None
-    for flag in ("--preset", "--config"):
-        value = None
-        for index, argument in enumerate(rest):
-            if argument == flag or argument.startswith(flag + "="):
-                used = 1 if "=" in argument else 2
-                if len(rest) < index + used:
-                    raise UserError(f"{flag} needs a value")
-                value = argument.partition("=")[2] if used == 1 else rest[index + 1]
-                del rest[index : index + used]
-                break
-        preset, file = (value, file) if flag == "--preset" else (preset, value)
-    layers = []
-    if preset is not None:
-        layers.append(dict(find(config_type, preset).values))
-    if file is not None:
-        layers.append(read_yaml(file, config_type))
-    return rest, layers
-
-
-def _one_line(complaint: str, program: str) -> str:
-    """tyro's box as one line: what is wrong, and the flags that were perhaps meant."""
-    text = re.sub(r"[│╭╮╰╯|+]", " ", complaint)
-    parts = [" ".join(part.split()).strip("─- ") for part in re.split(r"[─-]{3,}", text)]
-    heading, body, *rest = [part for part in parts if part]
-    flags = re.compile(r"(?<![\w`-])--[a-z][\w-]*")
-    if heading.startswith("Required"):
-        return f"{program} needs {' and '.join(flags.findall(body))}; {program} --help explains"
-    if failed := re.search(r"Error parsing (--\S+): .*?(?:\[?'([^']*)'\]?)", body):
-        return f"{failed[1]} cannot be {failed[2]!r}; see {program} --help"
-    meant = flags.findall(rest[0]) if rest and rest[0].startswith("Perhaps") else []
-    hint = f"; did you mean {' or '.join(dict.fromkeys(meant))}?" if meant else f"; see {program} --help"
-    return body.rstrip(".") + hint
+def _is_readable(name: str, words: Arguments, hint: object) -> bool:
+    """Whether tyro takes the words behind a flag of this type where it is the only one."""
+    alone = dataclasses.make_dataclass("Alone", [(name, hint)])
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            tyro.cli(alone, args=[flag_of(name), *words], return_unknown_args=True)
+    except SystemExit:
+        return False
+    return True

@@ -6,17 +6,18 @@ standard error), 75 interrupted and saved.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import select
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, NoReturn
 
-from beit.cli.flags import Arguments, name_words, parse, take_layers
+from beit.cli.flags import Arguments, layers_below, name_words, parse, take_common
 from beit.cli.launch import launch
 from beit.config.errors import Interrupted, RunFailed, UserError
+from beit.config.files import to_yaml
 from beit.config.finetune import FinetuneConfig
 from beit.config.pretrain import PretrainConfig
 from beit.config.probe import ProbeConfig
@@ -35,46 +36,34 @@ from beit.config.use import (
 )
 
 
-@dataclass(frozen=True)
-class Verb:
-    """One command: the configuration it takes, the module and function that run it."""
+class Verb(NamedTuple):
+    """One command: the configuration it takes, and the module with the function of its name that runs it."""
 
     config: type
-    run: str
+    module: str
     help: str
-    positional: str = ""
+    words: tuple[str, ...] = ()
     """The fields that take the words without a flag, in order; the last takes all that remain."""
 
 
 VERBS: dict[str, Verb] = {
-    "demo": Verb(DemoConfig, "demo:demo", "the whole story on built-in images, in minutes on a CPU"),
-    "check": Verb(CheckConfig, "check.run:check", "look a data set over before anything is trained"),
-    "tokenizer": Verb(TokenizerConfig, "tokenizer:tokenizer", "train the visual tokenizer"),
-    "pretrain": Verb(PretrainConfig, "pretrain:pretrain", "masked image modelling"),
-    "finetune": Verb(
-        FinetuneConfig,
-        "finetune:finetune",
-        "classification, from a pre-trained model or from scratch",
-    ),
+    "demo": Verb(DemoConfig, "demo", "the whole story on built-in images, in minutes on a CPU"),
+    "check": Verb(CheckConfig, "check.run", "look a data set over before anything is trained"),
+    "tokenizer": Verb(TokenizerConfig, "tokenizer", "train the visual tokenizer"),
+    "pretrain": Verb(PretrainConfig, "pretrain", "masked image modelling"),
+    "finetune": Verb(FinetuneConfig, "finetune", "classification, from a pre-trained model or from scratch"),
     "segment": Verb(
-        SegmentConfig,
-        "segment:segment",
-        "a class for every pixel, from a pre-trained model or from scratch",
+        SegmentConfig, "segment", "a class for every pixel, from a pre-trained model or from scratch"
     ),
-    "probe": Verb(ProbeConfig, "probe.run:probe", "linear classifiers and k-NN on every layer of an encoder"),
-    "evaluate": Verb(EvaluateConfig, "evaluate.run:evaluate", "how good a model is on images"),
-    "predict": Verb(
-        PredictConfig, "predict.run:predict", "labels, tokens or features of new images", "images"
-    ),
-    "info": Verb(InfoConfig, "info:info", "what a run or model is, and where a run stands", "path"),
-    "report": Verb(ReportConfig, "report:report", "one offline page about one or several runs", "runs"),
+    "probe": Verb(ProbeConfig, "probe.run", "linear classifiers and k-NN on every layer of an encoder"),
+    "evaluate": Verb(EvaluateConfig, "evaluate.run", "how good a model is on images"),
+    "predict": Verb(PredictConfig, "predict.run", "labels, tokens or features of new images", ("images",)),
+    "info": Verb(InfoConfig, "info", "what a run or model is, and where a run stands", ("path",)),
+    "report": Verb(ReportConfig, "report", "one offline page about one or several runs", ("runs",)),
     "convert": Verb(
-        ConvertConfig,
-        "convert:convert",
-        "write a model in the format of another library",
-        "source destination",
+        ConvertConfig, "convert", "write a model in the format of another library", ("source", "destination")
     ),
-    "presets": Verb(PresetsConfig, "presets:presets", "recipes and released models by name"),
+    "presets": Verb(PresetsConfig, "presets", "recipes and released models by name"),
 }
 
 
@@ -82,103 +71,30 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        sys.exit(_dispatch(arguments))
-    except UserError as error:
-        _complain(error)
-        sys.exit(2)
+        status = _dispatch(arguments)
+        sys.stdout.flush()
+    except (UserError, Interrupted, RunFailed) as error:
+        _complain(error, everywhere=isinstance(error, RunFailed))
+        status = 2 if isinstance(error, UserError) else 75 if isinstance(error, Interrupted) else 1
     except KeyboardInterrupt:
         _complain("interrupted at once, without saving")
-        sys.exit(1)
+        status = 1
+    except OSError as error:
+        if not _reader_left(error):
+            cause = error.filename or "the operating system"
+            _complain(f"{cause}: {error.strerror or error}", everywhere=True)
+        status = 1
+    sys.exit(status)
 
 
 def _complain(message: object, everywhere: bool = False) -> None:
-    """One line on standard error; of what all ranks find alike only the first speaks, unless `everywhere`."""
+    """One line on standard error; of what all ranks meet alike only the first speaks, unless `everywhere`."""
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0 or everywhere:
         print(f"beit{f' (rank {rank})' if rank else ''}: {message}", file=sys.stderr)
 
 
-def _dispatch(arguments: Arguments) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview())
-        return 0
-    if arguments[0] == "--version":
-        from importlib.metadata import version
-
-        print(version("beit"))
-        return 0
-    verb = VERBS.get(arguments[0])
-    if verb is None:
-        import difflib
-
-        near = difflib.get_close_matches(arguments[0], VERBS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(VERBS)}"
-        raise UserError(f"there is no command {arguments[0]!r}; {hint}")
-    return _run(arguments[0], verb, arguments[1:])
-
-
-def _overview() -> str:
-    width = max(map(len, VERBS))
-    lines = [f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items()]
-    return "\n".join(
-        [
-            "usage: beit COMMAND [--flags]",
-            "",
-            "Learn vision models from unlabelled images (BEiT).",
-            "",
-            *lines,
-            "",
-            "beit COMMAND --help lists its flags.",
-        ]
-    )
-
-
-def _run(name: str, verb: Verb, arguments: Arguments) -> int:
-    given = list(arguments)
-    training = issubclass(verb.config, TrainingConfig)
-    arguments = name_words(verb.config, verb.positional.split(), arguments)
-    switches = {"--print-config": False, "--dry-run": False, "--overwrite": False}
-    layers: list[dict[str, Any]] = []
-    if training:
-        arguments, layers = take_layers(verb.config, arguments)
-        for switch in switches:
-            switches[switch] = switch in arguments
-            arguments = [argument for argument in arguments if argument != switch]
-    config = parse(verb.config, arguments, layers, f"beit {name}")
-    if switches["--print-config"]:
-        from beit.config.files import to_yaml
-
-        print(to_yaml(config, f"beit {name} --config THIS-FILE"), end="")
-        return 0
-    if isinstance(config, TrainingConfig) and (count := _ranks_to_start(config)) > 1:
-        return launch(count, [name, *given])
-    module, function = verb.run.split(":")
-    run = getattr(importlib.import_module(f"beit.recipes.{module}"), function)
-    options = {"dry_run": switches["--dry-run"], "overwrite": switches["--overwrite"]} if training else {}
-    return _guarded(run, config, options)
-
-
-def _guarded(run: Any, config: object, options: dict[str, bool]) -> int:
-    """Call a recipe; an interrupted run that was saved ends with status 75."""
-    try:
-        run(config, **options)
-        sys.stdout.flush()
-    except Interrupted as stop:
-        _complain(stop)
-        return 75
-    except RunFailed as stop:
-        _complain(stop, everywhere=True)
-        return 1
-    except OSError as error:
-        if not _nobody_reads(error):
-            _complain(
-                f"{error.filename or 'the operating system'}: {error.strerror or error}", everywhere=True
-            )
-        return 1
-    return 0
-
-
-def _nobody_reads(error: OSError) -> bool:
+def _reader_left(error: OSError) -> bool:
     """Whether `error` is that the reader of standard output has left (`beit predict … | head`)."""
     if sys.platform == "win32" or not isinstance(error, BrokenPipeError):
         return False
@@ -191,12 +107,68 @@ def _nobody_reads(error: OSError) -> bool:
     return True
 
 
+def _dispatch(arguments: Arguments) -> int:
+    """Run one command; the exit status."""
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        print(_overview())
+    elif name == "--version":
+        from importlib.metadata import version
+
+        print(version("beit"))
+    elif name not in VERBS:
+        near = difflib.get_close_matches(name, VERBS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(VERBS)}"
+        raise UserError(f"there is no command {name!r}; {hint}")
+    elif issubclass(VERBS[name].config, TrainingConfig):
+        return _train(name, arguments[1:])
+    else:
+        verb = VERBS[name]
+        words = name_words(verb.config, verb.words, arguments[1:])
+        _function(name)(parse(verb.config, words, [], f"beit {name}"))
+    return 0
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
+    return (
+        "usage: beit COMMAND [--flags]\n\nLearn vision models from unlabelled images (BEiT).\n\n"
+        f"{verbs}\n\nbeit COMMAND --help lists its flags."
+    )
+
+
+def _train(name: str, arguments: Arguments) -> int:
+    """Run a command that trains, in as many processes as it takes; the exit status."""
+    config_type: type[TrainingConfig] = VERBS[name].config
+    common, flags = take_common(arguments)
+    layers = layers_below(config_type, common.preset, common.config)
+    config: TrainingConfig = parse(config_type, flags, layers, f"beit {name}")
+    if common.print_config:
+        print(to_yaml(config, f"beit {name} --config THIS-FILE"), end="")
+        return 0
+    if (count := _ranks_to_start(config)) > 1:
+        return launch(count, [name, *arguments])
+    _function(name)(config, dry_run=common.dry_run, overwrite=common.overwrite)
+    return 0
+
+
+def _function(name: str) -> Callable[..., object]:
+    """What runs a command."""
+    function: Callable[..., object] = getattr(
+        importlib.import_module(f"beit.recipes.{VERBS[name].module}"), name
+    )
+    return function
+
+
 def _ranks_to_start(config: TrainingConfig) -> int:
     """Processes to start for ``--devices``; 1 inside a rank that torchrun or :mod:`beit.cli.launch` has started."""
     if "RANK" in os.environ:
         return 1
     if config.devices != "auto":
         return config.devices
+    if config.device in ("cpu", "mps"):
+        return 1
     import torch
 
     return max(1, torch.cuda.device_count())

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Annotated, Literal, overload
 
-from beit.config.errors import UserError, require, require_not_negative, require_positive, require_share
+from annotated_types import Ge, Le
+
+from beit.config.errors import UserError, require
+from beit.config.values import NonNegativeFloat, PositiveFloat, PositiveInt, ShareBelowOne, check_limits
 
 PIXEL_STATISTICS = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -18,7 +21,7 @@ DALLE_PIXELS = ((-0.125, -0.125, -0.125), (1.25, 1.25, 1.25))
 MAX_DEPTH = 512
 """Blocks of a network: a file that asks for a million is an attack."""
 
-Sides = tuple[int, int]
+Sides = tuple[PositiveInt, PositiveInt]
 """Height and width in pixels."""
 
 
@@ -34,30 +37,36 @@ def sides(value: int | Sides | None) -> Sides | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
+class EncoderKnobs:
+    """What an encoder's architecture and the flags of `beit pretrain` have in common (defaults: BEiT-base)."""
+
+    patch_size: PositiveInt = 16
+    """Side of a patch in pixels."""
+    width: PositiveInt = 768
+    """Channels of every token."""
+    depth: Annotated[PositiveInt, Le(MAX_DEPTH)] = 12
+    """Transformer blocks."""
+    num_heads: PositiveInt = 12
+    """Attention heads; their number must divide `width`."""
+    mlp_ratio: PositiveFloat = 4.0
+    """Hidden width of the MLP as a multiple of `width`."""
+    layer_scale_init: NonNegativeFloat | None = 0.1
+    """First value of LayerScale; null for none (the paper's plain ViT)."""
+    drop_path_rate: ShareBelowOne = 0.1
+    """Stochastic depth of the last block; it grows linearly from 0 at the first."""
+    dropout: ShareBelowOne = 0.0
+    """Dropout after the MLP and the attention projection."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(EncoderKnobs):
     """Architecture of a :class:`beit.BeitEncoder` (paper section 2.5 and table 12; defaults: BEiT-base)."""
 
-    image_size: tuple[int, int] = (224, 224)
+    image_size: Sides = (224, 224)
     """Height and width in pixels that the position information is stored for; multiples of `patch_size`."""
-    patch_size: int = 16
-    """Side of a square patch in pixels."""
-    width: int = 768
-    """Channels of every token."""
-    depth: int = 12
-    """Transformer blocks."""
-    num_heads: int = 12
-    """Attention heads; must divide `width`."""
-    mlp_ratio: float = 4.0
-    """Hidden width of the MLP as a multiple of `width`."""
     position: Literal["shared_bias", "block_bias", "absolute", "none"] = "shared_bias"
     """One relative position bias for all blocks, one for each block, learned absolute embeddings, or none."""
-    layer_scale_init: float | None = 0.1
-    """First value of LayerScale; null for none (the paper's plain ViT)."""
-    drop_path_rate: float = 0.1
-    """Stochastic depth of the last block; it grows linearly from 0 at the first."""
-    dropout: float = 0.0
-    """Dropout after the MLP and the attention projection."""
-    layer_norm_eps: float = 1e-6
+    layer_norm_eps: NonNegativeFloat = 1e-6
     """Epsilon of every LayerNorm."""
     pixel_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Subtracted from images in [0, 1], per channel."""
@@ -65,30 +74,17 @@ class EncoderConfig:
     """Divides images after the subtraction, per channel."""
 
     def __post_init__(self) -> None:
-        require_positive(
-            {
-                "--patch-size": self.patch_size,
-                "--width": self.width,
-                "--depth": self.depth,
-                "--num-heads": self.num_heads,
-                "--mlp-ratio": self.mlp_ratio,
-            }
-        )
-        require(self.depth <= MAX_DEPTH, f"--depth must be at most {MAX_DEPTH}, not {self.depth}")
-        rates = {"--layer-scale-init": self.layer_scale_init, "--layer-norm-eps": self.layer_norm_eps}
-        require_not_negative(rates)
-        require_share({"--drop-path-rate": self.drop_path_rate, "--dropout": self.dropout}, below_one=True)
-        if any(side % self.patch_size or side <= 0 for side in self.image_size):
+        check_limits(self)
+        if any(side % self.patch_size for side in self.image_size):
             raise UserError(
                 f"--image-size {'x'.join(map(str, self.image_size))} is not a multiple of "
                 f"--patch-size {self.patch_size}; choose a multiple"
             )
         if self.width % self.num_heads:
             raise UserError(f"--width {self.width} is not divisible by --num-heads {self.num_heads}")
-        for name, pixel in (("--pixel-mean", self.pixel_mean), ("--pixel-std", self.pixel_std)):
-            least = -math.inf if name == "--pixel-mean" else 0
-            if not all(least < value < math.inf for value in pixel):
-                raise UserError(f"{name} cannot be {pixel}, for images in [0, 1]")
+        for name, pixel, least in (("mean", self.pixel_mean, -math.inf), ("std", self.pixel_std, 0)):
+            fits = all(least < value < math.inf for value in pixel)
+            require(fits, f"--pixel-{name} cannot be {pixel}, for images in [0, 1]")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -97,31 +93,30 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiscreteVAEConfig:
-    """Architecture of a :class:`beit.tokenizers.DiscreteVAE` (DALL-E, arXiv 2102.12092; defaults: OpenAI's)."""
+class DiscreteVAEKnobs:
+    """What a tokenizer's architecture and the flags of `beit tokenizer` have in common (defaults: OpenAI's)."""
 
-    vocab_size: int = 8192
+    vocab_size: Annotated[int, Ge(2)] = 8192
     """Entries of the codebook."""
-    width: int = 256
+    width: PositiveInt = 256
     """Channels after the first layer; each group of blocks doubles them."""
     stride: int = 8
     """Pixels per token along each axis; a power of two. The number of groups is log2(stride) + 1."""
-    blocks_per_group: int = 2
+    blocks_per_group: PositiveInt = 2
     """Residual blocks in each group."""
-    code_width: int = 128
+    code_width: PositiveInt = 128
     """Channels of a codebook entry as the decoder receives it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteVAEConfig(DiscreteVAEKnobs):
+    """Architecture of a :class:`beit.tokenizers.DiscreteVAE` (DALL-E, arXiv 2102.12092; defaults: OpenAI's)."""
+
     image_size: tuple[int, int] = (112, 112)
     """Height and width in pixels that the tokenizer is meant for; it runs at any multiple of `stride`."""
 
     def __post_init__(self) -> None:
-        require_positive(
-            {
-                "--width": self.width,
-                "--code-width": self.code_width,
-                "--blocks-per-group": self.blocks_per_group,
-            }
-        )
-        require(self.vocab_size > 1, f"--vocab-size must be at least 2, not {self.vocab_size}")
+        check_limits(self)
         if self.stride < 2 or self.stride & (self.stride - 1):
             raise UserError(f"--stride {self.stride} is not a power of two of at least 2")
         blocks = self.blocks_per_group * self.stride.bit_length()
@@ -131,8 +126,7 @@ class DiscreteVAEConfig:
                 f"tokenizer image size {'x'.join(map(str, self.image_size))} is not a multiple of "
                 f"--stride {self.stride}"
             )
-        if self.width % 4:
-            raise UserError(f"--width {self.width} of a tokenizer must be a multiple of 4")
+        require(self.width % 4 == 0, f"--width {self.width} of a tokenizer must be a multiple of 4")
 
 
 def default_crop(image_size: tuple[int, int]) -> float:

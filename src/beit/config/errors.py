@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 
@@ -35,22 +34,3 @@ def given_by(flag: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise error if str(error).startswith("--") else UserError(f"{flag}: {error}") from error
-
-
-def require_positive(values: Mapping[str, float | None]) -> None:
-    """UserError naming the first flag whose value is not a finite number above 0; None passes."""
-    for flag, value in values.items():
-        require(value is None or 0 < value < math.inf, f"{flag} must be positive, not {value}")
-
-
-def require_share(values: Mapping[str, float | None], *, below_one: bool = False) -> None:
-    """UserError naming the first flag whose value is not between 0 and 1; None passes."""
-    for flag, value in values.items():
-        fits = value is None or (0 <= value < 1 if below_one else 0 <= value <= 1)
-        require(fits, f"{flag} must be at least 0 and {'below' if below_one else 'at most'} 1, not {value}")
-
-
-def require_not_negative(values: Mapping[str, float | None]) -> None:
-    """UserError naming the first flag whose value is below 0 or not finite; None passes."""
-    for flag, value in values.items():
-        require(value is None or 0 <= value < math.inf, f"{flag} must not be negative, but is {value}")

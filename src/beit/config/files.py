@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from beit.config.errors import UserError
-from beit.config.values import as_type
+from beit.config.values import as_type, in_words
 
 EXCLUSIVE = (("steps", "epochs"), ("warmup_steps", "warmup_epochs"), ("label_share", "labels_per_class"))
 """Two ways to say one thing: a layer that says one of them silences the other in the layers below."""
@@ -54,50 +54,39 @@ def read_yaml(path: str | Path, config_type: type) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read, a key is unknown, or a value has the wrong type.
     """
-    given, hints = f"--config {path}", typing.get_type_hints(config_type)
-    values = _loaded(path, given)
-    for key in values:
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"{given}: unknown key {key!r}{hint}")
-    return _checked(values, hints, given)
+    name = f"--config {path}"
+    values, unknown = _read(path, name, config_type)
+    for key in unknown:
+        near = difflib.get_close_matches(key, typing.get_type_hints(config_type), n=1)
+        raise UserError(f"{name}: unknown key {key!r}{f'; did you mean {near[0]}?' if near else ''}")
+    return values
 
 
 def read_record(path: str | Path, config_type: type) -> tuple[dict[str, Any], list[str]]:
     """The fields that a run's own configuration at `path` gives, checked as by :func:`read_yaml`, and those of its
     keys that are none: a run may be older or newer than this program."""
-    hints = typing.get_type_hints(config_type)
-    values = _loaded(path, str(path))
-    known = {key: value for key, value in values.items() if key in hints}
-    return _checked(known, hints, str(path)), [str(key) for key in values if key not in hints]
+    return _read(path, str(path), config_type)
 
 
-def _loaded(path: str | Path, name: str) -> dict[Any, Any]:
-    """What the YAML file at `path`, called `name` in messages, says."""
+def _read(path: str | Path, name: str, config_type: type) -> tuple[dict[str, Any], list[str]]:
+    """The fields that the YAML file at `path`, called `name` in messages, gives, and its keys that are none."""
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{name} is not valid YAML: {reason}") from error
+        raise UserError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{name} must hold one `name: value` a line")
-    return values
-
-
-def _checked(values: Mapping[str, Any], hints: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """`values` as the types in `hints`; UserError naming the file `name` where one is of another."""
-    checked = {}
-    for key, value in values.items():
+    hints = typing.get_type_hints(config_type)
+    fields = {}
+    for key in [key for key in values if key in hints]:
         try:
-            checked[key] = as_type(value, hints[key])
+            fields[key] = as_type(values[key], hints[key])
         except TypeError:
-            wanted = str(hints[key]).replace("typing.", "").replace("NoneType", "null")
-            wanted = re.sub(r"<class '(\w+)'>", r"\1", wanted)
-            raise UserError(f"{name}: {key} is {value!r}, but must be {wanted}") from None
-    return checked
+            expected = in_words(hints[key])
+            raise UserError(f"{name}: {key} is {values[key]!r}, but must be {expected}") from None
+    return fields, [str(key) for key in values if key not in hints]
 
 
 def layered(config_type: type, layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -109,8 +98,7 @@ def layered(config_type: type, layers: Iterable[Mapping[str, Any]]) -> dict[str,
     }
     for layer in layers:
         for group in EXCLUSIVE:
-            said = [name for name in group if layer.get(name) is not None]
-            if len(said) == 1:
+            if sum(layer.get(name) is not None for name in group) == 1:
                 values.update({name: None for name in group if name in values})
         values.update(layer)
     return values

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from beit.config.architecture import Sides, sides
-from beit.config.errors import UserError, require, require_not_negative, require_positive, require_share
+from beit.config.architecture import Sides
+from beit.config.errors import require
 from beit.config.start import StartConfig
+from beit.config.values import NonNegativeFloat, PositiveInt, PositiveShare, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,41 +23,41 @@ class FinetuneConfig(StartConfig):
     """File of labels: .csv (`image,class;class` in each line) or .json ({image: [classes]}); null: class folders."""
     multilabel: bool = False
     """An image may have several classes, or none: a yes or no for each class (binary cross-entropy)."""
-    label_share: float | None = None
+    label_share: PositiveShare | None = None
     """Learn from this share of the labels alone: a seeded choice, the same share of each class."""
-    labels_per_class: int | None = None
+    labels_per_class: PositiveInt | None = None
     """Learn from this many labels of each class alone: a seeded choice."""
 
-    image_size: int | Sides | None = None
+    image_size: PositiveInt | Sides | None = None
     """Side of the images, or height and width, in pixels; null for that of `init`."""
     pool: Literal["mean", "cls"] | None = None
     """Classify the mean of the patches, or the class token; null for what a classifier in `init` does, else mean."""
-    init_scale: float = 0.001
+    init_scale: NonNegativeFloat = 0.001
     """Scale of a new head's first weights."""
 
-    mixup: float = 0.8
+    mixup: NonNegativeFloat = 0.8
     """Alpha of mixup; 0 for none."""
-    cutmix: float = 1.0
+    cutmix: NonNegativeFloat = 1.0
     """Alpha of cutmix; 0 for none."""
-    cutmix_share: float = 0.5
+    cutmix_share: Share = 0.5
     """Share of the batches that are cut instead of mixed, where both are on."""
-    label_smoothing: float = 0.1
+    label_smoothing: Share = 0.1
     """Share of the target that is spread over all classes."""
     randaugment: float = 9.0
     """Magnitude of RandAugment from 0 to 10; 0 for none."""
-    randaugment_std: float = 0.5
+    randaugment_std: NonNegativeFloat = 0.5
     """Standard deviation of the magnitude."""
-    erasing: float = 0.25
+    erasing: Share = 0.25
     """Probability of random erasing."""
-    color_jitter: float = 0.0
+    color_jitter: Share = 0.0
     """Strength of brightness, contrast and saturation changes; 0 for none (the released recipe has RandAugment)."""
-    flip: float = 0.5
+    flip: Share = 0.5
     """Probability of a horizontal flip."""
-    min_crop: float = 0.08
+    min_crop: PositiveShare = 0.08
     """Smallest share of the image that a crop takes."""
-    repeats: int = 1
+    repeats: PositiveInt = 1
     """Views of an image that stand together in a batch (repeated augmentation)."""
-    crop_pct: float | None = None
+    crop_pct: PositiveShare | None = None
     """Share of the resized image that evaluation looks at; null for 0.875, but 1 from 384 px on and up to 32 px."""
 
     epochs: float | None = 100.0
@@ -70,36 +71,6 @@ class FinetuneConfig(StartConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_share(
-            {
-                "--label-share": self.label_share,
-                "--cutmix-share": self.cutmix_share,
-                "--label-smoothing": self.label_smoothing,
-                "--erasing": self.erasing,
-                "--color-jitter": self.color_jitter,
-                "--flip": self.flip,
-                "--min-crop": self.min_crop,
-                "--crop-pct": self.crop_pct,
-            }
-        )
-        require_positive(
-            {
-                "--image-size": min(self.stated_size or (1,)),
-                "--label-share": self.label_share,
-                "--labels-per-class": self.labels_per_class,
-                "--repeats": self.repeats,
-                "--min-crop": self.min_crop,
-                "--crop-pct": self.crop_pct,
-            }
-        )
-        require_not_negative(
-            {
-                "--mixup": self.mixup,
-                "--cutmix": self.cutmix,
-                "--randaugment-std": self.randaugment_std,
-                "--init-scale": self.init_scale,
-            }
-        )
         require(
             0 <= self.randaugment <= 10, f"--randaugment must lie between 0 and 10, not {self.randaugment}"
         )
@@ -111,12 +82,8 @@ class FinetuneConfig(StartConfig):
             not self.multilabel or self.labels is not None,
             "--multilabel needs --labels FILE: a folder gives an image one class",
         )
-        if self.multilabel and self.labels_per_class is not None:
-            raise UserError(
-                f"--labels-per-class {self.labels_per_class} (given, or of the preset) needs one class for each "
-                f"image; use --label-share, or add --labels-per-class null"
-            )
-
-    @property
-    def stated_size(self) -> Sides | None:
-        return sides(self.image_size)
+        require(
+            not self.multilabel or self.labels_per_class is None,
+            f"--labels-per-class {self.labels_per_class} (given, or of the preset) needs one class for each image; "
+            f"use --label-share, or add --labels-per-class null",
+        )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from beit.config.architecture import Sides, sides
-from beit.config.errors import require_positive, require_share
+from beit.config.architecture import Sides
 from beit.config.run import TrainingConfig
+from beit.config.values import PositiveFloat, PositiveInt, PositiveShare, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class ProbeConfig(TrainingConfig):
     labels: str | None = None
     """File with one class for each image: .csv (`image,class`) or .json ({image: [class]}); null: class folders."""
 
-    image_size: int | Sides | None = None
+    image_size: PositiveInt | Sides | None = None
     """Side of the images, or height and width, in pixels; null for the size that the encoder was trained at."""
     pool: Literal["mean", "cls_mean"] = "mean"
     """Features of a layer: the mean of its patches (paper), or the class token and that mean (released code)."""
@@ -28,18 +28,18 @@ class ProbeConfig(TrainingConfig):
     """Bring every feature to mean 0 and deviation 1 over the training images first."""
     augment: bool = True
     """Train on random crops and flips, through the encoder at every step; else on features computed once."""
-    min_crop: float = 0.08
+    min_crop: PositiveShare = 0.08
     """Smallest share of the image that a random crop takes."""
-    flip: float = 0.5
+    flip: Share = 0.5
     """Probability of a horizontal flip."""
-    crop_pct: float | None = None
+    crop_pct: PositiveShare | None = None
     """Share of the resized image that evaluation looks at; null for 0.875, but 1 from 384 px on and up to 32 px."""
 
-    knn: int = 20
+    knn: PositiveInt = 20
     """Neighbours that vote in the k-NN classifier."""
-    knn_temperature: float = 0.07
+    knn_temperature: PositiveFloat = 0.07
     """A neighbour's vote weighs exp(cosine similarity / this)."""
-    knn_images: int = 50_000
+    knn_images: PositiveInt = 50_000
     """Training images among which neighbours are sought, at most."""
 
     epochs: float | None = 50.0
@@ -55,14 +55,3 @@ class ProbeConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_other_run("--init", self.init)
-        require_positive(
-            {
-                "--image-size": min(sides(self.image_size) or (1,)),
-                "--min-crop": self.min_crop,
-                "--crop-pct": self.crop_pct,
-                "--knn": self.knn,
-                "--knn-temperature": self.knn_temperature,
-                "--knn-images": self.knn_images,
-            }
-        )
-        require_share({"--min-crop": self.min_crop, "--flip": self.flip, "--crop-pct": self.crop_pct})

@@ -7,9 +7,20 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from beit.config.errors import UserError, require, require_not_negative, require_positive, require_share
+from annotated_types import Gt
+
+from beit.config.errors import UserError, require
+from beit.config.values import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+    ShareBelowOne,
+    check_limits,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,23 +30,21 @@ class DataConfig:
     data: str | tuple[str, ...]
     """Folders of images, tar shards (`shards-{000..099}.tar`), torchvision data sets by name, or `demo`: the
     built-in set (a folder of that name is `./demo`)."""
-    limit: int | None = None
+    limit: PositiveInt | None = None
     """Use only this many images: a fixed choice, spread over the set."""
-    holdout: float = 0.05
+    holdout: Annotated[ShareBelowOne, Gt(0)] = 0.05
     """Share of the images held back for evaluation where the data has no split of its own."""
-    max_bad: float = 0.05
+    max_bad: Share = 0.05
     """Stop when more than this share of the images cannot be read."""
-    max_megapixels: float = 64.0
+    max_megapixels: PositiveFloat = 64.0
     """Refuse images larger than this many million pixels."""
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise UserError("--data names no images; give a folder, tar shards, a data set's name, or demo")
-        require_positive(
-            {"--limit": self.limit, "--holdout": self.holdout, "--max-megapixels": self.max_megapixels}
+        check_limits(self)
+        require(
+            bool(self.sources),
+            "--data names no images; give a folder, tar shards, a data set's name, or demo",
         )
-        require_share({"--holdout": self.holdout}, below_one=True)
-        require_share({"--max-bad": self.max_bad})
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -50,62 +59,64 @@ class TrainingConfig(DataConfig):
     out: str
     """The run directory. The same command on a directory that holds a run continues it."""
 
-    epochs: float | None = None
+    epochs: PositiveFloat | None = None
     """Length in passes over the images. Excludes `steps`."""
-    steps: int | None = None
+    steps: PositiveInt | None = None
     """Length in optimiser steps. Excludes `epochs`."""
-    batch_size: int = 2048
+    batch_size: PositiveInt = 2048
     """Images per optimiser step over all devices and accumulation steps."""
-    accumulate: int = 1
+    accumulate: PositiveInt = 1
     """Split every device's share of the batch into this many passes, whose losses are averaged, to save memory."""
 
-    lr: float = 1.5e-3
+    lr: PositiveFloat = 1.5e-3
     """Peak learning rate at a batch of `lr_batch_size`."""
-    lr_batch_size: int = 2048
+    lr_batch_size: PositiveInt = 2048
     """The batch that `lr` is meant for."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
     """How the learning rate follows the batch size away from `lr_batch_size`."""
-    min_lr: float = 1e-5
+    min_lr: NonNegativeFloat = 1e-5
     """Learning rate at the end of the cosine, scaled like `lr`."""
-    lr_steps: int | float = 1.0
+    lr_steps: PositiveInt | PositiveFloat = 1.0
     """Steps, or a share of the run up to 1, over which the learning rate falls to `min_lr`."""
-    warmup_epochs: float | None = 10.0
+    warmup_epochs: NonNegativeFloat | None = 10.0
     """Linear warm-up from 0 in epochs, at most a fifth of the run. Excludes `warmup_steps`."""
-    warmup_steps: int | None = None
+    warmup_steps: NonNegativeInt | None = None
     """Linear warm-up from 0 in steps; a fifth of a run that has no more. Excludes `warmup_epochs`."""
-    weight_decay: float = 0.05
+    weight_decay: NonNegativeFloat = 0.05
     """AdamW weight decay; biases, norms, class token and position embeddings have none."""
-    beta1: float = 0.9
+    beta1: ShareBelowOne = 0.9
     """AdamW first moment."""
-    beta2: float = 0.999
+    beta2: ShareBelowOne = 0.999
     """AdamW second moment."""
-    clip_grad: float | None = 3.0
+    clip_grad: PositiveFloat | None = 3.0
     """Largest norm of the gradient; null for no clipping."""
-    ema_decay: float | None = None
+    ema_decay: ShareBelowOne | None = None
     """Decay of the moving average of the weights, reached as min(decay, (1 + t) / (10 + t)); null for none."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """Stop at a loss or gradient that is not finite, or skip that step."""
 
-    devices: int | Literal["auto"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: a GPU where there is one, else the CPU."""
+    devices: PositiveInt | Literal["auto"] = "auto"
     """Processes to start on this machine, one per GPU; auto: every GPU, or one CPU process."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: a GPU where there is one, else the CPU."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """auto: bf16 where this machine is fast at it, else float32."""
-    workers: int | Literal["auto"] = "auto"
+    workers: NonNegativeInt | Literal["auto"] = "auto"
     """Processes that load images, for each device. Does not change the result."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of everything random."""
 
     save_every: str = "10m"
     """Save a state to resume from every so many steps (`500`) or minutes (`10m`)."""
-    keep: int = 2
+    keep: PositiveInt = 2
     """States to keep."""
-    log_every: int = 50
+    log_every: PositiveInt = 50
     """Steps between lines of metrics.jsonl."""
-    evaluations: int = 10
+    evaluations: PositiveInt = 10
     """Evaluations on held-back images over the run, the last one included."""
-    eval_images: int = 2048
+    eval_images: PositiveInt = 2048
     """Held-back images to evaluate on, at most."""
     tensorboard: bool = False
     """Also log to TensorBoard, in the run directory (needs `pip install beit[tensorboard]`)."""
@@ -117,36 +128,6 @@ class TrainingConfig(DataConfig):
         require(
             (self.steps is None) != (self.epochs is None),
             "give the length of the run as either --epochs or --steps",
-        )
-        require_positive(
-            {
-                "--steps": self.steps,
-                "--epochs": self.epochs,
-                "--batch-size": self.batch_size,
-                "--accumulate": self.accumulate,
-                "--lr": self.lr,
-                "--lr-batch-size": self.lr_batch_size,
-                "--lr-steps": self.lr_steps,
-                "--clip-grad": self.clip_grad,
-                "--devices": None if self.devices == "auto" else self.devices,
-                "--keep": self.keep,
-                "--log-every": self.log_every,
-                "--evaluations": self.evaluations,
-                "--eval-images": self.eval_images,
-            }
-        )
-        require_not_negative(
-            {
-                "--min-lr": self.min_lr,
-                "--warmup-epochs": self.warmup_epochs,
-                "--warmup-steps": self.warmup_steps,
-                "--weight-decay": self.weight_decay,
-                "--workers": None if self.workers == "auto" else self.workers,
-                "--seed": self.seed,
-            }
-        )
-        require_share(
-            {"--beta1": self.beta1, "--beta2": self.beta2, "--ema-decay": self.ema_decay}, below_one=True
         )
         self.save_interval()
 

@@ -7,8 +7,17 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from beit.config.architecture import Sides, sides
-from beit.config.errors import UserError, require, require_not_negative, require_positive, require_share
+from beit.config.errors import UserError, require
 from beit.config.start import StartConfig
+from beit.config.values import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    PositiveShare,
+    Share,
+    ShareBelowOne,
+    check_limits,
+)
 
 IGNORE = 255
 """Stands for "no class" in label maps, in files as in tensors."""
@@ -36,34 +45,34 @@ class SegmentConfig(StartConfig):
     layers: tuple[int, ...] | None = None
     """Blocks that the decoder reads (0 the first), the last block last; null: blocks 3, 5, 7, 11 of 12 for UPerNet
     (released code) and 2, 5, 8, 11 for PUP, and in proportion for another depth."""
-    channels: int | None = None
+    channels: PositiveInt | None = None
     """Width of the decoder; null for the encoder's width (UPerNet) or 256 (PUP)."""
     transposed: bool = False
     """PUP enlarges by transposed convolutions, as the paper's text says, instead of bilinearly (SETR's code)."""
-    head_dropout: float | None = None
+    head_dropout: ShareBelowOne | None = None
     """Dropout of whole channels before the decoder's last layer; null for 0.1 (UPerNet) or 0 (PUP)."""
-    auxiliary_weight: float = 0.4
+    auxiliary_weight: NonNegativeFloat = 0.4
     """Weight of the loss of each auxiliary head; 0 for none."""
     gradient_checkpointing: bool = False
     """Compute the encoder's activations again in the backward pass, to save memory."""
 
-    crop: int | Sides | None = None
+    crop: PositiveInt | Sides | None = None
     """Side, or height and width, of the crops to train on and of the windows of evaluation, in pixels; null for
     the image size of `init`."""
-    resize: int | None = None
+    resize: PositiveInt | None = None
     """Bring the shorter side of every image to so many pixels first; null leaves images as they are."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Smallest and largest factor by which a training image is resized besides."""
-    category_share: float = 0.75
+    category_share: PositiveShare = 0.75
     """Draw another crop (up to ten) when one class covers more than this share of it."""
-    flip: float = 0.5
+    flip: Share = 0.5
     """Probability of a horizontal flip."""
     photometric: bool = True
     """Change brightness, contrast, saturation and hue."""
 
     window: Literal["slide", "whole"] = "slide"
     """Judge images in overlapping windows of the size of a crop, or in one pass."""
-    stride: int | Sides | None = None
+    stride: PositiveInt | Sides | None = None
     """Steps between windows, down and across; null for two thirds of a window."""
 
     epochs: float | None = None
@@ -73,60 +82,41 @@ class SegmentConfig(StartConfig):
     lr_batch_size: int = 16
     min_lr: float = 0.0
     """Learning rate at the end, scaled like `lr`."""
-    power: float = 1.0
+    power: PositiveFloat = 1.0
     """The learning rate falls as (1 - share of the run) to this power; 1 is a straight line."""
     warmup_epochs: float | None = None
     warmup_steps: int | None = 1500
     clip_grad: float | None = None
     eval_images: int = 50_000
 
-    SIZE_FLAG: ClassVar[str] = "--crop"
+    SIZE: ClassVar[str] = "crop"
 
     def __post_init__(self) -> None:
-        require_positive({"--crop": min(self.stated_size or (1,)), "--patch-size": self.patch_size})
+        check_limits(self)
         if self.patch_size is not None:
             self.require_whole_patches(self.patch_size)
         super().__post_init__()
-        require_share({"--category-share": self.category_share, "--flip": self.flip})
-        require_share({"--head-dropout": self.head_dropout}, below_one=True)
-        require_positive(
-            {
-                "--stride": min(sides(self.stride) or (1,)),
-                "--channels": self.channels,
-                "--resize": self.resize,
-                "--category-share": self.category_share,
-                "--power": self.power,
-            }
-        )
-        require_not_negative({"--auxiliary-weight": self.auxiliary_weight})
+        smallest, largest = self.scale
+        scale = f"--scale {smallest} {largest}"
         require(
-            all(0 < factor < math.inf for factor in self.scale),
-            f"--scale {self.scale[0]} {self.scale[1]}: both must be finite and above 0",
+            min(self.scale) > 0 and max(self.scale) < math.inf, f"{scale}: both must be finite and above 0"
         )
-        require(
-            self.scale[0] <= self.scale[1], f"--scale {self.scale[0]} {self.scale[1]}: name the smaller first"
-        )
-        self._require_ascending_layers()
+        require(smallest <= largest, f"{scale}: name the smaller first")
+        if self.layers is not None:
+            self._require_ascending(self.layers)
         require(self.decoder == "pup" or not self.transposed, "--transposed is for --decoder pup; drop it")
         require(
             self.window == "slide" or self.stride is None,
             "--stride is for --window slide; drop it, or drop --window",
         )
 
-    def _require_ascending_layers(self) -> None:
+    @staticmethod
+    def _require_ascending(layers: tuple[int, ...]) -> None:
         """What can be said of the blocks before the encoder is known."""
-        if self.layers is None:
-            return
-        given = " ".join(map(str, self.layers))
-        require(bool(self.layers), "--layers needs numbers of blocks, 0 the first; name them, or drop it")
-        require(min(self.layers, default=0) >= 0, f"--layers {given}: blocks are numbered from 0")
-        require(
-            sorted(self.layers) == list(self.layers), f"--layers {given}: name the blocks in ascending order"
-        )
-
-    @property
-    def stated_size(self) -> Sides | None:
-        return sides(self.crop)
+        flag = f"--layers {' '.join(map(str, layers))}"
+        require(bool(layers), "--layers needs numbers of blocks, 0 the first; name them, or drop it")
+        require(min(layers) >= 0, f"{flag}: blocks are numbered from 0")
+        require(sorted(layers) == list(layers), f"{flag}: name the blocks in ascending order")
 
     def require_whole_patches(self, patch: int) -> None:
         """UserError unless a crop holds whole patches of `patch` pixels."""

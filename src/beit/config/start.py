@@ -2,63 +2,65 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from beit.config.architecture import PIXEL_STATISTICS, EncoderConfig, Sides
-from beit.config.errors import UserError, require_positive, require_share
+from beit.config.architecture import PIXEL_STATISTICS, EncoderConfig, Sides, sides
+from beit.config.errors import UserError
 from beit.config.run import TrainingConfig
-
-SCRATCH = ("patch_size", "width", "depth", "num_heads")
-"""What must be named to train from scratch, besides the size of the images."""
+from beit.config.values import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    PositiveShare,
+    ShareBelowOne,
+    flag_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartConfig(TrainingConfig, ABC):
+class StartConfig(TrainingConfig):
     """A pre-trained encoder, or one of a stated architecture with first values drawn at random."""
 
     init: str | None = None
     """Start from this run or model, ours or not (as SOURCE of `beit convert`); null trains from scratch."""
-    patch_size: int | None = None
+    patch_size: PositiveInt | None = None
     """From scratch: side of a patch in pixels."""
-    width: int | None = None
+    width: PositiveInt | None = None
     """From scratch: channels of every token."""
-    depth: int | None = None
+    depth: PositiveInt | None = None
     """From scratch: transformer blocks."""
-    num_heads: int | None = None
+    num_heads: PositiveInt | None = None
     """From scratch: attention heads."""
-    mlp_ratio: float | None = None
+    mlp_ratio: PositiveFloat | None = None
     """From scratch: hidden width of the MLP as a multiple of `width`; null for 4."""
     position: Literal["block_bias", "shared_bias", "absolute", "none"] | None = None
     """Null for a relative position bias in each block, into which a shared one is copied (released code)."""
-    layer_scale_init: float | None = None
+    layer_scale_init: NonNegativeFloat | None = None
     """From scratch: first value of LayerScale, 0 for none; null for 0.1."""
     normalization: Literal["half", "imagenet"] | None = None
     """From scratch: pixel mean and deviation, 0.5 and 0.5, or ImageNet's; null for half."""
-    drop_path_rate: float = 0.1
+    drop_path_rate: ShareBelowOne = 0.1
     """Stochastic depth of the last block."""
-    dropout: float = 0.0
+    dropout: ShareBelowOne = 0.0
     """Dropout after the MLP and the attention projection."""
-    layer_decay: float = 0.65
+    layer_decay: PositiveShare = 0.65
     """Each layer learns at this share of the rate of the layer above it. From scratch all learn at the full rate."""
 
-    SIZE_FLAG: ClassVar[str] = "--image-size"
-    """What states the size of the images."""
+    SIZE: ClassVar[str] = "image_size"
+    """The field that states the size of the images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_share({"--layer-decay": self.layer_decay})
-        require_positive({"--layer-decay": self.layer_decay})
-        require_share({"--drop-path-rate": self.drop_path_rate, "--dropout": self.dropout}, below_one=True)
         self.require_other_run("--init", self.init)
         if self.init is None:
             self.architecture()
 
     @property
-    @abstractmethod
     def stated_size(self) -> Sides | None:
         """Height and width of the images that the encoder's positions are stored for; None for those of `init`."""
+        size: int | Sides | None = getattr(self, self.SIZE)
+        return sides(size)
 
     @property
     def decay_of_layers(self) -> float:
@@ -68,10 +70,10 @@ class StartConfig(TrainingConfig, ABC):
     def architecture(self) -> EncoderConfig:
         """The encoder to train from scratch."""
         size = self.stated_size
-        missing = [f"--{name.replace('_', '-')}" for name in SCRATCH if getattr(self, name) is None]
+        needed = (self.SIZE, "patch_size", "width", "depth", "num_heads")
+        missing = [flag_of(name) for name in needed if getattr(self, name) is None]
         if size is None or missing:
-            flags = ", ".join([*([self.SIZE_FLAG] if size is None else []), *missing])
-            raise UserError(f"give --init a trained model; to train from scratch, name {flags}")
+            raise UserError(f"give --init a trained model; to train from scratch, name {', '.join(missing)}")
         # Fine-tuning's form of the default architecture, so that both starts train the same network.
         values: dict[str, Any] = {"position": "block_bias"}
         for fields in self.stated().values():

@@ -2,45 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
-from beit.config.architecture import DiscreteVAEConfig
-from beit.config.errors import require, require_not_negative, require_positive, require_share
+from beit.config.architecture import DiscreteVAEConfig, DiscreteVAEKnobs
+from beit.config.errors import require
 from beit.config.run import TrainingConfig
+from beit.config.values import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveShare
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerConfig(TrainingConfig):
+class TokenizerConfig(DiscreteVAEKnobs, TrainingConfig):
     """Train a discrete VAE, the visual tokenizer (DALL-E, appendix A; defaults: the full recipe, for 112 px)."""
 
     image_size: int = 112
     """Side of the training crops in pixels."""
-    vocab_size: int = 8192
-    """Entries of the codebook."""
-    width: int = 256
-    """Channels after the first layer; each group of blocks doubles them."""
-    stride: int = 8
-    """Pixels per token along each axis."""
-    blocks_per_group: int = 2
-    """Residual blocks in each group."""
-    code_width: int = 128
-    """Channels of a codebook entry as the decoder receives it."""
-
-    kl_weight: float = 6.6
+    kl_weight: NonNegativeFloat = 6.6
     """Weight of the KL divergence to the uniform prior; at another stride s start from 6.6 (s / 8)^2."""
-    kl_steps: int | float = 5000
+    kl_steps: PositiveInt | PositiveFloat = 5000
     """Steps, or a share of the run up to 1, over which the KL weight rises from 0 along a cosine."""
-    temperature: float = 1.0
+    temperature: PositiveFloat = 1.0
     """First Gumbel-softmax temperature."""
-    final_temperature: float = 1 / 16
+    final_temperature: PositiveFloat = 1 / 16
     """Last Gumbel-softmax temperature."""
-    temperature_steps: int | float = 150_000
+    temperature_steps: PositiveInt | PositiveFloat = 150_000
     """Steps, or a share of the run up to 1, over which the temperature falls along a cosine."""
 
     crop: Literal["dalle", "random_resized"] = "dalle"
     """dalle: a square crop at 9/8 to 12/8 of the size (appendix A.2); random_resized: any area and shape."""
-    min_crop: float = 0.2
+    min_crop: PositiveShare = 0.2
     """Smallest share of the image that a `random_resized` crop takes."""
 
     batch_size: int = 512
@@ -57,28 +47,11 @@ class TokenizerConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.architecture()
-        require_not_negative({"--kl-weight": self.kl_weight})
-        require_positive(
-            {
-                "--temperature": self.temperature,
-                "--final-temperature": self.final_temperature,
-                "--kl-steps": self.kl_steps,
-                "--temperature-steps": self.temperature_steps,
-                "--min-crop": self.min_crop,
-            }
-        )
-        require_share({"--min-crop": self.min_crop})
         require(
             self.final_temperature <= self.temperature, "--final-temperature must not exceed --temperature"
         )
 
     def architecture(self) -> DiscreteVAEConfig:
         """The network these knobs describe."""
-        return DiscreteVAEConfig(
-            vocab_size=self.vocab_size,
-            width=self.width,
-            stride=self.stride,
-            blocks_per_group=self.blocks_per_group,
-            code_width=self.code_width,
-            image_size=(self.image_size, self.image_size),
-        )
+        knobs = {knob.name: getattr(self, knob.name) for knob in fields(DiscreteVAEKnobs)}
+        return DiscreteVAEConfig(image_size=(self.image_size, self.image_size), **knobs)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from beit.config.errors import require, require_not_negative, require_positive
+from beit.config.errors import require
 from beit.config.run import DataConfig
+from beit.config.values import NonNegativeInt, PositiveFloat, PositiveInt, check_limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,27 +26,23 @@ class EvaluateConfig(DataConfig):
     """For a segmenter: overlapping windows, or one pass over each image; null for what it was trained with."""
     multi_scale: bool = False
     """For a segmenter: average over six sizes of each image, from 0.5 to 1.75, and their mirror images."""
-    baseline_images: int = 2048
+    baseline_images: PositiveInt = 2048
     """For a pre-trained model: training images that the baselines count tokens on, at most."""
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     """Images at a time."""
-    workers: int | Literal["auto"] = "auto"
+    workers: NonNegativeInt | Literal["auto"] = "auto"
     """Processes that load images."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: a GPU where there is one, else the CPU."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """auto: bf16 where this machine is fast at it, else float32."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of the masks, and of the choice that `limit` makes."""
     out: str | None = None
     """A .json file for all figures."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive({"--batch-size": self.batch_size, "--baseline-images": self.baseline_images})
-        require_not_negative(
-            {"--workers": None if self.workers == "auto" else self.workers, "--seed": self.seed}
-        )
         require(self.out is None or self.out.endswith(".json"), f"--out {self.out} must end in .json")
 
 
@@ -64,31 +61,24 @@ class PredictConfig:
     """For a segmenter: also write every image under the colours of its classes."""
     window: Literal["slide", "whole"] | None = None
     """For a segmenter: see images in overlapping windows, or in one pass; null as in training."""
-    top_k: int = 5
+    top_k: PositiveInt = 5
     """Labels of each image, the likeliest first."""
     layer: int | None = None
     """Block whose features are written (0 the first, -1 the last); null for the last."""
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     """Images at a time."""
-    workers: int | Literal["auto"] = "auto"
+    workers: NonNegativeInt | Literal["auto"] = "auto"
     """Processes that load images."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: a GPU where there is one, else the CPU."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """auto: bf16 where this machine is fast at it, else float32."""
-    max_megapixels: float = 64.0
+    max_megapixels: PositiveFloat = 64.0
     """Refuse images larger than this many million pixels."""
 
     def __post_init__(self) -> None:
+        check_limits(self)
         require(bool(self.images), "--images names nothing; give image files or folders")
-        require_positive(
-            {
-                "--top-k": self.top_k,
-                "--batch-size": self.batch_size,
-                "--max-megapixels": self.max_megapixels,
-            }
-        )
-        require_not_negative({"--workers": None if self.workers == "auto" else self.workers})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,21 +97,21 @@ class DemoConfig:
     """Folder for the demo's runs and its report.html."""
     seed: int = 0
     """Seed of everything random."""
-    scale: float = 1.0
+    scale: PositiveFloat = 1.0
     """Lengthen or shorten every stage; 1 takes a few minutes on 2 CPU cores."""
 
     overwrite: bool = False
     """Delete the demo's runs in `out` and start afresh."""
 
     def __post_init__(self) -> None:
-        require_positive({"--scale": self.scale})
+        check_limits(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig(DataConfig):
     """Look a data set over before anything is trained: counts, sizes, label maps, broken files, duplicates."""
 
-    workers: int | Literal["auto"] = "auto"
+    workers: NonNegativeInt | Literal["auto"] = "auto"
     """Processes that read images."""
 
 

@@ -1,37 +1,120 @@
-"""Values of YAML and JSON as the types that dataclasses state."""
+"""Values of configurations: the limits that stand in their types, and YAML and JSON read as those types."""
 
 from __future__ import annotations
 
+import functools
+import math
 import types
 import typing
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from numbers import Real
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Interval, Le
+
+from beit.config.errors import UserError
+
+Limit = Gt | Ge | Le | Interval
+
+PositiveInt = Annotated[int, Gt(0)]
+NonNegativeInt = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+ShareBelowOne = Annotated[float, Interval(ge=0, lt=1)]
+PositiveShare = Annotated[float, Gt(0), Interval(ge=0, le=1)]
 
 
-def as_type(value: Any, hint: Any) -> Any:
+def flag_of(field: str) -> str:
+    """The flag that sets a field of a configuration."""
+    return f"--{field.replace('_', '-')}"
+
+
+def check_limits(config: object) -> None:
+    """UserError naming the first field of a dataclass whose value, or a part of it, its type does not allow.
+
+    Only numbers have limits: null and words such as `auto` pass.
+    """
+    config_type: type = type(config)
+    for name, limits in _limits_of(config_type).items():
+        value = getattr(config, name)
+        for number in value if isinstance(value, (tuple, list)) else (value,):
+            for limit in limits if isinstance(number, Real) else ():
+                if problem := _problem(number, limit):
+                    raise UserError(f"{flag_of(name)} {problem}")
+
+
+@functools.cache
+def _limits_of(config_type: type) -> dict[str, tuple[Limit, ...]]:
+    """The limits of each field, those of a field of the same name in a base class among them."""
+    limits: dict[str, dict[Limit, None]] = {}
+    for base in reversed(config_type.__mro__):
+        for name, hint in typing.get_type_hints(base, include_extras=True).items():
+            limits.setdefault(name, {}).update(dict.fromkeys(_limits_in(hint)))
+    return {name: tuple(of_field) for name, of_field in limits.items() if of_field}
+
+
+def _limits_in(hint: object) -> Iterator[Limit]:
+    """The limits in a type, at any depth."""
+    yield from getattr(hint, "__metadata__", ())
+    for part in typing.get_args(hint):
+        yield from _limits_in(part)
+
+
+def _problem(value: Any, limit: Limit) -> str | None:
+    """What is wrong with a number, if anything is; none may be infinite."""
+    match limit:
+        case Gt(0):
+            fits, problem = value > 0, f"must be positive, not {value}"
+        case Ge(0):
+            fits, problem = value >= 0, f"must not be negative, but is {value}"
+        case Ge(least):
+            fits, problem = value >= least, f"must be at least {least}, not {value}"
+        case Le(most):
+            fits, problem = value <= most, f"must be at most {most}, not {value}"
+        case Interval(ge=0, le=1):
+            fits, problem = 0 <= value <= 1, f"must be at least 0 and at most 1, not {value}"
+        case Interval(ge=0, lt=1):
+            fits, problem = 0 <= value < 1, f"must be at least 0 and below 1, not {value}"
+        case _:
+            raise NotImplementedError(f"a limit without words: {limit}")
+    return None if fits and math.isfinite(value) else problem
+
+
+def as_type(value: object, hint: object) -> Any:
     """`value` as the type `hint` says, lists as tuples, or TypeError. Knows the few types that the package uses."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        for option in arguments:
+        for option in options:
             try:
                 return as_type(value, option)
             except TypeError:
                 continue
-        raise TypeError
-    if origin is typing.Literal:
-        if value in arguments and type(value) in {type(argument) for argument in arguments}:
+    elif origin is Literal:
+        if any(type(value) is type(option) and value == option for option in options):
             return value
-    elif origin in (tuple, Sequence):
-        if isinstance(value, (list, tuple)):
-            if origin is Sequence or arguments[-1] is Ellipsis:
-                return tuple(as_type(item, arguments[0]) for item in value)
-            if len(value) == len(arguments):
-                return tuple(map(as_type, value, arguments))
-    elif hint is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
+    elif origin in (tuple, Sequence) and isinstance(value, (list, tuple)):
+        any_number = origin is Sequence or options[-1] is Ellipsis
+        hints = options[:1] * len(value) if any_number else options
+        if len(hints) == len(value):
+            return tuple(map(as_type, value, hints))
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
     elif hint is str and type(value) is int:
         return str(value)  # save_every: 500
-    elif type(value) is hint or (hint is type(None) and value is None):
+    elif type(value) is hint:
         return value
     raise TypeError(f"{str(value)[:80]!r} is no {hint}")
+
+
+def in_words(hint: object) -> str:
+    """A type as a message names it."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"{'one of ' if len(options) > 1 else ''}{', '.join(map(repr, options))}"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(in_words, options))
+    if origin is tuple:
+        return f"{'several' if Ellipsis in options else len(options)} values"
+    words: dict[object, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return words.get(hint, "null")

@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from beit.config.errors import UserError
 from beit.config.files import layered
-from beit.config.finetune import FinetuneConfig
-from beit.config.pretrain import PretrainConfig
-from beit.config.probe import ProbeConfig
 from beit.config.run import TrainingConfig
-from beit.config.segment import SegmentConfig
-from beit.config.tokenizer import TokenizerConfig
-from beit.presets.finetune import FINETUNE
 from beit.presets.preset import ENCODERS, Preset
-from beit.presets.pretrain import PRETRAIN
-from beit.presets.probe import PROBE
-from beit.presets.segment import SEGMENT
-from beit.presets.tokenizer import TOKENIZER
 
-__all__ = ["ENCODERS", "TABLES", "Preset", "configure", "find"]
+__all__ = ["ENCODERS", "VERBS", "Preset", "configure", "find", "recipes_of", "verb_of"]
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
-TABLES: Mapping[type[TrainingConfig], Mapping[str, Preset]] = {
-    TokenizerConfig: TOKENIZER,
-    PretrainConfig: PRETRAIN,
-    FinetuneConfig: FINETUNE,
-    SegmentConfig: SEGMENT,
-    ProbeConfig: PROBE,
-}
+VERBS = ("tokenizer", "pretrain", "finetune", "segment", "probe")
+"""The verbs that have recipes."""
+
+
+def recipes_of(verb: str) -> Mapping[str, Preset]:
+    """The recipes of one of :data:`VERBS` by name."""
+    recipes: Mapping[str, Preset] = importlib.import_module(f"beit.presets.{verb}").RECIPES
+    return recipes
+
+
+def verb_of(config_type: type[TrainingConfig]) -> str:
+    """The verb that takes a configuration of this type."""
+    return config_type.__name__.removesuffix("Config").lower()
 
 
 def find(config_type: type[TrainingConfig], name: str) -> Preset:
     """The preset `name` of the verb that `config_type` belongs to; UserError lists the names otherwise."""
-    table = TABLES[config_type]
-    if name not in table:
-        raise UserError(f"--preset {name} does not exist; choose one of {', '.join(table)}")
-    return table[name]
+    recipes = recipes_of(verb_of(config_type))
+    if name not in recipes:
+        raise UserError(f"--preset {name} does not exist; choose one of {', '.join(recipes)}")
+    return recipes[name]
 
 
 def configure(config_type: type[Config], preset: str, **values: Any) -> Config:

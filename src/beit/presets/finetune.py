@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from beit.presets.preset import Preset
+from beit.presets.preset import Preset, Values
 
 # Rates for a batch of `size`, to be scaled with the batch that is used.
-BATCH_64: Mapping[str, Any] = {"batch_size": 64, "lr_batch_size": 64}
-BATCH_512: Mapping[str, Any] = {"batch_size": 512, "lr_batch_size": 512}
-UNMIXED: Mapping[str, Any] = {"mixup": 0.0, "cutmix": 0.0}
+BATCH_64: Values = {"batch_size": 64, "lr_batch_size": 64}
+BATCH_512: Values = {"batch_size": 512, "lr_batch_size": 512}
+UNMIXED: Values = {"mixup": 0.0, "cutmix": 0.0}
 # The released commands for ImageNet-22k name neither mixup nor cutmix, and their script has none by itself.
-INTERMEDIATE: Mapping[str, Any] = {**UNMIXED, "epochs": 90.0, "warmup_epochs": 5.0, "drop_path_rate": 0.2}
+INTERMEDIATE: Values = {**UNMIXED, "epochs": 90.0, "warmup_epochs": 5.0, "drop_path_rate": 0.2}
+THIRTY_EPOCHS: Values = {"epochs": 30.0, "warmup_epochs": 5.0}
 # After a supervised stage the weights are close: small rates, hardly any decay of weights, no mixing.
-FROM_22K: Mapping[str, Any] = {
-    **BATCH_512,
-    **UNMIXED,
-    "lr": 2e-5,
-    "epochs": 30.0,
-    "warmup_epochs": 5.0,
-    "weight_decay": 1e-8,
-}
-LARGE: Mapping[str, Any] = {"epochs": 50.0, "warmup_epochs": 5.0, "layer_decay": 0.75}
+FROM_22K: Values = {**BATCH_512, **UNMIXED, "lr": 2e-5, "weight_decay": 1e-8, **THIRTY_EPOCHS}
+TEN_EPOCHS_AT_384: Values = {"image_size": 384, "epochs": 10.0, "warmup_epochs": 1.0}
+LARGE: Values = {"epochs": 50.0, "warmup_epochs": 5.0, "layer_decay": 0.75}
 
-FINETUNE: Mapping[str, Preset] = {
+RECIPES: Mapping[str, Preset] = {
     "base": Preset(
         {},
         "ImageNet-1k from a pre-trained BEiT-base, the released command",
@@ -47,23 +41,21 @@ FINETUNE: Mapping[str, Preset] = {
         "83.2 top-1 (paper table 1, 800 epochs of pre-training); 82.9 after 300",
     ),
     "large-paper": Preset(
-        {**LARGE},
+        LARGE,
         "ImageNet-1k as in the paper, the large model; it picks --lr from 2e-3, 3e-3, 4e-3 and 5e-3",
         "paper table 13",
         "as large, four times for the choice of rate",
         "85.2 top-1 (paper table 1)",
     ),
     "base-384": Preset(
-        {**BATCH_512, **UNMIXED, "image_size": 384, "epochs": 10.0, "warmup_epochs": 1.0, "lr": 2e-5}
-        | {"weight_decay": 1e-8, "layer_decay": 0.85},
+        {**FROM_22K, **TEN_EPOCHS_AT_384, "layer_decay": 0.85},
         "ten more epochs at 384 px, from a classifier of 224 px with the same classes",
         "paper section 3.1; rates of the released 22k-to-1k command, because the paper gives none",
         "10 epochs of ImageNet-1k at three times the work of 224 px",
         "84.6 top-1 from 83.2 (paper table 1)",
     ),
     "large-384": Preset(
-        {**BATCH_512, **UNMIXED, "image_size": 384, "epochs": 10.0, "warmup_epochs": 1.0, "lr": 2e-5}
-        | {"weight_decay": 1e-8, "layer_decay": 0.9, "drop_path_rate": 0.4},
+        {**FROM_22K, **TEN_EPOCHS_AT_384, "layer_decay": 0.9, "drop_path_rate": 0.4},
         "the same for the large model",
         "paper section 3.1; rates of the released 22k-to-1k command, because the paper gives none",
         "3.5 times base-384",

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+Values = Mapping[str, Any]
+"""Fields of a verb's configuration."""
+
 
 @dataclass(frozen=True)
 class Preset:
     """A recipe: `values` over the defaults of a verb's configuration, and the evidence for it."""
 
-    values: Mapping[str, Any]
+    values: Values
     summary: str
     source: str
     cost: str
@@ -19,7 +22,7 @@ class Preset:
 
 
 # Encoders. Base and large: paper table 12. Small and tiny: the DeiT family's widths at BEiT's depth.
-ENCODERS: Mapping[str, Mapping[str, Any]] = {
+ENCODERS: Mapping[str, Values] = {
     "tiny": {"width": 192, "depth": 12, "num_heads": 3},
     "small": {"width": 384, "depth": 12, "num_heads": 6},
     "base": {"width": 768, "depth": 12, "num_heads": 12},
@@ -27,4 +30,4 @@ ENCODERS: Mapping[str, Mapping[str, Any]] = {
 }
 
 # The paper's own backbone (main tables): plain ViT with learned positions, ImageNet statistics.
-PLAIN = {"position": "absolute", "layer_scale_init": None, "normalization": "imagenet"}
+PLAIN: Values = {"position": "absolute", "layer_scale_init": None, "normalization": "imagenet"}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from beit.presets.preset import ENCODERS, PLAIN, Preset
 
-PRETRAIN: Mapping[str, Preset] = {
+RECIPES: Mapping[str, Preset] = {
     "base": Preset(
         {**ENCODERS["base"], "normalization": "imagenet"},
         "the released code's BEiT-base: shared relative position bias, LayerScale",
@@ -43,57 +43,26 @@ PRETRAIN: Mapping[str, Preset] = {
         "83.7 top-1 on ImageNet-1k (released README)",
     ),
     "small": Preset(
-        {
-            **ENCODERS["small"],
-            "batch_size": 256,
-            "lr_batch_size": 256,
-            "lr": 1e-3,
-            "warmup_epochs": 5.0,
-            "epochs": 300.0,
-        },
+        {**ENCODERS["small"], "batch_size": 256, "lr_batch_size": 256, "lr": 1e-3}
+        | {"warmup_epochs": 5.0, "epochs": 300.0},
         "a quarter of base, for one GPU",
         "widths of DeiT-small; learning rate for a batch of 256",
         "about a quarter of base per image",
         "not measured",
     ),
     "tiny": Preset(
-        {
-            **ENCODERS["tiny"],
-            "batch_size": 64,
-            "lr_batch_size": 64,
-            "lr": 1e-3,
-            "min_lr": 1e-5,
-            "warmup_epochs": 1.0,
-            "epochs": 30.0,
-            "drop_path_rate": 0.0,
-            "min_crop": 0.2,
-            "ema_decay": None,
-        },
+        {**ENCODERS["tiny"], "batch_size": 64, "lr_batch_size": 64, "lr": 1e-3, "min_lr": 1e-5}
+        | {"warmup_epochs": 1.0, "epochs": 30.0, "drop_path_rate": 0.0, "min_crop": 0.2, "ema_decay": None},
         "for a laptop CPU and a few thousand images; name --image-size and --patch-size to fit",
         "ours",
         "at depth 6 on 2 CPU cores: 59 images/s at 224 px, 213 at 32 px with 4 px patches (docs/results.md)",
         "docs/results.md",
     ),
     "demo": Preset(
-        {
-            "image_size": 64,
-            "patch_size": 8,
-            "width": 128,
-            "depth": 4,
-            "num_heads": 4,
-            "drop_path_rate": 0.0,
-            "batch_size": 64,
-            "lr_batch_size": 64,
-            "lr": 1.5e-3,
-            "warmup_steps": 40,
-            "min_crop": 0.3,
-            "steps": 550,
-            "epochs": None,
-            "evaluations": 3,
-            "eval_images": 256,
-            "log_every": 20,
-            "save_every": "1m",
-        },
+        {"image_size": 64, "patch_size": 8, "width": 128, "depth": 4, "num_heads": 4, "drop_path_rate": 0.0}
+        | {"batch_size": 64, "lr_batch_size": 64, "lr": 1.5e-3, "warmup_steps": 40, "min_crop": 0.3}
+        | {"steps": 550, "epochs": None, "evaluations": 3, "eval_images": 256}
+        | {"log_every": 20, "save_every": "1m"},
         "the encoder of beit demo",
         "ours",
         "100 s on 2 CPU cores",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from beit.presets.preset import Preset
 
-PROBE: Mapping[str, Preset] = {
+RECIPES: Mapping[str, Preset] = {
     "paper": Preset(
         {},
         "mean of the patches, 50 epochs; the best layer is a middle one (9th of 12 in base, 14th of 24 in large)",
@@ -22,19 +22,9 @@ PROBE: Mapping[str, Preset] = {
         "not published",
     ),
     "tiny": Preset(
-        {
-            "augment": False,
-            "standardize": True,
-            "crop_pct": 1.0,
-            "steps": 2000,
-            "epochs": None,
-            "batch_size": 256,
-            "lr": 1e-3,
-            "lr_batch_size": 256,
-            "log_every": 200,
-            "evaluations": 4,
-            "save_every": "5m",
-        },
+        {"augment": False, "standardize": True, "crop_pct": 1.0, "steps": 2000, "epochs": None}
+        | {"batch_size": 256, "lr": 1e-3, "lr_batch_size": 256}
+        | {"log_every": 200, "evaluations": 4, "save_every": "5m"},
         "one pass of the encoder over the images, then probes on the features kept; for a CPU",
         "ours",
         "one forward pass for each image, and 30 s",

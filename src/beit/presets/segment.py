@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from beit.presets.preset import Preset
+from beit.presets.preset import Preset, Values
 
-ADE20K_512: Mapping[str, Any] = {"reduce_zero_label": True, "resize": 512, "crop": 512}
-ADE20K_640: Mapping[str, Any] = {"reduce_zero_label": True, "resize": 640, "crop": 640}
+ADE20K_512: Values = {"reduce_zero_label": True, "resize": 512, "crop": 512}
+ADE20K_640: Values = {"reduce_zero_label": True, "resize": 640, "crop": 640}
 # After a supervised stage the weights are close: small rates, and nearly the same for all layers.
-FROM_CLASSIFIER: Mapping[str, Any] = {"lr": 3e-5, "layer_decay": 0.9}
-LARGE: Mapping[str, Any] = {"lr": 2e-5, "layer_decay": 0.95, "drop_path_rate": 0.2}
-FEW_IMAGES: Mapping[str, Any] = {
-    "layer_decay": 0.75,
-    "steps": None,
-    "warmup_steps": None,
-    "warmup_epochs": 1.0,
-    "save_every": "2m",
+FROM_CLASSIFIER: Values = {"lr": 3e-5, "layer_decay": 0.9}
+LARGE: Values = {"lr": 2e-5, "layer_decay": 0.95, "drop_path_rate": 0.2}
+FEW_IMAGES: Values = {
+    **{"layer_decay": 0.75, "steps": None, "warmup_steps": None, "warmup_epochs": 1.0, "save_every": "2m"}
 }
 # On a CPU the decoder would take most of the time: few channels, and no auxiliary head to draw logits of every pixel.
-SMALL_DECODER: Mapping[str, Any] = {"channels": 64, "drop_path_rate": 0.05, "auxiliary_weight": 0.0}
-TINY: Mapping[str, Any] = {
-    **FEW_IMAGES,
-    **SMALL_DECODER,
-    "epochs": 16.0,
-    "batch_size": 8,
-    "lr_batch_size": 8,
-    "lr": 1e-3,
-    "evaluations": 2,
-    "log_every": 20,
+SMALL_DECODER: Values = {"channels": 64, "drop_path_rate": 0.05, "auxiliary_weight": 0.0}
+TINY: Values = {
+    **{**FEW_IMAGES, **SMALL_DECODER, "epochs": 16.0, "batch_size": 8, "lr_batch_size": 8, "lr": 1e-3},
+    **{"evaluations": 2, "log_every": 20},
 }
 
-SEGMENT: Mapping[str, Preset] = {
+RECIPES: Mapping[str, Preset] = {
     "base": Preset(
-        {**ADE20K_512},
+        ADE20K_512,
         "ADE20K with UPerNet from a pre-trained BEiT-base, the released configuration",
         "released upernet_beit_base_12_512_slide_160k_ade20k_pt",
         "160,000 steps of 16 crops of 512 px",
@@ -83,7 +72,7 @@ SEGMENT: Mapping[str, Preset] = {
         "not measured",
     ),
     "tiny": Preset(
-        {**TINY},
+        TINY,
         "a few hundred small images on a CPU, from `beit pretrain --preset tiny`",
         "ours",
         "about 12 crops of 224 px a second on one CPU core, at width 192 and depth 6",
@@ -98,14 +87,8 @@ SEGMENT: Mapping[str, Preset] = {
     ),
     "demo": Preset(
         {**SMALL_DECODER, "decoder": "pup", "drop_path_rate": 0.0, "layer_decay": 0.9, "photometric": False}
-        | {
-            "window": "whole",
-            "batch_size": 8,
-            "lr_batch_size": 8,
-            "lr": 2e-3,
-            "steps": 400,
-            "scale": (0.75, 1.5),
-        }
+        | {"window": "whole", "batch_size": 8, "lr_batch_size": 8, "lr": 2e-3, "steps": 400}
+        | {"scale": (0.75, 1.5)}
         | {"warmup_steps": 15, "evaluations": 2, "eval_images": 128, "log_every": 20, "save_every": "1m"},
         "the built-in scenes, pixel by pixel: the end of beit demo",
         "ours",

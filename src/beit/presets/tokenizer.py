@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from beit.presets.preset import Preset
+from beit.presets.preset import Preset, Values
 
 # Thousands of steps instead of millions: a high rate that falls all the way, and a temperature that stays soft.
-SHORT: Mapping[str, Any] = {
-    "batch_size": 32,
-    "lr_batch_size": 32,
-    "lr": 5e-3,
-    "min_lr": 2.5e-4,
-    "lr_steps": 1.0,
-    "warmup_steps": 100,
-    "kl_steps": 0.2,
-    "final_temperature": 0.25,
-    "temperature_steps": 1.0,
-    "crop": "random_resized",
-    "min_crop": 0.3,
-    "clip_grad": 1.0,
-    "ema_decay": 0.99,
-    "save_every": "5m",
+SHORT: Values = {
+    **{"batch_size": 32, "lr_batch_size": 32, "lr": 5e-3, "min_lr": 2.5e-4, "lr_steps": 1.0},
+    **{"warmup_steps": 100, "kl_steps": 0.2, "final_temperature": 0.25, "temperature_steps": 1.0},
+    **{"crop": "random_resized", "min_crop": 0.3, "clip_grad": 1.0, "ema_decay": 0.99, "save_every": "5m"},
 }
+# Tokens of 4 px, for a CPU.
+SMALL: Values = {**SHORT, "stride": 4, "width": 32, "vocab_size": 512, "kl_weight": 1.65}
 
-TOKENIZER: Mapping[str, Preset] = {
+RECIPES: Mapping[str, Preset] = {
     "dalle": Preset(
         {"image_size": 256, "stride": 8},
         "OpenAI's tokenizer, the full recipe",
@@ -34,30 +24,14 @@ TOKENIZER: Mapping[str, Preset] = {
         "reconstructions as in the DALL-E paper",
     ),
     "tiny": Preset(
-        {
-            **SHORT,
-            "image_size": 32,
-            "stride": 4,
-            "width": 32,
-            "vocab_size": 512,
-            "kl_weight": 1.65,
-            "steps": 5000,
-        },
+        {**SMALL, "image_size": 32, "steps": 5000},
         "32 px to 8x8 tokens, for small images on a CPU",
         "ours: docs/results.md has the trials",
         "about 10 minutes on 2 CPU cores",
         "docs/results.md",
     ),
     "small": Preset(
-        {
-            **SHORT,
-            "image_size": 56,
-            "stride": 4,
-            "width": 32,
-            "vocab_size": 1024,
-            "kl_weight": 1.65,
-            "steps": 2500,
-        },
+        {**SMALL, "image_size": 56, "vocab_size": 1024, "steps": 2500},
         "56 px to 14x14 tokens, the grid of a 224 px encoder, for photographs on a CPU",
         "ours: docs/results.md has the trials",
         "about 15 minutes on 2 CPU cores",
@@ -72,23 +46,8 @@ TOKENIZER: Mapping[str, Preset] = {
     ),
     # Scenes of 64 px: tokens from a second view of 32 px at 4 px each, patches of 8 px, both on an 8x8 grid.
     "demo": Preset(
-        {
-            **SHORT,
-            "image_size": 32,
-            "stride": 4,
-            "width": 32,
-            "vocab_size": 512,
-            "kl_weight": 1.65,
-            "lr": 1e-2,
-            "min_lr": 5e-4,
-            "warmup_steps": 30,
-            "ema_decay": 0.98,
-            "steps": 650,
-            "evaluations": 3,
-            "eval_images": 256,
-            "log_every": 20,
-            "save_every": "1m",
-        },
+        {**SMALL, "image_size": 32, "lr": 1e-2, "min_lr": 5e-4, "warmup_steps": 30, "ema_decay": 0.98}
+        | {"steps": 650, "evaluations": 3, "eval_images": 256, "log_every": 20, "save_every": "1m"},
         "the tokenizer of beit demo",
         "ours",
         "75 s on 2 CPU cores",

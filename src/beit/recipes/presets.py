@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from beit.config.use import PresetsConfig
-from beit.presets import TABLES
+from beit.presets import VERBS, recipes_of
 from beit.presets.released import RELEASED
 
 
 def presets(config: PresetsConfig) -> None:
     """Print the tables. Plain text: this must answer at once."""
-    for config_type, table in TABLES.items():
-        print(f"beit {config_type.__name__.removesuffix('Config').lower()} --preset NAME\n")
-        for name, preset in table.items():
+    for verb in VERBS:
+        print(f"beit {verb} --preset NAME\n")
+        for name, preset in recipes_of(verb).items():
             values = ", ".join(f"{key} {value}" for key, value in preset.values.items())
             print(f"  {name}\n      {preset.summary}\n      {values}")
             print(f"      source: {preset.source}; cost: {preset.cost}; expect: {preset.expected}\n")

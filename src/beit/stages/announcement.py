@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from beit.config.run import TrainingConfig
-from beit.presets import TABLES
+from beit.presets import recipes_of, verb_of
 from beit.stages.session import Feed, Session
 from beit.training.console import duration
 from beit.training.device import Precision, describe_machine
@@ -59,7 +59,7 @@ def _few_images(config: TrainingConfig, images: int) -> list[str]:
     """A recipe for many images takes few steps on a handful of them: a line that says so, with the way out."""
     if images >= config.batch_size:
         return []
-    presets = [name for name in ("small-data", "tiny") if name in TABLES[type(config)]]
+    presets = [name for name in ("small-data", "tiny") if name in recipes_of(verb_of(type(config)))]
     return [
         f"a batch of {config.batch_size:,} shows some images more than once; --preset {' and '.join(presets)} "
         f"{'are' if presets[1:] else 'is'} for few images"

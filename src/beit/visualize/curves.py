@@ -7,17 +7,21 @@ enters a drawing. matplotlib is slow to import and is imported only where a char
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from beit.visualize.figures import Figure, figure_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 RUN_COLORS = ("#2f6fd0", "#d9722b", "#2f9e6e", "#8f5fc7", "#cf4a5e", "#2794a8", "#a38a1f", "#7a7f87")
 REFERENCE_STYLES: tuple[tuple[str, Literal["dotted", "dashed", "solid"]], ...] = (
@@ -112,21 +116,20 @@ def draw_charts(runs: Mapping[str, Mapping[str, Curve]]) -> list[Chart]:
     `runs` maps the name of a run to its curves. Charts come in the order of :data:`.figures.FIGURES`, unknown
     figures after the known results and before those about the process.
     """
-    names = {name.removeprefix("eval/"): None for curves in runs.values() for name in curves}
-    present = {name: figure_of(name, names) for name in names}
-    drawn_elsewhere = {reference for figure in present.values() for reference in figure.references}
-    figures = [figure for name, figure in present.items() if name not in drawn_elsewhere]
+    names = dict.fromkeys(name.removeprefix("eval/") for curves in runs.values() for name in curves)
+    present = [figure_of(name, names) for name in names]
+    references = {reference for figure in present for reference in figure.references}
+    figures = [figure for figure in present if figure.name not in references]
     return [_draw(figure, runs) for figure in sorted(figures, key=Figure.order)]
 
 
 def _draw(figure: Figure, runs: Mapping[str, Mapping[str, Curve]]) -> Chart:
     lines: list[_Line] = []
     legend: list[LegendEntry] = []
-    for index, (name, curves) in enumerate(runs.items()):
-        color = RUN_COLORS[index % len(RUN_COLORS)]
-        of_run = _run_lines(figure, curves, color, None if len(runs) == 1 else name)
-        lines += of_run
-        legend += [line.entry for line in reversed(of_run)]
+    for (name, curves), color in zip(runs.items(), itertools.cycle(RUN_COLORS), strict=False):
+        lines_of_run = _run_lines(figure, curves, color, None if len(runs) == 1 else name)
+        lines += lines_of_run
+        legend += [line.entry for line in reversed(lines_of_run)]
     return Chart(figure, tuple(legend), _svg(lines, figure))
 
 
@@ -145,11 +148,10 @@ def _run_lines(figure: Figure, curves: Mapping[str, Curve], color: str, run: str
     if run is not None:
         # Side by side, only the hardest comparison of each run is drawn, in the colour of that run.
         references = sorted(references, key=lambda pair: pair[1].recent)[:1]
-    for (reference, curve), (grey, dash) in zip(references, REFERENCE_STYLES, strict=False):
-        label = (
-            reference.title if run is None else f"{run}, {reference.title[:1].lower()}{reference.title[1:]}"
-        )
-        style = (grey, dash) if run is None else (color, "dotted")
+    for (reference, curve), style in zip(references, REFERENCE_STYLES, strict=False):
+        label = reference.title
+        if run is not None:
+            label, style = f"{run}, {label[:1].lower()}{label[1:]}", (color, "dotted")
         entry = LegendEntry(label, reference.format(curve.recent), *style, faint=False)
         lines.append(_Line(curve, entry, 1.2))
     if train is not None:
@@ -194,7 +196,7 @@ def _svg(lines: Sequence[_Line], figure: Figure) -> str:
     return text[:head] + DARK_STYLE + text[head:]
 
 
-def _scale(axes: Any, values: NDArray[np.float64], figure: Figure) -> None:
+def _scale(axes: Axes, values: NDArray[np.float64], figure: Figure) -> None:
     """Limits and ticks of the vertical axis, for the smoothed `values`: one wild step must not flatten all others."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter, ScalarFormatter
 
@@ -219,7 +221,7 @@ def _scale(axes: Any, values: NDArray[np.float64], figure: Figure) -> None:
         axes.yaxis.set_major_formatter(formatter)
 
 
-def _plot(axes: Any, line: _Line) -> NDArray[np.float64]:
+def _plot(axes: Axes, line: _Line) -> NDArray[np.float64]:
     """Draw one line and return the values that the axis must show."""
     curve, color = _thin(line.curve), line.entry.color
     style = {"solid": "-", "dashed": (0, (5, 3)), "dotted": (0, (1.2, 2))}[line.entry.dash]
@@ -228,15 +230,8 @@ def _plot(axes: Any, line: _Line) -> NDArray[np.float64]:
     if smooth is not curve and line.entry.dash == "solid":
         axes.plot(*curve, color=color, linewidth=0.7, alpha=0.22)
     marker = "o" if line.markers or len(curve.steps) == 1 else None
-    axes.plot(
-        *smooth,
-        color=color,
-        linewidth=line.width,
-        linestyle=style,
-        alpha=alpha,
-        marker=marker,
-        markersize=3.4,
-    )
+    look: Any = {"color": color, "linewidth": line.width, "linestyle": style, "alpha": alpha}
+    axes.plot(*smooth, **look, marker=marker, markersize=3.4)
     return smooth.values
 
 

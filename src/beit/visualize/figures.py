@@ -39,8 +39,13 @@ class Figure:
 
     def order(self) -> tuple[bool, int]:
         """Sorts results before the process, known figures before unknown ones."""
-        known = list(FIGURES)
-        return self.group == "process", known.index(self.name) if self.name in known else len(known)
+        names = [*FIGURES, self.name]
+        return self.group == "process", names.index(self.name)
+
+
+def _score(name: str, title: str, meaning: str) -> Figure:
+    """A figure from 0 to 1, the higher the better."""
+    return Figure(name, title, meaning, "percent", "higher")
 
 
 _TABLE = (
@@ -60,73 +65,51 @@ _TABLE = (
         "Baseline: copy the nearest patch",
         "The loss of the best mixture of the token of the nearest visible patch and the overall frequencies.",
     ),
-    Figure(
+    _score(
         "token_accuracy",
         "Masked-token accuracy",
         "Share of hidden patches whose visual token is named exactly. Many tokens look alike, so a low share can "
         "still be a good model; compare it with other runs on the same tokenizer.",
-        "percent",
-        "higher",
     ),
-    Figure(
-        "top1",
-        "Top-1 accuracy",
-        "Share of images whose most likely class is the right one.",
-        "percent",
-        "higher",
-    ),
-    Figure(
+    _score("top1", "Top-1 accuracy", "Share of images whose most likely class is the right one."),
+    _score(
         "top5",
         "Top-5 accuracy",
         "Share of images with the right class among the five likeliest, where there are more.",
-        "percent",
-        "higher",
     ),
-    Figure(
+    _score(
         "f1",
         "F1 over all classes",
         "Where an image may have several classes: how well the classes named and the true ones agree (harmonic mean "
         "of precision and recall, with a class named from 50 % on).",
-        "percent",
-        "higher",
     ),
-    Figure(
+    _score(
         "mean_average_precision",
         "Mean average precision (mAP)",
         "Where an image may have several classes: how well the images of a class stand before the others, whatever "
         "the threshold, averaged over the classes that occur.",
-        "percent",
-        "higher",
     ),
-    Figure(
+    _score(
         "knn_top1",
         "Top-1 accuracy by k-NN",
         "The same where the nearest training images vote, on the best layer.",
-        "percent",
-        "higher",
     ),
     Figure(
         "best_layer", "Best layer", "The layer that linear classifiers read best; 0 is the first.", "count"
     ),
-    Figure(
-        "mean_class_accuracy", "Mean accuracy of a class", "Every class counts the same.", "percent", "higher"
-    ),
+    _score("mean_class_accuracy", "Mean accuracy of a class", "Every class counts the same."),
     Figure("chance_loss", "Loss of knowing nothing (ln V)"),
-    Figure(
+    _score(
         "miou",
         "Mean intersection over union",
         "Overlap of predicted and true regions, averaged over the classes; 100 % is perfect.",
-        "percent",
-        "higher",
     ),
-    Figure(
+    _score(
         "macc",
         "Mean pixel accuracy of a class",
         "Share of a class's pixels that are named right, averaged over the classes.",
-        "percent",
-        "higher",
     ),
-    Figure("aacc", "Pixel accuracy", "Share of all pixels that are named right.", "percent", "higher"),
+    _score("aacc", "Pixel accuracy", "Share of all pixels that are named right."),
     Figure(
         "reconstruction_mae",
         "Reconstruction error",

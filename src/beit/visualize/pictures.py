@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import colorsys
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional
 
-PAPER, INK, MUTED = (255, 255, 255), (38, 40, 45), (120, 124, 131)
+from beit.atomic import replace_file
+
+PAPER, INK = (255, 255, 255), (38, 40, 45)
 HIDDEN, MISTAKE = (203, 205, 209), (178, 34, 34)
 MARGIN, GAP = 16, 12
 CAPTION_SIZE, NAME_SIZE = 15, 12
@@ -64,45 +65,35 @@ def token_picture(tokens: Tensor, vocab_size: int, cell: int = 16) -> Tensor:
     return picture.repeat_interleave(cell, 1).repeat_interleave(cell, 2)
 
 
-def contact_sheet(
-    columns: Mapping[str, Sequence[Tensor] | Tensor], row_names: Sequence[str] = (), *, cell: int = 192
-) -> Image.Image:
+def contact_sheet(columns: Mapping[str, Sequence[Tensor] | Tensor], *, cell: int = 192) -> Image.Image:
     """A labelled sheet: one row per image, one column per rendering of it, the column's name above.
 
     `columns` maps a caption to images (a sequence of (3, H, W) or one Tensor (B, 3, H, W)), as many in each column.
     The pictures of a row are drawn at the size of its first, brought close to `cell` pixels: small images grow by a
-    whole factor and keep their pixels, large ones shrink. `row_names` are written small below each row.
+    whole factor and keep their pixels, large ones shrink.
     """
     rows = list(zip(*columns.values(), strict=True))
     if not rows:
         raise ValueError("a contact sheet needs at least one column with at least one image")
-    if row_names and len(row_names) != len(rows):
-        raise ValueError(f"{len(row_names)} row names for {len(rows)} rows")
     sizes = [_cell_size(row[0], cell) for row in rows]
     step = max(width for width, _ in sizes) + GAP
-    caption_font, name_font = ImageFont.load_default(CAPTION_SIZE), ImageFont.load_default(NAME_SIZE)
-    captions = [_wrap(caption, step - GAP, caption_font) for caption in columns]
-    header = max(caption.count("\n") + 1 for caption in captions) * (CAPTION_SIZE + 5) + 6
-    footer = NAME_SIZE + 10 if row_names else 0
+    font = ImageFont.load_default(CAPTION_SIZE)
+    captions = [_wrap(caption, step - GAP, font) for caption in columns]
+    header = max(map(_lines, captions)) * (CAPTION_SIZE + 5) + 6
     width = 2 * MARGIN + len(columns) * step - GAP
-    height = 2 * MARGIN + header + sum(h + GAP + footer for _, h in sizes) - GAP
+    height = 2 * MARGIN + header + sum(height + GAP for _, height in sizes) - GAP
 
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     for index, caption in enumerate(captions):
         # Anchored at its last line, so that short captions sit on the pictures beside long ones.
-        left, bottom = MARGIN + index * step, MARGIN + header - 8
-        top = bottom - (caption.count("\n") + 1) * (CAPTION_SIZE + 5)
-        draw.multiline_text((left, top), caption, INK, caption_font, spacing=4)
+        top = MARGIN + header - 8 - _lines(caption) * (CAPTION_SIZE + 5)
+        draw.multiline_text((MARGIN + index * step, top), caption, INK, font, spacing=4)
     top = MARGIN + header
-    for number, (row, size) in enumerate(zip(rows, sizes, strict=True)):
+    for row, size in zip(rows, sizes, strict=True):
         for index, image in enumerate(row):
             sheet.paste(_fit(image, size), (MARGIN + index * step, top))
-        top += size[1]
-        if row_names:
-            name = _shorten(row_names[number], width - 2 * MARGIN, name_font)
-            draw.text((MARGIN, top + 4), name, MUTED, name_font)
-        top += footer + GAP
+        top += size[1] + GAP
     return sheet
 
 
@@ -117,7 +108,7 @@ def captioned_grid(
     width, height = (max(sides) for sides in zip(*(_cell_size(image, cell) for image in images), strict=True))
     font = ImageFont.load_default(NAME_SIZE)
     texts = [(_wrap(caption, width, font), right) for caption, right in captions]
-    footer = max(text.count("\n") + 1 for text, _ in texts) * (NAME_SIZE + 5) + 4
+    footer = max(_lines(text) for text, _ in texts) * (NAME_SIZE + 5) + 4
     columns = min(columns, len(texts))
     rows = -(-len(texts) // columns)
     size = 2 * MARGIN + columns * (width + GAP) - GAP, 2 * MARGIN + rows * (height + footer + GAP) - GAP
@@ -139,23 +130,20 @@ def save_picture(picture: Image.Image, path: Path) -> Path:
     lossless, lossy = io.BytesIO(), io.BytesIO()
     picture.save(lossless, "PNG")
     picture.convert("RGB").save(lossy, "JPEG", quality=90, subsampling=0)
-    small = lossy.tell() < 0.75 * lossless.tell()
-    path = path.with_suffix(".jpg" if small else ".png")
+    files = [(path.with_suffix(".png"), lossless), (path.with_suffix(".jpg"), lossy)]
+    if lossy.tell() < 0.75 * lossless.tell():
+        files.reverse()
+    (path, data), (other, _) = files
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes((lossy if small else lossless).getvalue())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_file(path, lambda draft: draft.write_bytes(data.getvalue()), durable=False)
     # A resumed run draws the same step again: its picture must not stay beside it under the other suffix.
-    path.with_suffix(".png" if small else ".jpg").unlink(missing_ok=True)
+    other.unlink(missing_ok=True)
     return path
 
 
 def _cell_size(image: Tensor, cell: int) -> tuple[int, int]:
     """Width and height at which the first picture of a row is drawn."""
-    height, width = int(image.shape[1]), int(image.shape[2])
+    height, width = image.shape[1:]
     longer = max(height, width)
     if longer < cell:
         factor = max(1, round(cell / longer))
@@ -172,6 +160,10 @@ def _fit(image: Tensor, size: tuple[int, int]) -> Image.Image:
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
+def _lines(text: str) -> int:
+    return text.count("\n") + 1
+
+
 def _wrap(text: str, width: int, font: Font) -> str:
     """Break a caption between words so that its lines fit `width` pixels."""
     lines: list[str] = []
@@ -184,10 +176,9 @@ def _wrap(text: str, width: int, font: Font) -> str:
 
 
 def _shorten(text: str, width: int, font: Font) -> str:
-    """Cut a name in its middle, where the least is lost of a path, until it fits `width` pixels."""
-    if font.getlength(text) <= width:
-        return text
-    kept = len(text) - 1
-    while kept > 2 and font.getlength(text[: kept // 2] + "..." + text[-(kept - kept // 2) :]) > width:
-        kept -= 1
-    return text[: kept // 2] + "..." + text[-(kept - kept // 2) :]
+    """Cut a word in its middle, where the least is lost of a path, until it fits `width` pixels."""
+    short, letters = text, len(text)
+    while font.getlength(short) > width and letters > 2:
+        letters -= 1
+        short = text[: letters // 2] + "..." + text[-(letters - letters // 2) :]
+    return short

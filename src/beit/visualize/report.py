@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import importlib.resources
-import os
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import jinja2
 
+from beit.atomic import write_text
 from beit.config.errors import UserError
 from beit.training.run.record import MIME_TYPES, Picture, RunRecord, distinct_names
 from beit.visualize.curves import RUN_COLORS, Chart, draw_charts
@@ -56,18 +57,6 @@ class RunPictures(NamedTuple):
     earlier: tuple[EmbeddedPicture, ...]
 
 
-class Gallery(NamedTuple):
-    """Pictures of one kind, run beside run."""
-
-    kind: str
-    runs: tuple[RunPictures, ...]
-
-    @property
-    def stacked(self) -> bool:
-        """Wide sheets stand below each other: side by side they would be too small to see."""
-        return any(pictures.latest.width > SHEET_WIDTH for pictures in self.runs)
-
-
 @dataclass(frozen=True)
 class RunView:
     """A run as the template takes it; `color` is that of its curves, None where it is the only one of its verb."""
@@ -86,7 +75,8 @@ class Section:
     runs: tuple[RunView, ...]
     rows: tuple[Row, ...]
     classes: tuple[ClassRow, ...]
-    galleries: tuple[Gallery, ...]
+    galleries: Mapping[str, Sequence[RunPictures]]
+    """Pictures of each kind, run beside run."""
     result_charts: tuple[Chart, ...]
     process_charts: tuple[Chart, ...]
 
@@ -105,15 +95,11 @@ def write_report(
     path = Path(out) if out is not None else records[0].folder
     if path.is_dir():
         path /= "report.html"
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
+        write_text(path, page, durable=False)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}; choose another --out") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -124,17 +110,18 @@ def render(records: Sequence[RunRecord], *, title: str = "", notes: Sequence[str
     for name, record in zip(names, records, strict=True):
         by_verb.setdefault(record.verb, []).append((name, record))
     sections = [_section(verb, runs) for verb, runs in by_verb.items()]
-    in_order = [run.record for section in sections for run in section.runs]
+    runs = [run for section in sections for run in section.runs]
+    in_order = [run.record for run in runs]
     source = (importlib.resources.files("beit.visualize") / "report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["data_uri"] = _svg_uri
+    environment.filters["data_uri"] = lambda chart: _data_uri(chart.svg.encode(), "image/svg+xml")
     page = environment.from_string(source).render(
         title=title or (" · ".join(names) if len(names) <= 3 else f"{len(names)} runs side by side"),
         notes=notes,
         sections=sections,
-        runs=[run for section in sections for run in section.runs],
+        runs=runs,
         facts=list(facts(in_order)),
         differences=list(differences(in_order)) if len(sections) == 1 else [],
     )
@@ -142,39 +129,37 @@ def render(records: Sequence[RunRecord], *, title: str = "", notes: Sequence[str
 
 
 def _section(verb: str, runs: Sequence[tuple[str, RunRecord]]) -> Section:
+    colors: Iterable[str | None] = itertools.cycle(RUN_COLORS) if len(runs) > 1 else [None]
     views = tuple(
-        RunView(
-            name,
-            RUN_COLORS[index % len(RUN_COLORS)] if len(runs) > 1 else None,
-            record,
-            tuple(verdicts(record)),
-        )
-        for index, (name, record) in enumerate(runs)
+        RunView(name, color, record, tuple(verdicts(record)))
+        for (name, record), color in zip(runs, colors, strict=False)
     )
-    charts = draw_charts({view.name: view.record.curves for view in views})
+    records = [record for _, record in runs]
+    charts = draw_charts({name: record.curves for name, record in runs})
     return Section(
         title=VERB_TITLES.get(verb, verb),
         runs=views,
-        rows=tuple(figure_rows([view.record for view in views])),
-        classes=tuple(class_rows([view.record for view in views])),
-        galleries=tuple(_galleries(views)),
+        rows=tuple(figure_rows(records)),
+        classes=tuple(class_rows(records)),
+        galleries=_galleries(views),
         result_charts=tuple(chart for chart in charts if chart.figure.group == "result"),
         process_charts=tuple(chart for chart in charts if chart.figure.group == "process"),
     )
 
 
-def _galleries(views: Sequence[RunView]) -> Iterator[Gallery]:
+def _galleries(views: Sequence[RunView]) -> dict[str, list[RunPictures]]:
+    galleries: dict[str, list[RunPictures]] = {}
     for kind in dict.fromkeys(picture.kind for view in views for picture in view.record.pictures):
-        runs = []
+        gallery = galleries[kind.replace("-", " ").replace("_", " ")] = []
         for view in views:
             pictures = [picture for picture in view.record.pictures if picture.kind == kind]
             if pictures:
-                earlier = tuple(_embed(picture) for picture in _spread(pictures[:-1], EARLIER_PICTURES))
-                runs.append(RunPictures(view, _embed(pictures[-1]), earlier))
-        yield Gallery(kind.replace("-", " ").replace("_", " "), tuple(runs))
+                earlier = tuple(map(_embed, _evenly_spaced(pictures[:-1], EARLIER_PICTURES)))
+                gallery.append(RunPictures(view, _embed(pictures[-1]), earlier))
+    return galleries
 
 
-def _spread(pictures: Sequence[Picture], count: int) -> list[Picture]:
+def _evenly_spaced(pictures: Sequence[Picture], count: int) -> list[Picture]:
     """At most `count` of the pictures, evenly spaced, the first among them."""
     if len(pictures) <= count:
         return list(pictures)
@@ -185,10 +170,6 @@ def _embed(picture: Picture) -> EmbeddedPicture:
     source = _data_uri(picture.path.read_bytes(), MIME_TYPES[picture.path.suffix.lower()])
     caption = f"step {picture.step:,}" if picture.step is not None else picture.path.name
     return EmbeddedPicture(source, caption, *picture.size)
-
-
-def _svg_uri(chart: Chart) -> str:
-    return _data_uri(chart.svg.encode(), "image/svg+xml")
 
 
 def _data_uri(data: bytes, mime_type: str) -> str:

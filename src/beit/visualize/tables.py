@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from beit.training.console import duration
 from beit.training.run.record import RunRecord, find, flatten, regions
-from beit.visualize.curves import NOT_FIGURES
+from beit.visualize.curves import NOT_FIGURES, Curve
 from beit.visualize.figures import Figure, figure_of
 
 NOT_RESULTS = NOT_FIGURES | {"epochs", "parameters", "skipped_steps", "steps", "vocab_size"}
@@ -42,9 +43,7 @@ class Row:
 
 def facts(records: Sequence[RunRecord]) -> Iterator[Line]:
     """What each run is, one line per fact that any run knows."""
-    per_run = [dict(_facts_of(record)) for record in records]
-    for name in dict.fromkeys(name for known in per_run for name in known):
-        yield name, [known.get(name, "–") for known in per_run]
+    yield from _lines([dict(_facts_of(record)) for record in records])
 
 
 def _facts_of(record: RunRecord) -> Iterator[tuple[str, str]]:
@@ -62,9 +61,7 @@ def _facts_of(record: RunRecord) -> Iterator[tuple[str, str]]:
         yield "Images seen", f"{images:,.0f}"
     if skipped := results.get("skipped_steps"):
         yield "Steps skipped", f"{skipped} with a loss that was not finite"
-    seconds = find(results, "seconds")
-    if seconds is None:
-        seconds = find(status, "seconds")
+    seconds = find({"results": results, "status": status}, "seconds")
     if isinstance(seconds, int | float):
         yield "Time", duration(seconds)
     if status.get("machine"):
@@ -78,11 +75,16 @@ def _facts_of(record: RunRecord) -> Iterator[tuple[str, str]]:
 
 def differences(records: Sequence[RunRecord]) -> Iterator[Line]:
     """The knobs that are not the same in all runs; nothing for a single run."""
-    configs = [dict(flatten(record.config)) for record in records]
-    for name in dict.fromkeys(name for config in configs for name in config):
-        values = [_words(config[name]) if name in config else "–" for config in configs]
+    configs = [{key: _words(value) for key, value in flatten(record.config)} for record in records]
+    for name, values in _lines(configs):
         if len(set(values)) > 1 and name != "out":
             yield name, values
+
+
+def _lines(columns: Sequence[Mapping[str, str]]) -> Iterator[Line]:
+    """A line for every name that any column has."""
+    for name in dict.fromkeys(name for column in columns for name in column):
+        yield name, [column.get(name, "–") for column in columns]
 
 
 def figure_rows(records: Sequence[RunRecord]) -> Iterator[Row]:
@@ -96,30 +98,31 @@ def figure_rows(records: Sequence[RunRecord]) -> Iterator[Row]:
 
 
 def _cells(record: RunRecord) -> dict[str, Cell]:
-    cells = {}
-    for name in dict.fromkeys(name.removeprefix("eval/") for name in record.curves):
-        figure = figure_of(name)
-        train, held_back = record.curves.get(name), record.curves.get(f"eval/{name}")
-        remarks = []
-        if held_back is None:
-            assert train is not None
-            cells[name] = Cell(figure.format(train.recent), ("training",))
-            continue
-        if train is not None:
-            remarks.append(f"training {figure.format(train.recent)}")
-        if figure.better is not None:
-            values = held_back.values if figure.better == "higher" else -held_back.values
-            best = int(values.argmax())
-            if values[best] > values[-1]:
-                best_value = figure.format(float(held_back.values[best]))
-                remarks.append(f"best {best_value} at step {held_back.steps[best]:,.0f}")
-        cells[name] = Cell(figure.format(held_back.last), tuple(remarks))
+    cells = {
+        name: _cell(figure_of(name), record.curves.get(name), record.curves.get(f"eval/{name}"))
+        for name in dict.fromkeys(name.removeprefix("eval/") for name in record.curves)
+    }
     for path, value in flatten(record.results):
         name = path.removeprefix("last.").removeprefix("eval/")
-        known = name in cells or name in NOT_RESULTS or path.startswith(("best", "classes."))
-        if isinstance(value, int | float) and not isinstance(value, bool) and not known:
+        elsewhere = name in cells or name in NOT_RESULTS or path.startswith(("best", "classes."))
+        if isinstance(value, int | float) and not isinstance(value, bool) and not elsewhere:
             cells[name] = Cell(figure_of(name).format(value), ())
     return cells
+
+
+def _cell(figure: Figure, train: Curve | None, held_back: Curve | None) -> Cell:
+    """A figure on held-back images where there are any, with what else its curves say."""
+    trained = figure.format(train.recent) if train is not None else ""
+    if held_back is None:
+        return Cell(trained, ("training",))
+    remarks = [f"training {trained}"] if trained else []
+    if figure.better is not None:
+        values = held_back.values if figure.better == "higher" else -held_back.values
+        best = int(values.argmax())
+        if values[best] > values[-1]:
+            value = figure.format(float(held_back.values[best]))
+            remarks.append(f"best {value} at step {held_back.steps[best]:,.0f}")
+    return Cell(figure.format(held_back.last), tuple(remarks))
 
 
 def class_rows(records: Sequence[RunRecord]) -> Iterator[ClassRow]:
@@ -133,7 +136,7 @@ def class_rows(records: Sequence[RunRecord]) -> Iterator[ClassRow]:
 
     for name in dict.fromkeys(name for table in tables for name in table):
         entries = [table.get(name, {}) for table in tables]
-        color = next((found for record in records if (found := _color(record, name))), None)
+        color = next(filter(None, (_color(record, name) for record in records)), None)
         share = next(percent(entry, "share") for entry in entries if entry)
         yield ClassRow(name, color, share, tuple(percent(entry, "iou") for entry in entries))
 
@@ -144,8 +147,8 @@ def _color(record: RunRecord, name: str) -> str | None:
     if not isinstance(names, list) or not isinstance(palette, list) or name not in names[: len(palette)]:
         return None
     color = palette[names.index(name)]
-    right = isinstance(color, list) and len(color) == 3 and all(isinstance(value, int) for value in color)
-    return f"rgb({color[0]},{color[1]},{color[2]})" if right else None
+    valid = isinstance(color, list) and len(color) == 3 and all(isinstance(value, int) for value in color)
+    return f"rgb({color[0]},{color[1]},{color[2]})" if valid else None
 
 
 def _words(value: Any, separator: str = " · ") -> str:
@@ -161,9 +164,8 @@ def _machine(machine: Any) -> str:
     """What decides the speed of a run; pages are shared, so neither the host's name nor its system."""
     if not isinstance(machine, Mapping):
         return str(machine)
-    named = ((name, machine.get(name)) for name in ("gpu", "cpu", "cores", "memory_gib", "processes"))
-    units = {"cores": "cores", "memory_gib": "GiB", "processes": "processes"}
-    return " · ".join(f"{value} {units.get(name, '')}".strip() for name, value in named if value is not None)
+    units = {"gpu": "", "cpu": "", "cores": " cores", "memory_gib": " GiB", "processes": " processes"}
+    return " · ".join(f"{machine[key]}{unit}" for key, unit in units.items() if machine.get(key) is not None)
 
 
 def _parameters(count: float) -> str:
@@ -171,14 +173,3 @@ def _parameters(count: float) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit} parameters"
     return f"{count:.0f} parameters"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the two largest units that matter."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {seconds} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

@@ -13,26 +13,23 @@ LEVEL = 0.01
 """Relative difference below which two figures count as equal."""
 
 
+Tone = Literal["good", "open", "bad", "plain"]
+"""`open`: not there yet."""
+
+
 class Verdict(NamedTuple):
-    tone: Literal["good", "open", "bad", "plain"]
-    """`open`: not there yet."""
+    tone: Tone
     text: str
 
 
 def verdicts(run: RunRecord) -> list[Verdict]:
     """State first, then what was learned."""
-    return [
-        *_state(run),
-        *_context(run),
-        *_reconstruction(run),
-        *_codebook(run),
-        *_accuracy(run),
-        *_overfitting(run),
-    ]
+    topics = (_state, _context, _reconstruction, _codebook, _accuracy, _overlap, _overfitting)
+    return [verdict for topic in topics for verdict in topic(run)]
 
 
-def standing(run: RunRecord, name: str) -> float | None:
-    """Where a figure stands: its last evaluation, else the mean of its last training steps."""
+def latest(run: RunRecord, name: str) -> float | None:
+    """A figure now: its last evaluation, else the mean of its last training steps."""
     if (curve := run.curves.get(f"eval/{name}")) is not None:
         return curve.last
     return curve.recent if (curve := run.curves.get(name)) is not None else None
@@ -57,18 +54,17 @@ def _state(run: RunRecord) -> Iterator[Verdict]:
 
 def _context(run: RunRecord) -> Iterator[Verdict]:
     """The masked-token loss beside what needs no model: only below all of them has context been used."""
-    prefix = (
-        "eval/"
-        if "eval/loss" in run.curves and any(f"eval/{name}" in run.curves for name in BASELINES)
-        else ""
-    )
-    baselines = {name: run.curves[prefix + name].recent for name in BASELINES if prefix + name in run.curves}
-    if not baselines or f"{prefix}loss" not in run.curves:
+    for prefix in ("eval/", ""):
+        curve = run.curves.get(f"{prefix}loss")
+        baselines = {name: run.curves[prefix + name] for name in BASELINES if prefix + name in run.curves}
+        if curve is not None and baselines:
+            break
+    else:
         return
-    curve = run.curves[f"{prefix}loss"]
     loss = curve.last if prefix else curve.recent
-    name, best = min(baselines.items(), key=lambda item: item[1])
-    title = figure_of(name).title.removeprefix("Baseline: ")
+    hardest = min(baselines, key=lambda name: baselines[name].recent)
+    best = baselines[hardest].recent
+    title = figure_of(hardest).title.removeprefix("Baseline: ")
     below = 1 - loss / best
     figures = f"masked-token loss {loss:.2f} against {best:.2f} for the best baseline ({title})"
     if run.vocab_size:
@@ -86,7 +82,7 @@ def _context(run: RunRecord) -> Iterator[Verdict]:
 
 
 def _reconstruction(run: RunRecord) -> Iterator[Verdict]:
-    error, reference = standing(run, "reconstruction_mae"), standing(run, "cell_mean_mae")
+    error, reference = latest(run, "reconstruction_mae"), latest(run, "cell_mean_mae")
     if error is None:
         return
     levels = f"on average a pixel is off by {255 * error:.1f} of 255 levels"
@@ -109,7 +105,7 @@ def _reconstruction(run: RunRecord) -> Iterator[Verdict]:
 
 
 def _codebook(run: RunRecord) -> Iterator[Verdict]:
-    perplexity, used = standing(run, "perplexity"), standing(run, "codes_used")
+    perplexity, used = latest(run, "perplexity"), latest(run, "codes_used")
     if perplexity is None:
         return
     of = f" of {run.vocab_size:,}" if run.vocab_size else ""
@@ -121,30 +117,32 @@ def _codebook(run: RunRecord) -> Iterator[Verdict]:
 
 
 def _accuracy(run: RunRecord) -> Iterator[Verdict]:
+    top1 = latest(run, "top1")
+    if top1 is None:
+        return
     classes = run.model.get("classes")
-    chance = 1 / len(classes) if isinstance(classes, list) and classes else None
-    top1, miou = standing(run, "top1"), standing(run, "miou")
+    chance = 1 / len(classes) if isinstance(classes, list) and classes else 0
+    guess = f"; guessing would get {100 * chance:.1f}\u00a0%" if chance else ""
     kind = "held-back" if "eval/top1" in run.curves else "training"
-    if top1 is not None:
-        guess = f"; guessing would get {100 * chance:.1f}\u00a0%" if chance else ""
-        tone: Literal["good", "open"] = "good" if chance is None or top1 > 2 * chance else "open"
-        yield Verdict(tone, f"{100 * top1:.1f}\u00a0% of the {kind} images are named right{guess}.")
-    if miou is not None:
-        yield _overlap(run, miou)
+    tone: Tone = "good" if top1 > 2 * chance or not chance else "open"
+    yield Verdict(tone, f"{100 * top1:.1f}\u00a0% of the {kind} images are named right{guess}.")
 
 
-def _overlap(run: RunRecord, miou: float) -> Verdict:
+def _overlap(run: RunRecord) -> Iterator[Verdict]:
     """Mean intersection over union beside that of naming every pixel alike, where the shares of classes are known."""
-    said = f"Predicted and true regions overlap by {100 * miou:.1f}\u00a0% on average over the classes"
-    found = regions(run)
-    shares = {name: float(entry["share"]) for name, entry in found.items() if entry.get("share")}
+    miou = latest(run, "miou")
+    if miou is None:
+        return
+    overlap = f"Predicted and true regions overlap by {100 * miou:.1f}\u00a0% on average over the classes"
+    shares = {name: float(entry["share"]) for name, entry in regions(run).items() if entry.get("share")}
     if not shares:
-        return Verdict("plain", f"{said}.")
+        yield Verdict("plain", f"{overlap}.")
+        return
     # That class's region is then found with all other pixels in it, and the others not at all.
     commonest = max(shares, key=lambda name: shares[name])
     guess = shares[commonest] / len(shares)
-    tone: Literal["good", "open"] = "good" if miou > 2 * guess else "open"
-    return Verdict(tone, f"{said}; naming every pixel {commonest} would get {100 * guess:.1f}\u00a0%.")
+    tone: Tone = "good" if miou > 2 * guess else "open"
+    yield Verdict(tone, f"{overlap}; naming every pixel {commonest} would get {100 * guess:.1f}\u00a0%.")
 
 
 def _overfitting(run: RunRecord) -> Iterator[Verdict]:
