@@ -95,6 +95,7 @@ def test_other_transformers_are_no_beit(stranger: str, tmp_path: Path) -> None:
             read(file)
 
 
+@pytest.mark.slow
 def test_a_format_that_cannot_hold_a_model_names_those_that_can(tmp_path: Path) -> None:
     models = {
         "dalle or beit": DiscreteVAE(

@@ -32,6 +32,8 @@ from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.tokenizers.dvae import DiscreteVAE
 
+pytestmark = pytest.mark.slow
+
 FOREIGN = ("unilm", "timm", "huggingface")
 
 

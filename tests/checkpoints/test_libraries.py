@@ -233,6 +233,7 @@ def save_dalle(dalle: tuple[Any, Any], folder: Path, what: str) -> None:
             torch.save(content, folder / name, _use_new_zipfile_serialization=what != "legacy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["zip", "legacy", "state dict"])
 def test_tokenizers_of_the_dalle_package(what: str, dalle: tuple[Any, Any], tmp_path: Path) -> None:
     encoder, decoder = dalle

@@ -20,6 +20,8 @@ from beit.config.architecture import EncoderConfig
 from beit.models.encoder import BeitEncoder
 from beit.models.segmentation import SemanticSegmenter
 
+pytestmark = pytest.mark.slow
+
 
 def segmenter() -> Any:
     config = EncoderConfig(

@@ -25,6 +25,8 @@ from beit.cli.main import main
 from beit.config.architecture import EncoderConfig
 from beit.models.encoder import BeitEncoder
 
+pytestmark = pytest.mark.slow
+
 POSITIONS = ("shared_bias", "block_bias", "absolute")
 IMAGENET: dict[str, Any] = {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}
 CLASSES = ["a", "b", "c", "d", "ü"]

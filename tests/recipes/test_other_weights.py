@@ -21,6 +21,8 @@ from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
 
+pytestmark = pytest.mark.slow
+
 SHORT = [
     *(
         "--steps",

@@ -23,6 +23,8 @@ from beit.recipes.probe import run as recipe
 from beit.recipes.probe.features import neighbour_votes
 from beit.recipes.probe.run import probe
 
+pytestmark = pytest.mark.slow
+
 
 def read(run: Path, name: str) -> Any:
     return json.loads((run / name).read_text())

@@ -43,6 +43,7 @@ def test_arrays_are_numpys_own(tmp_path: Path) -> None:
         assert found[name].dtype == wanted.dtype and np.array_equal(found[name], wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_memory_does_not_grow_with_the_records(suffix: str, tmp_path: Path) -> None:
     features = np.random.default_rng(0).normal(size=2048).astype(np.float32)

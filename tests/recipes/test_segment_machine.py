@@ -24,6 +24,8 @@ from beit.recipes.segment import segment
 from beit.stages import stage
 from beit.training.device import Compute, open_compute
 
+pytestmark = pytest.mark.slow
+
 # ------------------------------------------------------------------------------------------------------------
 # Several devices
 

@@ -73,6 +73,7 @@ def torchrun(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_two_ranks_train_stop_and_go_on_as_one(tmp_path: Path) -> None:
     """Dropout included: what a pass draws depends on its place in the batch, wherever it runs.
 

@@ -78,6 +78,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return outcome(run)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
     command = [sys.executable, str(HERE / "kill_rounds.py"), str(tmp_path), "8", "1"]
     report = subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -19,6 +19,8 @@ from beit.visualize.report import write_report
 from beit.visualize.tables import duration
 from beit.visualize.verdicts import verdicts
 
+pytestmark = pytest.mark.slow
+
 
 class Page(HTMLParser):
     """Text, tags and addresses of a page; fails on tags that are not closed."""
