@@ -137,7 +137,7 @@ def test_pup_reaches_the_pixels_from_any_patch(
     # Every weight is trained by the sum of the losses, so a distributed run finds none unused.
     torch.stack([x.square().mean() for x in outputs]).sum().backward()
     assert all(x.grad is not None for x in model.parameters())
-    assert torch.equal(model.eval()(images), model(images, auxiliary=True)[0])
+    torch.testing.assert_close(model.eval()(images), model(images, auxiliary=True)[0])
 
 
 @pytest.mark.parametrize(("patch_size", "sides"), [(4, (4, 2, 1, 1)), (8, (8, 4, 2, 1)), (16, (16, 8, 4, 2))])
@@ -281,7 +281,7 @@ def test_an_image_of_any_size_is_padded_with_the_mean_pixel_and_cut_back(tiny: T
     padded[:, :, :13] = images / 255
     torch.testing.assert_close(whole_image(model, images), model(padded)[:, :, :13])
     fitting = torch.rand(1, 3, 16, 24)
-    assert torch.equal(whole_image(model, fitting), model(fitting))
+    torch.testing.assert_close(whole_image(model, fitting), model(fitting))
 
 
 def test_probabilities_are_averaged_over_scales_and_mirror_images() -> None:

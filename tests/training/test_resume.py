@@ -97,6 +97,7 @@ def test_a_crash_is_on_record_and_the_run_continues(tmp_path: Path, whole: dict[
     assert outcome(tmp_path / "run") == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lost", ["model", "ema", "optimizer", "companions", "window", "best", "place", "random"]
 )
