@@ -32,6 +32,8 @@ from beit.data.sources.opening import open_source
 from beit.stages.batches import classifier_view
 from beit.tokenizers.dvae import DiscreteVAE
 
+pytestmark = pytest.mark.slow
+
 IMAGES = torch.rand(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 MASK = torch.arange(32).view(2, 16) % 3 == 0
 REAL = os.environ.get("BEIT_REAL_DATA")
@@ -233,7 +235,6 @@ def save_dalle(dalle: tuple[Any, Any], folder: Path, what: str) -> None:
             torch.save(content, folder / name, _use_new_zipfile_serialization=what != "legacy")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", ["zip", "legacy", "state dict"])
 def test_tokenizers_of_the_dalle_package(what: str, dalle: tuple[Any, Any], tmp_path: Path) -> None:
     encoder, decoder = dalle

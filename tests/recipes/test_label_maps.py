@@ -23,6 +23,8 @@ from beit.recipes.evaluate.run import evaluate
 from beit.recipes.predict.map_files import Legend, write_map
 from beit.recipes.predict.run import predict, predictions
 
+pytestmark = pytest.mark.slow
+
 PLAIN: dict[str, Any] = {"workers": 0, "precision": "float32"}
 
 
@@ -54,7 +56,6 @@ def test_an_evaluation_agrees_with_the_one_in_training(
     assert json.loads((tmp_path / "figures.json").read_text())["miou"] == figures["miou"]
 
 
-@pytest.mark.slow
 def test_other_ways_to_show_the_images(segmenter: Path, regions: Path) -> None:
     whole = evaluation(segmenter, regions, window="whole")
     averaged = evaluation(segmenter, regions, multi_scale=True)
@@ -90,7 +91,6 @@ def test_a_file_that_cannot_be_is_refused_before_the_evaluation(regions: Path, t
             evaluation(tmp_path / "no model is read", regions, out=str(tmp_path / out))
 
 
-@pytest.mark.slow
 def test_a_side_too_long_for_a_jpeg_costs_the_overlay_alone(
     segmenter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,7 +130,6 @@ def test_255_is_no_class_in_a_map_of_8_bits(tmp_path: Path, count: int, first: i
     assert written.mode == ("P" if bits == 8 else "I;16")
 
 
-@pytest.mark.slow
 def test_an_image_too_large_for_the_memory_costs_itself_alone(
     segmenter: Path, regions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

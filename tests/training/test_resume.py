@@ -22,6 +22,8 @@ from beit.training.saving import Saver
 from beit.training.signals import StopSignals
 from beit.training.state import TrainingState
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 TIMINGS = {"images_per_second", "data_wait"}
 
@@ -78,7 +80,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return outcome(run)
 
 
-@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
     command = [sys.executable, str(HERE / "kill_rounds.py"), str(tmp_path), "8", "1"]
     report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -97,7 +98,6 @@ def test_a_crash_is_on_record_and_the_run_continues(tmp_path: Path, whole: dict[
     assert outcome(tmp_path / "run") == whole
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "lost", ["model", "ema", "optimizer", "companions", "window", "best", "place", "random"]
 )
