@@ -95,7 +95,11 @@ FINETUNE = ["--data", "x", "--out", "y", "--init", "i"]
         (["pretrain", *TRAINING, "--lr", "1", "--lr", "2"], "--lr is given twice"),
         (["pretrain", *TRAINING, "--steps", "1.5"], "--steps cannot be '1.5'"),
         (["pretrain", "--data", "x", "--out", "y", "--tokenizer", "y"], "--out is the run of --tokenizer"),
-        (["tokenizer", "--data", "no/such/folder", "--out", "y", "--devices", "2"], "no/such/folder"),
+        pytest.param(
+            ["tokenizer", "--data", "no/such/folder", "--out", "y", "--devices", "2"],
+            "no/such/folder",
+            marks=pytest.mark.slow,
+        ),
         (
             ["finetune", "--data", "x", "--out", "y", "--width", "96"],
             "name --image-size, --patch-size, --depth",
@@ -110,13 +114,15 @@ FINETUNE = ["--data", "x", "--out", "y", "--init", "i"]
             ["finetune", *FINETUNE, "--preset", "demo", "--multilabel", "--labels", "l.csv"],
             "of the preset) needs one class for each image; use --label-share, or add --labels-per-class null",
         ),
-        (
+        pytest.param(
             ["finetune", "--data", "demo", "--out", "y", "--init", "no/such/model"],
             "--init: no/such/model does not exist",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             ["probe", "--data", "demo", "--out", "y", "--init", "no/such/model"],
             "--init: no/such/model does not exist",
+            marks=pytest.mark.slow,
         ),
         (["finetune", *FINETUNE, "--randaugment", "11"], "--randaugment must lie between 0 and 10"),
         (["segment", *FINETUNE, "--crop", "0"], "--crop must be positive"),

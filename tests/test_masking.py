@@ -19,6 +19,7 @@ def draw(masking: BlockwiseMasking | RandomMasking, number: int, seed: int = 0) 
     return np.stack([masking(rng) for _ in range(number)])
 
 
+@pytest.mark.slow
 def test_at_most_has_the_statistics_of_the_released_generator() -> None:
     """Reference figures: 20,000 masks of unilm's masking_generator.py at 14x14, 75 patches, blocks of 16."""
     masks = draw(BlockwiseMasking(count="at_most"), 20_000)

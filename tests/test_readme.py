@@ -13,6 +13,8 @@ from PIL import Image
 
 from beit.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 README = Path(__file__).parent.parent / "README.md"
 SHORTER = {
     "demo": ["--scale", "0.005"],

@@ -26,6 +26,8 @@ from beit.cli.main import main
 from beit.config.architecture import DiscreteVAEConfig
 from beit.models.segmentation import SemanticSegmenter
 
+pytestmark = pytest.mark.slow
+
 READER = """
 import pathlib, resource, sys
 import beit, beit.checkpoints

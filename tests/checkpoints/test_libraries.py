@@ -33,6 +33,8 @@ from beit.data.sources.opening import open_source
 from beit.stages.inference import classifier_view
 from beit.tokenizers.dvae import DiscreteVAE
 
+pytestmark = pytest.mark.slow
+
 IMAGES = torch.rand(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 MASK = torch.arange(32).view(2, 16) % 3 == 0
 REAL = os.environ.get("BEIT_REAL_DATA")

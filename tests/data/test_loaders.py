@@ -73,6 +73,7 @@ def same(a: list[Any], b: list[Any]) -> bool:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     size=st.integers(1, 60),

@@ -319,6 +319,7 @@ def test_a_wrong_map_stops_training_and_a_damaged_one_is_left_out(tmp_path: Path
 # Real sets
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(REAL is None, reason="BEIT_REAL_DATA is not set")
 def test_camvid_has_the_shares_that_its_description_states() -> None:
     assert REAL is not None

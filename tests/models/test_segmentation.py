@@ -131,7 +131,7 @@ def test_pup_reaches_the_pixels_from_any_patch(
     # Every weight is trained by the sum of the losses, so a distributed run finds none unused.
     torch.stack([x.square().mean() for x in outputs]).sum().backward()
     assert all(x.grad is not None for x in model.parameters())
-    assert torch.equal(model.eval()(images), model(images, auxiliary=True)[0])
+    torch.testing.assert_close(model.eval()(images), model(images, auxiliary=True)[0])
 
 
 @pytest.mark.parametrize(("patch_size", "sides"), [(4, (4, 2, 1, 1)), (8, (8, 4, 2, 1)), (16, (16, 8, 4, 2))])

@@ -72,6 +72,7 @@ def test_the_awkward_folder() -> None:
     assert all("broken_" in name for name, _ in report.broken)
 
 
+@pytest.mark.slow
 def test_label_maps_are_counted_and_wrong_ones_named(tmp_path: Path) -> None:
     halves = np.repeat(np.array([[0, 1]], dtype=np.uint8), 20, axis=1).repeat(40, axis=0)
     for split, count in (("training", 70), ("validation", 2)):

@@ -255,6 +255,7 @@ def test_a_run_of_another_version_is_judged_with_what_is_known_of_it(
         evaluate(config(run, images, **SAME))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["tokens", "pixels"])
 def test_images_need_not_be_square(
     target: str, images: Path, trained_tokenizer: Path, tmp_path: Path

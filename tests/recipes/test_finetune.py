@@ -28,6 +28,8 @@ from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
 from beit.training.optim import parameter_groups
 
+pytestmark = pytest.mark.slow
+
 COLORS = {"blue": (40, 60, 220), "green": (60, 200, 80), "red": (220, 40, 40)}
 
 

@@ -54,6 +54,7 @@ def test_an_unfinished_run_says_how_to_go_on(probed: Path, tmp_path: Path) -> No
     assert facts["last"]["loss"] > 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_told_from_a_running_one(probed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(probed, run)

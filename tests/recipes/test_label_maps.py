@@ -23,6 +23,8 @@ from beit.recipes.evaluate.run import evaluate
 from beit.recipes.predict.maps import Legend, write_map
 from beit.recipes.predict.run import predict, predictions
 
+pytestmark = pytest.mark.slow
+
 PLAIN: dict[str, Any] = {"workers": 0, "precision": "float32"}
 
 

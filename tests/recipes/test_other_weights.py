@@ -22,6 +22,8 @@ from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
 
+pytestmark = pytest.mark.slow
+
 SHORT = [
     *(
         "--steps",
@@ -99,7 +101,7 @@ def test_a_classifier_of_others_is_judged_labels_and_is_tuned_further(
         out = tmp_path / f"{name}.json"
         run("evaluate", "--model", files / name, "--data", colours, "--workers", 0, "--out", out)
         figures[name] = {key: value for key, value in json.loads(out.read_text()).items() if key != "model"}
-    assert figures["b"]["top1"] == figures["classifier-hf"]["top1"] == figures["classifier.pth"]["top1"]
+    assert [one["top1"] for one in figures.values()] == pytest.approx([figures["b"]["top1"]] * 3)
     image = colours / "val" / "red" / "00.png"
     capsys.readouterr()
     run("predict", "--model", files / "classifier-hf", "--workers", 0, image)

@@ -42,6 +42,7 @@ def test_arrays_are_numpys_own(tmp_path: Path) -> None:
         assert arrays[name].dtype == expected.dtype and np.array_equal(arrays[name], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_memory_does_not_grow_with_the_records(suffix: str, tmp_path: Path) -> None:
     features = np.random.default_rng(0).normal(size=2048).astype(np.float32)

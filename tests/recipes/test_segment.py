@@ -27,6 +27,8 @@ from beit.recipes.predict.run import predictions
 from beit.recipes.pretrain import pretrain
 from beit.recipes.segment import segment
 
+pytestmark = pytest.mark.slow
+
 REAL = os.environ.get("BEIT_REAL_DATA")
 
 

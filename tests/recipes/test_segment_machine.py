@@ -25,6 +25,8 @@ from beit.recipes.segment import segment
 from beit.stages import session
 from beit.training.device import Compute
 
+pytestmark = pytest.mark.slow
+
 # ------------------------------------------------------------------------------------------------------------
 # Several devices
 

@@ -32,6 +32,8 @@ from beit.recipes.pretrain import pretrain
 from beit.recipes.probe.run import probe
 from beit.recipes.tokenizer import tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 def unfinish(run: Path) -> None:
     """As if the run had been killed after its last checkpoint."""

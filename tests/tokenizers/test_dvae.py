@@ -80,6 +80,7 @@ def test_equals_the_dall_e_package() -> None:
         torch.testing.assert_close(ours.decode(ours.encode(images)), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_default_has_the_sizes_of_openai() -> None:
     with torch.device("meta"):
         model = DiscreteVAE(DiscreteVAEConfig())

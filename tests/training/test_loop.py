@@ -72,6 +72,7 @@ def torchrun(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_two_ranks_train_stop_and_go_on_as_one(tmp_path: Path) -> None:
     """Dropout included: what a pass draws depends on its place in the batch, wherever it runs.
 
@@ -204,7 +205,7 @@ def test_a_window_averages_tensors_over_the_steps_that_count(alone: Compute) -> 
             {"loss": torch.tensor(value), "used": torch.tensor([value, 2 * value])}, torch.tensor(counts)
         )
     means = window.means(alone)
-    assert means["loss"] == 2 and means["used"].tolist() == [2, 4]
+    assert [float(means["loss"]), *means["used"].tolist()] == pytest.approx([2, 2, 4])
 
 
 def test_what_is_written_is_json_and_readable() -> None:

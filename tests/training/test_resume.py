@@ -22,6 +22,8 @@ from beit.training.run.saver import Saver
 from beit.training.signals import StopSignals
 from beit.training.state import TrainingState
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 TIMINGS = {"images_per_second", "data_wait"}
 

@@ -336,3 +336,24 @@ def test_trackers_that_are_not_installed_name_their_extra(
         TensorBoardTracker(tmp_path, 0)
     with pytest.raises(UserError, match=r"beit\[wandb\]"):
         WandbTracker(tmp_path, "project", "id", {})
+
+
+def test_a_beginning_cut_short_anywhere_can_be_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process that is gone at once, as a killed one is, with its lock."""
+    for calls in range(100):
+        process = os.fork()
+        if process == 0:
+            disk = Disk(monkeypatch, calls)
+            try:
+                opened(tmp_path / str(calls))
+            finally:
+                os._exit(disk.failed)
+        failed = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        with opened(tmp_path / str(calls)):
+            assert status_of(tmp_path / str(calls))["state"] == "running"
+        if not failed:
+            assert calls > 4
+            return
+    raise AssertionError("never got through")

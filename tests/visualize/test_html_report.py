@@ -18,6 +18,8 @@ from beit.training.run.record import read_run
 from beit.visualize.report import write_report
 from beit.visualize.verdicts import verdicts
 
+pytestmark = pytest.mark.slow
+
 
 class Page(HTMLParser):
     """Text, tags and addresses of a page; fails on tags that are not closed."""

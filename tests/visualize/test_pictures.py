@@ -54,6 +54,7 @@ def test_tokens_keep_their_colour_and_neighbours_differ() -> None:
     assert (picture[:, :4, 4:] == palette[5][:, None, None]).all()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=10)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 300), st.integers(1, 60)), min_size=1, max_size=3),

@@ -99,8 +99,6 @@ class TrainingConfig(DataConfig):
     """auto: a GPU where there is one, else the CPU."""
     devices: PositiveInt | Literal["auto"] = "auto"
     """Processes to start on this machine, one per GPU; auto: every GPU, or one CPU process."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: a GPU where there is one, else the CPU."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """auto: bf16 where this machine is fast at it, else float32."""
     workers: NonNegativeInt | Literal["auto"] = "auto"
