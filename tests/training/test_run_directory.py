@@ -311,12 +311,13 @@ def test_a_terminal_gets_a_bar_and_the_log_gets_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    with Console() as console:
-        console.log_to(tmp_path / "log.txt")
-        with console.progress(10, 0) as progress:
-            progress.advance(5)
-            progress.report("step 5/10  loss 2", "loss 2  9 images/s")
-            console.say("evaluated [all]")
+    console = Console()
+    console.log_to(tmp_path / "log.txt")
+    with console.progress(10, 0) as progress:
+        progress.advance(5)
+        progress.report("step 5/10  loss 2", "loss 2  9 images/s")
+        console.say("evaluated [all]")
+    console.close()
     assert (tmp_path / "log.txt").read_text() == "step 5/10  loss 2\nevaluated [all]\n"
 
 

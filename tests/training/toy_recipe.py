@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import signal
 import sys
@@ -26,7 +27,7 @@ from beit.training.device import Compute, choose_precision, open_compute
 from beit.training.loop import fit
 from beit.training.method import Evaluation, Learner, Method, StepOutput
 from beit.training.plan import Plan
-from beit.training.run.opening import Request, open_run
+from beit.training.run.opening import Request, is_finished, open_run
 
 CLASSES, BATCH, IMAGES = 4, 8, 48
 MISHAPS = ("poison", "sleep", "killed_at", "killed_by")
@@ -109,10 +110,11 @@ def train(
     console = Console(compute.main)
     config = {name: value for name, value in dataclasses.asdict(toy).items() if name not in MISHAPS}
     request = Request("toy", config | {"choice": "auto"})
+    if not overwrite and is_finished(out, request):
+        console.say("nothing to do")
+        results: dict[str, Any] = json.loads((Path(out) / "results.json").read_text())
+        return results
     with open_run(out, request, compute=compute, console=console, overwrite=overwrite) as run:
-        if run.finished:
-            console.say("nothing to do")
-            return run.results()
         assert run.resolve("choice", lambda: "made") == "made"
         batches = ToyBatches(toy, compute, on_evaluation)
         precision = choose_precision(toy.precision, compute.device)

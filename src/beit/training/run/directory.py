@@ -58,11 +58,6 @@ class RunDirectory:
         self._broken: list[int] = []
 
     @property
-    def finished(self) -> bool:
-        """Whether there is nothing left to do."""
-        return self._status.get("state") == "done"
-
-    @property
     def identity(self) -> str:
         """A name no other run has."""
         return str(self._status["id"])
@@ -106,11 +101,6 @@ class RunDirectory:
             }
             write_text(self.path / RESULTS, json.dumps(ready, indent=2, allow_nan=False) + "\n")
         self.write_status(state="done", reason=None)
-
-    def results(self) -> dict[str, Any]:
-        """The final figures of a finished run."""
-        results: dict[str, Any] = json.loads((self.path / RESULTS).read_text(encoding="utf-8"))
-        return results
 
     # States to resume from.
 
@@ -210,13 +200,17 @@ class RunDirectory:
         try:
             if isinstance(error, Interrupted | KeyboardInterrupt):
                 self.write_status(state="interrupted", reason=str(error) or "stopped at once, without saving")
-            elif error is not None and not self.finished:
+            elif error is not None and self._status["state"] != "done":
                 self.write_status(state="failed", reason=f"{type(error).__name__}: {error}")
                 self.console.log(f"failed: {error}")
         finally:
-            self.console.close()
-            if self._lock is not None:
-                self._lock.release()
+            self.release()
+
+    def release(self) -> None:
+        """Close the log and let others have the directory."""
+        self.console.close()
+        if self._lock is not None:
+            self._lock.release()
 
 
 def _now() -> str:

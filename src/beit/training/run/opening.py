@@ -100,8 +100,11 @@ def open_run(
         compute=compute,
         console=console,
     )
-    if not run.finished:
+    try:
         run.begin()
+    except BaseException:
+        run.release()
+        raise
     return run
 
 
