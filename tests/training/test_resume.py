@@ -18,6 +18,7 @@ from toy_recipe import Toy, digest, train
 from beit.config.errors import Interrupted, RunFailed
 from beit.training import loop
 from beit.training.run.checkpoints import checkpoint_steps, read_state
+from beit.training.run.directory import RunDirectory
 from beit.training.run.saver import Saver
 from beit.training.signals import StopSignals
 from beit.training.state import TrainingState
@@ -258,6 +259,22 @@ def test_failed_saves_are_told_and_borne(
         in log
     )
     assert outcome(tmp_path / "run") == whole
+
+
+def test_a_model_that_cannot_be_written_leaves_the_newest_checkpoint(
+    tmp_path: Path, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(RunFailed, match="checkpoint of step 9 is intact"):
+        patch.setattr(RunDirectory, "replace_model", lambda self, write: full_disk(self.path))
+        train(run, Toy(keep=1))
+    assert checkpoint_steps(run / "checkpoints") == [9]
+    assert "model/ of step 3 could not be saved: [Errno 28]" in (run / "log.txt").read_text()
+    train(run, Toy(keep=1))
+    assert outcome(run) == whole
 
 
 @pytest.mark.parametrize(("steps", "left"), [({9, 12, 15}, [3, 6]), ({24}, [18, 21])])

@@ -56,25 +56,30 @@ class Saver:
         if self.saved_step == step:
             return
         content = self.state.state_dict(self.compute)
-        problem = self.compute.from_main(lambda: self._write(content))
+        has_state, problem = self.compute.from_main(lambda: self._write(content))
         self._saved_at = time.monotonic()
+        if has_state:
+            self.saved_step = step
         if problem is None:
-            self.saved_step, self._failures = step, 0
+            self._failures = 0
             return
         self._failures += 1
-        message = f"step {step} could not be saved: {problem}; {self.last_resort}"
+        part = "model/ of step" if has_state else "step"
+        message = f"{part} {step} could not be saved: {problem}; {self.last_resort}"
         if step == self.plan.steps or self._failures == MOST_FAILED_SAVES:
             raise RunFailed(message)
         self.run.console.say(message)
 
-    def _write(self, content: Mapping[str, Any]) -> str | None:
-        """Checkpoint first, then model/; what went wrong, if anything did."""
+    def _write(self, content: Mapping[str, Any]) -> tuple[bool, str | None]:
+        """Checkpoint first, then model/: whether the checkpoint is written, and what went wrong, if anything did."""
+        has_state = False
         try:
             self.run.save(self.state.step, content, self.plan.config.keep)
+            has_state = True
             self.write_model()
         except OSError as error:
-            return str(error)
-        return None
+            return has_state, str(error)
+        return has_state, None
 
     def write_model(self) -> None:
         """Bring model/ up to this step."""
