@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beit.config.errors import UserError
-from beit.data.base import Source
+from beit.data.base import Source, check_classes
 from beit.data.sources.subsets import Subset
 
 _HEADINGS = {"image", "image_path", "path", "file", "filename", "file_name", "name"}
@@ -53,14 +53,7 @@ class LabelFile:
         rows = read_label_rows(self.path)
         own_names = sorted({name for row in rows.values() for name in row})
         names = tuple(own_names if classes is None else classes)
-        if unknown := sorted(set(own_names) - set(names)):
-            raise UserError(
-                f"--labels {path} has classes that are unknown to the model: {', '.join(map(repr, unknown[:5]))}"
-                f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}; rename or remove them"
-            )
-        if len(names) < 2:
-            content = f"one class only ('{names[0]}')" if names else "no class"
-            raise UserError(f"--labels {path} holds {content}; a classifier needs at least two")
+        check_classes(names, own_names, f"--labels {path}", "the model")
         if not multilabel:
             _require_one_class(self.path, rows)
         number = {name: index for index, name in enumerate(names)}

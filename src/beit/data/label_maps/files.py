@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from beit.config.errors import UserError
 from beit.data.decode import ImageError, open_pillow, upright
 from beit.data.sources.files import FileSource
 from beit.data.sources.listing import Listing, Member
+from beit.data.sources.splits import Files, Part, unlabeled
 from beit.data.sources.subsets import spread
 
 IMAGES, MAPS = "images/", "annotations/"
@@ -31,14 +33,8 @@ _SCALED_BITS = {"L;2": 85, "L;4": 17}
 class MapFiles(FileSource):
     """Files of label maps, each as large as the image of the same index in `images`."""
 
-    def __init__(
-        self,
-        images: FileSource,
-        listings: Sequence[Listing],
-        members: Sequence[Sequence[Member]],
-        max_megapixels: float,
-    ) -> None:
-        super().__init__(listings, members, max_megapixels=max_megapixels)
+    def __init__(self, images: FileSource, maps: Sequence[Listing], max_megapixels: float) -> None:
+        super().__init__(Files(list(maps), []), max_megapixels)
         self._images = images
 
     def label_map(self, index: int) -> NDArray[np.integer[Any]]:
@@ -114,34 +110,28 @@ def _raw_mode(image: Image.Image) -> str:
 # Pairs
 
 
-def open_map_files(
-    listings: Sequence[Listing],
-    members: Sequence[Sequence[Member]],
-    *,
-    max_megapixels: float,
-    notes: Sequence[str] = (),
-) -> tuple[FileSource, MapFiles]:
-    """The images `members[i]` of `listings[i]` and their label maps.
+def open_map_files(parts: Sequence[Part], max_megapixels: float) -> tuple[FileSource, MapFiles]:
+    """The images in `parts` and their label maps.
 
     Raises :class:`UserError` for an image without a map, or with two.
     """
-    maps: list[list[Member]] = []
-    missing: list[tuple[Listing, str]] = []
-    for listing, images in zip(listings, members, strict=True):
-        _by_stem(listing, IMAGES)
-        map_of = _by_stem(listing, MAPS)
-        stems = {_stem(image.path, IMAGES): image.path for image in images}
-        maps.append([map_of[stem] for stem in stems if stem in map_of])
-        missing += [(listing, path) for stem, path in stems.items() if stem not in map_of]
+    maps: list[Listing] = []
+    missing: list[tuple[str, str]] = []
+    for part in parts:
+        _by_stem(part.listing, IMAGES)
+        map_of = _by_stem(part.listing, MAPS)
+        stems = {_stem(image.path, IMAGES): image.path for image in part.members}
+        maps.append(replace(part.listing, members=[map_of[stem] for stem in stems if stem in map_of]))
+        missing += [(part.listing.root, path) for stem, path in stems.items() if stem not in map_of]
     if missing:
-        listing, path = missing[0]
+        root, path = missing[0]
         more = f", and {len(missing) - 1:,} others have none" if len(missing) > 1 else ""
         raise UserError(
-            f"--data {listing.root}: the image {path} has no label map {MAPS}{_stem(path, IMAGES)}.png{more}; "
+            f"--data {root}: the image {path} has no label map {MAPS}{_stem(path, IMAGES)}.png{more}; "
             f"add it, or take the image away"
         )
-    source = FileSource(listings, members, max_megapixels=max_megapixels, notes=notes)
-    return source, MapFiles(source, listings, maps, max_megapixels)
+    images = FileSource(unlabeled(parts), max_megapixels)
+    return images, MapFiles(images, maps, max_megapixels)
 
 
 def check_layout(listing: Listing) -> None:

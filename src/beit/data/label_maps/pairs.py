@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.data.base import Source, Split
 from beit.data.decode import ImageError
 from beit.data.label_maps.classes import (
@@ -24,7 +24,7 @@ from beit.data.label_maps.classes import (
 )
 from beit.data.label_maps.files import MapFiles, check_layout, notes_on_spare_maps, open_map_files
 from beit.data.label_maps.table import ClassTable, Color, named_table
-from beit.data.sources.listing import Listing, list_data
+from beit.data.sources.listing import list_data
 from beit.data.sources.opening import is_named_set
 from beit.data.sources.splits import choose_members
 from beit.data.sources.subsets import Subset, seeded_choice
@@ -107,52 +107,35 @@ def open_pairs(
     maps tell; the others are checked when they are read.
     """
     if "demo" in data:
-        scenes, table, notes = _open_demo(data, split, reduce_zero_label, class_table, classes)
+        require(len(data) == 1, "--data: demo has classes of its own; train on it alone")
+        require(class_table is None, "--classes is for folders; demo has its own")
+        from beit.data.sources.demo import DemoSource
+
+        scenes = DemoSource(split)
+        names = scenes.label_classes[int(reduce_zero_label) :]
+        table = named_table(names, reduce_zero_label, "--data demo")
+        table, notes = (table, [table.zero]) if classes is None else reconcile(table, classes)
         return PairSource(scenes, scenes, table, notes, limit, seed)
-    listings = _listings(data)
-    path = class_table or find_class_table(listings)
-    if path is not None:
-        listings = [listing.using(path) for listing in listings]
-    part = choose_members(listings, split, holdout, paired=True)
-    split_notes = [*part.notes, *notes_on_spare_maps(listings)]
-    images, maps = open_map_files(listings, part.members, max_megapixels=max_megapixels, notes=split_notes)
-    file_of, count = maps.numbers(_SAMPLE)
-    if classes is not None:
-        table, notes = table_of_model(classes, reduce_zero_label, path)
-    elif path is not None:
-        table, notes = table_of_data(path, reduce_zero_label, list(file_of), count)
-    else:
-        members = part.training if any(part.training) else part.members
-        _, to_count = open_map_files(listings, members, max_megapixels=max_megapixels)
-        table, notes = counted_table(to_count, reduce_zero_label)
-    for number, name in file_of.items():
-        table.require(number, name)
-    return PairSource(images, maps, table, notes, limit, seed)
-
-
-def _open_demo(
-    data: Sequence[str],
-    split: Split,
-    reduce_zero_label: bool,
-    class_table: str | None,
-    classes: Sequence[str] | None,
-) -> tuple[DemoSource, ClassTable, list[str]]:
-    from beit.data.sources.demo import DemoSource
-
-    if len(data) > 1:
-        raise UserError("--data: demo has classes of its own; train on it alone")
-    if class_table is not None:
-        raise UserError("--classes is for folders; demo has its own")
-    scenes = DemoSource(split)
-    table = named_table(scenes.label_classes[int(reduce_zero_label) :], reduce_zero_label, "--data demo")
-    return (scenes, table, [table.zero]) if classes is None else (scenes, *reconcile(table, classes))
-
-
-def _listings(data: Sequence[str]) -> list[Listing]:
     for value in data:
         if is_named_set(value) and not os.path.exists(value):
             raise UserError(f"--data {value} has no label maps; name a folder with images/ and annotations/")
     listings = list_data(data)
     for listing in listings:
         check_layout(listing)
-    return listings
+    path = class_table or find_class_table(listings)
+    if path is not None:
+        listings = [listing.using(path) for listing in listings]
+    parts = choose_members(listings, split, holdout, paired=True)
+    images, maps = open_map_files(parts, max_megapixels)
+    images.notes += notes_on_spare_maps(listings)
+    file_of, count = maps.numbers(_SAMPLE)
+    if classes is not None:
+        table, notes = table_of_model(classes, reduce_zero_label, path)
+    elif path is not None:
+        table, notes = table_of_data(path, reduce_zero_label, list(file_of), count)
+    else:
+        training = [part._replace(members=part.training) for part in parts if part.training]
+        table, notes = counted_table(open_map_files(training or parts, max_megapixels)[1], reduce_zero_label)
+    for number, name in file_of.items():
+        table.require(number, name)
+    return PairSource(images, maps, table, notes, limit, seed)

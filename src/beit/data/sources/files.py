@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from beit.data.decode import ImageError, decode_image, upright_size
-from beit.data.sources.listing import Listing, Member
+from beit.data.sources.splits import Files
 
 
 class FileSource:
@@ -19,27 +19,23 @@ class FileSource:
 
     def __init__(
         self,
-        listings: Sequence[Listing],
-        members: Sequence[Sequence[Member]],
-        labels: Sequence[int] | None = None,
-        classes: tuple[str, ...] | None = None,
+        files: Files,
+        max_megapixels: float,
         *,
-        max_megapixels: float = 64,
         pillow: bool = False,
-        notes: Sequence[str] = (),
     ) -> None:
-        """`members[i]` are those to use of `listings[i]`; `labels` runs over all of them in order."""
-        everything = [member for part in members for member in part]
-        self._paths = _Strings([member.path for member in everything])
-        spans = [(member.shard, member.offset, member.size) for member in everything]
+        members = [member for listing in files.listings for member in listing.members]
+        self._paths = _Strings([member.path for member in members])
+        spans = [(member.shard, member.offset, member.size) for member in members]
         self._spans = torch.tensor(spans, dtype=torch.int64).view(-1, 3)
-        self._ends = np.cumsum([len(part) for part in members])  # where each listing's members end
-        self._roots = [listing.root for listing in listings]
-        self._tars = [listing.tars for listing in listings]
-        self._labels = None if labels is None else torch.tensor(labels, dtype=torch.int64)
+        # Where each listing's members end.
+        self._ends = np.cumsum([len(listing.members) for listing in files.listings])
+        self._roots = [listing.root for listing in files.listings]
+        self._tars = [listing.tars for listing in files.listings]
+        self._labels = torch.tensor(files.labels or [], dtype=torch.int64)
         self._max_megapixels, self._pillow = max_megapixels, pillow
-        self.classes = classes
-        self.notes = list(notes)
+        self.classes = files.classes
+        self.notes = list(files.notes)
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -95,8 +91,6 @@ class FileSource:
         return upright_size(self.read(index), self.name(index), self._max_megapixels)
 
     def label(self, index: int) -> int:
-        if self._labels is None:
-            raise TypeError("this source was opened without labels")
         return int(self._labels[index])
 
     def describe(self) -> str:

@@ -8,108 +8,84 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
+from dataclasses import replace
 
 from beit.config.errors import UserError
+from beit.data.base import check_classes
 from beit.data.sources.listing import Listing, Member
-from beit.data.sources.splits import SplitMembers
+from beit.data.sources.splits import Files, Part, unlabeled
 
 _MOST_CLASSES = 1_000_000  # a number beyond is damage, and a table of that length an attack
 
 
-class LabeledMembers(NamedTuple):
-    """The members of a split that have a label."""
-
-    members: list[list[Member]]
-    """For each listing."""
-    labels: list[int]
-    """Of all members in that order."""
-    classes: tuple[str, ...]
-    notes: list[str]
-
-
-def label_members(part: SplitMembers, classes: Sequence[str] | None) -> LabeledMembers:
-    """The members of `part` with their labels. The training members name the classes unless `classes` does.
+def label_members(parts: Sequence[Part], classes: Sequence[str] | None) -> Files:
+    """The members of `parts` that have a label. The training members name the classes unless `classes` does.
 
     Raises :class:`UserError` for data without classes and for classes that training does not know.
     """
-    numbered = any(listing.numbers for listing in part.listings)
-    where = ", ".join(listing.root for listing in part.listings)
-    label = _by_number if numbered and not _numbers_follow_folders(part) else _by_folder
-    return label(part, classes, where)
+    numbered = any(part.listing.numbers for part in parts)
+    label = _by_number if numbered and not _numbers_follow_folders(parts) else _by_folder
+    files = label(parts, classes, ", ".join(part.listing.root for part in parts))
+    return files._replace(notes=[*unlabeled(parts).notes, *files.notes])
 
 
-def _numbers_follow_folders(part: SplitMembers) -> bool:
-    for listing, members, (_, prefix) in zip(part.listings, part.members, part.folders, strict=True):
-        if listing.numbers:
-            pairs = {(number, _folder(member, prefix)) for member, number in _read_numbers(listing, members)}
+def _numbers_follow_folders(parts: Sequence[Part]) -> bool:
+    for part in parts:
+        if part.listing.numbers:
+            numbered = _read_numbers(part.listing, part.members)
+            pairs = {(number, _class_folder(member, part.folder)) for member, number in numbered}
             numbers, folders = {number for number, _ in pairs}, {folder for _, folder in pairs}
             if not len(pairs) == len(numbers) == len(folders) or "" in folders:
                 return False
     return True
 
 
-def _by_folder(part: SplitMembers, classes: Sequence[str] | None, where: str) -> LabeledMembers:
-    rows = [
-        [(_folder(m, prefix), m) for m in members]
-        for members, (_, prefix) in zip(part.members, part.folders, strict=True)
-    ]
-    folders = {name for row in rows for name, _ in row} - {""}
+def _by_folder(parts: Sequence[Part], classes: Sequence[str] | None, where: str) -> Files:
+    rows = [{member: _class_folder(member, part.folder) for member in part.members} for part in parts]
+    folders = {name for row in rows for name in row.values()} - {""}
     if not folders:
         raise UserError(
             f"--data {where} has no class folders; put the images of each class in a folder of its own"
         )
-    training_names = {
-        _folder(m, prefix)
-        for members, (prefix, _) in zip(part.training, part.folders, strict=True)
-        for m in members
-    }
-    names = tuple(classes) if classes is not None else tuple(sorted(training_names - {""} or folders))
-    if unknown := sorted(folders - set(names)):
-        source = "the model" if classes is not None else "the training split"
-        examples = ", ".join(f"'{name}'" for name in unknown[:5])
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise UserError(
-            f"--data {where} has class folders that are unknown to {source}: {examples}{more}; rename or remove them"
-        )
-    if len(names) < 2:
-        raise UserError(
-            f"--data {where} holds one class only ('{names[0]}'); a classifier needs at least two"
-        )
+    training = {_class_folder(member, part.training_folder) for part in parts for member in part.training}
+    names = tuple(classes or sorted(training - {""} or folders))
+    check_classes(names, folders, f"--data {where}", "the model" if classes else "the training split")
     number_of = {name: number for number, name in enumerate(names)}
-    members = [[m for name, m in row if name] for row in rows]
-    labels = [number_of[name] for row in rows for name, _ in row if name]
-    loose = sum(map(len, part.members)) - len(labels)
+    labels = [number_of[name] for row in rows for name in row.values() if name]
+    listings = [
+        replace(part.listing, members=[member for member, name in row.items() if name])
+        for part, row in zip(parts, rows, strict=True)
+    ]
+    loose = sum(map(len, rows)) - len(labels)
     notes = [f"{where}: {loose:,} images outside the class folders ignored"] if loose else []
-    return LabeledMembers(members, labels, names, notes)
+    return Files(listings, notes, labels, names)
 
 
-def _folder(member: Member, prefix: str) -> str:
+def _class_folder(member: Member, prefix: str) -> str:
     """The first folder beneath `prefix`; empty for an image that lies loose."""
     name, slash, _ = member.path[len(prefix) :].partition("/")
     return name if slash else ""
 
 
-def _by_number(part: SplitMembers, classes: Sequence[str] | None, where: str) -> LabeledMembers:
-    if len(part.listings) > 1:
+def _by_number(parts: Sequence[Part], classes: Sequence[str] | None, where: str) -> Files:
+    if len(parts) > 1:
         raise UserError(
             f"--data {where}: tars labelled by .cls numbers cannot be joined with folders; name one kind"
         )
-    [listing], [members] = part.listings, part.members
+    listing, members = parts[0].listing, parts[0].members
     pairs = _read_numbers(listing, members)
     if not pairs:
         raise UserError(f"--data {where} has images without .cls numbers; add KEY.cls beside each KEY.jpg")
-    training = part.members is part.training
-    training_pairs = pairs if training else _read_numbers(listing, part.training[0]) or pairs
-    highest = max(number for _, number in training_pairs)
-    names = tuple(classes) if classes is not None else tuple(str(number) for number in range(highest + 1))
+    training = _read_numbers(listing, parts[0].training) or pairs
+    names = tuple(classes or map(str, range(1 + max(number for _, number in training))))
     if (largest := max(number for _, number in pairs)) >= len(names):
         raise UserError(
             f"--data {where} holds class number {largest}, but only {len(names)} classes are known"
         )
     missing = len(members) - len(pairs)
     notes = [f"{where}: {missing:,} images without a .cls number ignored"] if missing else []
-    return LabeledMembers([[member for member, _ in pairs]], [number for _, number in pairs], names, notes)
+    labeled = replace(listing, members=[member for member, _ in pairs])
+    return Files([labeled], notes, [number for _, number in pairs], names)
 
 
 def _read_numbers(listing: Listing, members: Sequence[Member]) -> list[tuple[Member, int]]:

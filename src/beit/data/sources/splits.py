@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from beit.config.errors import UserError
@@ -11,65 +12,75 @@ from beit.data.base import Split, stable_hash
 from beit.data.sources.listing import EVALUATION_NAMES, Listing, Member
 
 
-class SplitMembers(NamedTuple):
-    """The members of `listings` that a split consists of."""
+class Part(NamedTuple):
+    """What a split has of one listing."""
 
-    listings: Sequence[Listing]
-    training: list[list[Member]]
-    """For each listing what is trained on, whatever the split."""
-    members: list[list[Member]]
-    """For each listing what belongs to the split; the same object as `training` where that is the split."""
-    folders: list[tuple[str, str]]
-    """For each listing where training and the split lie, to be followed by class folders; "" or ending in "/"."""
+    listing: Listing
+    members: list[Member]
+    training: list[Member]
+    """What is trained on, whatever the split."""
+    folder: str
+    """Where the members lie, to be followed by class folders; "" or ending in "/"."""
+    training_folder: str
     notes: list[str]
+
+
+class Files(NamedTuple):
+    """What a source is opened with."""
+
+    listings: list[Listing]
+    """Whose members are those to use."""
+    notes: list[str]
+    labels: list[int] | None = None
+    """Of all members in order."""
+    classes: tuple[str, ...] | None = None
 
 
 def choose_members(
     listings: Sequence[Listing], split: Split, holdout: float, *, paired: bool = False
-) -> SplitMembers:
+) -> list[Part]:
     """What of `listings` belongs to `split`; :class:`UserError` when that is nothing.
 
     `paired` says that the label maps in `annotations/` are used.
     """
-    parts = [_part(listing, holdout, paired) for listing in listings]
-    training = [part.training for part in parts]
-    members = training if split == "train" else [part.evaluation for part in parts]
-    if not any(members):
+    parts = [_part(listing, split, holdout, paired) for listing in listings]
+    if not any(part.members for part in parts):
         names = ", ".join(listing.root for listing in listings)
         if split == "train":
             remedy = "add images/training" if paired else "name that folder itself to train on it"
             raise UserError(f"--data {names} holds an evaluation split alone; {remedy}")
         raise UserError(f"--data {names} leaves no image for evaluation; add images or raise --holdout")
-    folders = [(part.folders[0], part.folders[0 if split == "train" else 1]) for part in parts]
-    return SplitMembers(listings, training, members, folders, [note for part in parts for note in part.notes])
+    return parts
 
 
-class _Part(NamedTuple):
-    """One listing, divided."""
-
-    training: list[Member]
-    evaluation: list[Member]
-    folders: tuple[str, str]
-    notes: list[str]
+def unlabeled(parts: Sequence[Part]) -> Files:
+    """All members of `parts`."""
+    listings = [replace(part.listing, members=part.members) for part in parts]
+    return Files(listings, [note for part in parts for note in part.notes])
 
 
-def _part(listing: Listing, holdout: float, paired: bool) -> _Part:
+def _part(listing: Listing, split: Split, holdout: float, paired: bool) -> Part:
     train, evaluation, notes = _find_splits(listing, paired)
     notes = [*listing.notes, *notes]
     training = [] if train is None else [m for m in listing.members if m.path.startswith(train)]
+    train = train or ""
     if evaluation is not None:
-        members = [m for m in listing.members if m.path.startswith(evaluation)]
-        return _Part(training, members, (train or "", evaluation), notes)
-    hashes = [stable_hash(member.path) for member in training]
-    # Those whose hash is in the first share of all hashes; at least one image, where there are two.
-    bound = max(int(holdout * 2**64), min(hashes) + 1) if holdout > 0 and len(hashes) > 1 else 0
-    held_back = [m for m, value in zip(training, hashes, strict=True) if value < bound]
-    if held_back:
-        notes.append(
-            f"{listing.root}: {len(held_back):,} of {len(training):,} images held back for evaluation"
-        )
-    training = [m for m, value in zip(training, hashes, strict=True) if value >= bound]
-    return _Part(training, held_back, (train or "", train or ""), notes)
+        held_back = [m for m in listing.members if m.path.startswith(evaluation)]
+    else:
+        evaluation = train
+        hashes = {member: stable_hash(member.path) for member in training}
+        # Those whose hash is in the first share of all hashes; at least one image, where there are two.
+        divisible = holdout > 0 and len(hashes) > 1
+        bound = max(int(holdout * 2**64), min(hashes.values()) + 1) if divisible else 0
+        held_back = [m for m, value in hashes.items() if value < bound]
+        if held_back:
+            notes.append(
+                f"{listing.root}: {len(held_back):,} of {len(training):,} images held back for evaluation"
+            )
+        training = [m for m, value in hashes.items() if value >= bound]
+    if split == "train":
+        return Part(listing, training, training, train, train, notes)
+    return Part(listing, held_back, training, evaluation, train, notes)
 
 
 def _find_splits(listing: Listing, paired: bool) -> tuple[str | None, str | None, list[str]]:

@@ -58,11 +58,11 @@ def inspect_maps(config: CheckConfig) -> MapReport | None:
     files: dict[Split, MapFiles] = {}
     for split in SPLITS:
         try:
-            members = choose_members(listings, split, config.holdout, paired=True).members
+            parts = choose_members(listings, split, config.holdout, paired=True)
         except UserError:  # this split is empty
             continue
         try:
-            _, files[split] = open_map_files(listings, members, max_megapixels=config.max_megapixels)
+            _, files[split] = open_map_files(parts, config.max_megapixels)
         except UserError as error:
             report.mistakes.append(str(error))
     table = _classes(report, listings, next(iter(files.values()), None))
