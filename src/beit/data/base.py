@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -58,6 +59,15 @@ def check_classes(classes: Sequence[str], names: Iterable[str], data: str, origi
     if len(classes) < 2:
         content = f"one class only ('{classes[0]}')" if classes else "no class"
         raise UserError(f"{data} holds {content}; a classifier needs at least two")
+
+
+def read_text(path: str | Path, name: str) -> str:
+    """The text of the file at `path`, which messages call `name`; UserError unless it is text in UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "it is not text in UTF-8"
+        raise UserError(f"{name} cannot be read: {reason}") from error
 
 
 def stable_hash(text: str) -> int:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beit.config.errors import UserError
-from beit.data.base import Source, check_classes
+from beit.data.base import Source, check_classes, read_text
 from beit.data.sources.subsets import Subset
 
 _HEADINGS = {"image", "image_path", "path", "file", "filename", "file_name", "name"}
@@ -157,12 +157,7 @@ def read_label_rows(path: Path) -> Mapping[str, Sequence[str]]:
     read = readers.get(path.suffix.lower())
     if read is None:
         raise UserError(f"--labels {path} must end in {' or '.join(readers)}, to say what it holds")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or "it is not text in UTF-8"
-        raise UserError(f"--labels {path} cannot be read: {reason}") from error
-    rows = read(path, text)
+    rows = read(path, read_text(path, f"--labels {path}"))
     if not rows:
         raise UserError(f"--labels {path} is empty; write a line `image,class;class` for each image")
     return {image: [name.strip() for name in names if name.strip()] for image, names in rows.items()}

@@ -114,49 +114,38 @@ def reconcile(table: ClassTable, classes: Sequence[str]) -> tuple[ClassTable, li
     Names agree that are synonyms ("building" and "building;edifice"), or of which one is the number itself. Raises
     :class:`UserError` naming the first class that is another.
     """
-    pairs = list(enumerate(zip_longest(table.names, classes), table.first))
-    renamed = [(number, ours, theirs) for number, (ours, theirs) in pairs if ours != theirs]
-    different = [x for x in renamed if not _agree(*x)]
-    if different:
-        number, ours, theirs = different[0]
-        more = f", and {len(different) - 1:,} more differ" if len(different) > 1 else ""
-        raise UserError(
-            f"{table.origin} has {len(table.names)} classes, the model {len(classes)}: the number {number} is "
-            f"{_quoted(ours)} there and {_quoted(theirs)} in the model{more}; "
-            f"{reading_of_zero(classes, table.reduce_zero_label)}; choose data with the model's classes"
-        )
+    rows = enumerate(zip_longest(table.names, classes, fillvalue=""), table.first)
+    renamed = [(number, ours, theirs) for number, (ours, theirs) in rows if ours != theirs]
     if not renamed:
         return table, []
-    number, ours, theirs = renamed[0]
-    note = (
-        f"{table.origin}: {len(renamed):,} classes have other names in the model, the first being {number}, "
-        f"{_quoted(ours)} there and {_quoted(theirs)} in the model; the model's are used"
-    )
+    different = [row for row in renamed if not _agree(*row)]
+    number, *names = (different or renamed)[0]
+    ours, theirs = (f"'{name}'" if name else "nothing" for name in names)
+    first = f"the number {number} is {ours} there and {theirs} in the model"
+    if different:
+        more = f", and {len(different) - 1:,} more differ" if len(different) > 1 else ""
+        raise UserError(
+            f"{table.origin} has {len(table.names)} classes, the model {len(classes)}: {first}{more}; "
+            f"{reading_of_zero(classes, table.reduce_zero_label)}; choose data with the model's classes"
+        )
+    note = f"{table.origin}: {len(renamed):,} classes have other names in the model, which are used; {first}"
     return replace(table, names=tuple(classes)), [note]
 
 
-def _agree(number: int, ours: str | None, theirs: str | None) -> bool:
-    if ours is None or theirs is None:
-        return False
-    if str(number) in (ours, theirs):  # the model, or the table, was made before there were names
-        return True
-    return ours.lower() == theirs.lower() or _is_one_of(ours, theirs) or _is_one_of(theirs, ours)
+def _agree(number: int, ours: str, theirs: str) -> bool:
+    """Whether two names, "" for none, are the same or synonyms. A name that is the number itself agrees with any: the
+    model, or the table, was made before there were names.
 
-
-def _is_one_of(name: str, synonyms: str) -> bool:
-    """Whether `name`, or its first synonym, is among `synonyms`.
-
-    ADE20K's table has semicolons for spaces as well ("traffic;light;traffic;signal"), so it goes by words.
+    ADE20K's table has semicolons for spaces as well ("traffic;light;traffic;signal"), so synonyms go by words.
     """
-    if not re.search("[;,]", synonyms):
-        return False
-    first = re.split("[;,]", name)[0]
-    return any(f" {_words(x)} " in f" {_words(synonyms)} " for x in (name, first) if _words(x))
+    if not (ours and theirs) or str(number) in (ours, theirs):
+        return bool(ours and theirs)
+    for name, synonyms in ((ours, theirs), (theirs, ours)):
+        choices = {_words(name), _words(re.split("[;,]", name)[0])} - {""}
+        if re.search("[;,]", synonyms) and any(f" {x} " in f" {_words(synonyms)} " for x in choices):
+            return True
+    return ours.lower() == theirs.lower()
 
 
 def _words(name: str) -> str:
     return " ".join(re.split(r"[;,\s]+", name.lower())).strip()
-
-
-def _quoted(name: str | None) -> str:
-    return "nothing" if name is None else f"'{name}'"

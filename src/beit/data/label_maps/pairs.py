@@ -23,7 +23,7 @@ from beit.data.label_maps.classes import (
     table_of_model,
 )
 from beit.data.label_maps.files import MapFiles, check_layout, notes_on_spare_maps, open_map_files
-from beit.data.label_maps.table import ClassTable, Color, named_table
+from beit.data.label_maps.table import ClassTable, named_table
 from beit.data.sources.listing import list_data
 from beit.data.sources.opening import is_named_set
 from beit.data.sources.splits import choose_members
@@ -50,12 +50,8 @@ class PairSource(Subset):
         super().__init__(images, range(len(images)) if limit is None else seeded_choice(images, limit, seed))
         self._maps, self.table = maps, table
         self.classes: tuple[str, ...] = table.names
+        self.palette = table.palette
         self.notes += notes
-
-    @property
-    def palette(self) -> tuple[Color, ...]:
-        """A colour for each class."""
-        return self.table.palette
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of an image's label map, from its header alone; raises :class:`ImageError`."""
