@@ -10,11 +10,9 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +24,8 @@ from beit.data.sources.subsets import Subset
 
 _HEADINGS = {"image", "image_path", "path", "file", "filename", "file_name", "name"}
 _SEPARATORS = {"\t": "a tab", ";": "a semicolon"}
+_Row = tuple[str, str, Sequence[str]]
+"""A place in a file, for messages, an image and its classes."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,12 @@ class LabelFile:
         own_names = sorted({name for row in rows.values() for name in row})
         names = tuple(own_names if classes is None else classes)
         check_classes(names, own_names, f"--labels {path}", "the model")
-        if not multilabel:
-            _require_one_class(self.path, rows)
+        for image, row in rows.items():
+            if not multilabel and len(set(row)) != 1:
+                count = len(set(row)) or "no"
+                raise UserError(
+                    f"--labels {path} gives {image} {count} classes; add --multilabel, or name one each"
+                )
         number = {name: index for index, name in enumerate(names)}
         members = {image: tuple(sorted({number[name] for name in row})) for image, row in rows.items()}
         sets = sorted(set(members.values())) if multilabel else [(index,) for index in range(len(names))]
@@ -139,59 +143,48 @@ class Relabeled(Subset):
         return f"{super().fingerprint} {hashlib.blake2b(repr(content).encode(), digest_size=16).hexdigest()}"
 
 
-def _require_one_class(path: Path, rows: Mapping[str, Sequence[str]]) -> None:
-    for image, names in rows.items():
-        if len(set(names)) != 1:
-            raise UserError(
-                f"--labels {path} gives {image} {len(set(names)) or 'no'} classes; add --multilabel, or name one each"
-            )
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Files as rows: the path of an image, and the names of its classes
 
 
 def read_label_rows(path: Path) -> Mapping[str, Sequence[str]]:
     """Paths of images and their classes as the file at `path` has them; UserError for whatever is no such file."""
-    readers = {".csv": _read_csv, ".json": _read_json}
-    read = readers.get(path.suffix.lower())
-    if read is None:
-        raise UserError(f"--labels {path} must end in {' or '.join(readers)}, to say what it holds")
-    rows = read(path, read_text(path, f"--labels {path}"))
-    if not rows:
-        raise UserError(f"--labels {path} is empty; write a line `image,class;class` for each image")
-    return {image: [name.strip() for name in names if name.strip()] for image, names in rows.items()}
-
-
-def _read_csv(path: Path, text: str) -> dict[str, list[str]]:
+    name, readers = f"--labels {path}", {".csv": _csv_rows, ".json": _json_rows}
+    if path.suffix.lower() not in readers:
+        raise UserError(f"{name} must end in {' or '.join(readers)}, to say what it holds")
     rows: dict[str, list[str]] = {}
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    table = [(f"--labels {path}, line {number}", line, _cells(path, number, line)) for number, line in lines]
-    if table and _is_heading(table[0][2], table[1][2] if len(table) > 1 else []):
-        del table[0]
-    for place, line, cells in table:
-        if len(cells) != 2:
-            others = [name for mark, name in _SEPARATORS.items() if mark in line and len(cells) == 1]
-            fault = f"{others[0]} between its columns" if others else f"{len(cells)} columns"
-            raise UserError(f"{place} has {fault}; write `image,class;class`")
-        image = cells[0].strip()
+    for place, image, classes in readers[path.suffix.lower()](name, read_text(path, name)):
         if image in rows:
-            raise UserError(f"{place}: {image} has a line already; join the two")
-        rows[image] = cells[1].split(";")
+            raise UserError(f"{place}: {image} is there already; join the two")
+        rows[image] = [text.strip() for text in classes if text.strip()]
+    if not rows:
+        raise UserError(f"{name} is empty; write a line `image,class;class` for each image")
     return rows
 
 
-def _cells(path: Path, number: int, line: str) -> list[str]:
+def _csv_rows(name: str, text: str) -> Iterator[_Row]:
+    lines = [(f"{name}, line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    table = [_cells(place, line) for place, line in lines]
+    start = int(_is_heading(*table[:2])) if table else 0
+    for (place, line), cells in zip(lines[start:], table[start:], strict=True):
+        if len(cells) != 2:
+            others = [mark for sign, mark in _SEPARATORS.items() if sign in line and len(cells) == 1]
+            fault = f"{others[0]} between its columns" if others else f"{len(cells)} columns"
+            raise UserError(f"{place} has {fault}; write `image,class;class`")
+        yield place, cells[0].strip(), cells[1].split(";")
+
+
+def _cells(place: str, line: str) -> list[str]:
     """A line's cells. Each is read by itself: a stray quote would otherwise swallow all that follow."""
     try:
         return next(csv.reader([line], strict=True))
     except csv.Error as error:
         open_quote = "end of data" in str(error)
         reason = "a quote is opened and never closed" if open_quote else f"it is no CSV ({error})"
-        raise UserError(f"--labels {path}, line {number}: {reason}; mend or remove its quotes") from error
+        raise UserError(f"{place}: {reason}; mend or remove its quotes") from error
 
 
-def _is_heading(first: Sequence[str], second: Sequence[str]) -> bool:
+def _is_heading(first: Sequence[str], second: Sequence[str] = ()) -> bool:
     """Whether the first line of a file says what the columns are: it names no file, though the line below does."""
     name = first[0].strip().lower()
     return name in _HEADINGS or (
@@ -199,22 +192,14 @@ def _is_heading(first: Sequence[str], second: Sequence[str]) -> bool:
     )
 
 
-def _read_json(path: Path, text: str) -> dict[str, list[str]]:
+def _json_rows(name: str, text: str) -> Iterator[_Row]:
     try:
-        content = json.loads(text, object_pairs_hook=partial(_without_repetition, path))
+        content = json.loads(text, object_pairs_hook=tuple)  # a dict would hide an image that is there twice
     except ValueError as error:
-        raise UserError(f"--labels {path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict) or not all(
-        isinstance(row, list) and all(isinstance(name, str) for name in row) for row in content.values()
-    ):
-        raise UserError(f'--labels {path} must look like {{"image.jpg": ["class", "class"], ...}}')
-    return content
-
-
-def _without_repetition(path: Path, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"--labels {path} has {twice} two times; join the two")
-    return content
+        raise UserError(f"{name} is not valid JSON: {error}") from error
+    for row in content if isinstance(content, tuple) else [None]:
+        match row:
+            case (image, [*classes]) if all(isinstance(text, str) for text in classes):
+                yield name, image, classes
+            case _:
+                raise UserError(f'{name} must look like {{"image.jpg": ["class", "class"], ...}}')

@@ -86,8 +86,7 @@ def decode_label_map(data: bytes, name: str, max_megapixels: float) -> NDArray[n
         )
     scale = _SCALED_BITS.get(_raw_mode(image), 1)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata that plays no part here
+        with warnings.catch_warnings(action="ignore"):  # of metadata that plays no part here
             image.load()
             numbers = np.array(upright(image))
     except Exception as error:  # a damaged file may fail in any way a parser can fail

@@ -93,8 +93,7 @@ def _download(name: str, type_name: str, arguments: dict[str, Any]) -> Any:
     try:
         root.mkdir(parents=True, exist_ok=True)
         # One rank downloads, the others wait.
-        with FileLock(root / f"{name}.lock"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with FileLock(root / f"{name}.lock"), warnings.catch_warnings(action="ignore"):
             try:
                 return dataset_type(str(root), download=False, **arguments)
             except RuntimeError:
