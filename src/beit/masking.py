@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 
 Mask = NDArray[np.bool_]
 Count = Literal["exact", "at_most", "more_than"]
@@ -60,12 +60,10 @@ class BlockwiseMasking:
         aspect: Aspect = "log_uniform",
         min_aspect: float = 0.3,
     ) -> None:
-        if count not in get_args(Count):
-            raise UserError(f"--mask-count {count} is unknown; choose from {', '.join(get_args(Count))}")
-        if aspect not in get_args(Aspect):
-            raise UserError(f"--block-aspect {aspect} is unknown; choose from {', '.join(get_args(Aspect))}")
-        if not 0 < min_aspect <= 1:
-            raise UserError(f"min_aspect {min_aspect} is not in (0, 1]")
+        for flag, value, choices in (("mask-count", count, Count), ("block-aspect", aspect, Aspect)):
+            names = get_args(choices)
+            require(value in names, f"--{flag} {value} is unknown; choose from {', '.join(names)}")
+        require(0 < min_aspect <= 1, f"min_aspect {min_aspect} is not in (0, 1]")
         num_patches = grid[0] * grid[1]
         if num_masked is None and count == "more_than":
             num_masked = int(_PAPER_SHARE * num_patches)
@@ -74,9 +72,7 @@ class BlockwiseMasking:
         self.min_block = max(1, round(_MIN_BLOCK_SHARE * num_patches)) if min_block is None else min_block
         if not 0 < self.min_block <= num_patches:
             raise UserError(f"--min-block {self.min_block} is not between 1 and the {num_patches} patches")
-        self.count = count
-        self.aspect = aspect
-        self.min_aspect = min_aspect
+        self.count, self.aspect, self.min_aspect = count, aspect, min_aspect
 
     def __call__(self, rng: np.random.Generator) -> Mask:
         """Draws one mask (rows, columns)."""

@@ -54,9 +54,9 @@ class LabelFile:
         own_names = sorted({name for row in rows.values() for name in row})
         names = tuple(own_names if classes is None else classes)
         check_classes(names, own_names, f"--labels {path}", "the model")
-        for image, row in rows.items():
-            if not multilabel and len(set(row)) != 1:
-                count = len(set(row)) or "no"
+        for image, own in rows.items():
+            if not multilabel and len(set(own)) != 1:
+                count = len(set(own)) or "no"
                 raise UserError(
                     f"--labels {path} gives {image} {count} classes; add --multilabel, or name one each"
                 )

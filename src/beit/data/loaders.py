@@ -99,13 +99,12 @@ class Loader:
 
     def samples(self, step: int) -> list[tuple[int, int]]:
         """(epoch, image) of every sample in the global batch of `step`, in order."""
-        start = step * self._batch_size
-        return [self._sample(position) for position in range(start, start + self._batch_size)]
-
-    def _sample(self, position: int) -> tuple[int, int]:
-        epoch, place = divmod(position // self._repeats, self._size)
-        image = int(permutation(self._seed, epoch, self._size)[place])
-        return epoch * self._repeats + position % self._repeats, image
+        samples = []
+        for position in range(step * self._batch_size, (step + 1) * self._batch_size):
+            epoch, place = divmod(position // self._repeats, self._size)
+            image = int(permutation(self._seed, epoch, self._size)[place])
+            samples.append((epoch * self._repeats + position % self._repeats, image))
+        return samples
 
     def _works(self, start_step: int, stop_step: int) -> Iterator[Work]:
         """This rank's micro-batches: contiguous slices of the global batch, rank by rank within each slice."""
@@ -212,9 +211,7 @@ class _Fetcher(Dataset[_Fetched]):
             return _Fetched(None, len(samples) + len(bad), bad, error)
         return _Fetched(_collate(samples) if samples else None, len(samples) + len(bad), bad)
 
-    def _load(
-        self, index: int, rng: np.random.Generator, bad: list[tuple[int, ImageError]]
-    ) -> tuple[Tensor, ...] | None:
+    def _load(self, index: int, rng: np.random.Generator, bad: list[tuple[int, ImageError]]) -> Any:
         """The sample of image `index`, or of another one drawn from its own generator when it is damaged."""
         for _ in range(_REPLACEMENTS if self._replace else 1):
             try:

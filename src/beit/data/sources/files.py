@@ -17,13 +17,7 @@ from beit.data.sources.splits import Files
 class FileSource:
     """Image files on disk or inside tars. All tables are tensors, so that loader processes share them."""
 
-    def __init__(
-        self,
-        files: Files,
-        max_megapixels: float,
-        *,
-        pillow: bool = False,
-    ) -> None:
+    def __init__(self, files: Files, max_megapixels: float, *, pillow: bool = False) -> None:
         members = [member for listing in files.listings for member in listing.members]
         self._paths = _Strings([member.path for member in members])
         spans = [(member.shard, member.offset, member.size) for member in members]
@@ -49,12 +43,12 @@ class FileSource:
         shard, offset, size = self._spans[index].tolist()
         if shard < 0:
             file = os.path.join(self._roots[part], path)
-            return file, file, 0, -1
+            return _printable(file), file, 0, -1
         tar = self._tars[part][shard]
-        return f"{tar}:{path}", tar, offset, size
+        return _printable(f"{tar}:{path}"), tar, offset, size
 
     def name(self, index: int) -> str:
-        return _printable(self._place(index)[0])
+        return self._place(index)[0]
 
     def key(self, index: int) -> str:
         return self._paths[index]
@@ -68,15 +62,13 @@ class FileSource:
             with open(file, "rb", buffering=0) as stream:
                 available = os.fstat(stream.fileno()).st_size - offset if size < 0 else size
                 if available > limit:
-                    raise ImageError(
-                        _printable(name), f"the file has {available:,} bytes, too many for an image"
-                    )
+                    raise ImageError(name, f"the file has {available:,} bytes, too many for an image")
                 stream.seek(offset)
                 data = stream.read(available)
         except OSError as error:
-            raise ImageError(_printable(name), error.strerror or str(error)) from error
+            raise ImageError(name, error.strerror or str(error)) from error
         if size >= 0 and len(data) < size:
-            raise ImageError(_printable(name), "the tar has been cut short")
+            raise ImageError(name, "the tar has been cut short")
         return data
 
     def decode(self, data: bytes, index: int) -> Tensor:

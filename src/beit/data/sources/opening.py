@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from beit.config.errors import UserError
 from beit.data.base import Source, Split
 from beit.data.sources.files import FileSource
-from beit.data.sources.folder_labels import label_members
 from beit.data.sources.listing import list_data, list_images
-from beit.data.sources.splits import Files, choose_members, unlabeled
+from beit.data.sources.splits import Files, choose_members, label_members, unlabeled
 from beit.data.sources.subsets import Concatenation, Subset, seeded_choice
 
 

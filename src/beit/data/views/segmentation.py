@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from beit.config.segment import IGNORE
 from beit.data.batches import SegmentationBatch
-from beit.data.views.geometry import Box, Size, render
+from beit.data.views.geometry import Box, Size, render, resize
 from beit.pixels import scale_size
 
 _COUNTED_SIDE = 128
@@ -72,7 +73,9 @@ class SegmentationView:
             view, labels = view.flip(-1), labels.flip(-1)
         if self.photometric:
             view = distort(view, draw_distortion(rng))
-        return SegmentationBatch(self._padded(view), self._padded_labels(labels))
+        rows, columns = self.crop[0] - view.shape[1], self.crop[1] - view.shape[2]
+        labels = functional.pad(labels.long(), (0, columns, 0, rows), value=IGNORE)
+        return SegmentationBatch(self._padded(view), labels)
 
     def _draw_crop(self, label_map: Tensor, rng: np.random.Generator) -> tuple[Box, Size]:
         """Which part of the image is shown, and at which size."""
@@ -91,13 +94,6 @@ class SegmentationView:
             return view
         padded = self._fill[:, None, None].repeat(1, *self.crop)
         padded[:, : view.shape[1], : view.shape[2]] = view
-        return padded
-
-    def _padded_labels(self, labels: Tensor) -> Tensor:
-        if labels.shape == self.crop:
-            return labels.long()
-        padded = torch.full(self.crop, IGNORE)
-        padded[: labels.shape[0], : labels.shape[1]] = labels
         return padded
 
 
@@ -124,14 +120,9 @@ def draw_distortion(rng: np.random.Generator) -> Distortion:
     """mmsegmentation's PhotoMetricDistortion: each change is left out with probability one half."""
     brightness, hue = rng.uniform(-32, 32), rng.uniform(-18, 18) / 30  # hue: OpenCV's steps of two degrees
     contrast, saturation = rng.uniform(0.5, 1.5, 2).tolist()
-    applies = rng.random(4) < 0.5
-    return Distortion(
-        brightness if applies[0] else 0.0,
-        contrast if applies[1] else 1.0,
-        saturation if applies[2] else 1.0,
-        hue if applies[3] else 0.0,
-        bool(rng.random() < 0.5),
-    )
+    drawn, none = (brightness, contrast, saturation, hue), (0.0, 1.0, 1.0, 0.0)
+    changes = np.where(rng.random(4) < 0.5, drawn, none).tolist()
+    return Distortion(*changes, contrast_last=bool(rng.random() < 0.5))
 
 
 def distort(view: Tensor, change: Distortion) -> Tensor:
@@ -202,4 +193,4 @@ class SegmentationEvaluationView:
 def resized_image(image: Tensor, base: int | None) -> Tensor:
     """`image`, uint8 (3, H, W), with its shorter side at `base`, as evaluation and prediction show it."""
     height, width = image.shape[1:]
-    return render(image, Box(0, 0, height, width), scale_size((height, width), base), mode="bilinear")
+    return resize(image, scale_size((height, width), base), mode="bilinear")
