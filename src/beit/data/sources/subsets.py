@@ -111,8 +111,8 @@ def spread(size: int, count: int) -> list[int]:
 
 
 def seeded_choice(source: Source, count: int | None, seed: int) -> list[int]:
-    """Numbers of at most `count` images (None: of all) in rising order. With the same seed, a larger choice contains a
-    smaller."""
+    """Numbers of at most `count` images (None: of all) in rising order. With the same seed, a larger choice contains
+    a smaller."""
     return sorted(_seeded_order(source, range(len(source)), seed)[:count])
 
 
