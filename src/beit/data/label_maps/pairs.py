@@ -213,19 +213,13 @@ class PairSource(Subset):
     """Images with their label maps; with a `limit`, a seeded choice of that many."""
 
     def __init__(
-        self,
-        images: Source,
-        maps: MapFiles | DemoSource,
-        table: ClassTable,
-        notes: Sequence[str],
-        limit: int | None,
-        seed: int,
+        self, images: Source, maps: MapFiles | DemoSource, table: ClassTable, limit: int | None, seed: int
     ) -> None:
         super().__init__(images, seeded_choice(images, limit, seed))
         self._maps, self.table = maps, table
         self.classes: tuple[str, ...] = table.names
         self.palette = table.palette
-        self.notes += notes
+        self.notes += table.notes
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of an image's label map, from its header alone; raises :class:`ImageError`."""
@@ -282,8 +276,9 @@ def open_pairs(
         scenes = DemoSource(split)
         names = scenes.label_classes[int(reduce_zero_label) :]
         table = named_table(names, reduce_zero_label, "--data demo")
-        table, notes = (table, [table.zero]) if classes is None else reconcile(table, classes)
-        return PairSource(scenes, scenes, table, notes, limit, seed)
+        zero = replace(table, notes=(table.zero,))
+        table = zero if classes is None else reconcile(table, classes)
+        return PairSource(scenes, scenes, table, limit, seed)
     listings = _listings(data)
     path = class_table or find_class_table(listings)
     if path is not None:
@@ -293,16 +288,16 @@ def open_pairs(
     images.notes += notes_on_spare_maps(listings)
     file_of, count = maps.numbers(_SAMPLE)
     if classes is not None:
-        table, notes = table_of_model(classes, reduce_zero_label, path)
+        table = table_of_model(classes, reduce_zero_label, path)
     elif path is not None:
-        table, notes = table_of_data(path, reduce_zero_label, list(file_of), count)
+        table = table_of_data(path, reduce_zero_label, list(file_of), count)
     else:
         training = [part._replace(members=part.training) for part in parts if part.training]
         _, to_count = open_map_files(training or parts, max_megapixels)
-        table, notes = counted_table(to_count.numbers(), len(to_count), reduce_zero_label)
+        table = counted_table(to_count.numbers(), len(to_count), reduce_zero_label)
     for number, name in file_of.items():
         table.require(number, name)
-    return PairSource(images, maps, table, notes, limit, seed)
+    return PairSource(images, maps, table, limit, seed)
 
 
 def _listings(data: Sequence[str]) -> list[Listing]:

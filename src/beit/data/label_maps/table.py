@@ -52,6 +52,8 @@ class ClassTable:
     """Where the classes come from, for messages."""
     remedy: str = "correct the map, or the table of classes (--classes)"
     """What to do about a number without a class, for messages."""
+    notes: tuple[str, ...] = ()
+    """What is to be said of them at the start of a run."""
 
     def __post_init__(self) -> None:
         count = len(self.names)
@@ -138,10 +140,8 @@ def _color(index: int) -> Color:
 # Files
 
 
-def read_class_table(
-    path: str, reduce_zero_label: bool, classes: Sequence[str] | None = None
-) -> tuple[ClassTable, list[str]]:
-    """The classes that a tab- or comma-separated file names, and notes on what of it is not used.
+def read_class_table(path: str, reduce_zero_label: bool, classes: Sequence[str] | None = None) -> ClassTable:
+    """The classes that a tab- or comma-separated file names, with notes on what of it is not used.
 
     A first line says which columns are the number (value, mask_value, idx, id or index), the name, and, where there
     are any, the colour (r, g, b). The numbers must run without a gap, from 0, or from 1 with `reduce_zero_label`.
@@ -162,13 +162,10 @@ def read_class_table(
         if row.value != number:
             what = f"names {row.value} twice" if row.value == number - 1 else f"has no class {number}"
             raise UserError(f"{path} {what}; the numbers of classes must run from {first} without a gap")
-    table = ClassTable(
-        tuple(row.name for row in rows),
-        tuple(row.color or color for row, color in zip(rows, generated_palette(len(rows)), strict=True)),
-        reduce_zero_label,
-        path,
-    )
-    return table, [f"{path}: {row.value} ('{row.name}') is ignored" for row in ignored]
+    table = named_table([row.name for row in rows], reduce_zero_label, path)
+    palette = tuple(row.color or color for row, color in zip(rows, table.palette, strict=True))
+    notes = tuple(f"{path}: {row.value} ('{row.name}') is ignored" for row in ignored)
+    return replace(table, palette=palette, notes=notes)
 
 
 def read_class_names(path: str) -> dict[int, str]:
@@ -222,40 +219,32 @@ def find_class_table(listings: Sequence[Listing]) -> str | None:
     return tables[0] if tables else None
 
 
-def table_of_model(
-    classes: Sequence[str], reduce_zero_label: bool, path: str | None
-) -> tuple[ClassTable, list[str]]:
-    """The classes of a model, which the table at `path` must agree with, and notes."""
+def table_of_model(classes: Sequence[str], reduce_zero_label: bool, path: str | None) -> ClassTable:
+    """The classes of a model, which the table at `path` must agree with."""
     if path is None:
-        table, notes = named_table(classes, reduce_zero_label, "the model"), []
+        table = named_table(classes, reduce_zero_label, "the model")
     else:
-        table, ignored = read_class_table(path, reduce_zero_label, classes)
-        table, differences = reconcile(table, classes)
-        notes = [*ignored, *differences]
+        table = reconcile(read_class_table(path, reduce_zero_label, classes), classes)
     remedy = f"{reading_of_zero(classes, reduce_zero_label)}; choose data that is numbered like its own"
-    return replace(table, remedy=remedy), notes
+    return replace(table, remedy=remedy)
 
 
-def table_of_data(
-    path: str, reduce_zero_label: bool, numbers: Sequence[int], count: int
-) -> tuple[ClassTable, list[str]]:
-    """The classes in the table at `path`, and notes; one of them where it has many more than the `numbers` in
+def table_of_data(path: str, reduce_zero_label: bool, numbers: Sequence[int], count: int) -> ClassTable:
+    """The classes in the table at `path`, with a note where it has many more than the `numbers` in
     `count` of the maps, as the table of another set would."""
-    table, ignored = read_class_table(path, reduce_zero_label)
-    notes = [f"classes from {path}", *ignored, table.zero]
+    table = read_class_table(path, reduce_zero_label)
+    notes = [f"classes from {path}", *table.notes, table.zero]
     highest = max((number for number in numbers if number <= table.last), default=0)
     if table.last - highest > len(table.names) / 2:
         notes.append(
             f"{table.last - highest} of {len(table.names)} classes occur in none of the {count} label maps looked "
             f"at, nor any number above {highest}; is {path} their table?"
         )
-    return table, notes
+    return replace(table, notes=tuple(notes))
 
 
-def counted_table(
-    numbers: tuple[dict[int, str], int], total: int, reduce_zero_label: bool
-) -> tuple[ClassTable, list[str]]:
-    """Classes up to the highest of the `numbers` in some of `total` maps, and notes; their names are the numbers.
+def counted_table(numbers: tuple[dict[int, str], int], total: int, reduce_zero_label: bool) -> ClassTable:
+    """Classes up to the highest of the `numbers` in some of `total` maps; their names are the numbers.
 
     Raises :class:`UserError` where those cannot be classes.
     """
@@ -269,7 +258,7 @@ def counted_table(
     names = [str(number) for number in range(int(reduce_zero_label), highest + 1)]
     table = named_table(names, reduce_zero_label, f"{count:,} of {total:,} label maps")
     note = f"{len(names)} classes, the numbers in {table.origin}; --classes FILE gives them names"
-    return table, [note, table.zero]
+    return replace(table, notes=(note, table.zero))
 
 
 def _require_two_classes(file_of: dict[int, str], count: int, reduce_zero_label: bool) -> None:
@@ -294,8 +283,8 @@ def _require_two_classes(file_of: dict[int, str], count: int, reduce_zero_label:
 # Whether a table and a model mean the same by the same numbers, whatever they call it
 
 
-def reconcile(table: ClassTable, classes: Sequence[str]) -> tuple[ClassTable, list[str]]:
-    """`table` under the names that a model has for its numbers, and a note where they are not the same.
+def reconcile(table: ClassTable, classes: Sequence[str]) -> ClassTable:
+    """`table` under the names that a model has for its numbers, with a note where they are not the same.
 
     Names agree that are synonyms ("building" and "building;edifice"), or of which one is the number itself. Raises
     :class:`UserError` naming the first class that is another.
@@ -303,7 +292,7 @@ def reconcile(table: ClassTable, classes: Sequence[str]) -> tuple[ClassTable, li
     rows = enumerate(zip_longest(table.names, classes, fillvalue=""), table.first)
     renamed = [(number, ours, theirs) for number, (ours, theirs) in rows if ours != theirs]
     if not renamed:
-        return table, []
+        return table
     different = [row for row in renamed if not _agree(*row)]
     number, *names = (different or renamed)[0]
     ours, theirs = (f"'{name}'" if name else "nothing" for name in names)
@@ -315,7 +304,7 @@ def reconcile(table: ClassTable, classes: Sequence[str]) -> tuple[ClassTable, li
             f"{reading_of_zero(classes, table.reduce_zero_label)}; choose data with the model's classes"
         )
     note = f"{table.origin}: {len(renamed):,} classes have other names in the model, which are used; {first}"
-    return replace(table, names=tuple(classes)), [note]
+    return replace(table, names=tuple(classes), notes=(*table.notes, note))
 
 
 def _agree(number: int, ours: str, theirs: str) -> bool:

@@ -88,13 +88,13 @@ def _classes(report: MapReport, listings: Sequence[Listing], to_count: MapFiles 
     try:
         report.notes.extend(notes_on_spare_maps(listings))
         if (path := find_class_table(listings)) is None:
-            return counted_table(to_count.numbers(), len(to_count), False)[0] if to_count else None
+            return counted_table(to_count.numbers(), len(to_count), False) if to_count else None
         report.names.update(read_class_names(path))
         from_one = bool(report.names) and 0 not in report.names
-        table, notes = read_class_table(path, from_one)
+        table = read_class_table(path, from_one)
         if from_one:
-            notes = [f"{path} numbers its classes from 1: segment with --reduce-zero-label", *notes]
-        report.notes.extend(notes)
+            report.notes.append(f"{path} numbers its classes from 1: segment with --reduce-zero-label")
+        report.notes.extend(table.notes)
         return table
     except UserError as error:
         report.mistakes.append(str(error))
