@@ -77,14 +77,10 @@ class BlockwiseMasking:
     def __call__(self, rng: np.random.Generator) -> Mask:
         """Draws one mask (rows, columns)."""
         mask = np.zeros(self.grid, dtype=np.bool_)
-        if self.count == "more_than":
-            self._cover_more(mask, rng)
-            return mask
-        hidden = self._cover_at_most(mask, rng)
+        cover = self._cover_more if self.count == "more_than" else self._cover_at_most
         minimum = self.num_masked if self.count == "exact" else 1
-        if hidden < minimum:
-            visible = np.flatnonzero(~mask)
-            mask.reshape(-1)[rng.choice(visible, minimum - hidden, replace=False)] = True
+        if (missing := minimum - cover(mask, rng)) > 0:
+            mask.reshape(-1)[rng.choice(np.flatnonzero(~mask), missing, replace=False)] = True
         return mask
 
     def _cover_at_most(self, mask: Mask, rng: np.random.Generator) -> int:
@@ -108,8 +104,8 @@ class BlockwiseMasking:
                 break
         return hidden
 
-    def _cover_more(self, mask: Mask, rng: np.random.Generator) -> None:
-        """The paper's algorithm 1: adds every block in place until more than `num_masked` are hidden."""
+    def _cover_more(self, mask: Mask, rng: np.random.Generator) -> int:
+        """The paper's algorithm 1: adds every block in place until more than `num_masked` are hidden; as above."""
         rows, columns = self.grid
         hidden = 0
         while hidden <= self.num_masked:
@@ -117,6 +113,7 @@ class BlockwiseMasking:
             block = _place(mask, min(max(height, 1), rows), min(max(width, 1), columns), rng)
             hidden += block.size - int(np.count_nonzero(block))
             block[:] = True
+        return hidden
 
     def _block_shape(self, remaining: int, rng: np.random.Generator) -> tuple[int, int]:
         """Draws rows and columns of a block; either may be 0 or larger than the grid."""

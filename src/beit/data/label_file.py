@@ -6,13 +6,12 @@ Sets of classes are numbered as classes are, so that a label stays one whole num
 from __future__ import annotations
 
 import csv
-import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +27,7 @@ _Row = tuple[str, str, Sequence[str]]
 """A place in a file, for messages, an image and its classes."""
 
 
-@dataclass(frozen=True)
-class Labels:
+class Labels(NamedTuple):
     """What a label stands for: the class of that number, or the classes that its row of `sets` marks."""
 
     classes: tuple[str, ...]
@@ -41,7 +39,7 @@ class Labels:
         return F.one_hot(label, len(self.classes)).bool() if self.sets is None else self.sets[label]
 
     def to(self, device: torch.device) -> Labels:
-        return self if self.sets is None else dataclasses.replace(self, sets=self.sets.to(device))
+        return self if self.sets is None else self._replace(sets=self.sets.to(device))
 
 
 class LabelFile:
@@ -65,14 +63,12 @@ class LabelFile:
         sets = sorted(set(members.values())) if multilabel else [(index,) for index in range(len(names))]
         self.labels = Labels(names, _marked(sets, len(names)) if multilabel else None)
         label_of = {row: label for label, row in enumerate(sets)}
-        self._images = list(rows)
-        self._labels = [label_of[row] for row in members.values()]
-        self._used: set[int] = set()
-        self._row_of: dict[str, int] = {}
-        for row, image in enumerate(rows):
+        self._labels = {image: label_of[row] for image, row in members.items()}
+        self._used: set[str] = set()
+        self._image_at: dict[str, str] = {}
+        for image, label in self._labels.items():
             for place in {os.path.normpath(image), os.path.abspath(self.path.parent / image)}:
-                first = self._row_of.setdefault(place, row)
-                if self._labels[first] != self._labels[row]:
+                if self._labels[self._image_at.setdefault(place, image)] != label:
                     raise UserError(
                         f"--labels {path} gives {image} two times, and not the same classes; keep one"
                     )
@@ -82,36 +78,36 @@ class LabelFile:
 
         held_back: whether these are the images held back from those of another source.
         """
-        rows = {index: row for index in range(len(source)) if (row := self._find(source, index)) is not None}
-        if not rows and held_back:
+        images = {index: image for index in range(len(source)) if (image := self._find(source, index))}
+        if not images and held_back:
             raise UserError(
                 f"--labels {self.path} names none of the {len(source):,} images held back for evaluation; label some "
                 f"of them, hold more back with --holdout, or name a folder with train/ and val/"
             )
-        if not rows:
+        if not images:
             raise UserError(
-                f"--labels {self.path} names none of the images of --data (it has '{self._images[0]}', and an "
-                f"image there is '{source.key(0)}'); write paths relative to --data"
+                f"--labels {self.path} names none of the images of --data (it has '{next(iter(self._labels))}', and "
+                f"an image there is '{source.key(0)}'); write paths relative to --data"
             )
-        self._used.update(rows.values())
-        labels = [self._labels[row] for row in rows.values()]
-        relabeled = Relabeled(source, list(rows), labels, self.labels.classes)
-        if missing := len(source) - len(rows):
+        self._used.update(images.values())
+        labels = [self._labels[image] for image in images.values()]
+        relabeled = Relabeled(source, list(images), labels, self.labels.classes)
+        if missing := len(source) - len(images):
             relabeled.notes.append(f"{missing:,} images are not in {self.path} and are left out")
         return relabeled
 
     def unused(self) -> list[str]:
         """A note about images that the file names and no source so far has, where there are any."""
-        rest = [image for row, image in enumerate(self._images) if row not in self._used]
+        rest = [image for image in self._labels if image not in self._used]
         if not rest:
             return []
         return [
             f"{len(rest):,} images that {self.path} names are not among those used, the first being '{rest[0]}'"
         ]
 
-    def _find(self, source: Source, index: int) -> int | None:
-        row = self._row_of.get(source.key(index))
-        return self._row_of.get(os.path.abspath(source.name(index))) if row is None else row
+    def _find(self, source: Source, index: int) -> str | None:
+        image = self._image_at.get(source.key(index))
+        return image or self._image_at.get(os.path.abspath(source.name(index)))
 
 
 def _marked(sets: Sequence[tuple[int, ...]], num_classes: int) -> Tensor:

@@ -40,6 +40,10 @@ from beit.data.sources.splits import Files, Part, choose_members, unlabeled
 from beit.data.sources.subsets import Subset, seeded_choice, spread
 
 IMAGES, MAPS = "images/", "annotations/"
+_CLASHES = {
+    IMAGES: "images of one label map; rename one, and give it a map of its own",
+    MAPS: "label maps of one image; keep one",
+}
 _LOSSY = ("JPEG", "MPO", "JPEG2000")
 _SCALED_BITS = {"L;2": 85, "L;4": 17}
 """Gray of 2 and 4 bits, which Pillow spreads over 0..255."""
@@ -106,9 +110,7 @@ def decode_label_map(data: bytes, name: str, max_megapixels: float) -> NDArray[n
             numbers = np.array(upright(image))
     except Exception as error:  # a damaged file may fail in any way a parser can fail
         raise ImageError(name, str(error) or type(error).__name__) from error
-    if numbers.dtype == np.bool_:
-        return numbers.astype(np.uint8)
-    return numbers // scale if scale > 1 else numbers
+    return numbers.astype(np.uint8) if numbers.dtype == np.bool_ else numbers // scale
 
 
 def _raw_mode(image: Image.Image) -> str:
@@ -189,12 +191,7 @@ def _by_stem(listing: Listing, top: str) -> dict[str, Member]:
         if member.path.startswith(top):
             other = members.setdefault(_stem(member.path, top), member)
             if other is not member:
-                clash = (
-                    "are label maps of one image; keep one"
-                    if top == MAPS
-                    else "are images of one label map; rename one, and give it a map of its own"
-                )
-                raise UserError(f"--data {listing.root}: {other.path} and {member.path} {clash}")
+                raise UserError(f"--data {listing.root}: {other.path} and {member.path} are {_CLASHES[top]}")
     return members
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,14 +30,6 @@ _NO_CLASS = ("unlabel", "ignore", "void")  # in the name of what is rarely meant
 TABLE_NAMES = ("classes.tsv", "classes.csv", "objectInfo150.csv", "objectInfo150.txt")
 _VALUE_HEADINGS = ("value", "mask_value", "idx", "id", "index")
 _COLOR_HEADINGS = (("r", "g", "b"), ("red", "green", "blue"))
-
-
-class ClassRow(NamedTuple):
-    """One line of a class table."""
-
-    value: int
-    name: str
-    color: Color | None
 
 
 @dataclass(frozen=True)
@@ -149,31 +141,31 @@ def read_class_table(path: str, reduce_zero_label: bool, classes: Sequence[str] 
     """
     first = int(reduce_zero_label)
     lines = sorted(_read_rows(path))
-    ignored = [row for row in lines if row.value in (IGNORE, first - 1)]
-    rows = [row for row in lines if row not in ignored]
-    if rows and rows[0].value == 1 and not reduce_zero_label:
+    rows = [row for row in lines if row[0] not in (IGNORE, first - 1)]
+    if rows and rows[0][0] == 1 and not reduce_zero_label:
         remedy = (
             "add --reduce-zero-label to ignore 0, or name it in the table"
             if classes is None
             else f"{reading_of_zero(classes, False)}, so choose data that does"
         )
         raise UserError(f"{path} numbers its classes from 1, so that 0 has no class; {remedy}")
-    for number, row in enumerate(rows, first):
-        if row.value != number:
-            what = f"names {row.value} twice" if row.value == number - 1 else f"has no class {number}"
+    for number, (value, _, _) in enumerate(rows, first):
+        if value != number:
+            what = f"names {value} twice" if value == number - 1 else f"has no class {number}"
             raise UserError(f"{path} {what}; the numbers of classes must run from {first} without a gap")
-    table = named_table([row.name for row in rows], reduce_zero_label, path)
-    palette = tuple(row.color or color for row, color in zip(rows, table.palette, strict=True))
-    notes = tuple(f"{path}: {row.value} ('{row.name}') is ignored" for row in ignored)
+    table = named_table([name for _, name, _ in rows], reduce_zero_label, path)
+    palette = tuple(own or color for (_, _, own), color in zip(rows, table.palette, strict=True))
+    notes = tuple(f"{path}: {row[0]} ('{row[1]}') is ignored" for row in lines if row not in rows)
     return replace(table, palette=palette, notes=notes)
 
 
 def read_class_names(path: str) -> dict[int, str]:
     """The names in a class table by their numbers as they stand there."""
-    return {row.value: row.name for row in _read_rows(path)}
+    return {value: name for value, name, _ in _read_rows(path)}
 
 
-def _read_rows(path: str) -> list[ClassRow]:
+def _read_rows(path: str) -> list[tuple[int, str, Color | None]]:
+    """Number, name and colour of every line."""
     text = read_text(path, f"the table of classes {path}")
     lines = [line for line in text.splitlines() if line.strip()] or [""]
     cells = csv.reader(lines, delimiter="\t" if "\t" in lines[0] else ",")
@@ -194,7 +186,7 @@ def _read_rows(path: str) -> list[ClassRow]:
             shades = color and (int(content[color[0]]), int(content[color[1]]), int(content[color[2]]))
             if number < 0 or not name or not all(0 <= shade <= 255 for shade in shades or ()):
                 raise ValueError
-            rows.append(ClassRow(number, name, shades))
+            rows.append((number, name, shades))
         except (KeyError, ValueError) as error:
             raise UserError(
                 f"{path}: the line '{','.join(row)}' has no number from 0, a name, and colours up to 255"
@@ -249,34 +241,29 @@ def counted_table(numbers: tuple[dict[int, str], int], total: int, reduce_zero_l
     Raises :class:`UserError` where those cannot be classes.
     """
     file_of, count = numbers
-    _require_two_classes(file_of, count, reduce_zero_label)
-    highest = max(file_of.keys() - {IGNORE})
+    if not file_of:
+        raise UserError(
+            f"none of {count:,} label maps can be read; `beit check` says what is wrong with them"
+        )
+    highest = max(file_of.keys() - {IGNORE}, default=0)
     if highest > MAX_CLASSES:
         raise UserError(
             f"{file_of[highest]} holds the number {highest}; {MAX_CLASSES} classes at most can be told apart"
+        )
+    # Nothing is learned from maps of a single class, nor from a mask of 0 and 255, which has but one.
+    if highest <= reduce_zero_label:
+        *others, last = sorted(file_of)
+        content = f"{', '.join(map(str, others))} and {last}" if others else f"{last}"
+        none = f"0 (--reduce-zero-label) and {IGNORE} mean" if reduce_zero_label else f"{IGNORE} means"
+        classes = "1, 2, 3 ..." if reduce_zero_label else "0, 1, 2 ..."
+        raise UserError(
+            f"{file_of[last]} holds {content} alone, like every other map that was looked at; {none} 'no class', so "
+            f"number the classes {classes}, two at least"
         )
     names = [str(number) for number in range(int(reduce_zero_label), highest + 1)]
     table = named_table(names, reduce_zero_label, f"{count:,} of {total:,} label maps")
     note = f"{len(names)} classes, the numbers in {table.origin}; --classes FILE gives them names"
     return replace(table, notes=(note, table.zero))
-
-
-def _require_two_classes(file_of: dict[int, str], count: int, reduce_zero_label: bool) -> None:
-    """There is nothing to learn from maps of a single class, nor from a mask of 0 and 255, which has but one."""
-    if not file_of:
-        raise UserError(
-            f"none of {count:,} label maps can be read; `beit check` says what is wrong with them"
-        )
-    if max(file_of.keys() - {IGNORE}, default=0) > reduce_zero_label:
-        return
-    *others, last = sorted(file_of)
-    content = f"{', '.join(map(str, others))} and {last}" if others else f"{last}"
-    none = f"0 (--reduce-zero-label) and {IGNORE} mean" if reduce_zero_label else f"{IGNORE} means"
-    classes = "1, 2, 3 ..." if reduce_zero_label else "0, 1, 2 ..."
-    raise UserError(
-        f"{file_of[last]} holds {content} alone, like every other map that was looked at; {none} 'no class', so "
-        f"number the classes {classes}, two at least"
-    )
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -45,9 +45,7 @@ class NamedSource:
     def __init__(self, name: str, split: str) -> None:
         entry = NAMED_SETS[name]
         self._name, self._split = name, split
-        self._dataset = _download(
-            name, entry.type_name, entry.train if split == "train" else entry.evaluation
-        )
+        self._dataset = _download(name, entry, split)
         self.classes = _class_names(self._dataset) if entry.labeled else None
         self.notes: list[str] = []
         # Kept as tensors, which loader processes share; arrays would be copied into each of them.
@@ -87,9 +85,10 @@ class NamedSource:
         return self.describe()
 
 
-def _download(name: str, type_name: str, arguments: dict[str, Any]) -> Any:
+def _download(name: str, entry: NamedSet, split: str) -> Any:
     root = cache_folder() / "datasets"
-    dataset_type = getattr(torchvision.datasets, type_name)
+    dataset_type = getattr(torchvision.datasets, entry.type_name)
+    arguments = entry.train if split == "train" else entry.evaluation
     try:
         root.mkdir(parents=True, exist_ok=True)
         # One rank downloads, the others wait.

@@ -117,12 +117,14 @@ def _find_splits(listing: Listing, paired: bool) -> tuple[str | None, str | None
 
 def _children(paths: Sequence[str], prefix: str) -> dict[str, int]:
     """Names of the folders directly beneath `prefix` and how many images each holds; "" for loose images."""
-    counts: Counter[str] = Counter()
-    for path in paths:
-        if path.startswith(prefix):
-            name, slash, _ = path[len(prefix) :].partition("/")
-            counts[name if slash else ""] += 1
+    counts = Counter(_folder(path, prefix) for path in paths if path.startswith(prefix))
     return dict(sorted(counts.items()))
+
+
+def _folder(path: str, prefix: str) -> str:
+    """The first folder beneath `prefix`; empty for an image that lies loose."""
+    name, slash, _ = path[len(prefix) :].partition("/")
+    return name if slash else ""
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -132,6 +134,10 @@ def _children(paths: Sequence[str], prefix: str) -> dict[str, int]:
 _MOST_CLASSES = 1_000_000  # a number beyond is damage, and a table of that length an attack
 
 
+_Labeled = tuple[list[Listing], list[int], tuple[str, ...]]
+"""Listings of the members that have a label, the labels, and the classes."""
+
+
 def label_members(parts: Sequence[Part], classes: Sequence[str] | None) -> Files:
     """The members of `parts` that have a label. The training members name the classes unless `classes` does.
 
@@ -139,29 +145,34 @@ def label_members(parts: Sequence[Part], classes: Sequence[str] | None) -> Files
     """
     numbered = any(part.listing.numbers for part in parts)
     label = _by_number if numbered and not _numbers_follow_folders(parts) else _by_folder
-    files = label(parts, classes, ", ".join(part.listing.root for part in parts))
-    return files._replace(notes=[*unlabeled(parts).notes, *files.notes])
+    where = ", ".join(part.listing.root for part in parts)
+    listings, labels, names = label(parts, classes, where)
+    everything = unlabeled(parts)
+    if unused := sum(len(part.members) for part in parts) - len(labels):
+        reason = "outside the class folders" if label is _by_folder else "without a .cls number"
+        everything.notes.append(f"{where}: {unused:,} images {reason} ignored")
+    return Files(listings, everything.notes, labels, names)
 
 
 def _numbers_follow_folders(parts: Sequence[Part]) -> bool:
     for part in parts:
         if part.listing.numbers:
             numbered = _read_numbers(part.listing, part.members)
-            pairs = {(number, _class_folder(member, part.folder)) for member, number in numbered}
+            pairs = {(number, _folder(member.path, part.folder)) for member, number in numbered}
             numbers, folders = {number for number, _ in pairs}, {folder for _, folder in pairs}
             if not len(pairs) == len(numbers) == len(folders) or "" in folders:
                 return False
     return True
 
 
-def _by_folder(parts: Sequence[Part], classes: Sequence[str] | None, where: str) -> Files:
-    rows = [{member: _class_folder(member, part.folder) for member in part.members} for part in parts]
+def _by_folder(parts: Sequence[Part], classes: Sequence[str] | None, where: str) -> _Labeled:
+    rows = [{member: _folder(member.path, part.folder) for member in part.members} for part in parts]
     folders = {name for row in rows for name in row.values()} - {""}
     if not folders:
         raise UserError(
             f"--data {where} has no class folders; put the images of each class in a folder of its own"
         )
-    training = {_class_folder(member, part.training_folder) for part in parts for member in part.training}
+    training = {_folder(member.path, part.training_folder) for part in parts for member in part.training}
     names = tuple(classes or sorted(training - {""} or folders))
     check_classes(names, folders, f"--data {where}", "the model" if classes else "the training split")
     number_of = {name: number for number, name in enumerate(names)}
@@ -170,18 +181,10 @@ def _by_folder(parts: Sequence[Part], classes: Sequence[str] | None, where: str)
         replace(part.listing, members=[member for member, name in row.items() if name])
         for part, row in zip(parts, rows, strict=True)
     ]
-    loose = sum(map(len, rows)) - len(labels)
-    notes = [f"{where}: {loose:,} images outside the class folders ignored"] if loose else []
-    return Files(listings, notes, labels, names)
+    return listings, labels, names
 
 
-def _class_folder(member: Member, prefix: str) -> str:
-    """The first folder beneath `prefix`; empty for an image that lies loose."""
-    name, slash, _ = member.path[len(prefix) :].partition("/")
-    return name if slash else ""
-
-
-def _by_number(parts: Sequence[Part], classes: Sequence[str] | None, where: str) -> Files:
+def _by_number(parts: Sequence[Part], classes: Sequence[str] | None, where: str) -> _Labeled:
     if len(parts) > 1:
         raise UserError(
             f"--data {where}: tars labelled by .cls numbers cannot be joined with folders; name one kind"
@@ -196,10 +199,8 @@ def _by_number(parts: Sequence[Part], classes: Sequence[str] | None, where: str)
         raise UserError(
             f"--data {where} holds class number {largest}, but only {len(names)} classes are known"
         )
-    missing = len(members) - len(pairs)
-    notes = [f"{where}: {missing:,} images without a .cls number ignored"] if missing else []
     labeled = replace(listing, members=[member for member, _ in pairs])
-    return Files([labeled], notes, [number for _, number in pairs], names)
+    return [labeled], [number for _, number in pairs], names
 
 
 def _read_numbers(listing: Listing, members: Sequence[Member]) -> list[tuple[Member, int]]:

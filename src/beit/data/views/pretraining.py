@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from beit.data.views.geometry import Box, Size, center_view, draw_box, render
 Masking = Callable[[np.random.Generator], NDArray[np.bool_]]
 
 
+@dataclass(frozen=True)
 class PretrainViews:
     """Colour jitter, flip and one random resized crop, rendered for the encoder and for the tokenizer, and a mask.
 
@@ -27,20 +29,16 @@ class PretrainViews:
     always show the same box with the same changes (unilm beit/datasets.py and transforms.py).
     """
 
-    def __init__(
-        self,
-        image_size: Size,
-        token_size: Size,
-        masking: Masking,
-        *,
-        min_scale: float = 0.08,
-        flip: float = 0.5,
-        color_jitter: float = 0.4,
-        mode: Literal["fast", "exact"] = "fast",
-    ) -> None:
-        _check_aspects(image_size, token_size)
-        self.image_size, self.token_size, self.masking = image_size, token_size, masking
-        self.min_scale, self.flip, self.color_jitter, self.mode = min_scale, flip, color_jitter, mode
+    image_size: Size
+    token_size: Size
+    masking: Masking
+    min_scale: float = 0.08
+    flip: float = 0.5
+    color_jitter: float = 0.4
+    mode: Literal["fast", "exact"] = "fast"
+
+    def __post_init__(self) -> None:
+        _check_aspects(self.image_size, self.token_size)
 
     def __call__(self, image: Tensor, rng: np.random.Generator) -> PretrainBatch:
         jitter = draw_jitter(self.color_jitter, rng)

@@ -6,6 +6,7 @@ ratio, crop, flip, change of colours, pad. Only the part that the crop shows is 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +42,7 @@ class Distortion(NamedTuple):
 # Training
 
 
+@dataclass
 class SegmentationView:
     """A random crop of the image and its label map at a random size, flipped, in changed colours, and padded.
 
@@ -50,20 +52,16 @@ class SegmentationView:
     mean, and has no class.
     """
 
-    def __init__(
-        self,
-        crop: Size,
-        *,
-        base: int | None = None,
-        scale: tuple[float, float] = (0.5, 2.0),
-        category_share: float = 0.75,
-        flip: float = 0.5,
-        photometric: bool = True,
-        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
-    ) -> None:
-        self.crop, self.base, self.scale = crop, base, scale
-        self.category_share, self.flip, self.photometric = category_share, flip, photometric
-        self._fill = torch.tensor([round(255 * value) for value in mean], dtype=torch.uint8)
+    crop: Size
+    base: int | None = None
+    scale: tuple[float, float] = (0.5, 2.0)
+    category_share: float = 0.75
+    flip: float = 0.5
+    photometric: bool = True
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        self._fill = torch.tensor([round(255 * value) for value in self.mean], dtype=torch.uint8)
 
     def __call__(self, image: Tensor, label_map: Tensor, rng: np.random.Generator) -> SegmentationBatch:
         """`image` uint8 (3, H, W) and `label_map` uint8 (H, W) of class indices, 255 = none."""
@@ -121,8 +119,8 @@ def draw_distortion(rng: np.random.Generator) -> Distortion:
     brightness, hue = rng.uniform(-32, 32), rng.uniform(-18, 18) / 30  # hue: OpenCV's steps of two degrees
     contrast, saturation = rng.uniform(0.5, 1.5, 2).tolist()
     drawn, none = (brightness, contrast, saturation, hue), (0.0, 1.0, 1.0, 0.0)
-    changes = np.where(rng.random(4) < 0.5, drawn, none).tolist()
-    return Distortion(*changes, contrast_last=bool(rng.random() < 0.5))
+    brightness, contrast, saturation, hue = np.where(rng.random(4) < 0.5, drawn, none).tolist()
+    return Distortion(brightness, contrast, saturation, hue, contrast_last=bool(rng.random() < 0.5))
 
 
 def distort(view: Tensor, change: Distortion) -> Tensor:
