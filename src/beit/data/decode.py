@@ -30,8 +30,7 @@ class ImageError(Exception):
     """A file that is no usable image. The message is one line that names the file and the reason."""
 
     def __init__(self, name: str, reason: str) -> None:
-        self.name = name
-        self.reason = " ".join(reason.split()) or "unknown reason"
+        self.name, self.reason = name, " ".join(reason.split()) or "unknown reason"
         super().__init__(f"{name}: {self.reason}")
 
     def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
@@ -76,11 +75,8 @@ def open_pillow(data: bytes, name: str, max_megapixels: float = 64) -> Image.Ima
         raise ImageError(name, _reason(error)) from error
     width, height = image.size
     if width * height > max_megapixels * 1e6:
-        raise ImageError(
-            name,
-            f"{width}x{height} is {width * height / 1e6:.0f} megapixels; the limit (--max-megapixels) "
-            f"is {max_megapixels:g}",
-        )
+        size = f"{width}x{height} is {width * height / 1e6:.0f} megapixels"
+        raise ImageError(name, f"{size}; the limit (--max-megapixels) is {max_megapixels:g}")
     return image
 
 
@@ -132,10 +128,9 @@ def _from_wide_gray(image: Image.Image) -> Image.Image:
 def _from_sixteen_bits(pixels: Tensor) -> Tensor:
     """uint16 (1 to 4 channels, H, W) to RGB uint8: divided by 257, alpha over white."""
     values = pixels.to(torch.float64)
-    colour, alpha = (values[:-1], values[-1:]) if len(values) in (2, 4) else (values, None)
-    if alpha is not None:
-        colour = colour * (alpha / 0xFFFF) + (0xFFFF - alpha)
-    rgb = (colour / 257).round().to(torch.uint8)
+    if len(values) in (2, 4):
+        values = values[:-1] * (values[-1:] / 0xFFFF) + (0xFFFF - values[-1:])
+    rgb = (values / 257).round().to(torch.uint8)
     return rgb.expand(3, -1, -1).permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 

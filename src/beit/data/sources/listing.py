@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp"}
@@ -124,14 +124,12 @@ def _tar_paths(value: str) -> list[tuple[str, str]] | None:
                 f"{[*missing, value][0]}; correct the range or fetch the missing shards"
             )
         return [(path, "") for path in paths]
-    if not os.path.exists(value):
-        raise UserError(f"{value}: no such folder or file; check the path")
+    require(os.path.exists(value), f"{value}: no such folder or file; check the path")
     if os.path.isfile(value):
-        if _is_tar_name(value):
-            return [(value, "")]
-        if value.lower().endswith(".zip"):
-            raise UserError(f"{value} is a zip archive; unpack it: unzip {value} -d {value[:-4]}")
-        raise UserError(f"{value} is a file; name a folder of images or a tar shard")
+        archive = f"a zip archive; unpack it: unzip {value} -d {value[:-4]}"
+        kind = archive if value.lower().endswith(".zip") else "a file; name a folder of images or a tar shard"
+        require(_is_tar_name(value), f"{value} is {kind}")
+        return [(value, "")]
     names = _visible_names(value)
     if any(_suffix(name) in IMAGE_SUFFIXES for name in names):
         return None

@@ -47,8 +47,15 @@ def open_source(
         files = label_members(parts, classes) if labeled else unlabeled(parts)
         sources.append(FileSource(files, max_megapixels, pillow=pillow))
     source = sources[0] if len(sources) == 1 else Concatenation(sources, labeled)
-    if labeled:
-        _check_classes(source, classes, ", ".join(data))
+    names = ", ".join(data)
+    if labeled and source.classes is None:
+        raise UserError(
+            f"--data {names} has no labels; put the images of each class in a folder of their own"
+        )
+    if labeled and classes is not None and tuple(classes) != source.classes:
+        raise UserError(
+            f"--data {names} has classes other than the model's; choose data with the same classes"
+        )
     source.notes[:0] = [
         f"--data {value}: the existing path is used, not the set that can be downloaded"
         for value in paths
@@ -63,9 +70,8 @@ def open_images(values: Sequence[str], max_megapixels: float = 64) -> FileSource
     """The image files, and every image in the folders and tar shards that `values` name, in their order, whatever the
     layout."""
     listings = [list_images(value) for value in values]
-    return FileSource(
-        Files(listings, [note for listing in listings for note in listing.notes]), max_megapixels
-    )
+    notes = [note for listing in listings for note in listing.notes]
+    return FileSource(Files(listings, notes), max_megapixels)
 
 
 def _is_set(value: str) -> bool:
@@ -89,12 +95,3 @@ def is_named_set(value: str) -> bool:
     from beit.data.sources.named import NAMED_SETS
 
     return value in NAMED_SETS
-
-
-def _check_classes(source: Source, classes: Sequence[str] | None, data: str) -> None:
-    if source.classes is None:
-        raise UserError(f"--data {data} has no labels; put the images of each class in a folder of their own")
-    if classes is not None and tuple(classes) != source.classes:
-        raise UserError(
-            f"--data {data} has classes other than the model's; choose data with the same classes"
-        )

@@ -73,7 +73,9 @@ class SegmentationView:
             view = distort(view, draw_distortion(rng))
         rows, columns = self.crop[0] - view.shape[1], self.crop[1] - view.shape[2]
         labels = functional.pad(labels.long(), (0, columns, 0, rows), value=IGNORE)
-        return SegmentationBatch(self._padded(view), labels)
+        padded = self._fill[:, None, None].repeat(1, *self.crop)
+        padded[:, : view.shape[1], : view.shape[2]] = view
+        return SegmentationBatch(padded, labels)
 
     def _draw_crop(self, label_map: Tensor, rng: np.random.Generator) -> tuple[Box, Size]:
         """Which part of the image is shown, and at which size."""
@@ -86,13 +88,6 @@ class SegmentationView:
             if self.category_share >= 1 or largest_share(label_map, box, size) < self.category_share:
                 break
         return box, size
-
-    def _padded(self, view: Tensor) -> Tensor:
-        if view.shape[1:] == self.crop:
-            return view
-        padded = self._fill[:, None, None].repeat(1, *self.crop)
-        padded[:, : view.shape[1], : view.shape[2]] = view
-        return padded
 
 
 def nearest(label_map: Tensor, box: Box, size: Size) -> Tensor:
