@@ -14,12 +14,11 @@ import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from beit.config.errors import RunFailed, UserError
@@ -209,7 +208,8 @@ class _Fetcher(Dataset[_Fetched]):
                     samples.append(sample)
         except (UserError, RunFailed) as error:
             return _Fetched(None, len(samples) + len(bad), bad, error)
-        return _Fetched(_collate(samples) if samples else None, len(samples) + len(bad), bad)
+        batch = type(samples[0])(*map(torch.stack, zip(*samples, strict=True))) if samples else None
+        return _Fetched(batch, len(samples) + len(bad), bad)
 
     def _load(self, index: int, rng: np.random.Generator, bad: list[tuple[int, ImageError]]) -> Any:
         """The sample of image `index`, or of another one drawn from its own generator when it is damaged."""
@@ -228,14 +228,6 @@ class _Fetcher(Dataset[_Fetched]):
                 f"`beit check` lists the damaged files"
             )
         return None
-
-
-Sample = TypeVar("Sample", bound=tuple[Tensor, ...])
-
-
-def _collate(samples: Sequence[Sample]) -> Sample:
-    """Samples to a batch of the same type: every field gets a first axis."""
-    return type(samples[0])(*(torch.stack(field) for field in zip(*samples, strict=True)))
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image
 from torch import Tensor
 
 from beit.config.errors import UserError, require
@@ -78,11 +78,9 @@ class MapFiles(FileSource):
         names: dict[int, str] = {}
         indices = spread(len(self), at_most)
         for index in indices:
-            try:
-                numbers = self.label_map(index)
-            except ImageError:
-                continue
-            names = {number: self.name(index) for number in np.unique(numbers).tolist()} | names
+            with suppress(ImageError):
+                numbers = np.unique(self.label_map(index)).tolist()
+                names = {number: self.name(index) for number in numbers} | names
         return names, len(indices)
 
 
@@ -113,13 +111,11 @@ def decode_label_map(data: bytes, name: str, max_megapixels: float) -> NDArray[n
     return numbers.astype(np.uint8) if numbers.dtype == np.bool_ else numbers // scale
 
 
-def _raw_mode(image: Image.Image) -> str:
+def _raw_mode(image: Image.Image) -> Any:
     """How the pixels lie in the file, as Pillow calls it; known only before they are read."""
-    if not isinstance(image, ImageFile.ImageFile) or not image.tile:
-        return ""
-    arguments = image.tile[0][3]
-    first = arguments[0] if isinstance(arguments, tuple) else arguments
-    return first if isinstance(first, str) else ""
+    tiles = getattr(image, "tile", [])
+    arguments = tiles[0][3] if tiles else ""
+    return arguments[0] if isinstance(arguments, tuple) else arguments
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -158,10 +154,10 @@ def check_layout(listing: Listing) -> None:
     inner = next((m.path.partition(f"/{MAPS}")[0] for m in listing.members if f"/{MAPS}" in m.path), None)
     folder = _set_around(listing.root) if inner is None else os.path.join(listing.root, inner)
     remedy = (
-        f"name the folder {folder} itself"
-        if folder is not None
-        else "put images into images/training and their label maps, of the same names, into annotations/training"
+        "put images into images/training and their label maps, of the same names, into annotations/training"
     )
+    if folder is not None:
+        remedy = f"name the folder {folder} itself"
     missing = " and no ".join(name for name in (IMAGES, MAPS) if name not in tops)
     raise UserError(f"--data {listing.root} has no {missing} with pictures in it; {remedy}")
 

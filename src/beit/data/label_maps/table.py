@@ -143,11 +143,9 @@ def read_class_table(path: str, reduce_zero_label: bool, classes: Sequence[str] 
     lines = sorted(_read_rows(path))
     rows = [row for row in lines if row[0] not in (IGNORE, first - 1)]
     if rows and rows[0][0] == 1 and not reduce_zero_label:
-        remedy = (
-            "add --reduce-zero-label to ignore 0, or name it in the table"
-            if classes is None
-            else f"{reading_of_zero(classes, False)}, so choose data that does"
-        )
+        remedy = "add --reduce-zero-label to ignore 0, or name it in the table"
+        if classes is not None:
+            remedy = f"{reading_of_zero(classes, False)}, so choose data that does"
         raise UserError(f"{path} numbers its classes from 1, so that 0 has no class; {remedy}")
     for number, (value, _, _) in enumerate(rows, first):
         if value != number:

@@ -62,9 +62,8 @@ class Listing:
         """What is not used, one line each."""
         if not self.others:
             return self.omissions
-        kinds = ", ".join(
-            f"{count} {suffix or 'without extension'}" for suffix, count in self.others.most_common(4)
-        )
+        most = self.others.most_common(4)
+        kinds = ", ".join(f"{count} {suffix or 'without extension'}" for suffix, count in most)
         return [*self.omissions, f"{self.root}: {self.others.total():,} other files ignored ({kinds})"]
 
     def using(self, path: str) -> Listing:

@@ -107,10 +107,8 @@ def _download(name: str, entry: NamedSet, split: str) -> Any:
 
 def _labels(dataset: Any) -> Any:
     """The class of every image, which torchvision keeps under various names."""
-    for name in ("targets", "labels", "_labels"):
-        if hasattr(dataset, name):
-            return getattr(dataset, name)
-    return [label for _, label in dataset._samples]
+    names = [name for name in ("targets", "labels", "_labels") if hasattr(dataset, name)]
+    return getattr(dataset, names[0]) if names else [label for _, label in dataset._samples]
 
 
 def _class_names(dataset: Any) -> tuple[str, ...]:

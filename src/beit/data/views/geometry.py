@@ -22,18 +22,12 @@ class Box(NamedTuple):
     width: int
 
 
-def draw_box(
-    size: Size,
-    min_scale: float,
-    rng: np.random.Generator,
-    aspect: float = 1.0,
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Box:
+def draw_box(size: Size, min_scale: float, rng: np.random.Generator, aspect: float = 1.0) -> Box:
     """The box of a random resized crop (Inception): area uniform in (min_scale, 1) of the image, width / height
-    log-uniform in `ratio` around `aspect`; after ten boxes that do not fit, the largest allowed one in the centre.
+    log-uniform in (3/4, 4/3) around `aspect`; after ten boxes that do not fit, the largest allowed one in the centre.
     """
     height, width = size
-    low, high = math.log(ratio[0] * aspect), math.log(ratio[1] * aspect)
+    low, high = math.log(3 / 4 * aspect), math.log(4 / 3 * aspect)
     for _ in range(10):
         area = height * width * rng.uniform(min_scale, 1.0)
         shape = math.exp(rng.uniform(low, high))
