@@ -175,9 +175,7 @@ def _walk(
     folder: str, others: Counter[str], omissions: list[str], prefix: str = "", chain: tuple[str, ...] = ()
 ) -> Iterator[str]:
     chain = chain or (os.path.realpath(folder),)
-    with os.scandir(folder) as iterator:
-        entries = list(iterator)
-    for entry in entries:
+    for entry in list(os.scandir(folder)):
         name = entry.name
         if name.startswith(".") or name in _LITTER:
             continue

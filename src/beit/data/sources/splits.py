@@ -134,8 +134,8 @@ def _folder(path: str, prefix: str) -> str:
 _MOST_CLASSES = 1_000_000  # a number beyond is damage, and a table of that length an attack
 
 
-_Labeled = tuple[list[Listing], list[int], tuple[str, ...]]
-"""Listings of the members that have a label, the labels, and the classes."""
+_Labeled = tuple[list[dict[Member, int]], tuple[str, ...]]
+"""For each part the members that have a label, with it; and the classes."""
 
 
 def label_members(parts: Sequence[Part], classes: Sequence[str] | None) -> Files:
@@ -146,19 +146,20 @@ def label_members(parts: Sequence[Part], classes: Sequence[str] | None) -> Files
     numbered = any(part.listing.numbers for part in parts)
     label = _by_number if numbered and not _numbers_follow_folders(parts) else _by_folder
     where = ", ".join(part.listing.root for part in parts)
-    listings, labels, names = label(parts, classes, where)
-    everything = unlabeled(parts)
-    if unused := sum(len(part.members) for part in parts) - len(labels):
+    rows, names = label(parts, classes, where)
+    listings = [replace(part.listing, members=list(row)) for part, row in zip(parts, rows, strict=True)]
+    notes = unlabeled(parts).notes
+    if unused := sum(len(part.members) - len(row) for part, row in zip(parts, rows, strict=True)):
         reason = "outside the class folders" if label is _by_folder else "without a .cls number"
-        everything.notes.append(f"{where}: {unused:,} images {reason} ignored")
-    return Files(listings, everything.notes, labels, names)
+        notes.append(f"{where}: {unused:,} images {reason} ignored")
+    return Files(listings, notes, [number for row in rows for number in row.values()], names)
 
 
 def _numbers_follow_folders(parts: Sequence[Part]) -> bool:
     for part in parts:
         if part.listing.numbers:
             numbered = _read_numbers(part.listing, part.members)
-            pairs = {(number, _folder(member.path, part.folder)) for member, number in numbered}
+            pairs = {(number, _folder(member.path, part.folder)) for member, number in numbered.items()}
             numbers, folders = {number for number, _ in pairs}, {folder for _, folder in pairs}
             if not len(pairs) == len(numbers) == len(folders) or "" in folders:
                 return False
@@ -176,12 +177,7 @@ def _by_folder(parts: Sequence[Part], classes: Sequence[str] | None, where: str)
     names = tuple(classes or sorted(training - {""} or folders))
     check_classes(names, folders, f"--data {where}", "the model" if classes else "the training split")
     number_of = {name: number for number, name in enumerate(names)}
-    labels = [number_of[name] for row in rows for name in row.values() if name]
-    listings = [
-        replace(part.listing, members=[member for member, name in row.items() if name])
-        for part, row in zip(parts, rows, strict=True)
-    ]
-    return listings, labels, names
+    return [{member: number_of[name] for member, name in row.items() if name} for row in rows], names
 
 
 def _by_number(parts: Sequence[Part], classes: Sequence[str] | None, where: str) -> _Labeled:
@@ -189,23 +185,22 @@ def _by_number(parts: Sequence[Part], classes: Sequence[str] | None, where: str)
         raise UserError(
             f"--data {where}: tars labelled by .cls numbers cannot be joined with folders; name one kind"
         )
-    listing, members = parts[0].listing, parts[0].members
-    pairs = _read_numbers(listing, members)
-    if not pairs:
+    [part] = parts
+    numbers = _read_numbers(part.listing, part.members)
+    if not numbers:
         raise UserError(f"--data {where} has images without .cls numbers; add KEY.cls beside each KEY.jpg")
-    training = _read_numbers(listing, parts[0].training) or pairs
-    names = tuple(classes or map(str, range(1 + max(number for _, number in training))))
-    if (largest := max(number for _, number in pairs)) >= len(names):
+    training = _read_numbers(part.listing, part.training) or numbers
+    names = tuple(classes or map(str, range(1 + max(training.values()))))
+    if (largest := max(numbers.values())) >= len(names):
         raise UserError(
             f"--data {where} holds class number {largest}, but only {len(names)} classes are known"
         )
-    labeled = replace(listing, members=[member for member, _ in pairs])
-    return [labeled], [number for _, number in pairs], names
+    return [numbers], names
 
 
-def _read_numbers(listing: Listing, members: Sequence[Member]) -> list[tuple[Member, int]]:
+def _read_numbers(listing: Listing, members: Sequence[Member]) -> dict[Member, int]:
     """Every member that has a number, with it. KEY ends at the last dot, or by WebDataset's rule at the first."""
-    pairs = []
+    numbers: dict[Member, int] = {}
     with ExitStack() as stack:
         shards = {member.shard for member in members}
         files = {shard: stack.enter_context(open(listing.tars[shard], "rb")) for shard in shards}
@@ -220,5 +215,5 @@ def _read_numbers(listing: Listing, members: Sequence[Member]) -> list[tuple[Mem
             text = files[member.shard].read(min(sidecar.size, 32)).strip()
             if not text.isdigit() or int(text) >= _MOST_CLASSES:
                 raise UserError(f"--data {listing.tars[member.shard]}:{sidecar.path} holds no class number")
-            pairs.append((member, int(text)))
-    return pairs
+            numbers[member] = int(text)
+    return numbers
