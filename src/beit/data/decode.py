@@ -149,4 +149,4 @@ def _known_formats() -> tuple[str, ...]:
 def _reason(error: Exception) -> str:
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     # torchvision: "decode_jpeg, /path/file.cpp:12, Image is incomplete ..."
-    return text.rpartition(".cpp:")[2].partition(", ")[2] or text
+    return text.rpartition(".cpp:")[2].partition(", ")[2] if ".cpp:" in text else text
