@@ -139,6 +139,7 @@ def test_as_many_classes_as_imagenet_22k_take_no_time(tmp_path: Path) -> None:
         ("l.json", '{"a.png": ["x", ""], "b.png": [" "], "c.png": ["y"]}', "gives b.png no classes"),
         ("l.json", "{", "not valid JSON"),
         ("l.json", '{"a.png": "x"}', "must look like"),
+        ("l.json", '{"a.png": {}, "b.png": ["x"], "c.png": ["y"]}', "must look like"),
         (
             "l.json",
             '{"a.png": ["x"], "b.png": ["y"], "a.png": ["y"]}',

@@ -195,7 +195,7 @@ def _json_rows(name: str, text: str) -> Iterator[_Row]:
         raise UserError(f"{name} is not valid JSON: {error}") from error
     for row in content if isinstance(content, tuple) else [None]:
         match row:
-            case (image, [*classes]) if all(isinstance(text, str) for text in classes):
+            case (image, list(classes)) if all(isinstance(text, str) for text in classes):
                 yield name, image, classes
             case _:
                 raise UserError(f'{name} must look like {{"image.jpg": ["class", "class"], ...}}')
