@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 
 Mask = NDArray[np.bool_]
 Count = Literal["exact", "at_most", "more_than"]
@@ -60,12 +60,10 @@ class BlockwiseMasking:
         aspect: Aspect = "log_uniform",
         min_aspect: float = 0.3,
     ) -> None:
-        if count not in get_args(Count):
-            raise UserError(f"--mask-count {count} is unknown; choose from {', '.join(get_args(Count))}")
-        if aspect not in get_args(Aspect):
-            raise UserError(f"--block-aspect {aspect} is unknown; choose from {', '.join(get_args(Aspect))}")
-        if not 0 < min_aspect <= 1:
-            raise UserError(f"min_aspect {min_aspect} is not in (0, 1]")
+        for flag, value, choices in (("mask-count", count, Count), ("block-aspect", aspect, Aspect)):
+            names = get_args(choices)
+            require(value in names, f"--{flag} {value} is unknown; choose from {', '.join(names)}")
+        require(0 < min_aspect <= 1, f"min_aspect {min_aspect} is not in (0, 1]")
         num_patches = grid[0] * grid[1]
         if num_masked is None and count == "more_than":
             num_masked = int(_PAPER_SHARE * num_patches)
@@ -74,21 +72,15 @@ class BlockwiseMasking:
         self.min_block = max(1, round(_MIN_BLOCK_SHARE * num_patches)) if min_block is None else min_block
         if not 0 < self.min_block <= num_patches:
             raise UserError(f"--min-block {self.min_block} is not between 1 and the {num_patches} patches")
-        self.count = count
-        self.aspect = aspect
-        self.min_aspect = min_aspect
+        self.count, self.aspect, self.min_aspect = count, aspect, min_aspect
 
     def __call__(self, rng: np.random.Generator) -> Mask:
         """Draws one mask (rows, columns)."""
         mask = np.zeros(self.grid, dtype=np.bool_)
-        if self.count == "more_than":
-            self._cover_more(mask, rng)
-            return mask
-        hidden = self._cover_at_most(mask, rng)
+        cover = self._cover_more if self.count == "more_than" else self._cover_at_most
         minimum = self.num_masked if self.count == "exact" else 1
-        if hidden < minimum:
-            visible = np.flatnonzero(~mask)
-            mask.reshape(-1)[rng.choice(visible, minimum - hidden, replace=False)] = True
+        if (missing := minimum - cover(mask, rng)) > 0:
+            mask.reshape(-1)[rng.choice(np.flatnonzero(~mask), missing, replace=False)] = True
         return mask
 
     def _cover_at_most(self, mask: Mask, rng: np.random.Generator) -> int:
@@ -112,8 +104,8 @@ class BlockwiseMasking:
                 break
         return hidden
 
-    def _cover_more(self, mask: Mask, rng: np.random.Generator) -> None:
-        """The paper's algorithm 1: adds every block in place until more than `num_masked` are hidden."""
+    def _cover_more(self, mask: Mask, rng: np.random.Generator) -> int:
+        """The paper's algorithm 1: adds every block in place until more than `num_masked` are hidden; as above."""
         rows, columns = self.grid
         hidden = 0
         while hidden <= self.num_masked:
@@ -121,6 +113,7 @@ class BlockwiseMasking:
             block = _place(mask, min(max(height, 1), rows), min(max(width, 1), columns), rng)
             hidden += block.size - int(np.count_nonzero(block))
             block[:] = True
+        return hidden
 
     def _block_shape(self, remaining: int, rng: np.random.Generator) -> tuple[int, int]:
         """Draws rows and columns of a block; either may be 0 or larger than the grid."""

@@ -118,7 +118,7 @@ def test_as_many_classes_as_imagenet_22k_take_no_time(tmp_path: Path) -> None:
         ("l.csv", "a.png,x;y\nb.png,x\n", "gives a.png 2 classes; add --multilabel"),
         ("l.csv", "a.png,\nb.png,x\nc.png,y\n", "gives a.png no classes; add --multilabel"),
         ("l.csv", "a.png,x\nb.png,x\n", r"one class only \('x'\)"),
-        ("l.csv", "a.png,x\na.png,y\n", "line 2: a.png has a line already"),
+        ("l.csv", "a.png,x\na.png,y\n", "line 2: a.png is there already; join the two"),
         ("l.csv", "a.png,x\n./a.png,y\n", r"gives ./a.png two times, and not the same classes; keep one"),
         ("l.csv", "a.png,x,y\n", "line 1 has 3 columns"),
         ("l.csv", "", "is empty"),
@@ -139,7 +139,12 @@ def test_as_many_classes_as_imagenet_22k_take_no_time(tmp_path: Path) -> None:
         ("l.json", '{"a.png": ["x", ""], "b.png": [" "], "c.png": ["y"]}', "gives b.png no classes"),
         ("l.json", "{", "not valid JSON"),
         ("l.json", '{"a.png": "x"}', "must look like"),
-        ("l.json", '{"a.png": ["x"], "b.png": ["y"], "a.png": ["y"]}', "has a.png two times; join the two"),
+        ("l.json", '{"a.png": {}, "b.png": ["x"], "c.png": ["y"]}', "must look like"),
+        (
+            "l.json",
+            '{"a.png": ["x"], "b.png": ["y"], "a.png": ["y"]}',
+            "json: a.png is there already; join the two",
+        ),
     ],
 )
 def test_a_wrong_file_is_refused(name: str, text: str, expected: str, photos: Path, tmp_path: Path) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
+
+from beit.config.errors import UserError
 
 Split = Literal["train", "eval"]
 """Images to learn from, or images to judge by."""
@@ -42,6 +46,28 @@ class Source(Protocol):
     @property
     def fingerprint(self) -> str:
         """Changes when images are added, removed or renamed; a run compares it when it is resumed."""
+
+
+def check_classes(classes: Sequence[str], names: Iterable[str], data: str, origin: str) -> None:
+    """UserError unless there are two `classes`, all `names` in `data` among them. They come from `origin`."""
+    if unknown := sorted(set(names) - set(classes)):
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise UserError(
+            f"{data} has classes that are unknown to {origin}: {', '.join(map(repr, unknown[:5]))}{more}; "
+            f"rename or remove them"
+        )
+    if len(classes) < 2:
+        content = f"one class only ('{classes[0]}')" if classes else "no class"
+        raise UserError(f"{data} holds {content}; a classifier needs at least two")
+
+
+def read_text(path: str | Path, name: str) -> str:
+    """The text of the file at `path`, which messages call `name`; UserError unless it is text in UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "it is not text in UTF-8"
+        raise UserError(f"{name} cannot be read: {reason}") from error
 
 
 def stable_hash(text: str) -> int:

@@ -8,7 +8,6 @@ header and refused above a limit before anything is decoded, because a 300 KB fi
 from __future__ import annotations
 
 import io
-import math
 import warnings
 from functools import cache
 
@@ -25,15 +24,13 @@ except ImportError:  # deprecated since torchvision 0.29: once it is gone, Pillo
 
 # Only formats that hold pixels: Pillow would hand others (EPS, PSD, FITS ...) to interpreters of much wider scope.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-_SIXTEEN_BIT_PNG = b"\x89PNG\r\n\x1a\n", 24, 16  # signature, position of the bit depth, its value
 
 
 class ImageError(Exception):
     """A file that is no usable image. The message is one line that names the file and the reason."""
 
     def __init__(self, name: str, reason: str) -> None:
-        self.name = name
-        self.reason = " ".join(reason.split()) or "unknown reason"
+        self.name, self.reason = name, " ".join(reason.split()) or "unknown reason"
         super().__init__(f"{name}: {self.reason}")
 
     def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
@@ -49,12 +46,12 @@ def decode_image(data: bytes, name: str, max_megapixels: float = 64, *, pillow: 
     """
     image = open_pillow(data, name, max_megapixels)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata that plays no part here, and of torchvision's plans
+        # Of metadata that plays no part here, and of torchvision's plans.
+        with warnings.catch_warnings(action="ignore"):
             if decode_with_torchvision is not None:
                 if not pillow and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
                     return _torchvision(data, ImageReadMode.RGB)
-                if _is_sixteen_bit_png(data):
+                if image.format == "PNG" and data[24] == 16:  # where the header has the bit depth
                     return _from_sixteen_bits(_torchvision(data, ImageReadMode.UNCHANGED))
             rgb = to_rgb(image)
     except Exception as error:  # a hostile file may fail in any way a parser can fail: all mean a bad file
@@ -67,27 +64,19 @@ def open_pillow(data: bytes, name: str, max_megapixels: float = 64) -> Image.Ima
     if not data:
         raise ImageError(name, "the file is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             image = Image.open(io.BytesIO(data), formats=_known_formats())
-    except (
-        Image.DecompressionBombError
-    ) as error:  # Pillow's own limit, which stands above every --max-megapixels
-        allowed = min(max_megapixels, 2e-6 * (Image.MAX_IMAGE_PIXELS or math.inf))
-        raise ImageError(
-            name, f"larger than the limit of {allowed:.0f} megapixels (--max-megapixels)"
-        ) from error
+    except Image.DecompressionBombError as error:
+        reason = f"larger than --max-megapixels {max_megapixels:g} allows, or than Pillow opens"
+        raise ImageError(name, reason) from error
     except UnidentifiedImageError as error:
         raise ImageError(name, "not an image in a known format") from error
     except Exception as error:
         raise ImageError(name, _reason(error)) from error
     width, height = image.size
     if width * height > max_megapixels * 1e6:
-        raise ImageError(
-            name,
-            f"{width}x{height} is {width * height / 1e6:.0f} megapixels; the limit (--max-megapixels) "
-            f"is {max_megapixels:g}",
-        )
+        size = f"{width}x{height} is {width * height / 1e6:.0f} megapixels"
+        raise ImageError(name, f"{size}; the limit (--max-megapixels) is {max_megapixels:g}")
     return image
 
 
@@ -95,8 +84,7 @@ def upright_size(data: bytes, name: str, max_megapixels: float = 64) -> tuple[in
     """(height, width) of the picture that :func:`decode_image` gives, from its header alone."""
     image = open_pillow(data, name, max_megapixels)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     except Exception:  # unreadable EXIF says nothing about the pixels
         sideways = False
@@ -140,16 +128,10 @@ def _from_wide_gray(image: Image.Image) -> Image.Image:
 def _from_sixteen_bits(pixels: Tensor) -> Tensor:
     """uint16 (1 to 4 channels, H, W) to RGB uint8: divided by 257, alpha over white."""
     values = pixels.to(torch.float64)
-    colour, alpha = (values[:-1], values[-1:]) if len(values) in (2, 4) else (values, None)
-    if alpha is not None:
-        colour = colour * (alpha / 0xFFFF) + (0xFFFF - alpha)
-    rgb = (colour / 257).round().to(torch.uint8)
+    if len(values) in (2, 4):
+        values = values[:-1] * (values[-1:] / 0xFFFF) + (0xFFFF - values[-1:])
+    rgb = (values / 257).round().to(torch.uint8)
     return rgb.expand(3, -1, -1).permute(1, 2, 0).contiguous().permute(2, 0, 1)
-
-
-def _is_sixteen_bit_png(data: bytes) -> bool:
-    signature, position, depth = _SIXTEEN_BIT_PNG
-    return data.startswith(signature) and data[position : position + 1] == bytes([depth])
 
 
 def _torchvision(data: bytes, mode: ImageReadMode) -> Tensor:
@@ -166,8 +148,5 @@ def _known_formats() -> tuple[str, ...]:
 
 def _reason(error: Exception) -> str:
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(
-        error, RuntimeError
-    ):  # torchvision: "decode_jpeg, /path/file.cpp:12, Image is incomplete ..."
-        text = text.rpartition(".cpp:")[2].partition(", ")[2] or text
-    return text
+    # torchvision: "decode_jpeg, /path/file.cpp:12, Image is incomplete ..."
+    return text.rpartition(".cpp:")[2].partition(", ")[2] if ".cpp:" in text else text

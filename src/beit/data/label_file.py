@@ -6,30 +6,28 @@ Sets of classes are numbered as classes are, so that a label stays one whole num
 from __future__ import annotations
 
 import csv
-import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from beit.config.errors import UserError
-from beit.data.base import Source
+from beit.data.base import Source, check_classes, read_text
 from beit.data.sources.subsets import Subset
 
 _HEADINGS = {"image", "image_path", "path", "file", "filename", "file_name", "name"}
 _SEPARATORS = {"\t": "a tab", ";": "a semicolon"}
+_Row = tuple[str, str, Sequence[str]]
+"""A place in a file, for messages, an image and its classes."""
 
 
-@dataclass(frozen=True)
-class Labels:
+class Labels(NamedTuple):
     """What a label stands for: the class of that number, or the classes that its row of `sets` marks."""
 
     classes: tuple[str, ...]
@@ -41,7 +39,7 @@ class Labels:
         return F.one_hot(label, len(self.classes)).bool() if self.sets is None else self.sets[label]
 
     def to(self, device: torch.device) -> Labels:
-        return self if self.sets is None else dataclasses.replace(self, sets=self.sets.to(device))
+        return self if self.sets is None else self._replace(sets=self.sets.to(device))
 
 
 class LabelFile:
@@ -53,29 +51,24 @@ class LabelFile:
         rows = read_label_rows(self.path)
         own_names = sorted({name for row in rows.values() for name in row})
         names = tuple(own_names if classes is None else classes)
-        if unknown := sorted(set(own_names) - set(names)):
-            raise UserError(
-                f"--labels {path} has classes that are unknown to the model: {', '.join(map(repr, unknown[:5]))}"
-                f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}; rename or remove them"
-            )
-        if len(names) < 2:
-            content = f"one class only ('{names[0]}')" if names else "no class"
-            raise UserError(f"--labels {path} holds {content}; a classifier needs at least two")
-        if not multilabel:
-            _require_one_class(self.path, rows)
+        check_classes(names, own_names, f"--labels {path}", "the model")
+        for image, own in rows.items():
+            if not multilabel and len(set(own)) != 1:
+                count = len(set(own)) or "no"
+                raise UserError(
+                    f"--labels {path} gives {image} {count} classes; add --multilabel, or name one each"
+                )
         number = {name: index for index, name in enumerate(names)}
         members = {image: tuple(sorted({number[name] for name in row})) for image, row in rows.items()}
         sets = sorted(set(members.values())) if multilabel else [(index,) for index in range(len(names))]
         self.labels = Labels(names, _marked(sets, len(names)) if multilabel else None)
         label_of = {row: label for label, row in enumerate(sets)}
-        self._images = list(rows)
-        self._labels = [label_of[row] for row in members.values()]
-        self._used: set[int] = set()
-        self._row_of: dict[str, int] = {}
-        for row, image in enumerate(rows):
+        self._labels = {image: label_of[row] for image, row in members.items()}
+        self._used: set[str] = set()
+        self._image_at: dict[str, str] = {}
+        for image, label in self._labels.items():
             for place in {os.path.normpath(image), os.path.abspath(self.path.parent / image)}:
-                first = self._row_of.setdefault(place, row)
-                if self._labels[first] != self._labels[row]:
+                if self._labels[self._image_at.setdefault(place, image)] != label:
                     raise UserError(
                         f"--labels {path} gives {image} two times, and not the same classes; keep one"
                     )
@@ -85,36 +78,36 @@ class LabelFile:
 
         held_back: whether these are the images held back from those of another source.
         """
-        rows = {index: row for index in range(len(source)) if (row := self._find(source, index)) is not None}
-        if not rows and held_back:
+        images = {index: image for index in range(len(source)) if (image := self._find(source, index))}
+        if not images and held_back:
             raise UserError(
                 f"--labels {self.path} names none of the {len(source):,} images held back for evaluation; label some "
                 f"of them, hold more back with --holdout, or name a folder with train/ and val/"
             )
-        if not rows:
+        if not images:
             raise UserError(
-                f"--labels {self.path} names none of the images of --data (it has '{self._images[0]}', and an "
-                f"image there is '{source.key(0)}'); write paths relative to --data"
+                f"--labels {self.path} names none of the images of --data (it has '{next(iter(self._labels))}', and "
+                f"an image there is '{source.key(0)}'); write paths relative to --data"
             )
-        self._used.update(rows.values())
-        labels = [self._labels[row] for row in rows.values()]
-        relabeled = Relabeled(source, list(rows), labels, self.labels.classes)
-        if missing := len(source) - len(rows):
+        self._used.update(images.values())
+        labels = [self._labels[image] for image in images.values()]
+        relabeled = Relabeled(source, list(images), labels, self.labels.classes)
+        if missing := len(source) - len(images):
             relabeled.notes.append(f"{missing:,} images are not in {self.path} and are left out")
         return relabeled
 
     def unused(self) -> list[str]:
         """A note about images that the file names and no source so far has, where there are any."""
-        rest = [image for row, image in enumerate(self._images) if row not in self._used]
+        rest = [image for image in self._labels if image not in self._used]
         if not rest:
             return []
         return [
             f"{len(rest):,} images that {self.path} names are not among those used, the first being '{rest[0]}'"
         ]
 
-    def _find(self, source: Source, index: int) -> int | None:
-        row = self._row_of.get(source.key(index))
-        return self._row_of.get(os.path.abspath(source.name(index))) if row is None else row
+    def _find(self, source: Source, index: int) -> str | None:
+        image = self._image_at.get(source.key(index))
+        return image or self._image_at.get(os.path.abspath(source.name(index)))
 
 
 def _marked(sets: Sequence[tuple[int, ...]], num_classes: int) -> Tensor:
@@ -146,64 +139,48 @@ class Relabeled(Subset):
         return f"{super().fingerprint} {hashlib.blake2b(repr(content).encode(), digest_size=16).hexdigest()}"
 
 
-def _require_one_class(path: Path, rows: Mapping[str, Sequence[str]]) -> None:
-    for image, names in rows.items():
-        if len(set(names)) != 1:
-            raise UserError(
-                f"--labels {path} gives {image} {len(set(names)) or 'no'} classes; add --multilabel, or name one each"
-            )
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Files as rows: the path of an image, and the names of its classes
 
 
 def read_label_rows(path: Path) -> Mapping[str, Sequence[str]]:
     """Paths of images and their classes as the file at `path` has them; UserError for whatever is no such file."""
-    readers = {".csv": _read_csv, ".json": _read_json}
-    read = readers.get(path.suffix.lower())
-    if read is None:
-        raise UserError(f"--labels {path} must end in {' or '.join(readers)}, to say what it holds")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or "it is not text in UTF-8"
-        raise UserError(f"--labels {path} cannot be read: {reason}") from error
-    rows = read(path, text)
-    if not rows:
-        raise UserError(f"--labels {path} is empty; write a line `image,class;class` for each image")
-    return {image: [name.strip() for name in names if name.strip()] for image, names in rows.items()}
-
-
-def _read_csv(path: Path, text: str) -> dict[str, list[str]]:
+    name, readers = f"--labels {path}", {".csv": _csv_rows, ".json": _json_rows}
+    if path.suffix.lower() not in readers:
+        raise UserError(f"{name} must end in {' or '.join(readers)}, to say what it holds")
     rows: dict[str, list[str]] = {}
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    table = [(f"--labels {path}, line {number}", line, _cells(path, number, line)) for number, line in lines]
-    if table and _is_heading(table[0][2], table[1][2] if len(table) > 1 else []):
-        del table[0]
-    for place, line, cells in table:
-        if len(cells) != 2:
-            others = [name for mark, name in _SEPARATORS.items() if mark in line and len(cells) == 1]
-            fault = f"{others[0]} between its columns" if others else f"{len(cells)} columns"
-            raise UserError(f"{place} has {fault}; write `image,class;class`")
-        image = cells[0].strip()
+    for place, image, classes in readers[path.suffix.lower()](name, read_text(path, name)):
         if image in rows:
-            raise UserError(f"{place}: {image} has a line already; join the two")
-        rows[image] = cells[1].split(";")
+            raise UserError(f"{place}: {image} is there already; join the two")
+        rows[image] = [text.strip() for text in classes if text.strip()]
+    if not rows:
+        raise UserError(f"{name} is empty; write a line `image,class;class` for each image")
     return rows
 
 
-def _cells(path: Path, number: int, line: str) -> list[str]:
+def _csv_rows(name: str, text: str) -> Iterator[_Row]:
+    lines = [(f"{name}, line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    table = [_cells(place, line) for place, line in lines]
+    start = int(_is_heading(*table[:2])) if table else 0
+    for (place, line), cells in zip(lines[start:], table[start:], strict=True):
+        if len(cells) != 2:
+            others = [mark for sign, mark in _SEPARATORS.items() if sign in line and len(cells) == 1]
+            fault = f"{others[0]} between its columns" if others else f"{len(cells)} columns"
+            raise UserError(f"{place} has {fault}; write `image,class;class`")
+        yield place, cells[0].strip(), cells[1].split(";")
+
+
+def _cells(place: str, line: str) -> list[str]:
     """A line's cells. Each is read by itself: a stray quote would otherwise swallow all that follow."""
     try:
         return next(csv.reader([line], strict=True))
     except csv.Error as error:
         open_quote = "end of data" in str(error)
         reason = "a quote is opened and never closed" if open_quote else f"it is no CSV ({error})"
-        raise UserError(f"--labels {path}, line {number}: {reason}; mend or remove its quotes") from error
+        raise UserError(f"{place}: {reason}; mend or remove its quotes") from error
 
 
-def _is_heading(first: Sequence[str], second: Sequence[str]) -> bool:
+def _is_heading(first: Sequence[str], second: Sequence[str] = ()) -> bool:
     """Whether the first line of a file says what the columns are: it names no file, though the line below does."""
     name = first[0].strip().lower()
     return name in _HEADINGS or (
@@ -211,22 +188,14 @@ def _is_heading(first: Sequence[str], second: Sequence[str]) -> bool:
     )
 
 
-def _read_json(path: Path, text: str) -> dict[str, list[str]]:
+def _json_rows(name: str, text: str) -> Iterator[_Row]:
     try:
-        content = json.loads(text, object_pairs_hook=partial(_without_repetition, path))
+        content = json.loads(text, object_pairs_hook=tuple)  # a dict would hide an image that is there twice
     except ValueError as error:
-        raise UserError(f"--labels {path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict) or not all(
-        isinstance(row, list) and all(isinstance(name, str) for name in row) for row in content.values()
-    ):
-        raise UserError(f'--labels {path} must look like {{"image.jpg": ["class", "class"], ...}}')
-    return content
-
-
-def _without_repetition(path: Path, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"--labels {path} has {twice} two times; join the two")
-    return content
+        raise UserError(f"{name} is not valid JSON: {error}") from error
+    for row in content if isinstance(content, tuple) else [None]:
+        match row:
+            case (image, list(classes)) if all(isinstance(text, str) for text in classes):
+                yield name, image, classes
+            case _:
+                raise UserError(f'{name} must look like {{"image.jpg": ["class", "class"], ...}}')

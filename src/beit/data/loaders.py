@@ -14,12 +14,11 @@ import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from beit.config.errors import RunFailed, UserError
@@ -99,21 +98,19 @@ class Loader:
 
     def samples(self, step: int) -> list[tuple[int, int]]:
         """(epoch, image) of every sample in the global batch of `step`, in order."""
-        start = step * self._batch_size
-        return [self._sample(position) for position in range(start, start + self._batch_size)]
-
-    def _sample(self, position: int) -> tuple[int, int]:
-        epoch, place = divmod(position // self._repeats, self._size)
-        image = int(permutation(self._seed, epoch, self._size)[place])
-        return epoch * self._repeats + position % self._repeats, image
+        samples = []
+        for position in range(step * self._batch_size, (step + 1) * self._batch_size):
+            epoch, place = divmod(position // self._repeats, self._size)
+            image = int(permutation(self._seed, epoch, self._size)[place])
+            samples.append((epoch * self._repeats + position % self._repeats, image))
+        return samples
 
     def _works(self, start_step: int, stop_step: int) -> Iterator[Work]:
         """This rank's micro-batches: contiguous slices of the global batch, rank by rank within each slice."""
         micro = self._batch_size // (self._world * self._accumulate)
         for step in range(start_step, stop_step):
             samples = self.samples(step)
-            for k in range(self._accumulate):
-                first = (k * self._world + self._rank) * micro
+            for first in range(self._rank * micro, self._batch_size, self._world * micro):
                 yield samples[first : first + micro]
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[Any]:
@@ -135,7 +132,6 @@ def evaluation_batches(
     workers: int = 0,
     on_bad: OnBad | None = None,
     labeled: bool = False,
-    pin_memory: bool = False,
 ) -> Iterator[tuple[list[int], Any]]:
     """Every image of `source` once, dealt out to the ranks in turn: batches, and the numbers of the images in them.
     Damaged ones are reported and left out.
@@ -150,11 +146,10 @@ def evaluation_batches(
     ]
     damage = _Damage(1.0, on_bad)
     fetcher = _Fetcher(source, view, seed, labeled=labeled, replace=False)
-    for work, fetched in zip(works, _fetch(fetcher, works, workers, pin_memory), strict=True):
+    for work, fetched in zip(works, _fetch(fetcher, works, workers), strict=True):
         damage.record(fetched)
         if fetched.batch is not None:
-            damaged = {bad.image for bad in fetched.bad}
-            yield [index for _, index in work if index not in damaged], fetched.batch
+            yield [index for _, index in work if index not in dict(fetched.bad)], fetched.batch
 
 
 class _Damage:
@@ -168,11 +163,10 @@ class _Damage:
     def record(self, fetched: _Fetched) -> None:
         self._tried += fetched.tried
         self._failed += len(fetched.bad)
-        for bad in fetched.bad:
-            if bad.image not in self.files:
-                self.files.add(bad.image)
-                if self._on_bad:
-                    self._on_bad(bad.name, bad.reason)
+        for index, damage in fetched.bad:
+            if self._on_bad and index not in self.files:
+                self._on_bad(damage.name, damage.reason)
+            self.files.add(index)
         if fetched.error:
             raise fetched.error
         if len(self.files) >= HANDFUL and self._failed > self._max_bad * self._tried:
@@ -186,20 +180,13 @@ class _Damage:
 # One micro-batch, in a worker or in the main process
 
 
-class _BadImage(NamedTuple):
-    """A file that could not be used."""
-
-    image: int
-    name: str
-    reason: str
-
-
 class _Fetched(NamedTuple):
     """What comes back from a worker."""
 
     batch: Any
     tried: int
-    bad: list[_BadImage]
+    bad: list[tuple[int, ImageError]]
+    """Images that could not be used, by their numbers."""
     error: UserError | RunFailed | None = None
     """Why the run cannot go on. A value, because what is raised in a worker arrives as a quoted traceback."""
 
@@ -213,45 +200,34 @@ class _Fetcher(Dataset[_Fetched]):
 
     def __getitem__(self, work: Work) -> _Fetched:
         samples: list[Any] = []
-        bad: list[_BadImage] = []
-        error: UserError | RunFailed | None = None
-        for epoch, index in work:
-            rng = np.random.default_rng((_SAMPLES, self._seed, epoch, index))
-            try:
-                sample = self._load(index, rng, bad)
-            except (UserError, RunFailed) as mistake:
-                error = mistake
-                break
-            if sample is not None:
-                samples.append(sample)
-        batch = _collate(samples) if samples and not error else None
-        return _Fetched(batch, len(samples) + len(bad), bad, error)
+        bad: list[tuple[int, ImageError]] = []
+        try:
+            for epoch, index in work:
+                rng = np.random.default_rng((_SAMPLES, self._seed, epoch, index))
+                if (sample := self._load(index, rng, bad)) is not None:
+                    samples.append(sample)
+        except (UserError, RunFailed) as error:
+            return _Fetched(None, len(samples) + len(bad), bad, error)
+        batch = type(samples[0])(*map(torch.stack, zip(*samples, strict=True))) if samples else None
+        return _Fetched(batch, len(samples) + len(bad), bad)
 
-    def _load(self, index: int, rng: np.random.Generator, bad: list[_BadImage]) -> Any | None:
+    def _load(self, index: int, rng: np.random.Generator, bad: list[tuple[int, ImageError]]) -> Any:
         """The sample of image `index`, or of another one drawn from its own generator when it is damaged."""
         for _ in range(_REPLACEMENTS if self._replace else 1):
             try:
                 image = self._source.image(index)
                 labels = (self._source.label(index),) if self._labeled else ()
             except ImageError as error:
-                bad.append(_BadImage(index, error.name, error.reason))
+                bad.append((index, error))
                 index = int(rng.integers(len(self._source)))
                 continue
             return self._view(image, *labels, rng)
         if self._replace:
             raise RunFailed(
-                f"--data: {_REPLACEMENTS} images in a row are damaged, the last being {bad[-1].name}: "
-                f"{bad[-1].reason}; `beit check` lists the damaged files"
+                f"--data: {_REPLACEMENTS} images in a row are damaged, the last being {bad[-1][1]}; "
+                f"`beit check` lists the damaged files"
             )
         return None
-
-
-Sample = TypeVar("Sample", bound=tuple[Tensor, ...])
-
-
-def _collate(samples: Sequence[Sample]) -> Sample:
-    """Samples to a batch of the same type: every field gets a first axis."""
-    return type(samples[0])(*(torch.stack(field) for field in zip(*samples, strict=True)))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -301,7 +277,6 @@ def _fetch_ahead(
             fetcher,
             batch_size=None,  # a unit of work is a micro-batch already
             sampler=works,
-            collate_fn=_unchanged,
             num_workers=workers,
             pin_memory=pin_memory,
             # Forked workers share the tables of a source, and their death is noticed at once.
@@ -321,22 +296,18 @@ def _fetch_ahead(
         iterator._shutdown_workers()
 
 
-def _unchanged(fetched: Any) -> Any:
-    return fetched
-
-
 def _worker_error(error: RuntimeError) -> RuntimeError:
-    text = str(error)
-    if "exited unexpectedly" in text or "killed by signal" in text:
-        return WorkerError(
-            f"a loader process died ({text.splitlines()[0]}); most often memory ran out: lower --workers. "
-            f'In a script, training must be called under `if __name__ == "__main__":`'
-        )
-    if "timed out" in text:
+    reason = str(error).partition("\n")[0]
+    if "timed out" in reason:
         return WorkerError(
             f"no batch for {_PATIENCE} seconds: a loader process hangs; check the disk of --data"
         )
-    return error
+    if "exited unexpectedly" not in reason and "killed by signal" not in reason:
+        return error
+    return WorkerError(
+        f"a loader process died ({reason}); most often memory ran out: lower --workers. "
+        f'In a script, training must be called under `if __name__ == "__main__":`'
+    )
 
 
 def _start_worker(_: int) -> None:

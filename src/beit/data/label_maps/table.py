@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import colorsys
 import csv
+import os
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,8 @@ from torch import Tensor
 
 from beit.config.errors import UserError
 from beit.config.segment import IGNORE
+from beit.data.base import read_text
+from beit.data.sources.listing import Listing
 
 Color = tuple[int, int, int]
 
@@ -26,14 +30,6 @@ _NO_CLASS = ("unlabel", "ignore", "void")  # in the name of what is rarely meant
 TABLE_NAMES = ("classes.tsv", "classes.csv", "objectInfo150.csv", "objectInfo150.txt")
 _VALUE_HEADINGS = ("value", "mask_value", "idx", "id", "index")
 _COLOR_HEADINGS = (("r", "g", "b"), ("red", "green", "blue"))
-
-
-class ClassRow(NamedTuple):
-    """One line of a class table."""
-
-    value: int
-    name: str
-    color: Color | None
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,8 @@ class ClassTable:
     """Where the classes come from, for messages."""
     remedy: str = "correct the map, or the table of classes (--classes)"
     """What to do about a number without a class, for messages."""
+    notes: tuple[str, ...] = ()
+    """What is to be said of them at the start of a run."""
 
     def __post_init__(self) -> None:
         count = len(self.names)
@@ -90,9 +88,11 @@ class ClassTable:
             self.require(int(numbers.min()), name)
             self.require(int(numbers.max()), name)
             numbers = numbers.astype(np.uint8)
+        meanings = [IGNORE] * self.first + [*range(len(self.names))]
+        meanings += [_OUTSIDE] * (IGNORE - len(meanings)) + [IGNORE]
         # A translation of bytes takes a fourth of the time of numpy's take.
-        translation = np.frombuffer(numbers.tobytes().translate(self._translation()), dtype=np.uint8)
-        classes = translation.reshape(numbers.shape).copy()
+        translation = bytearray(numbers.tobytes()).translate(bytes(meanings))
+        classes = np.frombuffer(translation, dtype=np.uint8).reshape(numbers.shape)
         if (outside := classes == _OUTSIDE).any():
             self.require(int(numbers[outside].max()), name)
         return torch.from_numpy(classes)
@@ -104,15 +104,6 @@ class ClassTable:
                 f"{name} holds the number {number}, but the classes of {self.origin} run from {self.first} to "
                 f"{self.last} ({IGNORE}: no class); {self.remedy}"
             )
-
-    def _translation(self) -> bytes:
-        """Class index by number, for 0..255."""
-        table = bytearray([_OUTSIDE] * 256)
-        table[self.first : self.first + len(self.names)] = bytes(range(len(self.names)))
-        if self.reduce_zero_label:
-            table[0] = IGNORE
-        table[IGNORE] = IGNORE
-        return bytes(table)
 
 
 def named_table(names: Sequence[str], reduce_zero_label: bool, origin: str) -> ClassTable:
@@ -141,74 +132,180 @@ def _color(index: int) -> Color:
 # Files
 
 
-def read_class_table(
-    path: str, reduce_zero_label: bool, classes: Sequence[str] | None = None
-) -> tuple[ClassTable, list[str]]:
-    """The classes that a tab- or comma-separated file names, and notes on what of it is not used.
+def read_class_table(path: str, reduce_zero_label: bool, classes: Sequence[str] | None = None) -> ClassTable:
+    """The classes that a tab- or comma-separated file names, with notes on what of it is not used.
 
     A first line says which columns are the number (value, mask_value, idx, id or index), the name, and, where there
     are any, the colour (r, g, b). The numbers must run without a gap, from 0, or from 1 with `reduce_zero_label`.
     `classes` are those of a model that is to be judged, for messages.
     """
-    lines = sorted(_read_rows(path))
-    no_class = (IGNORE, 0) if reduce_zero_label else (IGNORE,)
-    rows = [row for row in lines if row.value not in no_class]
     first = int(reduce_zero_label)
-    if rows and rows[0].value == 1 and not reduce_zero_label:
-        remedy = (
-            "add --reduce-zero-label to ignore 0, or name it in the table"
-            if classes is None
-            else f"{reading_of_zero(classes, False)}, so choose data that does"
-        )
+    lines = sorted(_read_rows(path))
+    rows = [row for row in lines if row[0] not in (IGNORE, first - 1)]
+    if rows and rows[0][0] == 1 and not reduce_zero_label:
+        remedy = "add --reduce-zero-label to ignore 0, or name it in the table"
+        if classes is not None:
+            remedy = f"{reading_of_zero(classes, False)}, so choose data that does"
         raise UserError(f"{path} numbers its classes from 1, so that 0 has no class; {remedy}")
-    for number, row in enumerate(rows, first):
-        if row.value != number:
-            what = f"names {row.value} twice" if row.value == number - 1 else f"has no class {number}"
+    for number, (value, _, _) in enumerate(rows, first):
+        if value != number:
+            what = f"names {value} twice" if value == number - 1 else f"has no class {number}"
             raise UserError(f"{path} {what}; the numbers of classes must run from {first} without a gap")
-    table = ClassTable(
-        tuple(row.name for row in rows),
-        tuple(row.color or color for row, color in zip(rows, generated_palette(len(rows)), strict=True)),
-        reduce_zero_label,
-        path,
-    )
-    ignored = [row for row in lines if row.value in no_class]
-    return table, [f"{path}: {row.value} ('{row.name}') is ignored" for row in ignored]
+    table = named_table([name for _, name, _ in rows], reduce_zero_label, path)
+    palette = tuple(own or color for (_, _, own), color in zip(rows, table.palette, strict=True))
+    notes = tuple(f"{path}: {row[0]} ('{row[1]}') is ignored" for row in lines if row not in rows)
+    return replace(table, palette=palette, notes=notes)
 
 
 def read_class_names(path: str) -> dict[int, str]:
     """The names in a class table by their numbers as they stand there."""
-    return {row.value: row.name for row in _read_rows(path)}
+    return {value: name for value, name, _ in _read_rows(path)}
 
 
-def _read_rows(path: str) -> list[ClassRow]:
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or "it is not text in UTF-8"
-        raise UserError(f"the table of classes {path} cannot be read: {reason}") from error
-    lines = [line for line in text.splitlines() if line.strip()]
-    separator = "\t" if lines and "\t" in lines[0] else ","
-    table = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
-    heading = [cell.lower() for cell in table[0]] if table else []
-    value = next((heading.index(name) for name in _VALUE_HEADINGS if name in heading), None)
+def _read_rows(path: str) -> list[tuple[int, str, Color | None]]:
+    """Number, name and colour of every line."""
+    text = read_text(path, f"the table of classes {path}")
+    lines = [line for line in text.splitlines() if line.strip()] or [""]
+    cells = csv.reader(lines, delimiter="\t" if "\t" in lines[0] else ",")
+    heading, *table = [[cell.strip() for cell in row] for row in cells]
+    heading = [name.lower() for name in heading]
+    value = next((name for name in _VALUE_HEADINGS if name in heading), None)
     if value is None or "name" not in heading:
         raise UserError(
             f"the table of classes {path} must start with a line that names its columns, `value,name` or "
             f"`value,name,r,g,b`"
         )
-    color = next((names for names in _COLOR_HEADINGS if set(names) <= set(heading)), ())
-    columns = [heading.index(name) for name in color]
-    return [_row(path, row, value, heading.index("name"), columns) for row in table[1:]]
+    color = next((names for names in _COLOR_HEADINGS if set(names) <= set(heading)), None)
+    rows = []
+    for row in table:
+        try:
+            content = dict(zip(heading, row, strict=False))
+            number, name = int(content[value]), content["name"]
+            shades = color and (int(content[color[0]]), int(content[color[1]]), int(content[color[2]]))
+            if number < 0 or not name or not all(0 <= shade <= 255 for shade in shades or ()):
+                raise ValueError
+            rows.append((number, name, shades))
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"{path}: the line '{','.join(row)}' has no number from 0, a name, and colours up to 255"
+            ) from error
+    return rows
 
 
-def _row(path: str, row: Sequence[str], value: int, name: int, color: Sequence[int]) -> ClassRow:
-    try:
-        number, shades = int(row[value]), [int(row[column]) for column in color]
-        if number < 0 or not row[name] or not all(0 <= shade <= 255 for shade in shades):
-            raise ValueError
-        red_green_blue = (shades[0], shades[1], shades[2]) if shades else None
-        return ClassRow(number, row[name], red_green_blue)
-    except (IndexError, ValueError) as error:
+# ------------------------------------------------------------------------------------------------------------
+# Which classes a set has: those of a model, of a table, or the numbers in the maps themselves
+
+
+def find_class_table(listings: Sequence[Listing]) -> str | None:
+    """The class table that lies in one of the folders, or beside the tars."""
+    folders = [os.path.dirname(listing.tars[0]) if listing.tars else listing.root for listing in listings]
+    candidates = [os.path.join(folder, name) for folder in folders for name in TABLE_NAMES]
+    tables = [path for path in candidates if os.path.isfile(path)]
+    if len(tables) > 1:
         raise UserError(
-            f"{path}: the line '{','.join(row)}' has no number from 0, a name, and colours up to 255"
-        ) from error
+            f"--data: {tables[0]} and {tables[1]} both name classes; keep one, or let `beit segment` know by "
+            f"--classes FILE which is meant"
+        )
+    return tables[0] if tables else None
+
+
+def table_of_model(classes: Sequence[str], reduce_zero_label: bool, path: str | None) -> ClassTable:
+    """The classes of a model, which the table at `path` must agree with."""
+    if path is None:
+        table = named_table(classes, reduce_zero_label, "the model")
+    else:
+        table = reconcile(read_class_table(path, reduce_zero_label, classes), classes)
+    remedy = f"{reading_of_zero(classes, reduce_zero_label)}; choose data that is numbered like its own"
+    return replace(table, remedy=remedy)
+
+
+def table_of_data(path: str, reduce_zero_label: bool, numbers: Sequence[int], count: int) -> ClassTable:
+    """The classes in the table at `path`, with a note where it has many more than the `numbers` in
+    `count` of the maps, as the table of another set would."""
+    table = read_class_table(path, reduce_zero_label)
+    notes = [f"classes from {path}", *table.notes, table.zero]
+    highest = max((number for number in numbers if number <= table.last), default=0)
+    if table.last - highest > len(table.names) / 2:
+        notes.append(
+            f"{table.last - highest} of {len(table.names)} classes occur in none of the {count} label maps looked "
+            f"at, nor any number above {highest}; is {path} their table?"
+        )
+    return replace(table, notes=tuple(notes))
+
+
+def counted_table(numbers: tuple[dict[int, str], int], total: int, reduce_zero_label: bool) -> ClassTable:
+    """Classes up to the highest of the `numbers` in some of `total` maps; their names are the numbers.
+
+    Raises :class:`UserError` where those cannot be classes.
+    """
+    file_of, count = numbers
+    if not file_of:
+        raise UserError(
+            f"none of {count:,} label maps can be read; `beit check` says what is wrong with them"
+        )
+    highest = max(file_of.keys() - {IGNORE}, default=0)
+    if highest > MAX_CLASSES:
+        raise UserError(
+            f"{file_of[highest]} holds the number {highest}; {MAX_CLASSES} classes at most can be told apart"
+        )
+    # Nothing is learned from maps of a single class, nor from a mask of 0 and 255, which has but one.
+    if highest <= reduce_zero_label:
+        *others, last = sorted(file_of)
+        content = f"{', '.join(map(str, others))} and {last}" if others else f"{last}"
+        none = f"0 (--reduce-zero-label) and {IGNORE} mean" if reduce_zero_label else f"{IGNORE} means"
+        classes = "1, 2, 3 ..." if reduce_zero_label else "0, 1, 2 ..."
+        raise UserError(
+            f"{file_of[last]} holds {content} alone, like every other map that was looked at; {none} 'no class', so "
+            f"number the classes {classes}, two at least"
+        )
+    names = [str(number) for number in range(int(reduce_zero_label), highest + 1)]
+    table = named_table(names, reduce_zero_label, f"{count:,} of {total:,} label maps")
+    note = f"{len(names)} classes, the numbers in {table.origin}; --classes FILE gives them names"
+    return replace(table, notes=(note, table.zero))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Whether a table and a model mean the same by the same numbers, whatever they call it
+
+
+def reconcile(table: ClassTable, classes: Sequence[str]) -> ClassTable:
+    """`table` under the names that a model has for its numbers, with a note where they are not the same.
+
+    Names agree that are synonyms ("building" and "building;edifice"), or of which one is the number itself. Raises
+    :class:`UserError` naming the first class that is another.
+    """
+    rows = enumerate(zip_longest(table.names, classes, fillvalue=""), table.first)
+    renamed = [(number, ours, theirs) for number, (ours, theirs) in rows if ours != theirs]
+    if not renamed:
+        return table
+    different = [row for row in renamed if not _agree(*row)]
+    number, *names = (different or renamed)[0]
+    ours, theirs = (f"'{name}'" if name else "nothing" for name in names)
+    first = f"the number {number} is {ours} there and {theirs} in the model"
+    if different:
+        more = f", and {len(different) - 1:,} more differ" if len(different) > 1 else ""
+        raise UserError(
+            f"{table.origin} has {len(table.names)} classes, the model {len(classes)}: {first}{more}; "
+            f"{reading_of_zero(classes, table.reduce_zero_label)}; choose data with the model's classes"
+        )
+    note = f"{table.origin}: {len(renamed):,} classes have other names in the model, which are used; {first}"
+    return replace(table, names=tuple(classes), notes=(*table.notes, note))
+
+
+def _agree(number: int, ours: str, theirs: str) -> bool:
+    """Whether two names, "" for none, are the same or synonyms. A name that is the number itself agrees with any: the
+    model, or the table, was made before there were names.
+
+    ADE20K's table has semicolons for spaces as well ("traffic;light;traffic;signal"), so synonyms go by words.
+    """
+    if not (ours and theirs) or str(number) in (ours, theirs):
+        return bool(ours and theirs)
+    for name, synonyms in ((ours, theirs), (theirs, ours)):
+        choices = {_words(name), _words(re.split("[;,]", name)[0])} - {""}
+        if re.search("[;,]", synonyms) and any(f" {x} " in f" {_words(synonyms)} " for x in choices):
+            return True
+    return ours.lower() == theirs.lower()
+
+
+def _words(name: str) -> str:
+    return " ".join(re.split(r"[;,\s]+", name.lower())).strip()

@@ -163,29 +163,21 @@ def render_scene(seed: int, index: int, size: int = 64) -> tuple[NDArray[np.uint
     axis = (np.arange(size, dtype=np.float64) + 0.5) * (2 / size) - 1
     canvas = _ground(np.broadcast_to(axis, (size, size)), np.broadcast_to(axis[:, None], (size, size)), rng)
     owner = np.zeros((size, size), dtype=np.int64)  # which object is seen; 0 = ground
-    classes: list[int] = []
+    labels = [0]  # of the ground, and of each object
     count = int(rng.choice(4, p=(0.3, 0.35, 0.25, 0.1))) + 1
     for number in range(1, count + 1):
-        classes.append(int(rng.integers(len(CLASSES))))
-        radius = rng.uniform(0.36, 0.72) * (1 if number == 1 else 0.8)
-        _draw(canvas, owner, number, CLASSES[classes[-1]], axis, radius, rng)
+        labels.append(1 + int(rng.integers(len(CLASSES))))
+        _draw(canvas, owner, number, LOOKS[CLASSES[labels[-1] - 1]], axis, rng)
     image = np.clip(canvas * 255 + 0.5, 0, 255).astype(np.uint8)
     areas = np.bincount(owner.ravel(), minlength=count + 1)[1:]
-    label_of = np.array([0, *(c + 1 for c in classes)], dtype=np.uint8)
-    return image, classes[int(areas.argmax())], label_of[owner]
+    return image, labels[1 + int(areas.argmax())] - 1, np.array(labels, dtype=np.uint8)[owner]
 
 
 def _draw(
-    canvas: Array,
-    owner: NDArray[np.int64],
-    number: int,
-    name: str,
-    axis: Array,
-    radius: float,
-    rng: np.random.Generator,
+    canvas: Array, owner: NDArray[np.int64], number: int, look: Look, axis: Array, rng: np.random.Generator
 ) -> None:
-    """Put one object of class `name` with its shadow on the canvas, within the square that it can touch."""
-    look = LOOKS[name]
+    """Put one object with its shadow on the canvas, within the square that it can touch."""
+    radius = rng.uniform(0.36, 0.72) * (1 if number == 1 else 0.8)
     centre_x, centre_y = rng.uniform(-0.95 + 0.8 * radius, 0.95 - 0.8 * radius, 2)
     turn, stretch, frequency = rng.uniform(0, 2 * math.pi), rng.uniform(0.82, 1.0), rng.uniform(2.2, 3.6)
     # One object in eight borrows another's texture, and one in eight has any hue: outlines must be learned too.

@@ -11,35 +11,25 @@ import torch
 from torch import Tensor
 
 from beit.data.decode import ImageError, decode_image, upright_size
-from beit.data.sources.listing import Listing, Member
+from beit.data.sources.splits import Files
 
 
 class FileSource:
     """Image files on disk or inside tars. All tables are tensors, so that loader processes share them."""
 
-    def __init__(
-        self,
-        listings: Sequence[Listing],
-        members: Sequence[Sequence[Member]],
-        labels: Sequence[int] | None = None,
-        classes: tuple[str, ...] | None = None,
-        *,
-        max_megapixels: float = 64,
-        pillow: bool = False,
-        notes: Sequence[str] = (),
-    ) -> None:
-        """`members[i]` are those to use of `listings[i]`; `labels` runs over all of them in order."""
-        everything = [member for part in members for member in part]
-        self._paths = _Strings([member.path for member in everything])
-        spans = [(member.shard, member.offset, member.size) for member in everything]
+    def __init__(self, files: Files, max_megapixels: float, *, pillow: bool = False) -> None:
+        members = [member for listing in files.listings for member in listing.members]
+        self._paths = _Strings([member.path for member in members])
+        spans = [(member.shard, member.offset, member.size) for member in members]
         self._spans = torch.tensor(spans, dtype=torch.int64).view(-1, 3)
-        self._ends = np.cumsum([len(part) for part in members])  # where each listing's members end
-        self._roots = [listing.root for listing in listings]
-        self._tars = [listing.tars for listing in listings]
-        self._labels = None if labels is None else torch.tensor(labels, dtype=torch.int64)
+        # Where each listing's members end.
+        self._ends = np.cumsum([len(listing.members) for listing in files.listings])
+        self._roots = [listing.root for listing in files.listings]
+        self._tars = [listing.tars for listing in files.listings]
+        self._labels = torch.tensor(files.labels or [], dtype=torch.int64)
         self._max_megapixels, self._pillow = max_megapixels, pillow
-        self.classes = classes
-        self.notes = list(notes)
+        self.classes = files.classes
+        self.notes = list(files.notes)
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -53,12 +43,12 @@ class FileSource:
         shard, offset, size = self._spans[index].tolist()
         if shard < 0:
             file = os.path.join(self._roots[part], path)
-            return file, file, 0, -1
+            return _printable(file), file, 0, -1
         tar = self._tars[part][shard]
-        return f"{tar}:{path}", tar, offset, size
+        return _printable(f"{tar}:{path}"), tar, offset, size
 
     def name(self, index: int) -> str:
-        return _printable(self._place(index)[0])
+        return self._place(index)[0]
 
     def key(self, index: int) -> str:
         return self._paths[index]
@@ -72,15 +62,13 @@ class FileSource:
             with open(file, "rb", buffering=0) as stream:
                 available = os.fstat(stream.fileno()).st_size - offset if size < 0 else size
                 if available > limit:
-                    raise ImageError(
-                        _printable(name), f"the file has {available:,} bytes, too many for an image"
-                    )
+                    raise ImageError(name, f"the file has {available:,} bytes, too many for an image")
                 stream.seek(offset)
                 data = stream.read(available)
         except OSError as error:
-            raise ImageError(_printable(name), error.strerror or str(error)) from error
+            raise ImageError(name, error.strerror or str(error)) from error
         if size >= 0 and len(data) < size:
-            raise ImageError(_printable(name), "the tar has been cut short")
+            raise ImageError(name, "the tar has been cut short")
         return data
 
     def decode(self, data: bytes, index: int) -> Tensor:
@@ -95,8 +83,6 @@ class FileSource:
         return upright_size(self.read(index), self.name(index), self._max_megapixels)
 
     def label(self, index: int) -> int:
-        if self._labels is None:
-            raise TypeError("this source was opened without labels")
         return int(self._labels[index])
 
     def describe(self) -> str:

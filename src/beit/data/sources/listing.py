@@ -11,11 +11,12 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp"}
@@ -24,12 +25,7 @@ IMAGE_SUFFIXES = frozenset(
 # Folders of thumbnails and resource forks that file systems and archivers leave behind.
 _LITTER = frozenset(("__MACOSX", "@eaDir", "lost+found"))
 EVALUATION_NAMES = ("val", "validation", "valid", "test")
-_COMPRESSED = {
-    b"\x1f\x8b": ("gzip", "gzip -dk"),
-    b"BZh": ("bzip2", "bzip2 -dk"),
-    b"\xfd7zXZ": ("xz", "xz -dk"),
-    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -d"),
-}
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 class Member(NamedTuple):
@@ -66,9 +62,8 @@ class Listing:
         """What is not used, one line each."""
         if not self.others:
             return self.omissions
-        kinds = ", ".join(
-            f"{count} {suffix or 'without extension'}" for suffix, count in self.others.most_common(4)
-        )
+        most = self.others.most_common(4)
+        kinds = ", ".join(f"{count} {suffix or 'without extension'}" for suffix, count in most)
         return [*self.omissions, f"{self.root}: {self.others.total():,} other files ignored ({kinds})"]
 
     def using(self, path: str) -> Listing:
@@ -79,36 +74,43 @@ class Listing:
 
 def list_data(values: Sequence[str]) -> list[Listing]:
     """One listing for each folder among `values`, and one for all the tars together, in order of appearance."""
-    listings: list[Listing] = []
-    tars: list[tuple[str, str]] = []
-    place = 0
-    for value in values:
-        shards = _tar_paths(value)
-        if shards is None:
-            listings.append(scan_folder(value))
-        else:
-            place = place if tars else len(listings)
-            tars += shards
-    if tars:
-        listings.insert(place, scan_tars(tars))
+    with _about("--data"):
+        shards = [_tar_paths(value) for value in values]
+        listings = [_scan_folder(value) for value, tars in zip(values, shards, strict=True) if tars is None]
+        if tars := [tar for part in shards for tar in part or ()]:
+            place = next(place for place, part in enumerate(shards) if part)
+            listings.insert(place, _scan_tars(tars))
     return listings
 
 
-def list_images(value: str, flag: str) -> Listing:
+def list_images(value: str) -> Listing:
     """What `value` means where layout plays no part: an image file, tar shards, or a folder with images at any depth.
 
     A folder is read as tar shards when there is no image in it.
     """
-    other_file = os.path.lexists(value) and not os.path.isdir(value)
-    if other_file and not _is_tar_name(value) and not value.lower().endswith(".zip"):
-        folder, name = os.path.split(value)
-        return Listing(folder, [Member(name)])
-    unpacked = os.path.isdir(value) and _holds_images(value, flag)
-    tars = None if unpacked else _tar_paths(value, flag)
-    return scan_folder(value, flag) if tars is None else scan_tars(tars, flag)
+    with _about("--images"):
+        other_file = os.path.lexists(value) and not os.path.isdir(value)
+        if other_file and not _is_tar_name(value) and not value.lower().endswith(".zip"):
+            folder, name = os.path.split(value)
+            return Listing(folder, [Member(name)])
+        unpacked = os.path.isdir(value) and any(True for _ in _walk(value, Counter(), []))
+        tars = None if unpacked else _tar_paths(value)
+        return _scan_folder(value) if tars is None else _scan_tars(tars)
 
 
-def _tar_paths(value: str, flag: str = "--data") -> list[tuple[str, str]] | None:
+@contextmanager
+def _about(flag: str) -> Iterator[None]:
+    """Puts `flag`, which named the files, in front of what is wrong with them."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{flag} {error}") from error
+    except PermissionError as error:
+        path = error.filename
+        raise UserError(f"{flag}: {path} cannot be read; grant permission: chmod -R u+rX '{path}'") from error
+
+
+def _tar_paths(value: str) -> list[tuple[str, str]] | None:
     """The tars that a value means, each with a prefix for its paths; None when it is a folder of images."""
     if match := re.search(r"\{(\d+)\.\.(\d+)\}", value):
         first, last = match.groups()
@@ -117,19 +119,17 @@ def _tar_paths(value: str, flag: str = "--data") -> list[tuple[str, str]] | None
         missing = [path for path in paths if not os.path.exists(path)]
         if missing or not paths:
             raise UserError(
-                f"{flag} {value}: {len(missing)} of {len(paths)} shards do not exist, the first being "
+                f"{value}: {len(missing)} of {len(paths)} shards do not exist, the first being "
                 f"{[*missing, value][0]}; correct the range or fetch the missing shards"
             )
         return [(path, "") for path in paths]
-    if not os.path.exists(value):
-        raise UserError(f"{flag} {value}: no such folder or file; check the path")
+    require(os.path.exists(value), f"{value}: no such folder or file; check the path")
     if os.path.isfile(value):
-        if _is_tar_name(value):
-            return [(value, "")]
-        if value.lower().endswith(".zip"):
-            raise UserError(f"{flag} {value} is a zip archive; unpack it: unzip {value} -d {value[:-4]}")
-        raise UserError(f"{flag} {value} is a file; name a folder of images or a tar shard")
-    names = _visible_names(value, flag)
+        archive = f"a zip archive; unpack it: unzip {value} -d {value[:-4]}"
+        kind = archive if value.lower().endswith(".zip") else "a file; name a folder of images or a tar shard"
+        require(_is_tar_name(value), f"{value} is {kind}")
+        return [(value, "")]
+    names = _visible_names(value)
     if any(_suffix(name) in IMAGE_SUFFIXES for name in names):
         return None
     splits = [name for name in names if name in ("train", *EVALUATION_NAMES)]
@@ -137,7 +137,7 @@ def _tar_paths(value: str, flag: str = "--data") -> list[tuple[str, str]] | None
     return [
         (os.path.join(value, folder, name), folder)
         for folder in folders
-        for name in _visible_names(os.path.join(value, folder), flag)
+        for name in _visible_names(os.path.join(value, folder))
         if _is_tar_name(name)
     ] or None
 
@@ -146,53 +146,36 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def _visible_names(folder: str, flag: str) -> list[str]:
-    try:
-        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
-    except PermissionError as error:
-        raise _unreadable(folder, flag) from error
+def _visible_names(folder: str) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if not name.startswith("."))
 
 
 def _is_tar_name(name: str) -> bool:
     return bool(re.search(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2|txz)$", name.lower()))
 
 
-def _unreadable(folder: str, flag: str) -> UserError:
-    return UserError(
-        f"{flag}: the folder {folder} cannot be read; grant permission: chmod -R u+rX '{folder}'"
-    )
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Folders
 
 
-def scan_folder(root: str, flag: str = "--data") -> Listing:
+def _scan_folder(root: str) -> Listing:
     """Every image beneath `root`, at any depth. Links are followed, but never in a circle; hidden names are not."""
     omissions: list[str] = []
     others: Counter[str] = Counter()
-    paths = sorted(_walk(root, "", (os.path.realpath(root),), others, omissions, flag))
+    paths = sorted(_walk(root, others, omissions))
     if not paths:
         content = f" (it holds {others.total()} other files)" if others else ""
         raise UserError(
-            f"{flag} {root} holds no image{content}; name a folder with files such as .jpg or .png, or tar shards"
+            f"{root} holds no image{content}; name a folder with files such as .jpg or .png, or tar shards"
         )
     return Listing(root, [Member(path) for path in paths], omissions=omissions, others=others)
 
 
-def _holds_images(root: str, flag: str) -> bool:
-    return any(True for _ in _walk(root, "", (os.path.realpath(root),), Counter(), [], flag))
-
-
 def _walk(
-    folder: str, prefix: str, chain: tuple[str, ...], others: Counter[str], omissions: list[str], flag: str
+    folder: str, others: Counter[str], omissions: list[str], prefix: str = "", chain: tuple[str, ...] = ()
 ) -> Iterator[str]:
-    try:
-        with os.scandir(folder) as iterator:
-            entries = list(iterator)
-    except PermissionError as error:
-        raise _unreadable(folder, flag) from error
-    for entry in entries:
+    chain = chain or (os.path.realpath(folder),)
+    for entry in list(os.scandir(folder)):
         name = entry.name
         if name.startswith(".") or name in _LITTER:
             continue
@@ -201,7 +184,7 @@ def _walk(
             if real in chain:
                 omissions.append(f"{entry.path}: a link to a folder that contains it, ignored")
                 continue
-            yield from _walk(entry.path, f"{prefix}{name}/", (*chain, real), others, omissions, flag)
+            yield from _walk(entry.path, others, omissions, f"{prefix}{name}/", (*chain, real))
         elif _suffix(name) not in IMAGE_SUFFIXES:
             others[_suffix(name)] += 1
         # A dangling link counts as an image, so that it is reported as damaged; a pipe would block its reader.
@@ -213,7 +196,7 @@ def _walk(
 # Tar shards (WebDataset convention: KEY.jpg beside KEY.cls)
 
 
-def scan_tars(tars: Sequence[tuple[str, str]], flag: str = "--data") -> Listing:
+def _scan_tars(tars: Sequence[tuple[str, str]]) -> Listing:
     """Every image in the tars, its path prefixed as given. Links, devices and paths that lead outside the archive
     are left out with a note.
     """
@@ -223,7 +206,7 @@ def scan_tars(tars: Sequence[tuple[str, str]], flag: str = "--data") -> Listing:
     seen: set[str] = set()
     for shard, (tar, prefix) in enumerate(tars):
         ignored: Counter[str] = Counter()
-        contents = list(_tar_members(tar, shard, ignored, flag))
+        contents = list(_tar_members(tar, shard, ignored))
         # Shards that each number their members from 0: the shard's name keeps their paths apart.
         mark = "" if seen.isdisjoint(member.path for member in contents) else f"{Path(tar).stem}~"
         seen.update(member.path for member in contents)
@@ -241,20 +224,20 @@ def scan_tars(tars: Sequence[tuple[str, str]], flag: str = "--data") -> Listing:
     paths = [tar for tar, _ in tars]
     root = paths[0] if len(paths) == 1 else f"{paths[0]} .. {os.path.basename(paths[-1])}"
     if not members:
-        raise UserError(f"{flag} {root} holds no image; a shard is a tar of files such as KEY.jpg")
+        raise UserError(f"{root} holds no image; a shard is a tar of files such as KEY.jpg")
     return Listing(root, sorted(members), paths, numbers, omissions)
 
 
-def _tar_members(tar: str, shard: int, ignored: Counter[str], flag: str) -> Iterator[Member]:
+def _tar_members(tar: str, shard: int, ignored: Counter[str]) -> Iterator[Member]:
     try:
         length = os.path.getsize(tar)
         with open(tar, "rb") as file:
             head = file.read(6)
-        for magic, (kind, command) in _COMPRESSED.items():
+        for magic, kind in _COMPRESSED.items():
             if head.startswith(magic):
                 raise UserError(
-                    f"{flag} {tar} is compressed with {kind}, so its members cannot be read in place; "
-                    f"unpack it: {command} '{tar}'"
+                    f"{tar} is compressed with {kind}, so its members cannot be read in place; "
+                    f"unpack it: {kind} -dk '{tar}'"
                 )
         with tarfile.open(tar, "r:") as archive:
             for info in archive:
@@ -274,7 +257,7 @@ def _tar_members(tar: str, shard: int, ignored: Counter[str], flag: str) -> Iter
             # A whole tar ends with empty blocks; one that stops within a header was cut short.
             if 0 < length - archive.offset < tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("it ends within a header")
-    except PermissionError as error:
-        raise UserError(f"{flag}: {tar} cannot be read; grant permission: chmod u+r '{tar}'") from error
+    except PermissionError:
+        raise
     except (tarfile.TarError, OSError) as error:
-        raise UserError(f"{flag} {tar} is damaged or no tar ({error}); fetch it again") from error
+        raise UserError(f"{tar} is damaged or no tar ({error}); fetch it again") from error

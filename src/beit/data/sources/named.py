@@ -45,9 +45,7 @@ class NamedSource:
     def __init__(self, name: str, split: str) -> None:
         entry = NAMED_SETS[name]
         self._name, self._split = name, split
-        self._dataset = _download(
-            name, entry.type_name, entry.train if split == "train" else entry.evaluation
-        )
+        self._dataset = _download(name, entry, split)
         self.classes = _class_names(self._dataset) if entry.labeled else None
         self.notes: list[str] = []
         # Kept as tensors, which loader processes share; arrays would be copied into each of them.
@@ -87,14 +85,14 @@ class NamedSource:
         return self.describe()
 
 
-def _download(name: str, type_name: str, arguments: dict[str, Any]) -> Any:
+def _download(name: str, entry: NamedSet, split: str) -> Any:
     root = cache_folder() / "datasets"
-    dataset_type = getattr(torchvision.datasets, type_name)
+    dataset_type = getattr(torchvision.datasets, entry.type_name)
+    arguments = entry.train if split == "train" else entry.evaluation
     try:
         root.mkdir(parents=True, exist_ok=True)
         # One rank downloads, the others wait.
-        with FileLock(root / f"{name}.lock"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with FileLock(root / f"{name}.lock"), warnings.catch_warnings(action="ignore"):
             try:
                 return dataset_type(str(root), download=False, **arguments)
             except RuntimeError:
@@ -109,10 +107,8 @@ def _download(name: str, type_name: str, arguments: dict[str, Any]) -> Any:
 
 def _labels(dataset: Any) -> Any:
     """The class of every image, which torchvision keeps under various names."""
-    for name in ("targets", "labels", "_labels"):
-        if hasattr(dataset, name):
-            return getattr(dataset, name)
-    return [label for _, label in dataset._samples]
+    names = [name for name in ("targets", "labels", "_labels") if hasattr(dataset, name)]
+    return getattr(dataset, names[0]) if names else [label for _, label in dataset._samples]
 
 
 def _class_names(dataset: Any) -> tuple[str, ...]:

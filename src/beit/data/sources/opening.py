@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from beit.config.errors import UserError
 from beit.data.base import Source, Split
 from beit.data.sources.files import FileSource
-from beit.data.sources.folder_labels import label_members
 from beit.data.sources.listing import list_data, list_images
-from beit.data.sources.splits import choose_members
+from beit.data.sources.splits import Files, choose_members, label_members, unlabeled
 from beit.data.sources.subsets import Concatenation, Subset, seeded_choice
 
 
@@ -41,43 +40,27 @@ def open_source(
         raise UserError(
             "--data is missing; name a folder of images, tar shards, a set such as cifar10, or demo"
         )
-    sources: list[Source] = []
-    files: list[str] = []
-    notes: list[str] = []
-    for value in data:
-        if value == "demo":
-            from beit.data.sources.demo import DemoSource
-
-            sources.append(DemoSource(split))
-        elif is_named_set(value) and not os.path.exists(value):
-            from beit.data.sources.named import NamedSource
-
-            sources.append(NamedSource(value, split))
-        else:
-            files.append(value)
-            if is_named_set(value):
-                notes.append(f"--data {value}: the existing path is used, not the set that can be downloaded")
-    if files:
-        part = choose_members(list_data(files), split, holdout)
-        members, labels, names = part.members, None, None
-        if labeled:
-            members, labels, names, label_notes = label_members(part, classes)
-            part.notes.extend(label_notes)
-        sources.append(
-            FileSource(
-                part.listings,
-                members,
-                labels,
-                names,
-                max_megapixels=max_megapixels,
-                pillow=pillow,
-                notes=part.notes,
-            )
-        )
+    paths = [value for value in data if not _is_set(value)]
+    sources = [_open_set(value, split) for value in data if _is_set(value)]
+    if paths:
+        parts = choose_members(list_data(paths), split, holdout)
+        files = label_members(parts, classes) if labeled else unlabeled(parts)
+        sources.append(FileSource(files, max_megapixels, pillow=pillow))
     source = sources[0] if len(sources) == 1 else Concatenation(sources, labeled)
-    if labeled:
-        _check_classes(source, classes, ", ".join(data))
-    source.notes[:0] = notes
+    names = ", ".join(data)
+    if labeled and source.classes is None:
+        raise UserError(
+            f"--data {names} has no labels; put the images of each class in a folder of their own"
+        )
+    if labeled and classes is not None and tuple(classes) != source.classes:
+        raise UserError(
+            f"--data {names} has classes other than the model's; choose data with the same classes"
+        )
+    source.notes[:0] = [
+        f"--data {value}: the existing path is used, not the set that can be downloaded"
+        for value in paths
+        if is_named_set(value)
+    ]
     if limit is not None and limit < len(source):
         return Subset(source, seeded_choice(source, limit, seed))
     return source
@@ -86,10 +69,23 @@ def open_source(
 def open_images(values: Sequence[str], max_megapixels: float = 64) -> FileSource:
     """The image files, and every image in the folders and tar shards that `values` name, in their order, whatever the
     layout."""
-    listings = [list_images(value, "--images") for value in values]
+    listings = [list_images(value) for value in values]
     notes = [note for listing in listings for note in listing.notes]
-    members = [listing.members for listing in listings]
-    return FileSource(listings, members, max_megapixels=max_megapixels, notes=notes)
+    return FileSource(Files(listings, notes), max_megapixels)
+
+
+def _is_set(value: str) -> bool:
+    return value == "demo" or (not os.path.exists(value) and is_named_set(value))
+
+
+def _open_set(value: str, split: Split) -> Source:
+    if value == "demo":
+        from beit.data.sources.demo import DemoSource
+
+        return DemoSource(split)
+    from beit.data.sources.named import NamedSource
+
+    return NamedSource(value, split)
 
 
 def is_named_set(value: str) -> bool:
@@ -99,12 +95,3 @@ def is_named_set(value: str) -> bool:
     from beit.data.sources.named import NAMED_SETS
 
     return value in NAMED_SETS
-
-
-def _check_classes(source: Source, classes: Sequence[str] | None, data: str) -> None:
-    if source.classes is None:
-        raise UserError(f"--data {data} has no labels; put the images of each class in a folder of their own")
-    if classes is not None and tuple(classes) != source.classes:
-        raise UserError(
-            f"--data {data} has classes other than the model's; choose data with the same classes"
-        )

@@ -15,7 +15,31 @@ from beit.config.errors import UserError
 from beit.data.base import Source, stable_hash
 
 
-class Subset:
+class _Joined:
+    """Passes on what is asked about an image to the source that it is in."""
+
+    def _find(self, index: int) -> tuple[Source, int]:
+        """The source, and the image's number there."""
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        source, inner = self._find(index)
+        return source.name(inner)
+
+    def key(self, index: int) -> str:
+        source, inner = self._find(index)
+        return source.key(inner)
+
+    def image(self, index: int) -> Tensor:
+        source, inner = self._find(index)
+        return source.image(inner)
+
+    def label(self, index: int) -> Any:
+        source, inner = self._find(index)
+        return source.label(inner)
+
+
+class Subset(_Joined):
     """Some images of a source, in the order of `indices`."""
 
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
@@ -24,20 +48,11 @@ class Subset:
         self.classes = source.classes
         self.notes = list(source.notes)
 
+    def _find(self, index: int) -> tuple[Source, int]:
+        return self._source, int(self._indices[index])
+
     def __len__(self) -> int:
         return len(self._indices)
-
-    def name(self, index: int) -> str:
-        return self._source.name(int(self._indices[index]))
-
-    def key(self, index: int) -> str:
-        return self._source.key(int(self._indices[index]))
-
-    def image(self, index: int) -> Tensor:
-        return self._source.image(int(self._indices[index]))
-
-    def label(self, index: int) -> Any:
-        return self._source.label(int(self._indices[index]))
 
     def describe(self) -> str:
         whole = len(self) == len(self._source)
@@ -59,7 +74,7 @@ class Numbered(Subset):
         return index
 
 
-class Concatenation:
+class Concatenation(_Joined):
     """Several sources one after the other; with labels, they must agree on the classes."""
 
     def __init__(self, sources: Sequence[Source], labeled: bool) -> None:
@@ -78,22 +93,6 @@ class Concatenation:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def name(self, index: int) -> str:
-        source, inner = self._find(index)
-        return source.name(inner)
-
-    def key(self, index: int) -> str:
-        source, inner = self._find(index)
-        return source.key(inner)
-
-    def image(self, index: int) -> Tensor:
-        source, inner = self._find(index)
-        return source.image(inner)
-
-    def label(self, index: int) -> Any:
-        source, inner = self._find(index)
-        return source.label(inner)
-
     def describe(self) -> str:
         return f"{len(self):,} images: {'; '.join(source.describe() for source in self._sources)}"
 
@@ -111,8 +110,9 @@ def spread(size: int, count: int) -> list[int]:
     return sorted({index * size // count for index in range(count)})
 
 
-def seeded_choice(source: Source, count: int, seed: int) -> list[int]:
-    """Numbers of at most `count` images in rising order. With the same seed, a larger choice contains a smaller."""
+def seeded_choice(source: Source, count: int | None, seed: int) -> list[int]:
+    """Numbers of at most `count` images (None: of all) in rising order. With the same seed, a larger choice contains
+    a smaller."""
     return sorted(_seeded_order(source, range(len(source)), seed)[:count])
 
 

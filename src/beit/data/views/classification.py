@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from beit.data.views.geometry import Box, Size, draw_box, render
 from beit.data.views.randaugment import RandAugment
 
 
+@dataclass
 class ClassificationView:
     """A labelled image as fine-tuning sees it: random resized crop, flip, colour jitter, RandAugment, random erasing.
 
@@ -21,24 +23,19 @@ class ClassificationView:
     them.
     """
 
-    def __init__(
-        self,
-        image_size: Size,
-        *,
-        min_scale: float = 0.08,
-        flip: float = 0.5,
-        color_jitter: float = 0.0,
-        magnitude: float = 9.0,
-        magnitude_std: float = 0.5,
-        erasing: float = 0.25,
-        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
-        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
-    ) -> None:
-        self.image_size, self.min_scale, self.flip = image_size, min_scale, flip
-        self.color_jitter, self.erasing, self.mean, self.std = color_jitter, erasing, mean, std
-        red, green, blue = (min(255, round(255 * value)) for value in mean)
-        fill = (red, green, blue)
-        self.randaugment = RandAugment(magnitude, magnitude_std, fill=fill) if magnitude > 0 else None
+    image_size: Size
+    min_scale: float = 0.08
+    flip: float = 0.5
+    color_jitter: float = 0.0
+    magnitude: float = 9.0
+    magnitude_std: float = 0.5
+    erasing: float = 0.25
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        red, green, blue = (min(255, round(255 * value)) for value in self.mean)
+        self.randaugment = RandAugment(self.magnitude, self.magnitude_std, fill=(red, green, blue))
 
     def __call__(self, image: Tensor, label: int, rng: np.random.Generator) -> LabeledBatch:
         aspect = self.image_size[1] / self.image_size[0]
@@ -48,7 +45,7 @@ class ClassificationView:
             view = view.flip(-1)
         if jitter := draw_jitter(self.color_jitter, rng):
             view = apply_jitter(jitter, view)[0]
-        if self.randaugment is not None:
+        if self.magnitude > 0:
             view = from_pillow(self.randaugment(to_pillow(view), rng))
         if rng.random() < self.erasing and (erased := draw_erased_box(self.image_size, rng)):
             view = erase(view, erased, self.mean, self.std, rng)

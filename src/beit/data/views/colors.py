@@ -42,9 +42,8 @@ def apply_jitter(jitter: Jitter, *views: Tensor) -> list[Tensor]:
     planes = [view.to(torch.float32).reshape(3, -1) for view in views]
     means = planes[-1].mean(dim=1).tolist()  # of the same crop, so the last (smallest) view will do
     gray = sum(weight * mean for weight, mean in zip(_GRAY, means, strict=True))
-    shift = (
-        brightness * (1 - contrast) * gray + 0.5
-    )  # with half a step, to round when the fraction is cut off
+    # With half a step, to round when the fraction is cut off.
+    shift = brightness * (1 - contrast) * gray + 0.5
     changed = [torch.mm(matrix, plane).add_(shift).clamp_(0, 255.5) for plane in planes]
     # numpy converts to bytes three times as fast as torch.
     return [

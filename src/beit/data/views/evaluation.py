@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,22 +15,17 @@ from beit.data.views.geometry import Filter, Size, center_view, squashed_view
 ImageView = Callable[[Tensor, np.random.Generator], ImageBatch]
 
 
+@dataclass(frozen=True)
 class EvaluationView:
     """The centre of the image: its shorter side resized to size / crop_share, then the middle cut out.
 
     squash: both sides are resized so, whatever the image's shape.
     """
 
-    def __init__(
-        self,
-        image_size: Size,
-        *,
-        crop_share: float = 1.0,
-        interpolation: Filter = "bicubic",
-        squash: bool = False,
-    ) -> None:
-        self.image_size, self.crop_share = image_size, crop_share
-        self.interpolation, self.squash = interpolation, squash
+    image_size: Size
+    crop_share: float = 1.0
+    interpolation: Filter = "bicubic"
+    squash: bool = False
 
     def __call__(self, image: Tensor, rng: np.random.Generator) -> ImageBatch:
         view = squashed_view if self.squash else center_view

@@ -22,18 +22,12 @@ class Box(NamedTuple):
     width: int
 
 
-def draw_box(
-    size: Size,
-    min_scale: float,
-    rng: np.random.Generator,
-    aspect: float = 1.0,
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Box:
+def draw_box(size: Size, min_scale: float, rng: np.random.Generator, aspect: float = 1.0) -> Box:
     """The box of a random resized crop (Inception): area uniform in (min_scale, 1) of the image, width / height
-    log-uniform in `ratio` around `aspect`; after ten boxes that do not fit, the largest allowed one in the centre.
+    log-uniform in (3/4, 4/3) around `aspect`; after ten boxes that do not fit, the largest allowed one in the centre.
     """
     height, width = size
-    low, high = math.log(ratio[0] * aspect), math.log(ratio[1] * aspect)
+    low, high = math.log(3 / 4 * aspect), math.log(4 / 3 * aspect)
     for _ in range(10):
         area = height * width * rng.uniform(min_scale, 1.0)
         shape = math.exp(rng.uniform(low, high))
@@ -54,32 +48,28 @@ def render(image: Tensor, box: Box, size: Size, mode: Filter = "bicubic") -> Ten
     return functional.interpolate(part[None], size, mode=mode, antialias=True)[0]
 
 
+def resize(image: Tensor, size: Size, mode: Filter = "bicubic") -> Tensor:
+    """The whole of `image` at `size`: antialiased, on uint8."""
+    return render(image, Box(0, 0, image.shape[1], image.shape[2]), size, mode)
+
+
 def squashed_view(image: Tensor, size: Size, crop_share: float, mode: Filter = "bicubic") -> Tensor:
     """Resize to size / crop_share (antialiased), then cut `size` out of the centre."""
-    height, width = size
-    whole = Box(0, 0, image.shape[1], image.shape[2])
-    resized = render(image, whole, (int(height / crop_share), int(width / crop_share)), mode)
-    return _center(resized, height, width)
+    return _center(resize(image, (int(size[0] / crop_share), int(size[1] / crop_share)), mode), *size)
 
 
 def center_view(image: Tensor, size: Size, crop_share: float = 1.0, mode: Filter = "bicubic") -> Tensor:
     """Resize until size / crop_share is just covered (antialiased), then cut `size` out of the centre."""
-    height, width = size
-    rows, columns = int(height / crop_share), int(width / crop_share)
-    # A strip of 1 x 1,000,000 pixels would be enormous once resized; what lies far outside the view goes first.
-    limit_rows, limit_columns = _beyond(image, rows, columns)
-    image = _center(image, limit_rows, limit_columns)
+    rows, columns = int(size[0] / crop_share), int(size[1] / crop_share)
+    # A strip of 1 x 1,000,000 pixels would be enormous once resized; four times what a view can show is kept of it.
+    fit = 4 * min(image.shape[1] / rows, image.shape[2] / columns)
+    image = _center(
+        image, min(image.shape[1], math.ceil(fit * rows)), min(image.shape[2], math.ceil(fit * columns))
+    )
+    _, height, width = image.shape
     # In whole numbers: int(147 * (32 / 98)) is 47.
-    fit = (columns * image.shape[1] // image.shape[2], rows * image.shape[2] // image.shape[1])
-    resized = (max(rows, fit[0]), max(columns, fit[1]))
-    whole = Box(0, 0, image.shape[1], image.shape[2])
-    return _center(render(image, whole, resized, mode), height, width)
-
-
-def _beyond(image: Tensor, rows: int, columns: int) -> Size:
-    """Four times the part of `image` that a view of rows x columns can show, at most all of it."""
-    fit = min(image.shape[1] / rows, image.shape[2] / columns)
-    return min(image.shape[1], math.ceil(4 * fit * rows)), min(image.shape[2], math.ceil(4 * fit * columns))
+    covering = max(rows, columns * height // width), max(columns, rows * width // height)
+    return _center(resize(image, covering, mode), *size)
 
 
 def _center(image: Tensor, height: int, width: int) -> Tensor:

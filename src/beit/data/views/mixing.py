@@ -40,12 +40,10 @@ def cutmix(images: Tensor, targets: Tensor, box: Box) -> tuple[Tensor, Tensor]:
 
 def cut_box(size: Size, share: float, center: tuple[int, int]) -> Box:
     """The box around `center` (row, column) that leaves about `share` of an image; cut off at the image's border."""
-    sides = [int(side * math.sqrt(1 - share)) for side in size]
-    first = [max(0, middle - side // 2) for middle, side in zip(center, sides, strict=True)]
-    last = [
-        min(whole, middle + (side + 1) // 2) for middle, side, whole in zip(center, sides, size, strict=True)
-    ]
-    return Box(first[0], first[1], last[0] - first[0], last[1] - first[1])
+    height, width = (int(side * math.sqrt(1 - share)) for side in size)
+    top, left = max(0, center[0] - height // 2), max(0, center[1] - width // 2)
+    bottom, right = center[0] + (height + 1) // 2, center[1] + (width + 1) // 2
+    return Box(top, left, min(size[0], bottom) - top, min(size[1], right) - left)
 
 
 class BatchMixing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -19,7 +20,25 @@ from beit.data.views.geometry import Box, Size, center_view, draw_box, render
 Masking = Callable[[np.random.Generator], NDArray[np.bool_]]
 
 
-class PretrainViews:
+@dataclass(frozen=True)
+class _TwoSizes:
+    """What the encoder and the tokenizer are shown of one crop; UserError unless it has one shape in both."""
+
+    image_size: Size
+    token_size: Size
+    masking: Masking
+
+    def __post_init__(self) -> None:
+        (height, width), (rows, columns) = self.image_size, self.token_size
+        if height * columns != width * rows:
+            raise UserError(
+                f"--image-size {height}x{width} and the tokenizer's {rows}x{columns} have different shapes; both "
+                f"must show the same crop"
+            )
+
+
+@dataclass(frozen=True)
+class PretrainViews(_TwoSizes):
     """Colour jitter, flip and one random resized crop, rendered for the encoder and for the tokenizer, and a mask.
 
     mode "fast": crop first, on tensors, antialiased bicubic for both. mode "exact": the released order on Pillow
@@ -27,20 +46,10 @@ class PretrainViews:
     always show the same box with the same changes (unilm beit/datasets.py and transforms.py).
     """
 
-    def __init__(
-        self,
-        image_size: Size,
-        token_size: Size,
-        masking: Masking,
-        *,
-        min_scale: float = 0.08,
-        flip: float = 0.5,
-        color_jitter: float = 0.4,
-        mode: Literal["fast", "exact"] = "fast",
-    ) -> None:
-        _check_aspects(image_size, token_size)
-        self.image_size, self.token_size, self.masking = image_size, token_size, masking
-        self.min_scale, self.flip, self.color_jitter, self.mode = min_scale, flip, color_jitter, mode
+    min_scale: float = 0.08
+    flip: float = 0.5
+    color_jitter: float = 0.4
+    mode: Literal["fast", "exact"] = "fast"
 
     def __call__(self, image: Tensor, rng: np.random.Generator) -> PretrainBatch:
         jitter = draw_jitter(self.color_jitter, rng)
@@ -78,20 +87,8 @@ class PretrainViews:
 _ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)  # in the order of Jitter
 
 
-def _check_aspects(image_size: Size, token_size: Size) -> None:
-    if image_size[0] * token_size[1] != image_size[1] * token_size[0]:
-        raise UserError(
-            f"--image-size {image_size[0]}x{image_size[1]} and the tokenizer's {token_size[0]}x{token_size[1]} have "
-            f"different shapes; both must show the same crop"
-        )
-
-
-class PretrainEvaluationView:
+class PretrainEvaluationView(_TwoSizes):
     """The centre of the image at both sizes, and a mask; deterministic but for the mask."""
-
-    def __init__(self, image_size: Size, token_size: Size, masking: Masking) -> None:
-        _check_aspects(image_size, token_size)
-        self.image_size, self.token_size, self.masking = image_size, token_size, masking
 
     def __call__(self, image: Tensor, rng: np.random.Generator) -> PretrainBatch:
         view = center_view(image, self.image_size)

@@ -17,10 +17,14 @@ Operation = Callable[[Image.Image, float, Color], Image.Image]
 `fill` is the colour of what comes into view."""
 
 
-def _affine(picture: Image.Image, matrix: tuple[float, ...], fill: Color) -> Image.Image:
-    return picture.transform(
-        picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=fill
-    )
+def _affine(matrix: Callable[[float, int, int], tuple[float, ...]]) -> Operation:
+    """The transform by `matrix(level, width, height)`."""
+
+    def operation(picture: Image.Image, level: float, fill: Color) -> Image.Image:
+        coefficients, bicubic = matrix(level, *picture.size), Image.Resampling.BICUBIC
+        return picture.transform(picture.size, Image.Transform.AFFINE, coefficients, bicubic, fillcolor=fill)
+
+    return operation
 
 
 def _rotate(picture: Image.Image, level: float, fill: Color) -> Image.Image:
@@ -60,24 +64,18 @@ OPERATIONS: Mapping[str, Operation] = {
     "contrast": _enhance(ImageEnhance.Contrast),
     "brightness": _enhance(ImageEnhance.Brightness),
     "sharpness": _enhance(ImageEnhance.Sharpness),
-    "shear_x": lambda picture, level, fill: _affine(picture, (1, 0.3 * level, 0, 0, 1, 0), fill),
-    "shear_y": lambda picture, level, fill: _affine(picture, (1, 0, 0, 0.3 * level, 1, 0), fill),
-    "translate_x": lambda picture, level, fill: _affine(
-        picture, (1, 0, 0.45 * level * picture.width, 0, 1, 0), fill
-    ),
-    "translate_y": lambda picture, level, fill: _affine(
-        picture, (1, 0, 0, 0, 1, 0.45 * level * picture.height), fill
-    ),
+    "shear_x": _affine(lambda level, width, height: (1, 0.3 * level, 0, 0, 1, 0)),
+    "shear_y": _affine(lambda level, width, height: (1, 0, 0, 0.3 * level, 1, 0)),
+    "translate_x": _affine(lambda level, width, height: (1, 0, 0.45 * level * width, 0, 1, 0)),
+    "translate_y": _affine(lambda level, width, height: (1, 0, 0, 0, 1, 0.45 * level * height)),
 }
 
 
 class RandAugment:
-    """`count` operations in a row, each drawn from :data:`OPERATIONS` and left out with probability one half."""
+    """Two operations in a row, each drawn from :data:`OPERATIONS` and left out with probability one half."""
 
-    def __init__(
-        self, magnitude: float = 9.0, std: float = 0.5, *, count: int = 2, fill: Color = (128, 128, 128)
-    ) -> None:
-        self.magnitude, self.std, self.count, self.fill = magnitude, std, count, fill
+    def __init__(self, magnitude: float = 9.0, std: float = 0.5, *, fill: Color = (128, 128, 128)) -> None:
+        self.magnitude, self.std, self.fill = magnitude, std, fill
 
     def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
         """`picture` changed by what :meth:`draw` says."""
@@ -89,7 +87,7 @@ class RandAugment:
         """Operations to apply, with their levels: |level| is normal around magnitude / 10, within [0, 1]."""
         names = list(OPERATIONS)
         operations = []
-        for choice in rng.integers(len(names), size=self.count).tolist():
+        for choice in rng.integers(len(names), size=2).tolist():
             if rng.random() < 0.5:
                 magnitude = min(10.0, max(0.0, rng.normal(self.magnitude, self.std)))
                 sign = -1 if rng.random() < 0.5 else 1

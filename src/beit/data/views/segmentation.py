@@ -6,15 +6,17 @@ ratio, crop, flip, change of colours, pad. Only the part that the crop shows is 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from beit.config.segment import IGNORE
 from beit.data.batches import SegmentationBatch
-from beit.data.views.geometry import Box, Size, render
+from beit.data.views.geometry import Box, Size, render, resize
 from beit.pixels import scale_size
 
 _COUNTED_SIDE = 128
@@ -40,6 +42,7 @@ class Distortion(NamedTuple):
 # Training
 
 
+@dataclass
 class SegmentationView:
     """A random crop of the image and its label map at a random size, flipped, in changed colours, and padded.
 
@@ -49,20 +52,16 @@ class SegmentationView:
     mean, and has no class.
     """
 
-    def __init__(
-        self,
-        crop: Size,
-        *,
-        base: int | None = None,
-        scale: tuple[float, float] = (0.5, 2.0),
-        category_share: float = 0.75,
-        flip: float = 0.5,
-        photometric: bool = True,
-        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
-    ) -> None:
-        self.crop, self.base, self.scale = crop, base, scale
-        self.category_share, self.flip, self.photometric = category_share, flip, photometric
-        self._fill = torch.tensor([round(255 * value) for value in mean], dtype=torch.uint8)
+    crop: Size
+    base: int | None = None
+    scale: tuple[float, float] = (0.5, 2.0)
+    category_share: float = 0.75
+    flip: float = 0.5
+    photometric: bool = True
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        self._fill = torch.tensor([round(255 * value) for value in self.mean], dtype=torch.uint8)
 
     def __call__(self, image: Tensor, label_map: Tensor, rng: np.random.Generator) -> SegmentationBatch:
         """`image` uint8 (3, H, W) and `label_map` uint8 (H, W) of class indices, 255 = none."""
@@ -72,7 +71,11 @@ class SegmentationView:
             view, labels = view.flip(-1), labels.flip(-1)
         if self.photometric:
             view = distort(view, draw_distortion(rng))
-        return SegmentationBatch(self._padded(view), self._padded_labels(labels))
+        rows, columns = self.crop[0] - view.shape[1], self.crop[1] - view.shape[2]
+        labels = functional.pad(labels.long(), (0, columns, 0, rows), value=IGNORE)
+        padded = self._fill[:, None, None].repeat(1, *self.crop)
+        padded[:, : view.shape[1], : view.shape[2]] = view
+        return SegmentationBatch(padded, labels)
 
     def _draw_crop(self, label_map: Tensor, rng: np.random.Generator) -> tuple[Box, Size]:
         """Which part of the image is shown, and at which size."""
@@ -85,20 +88,6 @@ class SegmentationView:
             if self.category_share >= 1 or largest_share(label_map, box, size) < self.category_share:
                 break
         return box, size
-
-    def _padded(self, view: Tensor) -> Tensor:
-        if view.shape[1:] == self.crop:
-            return view
-        padded = self._fill[:, None, None].repeat(1, *self.crop)
-        padded[:, : view.shape[1], : view.shape[2]] = view
-        return padded
-
-    def _padded_labels(self, labels: Tensor) -> Tensor:
-        if labels.shape == self.crop:
-            return labels.long()
-        padded = torch.full(self.crop, IGNORE)
-        padded[: labels.shape[0], : labels.shape[1]] = labels
-        return padded
 
 
 def nearest(label_map: Tensor, box: Box, size: Size) -> Tensor:
@@ -124,14 +113,9 @@ def draw_distortion(rng: np.random.Generator) -> Distortion:
     """mmsegmentation's PhotoMetricDistortion: each change is left out with probability one half."""
     brightness, hue = rng.uniform(-32, 32), rng.uniform(-18, 18) / 30  # hue: OpenCV's steps of two degrees
     contrast, saturation = rng.uniform(0.5, 1.5, 2).tolist()
-    applies = rng.random(4) < 0.5
-    return Distortion(
-        brightness if applies[0] else 0.0,
-        contrast if applies[1] else 1.0,
-        saturation if applies[2] else 1.0,
-        hue if applies[3] else 0.0,
-        bool(rng.random() < 0.5),
-    )
+    drawn, none = (brightness, contrast, saturation, hue), (0.0, 1.0, 1.0, 0.0)
+    brightness, contrast, saturation, hue = np.where(rng.random(4) < 0.5, drawn, none).tolist()
+    return Distortion(brightness, contrast, saturation, hue, contrast_last=bool(rng.random() < 0.5))
 
 
 def distort(view: Tensor, change: Distortion) -> Tensor:
@@ -202,4 +186,4 @@ class SegmentationEvaluationView:
 def resized_image(image: Tensor, base: int | None) -> Tensor:
     """`image`, uint8 (3, H, W), with its shorter side at `base`, as evaluation and prediction show it."""
     height, width = image.shape[1:]
-    return render(image, Box(0, 0, height, width), scale_size((height, width), base), mode="bilinear")
+    return resize(image, scale_size((height, width), base), mode="bilinear")

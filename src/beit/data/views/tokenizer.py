@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from beit.data.batches import ImageBatch
 from beit.data.views.geometry import Box, Size, draw_box, render
 
 
+@dataclass(frozen=True)
 class TokenizerViews:
     """Images for training a discrete VAE.
 
@@ -21,15 +23,10 @@ class TokenizerViews:
     Both resize with the antialiased bicubic filter that the tokenizer will meet in pre-training.
     """
 
-    def __init__(
-        self,
-        image_size: Size,
-        *,
-        crop: Literal["dalle", "random_resized"] = "dalle",
-        min_scale: float = 0.3,
-        flip: float = 0.5,
-    ) -> None:
-        self.image_size, self.crop, self.min_scale, self.flip = image_size, crop, min_scale, flip
+    image_size: Size
+    crop: Literal["dalle", "random_resized"] = "dalle"
+    min_scale: float = 0.3
+    flip: float = 0.5
 
     def __call__(self, image: Tensor, rng: np.random.Generator) -> ImageBatch:
         size = (image.shape[1], image.shape[2])

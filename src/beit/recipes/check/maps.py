@@ -17,9 +17,14 @@ from beit.config.segment import IGNORE
 from beit.config.use import CheckConfig
 from beit.data.base import Split
 from beit.data.decode import ImageError
-from beit.data.label_maps.classes import counted_table, find_class_table
-from beit.data.label_maps.files import MapFiles, check_layout, notes_on_spare_maps, open_map_files
-from beit.data.label_maps.table import ClassTable, read_class_names, read_class_table
+from beit.data.label_maps.pairs import MapFiles, check_layout, notes_on_spare_maps, open_map_files
+from beit.data.label_maps.table import (
+    ClassTable,
+    counted_table,
+    find_class_table,
+    read_class_names,
+    read_class_table,
+)
 from beit.data.sources.listing import Listing, list_data
 from beit.data.sources.splits import choose_members
 from beit.recipes.check.inspection import inspect_all
@@ -58,11 +63,11 @@ def inspect_maps(config: CheckConfig) -> MapReport | None:
     files: dict[Split, MapFiles] = {}
     for split in SPLITS:
         try:
-            members = choose_members(listings, split, config.holdout, paired=True).members
+            parts = choose_members(listings, split, config.holdout, paired=True)
         except UserError:  # this split is empty
             continue
         try:
-            _, files[split] = open_map_files(listings, members, max_megapixels=config.max_megapixels)
+            _, files[split] = open_map_files(parts, config.max_megapixels)
         except UserError as error:
             report.mistakes.append(str(error))
     table = _classes(report, listings, next(iter(files.values()), None))
@@ -83,13 +88,13 @@ def _classes(report: MapReport, listings: Sequence[Listing], to_count: MapFiles 
     try:
         report.notes.extend(notes_on_spare_maps(listings))
         if (path := find_class_table(listings)) is None:
-            return counted_table(to_count, reduce_zero_label=False)[0] if to_count else None
+            return counted_table(to_count.numbers(), len(to_count), False) if to_count else None
         report.names.update(read_class_names(path))
         from_one = bool(report.names) and 0 not in report.names
-        table, notes = read_class_table(path, from_one)
+        table = read_class_table(path, from_one)
         if from_one:
-            notes = [f"{path} numbers its classes from 1: segment with --reduce-zero-label", *notes]
-        report.notes.extend(notes)
+            report.notes.append(f"{path} numbers its classes from 1: segment with --reduce-zero-label")
+        report.notes.extend(table.notes)
         return table
     except UserError as error:
         report.mistakes.append(str(error))

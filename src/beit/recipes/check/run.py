@@ -19,7 +19,7 @@ from beit.config.errors import UserError
 from beit.config.use import CheckConfig
 from beit.data.base import Source, Split
 from beit.data.decode import ImageError
-from beit.data.label_maps.files import IMAGES
+from beit.data.label_maps.pairs import IMAGES
 from beit.data.loaders import HANDFUL
 from beit.data.sources.files import FileSource
 from beit.data.sources.opening import open_source
