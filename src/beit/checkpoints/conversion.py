@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -10,13 +12,14 @@ from torch import nn
 
 from beit.atomic import appearing
 from beit.checkpoints.foreign import dalle, formats, huggingface, timm, unilm
+from beit.checkpoints.foreign.survey import Survey
 from beit.checkpoints.own import KINDS, is_own, kind_of, load_own, options_of, read_description, save_model
 from beit.checkpoints.preparation import in_full
 from beit.checkpoints.reference import Located, Pixel, Stated, locate
 from beit.checkpoints.store import load_foreign, refuse_statements, require_model
-from beit.config.architecture import sides
+from beit.config.architecture import EncoderConfig, sides
 from beit.config.errors import UserError
-from beit.models.encoder import BeitEncoder
+from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.position import Grid
 from beit.models.segmentation import SemanticSegmenter
 from beit.untrusted import Facts, listed
@@ -72,14 +75,7 @@ def convert(
     push: owner/name of the Hugging Face Hub that the written folder is uploaded to.
     """
     target = _destination(destination, to, push)
-    stated = Stated(
-        num_heads=num_heads,
-        grid=sides(grid),
-        pixel_mean=pixel_mean,
-        pixel_std=pixel_std,
-        layers=layers,
-        strict=strict,
-    )
+    stated = Stated(num_heads, sides(grid), pixel_mean, pixel_std, layers, strict=strict)
     origin = _open(locate(source, stated), source)
     _require_holder(origin.model, to)
     with appearing(target) as draft:
@@ -128,46 +124,53 @@ def _require_holder(model: nn.Module, to: Target) -> None:
 
 
 def _lost(source: Source, path: Path, to: Target) -> list[str]:
-    """A line for what is known about the model, and is not known any more or taken for something else when the file
-    at `path` is read."""
+    """Lines for what the file at `path` does not tell: what has to be stated, and what is not known any more or taken
+    for something else when it is read."""
     if to == "beit":
         return []
-    contents = formats.survey(path, _statement(source))
+    stated, contents = _needed(source, path)
+    notes = []
+    if stated.names():
+        notes.append(f"the file cannot tell {', '.join(stated.names())}: load it as PATH{stated.text()}")
+    if isinstance(contents.config, EncoderConfig):
+        eps = source.model.encoder.config.layer_norm_eps
+        if eps != contents.config.layer_norm_eps:
+            notes.append(f"{to} computes with a LayerNorm eps of 1e-6, not {eps:g}: outputs differ a little")
     before = {**in_full(source.model, source.extra), "classes": source.classes, "tokenizer": source.tokenizer}
     after = {**in_full(source.model, contents.extra), "classes": contents.classes, "tokenizer": None}
     lost = {name for name, value in before.items() if value != after.get(name)}
-    return [f"{to} does not tell {listed(lost, 20)}"] if lost else []
+    return notes + ([f"{to} does not tell {listed(lost, 20)}"] if lost else [])
 
 
-def _statement(source: Source) -> Stated:
-    """What may have to be said of a file of this model, so that it is read."""
-    encoder, layers, reduces = getattr(source.model, "encoder", None), None, None
-    if not isinstance(encoder, BeitEncoder):
-        return Stated()
-    if isinstance(source.model, SemanticSegmenter):
-        layers, reduces = source.model.layers, bool(source.extra.get("reduce_zero_label"))
-    heads = encoder.config.num_heads
-    return Stated(num_heads=heads, grid=encoder.grid, layers=layers, reduce_zero_label=reduces)
+def _needed(source: Source, path: Path) -> tuple[Stated, Survey]:
+    """The least that has to be stated of the file at `path` so that it is read as this model, and what it then is."""
+    model, stated = source.model, Stated()
+    if isinstance(model, MaskedImageModel | ImageClassifier | SemanticSegmenter):
+        config = model.encoder.config
+        stated = Stated(config.num_heads, config.grid, config.pixel_mean, config.pixel_std)
+    if isinstance(model, SemanticSegmenter):
+        reduces = bool(source.extra.get("reduce_zero_label"))
+        stated = replace(stated, layers=model.layers, reduce_zero_label=reduces)
+    contents = formats.survey(path, stated)
+    for name in stated.names():
+        fewer = replace(stated, **{name: None})
+        with suppress(UserError):
+            if formats.survey(path, fewer).is_alike(contents):
+                stated = fewer
+    return stated, contents
 
 
 def _write(source: Source, path: Path, to: Target) -> list[str]:
-    model = source.model
-    writers = {"unilm": unilm.write, "timm": timm.write, "huggingface": huggingface.write}
-    if to != "unilm":
-        path.mkdir()
-    if to in writers:
-        return writers[to](model, path, source.classes, source.extra)
+    model, classes, tokenizer, provenance, extra, _ = source
+    if to == "unilm":
+        return unilm.write(model, path, classes, extra)
+    path.mkdir()
+    if to == "beit":
+        save_model(model, path, provenance=provenance, tokenizer_hash=tokenizer, classes=classes, extra=extra)
+        return []
     if to == "dalle":
         return dalle.write(model, path)
-    save_model(
-        model,
-        path,
-        provenance=source.provenance,
-        tokenizer_hash=source.tokenizer,
-        classes=source.classes,
-        extra=source.extra,
-    )
-    return []
+    return (timm if to == "timm" else huggingface).write(model, path, classes, extra)
 
 
 def _open(located: Located, name: str | Path) -> Source:

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 from beit.config.architecture import PIXEL_STATISTICS
 from beit.config.errors import UserError
 from beit.models.position import Grid
-from beit.presets.released import RELEASED, Release
+from beit.presets.released import HUB, RELEASED, Release
 
-HUB = "hf://"
 FORM = (
     "PATH@num_heads=6,grid=24x16,pixel_mean=0.485:0.456:0.406,pixel_std=imagenet,layers=3:5:7:11,"
     "reduce_zero_label=no,strict=no,sha256=HEX"
@@ -26,7 +25,7 @@ FORM = (
 Pixel = tuple[float, float, float]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Stated:
     """What the caller says of a file that cannot tell it; None: not said."""
 

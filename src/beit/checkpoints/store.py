@@ -48,14 +48,7 @@ def load_model(
     num_heads, grid, pixel_mean, pixel_std, layers, strict: see :class:`beit.checkpoints.reference.Stated`. They
         can also stand behind the path: "weights.pth@num_heads=6", see :mod:`beit.checkpoints.reference`.
     """
-    stated = Stated(
-        num_heads=num_heads,
-        grid=sides(grid),
-        pixel_mean=pixel_mean,
-        pixel_std=pixel_std,
-        layers=layers,
-        strict=strict,
-    )
+    stated = Stated(num_heads, sides(grid), pixel_mean, pixel_std, layers, strict=strict)
     path, stated = locate(path, stated)
     if not path.exists():
         raise UserError(f"{path} does not exist; {REMEDY}")

@@ -78,6 +78,11 @@ class Survey(NamedTuple):
             "missing": list(self.missing),
         }
 
+    def is_alike(self, other: Survey) -> bool:
+        """Whether both are read as the same model."""
+        own, others = ((x.config, options_of(x.model), x.extra) for x in (self, other))
+        return own == others
+
     def assemble(self, strict: bool) -> tuple[nn.Module, list[str]]:
         """The model with its weights in float32, in evaluation mode; and a line for whatever was adapted."""
         path, model, notes = self.sources[0][0].path, self.model, list(self.notes)

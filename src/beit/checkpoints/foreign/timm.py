@@ -16,7 +16,7 @@ from torch import nn
 
 from beit.checkpoints.foreign.key_map import KeyMap
 from beit.checkpoints.foreign.survey import Foreign, ModelFacts
-from beit.checkpoints.foreign.unilm import ENCODER, INDICES, fixed_eps
+from beit.checkpoints.foreign.unilm import ENCODER, INDICES
 from beit.checkpoints.own import write_weights
 from beit.checkpoints.preparation import Preparation, preparation, stated_preparation
 from beit.checkpoints.reading.torch_file import TensorFile
@@ -127,4 +127,4 @@ def write(model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: 
     weights = KEYS.write(model.state_dict(), NAME)
     write_weights(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    return fixed_eps(config, NAME)
+    return []

@@ -19,17 +19,15 @@ from torch import nn
 
 from beit.checkpoints.foreign import upernet
 from beit.checkpoints.foreign.key_map import KeyMap
-from beit.checkpoints.foreign.shapes import DEFAULT_GRID, WIDTH_OF_HEAD
 from beit.checkpoints.foreign.survey import Foreign
 from beit.checkpoints.reading.safe_pickle import Inert
 from beit.checkpoints.reading.torch_file import TensorFile
-from beit.checkpoints.reference import Stated
-from beit.config.architecture import PIXEL_STATISTICS, EncoderConfig
+from beit.config.architecture import PIXEL_STATISTICS
 from beit.config.errors import UserError
 from beit.config.values import as_type
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.position import relative_position_index
-from beit.models.segmentation import SemanticSegmenter, released_layers
+from beit.models.segmentation import SemanticSegmenter
 from beit.untrusted import Facts
 
 NAME = "unilm"
@@ -164,37 +162,4 @@ def write(model: nn.Module, destination: Path, classes: Sequence[str] | None, ex
     meta = {"CLASSES": tuple(classes or ()) or None, "PALETTE": extra.get("palette")}
     with destination.open("wb") as file:
         torch.save({"meta": meta, "state_dict": weights} if segments else {"model": weights}, file)
-    return _lost(model, extra)
-
-
-def _lost(model: MaskedImageModel | ImageClassifier | SemanticSegmenter, extra: Facts) -> list[str]:
-    """What a state dict alone would not tell of this model."""
-    config: EncoderConfig = model.encoder.config
-    rows, columns = config.grid
-    square = rows == columns and (config.position != "none" or config.grid == DEFAULT_GRID)
-    heads = "bias" in config.position or config.width == WIDTH_OF_HEAD * config.num_heads
-    layers, reduces = None, None
-    if isinstance(model, SemanticSegmenter):
-        layers, reduces = model.layers, bool(extra.get("reduce_zero_label"))
-        reduces = None if reduces == upernet.counts_from_one(model) else reduces
-    mean, std = PIXEL_STATISTICS["half" if layers is None else "imagenet"]
-    needed = Stated(
-        num_heads=None if heads else config.num_heads,
-        grid=None if square else config.grid,
-        pixel_mean=None if config.pixel_mean == mean else config.pixel_mean,
-        pixel_std=None if config.pixel_std == std else config.pixel_std,
-        layers=None if layers == released_layers("upernet", config.depth) else layers,
-        reduce_zero_label=reduces,
-    )
-    text = needed.text()
-    lines = [f"the file cannot tell {', '.join(needed.names())}: load it as PATH{text}"] if text else []
-    return lines + fixed_eps(config, NAME)
-
-
-def fixed_eps(config: EncoderConfig, name: str) -> list[str]:
-    """A line where the LayerNorm of another library is not quite this one."""
-    if config.layer_norm_eps == 1e-6:
-        return []
-    return [
-        f"{name} computes with a LayerNorm eps of 1e-6, not {config.layer_norm_eps:g}: outputs differ a little"
-    ]
+    return []
