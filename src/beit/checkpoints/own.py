@@ -90,7 +90,8 @@ def build(kind: str, config: EncoderConfig | DiscreteVAEConfig, options: Facts) 
     """The model of this kind, with first values."""
     if isinstance(config, DiscreteVAEConfig):
         return DiscreteVAE(config)
-    return KINDS[kind].model(BeitEncoder(config), **options)
+    encoder = BeitEncoder(config)
+    return encoder if kind == "encoder" else KINDS[kind].model(encoder, **options)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -267,7 +268,7 @@ def without_weights(path: Path) -> Iterator[None]:
             raise
         reason = re.sub(r"--([a-z][a-z-]+)", lambda flag: flag[1].replace("-", "_"), str(error))
         raise UserError(f"{path}: {printable(reason, 300)}") from None
-    except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
+    except (RuntimeError, TypeError, ValueError, ArithmeticError, LookupError) as error:
         reason = printable(str(error).partition("\n")[0])
         raise UserError(f"{path} asks for a model that cannot be ({reason})") from None
 

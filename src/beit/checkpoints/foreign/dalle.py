@@ -14,7 +14,7 @@ from torch import nn
 
 from beit.checkpoints.foreign.key_map import KeyMap
 from beit.checkpoints.foreign.shapes import Shape, number_of
-from beit.checkpoints.foreign.survey import Stored, Survey, compare, require_dtype
+from beit.checkpoints.foreign.survey import Stored, Survey, compare, shapes_of
 from beit.checkpoints.reading.torch_file import TensorFile, open_tensor_file
 from beit.checkpoints.reference import Stated, agreed
 from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEConfig
@@ -53,6 +53,7 @@ def reads_plain(file: TensorFile) -> bool:
 
 def survey(folder: Path, stated: Stated) -> Survey:
     """OpenAI's tokenizer: the two files in `folder`."""
+    shapes: dict[str, Shape] = {}
     sources, unknown = [], []
     for half, name in zip(KEYS, FILES, strict=True):
         if not (folder / name).is_file():
@@ -62,13 +63,13 @@ def survey(folder: Path, stated: Stated) -> Survey:
         file = open_tensor_file(folder / name)
         tensors = _tensors(file, "state_dict")
         keys, strange = KEYS[half].ours(tensors)
-        sources.append((file, {name: tensors[parts[0]] for name, parts in keys.items()}))
+        sources.append((file, {name: [tensors[key] for key in parts] for name, parts in keys.items()}))
+        shapes |= shapes_of(file.path, tensors, keys)
         unknown += strange
-    shapes = {name: tuple(tensor.shape) for _, tensors in sources for name, tensor in tensors.items()}
     config = _config(folder / FILES[0], shapes, stated)
     with torch.device("meta"):
         model = DiscreteVAE(config)
-    return _survey(NAME, config, model, sources, unknown)
+    return _survey(NAME, config, model, shapes, sources, unknown)
 
 
 def write(model: nn.Module, folder: Path) -> list[str]:
@@ -97,7 +98,7 @@ def write(model: nn.Module, folder: Path) -> list[str]:
 def survey_plain(file: TensorFile, stated: Stated) -> Survey:
     """A plain discrete VAE, its layers read off the names and shapes of its weights."""
     tensors = _tensors(file, "weights")
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    shapes = shapes_of(file.path, tensors, {name: (name,) for name in tensors})
     if wrong := [name for name, shape in shapes.items() if 0 in shape]:
         raise UserError(f"{file.path} holds weights without numbers: {listed(wrong)}")
     encoder, decoder = _layers(shapes, "encoder"), _layers(shapes, "decoder")
@@ -123,7 +124,8 @@ def survey_plain(file: TensorFile, stated: Stated) -> Survey:
             pixel_std=stated.pixel_std or std,
         )
     config = {"vocab_size": codebook[0], "code_width": codebook[1], "stride": model.stride}
-    return _survey(PLAIN, config, model, [(file, tensors)], [])
+    sources = [(file, {name: [tensor] for name, tensor in tensors.items()})]
+    return _survey(PLAIN, config, model, shapes, sources, [])
 
 
 def _layers(shapes: Mapping[str, Shape], half: str) -> list[Layer]:
@@ -181,17 +183,13 @@ def _survey(
     name: str,
     config: DiscreteVAEConfig | dict[str, int],
     model: DiscreteVAE | PlainDVAE,
-    files: Sequence[tuple[TensorFile, Mapping[str, Stored]]],
+    shapes: Mapping[str, Shape],
+    files: Sequence[tuple[TensorFile, Mapping[str, Sequence[Stored]]]],
     unknown: list[str],
 ) -> Survey:
     """The tokenizer compared with its files, whose tensors are under our names."""
-    weights = {key: tensor for _, tensors in files for key, tensor in tensors.items()}
-    path = files[0][0].path
-    missing, spare = compare(path, {key: tuple(tensor.shape) for key, tensor in weights.items()}, model)
-    for key, tensor in weights.items():
-        require_dtype(path, key, tensor)
+    missing, spare = compare(files[0][0].path, shapes, model)
     sources = [
-        (file, {key: [tensor] for key, tensor in tensors.items() if key not in spare})
-        for file, tensors in files
+        (file, {key: parts for key, parts in tensors.items() if key not in spare}) for file, tensors in files
     ]
     return Survey(name, "tokenizer", config, model, sources, [*unknown, *spare], missing)

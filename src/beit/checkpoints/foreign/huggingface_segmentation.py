@@ -15,50 +15,24 @@ is written with a block of zeros above it, which is never read, so that transfor
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from beit.checkpoints.foreign import upernet
 from beit.config.errors import UserError
 from beit.models.decoders import AUXILIARY_CHANNELS, POOL_SCALES
 from beit.models.segmentation import SemanticSegmenter, released_layers
 from beit.untrusted import Facts
 
-ROWS = upernet.rows(pyramid="", classes="classifier")
 _UNUSED = "unused_blocks"
 _EARLIER = 2
 """Their index less our layer."""
-# The names that 5.x uses in memory -> those of 4.x, in this order.
-_IN_4X = [
-    (re.compile(r"^fpn\.fpn1\.conv_transpose1\."), "fpn1.0."),
-    (re.compile(r"^fpn\.fpn1\.normalization\."), "fpn1.1."),
-    (re.compile(r"^fpn\.fpn1\.conv_transpose2\."), "fpn1.3."),
-    (re.compile(r"^fpn\.fpn2\."), "fpn2.0."),
-    (re.compile(r"^decode_head\.psp_modules\.blocks\.(\d+)\.conv\."), r"decode_head.psp_modules.\1.1."),
-    (re.compile(r"^decode_head\.psp_bottleneck\."), "decode_head.bottleneck."),
-    (re.compile(r"^((?:decode|auxiliary)_head\..*)\.convolution\."), r"\1.conv."),
-    (re.compile(r"^((?:decode|auxiliary)_head\..*)\.normalization\."), r"\1.bn."),
-]
-T = TypeVar("T")
-
 
 # ------------------------------------------------------------------------------------------------------------
 # Reading
-
-
-def is_segmenter(keys: Mapping[str, object]) -> bool:
-    return "decode_head.classifier.weight" in keys
-
-
-def tensors_of(tensors: Mapping[str, T], config: Facts, block: str) -> dict[str, T]:
-    """Their tensors under the names of 4.x, without a block that is never read. block: the prefix of block {}."""
-    unused = (block.format(config["num_hidden_layers"] - 1) + ".",) if unused_blocks(config) else ()
-    return {_in_4x(key): x for key, x in tensors.items() if not key.startswith(unused)}
 
 
 def unused_blocks(config: Facts) -> int:
@@ -99,12 +73,6 @@ def extra_of(preprocessor: Facts) -> dict[str, Any]:
     """Further keys of model.json."""
     reduces = preprocessor.get("do_reduce_labels", preprocessor.get("reduce_labels"))
     return {} if reduces is None else {"reduce_zero_label": bool(reduces)}
-
-
-def _in_4x(key: str) -> str:
-    for pattern, name in _IN_4X:
-        key = pattern.sub(name, key)
-    return key
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -10,12 +10,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from torch import nn
 
 from beit.checkpoints.foreign.key_map import KeyMap
-from beit.checkpoints.foreign.survey import Foreign, ModelFacts
+from beit.checkpoints.foreign.survey import Foreign
 from beit.checkpoints.foreign.unilm import ENCODER, INDICES
 from beit.checkpoints.own import write_weights
 from beit.checkpoints.preparation import Preparation, preparation, stated_preparation
@@ -42,14 +41,8 @@ _OF_SIZE: Mapping[str, Facts] = {
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12, "init_values": 0.1},
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "init_values": 1e-5},
 }
-_FIELDS = {
-    "patch_size": "patch_size",
-    "embed_dim": "width",
-    "depth": "depth",
-    "num_heads": "num_heads",
-    "mlp_ratio": "mlp_ratio",
-}
-_POOLS: Mapping[str, Literal["mean", "cls"]] = {"avg": "mean", "token": "cls"}
+_FIELDS = {"embed_dim": "width", **{name: name for name in ("patch_size", "depth", "num_heads", "mlp_ratio")}}
+_POOLS = {"avg": "mean", "token": "cls"}
 _POSITIONS = {
     "use_abs_pos_emb": "absolute",
     "use_rel_pos_bias": "block_bias",
@@ -76,6 +69,8 @@ def open_folder(file: TensorFile, config: Facts) -> Foreign:
         "drop_path_rate": arguments.get("drop_path_rate"),
         "pixel_mean": inner.get("mean"),
         "pixel_std": inner.get("std"),
+        "kind": "classifier" if config.get("num_classes") else None,
+        "pool": _POOLS.get(config.get("global_pool", "")),
     }
     # None is no LayerScale there.
     scale = {"layer_scale_init": arguments["init_values"]}
@@ -86,10 +81,6 @@ def open_folder(file: TensorFile, config: Facts) -> Foreign:
         tensors=file.tensors(file.contents),
         table=KEYS,
         facts={name: value for name, value in facts.items() if value is not None} | scale,
-        model=ModelFacts(
-            kind="classifier" if config.get("num_classes") else None,
-            pool=_POOLS.get(config.get("global_pool", "")),
-        ),
         classes=list(as_type(names, Sequence[str])) if isinstance(names, list) else None,
         provenance={"architecture": config["architecture"]},
         extra=stated_preparation(*(inner.get(name) for name in Preparation._fields)),
