@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import nn
 
 from beit.atomic import appearing
 from beit.checkpoints.foreign import dalle, formats, huggingface, timm, unilm
 from beit.checkpoints.foreign.survey import Survey
-from beit.checkpoints.own import KINDS, is_own, kind_of, load_own, options_of, read_description, save_model
+from beit.checkpoints.own import KINDS, kind_of, options_of, save_model
 from beit.checkpoints.preparation import in_full
 from beit.checkpoints.reference import Located, Pixel, Stated, locate
-from beit.checkpoints.store import load_foreign, refuse_statements, require_model
+from beit.checkpoints.store import open_model
 from beit.config.architecture import EncoderConfig, sides
 from beit.config.errors import UserError
 from beit.models.heads import ImageClassifier, MaskedImageModel
@@ -39,6 +39,22 @@ _CONTENTS: Mapping[Target, str] = {
     "huggingface": "Hugging Face's BEiT is a masked image model, a classifier or a segmenter",
     "dalle": "the format of DALL-E is a tokenizer's",
 }
+
+
+_ELSEWHERE = {
+    *(
+        "format",
+        "kind",
+        "architecture",
+        "image_size",
+        "pixel_mean",
+        "pixel_std",
+        "vocab_size",
+        "weights_sha256",
+    ),
+    *("classes", "tokenizer", "provenance", "notes", "parameters", "unknown", "missing"),
+}
+"""Keys of a description that a model or its file has in another way, or that are of one file alone."""
 
 
 class Source(NamedTuple):
@@ -132,10 +148,10 @@ def _lost(source: Source, path: Path, to: Target) -> list[str]:
     notes = []
     if stated.names():
         notes.append(f"the file cannot tell {', '.join(stated.names())}: load it as PATH{stated.text()}")
-    if isinstance(contents.config, EncoderConfig):
-        eps = source.model.encoder.config.layer_norm_eps
-        if eps != contents.config.layer_norm_eps:
-            notes.append(f"{to} computes with a LayerNorm eps of 1e-6, not {eps:g}: outputs differ a little")
+    config = getattr(getattr(source.model, "encoder", None), "config", None)
+    if isinstance(config, EncoderConfig) and config.layer_norm_eps != contents.config.layer_norm_eps:
+        eps = f"a LayerNorm eps of 1e-6, not {config.layer_norm_eps:g}"
+        notes.append(f"{to} computes with {eps}: outputs differ a little")
     before = {**in_full(source.model, source.extra), "classes": source.classes, "tokenizer": source.tokenizer}
     after = {**in_full(source.model, contents.extra), "classes": contents.classes, "tokenizer": None}
     lost = {name for name, value in before.items() if value != after.get(name)}
@@ -152,8 +168,10 @@ def _needed(source: Source, path: Path) -> tuple[Stated, Survey]:
         reduces = bool(source.extra.get("reduce_zero_label"))
         stated = replace(stated, layers=model.layers, reduce_zero_label=reduces)
     contents = formats.survey(path, stated)
+    nothing: dict[str, Any]
     for name in stated.names():
-        fewer = replace(stated, **{name: None})
+        nothing = {name: None}
+        fewer = replace(stated, **nothing)
         with suppress(UserError):
             if formats.survey(path, fewer).is_alike(contents):
                 stated = fewer
@@ -170,20 +188,15 @@ def _write(source: Source, path: Path, to: Target) -> list[str]:
         return []
     if to == "dalle":
         return dalle.write(model, path)
-    return (timm if to == "timm" else huggingface).write(model, path, classes, extra)
+    if to == "timm":
+        return timm.write(model, path, classes, extra)
+    return huggingface.write(model, path, classes, extra)
 
 
 def _open(located: Located, name: str | Path) -> Source:
-    path, stated = located
-    require_model(path)
-    if not is_own(path):
-        contents, model, notes = load_foreign(path, stated)
-        provenance = {"converted_from": str(name), "format": contents.format, **contents.provenance}
-        return Source(model, contents.classes, None, provenance, contents.extra, notes)
-    refuse_statements(path, stated)
-    model, about = load_own(path), read_description(path)
-    classes, tokenizer = about.get("classes"), about.get("tokenizer")
-    written = {"kind", "architecture", "image_size", "pixel_mean", "pixel_std", "weights_sha256"}
-    written |= {*options_of(model), "classes", "tokenizer", "provenance"}
-    extra = {name: value for name, value in about.items() if name not in written}
-    return Source(model, classes, tokenizer, about.get("provenance") or {}, extra, [])
+    model, about, notes = open_model(located)
+    provenance = about["provenance"] or {}
+    if about["format"] != "beit":
+        provenance = {"converted_from": str(name), "format": about["format"], **provenance}
+    extra = {key: value for key, value in about.items() if key not in {*_ELSEWHERE, *options_of(model)}}
+    return Source(model, about["classes"], about.get("tokenizer"), provenance, extra, notes)

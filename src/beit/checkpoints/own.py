@@ -30,7 +30,7 @@ from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
 from beit.tokenizers.dvae import DiscreteVAE
-from beit.untrusted import Facts, printable, read_json, typed
+from beit.untrusted import Facts, listed, printable, read_json, typed
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
@@ -191,8 +191,8 @@ def read_description(path: str | Path) -> dict[str, Any]:
     return _open(Path(path))[1]
 
 
-def load_own(path: Path) -> nn.Module:
-    """A model that :func:`save_model` wrote: evaluation mode, float32, CPU."""
+def load_own(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """A model that :func:`save_model` wrote, in evaluation mode, float32, CPU; and its model.json."""
     file, description, model = _open(path)
     try:
         # Copied, because load_file maps the file into memory, and a run may rewrite it.
@@ -206,7 +206,7 @@ def load_own(path: Path) -> nn.Module:
             f"copy or save the model again"
         )
     model.load_state_dict(weights, assign=True)
-    return model.eval()
+    return model.eval(), description
 
 
 def _own_folder(path: Path) -> Path:
@@ -274,17 +274,13 @@ def without_weights(path: Path) -> Iterator[None]:
 
 
 def _require_shapes(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], file: Path) -> None:
-    faults = [f"{key} is missing" for key in expected.keys() - weights.keys()]
-    faults += [f"{key} is unknown" for key in weights.keys() - expected.keys()]
-    for key in expected.keys() & weights.keys():
-        (shape, dtype), (own_shape, own_dtype) = (
-            (tuple(tensor.shape), tensor.dtype) for tensor in (expected[key], weights[key])
-        )
-        if (shape, dtype) != (own_shape, own_dtype):
-            faults.append(f"{key} is {own_dtype} {own_shape}, not {dtype} {shape}")
+    texts = [{key: f"{x.dtype} {tuple(x.shape)}" for key, x in half.items()} for half in (expected, weights)]
+    ours, theirs = texts
+    faults = [f"{key} is missing" for key in ours.keys() - theirs.keys()]
+    faults += [f"{key} is unknown" for key in theirs.keys() - ours.keys()]
+    common = ours.keys() & theirs.keys()
+    faults += [f"{key} is {theirs[key]}, not {ours[key]}" for key in common if ours[key] != theirs[key]]
     if faults:
-        more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
         raise UserError(
-            f"{file} does not fit its {DESCRIPTION}: {', '.join(sorted(faults)[:4])}{more}; "
-            f"give the two files that were saved together"
+            f"{file} does not fit its {DESCRIPTION}: {listed(faults)}; give the two files that were saved together"
         )

@@ -18,7 +18,7 @@ from beit.checkpoints.foreign.survey import Stored, Survey, compare, shapes_of
 from beit.checkpoints.reading.torch_file import TensorFile, open_tensor_file
 from beit.checkpoints.reference import Stated, agreed
 from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEConfig
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.tokenizers.dvae import DiscreteVAE
 from beit.tokenizers.plain_dvae import Layer, PlainDVAE
 from beit.untrusted import listed
@@ -27,6 +27,8 @@ NAME, PLAIN = "dalle", "plain_dvae"
 FILES = ("encoder.pkl", "decoder.pkl")
 MAX_LAYERS = 64
 MAX_SIDE = 2**16
+_LAYERS: Mapping[str, Literal["stride", "residual", "pointwise"]]
+_LAYERS = {"0.weight": "stride", "net.0.weight": "residual", "weight": "pointwise"}
 _BLOCK = "blocks.group_{}.block_{}"
 
 
@@ -56,10 +58,9 @@ def survey(folder: Path, stated: Stated) -> Survey:
     shapes: dict[str, Shape] = {}
     sources, unknown = [], []
     for half, name in zip(KEYS, FILES, strict=True):
-        if not (folder / name).is_file():
-            raise UserError(
-                f"{folder / name} is missing; a tokenizer is {FILES[0]} and {FILES[1]} in one folder"
-            )
+        require(
+            (folder / name).is_file(), f"{folder / name} is missing; a tokenizer is {' and '.join(FILES)}"
+        )
         file = open_tensor_file(folder / name)
         tensors = _tensors(file, "state_dict")
         keys, strange = KEYS[half].ours(tensors)
@@ -104,9 +105,7 @@ def survey_plain(file: TensorFile, stated: Stated) -> Survey:
     encoder, decoder = _layers(shapes, "encoder"), _layers(shapes, "decoder")
     codebook = shapes["codebook.weight"]
     strides = sum(layer.kind == "stride" for layer in encoder)
-    ends = []
-    if encoder and decoder:
-        ends = [encoder[0].n_in, encoder[-1].n_out, decoder[0].n_in, decoder[-1].n_out]
+    ends = [size for layers in (encoder, decoder) if layers for size in (layers[0].n_in, layers[-1].n_out)]
     if len(codebook) != 2 or ends != [3, *codebook, 3] or not strides:
         raise UserError(f"{file.path} has a codebook but not the encoder and decoder of a discrete VAE")
     hyper = file.contents.get("hparams")
@@ -131,17 +130,15 @@ def survey_plain(file: TensorFile, stated: Stated) -> Survey:
 def _layers(shapes: Mapping[str, Shape], half: str) -> list[Layer]:
     """The layers of the encoder or the decoder, up to the first number that is missing."""
     layers: list[Layer] = []
-    while len(layers) < MAX_LAYERS:
-        kinds: dict[str, Literal["stride", "residual", "pointwise"]]
-        kinds = {"0.weight": "stride", "net.0.weight": "residual", "weight": "pointwise"}
-        keys = {f"{half}.{len(layers)}.{leaf}": kind for leaf, kind in kinds.items()}
-        key = next((key for key in keys if len(shapes.get(key, ())) == 4), None)
-        if key is None:
+    for number in range(MAX_LAYERS):
+        keys = [(kind, shapes.get(f"{half}.{number}.{leaf}", ())) for leaf, kind in _LAYERS.items()]
+        present = [(kind, shape) for kind, shape in keys if len(shape) == 4]
+        if not present:
             return layers
-        n_out, n_in = shapes[key][:2]
-        if half == "decoder" and keys[key] == "stride":  # a transposed convolution has its inputs first
+        kind, (n_out, n_in, *_) = present[0]
+        if half == "decoder" and kind == "stride":  # a transposed convolution has its inputs first
             n_out, n_in = n_in, n_out
-        layers.append(Layer(keys[key], n_in, n_out))
+        layers.append(Layer(kind, n_in, n_out))
     raise UserError(f"its {half} has more than {MAX_LAYERS} layers, which no discrete VAE has")
 
 
@@ -153,30 +150,18 @@ def _tensors(file: TensorFile, key: str) -> dict[str, Stored]:
 
 
 def _config(path: Path, shapes: Mapping[str, Shape], stated: Stated) -> DiscreteVAEConfig:
-    names = (
-        "encoder.blocks.input.weight",
-        "encoder.blocks.output.conv.weight",
-        "decoder.blocks.input.weight",
-    )
-    first, last, code = (shapes.get(name, ()) for name in names)
+    names = ("encoder.blocks.input", "encoder.blocks.output.conv", "decoder.blocks.input")
+    first, last, code = (shapes.get(f"{name}.weight", ()) for name in names)
     if not len(first) == len(last) == len(code) == 4 or 0 in (*first, *last, *code):
         raise UserError(f"{path} and its other half are not OpenAI's encoder and decoder; check their names")
-    groups = 0
-    while number_of(shapes, f"encoder.blocks.group_{groups + 1}.block_{{}}.res_path.conv_1.weight", start=1):
-        groups += 1
+    groups = number_of(shapes, "encoder.blocks.group_{}.block_1.res_path.conv_1.weight", start=1)
     blocks = number_of(shapes, "encoder.blocks.group_1.block_{}.res_path.conv_1.weight", start=1)
     if not 2 <= groups <= 8:
         raise UserError(f"{path} has {groups} groups of blocks; OpenAI's encoder has 4")
     stride = 2 ** (groups - 1)
     rows, columns = stated.grid or (max(1, 112 // stride),) * 2
-    return DiscreteVAEConfig(
-        vocab_size=last[0],
-        width=first[0],
-        stride=stride,
-        blocks_per_group=blocks,
-        code_width=code[0],
-        image_size=(rows * stride, columns * stride),
-    )
+    sizes = {"vocab_size": last[0], "width": first[0], "blocks_per_group": blocks, "code_width": code[0]}
+    return DiscreteVAEConfig(stride=stride, image_size=(rows * stride, columns * stride), **sizes)
 
 
 def _survey(

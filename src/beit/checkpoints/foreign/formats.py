@@ -6,8 +6,7 @@ from pathlib import Path
 
 from beit.checkpoints.foreign import dalle, huggingface, timm, unilm
 from beit.checkpoints.foreign.survey import Foreign, Survey, survey_encoder
-from beit.checkpoints.reading.shards import INDEX, open_shards
-from beit.checkpoints.reading.torch_file import TensorFile, open_tensor_file
+from beit.checkpoints.reading.torch_file import INDEX, TensorFile, open_shards, open_tensor_file
 from beit.checkpoints.reference import Stated
 from beit.config.errors import UserError
 from beit.untrusted import Facts, listed, printable, read_json
