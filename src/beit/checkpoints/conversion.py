@@ -17,7 +17,7 @@ from beit.checkpoints.own import KINDS, kind_of, options_of, save_model
 from beit.checkpoints.preparation import in_full
 from beit.checkpoints.reference import Located, Pixel, Stated, locate
 from beit.checkpoints.store import open_model
-from beit.config.architecture import EncoderConfig, sides
+from beit.config.architecture import sides
 from beit.config.errors import UserError
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.position import Grid
@@ -148,10 +148,9 @@ def _lost(source: Source, path: Path, to: Target) -> list[str]:
     notes = []
     if stated.names():
         notes.append(f"the file cannot tell {', '.join(stated.names())}: load it as PATH{stated.text()}")
-    config = getattr(getattr(source.model, "encoder", None), "config", None)
-    if isinstance(config, EncoderConfig) and config.layer_norm_eps != contents.config.layer_norm_eps:
-        eps = f"a LayerNorm eps of 1e-6, not {config.layer_norm_eps:g}"
-        notes.append(f"{to} computes with {eps}: outputs differ a little")
+    eps = getattr(getattr(source.model.encoder, "config", None), "layer_norm_eps", None)
+    if eps != getattr(contents.config, "layer_norm_eps", None):
+        notes.append(f"{to} computes with a LayerNorm eps of 1e-6, not {eps:g}: outputs differ a little")
     before = {**in_full(source.model, source.extra), "classes": source.classes, "tokenizer": source.tokenizer}
     after = {**in_full(source.model, contents.extra), "classes": contents.classes, "tokenizer": None}
     lost = {name for name, value in before.items() if value != after.get(name)}

@@ -25,7 +25,10 @@ def survey(path: Path, stated: Stated) -> Survey:
     """What the file or folder holds, without reading the weights. Raises :class:`UserError` for no known format."""
     if any((path / name).is_file() for name in dalle.FILES):
         return dalle.survey(path, stated)
-    weights = path if path.is_file() else _weights_in(path)
+    places = [path] if path.is_file() else [path / name for name in WEIGHT_FILES if (path / name).is_file()]
+    if not places:
+        raise UserError(f"{path} holds neither {' nor '.join(WEIGHT_FILES)}")
+    weights = places[0]
     file = open_shards(weights) if weights.name.endswith(INDEX) else open_tensor_file(weights)
     if foreign := _configured(path, file):
         return survey_encoder(foreign, stated)
@@ -64,13 +67,6 @@ def _configured(path: Path, file: TensorFile) -> Foreign | None:
         return huggingface.open_folder(file, config, processor) if huggingface.reads(file) else None
     except (AttributeError, LookupError, TypeError) as error:
         raise UserError(f"{path}: its config.json is not one of BEiT's ({error})") from None
-
-
-def _weights_in(folder: Path) -> Path:
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(f"{folder} holds neither {' nor '.join(WEIGHT_FILES)}")
 
 
 def _contents(file: TensorFile) -> str:

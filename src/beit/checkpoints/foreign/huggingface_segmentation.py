@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from beit.config.errors import UserError
-from beit.models.decoders import AUXILIARY_CHANNELS, POOL_SCALES
+from beit.models.decoders import POOL_SCALES
 from beit.models.segmentation import SemanticSegmenter, released_layers
 from beit.untrusted import Facts
 
@@ -81,18 +81,17 @@ def extra_of(preprocessor: Facts) -> dict[str, Any]:
 
 def require_held(model: SemanticSegmenter) -> None:
     """UserError naming what Hugging Face's one decoder has no place for."""
-    config, who = model.encoder.config, "Hugging Face's BEiT"
-    if model.channels != config.width:
-        raise UserError(
-            f"{who} has as many channels in its decoder as in its encoder: it cannot hold {model.channels} over "
-            f"{config.width}"
-        )
-    if len(set(model.layers)) < len(model.layers):
-        raise UserError(f"{who} reads every block once at most: it cannot hold layers {list(model.layers)}")
-    if "pyramid.fpn1.3.weight" not in model.state_dict():
-        raise UserError(
-            f"{who} has a pyramid for patches of 16 alone: it cannot hold one for patches of {config.patch_size}"
-        )
+    config = model.encoder.config
+    width, patch, layers = config.width, config.patch_size, [*model.layers]
+    faults = {
+        f"{model.channels} over {width} channels: its decoder is as wide as its encoder": model.channels
+        != width,
+        f"layers {layers}: it reads every block once at most": len({*layers}) < len(layers),
+        f"one for patches of {patch}: its pyramid is for 16": "pyramid.fpn1.3.weight"
+        not in model.state_dict(),
+    }
+    if reasons := [reason for reason, is_so in faults.items() if is_so]:
+        raise UserError(f"Hugging Face's BEiT cannot hold {'; '.join(reasons)}")
 
 
 def with_unused_block(
@@ -113,20 +112,14 @@ def with_unused_block(
 
 
 def config_of(model: SemanticSegmenter) -> dict[str, Any]:
-    """The keys of config.json that a segmenter adds or changes."""
+    """The keys of config.json that a segmenter adds or changes; for the rest of its decoder stand defaults."""
     unused = _unused_blocks(model)
     return {
         "num_hidden_layers": model.encoder.config.depth + unused,
         **({_UNUSED: unused} if unused else {}),
         "use_mean_pooling": True,  # no norm of the last state, which no decoder reads
         "out_indices": [layer + _EARLIER for layer in model.layers],
-        "pool_scales": list(POOL_SCALES),
         "use_auxiliary_head": model.auxiliary,
-        "auxiliary_loss_weight": 0.4,
-        "auxiliary_channels": AUXILIARY_CHANNELS,
-        "auxiliary_num_convs": 1,
-        "auxiliary_concat_input": False,
-        "semantic_loss_ignore_index": 255,
     }
 
 

@@ -83,8 +83,12 @@ class Survey(NamedTuple):
     def assemble(self, strict: bool) -> tuple[nn.Module, list[str]]:
         """The model with its weights in float32, in evaluation mode; and a line for whatever was adapted."""
         path, model, notes = self.sources[0][0].path, self.model, list(self.notes)
-        if strict or (self.missing and self.kind == "tokenizer"):
-            self._refuse_strays(path)
+        strays = (("unknown", self.unknown), ("missing", self.missing))
+        faults = [f"{word} {listed(names)}" for word, names in strays if names]
+        if faults and (strict or (self.missing and self.kind == "tokenizer")):
+            raise UserError(
+                f"{path}: {'; '.join(faults)} (strict=False, or PATH@strict=no, goes on without them)"
+            )
         weights: dict[str, Tensor] = {}
         for file, stored in self.sources:
             loaded = file.load(
@@ -96,27 +100,16 @@ class Survey(NamedTuple):
                 for name, pieces in stored.items()
             }
         if self.missing:
-            model = self._blank(path)
+            stored = model.state_dict()
+            if sum(stored[name].numel() for name in self.missing) > MAX_DRAWN:
+                raise UserError(f"{path} lacks more than {MAX_DRAWN:,} numbers ({listed(self.missing)})")
+            assert isinstance(self.config, EncoderConfig)
+            model = build(self.kind, self.config, options_of(model))
             notes.append(f"{listed(self.missing)}: not in the file, drawn anew")
         if self.unknown:
             notes.append(f"{listed(self.unknown)}: unknown, left out")
         model.load_state_dict(weights, strict=not self.missing, assign=True)
         return model.eval(), notes
-
-    def _refuse_strays(self, path: Path) -> None:
-        strays = (("unknown", self.unknown), ("missing", self.missing))
-        if faults := [f"{word} {listed(names)}" for word, names in strays if names]:
-            raise UserError(
-                f"{path}: {'; '.join(faults)} (strict=False, or PATH@strict=no, goes on without them)"
-            )
-
-    def _blank(self, path: Path) -> nn.Module:
-        """A model with first values for what is missing."""
-        weights = self.model.state_dict()
-        if sum(weights[name].numel() for name in self.missing) > MAX_DRAWN:
-            raise UserError(f"{path} lacks more than {MAX_DRAWN:,} numbers ({listed(self.missing)})")
-        assert isinstance(self.config, EncoderConfig)
-        return build(self.kind, self.config, options_of(self.model))
 
 
 def _joined(pieces: Sequence[Tensor]) -> Tensor:

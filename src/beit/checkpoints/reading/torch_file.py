@@ -11,8 +11,8 @@ import io
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -37,11 +37,16 @@ MAX_MODULES = 10_000
 """Modules of a pickled network; OpenAI's have 150. A few that hold one another could seem to be without end."""
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+_FAULTS = (*(OSError, EOFError, ValueError, RuntimeError, struct.error, zipfile.BadZipFile, SafetensorError),)
+"""What a damaged file may raise."""
 
 
-Read = Callable[[Storage], bytearray]
-"""A storage -> all its bytes."""
-Reader = Callable[[], AbstractContextManager[Read]]
+class Place(NamedTuple):
+    """Where the numbers of a storage begin, and their checksum where the container has one."""
+
+    path: Path
+    start: int
+    crc: int | None = None
 
 
 class TensorFile(NamedTuple):
@@ -50,8 +55,8 @@ class TensorFile(NamedTuple):
     path: Path
     contents: Any
     """What was saved: dicts, lists and plain values, with tensors at the leaves."""
-    reader: Reader
-    """Opens the file for reading tensors."""
+    places: Mapping[str, Place]
+    """Of every storage, by its key."""
     size: int
     """Bytes of the file, or of all files that these tensors lie in."""
 
@@ -66,11 +71,10 @@ class TensorFile(NamedTuple):
             raise UserError(f"{self.path} is refused: its tensors add up to more bytes than it has")
         loaded = {key: tensor.clone() for key, tensor in tensors.items() if isinstance(tensor, Tensor)}
         try:
-            with self.reader() as read:
-                for storage, keys in views.items():
-                    numbers = _numbers(storage, read)
-                    loaded |= {key: _view(numbers, tensors[key]) for key in keys}
-        except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+            for storage, keys in views.items():
+                numbers = _numbers(storage, self.places[storage.key])
+                loaded |= {key: _view(numbers, tensors[key]) for key in keys}
+        except _FAULTS as error:
             raise UserError(
                 f"{self.path} is damaged ({printable(str(error))}); copy or download it again"
             ) from None
@@ -114,10 +118,7 @@ def open_tensor_file(path: Path) -> TensorFile:
             return _open_legacy(path)
     except Refused as reason:
         raise UserError(f"{path} is refused: {reason}") from None
-    except (
-        *(OSError, EOFError, ValueError, RuntimeError, struct.error),
-        *(zipfile.BadZipFile, SafetensorError),
-    ) as error:
+    except _FAULTS as error:
         raise UserError(
             f"{path} cannot be read ({printable(str(error))}); copy or download it again"
         ) from None
@@ -126,10 +127,15 @@ def open_tensor_file(path: Path) -> TensorFile:
     )
 
 
-def _numbers(storage: Storage, read: Read) -> Tensor:
+def _numbers(storage: Storage, place: Place) -> Tensor:
     if not storage.numel:
         return torch.empty(0, dtype=storage.dtype)
-    return torch.frombuffer(read(storage), dtype=storage.dtype)
+    with place.path.open("rb") as file:
+        file.seek(place.start)
+        content = bytearray(file.read(storage.nbytes))
+    if len(content) < storage.nbytes or place.crc not in (None, zlib.crc32(content)):
+        raise ValueError(f"its part {storage.key[:40]!r} is not what was written")
+    return torch.frombuffer(content, dtype=storage.dtype)
 
 
 def _view(numbers: Tensor, stored: Tensor | StoredTensor) -> Tensor:
@@ -150,13 +156,12 @@ def _open_safetensors(path: Path) -> TensorFile:
     if header > MAX_PICKLE:
         raise Refused(f"its header is larger than {MAX_PICKLE >> 20} MiB")
     # Its tensors are there at once, mapped into memory.
-    return TensorFile(
-        path, load_file(path), lambda: nullcontext(lambda storage: bytearray()), path.stat().st_size
-    )
+    return TensorFile(path, load_file(path), {}, path.stat().st_size)
 
 
 def _open_zip(path: Path) -> TensorFile:
-    with _zip(path) as archive:
+    with _ShortReads(path) as file, zipfile.ZipFile(file) as archive:
+        file.most = MAX_FILE
         records = {record.filename: record for record in archive.infolist()}
         if any(record.compress_type != zipfile.ZIP_STORED for record in records.values()):
             raise Refused("it is a compressed zip, and torch.save compresses nothing")
@@ -173,28 +178,22 @@ def _open_zip(path: Path) -> TensorFile:
                 if order.read(8) != b"little":
                     raise Refused("it was written on a big-endian machine")
         contents = read_pickle(io.BytesIO(archive.read(pickles[0])))
-    for key, storage in _storages(contents).items():
-        record = records.get(f"{folder}data/{key}")
-        if record is None or record.file_size != storage.nbytes:
-            raise Refused(f"its part {key[:40]!r} does not hold {storage.numel} {storage.dtype}")
-
-    @contextmanager
-    def reader() -> Iterator[Read]:
-        with _zip(path) as archive:
-            yield lambda storage: bytearray(archive.read(f"{folder}data/{storage.key}"))
-
-    return TensorFile(path, contents, reader, path.stat().st_size)
-
-
-@contextmanager
-def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The zip at `path`, unless the list of its parts is long: in memory it takes ten times what the file holds."""
-    with _ShortReads(path) as file, zipfile.ZipFile(file) as archive:
-        file.most = MAX_FILE
-        yield archive
+        places = {}
+        for key, storage in _storages(contents).items():
+            record = records.get(f"{folder}data/{key}")
+            if record is None or record.file_size != storage.nbytes:
+                raise Refused(f"its part {key[:40]!r} does not hold {storage.numel} {storage.dtype}")
+            file.seek(
+                record.header_offset + 26
+            )  # the lengths of its name and of what else comes before its content
+            before = sum(struct.unpack("<HH", file.read(4)))
+            places[key] = Place(path, record.header_offset + 30 + before, record.CRC)
+    return TensorFile(path, contents, places, path.stat().st_size)
 
 
 class _ShortReads(io.FileIO):
+    """Refuses a zip whose list of parts is long: in memory it takes ten times what the file holds."""
+
     most = MAX_DIRECTORY
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -215,18 +214,9 @@ def _open_legacy(path: Path) -> TensorFile:
         contents = read_pickle(head)
         keys = read_pickle(head)
         places = _legacy_places(file, head.tell(), keys, _storages(contents))
-
-    @contextmanager
-    def reader() -> Iterator[Read]:
-        with path.open("rb") as file:
-
-            def read(storage: Storage) -> bytearray:
-                file.seek(places[storage.key])
-                return bytearray(file.read(storage.nbytes))
-
-            yield read
-
-    return TensorFile(path, contents, reader, path.stat().st_size)
+    return TensorFile(
+        path, contents, {key: Place(path, start) for key, start in places.items()}, path.stat().st_size
+    )
 
 
 def _legacy_places(file: IO[bytes], start: int, keys: Any, storages: Mapping[str, Storage]) -> dict[str, int]:
@@ -278,6 +268,7 @@ def open_shards(index: Path) -> TensorFile:
         raise UserError(f"{index} is refused: it names {len(names):,} files")
     files = [open_tensor_file(index.with_name(name)) for name in names]
     contents: dict[str, Any] = {}
+    places: dict[str, Place] = {}
     for number, file in enumerate(files):
         tensors = file.tensors(file.contents)
         if twice := contents.keys() & tensors.keys():
@@ -285,21 +276,10 @@ def open_shards(index: Path) -> TensorFile:
                 f"{file.path} has {listed(twice)}, which another file of {index.name} has as well"
             )
         contents |= {key: _of(number, tensor) for key, tensor in tensors.items()}
+        places |= {f"{number}/{key}": place for key, place in file.places.items()}
     if lost := named.keys() - contents.keys():
         raise UserError(f"{index} names {listed(lost)}, which its files do not have")
-
-    @contextmanager
-    def reader() -> Iterator[Read]:
-        with ExitStack() as stack:
-            reads = [stack.enter_context(file.reader()) for file in files]
-
-            def read(storage: Any) -> bytearray:
-                number, _, key = storage.key.partition("/")
-                return reads[int(number)](storage._replace(key=key))
-
-            yield read
-
-    return TensorFile(index, contents, reader, sum(file.size for file in files))
+    return TensorFile(index, contents, places, sum(file.size for file in files))
 
 
 def _of(number: int, tensor: Any) -> Any:
