@@ -39,20 +39,9 @@ _CONTENTS: Mapping[Target, str] = {
     "huggingface": "Hugging Face's BEiT is a masked image model, a classifier or a segmenter",
     "dalle": "the format of DALL-E is a tokenizer's",
 }
-
-
 _ELSEWHERE = {
-    *(
-        "format",
-        "kind",
-        "architecture",
-        "image_size",
-        "pixel_mean",
-        "pixel_std",
-        "vocab_size",
-        "weights_sha256",
-    ),
-    *("classes", "tokenizer", "provenance", "notes", "parameters", "unknown", "missing"),
+    *("format", "kind", "architecture", "image_size", "pixel_mean", "pixel_std", "vocab_size"),
+    *("classes", "tokenizer", "weights_sha256", "provenance", "notes", "parameters", "unknown", "missing"),
 }
 """Keys of a description that a model or its file has in another way, or that are of one file alone."""
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from beit.atomic import replace_file, write_text
 from beit.config.architecture import DALLE_PIXELS, DiscreteVAEConfig, EncoderConfig
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
@@ -250,9 +250,8 @@ def _described(kind: str, description: Facts) -> nn.Module:
     config = config_type(**typed(architecture, get_type_hints(config_type)))
     options = {name: description[name] for name in names}
     options = typed(options, get_type_hints(KINDS[kind].model.__init__))
-    for name in ("num_classes", "vocab_size", "channels"):
-        if options.get(name, 1) <= 0:
-            raise UserError(f"{name} must be positive, not {options[name]}")
+    for name in {"num_classes", "vocab_size", "channels"} & {*options}:
+        require(options[name] > 0, f"{name} must be positive, not {options[name]}")
     return build(kind, config, options)
 
 

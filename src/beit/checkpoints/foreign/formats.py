@@ -9,7 +9,7 @@ from beit.checkpoints.foreign.survey import Foreign, Survey, survey_encoder
 from beit.checkpoints.reading.torch_file import INDEX, TensorFile, open_shards, open_tensor_file
 from beit.checkpoints.reference import Stated
 from beit.config.errors import UserError
-from beit.untrusted import Facts, listed, printable, read_json
+from beit.untrusted import listed, printable, read_json
 
 WEIGHT_FILES = tuple(
     f"{name}{ending}" for name in ("model.safetensors", "pytorch_model.bin") for ending in ("", INDEX)
@@ -50,11 +50,8 @@ def survey(path: Path, stated: Stated) -> Survey:
 
 def _configured(path: Path, file: TensorFile) -> Foreign | None:
     """A model of timm or of Hugging Face, with the configuration beside its weights if there is one."""
-    config: Facts = {}
-    processor: Facts = {}
-    if file.path.name in WEIGHT_FILES:
-        config = read_json(file.path.with_name("config.json")) or {}
-        processor = read_json(file.path.with_name("preprocessor_config.json")) or {}
+    names = ("config.json", "preprocessor_config.json") if file.path.name in WEIGHT_FILES else ()
+    config, processor = [read_json(file.path.with_name(name)) or {} for name in names] or ({}, {})
     for key, library, is_config in (
         ("model_type", "Hugging Face", huggingface.is_config),
         ("architecture", "timm", timm.is_config),

@@ -23,7 +23,7 @@ from beit.checkpoints.own import kind_of, write_weights
 from beit.checkpoints.preparation import preparation
 from beit.checkpoints.reading.torch_file import TensorFile
 from beit.config.architecture import EncoderConfig
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
 from beit.untrusted import Facts, printable
@@ -160,9 +160,8 @@ def _facts(file: TensorFile, config: Facts) -> dict[str, Any]:
     """What :class:`Foreign` has as facts; what a configuration leaves out has the library's default."""
     if not config:
         return {}
-    where = file.path.parent / "config.json"
-    if config.get("hidden_act", "gelu") != "gelu":
-        raise UserError(f"{where}: hidden_act is {config['hidden_act']!r}, and BEiT has gelu")
+    act = config.get("hidden_act", "gelu")
+    require(act == "gelu", f"{file.path.parent / 'config.json'}: hidden_act is {act!r}, and BEiT has gelu")
     facts = {ours: config.get(theirs, default) for theirs, ours, default in (*_SIZES, *_FIELDS)}
     size = config.get("image_size", 224)
     return facts | {
@@ -251,12 +250,9 @@ def _encoder_config(config: EncoderConfig) -> dict[str, Any]:
     height, width = config.image_size
     return {
         "model_type": "beit",
-        "torch_dtype": "float32",
         "hidden_size": config.width,
         "intermediate_size": int(config.width * config.mlp_ratio),
         "num_hidden_layers": config.depth,
-        "num_channels": 3,
-        "hidden_act": "gelu",
         "image_size": height if height == width else [height, width],
         "use_mask_token": False,
         **{flag: config.position == ours for flag, ours in _POSITIONS},

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 from beit.checkpoints.reference import Stated, agreed
 from beit.config.architecture import MAX_DEPTH, EncoderConfig
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.models.encoder import BeitEncoder
 from beit.models.position import CLS_ROWS, Grid, bias_table_rows
 from beit.untrusted import Facts, typed
@@ -72,19 +72,16 @@ def _heads(width: int, *accounts: int | None) -> int:
         raise UserError(
             f"nothing tells the number of heads of its width {width}; state num_heads (PATH@num_heads=N)"
         )
-    if heads is not None and heads < 1:
-        raise UserError(f"{heads} attention heads")
+    require(heads is None or heads > 0, f"{heads} attention heads")
     return heads or width // WIDTH_OF_HEAD
 
 
 def number_of(names: Mapping[str, Shape], template: str, start: int = 0) -> int:
     """How many names fill the {} of `template`, from `start` on without a gap; at most :data:`MAX_DEPTH`."""
-    end = start
-    while template.format(end) in names:
-        end += 1
-        if end - start > MAX_DEPTH:
-            raise UserError(f"it has more than {MAX_DEPTH} blocks")
-    return end - start
+    for number in range(MAX_DEPTH + 1):
+        if template.format(start + number) not in names:
+            return number
+    raise UserError(f"it has more than {MAX_DEPTH} blocks")
 
 
 def _ratio(hidden: int, width: int) -> float:
@@ -102,8 +99,7 @@ def _width_and_patch(shapes: Mapping[str, Shape]) -> tuple[int, int]:
             f"cls_token {token}, patch_embed.proj.weight {patches} and mlp.fc1.weight {hidden} "
             f"are not those of an encoder of square patches of RGB images"
         )
-    if 0 in (*token, *patches, *hidden):
-        raise UserError("it has weights without numbers")
+    require(0 not in (*token, *patches, *hidden), "it has weights without numbers")
     return token[2], patches[2]
 
 
@@ -112,11 +108,10 @@ def _position(shapes: Mapping[str, Shape]) -> tuple[Any, int, int | None]:
     kinds = [(kind, shapes[name]) for kind, name in _POSITIONS.items() if name in shapes]
     if not kinds:
         return "none", 0, None
-    if len(kinds) > 1:
-        raise UserError("it has more than one kind of position information, which no BEiT has")
+    require(len(kinds) == 1, "it has more than one kind of position information, which no BEiT has")
     kind, shape = kinds[0]
-    if len(shape) != (3 if kind == "absolute" else 2):
-        raise UserError("its position information has too many or too few dimensions")
+    dimensions = 3 if kind == "absolute" else 2
+    require(len(shape) == dimensions, "its position information has too many or too few dimensions")
     return kind, shape[-2], None if kind == "absolute" else shape[1]
 
 

@@ -19,7 +19,7 @@ from beit.checkpoints.reading.safe_pickle import StoredTensor
 from beit.checkpoints.reading.torch_file import TensorFile
 from beit.checkpoints.reference import Stated
 from beit.config.architecture import DALLE_PIXELS, DiscreteVAEConfig, EncoderConfig
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.untrusted import Facts, listed
 
 ModelKind = Literal["pretrained", "classifier", "segmenter", "encoder"]
@@ -101,8 +101,8 @@ class Survey(NamedTuple):
             }
         if self.missing:
             stored = model.state_dict()
-            if sum(stored[name].numel() for name in self.missing) > MAX_DRAWN:
-                raise UserError(f"{path} lacks more than {MAX_DRAWN:,} numbers ({listed(self.missing)})")
+            numbers = sum(stored[name].numel() for name in self.missing)
+            require(numbers <= MAX_DRAWN, f"{path} lacks {numbers:,} numbers ({listed(self.missing)})")
             assert isinstance(self.config, EncoderConfig)
             model = build(self.kind, self.config, options_of(model))
             notes.append(f"{listed(self.missing)}: not in the file, drawn anew")

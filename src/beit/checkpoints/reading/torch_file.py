@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from beit.checkpoints.reading.safe_pickle import Inert, Refused, Storage, StoredTensor, read_pickle
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.untrusted import listed, printable, read_json
 
 INDEX = ".index.json"
@@ -213,13 +213,13 @@ def _open_legacy(path: Path) -> TensorFile:
             raise Refused("it was written on a big-endian machine")
         contents = read_pickle(head)
         keys = read_pickle(head)
-        places = _legacy_places(file, head.tell(), keys, _storages(contents))
-    return TensorFile(
-        path, contents, {key: Place(path, start) for key, start in places.items()}, path.stat().st_size
-    )
+        places = _legacy_places(path, file, head.tell(), keys, _storages(contents))
+    return TensorFile(path, contents, places, path.stat().st_size)
 
 
-def _legacy_places(file: IO[bytes], start: int, keys: Any, storages: Mapping[str, Storage]) -> dict[str, int]:
+def _legacy_places(
+    path: Path, file: IO[bytes], start: int, keys: Any, storages: Mapping[str, Storage]
+) -> dict[str, Place]:
     """Where each storage's numbers begin, checked to end within the file."""
     size, places = file.seek(0, io.SEEK_END), {}
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or {*keys} != {*storages}:
@@ -231,7 +231,7 @@ def _legacy_places(file: IO[bytes], start: int, keys: Any, storages: Mapping[str
         end = start + 8 + storage.nbytes
         if len(length) < 8 or struct.unpack("<q", length)[0] != storage.numel or end > size:
             raise Refused("it is cut off or damaged")
-        places[key] = start + 8
+        places[key] = Place(path, start + 8)
         start = end
     return places
 
@@ -264,8 +264,7 @@ def open_shards(index: Path) -> TensorFile:
     names = sorted({*named.values()})
     if strange := [name for name in names if not re.fullmatch(r"[\w-][\w.-]*", name) or name.endswith(INDEX)]:
         raise UserError(f"{index} is refused: it names {printable(strange[0])}, which is no file beside it")
-    if len(names) > MAX_SHARDS:
-        raise UserError(f"{index} is refused: it names {len(names):,} files")
+    require(len(names) <= MAX_SHARDS, f"{index} is refused: it names {len(names):,} files")
     files = [open_tensor_file(index.with_name(name)) for name in names]
     contents: dict[str, Any] = {}
     places: dict[str, Place] = {}
