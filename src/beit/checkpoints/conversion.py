@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -15,7 +15,7 @@ from beit.checkpoints.foreign import dalle, formats, huggingface, timm, unilm
 from beit.checkpoints.foreign.survey import Survey
 from beit.checkpoints.own import KINDS, kind_of, options_of, save_model
 from beit.checkpoints.preparation import in_full
-from beit.checkpoints.reference import Located, Pixel, Stated, locate
+from beit.checkpoints.reference import Pixel, Stated, locate
 from beit.checkpoints.store import open_model
 from beit.config.architecture import sides
 from beit.config.errors import UserError
@@ -46,18 +46,6 @@ _ELSEWHERE = {
 """Keys of a description that a model or its file has in another way, or that are of one file alone."""
 
 
-class Source(NamedTuple):
-    """A model, and what is known about it beside its weights."""
-
-    model: nn.Module
-    classes: Sequence[str] | None
-    tokenizer: str | None
-    provenance: Facts
-    extra: Facts
-    """Further keys of model.json."""
-    notes: Sequence[str]
-
-
 def convert(
     source: str | Path,
     destination: str | Path,
@@ -81,10 +69,15 @@ def convert(
     """
     target = _destination(destination, to, push)
     stated = Stated(num_heads, sides(grid), pixel_mean, pixel_std, layers, strict=strict)
-    origin = _open(locate(source, stated), source)
-    _require_holder(origin.model, to)
+    model, about, notes = open_model(locate(source, stated))
+    _require_holder(model, to)
+    if about["format"] != "beit":
+        origin = {"converted_from": str(source), "format": about["format"]}
+        about["provenance"] = origin | about["provenance"]
+    extra = {key: value for key, value in about.items() if key not in {*_ELSEWHERE, *options_of(model)}}
     with appearing(target) as draft:
-        notes = [*origin.notes, *_write(origin, draft, to), *_lost(origin, draft, to)]
+        notes += _write(model, about, extra, draft, to)
+        notes += [] if to == "beit" else _lost(model, about, extra, draft, to)
     if push is None:
         return notes
     from beit.checkpoints.remote import hub
@@ -128,37 +121,34 @@ def _require_holder(model: nn.Module, to: Target) -> None:
     raise UserError(f"{reason}: it cannot hold a {type(model).__name__}; {remedy}")
 
 
-def _lost(source: Source, path: Path, to: Target) -> list[str]:
+def _lost(model: nn.Module, about: Facts, extra: Facts, path: Path, to: Target) -> list[str]:
     """Lines for what the file at `path` does not tell: what has to be stated, and what is not known any more or taken
     for something else when it is read."""
-    if to == "beit":
-        return []
-    stated, contents = _needed(source, path)
+    stated, contents = _needed(model, extra, path)
     notes = []
     if stated.names():
         notes.append(f"the file cannot tell {', '.join(stated.names())}: load it as PATH{stated.text()}")
-    eps = getattr(getattr(source.model.encoder, "config", None), "layer_norm_eps", None)
+    eps = getattr(getattr(model.encoder, "config", None), "layer_norm_eps", None)
     if eps != getattr(contents.config, "layer_norm_eps", None):
         notes.append(f"{to} computes with a LayerNorm eps of 1e-6, not {eps:g}: outputs differ a little")
-    before = {**in_full(source.model, source.extra), "classes": source.classes, "tokenizer": source.tokenizer}
-    after = {**in_full(source.model, contents.extra), "classes": contents.classes, "tokenizer": None}
+    before = {**in_full(model, extra), "classes": about.get("classes"), "tokenizer": about.get("tokenizer")}
+    after = {**in_full(model, contents.extra), "classes": contents.classes, "tokenizer": None}
     lost = {name for name, value in before.items() if value != after.get(name)}
     return notes + ([f"{to} does not tell {listed(lost, 20)}"] if lost else [])
 
 
-def _needed(source: Source, path: Path) -> tuple[Stated, Survey]:
+def _needed(model: nn.Module, extra: Facts, path: Path) -> tuple[Stated, Survey]:
     """The least that has to be stated of the file at `path` so that it is read as this model, and what it then is."""
-    model, stated = source.model, Stated()
+    stated = Stated()
     if isinstance(model, MaskedImageModel | ImageClassifier | SemanticSegmenter):
         config = model.encoder.config
         stated = Stated(config.num_heads, config.grid, config.pixel_mean, config.pixel_std)
     if isinstance(model, SemanticSegmenter):
-        reduces = bool(source.extra.get("reduce_zero_label"))
+        reduces = bool(extra.get("reduce_zero_label"))
         stated = replace(stated, layers=model.layers, reduce_zero_label=reduces)
     contents = formats.survey(path, stated)
-    nothing: dict[str, Any]
     for name in stated.names():
-        nothing = {name: None}
+        nothing: dict[str, Any] = {name: None}
         fewer = replace(stated, **nothing)
         with suppress(UserError):
             if formats.survey(path, fewer).is_alike(contents):
@@ -166,25 +156,17 @@ def _needed(source: Source, path: Path) -> tuple[Stated, Survey]:
     return stated, contents
 
 
-def _write(source: Source, path: Path, to: Target) -> list[str]:
-    model, classes, tokenizer, provenance, extra, _ = source
+def _write(model: nn.Module, about: Facts, extra: Facts, path: Path, to: Target) -> list[str]:
+    classes, tokenizer = about.get("classes"), about.get("tokenizer")
     if to == "unilm":
         return unilm.write(model, path, classes, extra)
     path.mkdir()
-    if to == "beit":
-        save_model(model, path, provenance=provenance, tokenizer_hash=tokenizer, classes=classes, extra=extra)
-        return []
-    if to == "dalle":
-        return dalle.write(model, path)
     if to == "timm":
         return timm.write(model, path, classes, extra)
-    return huggingface.write(model, path, classes, extra)
-
-
-def _open(located: Located, name: str | Path) -> Source:
-    model, about, notes = open_model(located)
-    provenance = about["provenance"] or {}
-    if about["format"] != "beit":
-        provenance = {"converted_from": str(name), "format": about["format"], **provenance}
-    extra = {key: value for key, value in about.items() if key not in {*_ELSEWHERE, *options_of(model)}}
-    return Source(model, about["classes"], about.get("tokenizer"), provenance, extra, notes)
+    if to == "huggingface":
+        return huggingface.write(model, path, classes, extra)
+    if to == "dalle":
+        return dalle.write(model, path)
+    provenance = about.get("provenance") or {}
+    save_model(model, path, provenance=provenance, tokenizer_hash=tokenizer, classes=classes, extra=extra)
+    return []

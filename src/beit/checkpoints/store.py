@@ -114,11 +114,9 @@ def open_model(located: Located) -> tuple[nn.Module, dict[str, Any], list[str]]:
 
 def is_model(path: Path) -> bool:
     """Whether there is a model of ours at `path`, a file, or a folder that another library may have written."""
-    if is_own(path) or path.is_file():
-        return True
     from beit.checkpoints.foreign.formats import is_foreign
 
-    return is_foreign(path)
+    return is_own(path) or is_foreign(path)
 
 
 def _survey(path: Path, stated: Stated) -> Survey | None:

@@ -6,7 +6,6 @@ these and under the names that 5.x uses in memory. What is peculiar to segmentat
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from beit.checkpoints.foreign import huggingface_segmentation as segmentation
 from beit.checkpoints.foreign import upernet
 from beit.checkpoints.foreign.key_map import KeyMap
 from beit.checkpoints.foreign.survey import Foreign, ModelKind
-from beit.checkpoints.own import kind_of, write_weights
+from beit.checkpoints.own import kind_of, write_folder
 from beit.checkpoints.preparation import preparation
 from beit.checkpoints.reading.torch_file import TensorFile
 from beit.config.architecture import EncoderConfig
@@ -221,12 +220,9 @@ def write(model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: 
         segmentation.require_held(model)
         weights, notes = segmentation.with_unused_block(model, weights)
     keys = _MASKED_KEYS if isinstance(model, MaskedImageModel) else _CLASSIFIER_KEYS
-    write_weights(keys.write(weights, NAME), folder / "model.safetensors")
     several = {"problem_type": _SEVERAL} if extra.get("multilabel") else {}
-    contents = {"config": _config(model, classes) | several, "preprocessor_config": _processor(model, extra)}
-    for name, content in contents.items():
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    files = {"config": _config(model, classes) | several, "preprocessor_config": _processor(model, extra)}
+    write_folder(folder, keys.write(weights, NAME), files)
     return notes
 
 

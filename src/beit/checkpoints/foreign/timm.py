@@ -6,7 +6,6 @@ ones; timm has neither a mask token nor a head for visual tokens.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import nn
 from beit.checkpoints.foreign.key_map import KeyMap
 from beit.checkpoints.foreign.survey import Foreign
 from beit.checkpoints.foreign.unilm import ENCODER, INDICES
-from beit.checkpoints.own import write_weights
+from beit.checkpoints.own import write_folder
 from beit.checkpoints.preparation import Preparation, preparation, stated_preparation
 from beit.checkpoints.reading.torch_file import TensorFile
 from beit.config.values import as_type
@@ -115,7 +114,5 @@ def write(model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: 
             "classifier": "head",
         },
     }
-    weights = KEYS.write(model.state_dict(), NAME)
-    write_weights(weights, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_folder(folder, KEYS.write(model.state_dict(), NAME), {"config": description})
     return []
