@@ -21,7 +21,7 @@ from beit.checkpoints.foreign.survey import Foreign, ModelKind
 from beit.checkpoints.own import kind_of, write_folder
 from beit.checkpoints.preparation import preparation
 from beit.checkpoints.reading.torch_file import TensorFile
-from beit.config.architecture import EncoderConfig
+from beit.config.architecture import EncoderConfig, sides
 from beit.config.errors import UserError, require
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
@@ -162,9 +162,8 @@ def _facts(file: TensorFile, config: Facts) -> dict[str, Any]:
     act = config.get("hidden_act", "gelu")
     require(act == "gelu", f"{file.path.parent / 'config.json'}: hidden_act is {act!r}, and BEiT has gelu")
     facts = {ours: config.get(theirs, default) for theirs, ours, default in (*_SIZES, *_FIELDS)}
-    size = config.get("image_size", 224)
     return facts | {
-        "image_size": (size, size) if isinstance(size, int) else size,
+        "image_size": sides(config.get("image_size", 224)),
         "depth": config.get("num_hidden_layers", 12) - segmentation.unused_blocks(config),
         "position": " and ".join(ours for flag, ours in _POSITIONS if config.get(flag)) or "none",
         "layer_scale_init": facts["layer_scale_init"] or None,  # zero means no LayerScale there
@@ -250,7 +249,6 @@ def _encoder_config(config: EncoderConfig) -> dict[str, Any]:
         "intermediate_size": int(config.width * config.mlp_ratio),
         "num_hidden_layers": config.depth,
         "image_size": height if height == width else [height, width],
-        "use_mask_token": False,
         **{flag: config.position == ours for flag, ours in _POSITIONS},
         **{theirs: getattr(config, ours) for theirs, ours, _ in _FIELDS},
         # Zero means no LayerScale there.

@@ -69,10 +69,8 @@ class Survey(NamedTuple):
             "pixel_std": getattr(pixels, "pixel_std", DALLE_PIXELS[1]),
             "classes": None if self.classes is None else list(self.classes),
             "provenance": dict(self.provenance),
-            "notes": list(self.notes),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "unknown": list(self.unknown),
-            "missing": list(self.missing),
+            **{name: list(getattr(self, name)) for name in ("notes", "unknown", "missing")},
         }
 
     def is_alike(self, other: Survey) -> bool:

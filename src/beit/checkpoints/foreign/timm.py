@@ -18,6 +18,7 @@ from beit.checkpoints.foreign.unilm import ENCODER, INDICES
 from beit.checkpoints.own import write_folder
 from beit.checkpoints.preparation import Preparation, preparation, stated_preparation
 from beit.checkpoints.reading.torch_file import TensorFile
+from beit.config.architecture import sides
 from beit.config.values import as_type
 from beit.models.heads import ImageClassifier
 from beit.untrusted import Facts
@@ -59,11 +60,10 @@ def open_folder(file: TensorFile, config: Facts) -> Foreign:
     named = _ARCHITECTURE.match(config["architecture"])
     assert named is not None
     arguments = {**_OF_ALL, **_OF_SIZE[named[1]], **config.get("model_args", {})}
-    size = arguments.get("img_size") or inner.get("input_size", (3, None))[1:]
-    height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
+    size = arguments.get("img_size") or inner.get("input_size", ())[1:] or None
     facts = {
         **{ours: arguments.get(theirs) for theirs, ours in _FIELDS.items()},
-        "image_size": None if height is None else (height, width),
+        "image_size": sides(size),
         "position": " and ".join(ours for flag, ours in _POSITIONS.items() if arguments.get(flag)) or "none",
         "drop_path_rate": arguments.get("drop_path_rate"),
         "pixel_mean": inner.get("mean"),
