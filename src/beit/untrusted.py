@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.config.values import as_type
 
 Facts = Mapping[str, Any]
@@ -29,9 +29,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); copy or download it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is no JSON object")
-    return content
+    require(isinstance(content, dict), f"{path} is no JSON object")
+    return dict(content)
 
 
 def _is_deep(content: object) -> bool:

@@ -395,7 +395,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ([own, str(tmp_path / "x"), "--to", "keras"], "huggingface"),
         ([own, "--to", "unilm"], "--destination"),
         ([own, str(tmp_path / "x"), "third", "--to", "unilm"], "third"),
-        ([str(tmp_path / "nothing"), str(tmp_path / "x"), "--to", "unilm"], "nothing holds no model"),
+        ([str(tmp_path / "nothing"), str(tmp_path / "x"), "--to", "unilm"], "nothing does not exist"),
     ]:
         assert run("convert", *arguments) == 2
         error = capsys.readouterr().err

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
 from beit.atomic import appearing
 from beit.checkpoints.foreign import dalle, formats, huggingface, timm, unilm
-from beit.checkpoints.own import KINDS, is_own, kind_of, load_own, options_of, read_description, save_model
+from beit.checkpoints.foreign.survey import Survey
+from beit.checkpoints.own import KINDS, kind_of, options_of, save_model
 from beit.checkpoints.preparation import in_full
-from beit.checkpoints.reference import Located, Pixel, Stated, locate
-from beit.checkpoints.store import load_foreign, refuse_statements, require_model
+from beit.checkpoints.reference import Pixel, Stated, locate
+from beit.checkpoints.store import open_model
 from beit.config.architecture import sides
 from beit.config.errors import UserError
-from beit.models.encoder import BeitEncoder
+from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.position import Grid
 from beit.models.segmentation import SemanticSegmenter
 from beit.untrusted import Facts, listed
@@ -36,18 +39,11 @@ _CONTENTS: Mapping[Target, str] = {
     "huggingface": "Hugging Face's BEiT is a masked image model, a classifier or a segmenter",
     "dalle": "the format of DALL-E is a tokenizer's",
 }
-
-
-class Source(NamedTuple):
-    """A model, and what is known about it beside its weights."""
-
-    model: nn.Module
-    classes: Sequence[str] | None
-    tokenizer: str | None
-    provenance: Facts
-    extra: Facts
-    """Further keys of model.json."""
-    notes: Sequence[str]
+_ELSEWHERE = {
+    *("format", "kind", "architecture", "image_size", "pixel_mean", "pixel_std", "vocab_size"),
+    *("classes", "tokenizer", "weights_sha256", "provenance", "notes", "parameters", "unknown", "missing"),
+}
+"""Keys of a description that a model or its file has in another way, or that are of one file alone."""
 
 
 def convert(
@@ -72,18 +68,16 @@ def convert(
     push: owner/name of the Hugging Face Hub that the written folder is uploaded to.
     """
     target = _destination(destination, to, push)
-    stated = Stated(
-        num_heads=num_heads,
-        grid=sides(grid),
-        pixel_mean=pixel_mean,
-        pixel_std=pixel_std,
-        layers=layers,
-        strict=strict,
-    )
-    origin = _open(locate(source, stated), source)
-    _require_holder(origin.model, to)
+    stated = Stated(num_heads, sides(grid), pixel_mean, pixel_std, layers, strict=strict)
+    model, about, notes = open_model(locate(source, stated))
+    _require_holder(model, to)
+    if about["format"] != "beit":
+        origin = {"converted_from": str(source), "format": about["format"]}
+        about["provenance"] = origin | about["provenance"]
+    extra = {key: value for key, value in about.items() if key not in {*_ELSEWHERE, *options_of(model)}}
     with appearing(target) as draft:
-        notes = [*origin.notes, *_write(origin, draft, to), *_lost(origin, draft, to)]
+        notes += _write(model, about, extra, draft, to)
+        notes += [] if to == "beit" else _lost(model, about, extra, draft, to)
     if push is None:
         return notes
     from beit.checkpoints.remote import hub
@@ -127,60 +121,52 @@ def _require_holder(model: nn.Module, to: Target) -> None:
     raise UserError(f"{reason}: it cannot hold a {type(model).__name__}; {remedy}")
 
 
-def _lost(source: Source, path: Path, to: Target) -> list[str]:
-    """A line for what is known about the model, and is not known any more or taken for something else when the file
-    at `path` is read."""
-    if to == "beit":
-        return []
-    contents = formats.survey(path, _statement(source))
-    before = {**in_full(source.model, source.extra), "classes": source.classes, "tokenizer": source.tokenizer}
-    after = {**in_full(source.model, contents.extra), "classes": contents.classes, "tokenizer": None}
+def _lost(model: nn.Module, about: Facts, extra: Facts, path: Path, to: Target) -> list[str]:
+    """Lines for what the file at `path` does not tell: what has to be stated, and what is not known any more or taken
+    for something else when it is read."""
+    stated, contents = _needed(model, extra, path)
+    notes = []
+    if stated.names():
+        notes.append(f"the file cannot tell {', '.join(stated.names())}: load it as PATH{stated.text()}")
+    eps = getattr(getattr(model.encoder, "config", None), "layer_norm_eps", None)
+    if eps != getattr(contents.config, "layer_norm_eps", None):
+        notes.append(f"{to} computes with a LayerNorm eps of 1e-6, not {eps:g}: outputs differ a little")
+    before = {**in_full(model, extra), "classes": about.get("classes"), "tokenizer": about.get("tokenizer")}
+    after = {**in_full(model, contents.extra), "classes": contents.classes, "tokenizer": None}
     lost = {name for name, value in before.items() if value != after.get(name)}
-    return [f"{to} does not tell {listed(lost, 20)}"] if lost else []
+    return notes + ([f"{to} does not tell {listed(lost, 20)}"] if lost else [])
 
 
-def _statement(source: Source) -> Stated:
-    """What may have to be said of a file of this model, so that it is read."""
-    encoder, layers, reduces = getattr(source.model, "encoder", None), None, None
-    if not isinstance(encoder, BeitEncoder):
-        return Stated()
-    if isinstance(source.model, SemanticSegmenter):
-        layers, reduces = source.model.layers, bool(source.extra.get("reduce_zero_label"))
-    heads = encoder.config.num_heads
-    return Stated(num_heads=heads, grid=encoder.grid, layers=layers, reduce_zero_label=reduces)
+def _needed(model: nn.Module, extra: Facts, path: Path) -> tuple[Stated, Survey]:
+    """The least that has to be stated of the file at `path` so that it is read as this model, and what it then is."""
+    stated = Stated()
+    if isinstance(model, MaskedImageModel | ImageClassifier | SemanticSegmenter):
+        config = model.encoder.config
+        stated = Stated(config.num_heads, config.grid, config.pixel_mean, config.pixel_std)
+    if isinstance(model, SemanticSegmenter):
+        reduces = bool(extra.get("reduce_zero_label"))
+        stated = replace(stated, layers=model.layers, reduce_zero_label=reduces)
+    contents = formats.survey(path, stated)
+    for name in stated.names():
+        nothing: dict[str, Any] = {name: None}
+        fewer = replace(stated, **nothing)
+        with suppress(UserError):
+            if formats.survey(path, fewer).is_alike(contents):
+                stated = fewer
+    return stated, contents
 
 
-def _write(source: Source, path: Path, to: Target) -> list[str]:
-    model = source.model
-    writers = {"unilm": unilm.write, "timm": timm.write, "huggingface": huggingface.write}
-    if to != "unilm":
-        path.mkdir()
-    if to in writers:
-        return writers[to](model, path, source.classes, source.extra)
+def _write(model: nn.Module, about: Facts, extra: Facts, path: Path, to: Target) -> list[str]:
+    classes, tokenizer = about.get("classes"), about.get("tokenizer")
+    if to == "unilm":
+        return unilm.write(model, path, classes, extra)
+    path.mkdir()
+    if to == "timm":
+        return timm.write(model, path, classes, extra)
+    if to == "huggingface":
+        return huggingface.write(model, path, classes, extra)
     if to == "dalle":
         return dalle.write(model, path)
-    save_model(
-        model,
-        path,
-        provenance=source.provenance,
-        tokenizer_hash=source.tokenizer,
-        classes=source.classes,
-        extra=source.extra,
-    )
+    provenance = about.get("provenance") or {}
+    save_model(model, path, provenance=provenance, tokenizer_hash=tokenizer, classes=classes, extra=extra)
     return []
-
-
-def _open(located: Located, name: str | Path) -> Source:
-    path, stated = located
-    require_model(path)
-    if not is_own(path):
-        contents, model, notes = load_foreign(path, stated)
-        provenance = {"converted_from": str(name), "format": contents.format, **contents.provenance}
-        return Source(model, contents.classes, None, provenance, contents.extra, notes)
-    refuse_statements(path, stated)
-    model, about = load_own(path), read_description(path)
-    classes, tokenizer = about.get("classes"), about.get("tokenizer")
-    written = {"kind", "architecture", "image_size", "pixel_mean", "pixel_std", "weights_sha256"}
-    written |= {*options_of(model), "classes", "tokenizer", "provenance"}
-    extra = {name: value for name, value in about.items() if name not in written}
-    return Source(model, classes, tokenizer, about.get("provenance") or {}, extra, [])

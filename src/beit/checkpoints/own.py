@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from beit.atomic import replace_file, write_text
 from beit.config.architecture import DALLE_PIXELS, DiscreteVAEConfig, EncoderConfig
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
 from beit.tokenizers.dvae import DiscreteVAE
-from beit.untrusted import Facts, printable, read_json, typed
+from beit.untrusted import Facts, listed, printable, read_json, typed
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
@@ -90,7 +90,8 @@ def build(kind: str, config: EncoderConfig | DiscreteVAEConfig, options: Facts) 
     """The model of this kind, with first values."""
     if isinstance(config, DiscreteVAEConfig):
         return DiscreteVAE(config)
-    return KINDS[kind].model(BeitEncoder(config), **options)
+    encoder = BeitEncoder(config)
+    return encoder if kind == "encoder" else KINDS[kind].model(encoder, **options)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -146,6 +147,14 @@ def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     path.chmod(mode)
 
 
+def write_folder(folder: Path, weights: Mapping[str, Tensor], files: Mapping[str, Facts]) -> None:
+    """Writes model.safetensors and NAME.json of `files`, as other libraries have them."""
+    write_weights(weights, folder / WEIGHTS)
+    for name, content in files.items():
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+
+
 def weights_sha256(model: nn.Module) -> str:
     """The identity of a model's weights: a hash of names, shapes and float32 values, whatever its device."""
     return _sha256_of(_float32_weights(model))
@@ -190,8 +199,8 @@ def read_description(path: str | Path) -> dict[str, Any]:
     return _open(Path(path))[1]
 
 
-def load_own(path: Path) -> nn.Module:
-    """A model that :func:`save_model` wrote: evaluation mode, float32, CPU."""
+def load_own(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """A model that :func:`save_model` wrote, in evaluation mode, float32, CPU; and its model.json."""
     file, description, model = _open(path)
     try:
         # Copied, because load_file maps the file into memory, and a run may rewrite it.
@@ -205,7 +214,7 @@ def load_own(path: Path) -> nn.Module:
             f"copy or save the model again"
         )
     model.load_state_dict(weights, assign=True)
-    return model.eval()
+    return model.eval(), description
 
 
 def _own_folder(path: Path) -> Path:
@@ -249,9 +258,8 @@ def _described(kind: str, description: Facts) -> nn.Module:
     config = config_type(**typed(architecture, get_type_hints(config_type)))
     options = {name: description[name] for name in names}
     options = typed(options, get_type_hints(KINDS[kind].model.__init__))
-    for name in ("num_classes", "vocab_size", "channels"):
-        if options.get(name, 1) <= 0:
-            raise UserError(f"{name} must be positive, not {options[name]}")
+    for name in {"num_classes", "vocab_size", "channels"} & {*options}:
+        require(options[name] > 0, f"{name} must be positive, not {options[name]}")
     return build(kind, config, options)
 
 
@@ -267,23 +275,19 @@ def without_weights(path: Path) -> Iterator[None]:
             raise
         reason = re.sub(r"--([a-z][a-z-]+)", lambda flag: flag[1].replace("-", "_"), str(error))
         raise UserError(f"{path}: {printable(reason, 300)}") from None
-    except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
+    except (RuntimeError, TypeError, ValueError, ArithmeticError, LookupError) as error:
         reason = printable(str(error).partition("\n")[0])
         raise UserError(f"{path} asks for a model that cannot be ({reason})") from None
 
 
 def _require_shapes(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], file: Path) -> None:
-    faults = [f"{key} is missing" for key in expected.keys() - weights.keys()]
-    faults += [f"{key} is unknown" for key in weights.keys() - expected.keys()]
-    for key in expected.keys() & weights.keys():
-        (shape, dtype), (own_shape, own_dtype) = (
-            (tuple(tensor.shape), tensor.dtype) for tensor in (expected[key], weights[key])
-        )
-        if (shape, dtype) != (own_shape, own_dtype):
-            faults.append(f"{key} is {own_dtype} {own_shape}, not {dtype} {shape}")
+    texts = [{key: f"{x.dtype} {tuple(x.shape)}" for key, x in half.items()} for half in (expected, weights)]
+    ours, theirs = texts
+    faults = [f"{key} is missing" for key in ours.keys() - theirs.keys()]
+    faults += [f"{key} is unknown" for key in theirs.keys() - ours.keys()]
+    common = ours.keys() & theirs.keys()
+    faults += [f"{key} is {theirs[key]}, not {ours[key]}" for key in common if ours[key] != theirs[key]]
     if faults:
-        more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
         raise UserError(
-            f"{file} does not fit its {DESCRIPTION}: {', '.join(sorted(faults)[:4])}{more}; "
-            f"give the two files that were saved together"
+            f"{file} does not fit its {DESCRIPTION}: {listed(faults)}; give the two files that were saved together"
         )

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from beit.config.architecture import PIXEL_STATISTICS
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.models.position import Grid
-from beit.presets.released import RELEASED, Release
+from beit.presets.released import HUB, RELEASED
 
-HUB = "hf://"
 FORM = (
     "PATH@num_heads=6,grid=24x16,pixel_mean=0.485:0.456:0.406,pixel_std=imagenet,layers=3:5:7:11,"
     "reduce_zero_label=no,strict=no,sha256=HEX"
@@ -26,7 +25,7 @@ FORM = (
 Pixel = tuple[float, float, float]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Stated:
     """What the caller says of a file that cannot tell it; None: not said."""
 
@@ -94,26 +93,21 @@ def locate(reference: str | Path, stated: Stated | None = None) -> Located:
     if release and release.stated:
         stated = stated.combine(parse(f"{place}@{release.stated}")[1])
     if release or place.startswith(HUB):
-        return Located(_fetched(place, release, sha256), stated)
+        from beit.checkpoints.remote import fetch, hub
+
+        if release and not release.hub and not place.startswith(HUB):
+            return Located(fetch.fetched(place, release.files, sha256), stated)
+        require(not sha256, f"{place}: drop sha256; the Hub has a checksum of its own, which is compared")
+        return Located(hub.fetched(place), stated)
     if near := [] if path.exists() else difflib.get_close_matches(place, RELEASED, n=1, cutoff=0.9):
         raise UserError(f"{place} does not exist; did you mean {near[0]}?")
     if sha256:
         from beit.checkpoints.remote.fetch import check
 
-        if not path.is_file() or len(sha256) > 1:
-            raise UserError(f"{place}: sha256 is of one file, or of a released model by name")
+        is_one = path.is_file() and len(sha256) == 1
+        require(is_one, f"{place}: sha256 is of one file, or of a released model by name")
         check(path, sha256[0])
     return Located(path, stated)
-
-
-def _fetched(place: str, release: Release | None, sha256: tuple[str, ...]) -> Path:
-    from beit.checkpoints.remote import fetch, hub
-
-    if release and not release.hub and not place.startswith(HUB):
-        return fetch.fetched(place, release.files, sha256)
-    if sha256:
-        raise UserError(f"{place}: drop sha256; the Hub has a checksum of its own, which is compared")
-    return hub.fetched(place)
 
 
 def parse(reference: str) -> tuple[str, Stated, tuple[str, ...]]:

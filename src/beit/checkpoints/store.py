@@ -48,30 +48,11 @@ def load_model(
     num_heads, grid, pixel_mean, pixel_std, layers, strict: see :class:`beit.checkpoints.reference.Stated`. They
         can also stand behind the path: "weights.pth@num_heads=6", see :mod:`beit.checkpoints.reference`.
     """
-    stated = Stated(
-        num_heads=num_heads,
-        grid=sides(grid),
-        pixel_mean=pixel_mean,
-        pixel_std=pixel_std,
-        layers=layers,
-        strict=strict,
-    )
-    path, stated = locate(path, stated)
-    if not path.exists():
-        raise UserError(f"{path} does not exist; {REMEDY}")
-    if is_own(path):
-        refuse_statements(path, stated)
-        return load_own(path)
-    if is_model(path):
-        model, notes = load_foreign(path, stated)[1:]
-        for note in notes:
-            logger.warning("%s: %s", path, note)
-        return model
-    if (path / "status.json").exists():
-        raise UserError(
-            f"{path} is a run without a finished model; continue it with the command that began it"
-        )
-    raise UserError(f"{path} holds no {DESCRIPTION} and is of no known format; {REMEDY}")
+    stated = Stated(num_heads, sides(grid), pixel_mean, pixel_std, layers, strict=strict)
+    model, _, notes = open_model(locate(path, stated))
+    for note in notes:
+        logger.warning("%s: %s", path, note)
+    return model
 
 
 def load_encoder(
@@ -117,39 +98,40 @@ def describe(path: str | Path | Located) -> dict[str, Any]:
     Raises :class:`UserError` for what is no model.
     """
     path, stated = path if isinstance(path, Located) else locate(path)
-    if is_own(path):
-        refuse_statements(path, stated)
-        return {"format": "beit", **read_description(path)}
-    require_model(path)
-    from beit.checkpoints.foreign.formats import survey
+    contents = _survey(path, stated)
+    return {"format": "beit", **read_description(path)} if contents is None else contents.description()
 
-    return survey(path, stated).description()
+
+def open_model(located: Located) -> tuple[nn.Module, dict[str, Any], list[str]]:
+    """The model, what :func:`describe` says of it, and a line for whatever was adapted."""
+    contents = _survey(*located)
+    if contents is None:
+        model, description = load_own(located.path)
+        return model, {"format": "beit", **description}, []
+    model, notes = contents.assemble(located.stated.strict)
+    return model, contents.description(), notes
 
 
 def is_model(path: Path) -> bool:
     """Whether there is a model of ours at `path`, a file, or a folder that another library may have written."""
-    if is_own(path) or path.is_file():
-        return True
     from beit.checkpoints.foreign.formats import is_foreign
 
-    return is_foreign(path)
+    return is_own(path) or is_foreign(path)
 
 
-def require_model(path: Path) -> None:
-    """UserError unless there is something that may be a model."""
-    if not is_model(path):
-        raise UserError(f"{path} holds no model; {REMEDY}")
+def _survey(path: Path, stated: Stated) -> Survey | None:
+    """What another library's file is; None for a model of our own, of which nothing can be stated."""
+    if is_own(path):
+        if names := stated.names():
+            raise UserError(f"{path} tells its architecture itself; drop {', '.join(names)}")
+        return None
+    if is_model(path):
+        from beit.checkpoints.foreign.formats import survey
 
-
-def refuse_statements(path: Path, stated: Stated) -> None:
-    """UserError where something is stated of a model of our own."""
-    if names := stated.names():
-        raise UserError(f"{path} tells its architecture itself; drop {', '.join(names)}")
-
-
-def load_foreign(path: Path, stated: Stated) -> tuple[Survey, nn.Module, list[str]]:
-    """What another library's file is, the model, and a line for whatever was adapted."""
-    from beit.checkpoints.foreign.formats import survey
-
-    contents = survey(path, stated)
-    return contents, *contents.assemble(stated.strict)
+        return survey(path, stated)
+    if (path / "status.json").exists():
+        raise UserError(
+            f"{path} is a run without a finished model; continue it with the command that began it"
+        )
+    what = f"holds no {DESCRIPTION} and is of no known format" if path.exists() else "does not exist"
+    raise UserError(f"{path} {what}; {REMEDY}")

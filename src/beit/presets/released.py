@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+HUB = "hf://"
+"""What stands before owner/name, wherever a model is wanted."""
+
 
 class Release(NamedTuple):
     """Where a released model comes from: either files at addresses, or a repository of the Hugging Face Hub."""

@@ -14,11 +14,11 @@ from torch import nn
 
 from beit.checkpoints.foreign.key_map import KeyMap
 from beit.checkpoints.foreign.shapes import Shape, number_of
-from beit.checkpoints.foreign.survey import Stored, Survey, compare, require_dtype
+from beit.checkpoints.foreign.survey import Stored, Survey, compare, shapes_of
 from beit.checkpoints.reading.torch_file import TensorFile, open_tensor_file
 from beit.checkpoints.reference import Stated, agreed
 from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEConfig
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.tokenizers.dvae import DiscreteVAE
 from beit.tokenizers.plain_dvae import Layer, PlainDVAE
 from beit.untrusted import listed
@@ -27,6 +27,8 @@ NAME, PLAIN = "dalle", "plain_dvae"
 FILES = ("encoder.pkl", "decoder.pkl")
 MAX_LAYERS = 64
 MAX_SIDE = 2**16
+_LAYERS: Mapping[str, Literal["stride", "residual", "pointwise"]]
+_LAYERS = {"0.weight": "stride", "net.0.weight": "residual", "weight": "pointwise"}
 _BLOCK = "blocks.group_{}.block_{}"
 
 
@@ -53,22 +55,22 @@ def reads_plain(file: TensorFile) -> bool:
 
 def survey(folder: Path, stated: Stated) -> Survey:
     """OpenAI's tokenizer: the two files in `folder`."""
+    shapes: dict[str, Shape] = {}
     sources, unknown = [], []
     for half, name in zip(KEYS, FILES, strict=True):
-        if not (folder / name).is_file():
-            raise UserError(
-                f"{folder / name} is missing; a tokenizer is {FILES[0]} and {FILES[1]} in one folder"
-            )
+        require(
+            (folder / name).is_file(), f"{folder / name} is missing; a tokenizer is {' and '.join(FILES)}"
+        )
         file = open_tensor_file(folder / name)
         tensors = _tensors(file, "state_dict")
         keys, strange = KEYS[half].ours(tensors)
-        sources.append((file, {name: tensors[parts[0]] for name, parts in keys.items()}))
+        sources.append((file, {name: [tensors[key] for key in parts] for name, parts in keys.items()}))
+        shapes |= shapes_of(file.path, tensors, keys)
         unknown += strange
-    shapes = {name: tuple(tensor.shape) for _, tensors in sources for name, tensor in tensors.items()}
     config = _config(folder / FILES[0], shapes, stated)
     with torch.device("meta"):
         model = DiscreteVAE(config)
-    return _survey(NAME, config, model, sources, unknown)
+    return _survey(NAME, config, model, shapes, sources, unknown)
 
 
 def write(model: nn.Module, folder: Path) -> list[str]:
@@ -97,15 +99,13 @@ def write(model: nn.Module, folder: Path) -> list[str]:
 def survey_plain(file: TensorFile, stated: Stated) -> Survey:
     """A plain discrete VAE, its layers read off the names and shapes of its weights."""
     tensors = _tensors(file, "weights")
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    shapes = shapes_of(file.path, tensors, {name: (name,) for name in tensors})
     if wrong := [name for name, shape in shapes.items() if 0 in shape]:
         raise UserError(f"{file.path} holds weights without numbers: {listed(wrong)}")
     encoder, decoder = _layers(shapes, "encoder"), _layers(shapes, "decoder")
     codebook = shapes["codebook.weight"]
     strides = sum(layer.kind == "stride" for layer in encoder)
-    ends = []
-    if encoder and decoder:
-        ends = [encoder[0].n_in, encoder[-1].n_out, decoder[0].n_in, decoder[-1].n_out]
+    ends = [size for layers in (encoder, decoder) if layers for size in (layers[0].n_in, layers[-1].n_out)]
     if len(codebook) != 2 or ends != [3, *codebook, 3] or not strides:
         raise UserError(f"{file.path} has a codebook but not the encoder and decoder of a discrete VAE")
     hyper = file.contents.get("hparams")
@@ -123,23 +123,22 @@ def survey_plain(file: TensorFile, stated: Stated) -> Survey:
             pixel_std=stated.pixel_std or std,
         )
     config = {"vocab_size": codebook[0], "code_width": codebook[1], "stride": model.stride}
-    return _survey(PLAIN, config, model, [(file, tensors)], [])
+    sources = [(file, {name: [tensor] for name, tensor in tensors.items()})]
+    return _survey(PLAIN, config, model, shapes, sources, [])
 
 
 def _layers(shapes: Mapping[str, Shape], half: str) -> list[Layer]:
     """The layers of the encoder or the decoder, up to the first number that is missing."""
     layers: list[Layer] = []
-    while len(layers) < MAX_LAYERS:
-        kinds: dict[str, Literal["stride", "residual", "pointwise"]]
-        kinds = {"0.weight": "stride", "net.0.weight": "residual", "weight": "pointwise"}
-        keys = {f"{half}.{len(layers)}.{leaf}": kind for leaf, kind in kinds.items()}
-        key = next((key for key in keys if len(shapes.get(key, ())) == 4), None)
-        if key is None:
+    for number in range(MAX_LAYERS):
+        keys = [(kind, shapes.get(f"{half}.{number}.{leaf}", ())) for leaf, kind in _LAYERS.items()]
+        present = [(kind, shape) for kind, shape in keys if len(shape) == 4]
+        if not present:
             return layers
-        n_out, n_in = shapes[key][:2]
-        if half == "decoder" and keys[key] == "stride":  # a transposed convolution has its inputs first
+        kind, (n_out, n_in, *_) = present[0]
+        if half == "decoder" and kind == "stride":  # a transposed convolution has its inputs first
             n_out, n_in = n_in, n_out
-        layers.append(Layer(keys[key], n_in, n_out))
+        layers.append(Layer(kind, n_in, n_out))
     raise UserError(f"its {half} has more than {MAX_LAYERS} layers, which no discrete VAE has")
 
 
@@ -151,47 +150,31 @@ def _tensors(file: TensorFile, key: str) -> dict[str, Stored]:
 
 
 def _config(path: Path, shapes: Mapping[str, Shape], stated: Stated) -> DiscreteVAEConfig:
-    names = (
-        "encoder.blocks.input.weight",
-        "encoder.blocks.output.conv.weight",
-        "decoder.blocks.input.weight",
-    )
-    first, last, code = (shapes.get(name, ()) for name in names)
+    names = ("encoder.blocks.input", "encoder.blocks.output.conv", "decoder.blocks.input")
+    first, last, code = (shapes.get(f"{name}.weight", ()) for name in names)
     if not len(first) == len(last) == len(code) == 4 or 0 in (*first, *last, *code):
         raise UserError(f"{path} and its other half are not OpenAI's encoder and decoder; check their names")
-    groups = 0
-    while number_of(shapes, f"encoder.blocks.group_{groups + 1}.block_{{}}.res_path.conv_1.weight", start=1):
-        groups += 1
+    groups = number_of(shapes, "encoder.blocks.group_{}.block_1.res_path.conv_1.weight", start=1)
     blocks = number_of(shapes, "encoder.blocks.group_1.block_{}.res_path.conv_1.weight", start=1)
     if not 2 <= groups <= 8:
         raise UserError(f"{path} has {groups} groups of blocks; OpenAI's encoder has 4")
     stride = 2 ** (groups - 1)
     rows, columns = stated.grid or (max(1, 112 // stride),) * 2
-    return DiscreteVAEConfig(
-        vocab_size=last[0],
-        width=first[0],
-        stride=stride,
-        blocks_per_group=blocks,
-        code_width=code[0],
-        image_size=(rows * stride, columns * stride),
-    )
+    sizes = {"vocab_size": last[0], "width": first[0], "blocks_per_group": blocks, "code_width": code[0]}
+    return DiscreteVAEConfig(stride=stride, image_size=(rows * stride, columns * stride), **sizes)
 
 
 def _survey(
     name: str,
     config: DiscreteVAEConfig | dict[str, int],
     model: DiscreteVAE | PlainDVAE,
-    files: Sequence[tuple[TensorFile, Mapping[str, Stored]]],
+    shapes: Mapping[str, Shape],
+    files: Sequence[tuple[TensorFile, Mapping[str, Sequence[Stored]]]],
     unknown: list[str],
 ) -> Survey:
     """The tokenizer compared with its files, whose tensors are under our names."""
-    weights = {key: tensor for _, tensors in files for key, tensor in tensors.items()}
-    path = files[0][0].path
-    missing, spare = compare(path, {key: tuple(tensor.shape) for key, tensor in weights.items()}, model)
-    for key, tensor in weights.items():
-        require_dtype(path, key, tensor)
+    missing, spare = compare(files[0][0].path, shapes, model)
     sources = [
-        (file, {key: [tensor] for key, tensor in tensors.items() if key not in spare})
-        for file, tensors in files
+        (file, {key: parts for key, parts in tensors.items() if key not in spare}) for file, tensors in files
     ]
     return Survey(name, "tokenizer", config, model, sources, [*unknown, *spare], missing)

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from beit.checkpoints.foreign import dalle, huggingface, timm, unilm
 from beit.checkpoints.foreign.survey import Foreign, Survey, survey_encoder
-from beit.checkpoints.reading.shards import INDEX, open_shards
-from beit.checkpoints.reading.torch_file import TensorFile, open_tensor_file
+from beit.checkpoints.reading.torch_file import INDEX, TensorFile, open_shards, open_tensor_file
 from beit.checkpoints.reference import Stated
 from beit.config.errors import UserError
-from beit.untrusted import Facts, listed, printable, read_json
+from beit.untrusted import listed, printable, read_json
 
 WEIGHT_FILES = tuple(
     f"{name}{ending}" for name in ("model.safetensors", "pytorch_model.bin") for ending in ("", INDEX)
@@ -26,7 +25,10 @@ def survey(path: Path, stated: Stated) -> Survey:
     """What the file or folder holds, without reading the weights. Raises :class:`UserError` for no known format."""
     if any((path / name).is_file() for name in dalle.FILES):
         return dalle.survey(path, stated)
-    weights = path if path.is_file() else _weights_in(path)
+    places = [path] if path.is_file() else [path / name for name in WEIGHT_FILES if (path / name).is_file()]
+    if not places:
+        raise UserError(f"{path} holds neither {' nor '.join(WEIGHT_FILES)}")
+    weights = places[0]
     file = open_shards(weights) if weights.name.endswith(INDEX) else open_tensor_file(weights)
     if foreign := _configured(path, file):
         return survey_encoder(foreign, stated)
@@ -48,11 +50,8 @@ def survey(path: Path, stated: Stated) -> Survey:
 
 def _configured(path: Path, file: TensorFile) -> Foreign | None:
     """A model of timm or of Hugging Face, with the configuration beside its weights if there is one."""
-    config: Facts = {}
-    processor: Facts = {}
-    if file.path.name in WEIGHT_FILES:
-        config = read_json(file.path.with_name("config.json")) or {}
-        processor = read_json(file.path.with_name("preprocessor_config.json")) or {}
+    names = ("config.json", "preprocessor_config.json") if file.path.name in WEIGHT_FILES else ()
+    config, processor = [read_json(file.path.with_name(name)) or {} for name in names] or ({}, {})
     for key, library, is_config in (
         ("model_type", "Hugging Face", huggingface.is_config),
         ("architecture", "timm", timm.is_config),
@@ -65,13 +64,6 @@ def _configured(path: Path, file: TensorFile) -> Foreign | None:
         return huggingface.open_folder(file, config, processor) if huggingface.reads(file) else None
     except (AttributeError, LookupError, TypeError) as error:
         raise UserError(f"{path}: its config.json is not one of BEiT's ({error})") from None
-
-
-def _weights_in(folder: Path) -> Path:
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(f"{folder} holds neither {' nor '.join(WEIGHT_FILES)}")
 
 
 def _contents(file: TensorFile) -> str:

@@ -6,7 +6,6 @@ these and under the names that 5.x uses in memory. What is peculiar to segmentat
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,13 +15,14 @@ from torch import Tensor, nn
 
 from beit.checkpoints.foreign import huggingface_images as images
 from beit.checkpoints.foreign import huggingface_segmentation as segmentation
+from beit.checkpoints.foreign import upernet
 from beit.checkpoints.foreign.key_map import KeyMap
-from beit.checkpoints.foreign.survey import Foreign, ModelFacts, ModelKind
-from beit.checkpoints.own import kind_of, write_weights
+from beit.checkpoints.foreign.survey import Foreign, ModelKind
+from beit.checkpoints.own import kind_of, write_folder
 from beit.checkpoints.preparation import preparation
 from beit.checkpoints.reading.torch_file import TensorFile
-from beit.config.architecture import EncoderConfig
-from beit.config.errors import UserError
+from beit.config.architecture import EncoderConfig, sides
+from beit.config.errors import UserError, require
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
 from beit.untrusted import Facts, printable
@@ -31,50 +31,57 @@ NAME = "huggingface"
 Model = MaskedImageModel | ImageClassifier | SemanticSegmenter
 _BIAS = "relative_position_bias"
 _SEVERAL = "multi_label_classification"
-_ANYWHERE = [
+_BLOCK = "beit.encoder.layer.{}"
+_ATTENTION = f"{_BLOCK}.attention.attention"
+_ROWS: list[tuple[str, str | tuple[str, ...]]] = [
     ("encoder.cls_token", "beit.embeddings.cls_token"),
     ("mask_token", "beit.embeddings.mask_token"),
     ("encoder.pos_embed", "beit.embeddings.position_embeddings"),
     ("encoder.patch_embed.proj.*", "beit.embeddings.patch_embeddings.projection.*"),
+    (f"encoder.rel_pos_bias.{_BIAS}_table", f"beit.encoder.{_BIAS}.{_BIAS}_table"),
+    ("encoder.blocks.{}.norm1.*", f"{_BLOCK}.layernorm_before.*"),
+    ("encoder.blocks.{}.norm2.*", f"{_BLOCK}.layernorm_after.*"),
+    ("encoder.blocks.{}.gamma_1", f"{_BLOCK}.lambda_1"),
+    ("encoder.blocks.{}.gamma_2", f"{_BLOCK}.lambda_2"),
+    (
+        "encoder.blocks.{}.attn.qkv.weight",
+        tuple(f"{_ATTENTION}.{part}.weight" for part in ("query", "key", "value")),
+    ),
+    ("encoder.blocks.{}.attn.q_bias", f"{_ATTENTION}.query.bias"),
+    ("encoder.blocks.{}.attn.v_bias", f"{_ATTENTION}.value.bias"),
+    (f"encoder.blocks.{{}}.attn.{_BIAS}_table", f"{_ATTENTION}.{_BIAS}.{_BIAS}_table"),
+    ("encoder.blocks.{}.attn.proj.*", f"{_BLOCK}.attention.output.dense.*"),
+    ("encoder.blocks.{}.mlp.fc1.*", f"{_BLOCK}.intermediate.dense.*"),
+    ("encoder.blocks.{}.mlp.fc2.*", f"{_BLOCK}.output.dense.*"),
     ("fc_norm.*", "beit.pooler.layernorm.*"),
     ("token_head.*", "lm_head.*"),
     ("head.*", "classifier.*"),
+    *upernet.rows(pyramid="", classes="classifier"),
 ]
-# Ours, in 4.x, in 5.x; after the prefix of a block.
-_IN_BLOCK = [
-    ("norm1.*", "layernorm_before.*", "layernorm_before.*"),
-    ("norm2.*", "layernorm_after.*", "layernorm_after.*"),
-    ("gamma_1", "lambda_1", "lambda_1"),
-    ("gamma_2", "lambda_2", "lambda_2"),
-    ("attn.q_bias", "attention.attention.query.bias", "attention.q_proj.bias"),
-    ("attn.v_bias", "attention.attention.value.bias", "attention.v_proj.bias"),
-    (f"attn.{_BIAS}_table", f"attention.attention.{_BIAS}.{_BIAS}_table", f"{_BIAS}.{_BIAS}_table"),
-    ("attn.proj.*", "attention.output.dense.*", "attention.o_proj.*"),
-    ("mlp.fc1.*", "intermediate.dense.*", "mlp.fc1.*"),
-    ("mlp.fc2.*", "output.dense.*", "mlp.fc2.*"),
+_INDICES = [f"{module}.{_BIAS}.relative_position_index" for module in ("beit.encoder", _ATTENTION)]
+_CLASSIFIER_KEYS = KeyMap([*_ROWS, ("norm.*", "beit.layernorm.*")], ignored=_INDICES)
+_MASKED_KEYS = KeyMap([*_ROWS, ("norm.*", "layernorm.*")], ignored=_INDICES)
+"""The norm before the head lies elsewhere in each of the two models."""
+# The names that 5.x uses in memory -> those of 4.x, in this order.
+_IN_4X = [
+    (r"^beit\.shared_position_bias\.", f"beit.encoder.{_BIAS}."),
+    (r"^beit\.layers\.(\d+)\.", r"beit.encoder.layer.\1."),
+    (rf"(\.\d+)\.{_BIAS}\.", rf"\1.attention.attention.{_BIAS}."),
+    (r"\.attention\.q_proj\.", ".attention.attention.query."),
+    (r"\.attention\.k_proj\.", ".attention.attention.key."),
+    (r"\.attention\.v_proj\.", ".attention.attention.value."),
+    (r"\.attention\.o_proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+    (r"^fpn\.fpn1\.conv_transpose1\.", "fpn1.0."),
+    (r"^fpn\.fpn1\.normalization\.", "fpn1.1."),
+    (r"^fpn\.fpn1\.conv_transpose2\.", "fpn1.3."),
+    (r"^fpn\.fpn2\.", "fpn2.0."),
+    (r"^decode_head\.psp_modules\.blocks\.(\d+)\.conv\.", r"decode_head.psp_modules.\1.1."),
+    (r"^decode_head\.psp_bottleneck\.", "decode_head.bottleneck."),
+    (r"^((?:decode|auxiliary)_head\..*)\.convolution\.", r"\1.conv."),
+    (r"^((?:decode|auxiliary)_head\..*)\.normalization\.", r"\1.bn."),
 ]
-# In 4.x, in 5.x: prefix of a block; the shared table's module; the three projections that are our one.
-_BLOCK = ("beit.encoder.layer.{}", "beit.layers.{}")
-_SHARED = (f"beit.encoder.{_BIAS}", "beit.shared_position_bias")
-_QUERY_KEY_VALUE = (
-    [f"attention.attention.{name}.weight" for name in ("query", "key", "value")],
-    [f"attention.{name}_proj.weight" for name in "qkv"],
-)
-
-
-def _table(version: int, masked: bool) -> KeyMap:
-    """The names of transformers 4 (0) or 5 (1), in its masked image model or its classifier."""
-    block, shared = _BLOCK[version], _SHARED[version]
-    rows: list[tuple[str, str | tuple[str, ...]]] = [*_ANYWHERE]
-    rows += [(f"encoder.rel_pos_bias.{_BIAS}_table", f"{shared}.{_BIAS}_table")]
-    rows += [(f"encoder.blocks.{{}}.{row[0]}", f"{block}.{row[1 + version]}") for row in _IN_BLOCK]
-    parts = tuple(f"{block}.{part}" for part in _QUERY_KEY_VALUE[version])
-    rows += [("encoder.blocks.{}.attn.qkv.weight", parts)]
-    # The norm before the head lies elsewhere in each of the two models.
-    rows += [("norm.*", "layernorm.*" if masked else "beit.layernorm.*"), *segmentation.ROWS]
-    tables = [theirs for _, theirs in rows if str(theirs).endswith("_table")]
-    indices = [str(name).removesuffix(f"{_BIAS}_table") + "relative_position_index" for name in tables]
-    return KeyMap(rows, ignored=indices)
 
 
 def is_config(config: Facts) -> bool:
@@ -90,22 +97,22 @@ def reads(file: TensorFile) -> bool:
 def open_folder(file: TensorFile, config: Facts, processor: Facts) -> Foreign:
     """A model and what lies beside it. Without a configuration, an empty one, nothing but the weights speaks."""
     tensors = file.tensors(file.contents)
-    if "embeddings.cls_token" in tensors:  # a bare BeitModel
-        tensors = {f"beit.{key}": tensor for key, tensor in tensors.items()}
+    prefix = "beit." if "embeddings.cls_token" in tensors else ""  # a bare BeitModel
+    tensors = {_in_4x(prefix + key): tensor for key, tensor in tensors.items()}
     masked = "lm_head.weight" in tensors
     if masked and "beit.layernorm.weight" in tensors:
         raise UserError(
             f"{file.path} is a masked image model with two final norms, layernorm and beit.layernorm "
             f"(use_mean_pooling=false), which BEiT does not have"
         )
-    version = int(any(key.startswith("beit.layers.") for key in tensors))
     facts = _facts(file, config)
     classes, notes = _class_names(config.get("id2label"), file)
     extra: dict[str, Any] = {}
-    layers: Sequence[int] | None = None
-    if segmentation.is_segmenter(tensors):
-        tensors = segmentation.tensors_of(tensors, config, _BLOCK[version])
-        layers = segmentation.layers_of(config, file.path)
+    if "decode_head.classifier.weight" in tensors:
+        if segmentation.unused_blocks(config):
+            unused = _BLOCK.format(config["num_hidden_layers"] - 1)
+            tensors = {key: x for key, x in tensors.items() if not key.startswith(f"{unused}.")}
+        facts["layers"] = segmentation.layers_of(config, file.path)
         extra = segmentation.extra_of(processor)
         notes += segmentation.doubts(config)
     elif config and "classifier.weight" in tensors:
@@ -116,9 +123,8 @@ def open_folder(file: TensorFile, config: Facts, processor: Facts) -> Foreign:
         format=NAME,
         file=file,
         tensors=tensors,
-        table=_table(version, masked),
+        table=_MASKED_KEYS if masked else _CLASSIFIER_KEYS,
         facts={**facts, **images.pixels_of(processor)},
-        model=_model_facts(config, layers),
         notes=notes,
         classes=classes,
         provenance={key: config[key] for key in ("_name_or_path",) if key in config},
@@ -126,25 +132,17 @@ def open_folder(file: TensorFile, config: Facts, processor: Facts) -> Foreign:
     )
 
 
+def _in_4x(key: str) -> str:
+    for pattern, name in _IN_4X:
+        key = re.sub(pattern, name, key)
+    return key
+
+
 _KINDS: Mapping[str, ModelKind] = {
     "BeitForMaskedImageModeling": "pretrained",
     "BeitForImageClassification": "classifier",
     "BeitForSemanticSegmentation": "segmenter",
 }
-
-
-def _model_facts(config: Facts, layers: Sequence[int] | None) -> ModelFacts:
-    if not config:
-        return ModelFacts()
-    names = config.get("architectures") or []
-    return ModelFacts(
-        kind=next((_KINDS[name] for name in names if name in _KINDS), None),
-        pool="mean" if config.get("use_mean_pooling", True) else "cls",
-        layers=layers,
-        auxiliary=bool(config.get("use_auxiliary_head", True)),
-    )
-
-
 # Their name, ours, their default: what a configuration tells, and which of it is written as it is here.
 _SIZES = [("hidden_size", "width", 768), ("intermediate_size", "hidden", 3072)]
 _FIELDS = [
@@ -158,19 +156,20 @@ _FIELDS = [
 
 
 def _facts(file: TensorFile, config: Facts) -> dict[str, Any]:
-    """Fields of :class:`EncoderConfig`; what a configuration leaves out has the library's default."""
+    """What :class:`Foreign` has as facts; what a configuration leaves out has the library's default."""
     if not config:
         return {}
-    where = file.path.parent / "config.json"
-    if config.get("hidden_act", "gelu") != "gelu":
-        raise UserError(f"{where}: hidden_act is {config['hidden_act']!r}, and BEiT has gelu")
+    act = config.get("hidden_act", "gelu")
+    require(act == "gelu", f"{file.path.parent / 'config.json'}: hidden_act is {act!r}, and BEiT has gelu")
     facts = {ours: config.get(theirs, default) for theirs, ours, default in (*_SIZES, *_FIELDS)}
-    size = config.get("image_size", 224)
     return facts | {
-        "image_size": (size, size) if isinstance(size, int) else size,
+        "image_size": sides(config.get("image_size", 224)),
         "depth": config.get("num_hidden_layers", 12) - segmentation.unused_blocks(config),
         "position": " and ".join(ours for flag, ours in _POSITIONS if config.get(flag)) or "none",
         "layer_scale_init": facts["layer_scale_init"] or None,  # zero means no LayerScale there
+        "kind": next((_KINDS[name] for name in config.get("architectures") or [] if name in _KINDS), None),
+        "pool": "mean" if config.get("use_mean_pooling", True) else "cls",
+        "auxiliary": bool(config.get("use_auxiliary_head", True)),
     }
 
 
@@ -219,13 +218,10 @@ def write(model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: 
     if isinstance(model, SemanticSegmenter):
         segmentation.require_held(model)
         weights, notes = segmentation.with_unused_block(model, weights)
-    written = _table(0, isinstance(model, MaskedImageModel)).write(weights, NAME)
-    write_weights(written, folder / "model.safetensors")
+    keys = _MASKED_KEYS if isinstance(model, MaskedImageModel) else _CLASSIFIER_KEYS
     several = {"problem_type": _SEVERAL} if extra.get("multilabel") else {}
-    contents = {"config": _config(model, classes) | several, "preprocessor_config": _processor(model, extra)}
-    for name, content in contents.items():
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    files = {"config": _config(model, classes) | several, "preprocessor_config": _processor(model, extra)}
+    write_folder(folder, keys.write(weights, NAME), files)
     return notes
 
 
@@ -249,14 +245,10 @@ def _encoder_config(config: EncoderConfig) -> dict[str, Any]:
     height, width = config.image_size
     return {
         "model_type": "beit",
-        "torch_dtype": "float32",
         "hidden_size": config.width,
         "intermediate_size": int(config.width * config.mlp_ratio),
         "num_hidden_layers": config.depth,
-        "num_channels": 3,
-        "hidden_act": "gelu",
         "image_size": height if height == width else [height, width],
-        "use_mask_token": False,
         **{flag: config.position == ours for flag, ours in _POSITIONS},
         **{theirs: getattr(config, ours) for theirs, ours, _ in _FIELDS},
         # Zero means no LayerScale there.

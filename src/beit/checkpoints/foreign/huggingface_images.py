@@ -47,7 +47,9 @@ def preparation_of(processor: Facts, size: Any) -> tuple[dict[str, Any], list[st
     if "size" not in processor:
         return {}, []
     resample = processor.get("resample", _BICUBIC)
-    keeps_shape, resized = _resized(processor["size"])
+    target = processor["size"]
+    keeps_shape = isinstance(target, dict) and target.keys() == {"shortest_edge"}
+    resized = _sides(target["shortest_edge"] if keeps_shape else target)
     uncut = None if keeps_shape else resized
     cut = _sides(processor.get("crop_size")) if processor.get("do_center_crop") else uncut
     share = _share(cut, resized) if cut and resized and cut == (*size,) else None
@@ -56,13 +58,6 @@ def preparation_of(processor: Facts, size: Any) -> tuple[dict[str, Any], list[st
         values = printable(", ".join(f"{name} {processor[name]}" for name in names if name in processor))
         return {}, [f"preprocessor_config.json: not read, it does not give {size} in a known way ({values})"]
     return stated_preparation(_FILTERS[resample], share, "center" if keeps_shape else "squash"), []
-
-
-def _resized(size: Any) -> tuple[bool, Grid | None]:
-    """Whether images keep their shape, and the height and width that they get, or cover."""
-    if isinstance(size, dict) and size.keys() == {"shortest_edge"}:
-        return True, _sides(size["shortest_edge"])
-    return False, _sides(size)
 
 
 def _sides(size: Any) -> Grid | None:

@@ -15,50 +15,24 @@ is written with a block of zeros above it, which is never read, so that transfor
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from beit.checkpoints.foreign import upernet
 from beit.config.errors import UserError
-from beit.models.decoders import AUXILIARY_CHANNELS, POOL_SCALES
+from beit.models.decoders import POOL_SCALES
 from beit.models.segmentation import SemanticSegmenter, released_layers
 from beit.untrusted import Facts
 
-ROWS = upernet.rows(pyramid="", classes="classifier")
 _UNUSED = "unused_blocks"
 _EARLIER = 2
 """Their index less our layer."""
-# The names that 5.x uses in memory -> those of 4.x, in this order.
-_IN_4X = [
-    (re.compile(r"^fpn\.fpn1\.conv_transpose1\."), "fpn1.0."),
-    (re.compile(r"^fpn\.fpn1\.normalization\."), "fpn1.1."),
-    (re.compile(r"^fpn\.fpn1\.conv_transpose2\."), "fpn1.3."),
-    (re.compile(r"^fpn\.fpn2\."), "fpn2.0."),
-    (re.compile(r"^decode_head\.psp_modules\.blocks\.(\d+)\.conv\."), r"decode_head.psp_modules.\1.1."),
-    (re.compile(r"^decode_head\.psp_bottleneck\."), "decode_head.bottleneck."),
-    (re.compile(r"^((?:decode|auxiliary)_head\..*)\.convolution\."), r"\1.conv."),
-    (re.compile(r"^((?:decode|auxiliary)_head\..*)\.normalization\."), r"\1.bn."),
-]
-T = TypeVar("T")
-
 
 # ------------------------------------------------------------------------------------------------------------
 # Reading
-
-
-def is_segmenter(keys: Mapping[str, object]) -> bool:
-    return "decode_head.classifier.weight" in keys
-
-
-def tensors_of(tensors: Mapping[str, T], config: Facts, block: str) -> dict[str, T]:
-    """Their tensors under the names of 4.x, without a block that is never read. block: the prefix of block {}."""
-    unused = (block.format(config["num_hidden_layers"] - 1) + ".",) if unused_blocks(config) else ()
-    return {_in_4x(key): x for key, x in tensors.items() if not key.startswith(unused)}
 
 
 def unused_blocks(config: Facts) -> int:
@@ -101,30 +75,23 @@ def extra_of(preprocessor: Facts) -> dict[str, Any]:
     return {} if reduces is None else {"reduce_zero_label": bool(reduces)}
 
 
-def _in_4x(key: str) -> str:
-    for pattern, name in _IN_4X:
-        key = pattern.sub(name, key)
-    return key
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Writing
 
 
 def require_held(model: SemanticSegmenter) -> None:
     """UserError naming what Hugging Face's one decoder has no place for."""
-    config, who = model.encoder.config, "Hugging Face's BEiT"
-    if model.channels != config.width:
-        raise UserError(
-            f"{who} has as many channels in its decoder as in its encoder: it cannot hold {model.channels} over "
-            f"{config.width}"
-        )
-    if len(set(model.layers)) < len(model.layers):
-        raise UserError(f"{who} reads every block once at most: it cannot hold layers {list(model.layers)}")
-    if "pyramid.fpn1.3.weight" not in model.state_dict():
-        raise UserError(
-            f"{who} has a pyramid for patches of 16 alone: it cannot hold one for patches of {config.patch_size}"
-        )
+    config = model.encoder.config
+    width, patch, layers = config.width, config.patch_size, [*model.layers]
+    faults = {
+        f"{model.channels} over {width} channels: its decoder is as wide as its encoder": model.channels
+        != width,
+        f"layers {layers}: it reads every block once at most": len({*layers}) < len(layers),
+        f"one for patches of {patch}: its pyramid is for 16": "pyramid.fpn1.3.weight"
+        not in model.state_dict(),
+    }
+    if reasons := [reason for reason, is_so in faults.items() if is_so]:
+        raise UserError(f"Hugging Face's BEiT cannot hold {'; '.join(reasons)}")
 
 
 def with_unused_block(
@@ -145,20 +112,14 @@ def with_unused_block(
 
 
 def config_of(model: SemanticSegmenter) -> dict[str, Any]:
-    """The keys of config.json that a segmenter adds or changes."""
+    """The keys of config.json that a segmenter adds or changes; for the rest of its decoder stand defaults."""
     unused = _unused_blocks(model)
     return {
         "num_hidden_layers": model.encoder.config.depth + unused,
         **({_UNUSED: unused} if unused else {}),
         "use_mean_pooling": True,  # no norm of the last state, which no decoder reads
         "out_indices": [layer + _EARLIER for layer in model.layers],
-        "pool_scales": list(POOL_SCALES),
         "use_auxiliary_head": model.auxiliary,
-        "auxiliary_loss_weight": 0.4,
-        "auxiliary_channels": AUXILIARY_CHANNELS,
-        "auxiliary_num_convs": 1,
-        "auxiliary_concat_input": False,
-        "semantic_loss_ignore_index": 255,
     }
 
 

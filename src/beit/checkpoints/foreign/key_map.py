@@ -26,57 +26,48 @@ class KeyMap:
         self, rows: Iterable[tuple[str, str | tuple[str, ...]]], ignored: Sequence[str] = ()
     ) -> None:
         self._theirs: dict[str, tuple[str, ...]] = {}
-        self._ours: dict[str, tuple[str, int]] = {}
+        self._ours: dict[str, str] = {}
         self._ignored = {*ignored}
         for ours, names in rows:
             parts = (names,) if isinstance(names, str) else names
             for leaf in LEAVES if ours.endswith("*") else ("",):
                 own = ours.replace("*", leaf)
                 self._theirs[own] = tuple(part.replace("*", leaf) for part in parts)
-                self._ours |= {part: (own, place) for place, part in enumerate(self._theirs[own])}
+                self._ours |= dict.fromkeys(self._theirs[own], own)
 
-    def theirs(self, ours: str) -> tuple[str, ...] | None:
-        """Their name or names of our tensor, or None where they have no place for it."""
+    def theirs(self, ours: str) -> tuple[str, ...]:
+        """Their name or names of our tensor; none where they have no place for it."""
         template, numbers = _template(ours)
-        parts = self._theirs.get(template)
-        return None if parts is None else tuple(part.format(*numbers) for part in parts)
+        return tuple(part.format(*numbers) for part in self._theirs.get(template, ()))
 
     def ours(self, keys: Iterable[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
         """Their keys -> our names with the keys that make each up, in order; and the keys that are unknown."""
-        names: dict[str, dict[int, str]] = {}
+        names: dict[str, list[str]] = {}
         unknown = []
         for key in keys:
             template, numbers = _template(key)
             if "{" in key:  # which stands for a number in templates alone
                 unknown.append(key)
             elif template in self._ours:
-                own, place = self._ours[template]
-                names.setdefault(own.format(*numbers), {})[place] = key
+                names.setdefault(self._ours[template].format(*numbers), []).append(key)
             elif template not in self._ignored:
                 unknown.append(key)
-        whole = {}
-        for name, parts in names.items():
-            if len(parts) == len(self._theirs[_template(name)[0]]):
-                whole[name] = tuple(parts[place] for place in sorted(parts))
-            else:
-                unknown += parts.values()
-        return whole, unknown
+        partial = {name for name, parts in names.items() if {*parts} != {*self.theirs(name)}}
+        unknown += [key for name in partial for key in names[name]]
+        return {name: self.theirs(name) for name in names if name not in partial}, unknown
 
     def write(self, weights: Mapping[str, Tensor], format_name: str) -> dict[str, Tensor]:
         """Our weights under their names. Raises :class:`UserError` naming what the format has no place for."""
+        if homeless := [name for name in weights if not self.theirs(name)]:
+            raise UserError(f"{format_name} has no place for {listed(homeless)}")
         written: dict[str, Tensor] = {}
-        homeless = []
         for name, tensor in weights.items():
             parts = self.theirs(name)
-            if parts is None:
-                homeless.append(name)
-            else:
-                pieces = tensor.chunk(len(parts)) if len(parts) > 1 else (tensor,)
-                written |= dict(zip(parts, pieces, strict=True))
-        if homeless:
-            raise UserError(f"{format_name} has no place for {listed(homeless)}")
-        # Parts of one tensor share its memory, which safetensors does not write.
-        return {key: in_float32(tensor.detach()).clone().contiguous() for key, tensor in written.items()}
+            pieces = tensor.chunk(len(parts)) if len(parts) > 1 else (tensor,)
+            # Parts of one tensor share its memory, which safetensors does not write.
+            pairs = zip(parts, pieces, strict=True)
+            written |= {key: in_float32(x.detach()).clone().contiguous() for key, x in pairs}
+        return written
 
 
 def in_float32(tensor: Tensor) -> Tensor:

@@ -19,10 +19,7 @@ from beit.checkpoints.reading.safe_pickle import StoredTensor
 from beit.checkpoints.reading.torch_file import TensorFile
 from beit.checkpoints.reference import Stated
 from beit.config.architecture import DALLE_PIXELS, DiscreteVAEConfig, EncoderConfig
-from beit.config.errors import UserError
-from beit.models.encoder import BeitEncoder
-from beit.models.heads import ImageClassifier, MaskedImageModel
-from beit.models.segmentation import SemanticSegmenter
+from beit.config.errors import UserError, require
 from beit.untrusted import Facts, listed
 
 ModelKind = Literal["pretrained", "classifier", "segmenter", "encoder"]
@@ -72,17 +69,24 @@ class Survey(NamedTuple):
             "pixel_std": getattr(pixels, "pixel_std", DALLE_PIXELS[1]),
             "classes": None if self.classes is None else list(self.classes),
             "provenance": dict(self.provenance),
-            "notes": list(self.notes),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "unknown": list(self.unknown),
-            "missing": list(self.missing),
+            **{name: list(getattr(self, name)) for name in ("notes", "unknown", "missing")},
         }
+
+    def is_alike(self, other: Survey) -> bool:
+        """Whether both are read as the same model."""
+        own, others = ((x.config, options_of(x.model), x.extra) for x in (self, other))
+        return own == others
 
     def assemble(self, strict: bool) -> tuple[nn.Module, list[str]]:
         """The model with its weights in float32, in evaluation mode; and a line for whatever was adapted."""
         path, model, notes = self.sources[0][0].path, self.model, list(self.notes)
-        if strict or (self.missing and self.kind == "tokenizer"):
-            self._refuse_strays(path)
+        strays = (("unknown", self.unknown), ("missing", self.missing))
+        faults = [f"{word} {listed(names)}" for word, names in strays if names]
+        if faults and (strict or (self.missing and self.kind == "tokenizer")):
+            raise UserError(
+                f"{path}: {'; '.join(faults)} (strict=False, or PATH@strict=no, goes on without them)"
+            )
         weights: dict[str, Tensor] = {}
         for file, stored in self.sources:
             loaded = file.load(
@@ -94,29 +98,16 @@ class Survey(NamedTuple):
                 for name, pieces in stored.items()
             }
         if self.missing:
-            model = self._blank(path)
+            stored = model.state_dict()
+            numbers = sum(stored[name].numel() for name in self.missing)
+            require(numbers <= MAX_DRAWN, f"{path} lacks {numbers:,} numbers ({listed(self.missing)})")
+            assert isinstance(self.config, EncoderConfig)
+            model = build(self.kind, self.config, options_of(model))
             notes.append(f"{listed(self.missing)}: not in the file, drawn anew")
         if self.unknown:
             notes.append(f"{listed(self.unknown)}: unknown, left out")
         model.load_state_dict(weights, strict=not self.missing, assign=True)
         return model.eval(), notes
-
-    def _refuse_strays(self, path: Path) -> None:
-        strays = (("unknown", self.unknown), ("missing", self.missing))
-        if faults := [f"{word} {listed(names)}" for word, names in strays if names]:
-            raise UserError(
-                f"{path}: {'; '.join(faults)} (strict=False, or PATH@strict=no, goes on without them)"
-            )
-
-    def _blank(self, path: Path) -> nn.Module:
-        """A model with first values for what is missing."""
-        weights = self.model.state_dict()
-        if sum(weights[name].numel() for name in self.missing) > MAX_DRAWN:
-            raise UserError(f"{path} lacks more than {MAX_DRAWN:,} numbers ({listed(self.missing)})")
-        assert isinstance(self.config, EncoderConfig)
-        if self.kind == "encoder":
-            return BeitEncoder(self.config)
-        return build(self.kind, self.config, options_of(self.model))
 
 
 def _joined(pieces: Sequence[Tensor]) -> Tensor:
@@ -125,17 +116,6 @@ def _joined(pieces: Sequence[Tensor]) -> Tensor:
 
 # ------------------------------------------------------------------------------------------------------------
 # Encoders and what stands on them
-
-
-class ModelFacts(NamedTuple):
-    """What a configuration beside the weights says of the model on the encoder; None: it does not."""
-
-    kind: ModelKind | None = None
-    pool: Literal["mean", "cls"] | None = None
-    layers: Sequence[int] | None = None
-    """Blocks that a segmenter's decoder reads."""
-    auxiliary: bool | None = None
-    """Whether a segmenter has its auxiliary head."""
 
 
 @dataclass(kw_only=True)
@@ -148,8 +128,9 @@ class Foreign:
     """Under the names of the file."""
     table: KeyMap
     facts: Facts = field(default_factory=dict)
-    """What a configuration says of the encoder, see :func:`beit.checkpoints.foreign.shapes.infer`."""
-    model: ModelFacts = field(default_factory=ModelFacts)
+    """What a configuration says of the encoder, see :func:`beit.checkpoints.foreign.shapes.infer`; and the `kind` of
+    model on it, a classifier's `pool`, the `layers` that a segmenter's decoder reads, and whether it has an
+    `auxiliary` head. None: it does not say."""
     classes: Sequence[str] | None = None
     provenance: Facts = field(default_factory=dict)
     extra: Facts = field(default_factory=dict)
@@ -158,54 +139,59 @@ class Foreign:
     """What is odd about it, or is not read."""
 
 
-_A = {
-    "pretrained": "a masked image model",
-    "classifier": "a classifier",
-    "segmenter": "a segmenter",
-    "encoder": "a bare encoder",
+class Kind(NamedTuple):
+    """A kind of model: its name in words, the weight that tells it from the others, and the weights of another stage
+    that it knowingly does without."""
+
+    words: str
+    head: str
+    idle: tuple[str, ...]
+
+
+_KINDS: Mapping[ModelKind, Kind] = {
+    "segmenter": Kind("a segmenter", "decode_head.conv_seg.weight", ("mask_token", "norm.", "fc_norm.")),
+    "pretrained": Kind("a masked image model", "token_head.weight", ()),
+    "classifier": Kind("a classifier", "head.weight", ("mask_token",)),
+    "encoder": Kind("a bare encoder", "encoder.cls_token", ("mask_token", "norm.", "fc_norm.")),
 }
-_HEAD = {
-    "pretrained": "token_head.weight",
-    "classifier": "head.weight",
-    "segmenter": "decode_head.conv_seg.weight",
-}
-"""What tells a kind from the others."""
-_IDLE: Mapping[str, tuple[str, ...]] = {
-    "pretrained": (),
-    "classifier": ("mask_token",),
-    "segmenter": ("mask_token", "norm.", "fc_norm."),
-    "encoder": ("mask_token", "norm.", "fc_norm."),
-}
-"""Weights of another stage that a model of a kind knowingly does without."""
+"""A model is of the first kind whose head it has."""
 _ENCODER = {"encoder.cls_token", "encoder.patch_embed.proj.weight", "encoder.blocks.0.mlp.fc1.weight"}
 
 
 def survey_encoder(foreign: Foreign, stated: Stated) -> Survey:
     """What `foreign` is. Raises :class:`UserError` where its parts contradict one another or what is stated."""
-    keys, unknown = foreign.table.ours(foreign.tensors)
-    shapes = {name: _shape(foreign, name, parts) for name, parts in keys.items()}
-    path = foreign.file.path
+    path, tensors = foreign.file.path, foreign.tensors
+    keys, unknown = foreign.table.ours(tensors)
+    shapes = shapes_of(path, tensors, keys)
     if _ENCODER - set(shapes):
         raise UserError(
-            f"{path} holds no BEiT encoder (no cls_token, patch_embed and blocks) but {listed(foreign.tensors)}"
+            f"{path} holds no BEiT encoder (no cls_token, patch_embed and blocks) but {listed(tensors)}"
         )
+    kind = next(kind for kind, (_, head, _) in _KINDS.items() if head in shapes)
+    facts, extra, notes = dict(foreign.facts), dict(foreign.extra), [*foreign.notes]
+    expected, pool, layers, auxiliary = (
+        facts.pop(name, None) for name in ("kind", "pool", "layers", "auxiliary")
+    )
     with without_weights(path):
-        config = infer(shapes, foreign.facts, stated)
-        kind, model, notes = _skeleton(foreign, shapes, config, stated)
-    _require_agreement(foreign, kind, model)
+        config = infer(shapes, facts, stated)
+        if kind == "segmenter":
+            auxiliary = "auxiliary_head.conv_seg.weight" in shapes if auxiliary is None else auxiliary
+            options, guesses = upernet.options(config.depth, shapes, layers, auxiliary, stated)
+            extra, doubts = upernet.extra(config, options["num_classes"], extra, stated)
+            notes += guesses + doubts
+        else:
+            options = _options(kind, shapes, pool, stated)
+        model = build(kind, config, options)
+    _require_agreement(foreign, kind, expected, options.get("num_classes"))
     if kind == "encoder":  # it is the model itself
         keys = {name.removeprefix("encoder."): parts for name, parts in keys.items()}
         shapes = {name.removeprefix("encoder."): shape for name, shape in shapes.items()}
     missing, spare = compare(path, shapes, model)
-    idle = {name for name in spare if name.startswith(_IDLE[kind])}
+    words, _, idle_names = _KINDS[kind]
+    idle = {name for name in spare if name.startswith(idle_names)}
     unknown += [key for name in spare if name not in idle for key in keys[name]]
-    notes += [*foreign.notes]
-    notes += [f"{listed(idle)}: left out, {_A[kind]} has none"] if idle else []
-    extra = dict(foreign.extra)
-    if isinstance(model, SemanticSegmenter):
-        extra, guesses = upernet.extra(model, extra, stated)
-        notes += guesses
-    weights = {name: [foreign.tensors[key] for key in keys[name]] for name in keys if name not in spare}
+    notes += [f"{listed(idle)}: left out, {words} has none"] if idle else []
+    weights = {name: [tensors[key] for key in parts] for name, parts in keys.items() if name not in spare}
     return Survey(
         format=foreign.format,
         kind=kind,
@@ -221,6 +207,35 @@ def survey_encoder(foreign: Foreign, stated: Stated) -> Survey:
     )
 
 
+def _options(
+    kind: ModelKind, shapes: Mapping[str, Shape], pool: str | None, stated: Stated
+) -> dict[str, Any]:
+    """What the model on the encoder is built with, where it is no segmenter."""
+    if needless := {"layers", "reduce_zero_label"} & {*stated.names()}:
+        raise UserError(f"it is no segmenter; drop {listed(needless)}")
+    outputs = shapes[_KINDS[kind].head][0]
+    if kind == "pretrained":
+        return {"vocab_size": outputs}
+    pool = pool or ("mean" if "fc_norm.weight" in shapes else "cls")
+    return {} if kind == "encoder" else {"num_classes": outputs, "pool": pool}
+
+
+def _require_agreement(
+    foreign: Foreign, kind: ModelKind, expected: ModelKind | None, outputs: int | None
+) -> None:
+    """UserError where a configuration is of another model than its weights."""
+    path, classes = foreign.file.path, foreign.classes
+    if expected not in (None, kind):
+        words, head, _ = _KINDS[expected]
+        (head,) = foreign.table.theirs(head) or (head,)
+        raise UserError(
+            f"{path} lacks {head}: it holds {_KINDS[kind].words}, and its configuration says {words}; "
+            f"copy or download both again"
+        )
+    if classes is not None and outputs not in (None, len(classes)):
+        raise UserError(f"{path}: its configuration names {len(classes)} classes, and its head has {outputs}")
+
+
 def compare(path: Path, shapes: Mapping[str, Shape], model: nn.Module) -> tuple[list[str], list[str]]:
     """Weights of `model` that are not among `shapes`, and those that it does not have. UserError for wrong shapes."""
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
@@ -233,52 +248,22 @@ def compare(path: Path, shapes: Mapping[str, Shape], model: nn.Module) -> tuple[
     return sorted(expected.keys() - shapes.keys()), [name for name in shapes if name not in expected]
 
 
-def require_dtype(path: Path, key: str, tensor: Stored, *, count: bool = False) -> None:
-    """UserError unless a weight has numbers with a point, or a count is whole."""
-    dtype = tensor.dtype if isinstance(tensor, Tensor) else tensor.storage.dtype
-    if not (dtype == torch.int64 if count else dtype.is_floating_point):
-        kind = "a count is" if count else "numbers with a point are"
-        raise UserError(f"{path}: {key} holds {dtype} where {kind} wanted")
-
-
-def _shape(foreign: Foreign, name: str, parts: Sequence[str]) -> Shape:
-    """The shape of the tensors `parts` of our `name`, one below the other."""
-    path, tensors = foreign.file.path, [foreign.tensors[part] for part in parts]
-    for key, tensor in zip(parts, tensors, strict=True):
-        require_dtype(path, key, tensor, count=name.endswith("num_batches_tracked"))
-    first, *others = (tuple(tensor.shape) for tensor in tensors)
-    if any(shape[1:] != first[1:] or not shape for shape in others):
-        raise UserError(f"{path}: {listed(parts)} do not have the same width")
-    return (sum(shape[0] for shape in (first, *others)), *first[1:]) if others else first
-
-
-def _require_agreement(foreign: Foreign, kind: ModelKind, model: nn.Module) -> None:
-    """UserError where a configuration is of another model than its weights."""
-    path, expected, classes = foreign.file.path, foreign.model.kind, foreign.classes
-    if expected not in (None, kind):
-        (head,) = foreign.table.theirs(_HEAD[expected]) or (_HEAD[expected],)
-        raise UserError(
-            f"{path} lacks {head}: it holds {_A[kind]}, and its configuration says {_A[expected]}; "
-            f"copy or download both again"
-        )
-    outputs = model.num_classes if isinstance(model, ImageClassifier | SemanticSegmenter) else None
-    if classes is not None and outputs not in (None, len(classes)):
-        raise UserError(f"{path}: its configuration names {len(classes)} classes, and its head has {outputs}")
-
-
-def _skeleton(
-    foreign: Foreign, shapes: Mapping[str, Shape], config: EncoderConfig, stated: Stated
-) -> tuple[ModelKind, nn.Module, list[str]]:
-    """The kind of model that the weights are for, the model, and what was guessed."""
-    encoder, facts = BeitEncoder(config), foreign.model
-    if _HEAD["segmenter"] in shapes:
-        model, notes = upernet.skeleton(encoder, shapes, facts.layers, facts.auxiliary, stated)
-        return "segmenter", model, notes
-    if needless := {"layers", "reduce_zero_label"} & {*stated.names()}:
-        raise UserError(f"it is no segmenter; drop {listed(needless)}")
-    if _HEAD["pretrained"] in shapes:
-        return "pretrained", MaskedImageModel(encoder, shapes["token_head.weight"][0]), []
-    if _HEAD["classifier"] in shapes:
-        pool = facts.pool or ("mean" if "fc_norm.weight" in shapes else "cls")
-        return "classifier", ImageClassifier(encoder, shapes["head.weight"][0], pool), []
-    return "encoder", encoder, []
+def shapes_of(
+    path: Path, tensors: Mapping[str, Stored], keys: Mapping[str, Sequence[str]]
+) -> dict[str, Shape]:
+    """The shape of each of our names, whose tensors `keys` lie one below the other. UserError where they do not fit,
+    and unless weights have numbers with a point, and counts are whole."""
+    shapes: dict[str, Shape] = {}
+    for name, parts in keys.items():
+        count = name.endswith("num_batches_tracked")
+        for key in parts:
+            tensor = tensors[key]
+            dtype = tensor.dtype if isinstance(tensor, Tensor) else tensor.storage.dtype
+            if not (dtype == torch.int64 if count else dtype.is_floating_point):
+                kind = "a count is" if count else "numbers with a point are"
+                raise UserError(f"{path}: {key} holds {dtype} where {kind} wanted")
+        first, *others = (tuple(tensors[key].shape) for key in parts)
+        if any(shape[1:] != first[1:] or not shape for shape in others):
+            raise UserError(f"{path}: {listed(parts)} do not have the same width")
+        shapes[name] = (sum(shape[0] for shape in (first, *others)), *first[1:]) if others else first
+    return shapes

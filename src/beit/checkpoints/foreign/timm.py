@@ -6,20 +6,19 @@ ones; timm has neither a mask token nor a head for visual tokens.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from torch import nn
 
 from beit.checkpoints.foreign.key_map import KeyMap
-from beit.checkpoints.foreign.survey import Foreign, ModelFacts
-from beit.checkpoints.foreign.unilm import ENCODER, INDICES, fixed_eps
-from beit.checkpoints.own import write_weights
+from beit.checkpoints.foreign.survey import Foreign
+from beit.checkpoints.foreign.unilm import ENCODER, INDICES
+from beit.checkpoints.own import write_folder
 from beit.checkpoints.preparation import Preparation, preparation, stated_preparation
 from beit.checkpoints.reading.torch_file import TensorFile
+from beit.config.architecture import sides
 from beit.config.values import as_type
 from beit.models.heads import ImageClassifier
 from beit.untrusted import Facts
@@ -42,14 +41,8 @@ _OF_SIZE: Mapping[str, Facts] = {
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12, "init_values": 0.1},
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "init_values": 1e-5},
 }
-_FIELDS = {
-    "patch_size": "patch_size",
-    "embed_dim": "width",
-    "depth": "depth",
-    "num_heads": "num_heads",
-    "mlp_ratio": "mlp_ratio",
-}
-_POOLS: Mapping[str, Literal["mean", "cls"]] = {"avg": "mean", "token": "cls"}
+_FIELDS = {"embed_dim": "width", **{name: name for name in ("patch_size", "depth", "num_heads", "mlp_ratio")}}
+_POOLS = {"avg": "mean", "token": "cls"}
 _POSITIONS = {
     "use_abs_pos_emb": "absolute",
     "use_rel_pos_bias": "block_bias",
@@ -67,15 +60,16 @@ def open_folder(file: TensorFile, config: Facts) -> Foreign:
     named = _ARCHITECTURE.match(config["architecture"])
     assert named is not None
     arguments = {**_OF_ALL, **_OF_SIZE[named[1]], **config.get("model_args", {})}
-    size = arguments.get("img_size") or inner.get("input_size", (3, None))[1:]
-    height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
+    size = arguments.get("img_size") or inner.get("input_size", ())[1:] or None
     facts = {
         **{ours: arguments.get(theirs) for theirs, ours in _FIELDS.items()},
-        "image_size": None if height is None else (height, width),
+        "image_size": sides(size),
         "position": " and ".join(ours for flag, ours in _POSITIONS.items() if arguments.get(flag)) or "none",
         "drop_path_rate": arguments.get("drop_path_rate"),
         "pixel_mean": inner.get("mean"),
         "pixel_std": inner.get("std"),
+        "kind": "classifier" if config.get("num_classes") else None,
+        "pool": _POOLS.get(config.get("global_pool", "")),
     }
     # None is no LayerScale there.
     scale = {"layer_scale_init": arguments["init_values"]}
@@ -86,10 +80,6 @@ def open_folder(file: TensorFile, config: Facts) -> Foreign:
         tensors=file.tensors(file.contents),
         table=KEYS,
         facts={name: value for name, value in facts.items() if value is not None} | scale,
-        model=ModelFacts(
-            kind="classifier" if config.get("num_classes") else None,
-            pool=_POOLS.get(config.get("global_pool", "")),
-        ),
         classes=list(as_type(names, Sequence[str])) if isinstance(names, list) else None,
         provenance={"architecture": config["architecture"]},
         extra=stated_preparation(*(inner.get(name) for name in Preparation._fields)),
@@ -124,7 +114,5 @@ def write(model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: 
             "classifier": "head",
         },
     }
-    weights = KEYS.write(model.state_dict(), NAME)
-    write_weights(weights, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    return fixed_eps(config, NAME)
+    write_folder(folder, KEYS.write(model.state_dict(), NAME), {"config": description})
+    return []

@@ -19,17 +19,15 @@ from torch import nn
 
 from beit.checkpoints.foreign import upernet
 from beit.checkpoints.foreign.key_map import KeyMap
-from beit.checkpoints.foreign.shapes import DEFAULT_GRID, WIDTH_OF_HEAD
 from beit.checkpoints.foreign.survey import Foreign
 from beit.checkpoints.reading.safe_pickle import Inert
 from beit.checkpoints.reading.torch_file import TensorFile
-from beit.checkpoints.reference import Stated
-from beit.config.architecture import PIXEL_STATISTICS, EncoderConfig
+from beit.config.architecture import PIXEL_STATISTICS
 from beit.config.errors import UserError
 from beit.config.values import as_type
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.position import relative_position_index
-from beit.models.segmentation import SemanticSegmenter, released_layers
+from beit.models.segmentation import SemanticSegmenter
 from beit.untrusted import Facts
 
 NAME = "unilm"
@@ -57,7 +55,6 @@ _WRAPPERS = ("module.", "model.", "net.", "network.", "_orig_mod.")
 _PLAIN_VIT = {"blocks.0.attn.qkv.bias", "dist_token"}
 """What other vision transformers have under names that are otherwise the same."""
 _BACKBONE = "backbone."
-_COLORS = Sequence[tuple[int, int, int]]
 _PYRAMIDS = (8, 16)
 """Patch sizes that the released code has a pyramid for."""
 SEGMENTER_KEYS = KeyMap(
@@ -74,34 +71,35 @@ def reads(file: TensorFile) -> bool:
 
 def open_file(file: TensorFile) -> Foreign:
     """A model of the released code, of mmsegmentation, or of another trainer."""
-    weights = _weights(file.contents) or {}
-    if _is_segmenter(weights):
-        return _open_segmenter(file, weights)
+    contents, weights = file.contents, _weights(file.contents) or {}
     if plain := sorted(_PLAIN_VIT & {*weights}):
         raise UserError(
             f"{file.path} is a ViT with {', '.join(plain)}, not a BEiT; give a BEiT, or train one with beit pretrain"
         )
-    arguments = file.contents.get("args")
+    segments = _is_segmenter(weights)
+    arguments, meta = contents.get("args"), contents.get("meta") if segments else None
     run = arguments.attributes if isinstance(arguments, Inert) else {}
-    facts = {}
-    if isinstance(imagenet := run.get("imagenet_default_mean_and_std"), bool):
-        facts = _pixels("imagenet" if imagenet else "half")
-    averages = [key for key in ("model_ema", "state_dict_ema") if key in file.contents]
+    meta = meta if isinstance(meta, dict) else {}
+    # All segmentation of the released code has ImageNet's, although its encoders were trained with 0.5.
+    imagenet = segments or run.get("imagenet_default_mean_and_std")
+    statistics = zip(
+        ("pixel_mean", "pixel_std"), PIXEL_STATISTICS["imagenet" if imagenet else "half"], strict=True
+    )
+    palette = _as(Sequence[tuple[int, int, int]], meta.get("PALETTE"))
+    in_bytes = all(0 <= x < 256 for color in palette for x in color)
     origin = {name: run.get(name) for name in ("model", "epochs")}
+    averages = [key for key in ("model_ema", "state_dict_ema") if key in contents]
     return Foreign(
         format=NAME,
-        notes=[f"{key}: not read, the weights as trained are" for key in averages],
         file=file,
         tensors=file.tensors(weights),
-        table=KEYS,
-        facts=facts,
+        table=SEGMENTER_KEYS if segments else KEYS,
+        facts=dict(statistics) if isinstance(imagenet, bool) else {},
+        classes=[*_as(Sequence[str], meta.get("CLASSES"))] or None,
         provenance={name: value for name, value in origin.items() if isinstance(value, str | int)},
+        extra={"palette": [list(color) for color in palette]} if palette and in_bytes else {},
+        notes=[f"{key}: not read, the weights as trained are" for key in averages],
     )
-
-
-def _pixels(name: str) -> dict[str, Any]:
-    mean, std = PIXEL_STATISTICS[name]
-    return {"pixel_mean": mean, "pixel_std": std}
 
 
 def _weights(contents: Any) -> dict[str, Any] | None:
@@ -121,23 +119,6 @@ def _is_segmenter(weights: Facts) -> bool:
     return f"{_BACKBONE}patch_embed.proj.weight" in weights
 
 
-def _open_segmenter(file: TensorFile, weights: Facts) -> Foreign:
-    meta = file.contents.get("meta")
-    meta = meta if isinstance(meta, dict) else {}
-    classes, palette = _as(Sequence[str], meta.get("CLASSES")), _as(_COLORS, meta.get("PALETTE"))
-    in_bytes = all(0 <= x < 256 for color in palette for x in color)
-    return Foreign(
-        format=NAME,
-        file=file,
-        tensors=file.tensors(weights),
-        table=SEGMENTER_KEYS,
-        # Of all segmentation in the released code, although its encoders were trained with 0.5.
-        facts=_pixels("imagenet"),
-        classes=[*classes] or None,
-        extra={"palette": [list(color) for color in palette]} if palette and in_bytes else {},
-    )
-
-
 def _as(hint: Any, values: Any) -> Any:
     """`values` as the type `hint`, or nothing."""
     try:
@@ -151,10 +132,10 @@ def write(model: nn.Module, destination: Path, classes: Sequence[str] | None, ex
     that such a file cannot tell."""
     assert isinstance(model, MaskedImageModel | ImageClassifier | SemanticSegmenter)
     encoder, segments = model.encoder, isinstance(model, SemanticSegmenter)
-    if segments and encoder.config.patch_size not in _PYRAMIDS:
+    patch = encoder.config.patch_size
+    if segments and patch not in _PYRAMIDS:
         raise UserError(
-            f"the released code has a pyramid for patches of 8 and 16 pixels: it cannot hold one for patches "
-            f"of {encoder.config.patch_size}"
+            f"the released code has pyramids for patches of 8 and 16: it cannot hold one for patches of {patch}"
         )
     weights = (SEGMENTER_KEYS if segments else KEYS).write(model.state_dict(), NAME)
     # The released code wants the index of its tables beside them; all blocks share one.
@@ -164,37 +145,4 @@ def write(model: nn.Module, destination: Path, classes: Sequence[str] | None, ex
     meta = {"CLASSES": tuple(classes or ()) or None, "PALETTE": extra.get("palette")}
     with destination.open("wb") as file:
         torch.save({"meta": meta, "state_dict": weights} if segments else {"model": weights}, file)
-    return _lost(model, extra)
-
-
-def _lost(model: MaskedImageModel | ImageClassifier | SemanticSegmenter, extra: Facts) -> list[str]:
-    """What a state dict alone would not tell of this model."""
-    config: EncoderConfig = model.encoder.config
-    rows, columns = config.grid
-    square = rows == columns and (config.position != "none" or config.grid == DEFAULT_GRID)
-    heads = "bias" in config.position or config.width == WIDTH_OF_HEAD * config.num_heads
-    layers, reduces = None, None
-    if isinstance(model, SemanticSegmenter):
-        layers, reduces = model.layers, bool(extra.get("reduce_zero_label"))
-        reduces = None if reduces == upernet.counts_from_one(model) else reduces
-    mean, std = PIXEL_STATISTICS["half" if layers is None else "imagenet"]
-    needed = Stated(
-        num_heads=None if heads else config.num_heads,
-        grid=None if square else config.grid,
-        pixel_mean=None if config.pixel_mean == mean else config.pixel_mean,
-        pixel_std=None if config.pixel_std == std else config.pixel_std,
-        layers=None if layers == released_layers("upernet", config.depth) else layers,
-        reduce_zero_label=reduces,
-    )
-    text = needed.text()
-    lines = [f"the file cannot tell {', '.join(needed.names())}: load it as PATH{text}"] if text else []
-    return lines + fixed_eps(config, NAME)
-
-
-def fixed_eps(config: EncoderConfig, name: str) -> list[str]:
-    """A line where the LayerNorm of another library is not quite this one."""
-    if config.layer_norm_eps == 1e-6:
-        return []
-    return [
-        f"{name} computes with a LayerNorm eps of 1e-6, not {config.layer_norm_eps:g}: outputs differ a little"
-    ]
+    return []

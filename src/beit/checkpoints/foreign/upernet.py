@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from beit.checkpoints.foreign.shapes import Shape
 from beit.checkpoints.reference import Stated, agreed
+from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError
-from beit.models.encoder import BeitEncoder
-from beit.models.segmentation import SemanticSegmenter, released_layers
+from beit.models.segmentation import released_layers
 from beit.untrusted import Facts
 
 _CONV_NORMS = [
@@ -31,48 +32,38 @@ def rows(pyramid: str, classes: str) -> list[tuple[str, str]]:
     ]
 
 
-def skeleton(
-    encoder: BeitEncoder,
-    shapes: Mapping[str, tuple[int, ...]],
-    configured: Sequence[int] | None,
-    auxiliary: bool | None,
-    stated: Stated,
-) -> tuple[SemanticSegmenter, list[str]]:
-    """The segmenter that weights of these shapes are for, and a line where the layers it reads are a guess.
+def options(
+    depth: int, shapes: Mapping[str, Shape], configured: Sequence[int] | None, auxiliary: bool, stated: Stated
+) -> tuple[dict[str, Any], list[str]]:
+    """What a segmenter with weights of these shapes is built with, and a line where the layers it reads are a guess.
 
-    configured, auxiliary: its layers and whether it has the auxiliary head, where a configuration tells.
+    configured: the layers that a configuration tells, if it does.
     """
-    depth = encoder.config.depth
-    layers = stated.layers or configured
-    notes = []
+    layers, notes = stated.layers or configured, []
     if layers is None:
         layers = released_layers("upernet", depth)
         notes = [
             f"layers {list(layers)}, which the released code reads of {depth} blocks; the file tells none"
         ]
-    elif configured is not None and stated.layers not in (None, tuple(configured)):
+    elif configured is not None and layers != configured:
         notes = [f"layers {list(layers)}, as stated, and not {list(configured)}, as its configuration has it"]
     classes = shapes["decode_head.conv_seg.weight"]
     if len(classes) != 4 or 0 in classes:
         raise UserError(f"decode_head.conv_seg.weight {classes} is no convolution to classes")
-    model = SemanticSegmenter(
-        encoder,
-        classes[0],
-        decoder="upernet",
-        layers=layers,
-        channels=classes[1],
-        auxiliary="auxiliary_head.conv_seg.weight" in shapes if auxiliary is None else auxiliary,
-    )
-    return model, notes
+    sizes = {"num_classes": classes[0], "channels": classes[1]}
+    return {"decoder": "upernet", "layers": layers, "auxiliary": auxiliary, **sizes}, notes
 
 
-def extra(model: SemanticSegmenter, facts: Facts, stated: Stated) -> tuple[dict[str, Any], list[str]]:
+def extra(
+    config: EncoderConfig, num_classes: int, facts: Facts, stated: Stated
+) -> tuple[dict[str, Any], list[str]]:
     """Further keys of model.json for a foreign segmenter: those that its file tells, and for the others how the
     released code shows images of any size; and a line where maps that count from 1 are a guess.
 
     The shorter side as long as the network's, windows two thirds of their side apart (512: 341; 640: 426).
     """
-    height, width = model.encoder.config.image_size
+    height, width = config.image_size
+    from_one = num_classes == _ADE20K_CLASSES  # so far as the classes tell
     reduces = agreed("reduce_zero_label", stated.reduce_zero_label, facts.get("reduce_zero_label"))
     keys = {
         "resize": min(height, width),
@@ -80,15 +71,10 @@ def extra(model: SemanticSegmenter, facts: Facts, stated: Stated) -> tuple[dict[
         "stride": [height * 2 // 3, width * 2 // 3],
         "ignore_value": 255,
         **facts,
-        "reduce_zero_label": counts_from_one(model) if reduces is None else reduces,
+        "reduce_zero_label": from_one if reduces is None else reduces,
     }
     note = (
-        f"reduce_zero_label=yes is a guess, by the {model.num_classes} classes of ADE20K, where 0 is no class; "
+        f"reduce_zero_label=yes is a guess, by the {num_classes} classes of ADE20K, where 0 is no class; "
         f"PATH@reduce_zero_label=no says otherwise"
     )
-    return keys, [note] if reduces is None and counts_from_one(model) else []
-
-
-def counts_from_one(model: SemanticSegmenter) -> bool:
-    """Whether 0 is no class in its label maps, as far as its classes tell: they do of ADE20K."""
-    return model.num_classes == _ADE20K_CLASSES
+    return keys, [note] if reduces is None and from_one else []

@@ -8,10 +8,11 @@ tensor is made before its bytes are known to lie in the file.
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -21,9 +22,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from beit.checkpoints.reading.safe_pickle import Inert, Refused, Storage, StoredTensor, read_pickle
-from beit.config.errors import UserError
-from beit.untrusted import printable
+from beit.config.errors import UserError, require
+from beit.untrusted import listed, printable, read_json
 
+INDEX = ".index.json"
+"""How the names of indices of several files end."""
+MAX_SHARDS = 1000
 MAX_FILE = 16 * 2**30
 MAX_PICKLE = 4 * 2**20
 """Ten times what the largest training checkpoint needs. Also the most for a safetensors header."""
@@ -33,11 +37,16 @@ MAX_MODULES = 10_000
 """Modules of a pickled network; OpenAI's have 150. A few that hold one another could seem to be without end."""
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+_FAULTS = (*(OSError, EOFError, ValueError, RuntimeError, struct.error, zipfile.BadZipFile, SafetensorError),)
+"""What a damaged file may raise."""
 
 
-Read = Callable[[Storage], bytearray]
-"""A storage -> all its bytes."""
-Reader = Callable[[], AbstractContextManager[Read]]
+class Place(NamedTuple):
+    """Where the numbers of a storage begin, and their checksum where the container has one."""
+
+    path: Path
+    start: int
+    crc: int | None = None
 
 
 class TensorFile(NamedTuple):
@@ -46,8 +55,8 @@ class TensorFile(NamedTuple):
     path: Path
     contents: Any
     """What was saved: dicts, lists and plain values, with tensors at the leaves."""
-    reader: Reader
-    """Opens the file for reading tensors."""
+    places: Mapping[str, Place]
+    """Of every storage, by its key."""
     size: int
     """Bytes of the file, or of all files that these tensors lie in."""
 
@@ -62,11 +71,10 @@ class TensorFile(NamedTuple):
             raise UserError(f"{self.path} is refused: its tensors add up to more bytes than it has")
         loaded = {key: tensor.clone() for key, tensor in tensors.items() if isinstance(tensor, Tensor)}
         try:
-            with self.reader() as read:
-                for storage, keys in views.items():
-                    numbers = _numbers(storage, read)
-                    loaded |= {key: _view(numbers, tensors[key]) for key in keys}
-        except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+            for storage, keys in views.items():
+                numbers = _numbers(storage, self.places[storage.key])
+                loaded |= {key: _view(numbers, tensors[key]) for key in keys}
+        except _FAULTS as error:
             raise UserError(
                 f"{self.path} is damaged ({printable(str(error))}); copy or download it again"
             ) from None
@@ -110,10 +118,7 @@ def open_tensor_file(path: Path) -> TensorFile:
             return _open_legacy(path)
     except Refused as reason:
         raise UserError(f"{path} is refused: {reason}") from None
-    except (
-        *(OSError, EOFError, ValueError, RuntimeError, struct.error),
-        *(zipfile.BadZipFile, SafetensorError),
-    ) as error:
+    except _FAULTS as error:
         raise UserError(
             f"{path} cannot be read ({printable(str(error))}); copy or download it again"
         ) from None
@@ -122,10 +127,15 @@ def open_tensor_file(path: Path) -> TensorFile:
     )
 
 
-def _numbers(storage: Storage, read: Read) -> Tensor:
+def _numbers(storage: Storage, place: Place) -> Tensor:
     if not storage.numel:
         return torch.empty(0, dtype=storage.dtype)
-    return torch.frombuffer(read(storage), dtype=storage.dtype)
+    with place.path.open("rb") as file:
+        file.seek(place.start)
+        content = bytearray(file.read(storage.nbytes))
+    if len(content) < storage.nbytes or place.crc not in (None, zlib.crc32(content)):
+        raise ValueError(f"its part {storage.key[:40]!r} is not what was written")
+    return torch.frombuffer(content, dtype=storage.dtype)
 
 
 def _view(numbers: Tensor, stored: Tensor | StoredTensor) -> Tensor:
@@ -146,13 +156,12 @@ def _open_safetensors(path: Path) -> TensorFile:
     if header > MAX_PICKLE:
         raise Refused(f"its header is larger than {MAX_PICKLE >> 20} MiB")
     # Its tensors are there at once, mapped into memory.
-    return TensorFile(
-        path, load_file(path), lambda: nullcontext(lambda storage: bytearray()), path.stat().st_size
-    )
+    return TensorFile(path, load_file(path), {}, path.stat().st_size)
 
 
 def _open_zip(path: Path) -> TensorFile:
-    with _zip(path) as archive:
+    with _ShortReads(path) as file, zipfile.ZipFile(file) as archive:
+        file.most = MAX_FILE
         records = {record.filename: record for record in archive.infolist()}
         if any(record.compress_type != zipfile.ZIP_STORED for record in records.values()):
             raise Refused("it is a compressed zip, and torch.save compresses nothing")
@@ -169,28 +178,22 @@ def _open_zip(path: Path) -> TensorFile:
                 if order.read(8) != b"little":
                     raise Refused("it was written on a big-endian machine")
         contents = read_pickle(io.BytesIO(archive.read(pickles[0])))
-    for key, storage in _storages(contents).items():
-        record = records.get(f"{folder}data/{key}")
-        if record is None or record.file_size != storage.nbytes:
-            raise Refused(f"its part {key[:40]!r} does not hold {storage.numel} {storage.dtype}")
-
-    @contextmanager
-    def reader() -> Iterator[Read]:
-        with _zip(path) as archive:
-            yield lambda storage: bytearray(archive.read(f"{folder}data/{storage.key}"))
-
-    return TensorFile(path, contents, reader, path.stat().st_size)
-
-
-@contextmanager
-def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The zip at `path`, unless the list of its parts is long: in memory it takes ten times what the file holds."""
-    with _ShortReads(path) as file, zipfile.ZipFile(file) as archive:
-        file.most = MAX_FILE
-        yield archive
+        places = {}
+        for key, storage in _storages(contents).items():
+            record = records.get(f"{folder}data/{key}")
+            if record is None or record.file_size != storage.nbytes:
+                raise Refused(f"its part {key[:40]!r} does not hold {storage.numel} {storage.dtype}")
+            file.seek(
+                record.header_offset + 26
+            )  # the lengths of its name and of what else comes before its content
+            before = sum(struct.unpack("<HH", file.read(4)))
+            places[key] = Place(path, record.header_offset + 30 + before, record.CRC)
+    return TensorFile(path, contents, places, path.stat().st_size)
 
 
 class _ShortReads(io.FileIO):
+    """Refuses a zip whose list of parts is long: in memory it takes ten times what the file holds."""
+
     most = MAX_DIRECTORY
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -210,22 +213,13 @@ def _open_legacy(path: Path) -> TensorFile:
             raise Refused("it was written on a big-endian machine")
         contents = read_pickle(head)
         keys = read_pickle(head)
-        places = _legacy_places(file, head.tell(), keys, _storages(contents))
-
-    @contextmanager
-    def reader() -> Iterator[Read]:
-        with path.open("rb") as file:
-
-            def read(storage: Storage) -> bytearray:
-                file.seek(places[storage.key])
-                return bytearray(file.read(storage.nbytes))
-
-            yield read
-
-    return TensorFile(path, contents, reader, path.stat().st_size)
+        places = _legacy_places(path, file, head.tell(), keys, _storages(contents))
+    return TensorFile(path, contents, places, path.stat().st_size)
 
 
-def _legacy_places(file: IO[bytes], start: int, keys: Any, storages: Mapping[str, Storage]) -> dict[str, int]:
+def _legacy_places(
+    path: Path, file: IO[bytes], start: int, keys: Any, storages: Mapping[str, Storage]
+) -> dict[str, Place]:
     """Where each storage's numbers begin, checked to end within the file."""
     size, places = file.seek(0, io.SEEK_END), {}
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or {*keys} != {*storages}:
@@ -237,7 +231,7 @@ def _legacy_places(file: IO[bytes], start: int, keys: Any, storages: Mapping[str
         end = start + 8 + storage.nbytes
         if len(length) < 8 or struct.unpack("<q", length)[0] != storage.numel or end > size:
             raise Refused("it is cut off or damaged")
-        places[key] = start + 8
+        places[key] = Place(path, start + 8)
         start = end
     return places
 
@@ -256,3 +250,39 @@ def _storages(contents: Any) -> dict[str, Storage]:
             parts = value.attributes if isinstance(value, Inert) else value
             waiting += parts.values() if isinstance(parts, dict) else parts
     return storages
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Weights in several files beside an index, as Hugging Face's libraries write large models
+
+
+def open_shards(index: Path) -> TensorFile:
+    """All files that `index` names, which lie beside it, as one."""
+    named = (read_json(index) or {}).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        raise UserError(f"{index} has no weight_map")
+    names = sorted({*named.values()})
+    if strange := [name for name in names if not re.fullmatch(r"[\w-][\w.-]*", name) or name.endswith(INDEX)]:
+        raise UserError(f"{index} is refused: it names {printable(strange[0])}, which is no file beside it")
+    require(len(names) <= MAX_SHARDS, f"{index} is refused: it names {len(names):,} files")
+    files = [open_tensor_file(index.with_name(name)) for name in names]
+    contents: dict[str, Any] = {}
+    places: dict[str, Place] = {}
+    for number, file in enumerate(files):
+        tensors = file.tensors(file.contents)
+        if twice := contents.keys() & tensors.keys():
+            raise UserError(
+                f"{file.path} has {listed(twice)}, which another file of {index.name} has as well"
+            )
+        contents |= {key: _of(number, tensor) for key, tensor in tensors.items()}
+        places |= {f"{number}/{key}": place for key, place in file.places.items()}
+    if lost := named.keys() - contents.keys():
+        raise UserError(f"{index} names {listed(lost)}, which its files do not have")
+    return TensorFile(index, contents, places, sum(file.size for file in files))
+
+
+def _of(number: int, tensor: Any) -> Any:
+    """The tensor with its storage named after its file: each file counts its own from 0."""
+    if not isinstance(tensor, StoredTensor):
+        return tensor
+    return tensor._replace(storage=tensor.storage._replace(key=f"{number}/{tensor.storage.key}"))

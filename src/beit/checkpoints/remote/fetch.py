@@ -12,6 +12,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from functools import partial
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import IO
@@ -44,11 +45,15 @@ def fetched(name: str, addresses: Sequence[str], sha256: Sequence[str] = ()) -> 
     files = [folder / address.rpartition("/")[2] for address in addresses]
     with FileLock(folder / ".lock"):  # every rank of a run wants the same files
         for index, (file, address) in enumerate(zip(files, addresses, strict=True)):
-            expected = sha256[index] if sha256 else None
-            if file.is_file():
-                check(file, expected or _recorded(file))
+            record = file.with_name(f"{file.name}.sha256")  # as `sha256sum --check` reads it
+            if sha256 or not record.exists():
+                expected = sha256[index] if sha256 else None
             else:
-                _fetch(name, address, file, expected)
+                expected = record.read_text(encoding="utf-8", errors="replace").partition(" ")[0]
+            if file.is_file():
+                check(file, expected)
+            else:
+                replace_file(file, partial(_fetch, name, address, record, expected))
     return folder if len(files) > 1 else files[0]
 
 
@@ -58,76 +63,46 @@ def check(file: Path, sha256: str | None) -> None:
         digest = hashlib.file_digest(content, "sha256").hexdigest() if sha256 else None
     if digest != sha256:
         raise UserError(
-            f"{file} is not what it was, or not what was stated: its sha256 is {digest}, not {sha256}"
+            f"{file} is not what it was, or not what was stated: its sha256 is {digest}, not {sha256}; "
+            f"delete it and what is kept beside it, and fetch it again"
         )
 
 
-def _record(file: Path) -> Path:
-    """Beside the file, as `sha256sum --check` reads it."""
-    return file.with_name(f"{file.name}.sha256")
-
-
-def _recorded(file: Path) -> str | None:
-    try:
-        return _record(file).read_text(encoding="ascii").split()[0]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, LookupError) as error:
-        raise UserError(
-            f"{_record(file)} cannot be read ({error}); delete it to trust {file.name} anew"
-        ) from None
-
-
-def _fetch(name: str, address: str, file: Path, sha256: str | None) -> None:
-    expected = sha256 or _recorded(file)
-
-    def write(draft: Path) -> None:
-        digest = _download(name, address, draft)
-        if expected not in (None, digest):
-            raise UserError(
-                f"{address} has the sha256 {digest}, not {expected} as stated or as it had before"
-            )
-        write_text(_record(file), f"{digest}  {file.name}\n")
-        if expected is None:
-            logger.warning(
-                "%s: sha256 %s, trusted because none is published; kept in %s and checked from now on",
-                *(name, digest, _record(file)),
-            )
-
-    replace_file(file, write)
-
-
-def _download(name: str, address: str, target: Path) -> str:
-    """Writes what lies at `address` to `target`; gives its SHA-256."""
+def _fetch(name: str, address: str, record: Path, expected: str | None, target: Path) -> None:
+    """Writes what lies at `address` to `target`, and its SHA-256 to `record`."""
     try:
         with urllib.request.urlopen(address, timeout=TIMEOUT) as response, target.open("wb") as file:
             if address.startswith("https:") and not response.url.startswith("https:"):
                 raise OSError(f"it leads to {response.url}, which is not encrypted")
-            return _copy(name, response, file)
+            digest = _copy(name, response, file)
     except (OSError, HTTPException, ValueError) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise UserError(
             f"{name} cannot be fetched from {address} ({' '.join(str(reason).split())}); download it where there is "
             f"a network, and give the file"
         ) from None
+    if expected not in (None, digest):
+        raise UserError(f"{address} has the sha256 {digest}, not {expected} as stated or as it had before")
+    write_text(record, f"{digest}  {record.stem}\n")
+    if expected is None:
+        message = "%s: sha256 %s, trusted because none is published; kept in %s and checked from now on"
+        logger.warning(message, name, digest, record)
 
 
 def _copy(name: str, response: HTTPResponse, file: IO[bytes]) -> str:
     """Copies the body, with progress on a terminal; OSError unless it is as long as, and what, its header says."""
     length = int(response.headers.get("Content-Length") or 0)
-    digest, transfer, done = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
+    digest, transfer = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(f"fetching {name}", total=length or None)
-        while part := response.read(CHUNK):
-            done += len(part)
-            if done > MAX_FILE:
-                raise OSError(f"it is larger than {MAX_FILE >> 30} GiB")
+        body = bar.wrap_file(response, length or None, description=f"fetching {name}")
+        while part := body.read(CHUNK):
             file.write(part)
             digest.update(part)
             transfer.update(part)
-            bar.advance(task, len(part))
-    if length and done != length:
-        raise OSError(f"it ended after {done:,} of {length:,} bytes")
+            if file.tell() > MAX_FILE:
+                raise OSError(f"it is larger than {MAX_FILE >> 30} GiB")
+    if length and file.tell() != length:
+        raise OSError(f"it ended after {file.tell():,} of {length:,} bytes")
     md5 = response.headers.get("Content-MD5")
     if md5 and base64.b64encode(transfer.digest()).decode() != md5.strip():
         raise OSError("it was damaged on the way")

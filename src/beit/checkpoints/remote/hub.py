@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from beit.checkpoints.reference import HUB
 from beit.checkpoints.remote.fetch import check
 from beit.config.errors import UserError
+from beit.presets.released import HUB
 
 _SMALL = ("config.json", "preprocessor_config.json", "model.json")
 _WEIGHTS = (
