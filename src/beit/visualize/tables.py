@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from beit.training.console import duration
+from beit.training.run.curves import NOT_FIGURES, Curve
 from beit.training.run.record import RunRecord, find, flatten, regions
-from beit.visualize.curves import NOT_FIGURES, Curve
 from beit.visualize.figures import Figure, figure_of
 
 NOT_RESULTS = NOT_FIGURES | {"epochs", "parameters", "skipped_steps", "steps", "vocab_size"}
@@ -61,9 +60,8 @@ def _facts_of(record: RunRecord) -> Iterator[tuple[str, str]]:
         yield "Images seen", f"{images:,.0f}"
     if skipped := results.get("skipped_steps"):
         yield "Steps skipped", f"{skipped} with a loss that was not finite"
-    seconds = find({"results": results, "status": status}, "seconds")
-    if isinstance(seconds, int | float):
-        yield "Time", duration(seconds)
+    if record.time:
+        yield "Time", record.time
     if status.get("machine"):
         yield "Machine", _machine(status["machine"])
     if status.get("versions"):
