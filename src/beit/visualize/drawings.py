@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from beit.config.segment import IGNORE
 from beit.data.batches import LabeledBatch, SegmentationBatch
 from beit.data.label_file import Labels
-from beit.visualize.label_maps import Color, paint, with_legend
-from beit.visualize.pictures import captioned_grid, contact_sheet, save_picture
+from beit.visualize.label_maps import paint, with_legend
+from beit.visualize.pictures import Color, captioned_grid, contact_sheet, save_picture
 
 
 def draw_predictions(
