@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal, overload
+from typing import Annotated, Literal, TypeVar, cast
 
 from annotated_types import Ge, Le
 
@@ -25,15 +25,12 @@ Sides = tuple[PositiveInt, PositiveInt]
 """Height and width in pixels."""
 
 
-@overload
-def sides(value: int | Sides) -> Sides: ...
-@overload
-def sides(value: None) -> None: ...
-@overload
-def sides(value: int | Sides | None) -> Sides | None: ...
-def sides(value: int | Sides | None) -> Sides | None:
-    """A length as height and width."""
-    return (value, value) if isinstance(value, int) else value
+Size = TypeVar("Size", bound=Sides | None)
+
+
+def sides(value: int | Size) -> Size:
+    """A length as height and width; None stays None."""
+    return cast(Size, (value, value)) if isinstance(value, int) else value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,9 +71,8 @@ class FinetuneConfig(StartConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            0 <= self.randaugment <= 10, f"--randaugment must lie between 0 and 10, not {self.randaugment}"
-        )
+        magnitude = self.randaugment
+        require(0 <= magnitude <= 10, f"--randaugment must lie between 0 and 10, not {magnitude}")
         require(
             self.label_share is None or self.labels_per_class is None,
             "--label-share and --labels-per-class exclude each other; give one",

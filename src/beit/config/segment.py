@@ -98,25 +98,19 @@ class SegmentConfig(StartConfig):
         super().__post_init__()
         smallest, largest = self.scale
         scale = f"--scale {smallest} {largest}"
-        require(
-            min(self.scale) > 0 and max(self.scale) < math.inf, f"{scale}: both must be finite and above 0"
-        )
+        finite = 0 < smallest < math.inf and 0 < largest < math.inf
+        require(finite, f"{scale}: both must be finite and above 0")
         require(smallest <= largest, f"{scale}: name the smaller first")
         if self.layers is not None:
-            self._require_ascending(self.layers)
+            flag = f"--layers {' '.join(map(str, self.layers))}"
+            require(bool(self.layers), "--layers needs numbers of blocks, 0 the first; name them, or drop it")
+            require(min(self.layers) >= 0, f"{flag}: blocks are numbered from 0")
+            require([*self.layers] == sorted(self.layers), f"{flag}: name the blocks in ascending order")
         require(self.decoder == "pup" or not self.transposed, "--transposed is for --decoder pup; drop it")
         require(
             self.window == "slide" or self.stride is None,
             "--stride is for --window slide; drop it, or drop --window",
         )
-
-    @staticmethod
-    def _require_ascending(layers: tuple[int, ...]) -> None:
-        """What can be said of the blocks before the encoder is known."""
-        flag = f"--layers {' '.join(map(str, layers))}"
-        require(bool(layers), "--layers needs numbers of blocks, 0 the first; name them, or drop it")
-        require(min(layers) >= 0, f"{flag}: blocks are numbered from 0")
-        require(sorted(layers) == list(layers), f"{flag}: name the blocks in ascending order")
 
     def require_whole_patches(self, patch: int) -> None:
         """UserError unless a crop holds whole patches of `patch` pixels."""
