@@ -9,7 +9,7 @@ import difflib
 import io
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import tyro
@@ -89,78 +89,67 @@ def layers_below(config_type: type[TrainingConfig], preset: str | None, file: st
 
 
 def parse(config_type: type[Config], arguments: Arguments, layers: Sequence[Values], program: str) -> Config:
-    """Flags over `layers` over defaults, as a validated `config_type`.
-
-    tyro parses an unvalidated twin of the class, so that a value missing from one layer may come from the
-    next. Its boxed complaints are not shown: what is wrong is said in one line.
-    """
-    arguments = ["None" if argument == "null" else argument for argument in arguments]
-    flags = words_by_flag(arguments)
+    """Flags over `layers` over defaults, as a validated `config_type`."""
     below = layered(config_type, layers)
     hints = typing.get_type_hints(config_type)
-    names = [field.name for field in dataclasses.fields(config_type)]  # type: ignore[arg-type]
-    twin = type(config_type.__name__, (config_type,), {"__post_init__": lambda self: None})
-    default = twin(**{name: below.get(name, tyro.MISSING) for name in names})
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            parsed, unknown = tyro.cli(
-                twin,
-                prog=program,
-                args=arguments,
-                default=default,
-                description=config_type.__doc__,
-                return_unknown_args=True,
-            )
-    except SystemExit as leave:
-        if not leave.code:
-            if issubclass(config_type, TrainingConfig):
-                print("\n" + _common_flags().format_help(), end="")
-            raise
-        missing = [flag_of(name) for name in names if name not in below and name not in flags]
-        needs = f"{program} needs {' and '.join(missing)}; {program} --help explains"
-        raise UserError(needs if missing else _unreadable(flags, hints, program)) from None
-    if unknown:
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], map(flag_of, names), n=1)
-        hint = f"did you mean {near[0]}?" if near else f"see {program} --help"
-        raise UserError(f"Unrecognized options: {', '.join(unknown)}; {hint}")
-    values = {name: getattr(parsed, name) for name in names if name in flags or f"no_{name}" in flags}
+    if {"-h", "--help"} & {*arguments}:
+        _explain(config_type, below, program)
+    values: dict[str, object] = {}
+    for name, words in words_by_flag(arguments).items():
+        switch = name.removeprefix("no_")
+        if name in hints and hints[name] is not bool:
+            values[name], unknown = _read(name, words, hints[name])
+        else:
+            unknown = words if hints.get(switch) is bool else [flag_of(name), *words]
+            values[switch] = switch == name
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], map(flag_of, hints), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"see {program} --help"
+            raise UserError(f"Unrecognized options: {', '.join(unknown)}; {hint}")
+    missing = [flag_of(name) for name in hints if name not in below | values]
+    if missing:
+        raise UserError(f"{program} needs {' and '.join(missing)}; {program} --help explains")
     return config_type(**layered(config_type, [*layers, values]))
+
+
+def _explain(config_type: type, default: Values, program: str) -> None:
+    """Print the flags and leave. tyro is shown an unvalidated twin of the class, for a value may be missing."""
+    twin = type(config_type.__name__, (config_type,), {"__post_init__": lambda self: None})
+    values = {name: default.get(name, tyro.MISSING) for name in typing.get_type_hints(config_type)}
+    try:
+        tyro.cli(twin, prog=program, args=["--help"], default=twin(**values), description=config_type.__doc__)
+    finally:
+        if issubclass(config_type, TrainingConfig):
+            print("\n" + _common_flags().format_help(), end="")
 
 
 def words_by_flag(arguments: Arguments) -> dict[str, Arguments]:
     """The words behind each flag, under the name of its field."""
     flags: dict[str, Arguments] = {}
-    words: Arguments = []
+    words: Arguments | None = None
     for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
         if argument.startswith("--"):
-            flag, equals, value = argument.partition("=")
-            name = flag.removeprefix("--").replace("-", "_")
             if name in flags:
                 raise UserError(f"{flag} is given twice; give it once, with all its values behind it")
             words = flags[name] = [value] if equals else []
+        elif words is None:
+            raise UserError(f"Unrecognized options: {argument}; name the flag that it belongs to before it")
         else:
             words.append(argument)
     return flags
 
 
-def _unreadable(flags: Mapping[str, Arguments], hints: Mapping[str, object], program: str) -> str:
-    """Which flag has words that its type cannot be read from, and what it could be."""
-    for name, words in flags.items():
-        hint = hints.get(name, bool)
-        if hint is bool or _is_readable(name, words, hint):
-            continue
-        if not words:
-            return f"{flag_of(name)} needs a value"
-        return f"{flag_of(name)} cannot be {' '.join(words)!r}, but must be {in_words(hint)}"
-    return f"the flags cannot be read; see {program} --help"
-
-
-def _is_readable(name: str, words: Arguments, hint: object) -> bool:
-    """Whether tyro takes the words behind a flag of this type where it is the only one."""
+def _read(name: str, words: Arguments, hint: object) -> tuple[object, Arguments]:
+    """What the words behind a flag say, as tyro reads a value of this type, and those that it does not take."""
+    words = ["None" if word == "null" else word for word in words]
     alone = dataclasses.make_dataclass("Alone", [(name, hint)])
     try:
+        # tyro's boxed complaints are not shown: what is wrong is said in one line.
         with contextlib.redirect_stderr(io.StringIO()):
-            tyro.cli(alone, args=[flag_of(name), *words], return_unknown_args=True)
+            parsed, unknown = tyro.cli(alone, args=[flag_of(name), *words], return_unknown_args=True)  # type: ignore[var-annotated]
     except SystemExit:
-        return False
-    return True
+        problem = f"cannot be {' '.join(words)!r}, but must be {in_words(hint)}" if words else "needs a value"
+        raise UserError(f"{flag_of(name)} {problem}") from None
+    return getattr(parsed, name), unknown

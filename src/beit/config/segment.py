@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from beit.config.architecture import Sides, sides
 from beit.config.errors import UserError, require
@@ -89,7 +89,7 @@ class SegmentConfig(StartConfig):
     clip_grad: float | None = None
     eval_images: int = 50_000
 
-    SIZE: ClassVar[str] = "crop"
+    SIZE = "crop"
 
     def __post_init__(self) -> None:
         check_limits(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from beit.config.architecture import PIXEL_STATISTICS, EncoderConfig, Sides, sides
 from beit.config.errors import UserError
@@ -47,7 +47,7 @@ class StartConfig(TrainingConfig):
     layer_decay: PositiveShare = 0.65
     """Each layer learns at this share of the rate of the layer above it. From scratch all learn at the full rate."""
 
-    SIZE: ClassVar[str] = "image_size"
+    SIZE = "image_size"
     """The field that states the size of the images."""
 
     def __post_init__(self) -> None:
