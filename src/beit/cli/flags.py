@@ -18,8 +18,7 @@ from beit.config.errors import UserError
 from beit.config.files import layered, read_yaml
 from beit.config.run import TrainingConfig
 from beit.config.values import flag_of, in_words
-from beit.presets import find
-from beit.presets.preset import Values
+from beit.presets import Values, find
 
 Arguments = list[str]
 Config = TypeVar("Config")
