@@ -95,8 +95,8 @@ def render(records: Sequence[RunRecord], *, title: str = "", notes: Sequence[str
         notes=notes,
         sections=sections,
         runs=runs,
-        facts=list(facts(in_order)),
-        differences=list(differences(in_order)) if len(sections) == 1 else [],
+        facts=facts(in_order),
+        differences=differences(in_order) if len(sections) == 1 else [],
     )
     return page.strip() + "\n"
 
@@ -108,8 +108,8 @@ def _section(verb: str, runs: Mapping[str, RunRecord]) -> Section:
     return Section(
         VERB_TITLES.get(verb, verb),
         views,
-        list(figure_rows(records)),
-        list(class_rows(records)),
+        figure_rows(records),
+        class_rows(records),
         _galleries(views),
         draw_charts({name: record.curves for name, record in runs.items()}),
     )
