@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import difflib
 import io
 import math
 import typing
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import tyro
 
@@ -24,11 +23,76 @@ Arguments = list[str]
 Config = TypeVar("Config")
 
 
-def name_words(config_type: type, fields: Sequence[str], arguments: Arguments) -> Arguments:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CommonFlags:
+    """The flags of every training verb that are no knobs."""
+
+    preset: str | None = None
+    """Start from a recipe of `beit presets`."""
+    config: str | None = None
+    """Values from a YAML file, over the preset and under the flags."""
+    print_config: bool = False
+    """Print the resolved configuration and stop."""
+    dry_run: bool = False
+    """Print what would be done and stop."""
+    overwrite: bool = False
+    """Delete the run in --out and start afresh."""
+
+
+def parse(
+    config_type: type[Config], program: str, arguments: Arguments, positional: Sequence[str] = ()
+) -> tuple[Config, CommonFlags]:
+    """Flags over a file over a preset over defaults, as a validated `config_type`; and the flags that are no knobs.
+    Words without a flag are for the fields in `positional`."""
+    knobs, common_type = typing.get_type_hints(config_type), typing.get_type_hints(CommonFlags)
+    hints = {**knobs, **common_type} if issubclass(config_type, TrainingConfig) else knobs
+    words = [argument for argument in arguments if argument not in ("-h", "--help")]
+    values = _values(words_by_flag(name_words(hints, positional, words)), hints, program)
+    common = CommonFlags(**{name: values.pop(name) for name in (hints.keys() - knobs.keys()) & values.keys()})
+    layers: list[Values] = []
+    if issubclass(config_type, TrainingConfig) and common.preset is not None:
+        layers.append(find(config_type, common.preset).values)
+    if common.config is not None:
+        layers.append(read_yaml(common.config, config_type))
+    below = layered(config_type, layers)
+    if words != arguments:
+        _explain(config_type, below, program)
+    missing = [flag_of(name) for name in knobs if name not in below | values]
+    if missing:
+        raise UserError(f"{program} needs {' and '.join(missing)}; {program} --help explains")
+    return config_type(**layered(config_type, [*layers, values])), common
+
+
+def _explain(config_type: type, default: Values, program: str) -> None:
+    """Print the flags and leave. tyro is shown an unvalidated twin of the class, for a value may be missing."""
+    bases = (config_type, CommonFlags) if issubclass(config_type, TrainingConfig) else (config_type,)
+    twin: Any = type(config_type.__name__, bases, {"__post_init__": lambda self: None})
+    twin = dataclasses.dataclass(frozen=True, kw_only=True)(twin)
+    values = {name: default.get(name, tyro.MISSING) for name in typing.get_type_hints(config_type)}
+    tyro.cli(twin, prog=program, args=["--help"], default=twin(**values), description=config_type.__doc__)
+
+
+def _values(flags: Mapping[str, Arguments], hints: Mapping[str, object], program: str) -> dict[str, Any]:
+    """What the words behind each flag say, by field."""
+    values: dict[str, Any] = {}
+    for name, words in flags.items():
+        switch = name.removeprefix("no_")
+        if name in hints and hints[name] is not bool:
+            values[name], unknown = _read(name, words, hints[name])
+        else:
+            unknown = words if hints.get(switch) is bool else [flag_of(name), *words]
+            values[switch] = switch == name
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], map(flag_of, hints), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"see {program} --help"
+            raise UserError(f"Unrecognized options: {', '.join(unknown)}; {hint}")
+    return values
+
+
+def name_words(hints: Mapping[str, object], fields: Sequence[str], arguments: Arguments) -> Arguments:
     """`arguments` with the words that belong to no flag, wherever they stand, each after the flag of its field."""
     if not fields:
         return arguments
-    hints = typing.get_type_hints(config_type)
     words: Arguments = []
     flags: Arguments = []
     room: float = 0  # how many more words the last flag takes
@@ -50,76 +114,6 @@ def _capacity(hint: object) -> float:
     """How many words a flag of this type takes."""
     kinds = [typing.get_origin(kind) for kind in (hint, *typing.get_args(hint))]
     return 0 if hint is bool else math.inf if tuple in kinds else 1
-
-
-def take_common(arguments: Arguments) -> tuple[argparse.Namespace, Arguments]:
-    """The flags of every training verb that are no knobs: `preset`, `config`, `print_config`, `dry_run` and
-    `overwrite`; and the other arguments."""
-    try:
-        return _common_flags().parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        problem = error.message.replace("expected one argument", "needs a value")
-        raise UserError(f"{error.argument_name} {problem}") from None
-
-
-def _common_flags() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False, exit_on_error=False
-    )
-    group = parser.add_argument_group("common to all training")
-    group.add_argument("--preset", metavar="NAME", help="start from a recipe of `beit presets`")
-    below = "values from a YAML file, over the preset and under the flags"
-    group.add_argument("--config", metavar="FILE", help=below)
-    stop = "print the resolved configuration and stop"
-    group.add_argument("--print-config", action="store_true", help=stop)
-    group.add_argument("--dry-run", action="store_true", help="print what would be done and stop")
-    group.add_argument("--overwrite", action="store_true", help="delete the run in --out and start afresh")
-    return parser
-
-
-def layers_below(config_type: type[TrainingConfig], preset: str | None, file: str | None) -> list[Values]:
-    """What lies between the defaults and the flags: the values of a preset and of a file, where they are named."""
-    layers: list[Values] = []
-    if preset is not None:
-        layers.append(find(config_type, preset).values)
-    if file is not None:
-        layers.append(read_yaml(file, config_type))
-    return layers
-
-
-def parse(config_type: type[Config], arguments: Arguments, layers: Sequence[Values], program: str) -> Config:
-    """Flags over `layers` over defaults, as a validated `config_type`."""
-    below = layered(config_type, layers)
-    hints = typing.get_type_hints(config_type)
-    if {"-h", "--help"} & {*arguments}:
-        _explain(config_type, below, program)
-    values: dict[str, object] = {}
-    for name, words in words_by_flag(arguments).items():
-        switch = name.removeprefix("no_")
-        if name in hints and hints[name] is not bool:
-            values[name], unknown = _read(name, words, hints[name])
-        else:
-            unknown = words if hints.get(switch) is bool else [flag_of(name), *words]
-            values[switch] = switch == name
-        if unknown:
-            near = difflib.get_close_matches(unknown[0], map(flag_of, hints), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"see {program} --help"
-            raise UserError(f"Unrecognized options: {', '.join(unknown)}; {hint}")
-    missing = [flag_of(name) for name in hints if name not in below | values]
-    if missing:
-        raise UserError(f"{program} needs {' and '.join(missing)}; {program} --help explains")
-    return config_type(**layered(config_type, [*layers, values]))
-
-
-def _explain(config_type: type, default: Values, program: str) -> None:
-    """Print the flags and leave. tyro is shown an unvalidated twin of the class, for a value may be missing."""
-    twin = type(config_type.__name__, (config_type,), {"__post_init__": lambda self: None})
-    values = {name: default.get(name, tyro.MISSING) for name in typing.get_type_hints(config_type)}
-    try:
-        tyro.cli(twin, prog=program, args=["--help"], default=twin(**values), description=config_type.__doc__)
-    finally:
-        if issubclass(config_type, TrainingConfig):
-            print("\n" + _common_flags().format_help(), end="")
 
 
 def words_by_flag(arguments: Arguments) -> dict[str, Arguments]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,12 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RUN_COLORS = ("#2f6fd0", "#d9722b", "#2f9e6e", "#8f5fc7", "#cf4a5e", "#2794a8", "#a38a1f", "#7a7f87")
-Dash = Literal["solid", "dashed", "dotted"]
-REFERENCE_STYLES: tuple[tuple[str, Dash], ...] = (
-    ("#8b9098", "dotted"),
-    ("#8b9098", "dashed"),
-    ("#a9adb3", "solid"),
-)
+REFERENCE_STYLES = (("#8b9098", "dotted"), ("#8b9098", "dashed"), ("#a9adb3", "solid"))
 MAX_POINTS = 300
 SMOOTH_POINTS = 40
 STEPS = (1, 2, 2.5, 5, 10)
@@ -47,7 +42,7 @@ class Line(NamedTuple):
     label: str
     value: str
     color: str
-    dash: Dash = "solid"
+    dash: str = "solid"
     width: float = 1.8
     faint: bool = False
     dots: bool = False
@@ -88,11 +83,11 @@ def _run_lines(figure: Figure, curves: Mapping[str, Curve], color: str, run: str
         curve = (held_back and curves.get(f"eval/{name}")) or curves.get(name)
         if curve is not None:
             references.append((figure_of(name), curve))
-    styles = REFERENCE_STYLES
+    styles: Sequence[tuple[str, str]] = REFERENCE_STYLES
     if run:
         # Side by side, only the hardest comparison of each run is drawn, in the colour of that run.
         references = sorted(references, key=lambda pair: pair[1].recent)[:1]
-        styles = ((color, "dotted"),)
+        styles = [(color, "dotted")]
     lines = [
         Line(curve, run + reference.title, reference.format(curve.recent), *style, width=1.2)
         for (reference, curve), style in zip(references, styles, strict=False)

@@ -71,12 +71,7 @@ _TABLE = (
     _score(
         "top5", "Top-5 accuracy", "Share with the right class among the five likeliest, if there are more."
     ),
-    _score(
-        "f1",
-        "F1 over all classes",
-        "Where an image may have several classes: how well the classes named and the true ones agree (harmonic mean "
-        "of precision and recall, with a class named from 50 % on).",
-    ),
+    _score("f1", "F1 over all classes", "Harmonic mean of precision and recall, a class named from 50 % on."),
     _score(
         "mean_average_precision",
         "Mean average precision (mAP)",
