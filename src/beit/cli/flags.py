@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import difflib
 import io
-import math
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -47,7 +46,7 @@ def parse(
     knobs, common_type = typing.get_type_hints(config_type), typing.get_type_hints(CommonFlags)
     hints = {**knobs, **common_type} if issubclass(config_type, TrainingConfig) else knobs
     words = [argument for argument in arguments if argument not in ("-h", "--help")]
-    values = _values(words_by_flag(name_words(hints, positional, words)), hints, program)
+    values = _values(words, hints, positional, program)
     common = CommonFlags(**{name: values.pop(name) for name in (hints.keys() - knobs.keys()) & values.keys()})
     layers: list[Values] = []
     if issubclass(config_type, TrainingConfig) and common.preset is not None:
@@ -72,63 +71,44 @@ def _explain(config_type: type, default: Values, program: str) -> None:
     tyro.cli(twin, prog=program, args=["--help"], default=twin(**values), description=config_type.__doc__)
 
 
-def _values(flags: Mapping[str, Arguments], hints: Mapping[str, object], program: str) -> dict[str, Any]:
-    """What the words behind each flag say, by field."""
+def _values(
+    arguments: Arguments, hints: Mapping[str, object], positional: Sequence[str], program: str
+) -> dict[str, Any]:
+    """What the arguments say, by field. Words that no flag takes, wherever they stand, are for `positional` fields."""
     values: dict[str, Any] = {}
-    for name, words in flags.items():
+    free: Arguments = []
+    unknown: Arguments = []
+    for name, words in words_by_flag(arguments).items():
         switch = name.removeprefix("no_")
-        if name in hints and hints[name] is not bool:
-            values[name], unknown = _read(name, words, hints[name])
-        else:
-            unknown = words if hints.get(switch) is bool else [flag_of(name), *words]
+        if hints.get(switch) is bool:
             values[switch] = switch == name
-        if unknown:
-            near = difflib.get_close_matches(unknown[0], map(flag_of, hints), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"see {program} --help"
-            raise UserError(f"Unrecognized options: {', '.join(unknown)}; {hint}")
+        elif name in hints:
+            values[name], words = _read(name, words, hints[name])
+        elif name:
+            unknown.append(flag_of(name))
+        free += words
+    for name in positional:
+        if free and name not in values:
+            values[name], free = _read(name, free, hints[name])
+    unknown += free
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], map(flag_of, hints), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"see {program} --help"
+        raise UserError(f"Unrecognized options: {', '.join(unknown)}; {hint}")
     return values
 
 
-def name_words(hints: Mapping[str, object], fields: Sequence[str], arguments: Arguments) -> Arguments:
-    """`arguments` with the words that belong to no flag, wherever they stand, each after the flag of its field."""
-    if not fields:
-        return arguments
-    words: Arguments = []
-    flags: Arguments = []
-    room: float = 0  # how many more words the last flag takes
-    for argument in arguments:
-        if not argument.startswith("-") and room < 1:
-            words.append(argument)
-            continue
-        room -= 1
-        if argument.startswith("-"):
-            name, value, _ = argument.removeprefix("--").replace("-", "_").partition("=")
-            room = 0 if value else _capacity(hints.get(name, bool))
-        flags.append(argument)
-    for field in fields[:-1]:
-        flags += [flag_of(field), words.pop(0)] if words else []
-    return [*flags, flag_of(fields[-1]), *words] if words else flags
-
-
-def _capacity(hint: object) -> float:
-    """How many words a flag of this type takes."""
-    kinds = [typing.get_origin(kind) for kind in (hint, *typing.get_args(hint))]
-    return 0 if hint is bool else math.inf if tuple in kinds else 1
-
-
 def words_by_flag(arguments: Arguments) -> dict[str, Arguments]:
-    """The words behind each flag, under the name of its field."""
-    flags: dict[str, Arguments] = {}
-    words: Arguments | None = None
+    """The words behind each flag, under the name of its field; those before the first under no name."""
+    words: Arguments = []
+    flags = {"": words}
     for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        name = flag.removeprefix("--").replace("-", "_")
         if argument.startswith("--"):
+            flag, equals, value = argument.partition("=")
+            name = flag.removeprefix("--").replace("-", "_")
             if name in flags:
                 raise UserError(f"{flag} is given twice; give it once, with all its values behind it")
             words = flags[name] = [value] if equals else []
-        elif words is None:
-            raise UserError(f"Unrecognized options: {argument}; name the flag that it belongs to before it")
         else:
             words.append(argument)
     return flags
