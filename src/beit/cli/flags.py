@@ -74,7 +74,7 @@ def _explain(config_type: type, default: Values, program: str) -> None:
 def _values(
     arguments: Arguments, hints: Mapping[str, object], positional: Sequence[str], program: str
 ) -> dict[str, Any]:
-    """What the arguments say, by field. Words that no flag takes, wherever they stand, are for `positional` fields."""
+    """What the arguments say, by field. Words that no flag takes, wherever they stand, are for `positional`."""
     values: dict[str, Any] = {}
     free: Arguments = []
     unknown: Arguments = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from beit.config.architecture import Sides, sides
-from beit.config.errors import UserError, require
+from beit.config.errors import require
 from beit.config.start import StartConfig
 from beit.config.values import (
     NonNegativeFloat,
@@ -115,22 +115,19 @@ class SegmentConfig(StartConfig):
     def require_whole_patches(self, patch: int) -> None:
         """UserError unless a crop holds whole patches of `patch` pixels."""
         height, width = self.stated_size or (patch, patch)
-        if height % patch or width % patch:
-            near = " ".join(str(max(1, round(side / patch)) * patch) for side in (height, width))
-            raise UserError(
-                f"--crop {height} {width} does not hold whole patches of {patch} px; choose --crop {near}"
-            )
+        near = " ".join(str(max(1, round(side / patch)) * patch) for side in (height, width))
+        problem = f"--crop {height} {width} does not hold whole patches of {patch} px; choose --crop {near}"
+        require(height % patch == width % patch == 0, problem)
 
     def strides(self, crop: Sides) -> Sides | None:
         """Steps between windows of the size `crop`; None to judge images in one pass."""
         if self.window == "whole":
             return None
         down, right = sides(self.stride) or self.two_thirds(crop)
-        if down > crop[0] or right > crop[1]:
-            raise UserError(
-                f"--stride {down} {right} is larger than the windows of {crop[0]}x{crop[1]} px and would leave gaps; "
-                f"choose a smaller one"
-            )
+        gaps = (
+            f"is larger than the windows of {crop[0]}x{crop[1]} px and would leave gaps; choose a smaller one"
+        )
+        require(down <= crop[0] and right <= crop[1], f"--stride {down} {right} {gaps}")
         return down, right
 
     @staticmethod

@@ -75,8 +75,7 @@ _TABLE = (
     _score(
         "mean_average_precision",
         "Mean average precision (mAP)",
-        "Where an image may have several classes: how well the images of a class stand before the others, whatever "
-        "the threshold, averaged over the classes that occur.",
+        "How well the images of a class stand before the others, averaged over the classes that occur.",
     ),
     _score("knn_top1", "Top-1 accuracy by k-NN", "The nearest training images vote, on the best layer."),
     Figure("best_layer", "Best layer", "The layer that linear classifiers read best, from 0.", "count"),
