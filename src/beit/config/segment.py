@@ -107,10 +107,8 @@ class SegmentConfig(StartConfig):
             require(min(self.layers) >= 0, f"{flag}: blocks are numbered from 0")
             require([*self.layers] == sorted(self.layers), f"{flag}: name the blocks in ascending order")
         require(self.decoder == "pup" or not self.transposed, "--transposed is for --decoder pup; drop it")
-        require(
-            self.window == "slide" or self.stride is None,
-            "--stride is for --window slide; drop it, or drop --window",
-        )
+        slides = self.window == "slide" or self.stride is None
+        require(slides, "--stride is for --window slide; drop it, or drop --window")
 
     def require_whole_patches(self, patch: int) -> None:
         """UserError unless a crop holds whole patches of `patch` pixels."""

@@ -53,12 +53,10 @@ def shade_hidden(image: Tensor, mask: Tensor) -> Tensor:
 
 def token_palette(vocab_size: int) -> Tensor:
     """One fixed colour per token, uint8 (vocab_size, 3): hues a golden ratio apart, so that neighbours differ."""
-    colors = [
-        colorsys.hls_to_rgb(
-            token * GOLDEN_RATIO % 1.0, (0.42, 0.57, 0.72)[token % 3], (0.42, 0.66)[token // 3 % 2]
-        )
-        for token in range(vocab_size)
-    ]
+    colors = []
+    for token in range(vocab_size):
+        lightness, saturation = (0.42, 0.57, 0.72)[token % 3], (0.42, 0.66)[token // 3 % 2]
+        colors.append(colorsys.hls_to_rgb(token * GOLDEN_RATIO % 1.0, lightness, saturation))
     return torch.tensor(colors).mul(255).round().to(torch.uint8)
 
 
