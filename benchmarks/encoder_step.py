@@ -25,7 +25,7 @@ from transformers import BeitConfig, BeitForMaskedImageModeling
 from beit.config.architecture import EncoderConfig
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import MaskedImageModel
-from beit.presets.preset import ENCODERS
+from beit.presets import ENCODERS
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beit.visualize.curves import MAX_POINTS, Curve, draw_charts, read_curves
+from beit.training.run.curves import Curve, read_curves
+from beit.visualize.curves import MAX_POINTS, draw_charts
 from beit.visualize.figures import BASELINES, FIGURES
 
 

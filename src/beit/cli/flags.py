@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import difflib
 import io
-import math
 import typing
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -18,119 +16,92 @@ from beit.config.errors import UserError
 from beit.config.files import layered, read_yaml
 from beit.config.run import TrainingConfig
 from beit.config.values import flag_of, in_words
-from beit.presets import find
-from beit.presets.preset import Values
+from beit.presets import Values, find
 
 Arguments = list[str]
 Config = TypeVar("Config")
 
 
-def name_words(config_type: type, fields: Sequence[str], arguments: Arguments) -> Arguments:
-    """`arguments` with the words that belong to no flag, wherever they stand, each after the flag of its field."""
-    if not fields:
-        return arguments
-    hints = typing.get_type_hints(config_type)
-    words: Arguments = []
-    flags: Arguments = []
-    room: float = 0  # how many more words the last flag takes
-    for argument in arguments:
-        if not argument.startswith("-") and room < 1:
-            words.append(argument)
-            continue
-        room -= 1
-        if argument.startswith("-"):
-            name, value, _ = argument.removeprefix("--").replace("-", "_").partition("=")
-            room = 0 if value else _capacity(hints.get(name, bool))
-        flags.append(argument)
-    for field in fields[:-1]:
-        flags += [flag_of(field), words.pop(0)] if words else []
-    return [*flags, flag_of(fields[-1]), *words] if words else flags
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CommonFlags:
+    """The flags of every training verb that are no knobs."""
+
+    preset: str | None = None
+    """Start from a recipe of `beit presets`."""
+    config: str | None = None
+    """Values from a YAML file, over the preset and under the flags."""
+    print_config: bool = False
+    """Print the resolved configuration and stop."""
+    dry_run: bool = False
+    """Print what would be done and stop."""
+    overwrite: bool = False
+    """Delete the run in --out and start afresh."""
 
 
-def _capacity(hint: object) -> float:
-    """How many words a flag of this type takes."""
-    kinds = [typing.get_origin(kind) for kind in (hint, *typing.get_args(hint))]
-    return 0 if hint is bool else math.inf if tuple in kinds else 1
-
-
-def take_common(arguments: Arguments) -> tuple[argparse.Namespace, Arguments]:
-    """The flags of every training verb that are no knobs: `preset`, `config`, `print_config`, `dry_run` and
-    `overwrite`; and the other arguments."""
-    try:
-        return _common_flags().parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        problem = error.message.replace("expected one argument", "needs a value")
-        raise UserError(f"{error.argument_name} {problem}") from None
-
-
-def _common_flags() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False, exit_on_error=False
-    )
-    group = parser.add_argument_group("common to all training")
-    group.add_argument("--preset", metavar="NAME", help="start from a recipe of `beit presets`")
-    below = "values from a YAML file, over the preset and under the flags"
-    group.add_argument("--config", metavar="FILE", help=below)
-    stop = "print the resolved configuration and stop"
-    group.add_argument("--print-config", action="store_true", help=stop)
-    group.add_argument("--dry-run", action="store_true", help="print what would be done and stop")
-    group.add_argument("--overwrite", action="store_true", help="delete the run in --out and start afresh")
-    return parser
-
-
-def layers_below(config_type: type[TrainingConfig], preset: str | None, file: str | None) -> list[Values]:
-    """What lies between the defaults and the flags: the values of a preset and of a file, where they are named."""
+def parse(
+    config_type: type[Config], program: str, arguments: Arguments, positional: Sequence[str] = ()
+) -> tuple[Config, CommonFlags]:
+    """Flags over a file over a preset over defaults, as a validated `config_type`; and the flags that are no knobs.
+    Words without a flag are for the fields in `positional`."""
+    knobs, common_type = typing.get_type_hints(config_type), typing.get_type_hints(CommonFlags)
+    hints = {**knobs, **common_type} if issubclass(config_type, TrainingConfig) else knobs
+    words = [argument for argument in arguments if argument not in ("-h", "--help")]
+    values = _values(words, hints, positional, program)
+    common = CommonFlags(**{name: values.pop(name) for name in (hints.keys() - knobs.keys()) & values.keys()})
     layers: list[Values] = []
-    if preset is not None:
-        layers.append(find(config_type, preset).values)
-    if file is not None:
-        layers.append(read_yaml(file, config_type))
-    return layers
-
-
-def parse(config_type: type[Config], arguments: Arguments, layers: Sequence[Values], program: str) -> Config:
-    """Flags over `layers` over defaults, as a validated `config_type`.
-
-    tyro parses an unvalidated twin of the class, so that a value missing from one layer may come from the
-    next. Its boxed complaints are not shown: what is wrong is said in one line.
-    """
-    arguments = ["None" if argument == "null" else argument for argument in arguments]
-    flags = words_by_flag(arguments)
+    if issubclass(config_type, TrainingConfig) and common.preset is not None:
+        layers.append(find(config_type, common.preset).values)
+    if common.config is not None:
+        layers.append(read_yaml(common.config, config_type))
     below = layered(config_type, layers)
-    hints = typing.get_type_hints(config_type)
-    names = [field.name for field in dataclasses.fields(config_type)]  # type: ignore[arg-type]
-    twin = type(config_type.__name__, (config_type,), {"__post_init__": lambda self: None})
-    default = twin(**{name: below.get(name, tyro.MISSING) for name in names})
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            parsed, unknown = tyro.cli(
-                twin,
-                prog=program,
-                args=arguments,
-                default=default,
-                description=config_type.__doc__,
-                return_unknown_args=True,
-            )
-    except SystemExit as leave:
-        if not leave.code:
-            if issubclass(config_type, TrainingConfig):
-                print("\n" + _common_flags().format_help(), end="")
-            raise
-        missing = [flag_of(name) for name in names if name not in below and name not in flags]
-        needs = f"{program} needs {' and '.join(missing)}; {program} --help explains"
-        raise UserError(needs if missing else _unreadable(flags, hints, program)) from None
+    if words != arguments:
+        _explain(config_type, below, program)
+    missing = [flag_of(name) for name in knobs if name not in below | values]
+    if missing:
+        raise UserError(f"{program} needs {' and '.join(missing)}; {program} --help explains")
+    return config_type(**layered(config_type, [*layers, values])), common
+
+
+def _explain(config_type: type, default: Values, program: str) -> None:
+    """Print the flags and leave. tyro is shown an unvalidated twin of the class, for a value may be missing."""
+    bases = (config_type, CommonFlags) if issubclass(config_type, TrainingConfig) else (config_type,)
+    twin: Any = type(config_type.__name__, bases, {"__post_init__": lambda self: None})
+    twin = dataclasses.dataclass(frozen=True, kw_only=True)(twin)
+    values = {name: default.get(name, tyro.MISSING) for name in typing.get_type_hints(config_type)}
+    tyro.cli(twin, prog=program, args=["--help"], default=twin(**values), description=config_type.__doc__)
+
+
+def _values(
+    arguments: Arguments, hints: Mapping[str, object], positional: Sequence[str], program: str
+) -> dict[str, Any]:
+    """What the arguments say, by field. Words that no flag takes, wherever they stand, are for `positional`."""
+    values: dict[str, Any] = {}
+    free: Arguments = []
+    unknown: Arguments = []
+    for name, words in words_by_flag(arguments).items():
+        switch = name.removeprefix("no_")
+        if hints.get(switch) is bool:
+            values[switch] = switch == name
+        elif name in hints:
+            values[name], words = _read(name, words, hints[name])
+        elif name:
+            unknown.append(flag_of(name))
+        free += words
+    for name in positional:
+        if free and name not in values:
+            values[name], free = _read(name, free, hints[name])
+    unknown += free
     if unknown:
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], map(flag_of, names), n=1)
+        near = difflib.get_close_matches(unknown[0], map(flag_of, hints), n=1)
         hint = f"did you mean {near[0]}?" if near else f"see {program} --help"
         raise UserError(f"Unrecognized options: {', '.join(unknown)}; {hint}")
-    values = {name: getattr(parsed, name) for name in names if name in flags or f"no_{name}" in flags}
-    return config_type(**layered(config_type, [*layers, values]))
+    return values
 
 
 def words_by_flag(arguments: Arguments) -> dict[str, Arguments]:
-    """The words behind each flag, under the name of its field."""
-    flags: dict[str, Arguments] = {}
+    """The words behind each flag, under the name of its field; those before the first under no name."""
     words: Arguments = []
+    flags = {"": words}
     for argument in arguments:
         if argument.startswith("--"):
             flag, equals, value = argument.partition("=")
@@ -143,24 +114,15 @@ def words_by_flag(arguments: Arguments) -> dict[str, Arguments]:
     return flags
 
 
-def _unreadable(flags: Mapping[str, Arguments], hints: Mapping[str, object], program: str) -> str:
-    """Which flag has words that its type cannot be read from, and what it could be."""
-    for name, words in flags.items():
-        hint = hints.get(name, bool)
-        if hint is bool or _is_readable(name, words, hint):
-            continue
-        if not words:
-            return f"{flag_of(name)} needs a value"
-        return f"{flag_of(name)} cannot be {' '.join(words)!r}, but must be {in_words(hint)}"
-    return f"the flags cannot be read; see {program} --help"
-
-
-def _is_readable(name: str, words: Arguments, hint: object) -> bool:
-    """Whether tyro takes the words behind a flag of this type where it is the only one."""
+def _read(name: str, words: Arguments, hint: object) -> tuple[object, Arguments]:
+    """What the words behind a flag say, as tyro reads a value of this type, and those that it does not take."""
+    words = ["None" if word == "null" else word for word in words]
     alone = dataclasses.make_dataclass("Alone", [(name, hint)])
     try:
+        # tyro's boxed complaints are not shown: what is wrong is said in one line.
         with contextlib.redirect_stderr(io.StringIO()):
-            tyro.cli(alone, args=[flag_of(name), *words], return_unknown_args=True)
+            parsed, unknown = tyro.cli(alone, args=[flag_of(name), *words], return_unknown_args=True)  # type: ignore[var-annotated]
     except SystemExit:
-        return False
-    return True
+        problem = f"cannot be {' '.join(words)!r}, but must be {in_words(hint)}" if words else "needs a value"
+        raise UserError(f"{flag_of(name)} {problem}") from None
+    return getattr(parsed, name), unknown

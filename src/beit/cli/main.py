@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
-from beit.cli.flags import Arguments, layers_below, name_words, parse, take_common
+from beit.cli.flags import Arguments, parse
 from beit.cli.launch import launch
 from beit.config.errors import Interrupted, RunFailed, UserError
 from beit.config.files import to_yaml
@@ -124,8 +124,7 @@ def _dispatch(arguments: Arguments) -> int:
         return _train(name, arguments[1:])
     else:
         verb = VERBS[name]
-        words = name_words(verb.config, verb.words, arguments[1:])
-        _function(name)(parse(verb.config, words, [], f"beit {name}"))
+        _function(name)(parse(verb.config, f"beit {name}", arguments[1:], verb.words)[0])
     return 0
 
 
@@ -141,9 +140,7 @@ def _overview() -> str:
 def _train(name: str, arguments: Arguments) -> int:
     """Run a command that trains, in as many processes as it takes; the exit status."""
     config_type: type[TrainingConfig] = VERBS[name].config
-    common, flags = take_common(arguments)
-    layers = layers_below(config_type, common.preset, common.config)
-    config: TrainingConfig = parse(config_type, flags, layers, f"beit {name}")
+    config, common = parse(config_type, f"beit {name}", arguments)
     if common.print_config:
         print(to_yaml(config, f"beit {name} --config THIS-FILE"), end="")
         return 0

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal, overload
+from typing import Annotated, Literal, TypeVar, cast
 
 from annotated_types import Ge, Le
 
-from beit.config.errors import UserError, require
+from beit.config.errors import require
 from beit.config.values import NonNegativeFloat, PositiveFloat, PositiveInt, ShareBelowOne, check_limits
 
 PIXEL_STATISTICS = {
@@ -25,15 +25,12 @@ Sides = tuple[PositiveInt, PositiveInt]
 """Height and width in pixels."""
 
 
-@overload
-def sides(value: int | Sides) -> Sides: ...
-@overload
-def sides(value: None) -> None: ...
-@overload
-def sides(value: int | Sides | None) -> Sides | None: ...
-def sides(value: int | Sides | None) -> Sides | None:
-    """A length as height and width."""
-    return (value, value) if isinstance(value, int) else value
+Size = TypeVar("Size", bound=Sides | None)
+
+
+def sides(value: int | Size) -> Size:
+    """A length as height and width; None stays None."""
+    return cast(Size, (value, value)) if isinstance(value, int) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +72,11 @@ class EncoderConfig(EncoderKnobs):
 
     def __post_init__(self) -> None:
         check_limits(self)
-        if any(side % self.patch_size for side in self.image_size):
-            raise UserError(
-                f"--image-size {'x'.join(map(str, self.image_size))} is not a multiple of "
-                f"--patch-size {self.patch_size}; choose a multiple"
-            )
-        if self.width % self.num_heads:
-            raise UserError(f"--width {self.width} is not divisible by --num-heads {self.num_heads}")
+        size, patch = "{}x{}".format(*self.image_size), self.patch_size
+        whole = not any(side % patch for side in self.image_size)
+        require(whole, f"--image-size {size} is not a multiple of --patch-size {patch}; choose a multiple")
+        divisible = self.width % self.num_heads == 0
+        require(divisible, f"--width {self.width} is not divisible by --num-heads {self.num_heads}")
         for name, pixel, least in (("mean", self.pixel_mean, -math.inf), ("std", self.pixel_std, 0)):
             fits = all(least < value < math.inf for value in pixel)
             require(fits, f"--pixel-{name} cannot be {pixel}, for images in [0, 1]")
@@ -117,15 +112,13 @@ class DiscreteVAEConfig(DiscreteVAEKnobs):
 
     def __post_init__(self) -> None:
         check_limits(self)
-        if self.stride < 2 or self.stride & (self.stride - 1):
-            raise UserError(f"--stride {self.stride} is not a power of two of at least 2")
+        is_power = self.stride >= 2 and self.stride.bit_count() == 1
+        require(is_power, f"--stride {self.stride} is not a power of two of at least 2")
         blocks = self.blocks_per_group * self.stride.bit_length()
         require(blocks <= MAX_DEPTH, f"--blocks-per-group makes {blocks} blocks, more than {MAX_DEPTH}")
-        if any(side % self.stride or side <= 0 for side in self.image_size):
-            raise UserError(
-                f"tokenizer image size {'x'.join(map(str, self.image_size))} is not a multiple of "
-                f"--stride {self.stride}"
-            )
+        size, stride = "{}x{}".format(*self.image_size), self.stride
+        whole = all(side > 0 and side % stride == 0 for side in self.image_size)
+        require(whole, f"tokenizer image size {size} is not a multiple of --stride {stride}")
         require(self.width % 4 == 0, f"--width {self.width} of a tokenizer must be a multiple of 4")
 
 

@@ -55,21 +55,19 @@ def read_yaml(path: str | Path, config_type: type) -> dict[str, Any]:
         UserError: the file cannot be read, a key is unknown, or a value has the wrong type.
     """
     name = f"--config {path}"
-    values, unknown = _read(path, name, config_type)
+    values, unknown = read_record(path, config_type, name)
     for key in unknown:
         near = difflib.get_close_matches(key, typing.get_type_hints(config_type), n=1)
         raise UserError(f"{name}: unknown key {key!r}{f'; did you mean {near[0]}?' if near else ''}")
     return values
 
 
-def read_record(path: str | Path, config_type: type) -> tuple[dict[str, Any], list[str]]:
-    """The fields that a run's own configuration at `path` gives, checked as by :func:`read_yaml`, and those of its
-    keys that are none: a run may be older or newer than this program."""
-    return _read(path, str(path), config_type)
-
-
-def _read(path: str | Path, name: str, config_type: type) -> tuple[dict[str, Any], list[str]]:
-    """The fields that the YAML file at `path`, called `name` in messages, gives, and its keys that are none."""
+def read_record(
+    path: str | Path, config_type: type, name: str | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """The fields that a run's own configuration at `path`, called `name` in messages, gives, checked as by
+    :func:`read_yaml`, and those of its keys that are none: a run may be older or newer than this program."""
+    name = name or str(path)
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:

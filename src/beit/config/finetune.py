@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from beit.config.architecture import Sides
-from beit.config.errors import require
+from beit.config.errors import UserError, require
 from beit.config.start import StartConfig
 from beit.config.values import NonNegativeFloat, PositiveInt, PositiveShare, Share
 
@@ -71,17 +71,12 @@ class FinetuneConfig(StartConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            0 <= self.randaugment <= 10, f"--randaugment must lie between 0 and 10, not {self.randaugment}"
-        )
-        require(
-            self.label_share is None or self.labels_per_class is None,
-            "--label-share and --labels-per-class exclude each other; give one",
-        )
-        require(
-            not self.multilabel or self.labels is not None,
-            "--multilabel needs --labels FILE: a folder gives an image one class",
-        )
+        magnitude = self.randaugment
+        require(0 <= magnitude <= 10, f"--randaugment must lie between 0 and 10, not {magnitude}")
+        one_choice = self.label_share is None or self.labels_per_class is None
+        require(one_choice, "--label-share and --labels-per-class exclude each other; give one")
+        if self.multilabel and self.labels is None:
+            raise UserError("--multilabel needs --labels FILE: a folder gives an image one class")
         require(
             not self.multilabel or self.labels_per_class is None,
             f"--labels-per-class {self.labels_per_class} (given, or of the preset) needs one class for each image; "

@@ -123,10 +123,8 @@ class TrainingConfig(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            (self.steps is None) != (self.epochs is None),
-            "give the length of the run as either --epochs or --steps",
-        )
+        one_length = (self.steps is None) != (self.epochs is None)
+        require(one_length, "give the length of the run as either --epochs or --steps")
         self.save_interval()
 
     def save_interval(self) -> tuple[int | None, float | None]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from beit.config.architecture import Sides, sides
-from beit.config.errors import UserError, require
+from beit.config.errors import require
 from beit.config.start import StartConfig
 from beit.config.values import (
     NonNegativeFloat,
@@ -89,7 +89,7 @@ class SegmentConfig(StartConfig):
     clip_grad: float | None = None
     eval_images: int = 50_000
 
-    SIZE: ClassVar[str] = "crop"
+    SIZE = "crop"
 
     def __post_init__(self) -> None:
         check_limits(self)
@@ -98,45 +98,34 @@ class SegmentConfig(StartConfig):
         super().__post_init__()
         smallest, largest = self.scale
         scale = f"--scale {smallest} {largest}"
-        require(
-            min(self.scale) > 0 and max(self.scale) < math.inf, f"{scale}: both must be finite and above 0"
-        )
+        finite = 0 < smallest < math.inf and 0 < largest < math.inf
+        require(finite, f"{scale}: both must be finite and above 0")
         require(smallest <= largest, f"{scale}: name the smaller first")
         if self.layers is not None:
-            self._require_ascending(self.layers)
+            flag = f"--layers {' '.join(map(str, self.layers))}"
+            require(bool(self.layers), "--layers needs numbers of blocks, 0 the first; name them, or drop it")
+            require(min(self.layers) >= 0, f"{flag}: blocks are numbered from 0")
+            require([*self.layers] == sorted(self.layers), f"{flag}: name the blocks in ascending order")
         require(self.decoder == "pup" or not self.transposed, "--transposed is for --decoder pup; drop it")
-        require(
-            self.window == "slide" or self.stride is None,
-            "--stride is for --window slide; drop it, or drop --window",
-        )
-
-    @staticmethod
-    def _require_ascending(layers: tuple[int, ...]) -> None:
-        """What can be said of the blocks before the encoder is known."""
-        flag = f"--layers {' '.join(map(str, layers))}"
-        require(bool(layers), "--layers needs numbers of blocks, 0 the first; name them, or drop it")
-        require(min(layers) >= 0, f"{flag}: blocks are numbered from 0")
-        require(sorted(layers) == list(layers), f"{flag}: name the blocks in ascending order")
+        slides = self.window == "slide" or self.stride is None
+        require(slides, "--stride is for --window slide; drop it, or drop --window")
 
     def require_whole_patches(self, patch: int) -> None:
         """UserError unless a crop holds whole patches of `patch` pixels."""
         height, width = self.stated_size or (patch, patch)
-        if height % patch or width % patch:
-            near = " ".join(str(max(1, round(side / patch)) * patch) for side in (height, width))
-            raise UserError(
-                f"--crop {height} {width} does not hold whole patches of {patch} px; choose --crop {near}"
-            )
+        near = " ".join(str(max(1, round(side / patch)) * patch) for side in (height, width))
+        problem = f"--crop {height} {width} does not hold whole patches of {patch} px; choose --crop {near}"
+        require(height % patch == width % patch == 0, problem)
 
     def strides(self, crop: Sides) -> Sides | None:
         """Steps between windows of the size `crop`; None to judge images in one pass."""
         if self.window == "whole":
             return None
         down, right = sides(self.stride) or self.two_thirds(crop)
-        if down > crop[0] or right > crop[1]:
-            raise UserError(
-                f"--stride {down} {right} is larger than the windows of {crop[0]}x{crop[1]} px and would leave gaps; "
-                f"choose a smaller one"
-            )
+        gaps = (
+            f"is larger than the windows of {crop[0]}x{crop[1]} px and would leave gaps; choose a smaller one"
+        )
+        require(down <= crop[0] and right <= crop[1], f"--stride {down} {right} {gaps}")
         return down, right
 
     @staticmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from beit.config.architecture import PIXEL_STATISTICS, EncoderConfig, Sides, sides
 from beit.config.errors import UserError
@@ -47,7 +47,7 @@ class StartConfig(TrainingConfig):
     layer_decay: PositiveShare = 0.65
     """Each layer learns at this share of the rate of the layer above it. From scratch all learn at the full rate."""
 
-    SIZE: ClassVar[str] = "image_size"
+    SIZE = "image_size"
     """The field that states the size of the images."""
 
     def __post_init__(self) -> None:
@@ -75,20 +75,17 @@ class StartConfig(TrainingConfig):
         if size is None or missing:
             raise UserError(f"give --init a trained model; to train from scratch, name {', '.join(missing)}")
         # Fine-tuning's form of the default architecture, so that both starts train the same network.
-        values: dict[str, Any] = {"position": "block_bias"}
-        for fields in self.stated().values():
-            values |= fields
+        values: dict[str, Any] = {"position": "block_bias", **self.stated()}
         return EncoderConfig(
             image_size=size, drop_path_rate=self.drop_path_rate, dropout=self.dropout, **values
         )
 
-    def stated(self) -> dict[str, dict[str, Any]]:
-        """The knobs of the architecture that were given, each with the fields of an EncoderConfig that it means."""
+    def stated(self) -> dict[str, Any]:
+        """The fields of an EncoderConfig that knobs of the architecture were given for."""
         names = ("patch_size", "width", "depth", "num_heads", "mlp_ratio", "position")
-        stated = {name: {name: getattr(self, name)} for name in names if getattr(self, name) is not None}
+        stated = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.layer_scale_init is not None:
-            stated["layer_scale_init"] = {"layer_scale_init": self.layer_scale_init or None}
+            stated["layer_scale_init"] = self.layer_scale_init or None
         if self.normalization is not None:
-            mean, std = PIXEL_STATISTICS[self.normalization]
-            stated["normalization"] = {"pixel_mean": mean, "pixel_std": std}
+            stated["pixel_mean"], stated["pixel_std"] = PIXEL_STATISTICS[self.normalization]
         return stated

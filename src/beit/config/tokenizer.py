@@ -47,9 +47,8 @@ class TokenizerConfig(DiscreteVAEKnobs, TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.architecture()
-        require(
-            self.final_temperature <= self.temperature, "--final-temperature must not exceed --temperature"
-        )
+        cools = self.final_temperature <= self.temperature
+        require(cools, "--final-temperature must not exceed --temperature")
 
     def architecture(self) -> DiscreteVAEConfig:
         """The network these knobs describe."""

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from numbers import Real
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Interval, Le
+from annotated_types import Ge, Gt, Interval, Le, Lt
 
 from beit.config.errors import UserError
 
-Limit = Gt | Ge | Le | Interval
+Limit = Gt | Ge | Lt | Le
 
 PositiveInt = Annotated[int, Gt(0)]
 NonNegativeInt = Annotated[int, Ge(0)]
@@ -22,7 +22,7 @@ PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Interval(ge=0, lt=1)]
-PositiveShare = Annotated[float, Gt(0), Interval(ge=0, le=1)]
+PositiveShare = Annotated[float, Interval(gt=0, le=1)]
 
 
 def flag_of(field: str) -> str:
@@ -54,9 +54,10 @@ def _limits_of(config_type: type) -> dict[str, tuple[Limit, ...]]:
     return {name: tuple(of_field) for name, of_field in limits.items() if of_field}
 
 
-def _limits_in(hint: object) -> Iterator[Limit]:
+def _limits_in(hint: Any) -> Iterator[Any]:
     """The limits in a type, at any depth."""
-    yield from getattr(hint, "__metadata__", ())
+    for limit in getattr(hint, "__metadata__", ()):
+        yield from limit if isinstance(limit, Interval) else (limit,)
     for part in typing.get_args(hint):
         yield from _limits_in(part)
 
@@ -72,10 +73,8 @@ def _problem(value: Any, limit: Limit) -> str | None:
             fits, problem = value >= least, f"must be at least {least}, not {value}"
         case Le(most):
             fits, problem = value <= most, f"must be at most {most}, not {value}"
-        case Interval(ge=0, le=1):
-            fits, problem = 0 <= value <= 1, f"must be at least 0 and at most 1, not {value}"
-        case Interval(ge=0, lt=1):
-            fits, problem = 0 <= value < 1, f"must be at least 0 and below 1, not {value}"
+        case Lt(bound):
+            fits, problem = value < bound, f"must be below {bound}, not {value}"
         case _:
             raise NotImplementedError(f"a limit without words: {limit}")
     return None if fits and math.isfinite(value) else problem

@@ -1,10 +1,6 @@
 """Recipes of `beit finetune`. The architecture is that of `--init`; the figures are those of the models named."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-
-from beit.presets.preset import Preset, Values
+from beit.presets import Preset, Values
 
 # Rates for a batch of `size`, to be scaled with the batch that is used.
 BATCH_64: Values = {"batch_size": 64, "lr_batch_size": 64}
@@ -18,7 +14,7 @@ FROM_22K: Values = {**BATCH_512, **UNMIXED, "lr": 2e-5, "weight_decay": 1e-8, **
 TEN_EPOCHS_AT_384: Values = {"image_size": 384, "epochs": 10.0, "warmup_epochs": 1.0}
 LARGE: Values = {"epochs": 50.0, "warmup_epochs": 5.0, "layer_decay": 0.75}
 
-RECIPES: Mapping[str, Preset] = {
+RECIPES = {
     "base": Preset(
         {},
         "ImageNet-1k from a pre-trained BEiT-base, the released command",
@@ -116,15 +112,9 @@ RECIPES: Mapping[str, Preset] = {
     ),
     "demo": Preset(
         {**BATCH_64, **UNMIXED, "epochs": None, "steps": 150, "warmup_steps": 15, "lr": 1e-3, "min_lr": 1e-5}
-        | {
-            "layer_decay": 0.75,
-            "drop_path_rate": 0.0,
-            "randaugment": 0.0,
-            "color_jitter": 0.3,
-            "erasing": 0.0,
-        }
-        | {"min_crop": 0.4, "crop_pct": 1.0, "labels_per_class": 20, "evaluations": 3, "log_every": 10}
-        | {"save_every": "1m"},
+        | {"layer_decay": 0.75, "drop_path_rate": 0.0, "randaugment": 0.0, "color_jitter": 0.3}
+        | {"erasing": 0.0, "min_crop": 0.4, "crop_pct": 1.0, "labels_per_class": 20}
+        | {"evaluations": 3, "log_every": 10, "save_every": "1m"},
         "few labels of built-in scenes: the end of beit demo",
         "ours",
         "21 s on 2 CPU cores",

@@ -1,12 +1,8 @@
 """Recipes of `beit pretrain`."""
 
-from __future__ import annotations
+from beit.presets import ENCODERS, PLAIN, Preset
 
-from collections.abc import Mapping
-
-from beit.presets.preset import ENCODERS, PLAIN, Preset
-
-RECIPES: Mapping[str, Preset] = {
+RECIPES = {
     "base": Preset(
         {**ENCODERS["base"], "normalization": "imagenet"},
         "the released code's BEiT-base: shared relative position bias, LayerScale",

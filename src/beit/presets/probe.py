@@ -1,12 +1,8 @@
 """Protocols of `beit probe`."""
 
-from __future__ import annotations
+from beit.presets import Preset
 
-from collections.abc import Mapping
-
-from beit.presets.preset import Preset
-
-RECIPES: Mapping[str, Preset] = {
+RECIPES = {
     "paper": Preset(
         {},
         "mean of the patches, 50 epochs; the best layer is a middle one (9th of 12 in base, 14th of 24 in large)",

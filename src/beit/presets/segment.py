@@ -1,10 +1,6 @@
 """Recipes of `beit segment`. The architecture is that of `--init`; the figures are those of the models named."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-
-from beit.presets.preset import Preset, Values
+from beit.presets import Preset, Values
 
 ADE20K_512: Values = {"reduce_zero_label": True, "resize": 512, "crop": 512}
 ADE20K_640: Values = {"reduce_zero_label": True, "resize": 640, "crop": 640}
@@ -21,7 +17,7 @@ TINY: Values = {
     **{"evaluations": 2, "log_every": 20},
 }
 
-RECIPES: Mapping[str, Preset] = {
+RECIPES = {
     "base": Preset(
         ADE20K_512,
         "ADE20K with UPerNet from a pre-trained BEiT-base, the released configuration",

@@ -1,10 +1,6 @@
 """Recipes of `beit tokenizer`."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-
-from beit.presets.preset import Preset, Values
+from beit.presets import Preset, Values
 
 # Thousands of steps instead of millions: a high rate that falls all the way, and a temperature that stays soft.
 SHORT: Values = {
@@ -15,7 +11,7 @@ SHORT: Values = {
 # Tokens of 4 px, for a CPU.
 SMALL: Values = {**SHORT, "stride": 4, "width": 32, "vocab_size": 512, "kl_weight": 1.65}
 
-RECIPES: Mapping[str, Preset] = {
+RECIPES = {
     "dalle": Preset(
         {"image_size": 256, "stride": 8},
         "OpenAI's tokenizer, the full recipe",

@@ -95,7 +95,7 @@ def evaluation(multilabel: bool, labels: Labels) -> Evaluation:
         summarise=with_f1 if multilabel else over_count,
         monitor="f1" if multilabel else "top1",
         monitor_mode="max",
-        draw=partial(draw_predictions, labels, multilabel),
+        draw=partial(draw_predictions, labels),
     )
 
 

@@ -12,6 +12,7 @@ from beit.config.errors import UserError, given_by
 from beit.config.finetune import FinetuneConfig
 from beit.config.segment import SegmentConfig
 from beit.config.start import StartConfig
+from beit.config.values import flag_of
 from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter, released_layers
@@ -165,16 +166,16 @@ def _require_agreement(config: StartConfig, encoder: EncoderConfig) -> None:
     """UserError where a knob of the architecture contradicts the encoder of `init`."""
     if isinstance(config, SegmentConfig):
         config.require_whole_patches(encoder.patch_size)
-    for name, fields in config.stated().items():
-        for field, value in fields.items():
-            present = getattr(encoder, field)
-            is_expanded = field == "position" and (present, value) == ("shared_bias", "block_bias")
-            if value != present and not is_expanded:
-                flag = f"--{name.replace('_', '-')}"
-                raise UserError(
-                    f"{flag} {getattr(config, name)} contradicts --init {config.init}, whose encoder has {field} "
-                    f"{present}; drop {flag}, or drop --init to train from scratch"
-                )
+    for field, value in config.stated().items():
+        present = getattr(encoder, field)
+        is_expanded = field == "position" and (present, value) == ("shared_bias", "block_bias")
+        if value != present and not is_expanded:
+            name = "normalization" if field.startswith("pixel_") else field
+            flag = flag_of(name)
+            raise UserError(
+                f"{flag} {getattr(config, name)} contradicts --init {config.init}, whose encoder has {field} "
+                f"{present}; drop {flag}, or drop --init to train from scratch"
+            )
 
 
 def _require_last_block(layers: tuple[int, ...], depth: int) -> None:

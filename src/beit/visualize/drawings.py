@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from beit.config.segment import IGNORE
 from beit.data.batches import LabeledBatch, SegmentationBatch
 from beit.data.label_file import Labels
-from beit.visualize.label_maps import Color, paint, with_legend
-from beit.visualize.pictures import captioned_grid, contact_sheet, save_picture
+from beit.visualize.label_maps import paint, with_legend
+from beit.visualize.pictures import Color, captioned_grid, contact_sheet, save_picture
 
 
 def draw_predictions(
     labels: Labels,
-    multilabel: bool,
     model: nn.Module,
     batches: Sequence[LabeledBatch],
     folder: Path,
@@ -25,6 +24,7 @@ def draw_predictions(
 ) -> None:
     """Images with the classes predicted for them and, where these are wrong, the true ones."""
     [batch] = batches
+    multilabel = labels.sets is not None
     logits = model(batch.image).float()
     targets = labels.targets(batch.label)
     answers = logits > 0 if multilabel else logits == logits.amax(1, keepdim=True)

@@ -51,14 +51,10 @@ def _score(name: str, title: str, meaning: str) -> Figure:
 _TABLE = (
     Figure("loss", "Loss", "What training makes smaller.", better="lower"),
     Figure(
-        "unigram_loss",
-        "Baseline: token frequencies",
-        "The loss of guessing every hidden token from the overall frequency of tokens.",
+        "unigram_loss", "Baseline: token frequencies", "The loss of guessing from how frequent tokens are."
     ),
     Figure(
-        "position_unigram_loss",
-        "Baseline: frequencies by position",
-        "The same with frequencies of tokens at each place of the grid.",
+        "position_unigram_loss", "Baseline: frequencies by position", "The same at each place of the grid."
     ),
     Figure(
         "copy_neighbour_loss",
@@ -73,42 +69,22 @@ _TABLE = (
     ),
     _score("top1", "Top-1 accuracy", "Share of images whose most likely class is the right one."),
     _score(
-        "top5",
-        "Top-5 accuracy",
-        "Share of images with the right class among the five likeliest, where there are more.",
+        "top5", "Top-5 accuracy", "Share with the right class among the five likeliest, if there are more."
     ),
-    _score(
-        "f1",
-        "F1 over all classes",
-        "Where an image may have several classes: how well the classes named and the true ones agree (harmonic mean "
-        "of precision and recall, with a class named from 50 % on).",
-    ),
+    _score("f1", "F1 over all classes", "Harmonic mean of precision and recall, a class named from 50 % on."),
     _score(
         "mean_average_precision",
         "Mean average precision (mAP)",
-        "Where an image may have several classes: how well the images of a class stand before the others, whatever "
-        "the threshold, averaged over the classes that occur.",
+        "How well the images of a class stand before the others, averaged over the classes that occur.",
     ),
-    _score(
-        "knn_top1",
-        "Top-1 accuracy by k-NN",
-        "The same where the nearest training images vote, on the best layer.",
-    ),
-    Figure(
-        "best_layer", "Best layer", "The layer that linear classifiers read best; 0 is the first.", "count"
-    ),
+    _score("knn_top1", "Top-1 accuracy by k-NN", "The nearest training images vote, on the best layer."),
+    Figure("best_layer", "Best layer", "The layer that linear classifiers read best, from 0.", "count"),
     _score("mean_class_accuracy", "Mean accuracy of a class", "Every class counts the same."),
     Figure("chance_loss", "Loss of knowing nothing (ln V)"),
     _score(
-        "miou",
-        "Mean intersection over union",
-        "Overlap of predicted and true regions, averaged over the classes; 100 % is perfect.",
+        "miou", "Mean intersection over union", "Overlap of true and predicted regions, averaged by class."
     ),
-    _score(
-        "macc",
-        "Mean pixel accuracy of a class",
-        "Share of a class's pixels that are named right, averaged over the classes.",
-    ),
+    _score("macc", "Mean pixel accuracy of a class", "Every class counts the same."),
     _score("aacc", "Pixel accuracy", "Share of all pixels that are named right."),
     Figure(
         "reconstruction_mae",
@@ -117,11 +93,7 @@ _TABLE = (
         better="lower",
         references=("cell_mean_mae",),
     ),
-    Figure(
-        "cell_mean_mae",
-        "Baseline: mean colour of each cell",
-        "The error of painting each token's square in its mean colour.",
-    ),
+    Figure("cell_mean_mae", "Baseline: mean colour of each cell", "Each token's square in its mean colour."),
     Figure(
         "nll",
         "Misfit of the pixels",
@@ -136,11 +108,7 @@ _TABLE = (
         references=("codes_used",),
     ),
     Figure("codes_used", "Codes used", "Entries of the codebook that occur at all.", "count"),
-    Figure(
-        "kl",
-        "Distance from even token use",
-        "Kullback-Leibler divergence of the tokens from the uniform distribution, in nats.",
-    ),
+    Figure("kl", "Distance from even token use", "Kullback-Leibler divergence from it, in nats."),
     Figure("lr", "Learning rate", group="process"),
     Figure("temperature", "Gumbel-softmax temperature", group="process"),
     Figure("kl_weight", "Weight of the distance from even use", group="process"),

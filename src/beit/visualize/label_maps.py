@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from beit.config.segment import IGNORE
-from beit.visualize.pictures import GAP, HIDDEN, INK, MARGIN, NAME_SIZE, PAPER, to_uint8
+from beit.visualize.pictures import GAP, HIDDEN, NAME_SIZE, PAPER, Color, lay_out, to_uint8, write
 
-Color = tuple[int, int, int]
 SWATCH = 14
-"""Side of a legend's square of colour."""
+"""Width of a legend's patch of colour."""
+OPACITY = 0.55
+"""Of the colours over an image."""
 
 
 def paint(label_map: Tensor, palette: Sequence[Color]) -> Tensor:
@@ -22,27 +23,21 @@ def paint(label_map: Tensor, palette: Sequence[Color]) -> Tensor:
     return colors[label_map.cpu().long()].permute(2, 0, 1)
 
 
-def overlay(image: Tensor, label_map: Tensor, palette: Sequence[Color], opacity: float = 0.55) -> Tensor:
+def overlay(image: Tensor, label_map: Tensor, palette: Sequence[Color]) -> Tensor:
     """An image (3, H, W) under the colours of its classes (H, W); uint8 (3, H, W)."""
     colors = paint(label_map, palette).float()
-    return torch.lerp(to_uint8(image).float(), colors, opacity).round().to(torch.uint8)
+    return torch.lerp(to_uint8(image).float(), colors, OPACITY).round().to(torch.uint8)
 
 
 def with_legend(sheet: Image.Image, classes: Sequence[tuple[str, Color]]) -> Image.Image:
     """`sheet` with the names and colours of `classes` below it."""
-    font = ImageFont.load_default(NAME_SIZE)
-    row = SWATCH + 8
-    places, left, top = [], MARGIN, sheet.height
-    for name, _ in classes:
-        width = SWATCH + 6 + round(font.getlength(name)) + 2 * GAP
-        if left > MARGIN and left + width > sheet.width - MARGIN:
-            left, top = MARGIN, top + row
-        places.append((left, top))
-        left += width
-    taller = Image.new("RGB", (sheet.width, top + row + MARGIN), PAPER)
-    taller.paste(sheet)
-    draw = ImageDraw.Draw(taller)
-    for (name, color), (left, top) in zip(classes, places, strict=True):
-        draw.rectangle((left, top, left + SWATCH - 1, top + SWATCH - 1), fill=color)
-        draw.text((left + SWATCH + 6, top), name, INK, font)
-    return taller
+    entries = []
+    for name, color in classes:
+        text = ImageOps.expand(write(name, NAME_SIZE, sheet.width), (6, 0, 0, 0), PAPER)
+        entries.append(ImageOps.expand(text, (SWATCH, 0, 0, 0), color))
+    columns = max(1, sheet.width // (max(entry.width for entry in entries) + GAP))
+    legend = lay_out([entries[start : start + columns] for start in range(0, len(entries), columns)])
+    both = Image.new("RGB", (max(sheet.width, legend.width), sheet.height + legend.height), PAPER)
+    both.paste(sheet)
+    both.paste(legend, (0, sheet.height))
+    return both

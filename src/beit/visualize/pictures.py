@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import colorsys
 import io
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from torch.nn import functional
 
 from beit.atomic import replace_file
 
+Color = tuple[int, int, int]
 PAPER, INK = (255, 255, 255), (38, 40, 45)
 HIDDEN, MISTAKE = (203, 205, 209), (178, 34, 34)
 MARGIN, GAP = 16, 12
@@ -41,20 +44,18 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(to_uint8(image).permute(1, 2, 0).contiguous().numpy())
 
 
-def shade_hidden(image: Tensor, mask: Tensor, opacity: float = 1.0) -> Tensor:
+def shade_hidden(image: Tensor, mask: Tensor) -> Tensor:
     """Cover the hidden patches of an image (3, H, W) with light grey; `mask` is bool (h, w), True = hidden."""
     image = to_uint8(image)
     hidden = functional.interpolate(mask.cpu()[None, None].float(), size=image.shape[1:], mode="nearest")[0]
-    cover = torch.tensor(HIDDEN, dtype=torch.float32)[:, None, None]
-    return torch.lerp(image.float(), cover, hidden * opacity).round().to(torch.uint8)
+    return torch.where(hidden.bool(), torch.tensor(HIDDEN, dtype=torch.uint8)[:, None, None], image)
 
 
 def token_palette(vocab_size: int) -> Tensor:
     """One fixed colour per token, uint8 (vocab_size, 3): hues a golden ratio apart, so that neighbours differ."""
     colors = []
     for token in range(vocab_size):
-        lightness = 0.42 + 0.30 * (token % 3) / 2
-        saturation = 0.42 + 0.24 * (token // 3 % 2)
+        lightness, saturation = (0.42, 0.57, 0.72)[token % 3], (0.42, 0.66)[token // 3 % 2]
         colors.append(colorsys.hls_to_rgb(token * GOLDEN_RATIO % 1.0, lightness, saturation))
     return torch.tensor(colors).mul(255).round().to(torch.uint8)
 
@@ -76,25 +77,10 @@ def contact_sheet(columns: Mapping[str, Sequence[Tensor] | Tensor], *, cell: int
     if not rows:
         raise ValueError("a contact sheet needs at least one column with at least one image")
     sizes = [_cell_size(row[0], cell) for row in rows]
-    step = max(width for width, _ in sizes) + GAP
-    font = ImageFont.load_default(CAPTION_SIZE)
-    captions = [_wrap(caption, step - GAP, font) for caption in columns]
-    header = max(map(_lines, captions)) * (CAPTION_SIZE + 5) + 6
-    width = 2 * MARGIN + len(columns) * step - GAP
-    height = 2 * MARGIN + header + sum(height + GAP for _, height in sizes) - GAP
-
-    sheet = Image.new("RGB", (width, height), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for index, caption in enumerate(captions):
-        # Anchored at its last line, so that short captions sit on the pictures beside long ones.
-        top = MARGIN + header - 8 - _lines(caption) * (CAPTION_SIZE + 5)
-        draw.multiline_text((MARGIN + index * step, top), caption, INK, font, spacing=4)
-    top = MARGIN + header
-    for row, size in zip(rows, sizes, strict=True):
-        for index, image in enumerate(row):
-            sheet.paste(_fit(image, size), (MARGIN + index * step, top))
-        top += size[1] + GAP
-    return sheet
+    width = max(width for width, _ in sizes)
+    header = [write(caption, CAPTION_SIZE, width) for caption in columns]
+    pictures = [[_fit(image, size) for image in row] for row, size in zip(rows, sizes, strict=True)]
+    return lay_out([header, *pictures])
 
 
 def captioned_grid(
@@ -105,20 +91,34 @@ def captioned_grid(
     cell: int = 192,
 ) -> Image.Image:
     """Images (3, H, W) in rows of `columns`, each above its caption; a caption marked False is drawn as a mistake."""
-    width, height = (max(sides) for sides in zip(*(_cell_size(image, cell) for image in images), strict=True))
-    font = ImageFont.load_default(NAME_SIZE)
-    texts = [(_wrap(caption, width, font), right) for caption, right in captions]
-    footer = max(_lines(text) for text, _ in texts) * (NAME_SIZE + 5) + 4
-    columns = min(columns, len(texts))
-    rows = -(-len(texts) // columns)
-    size = 2 * MARGIN + columns * (width + GAP) - GAP, 2 * MARGIN + rows * (height + footer + GAP) - GAP
-    sheet = Image.new("RGB", size, PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for index, (image, (text, right)) in enumerate(zip(images, texts, strict=True)):
-        left = MARGIN + index % columns * (width + GAP)
-        top = MARGIN + index // columns * (height + footer + GAP)
-        sheet.paste(_fit(image, _cell_size(image, cell)), (left, top))
-        draw.multiline_text((left, top + height + 4), text, INK if right else MISTAKE, font, spacing=4)
+    pictures = [_fit(image, _cell_size(image, cell)) for image in images]
+    width = max(picture.width for picture in pictures)
+    texts = [write(text, NAME_SIZE, width, INK if right else MISTAKE) for text, right in captions]
+    starts = range(0, len(pictures), columns)
+    return lay_out([cells[start : start + columns] for start in starts for cells in (pictures, texts)])
+
+
+def write(text: str, size: int, width: int, color: Color = INK) -> Image.Image:
+    """Text in lines that fit `width` pixels, at least roughly, as a picture."""
+    font = ImageFont.load_default(size)
+    lines = textwrap.fill(text, max(1, int(width / font.getlength("n"))))
+    _, _, right, bottom = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox((0, 0), lines, font)
+    picture = Image.new("RGB", (math.ceil(right), math.ceil(bottom)), PAPER)
+    ImageDraw.Draw(picture).multiline_text((0, 0), lines, color, font)
+    return picture
+
+
+def lay_out(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Pictures in rows, and in columns as wide as the widest, on white paper."""
+    step = max(picture.width for row in rows for picture in row) + GAP
+    heights = [max(picture.height for picture in row) + GAP for row in rows]
+    width, height = max(map(len, rows)) * step - GAP, sum(heights) - GAP
+    sheet = Image.new("RGB", (2 * MARGIN + width, 2 * MARGIN + height), PAPER)
+    top = MARGIN
+    for row, height in zip(rows, heights, strict=True):
+        for index, picture in enumerate(row):
+            sheet.paste(picture, (MARGIN + index * step, top))
+        top += height
     return sheet
 
 
@@ -144,41 +144,13 @@ def save_picture(picture: Image.Image, path: Path) -> Path:
 def _cell_size(image: Tensor, cell: int) -> tuple[int, int]:
     """Width and height at which the first picture of a row is drawn."""
     height, width = image.shape[1:]
-    longer = max(height, width)
-    if longer < cell:
-        factor = max(1, round(cell / longer))
-        return width * factor, height * factor
-    return max(1, round(width * cell / longer)), max(1, round(height * cell / longer))
+    factor = cell / max(height, width)
+    if factor > 1:
+        factor = round(factor)
+    return max(1, round(width * factor)), max(1, round(height * factor))
 
 
 def _fit(image: Tensor, size: tuple[int, int]) -> Image.Image:
     picture = to_pil(image)
     grows = size[0] >= picture.width and size[1] >= picture.height
     return picture.resize(size, Image.Resampling.NEAREST if grows else Image.Resampling.LANCZOS)
-
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-
-def _lines(text: str) -> int:
-    return text.count("\n") + 1
-
-
-def _wrap(text: str, width: int, font: Font) -> str:
-    """Break a caption between words so that its lines fit `width` pixels."""
-    lines: list[str] = []
-    for word in text.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(_shorten(word, width, font))
-    return "\n".join(lines)
-
-
-def _shorten(text: str, width: int, font: Font) -> str:
-    """Cut a word in its middle, where the least is lost of a path, until it fits `width` pixels."""
-    short, letters = text, len(text)
-    while font.getlength(short) > width and letters > 2:
-        letters -= 1
-        short = text[: letters // 2] + "..." + text[-(letters - letters // 2) :]
-    return short

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import importlib.resources
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +18,6 @@ from beit.visualize.tables import ClassRow, Row, class_rows, differences, facts,
 from beit.visualize.verdicts import Verdict, verdicts
 
 EARLIER_PICTURES = 4
-SMALL_PICTURE, SHEET_WIDTH = 400, 680
 VERB_TITLES = {
     "tokenizer": "Visual tokenizer",
     "pretrain": "Masked image modelling",
@@ -30,55 +27,25 @@ VERB_TITLES = {
 }
 
 
-@dataclass(frozen=True)
-class EmbeddedPicture:
-    """A picture as the template takes it; `small` ones are enlarged by the browser without blurring."""
-
-    source: str
-    caption: str
-    width: int
-    height: int
-
-    @property
-    def small(self) -> bool:
-        return self.width < SMALL_PICTURE
-
-    @property
-    def sheet(self) -> bool:
-        """Wider than a phone: scrolled there rather than shrunk until its captions vanish."""
-        return self.width > SHEET_WIDTH
-
-
-class RunPictures(NamedTuple):
-    """Pictures of one kind from one run: the latest large, earlier ones folded."""
-
-    run: RunView
-    latest: EmbeddedPicture
-    earlier: tuple[EmbeddedPicture, ...]
-
-
-@dataclass(frozen=True)
-class RunView:
+class RunView(NamedTuple):
     """A run as the template takes it; `color` is that of its curves, None where it is the only one of its verb."""
 
     name: str
     color: str | None
     record: RunRecord
-    verdicts: tuple[Verdict, ...]
+    verdicts: list[Verdict]
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """The runs of one verb side by side: their figures can be compared, those of different verbs can not."""
 
     title: str
-    runs: tuple[RunView, ...]
-    rows: tuple[Row, ...]
-    classes: tuple[ClassRow, ...]
-    galleries: Mapping[str, Sequence[RunPictures]]
-    """Pictures of each kind, run beside run."""
-    result_charts: tuple[Chart, ...]
-    process_charts: tuple[Chart, ...]
+    runs: list[RunView]
+    rows: list[Row]
+    classes: list[ClassRow]
+    galleries: Mapping[str, Sequence[tuple[RunView, list[Picture]]]]
+    """Pictures of each kind, run beside run, the latest of each run last."""
+    charts: list[Chart]
 
 
 def write_report(
@@ -106,70 +73,60 @@ def write_report(
 def render(records: Sequence[RunRecord], *, title: str = "", notes: Sequence[str] = ()) -> str:
     """The page as text. Everything that comes from a run is escaped by the template."""
     names = distinct_names(records)
-    by_verb: dict[str, list[tuple[str, RunRecord]]] = {}
+    by_verb: dict[str, dict[str, RunRecord]] = {}
     for name, record in zip(names, records, strict=True):
-        by_verb.setdefault(record.verb, []).append((name, record))
+        by_verb.setdefault(record.verb, {})[name] = record
     sections = [_section(verb, runs) for verb, runs in by_verb.items()]
     runs = [run for section in sections for run in section.runs]
     in_order = [run.record for run in runs]
-    source = (importlib.resources.files("beit.visualize") / "report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("beit.visualize", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters["data_uri"] = lambda chart: _data_uri(chart.svg.encode(), "image/svg+xml")
-    page = environment.from_string(source).render(
+    environment.filters["chart_uri"] = lambda chart: _data_uri(chart.svg.encode(), "image/svg+xml")
+    environment.filters["picture_uri"] = lambda picture: _data_uri(
+        picture.path.read_bytes(), MIME_TYPES[picture.path.suffix.lower()]
+    )
+    page = environment.get_template("report.html.j2").render(
         title=title or (" · ".join(names) if len(names) <= 3 else f"{len(names)} runs side by side"),
         notes=notes,
         sections=sections,
         runs=runs,
-        facts=list(facts(in_order)),
-        differences=list(differences(in_order)) if len(sections) == 1 else [],
+        facts=facts(in_order),
+        differences=differences(in_order) if len(sections) == 1 else [],
     )
     return page.strip() + "\n"
 
 
-def _section(verb: str, runs: Sequence[tuple[str, RunRecord]]) -> Section:
-    colors: Iterable[str | None] = itertools.cycle(RUN_COLORS) if len(runs) > 1 else [None]
-    views = tuple(
-        RunView(name, color, record, tuple(verdicts(record)))
-        for (name, record), color in zip(runs, colors, strict=False)
-    )
-    records = [record for _, record in runs]
-    charts = draw_charts({name: record.curves for name, record in runs})
+def _section(verb: str, runs: Mapping[str, RunRecord]) -> Section:
+    colors = itertools.cycle(RUN_COLORS if len(runs) > 1 else [None])
+    views = [RunView(name, next(colors), record, verdicts(record)) for name, record in runs.items()]
+    records = list(runs.values())
     return Section(
-        title=VERB_TITLES.get(verb, verb),
-        runs=views,
-        rows=tuple(figure_rows(records)),
-        classes=tuple(class_rows(records)),
-        galleries=_galleries(views),
-        result_charts=tuple(chart for chart in charts if chart.figure.group == "result"),
-        process_charts=tuple(chart for chart in charts if chart.figure.group == "process"),
+        VERB_TITLES.get(verb, verb),
+        views,
+        figure_rows(records),
+        class_rows(records),
+        _galleries(views),
+        draw_charts({name: record.curves for name, record in runs.items()}),
     )
 
 
-def _galleries(views: Sequence[RunView]) -> dict[str, list[RunPictures]]:
-    galleries: dict[str, list[RunPictures]] = {}
+def _galleries(views: Sequence[RunView]) -> dict[str, list[tuple[RunView, list[Picture]]]]:
+    galleries: dict[str, list[tuple[RunView, list[Picture]]]] = {}
     for kind in dict.fromkeys(picture.kind for view in views for picture in view.record.pictures):
         gallery = galleries[kind.replace("-", " ").replace("_", " ")] = []
         for view in views:
             pictures = [picture for picture in view.record.pictures if picture.kind == kind]
+            # Of the earlier ones a few, evenly spaced, the first among them.
+            earlier, count = len(pictures) - 1, min(len(pictures) - 1, EARLIER_PICTURES)
+            spaced = [pictures[index * earlier // count] for index in range(count)]
             if pictures:
-                earlier = tuple(map(_embed, _evenly_spaced(pictures[:-1], EARLIER_PICTURES)))
-                gallery.append(RunPictures(view, _embed(pictures[-1]), earlier))
+                gallery.append((view, [*spaced, pictures[-1]]))
     return galleries
-
-
-def _evenly_spaced(pictures: Sequence[Picture], count: int) -> list[Picture]:
-    """At most `count` of the pictures, evenly spaced, the first among them."""
-    if len(pictures) <= count:
-        return list(pictures)
-    return [pictures[index * len(pictures) // count] for index in range(count)]
-
-
-def _embed(picture: Picture) -> EmbeddedPicture:
-    source = _data_uri(picture.path.read_bytes(), MIME_TYPES[picture.path.suffix.lower()])
-    caption = f"step {picture.step:,}" if picture.step is not None else picture.path.name
-    return EmbeddedPicture(source, caption, *picture.size)
 
 
 def _data_uri(data: bytes, mime_type: str) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from beit.training.console import duration
+from beit.training.run.curves import NOT_FIGURES, Curve
 from beit.training.run.record import RunRecord, find, flatten, regions
-from beit.visualize.curves import NOT_FIGURES, Curve
 from beit.visualize.figures import Figure, figure_of
 
 NOT_RESULTS = NOT_FIGURES | {"epochs", "parameters", "skipped_steps", "steps", "vocab_size"}
@@ -31,19 +29,18 @@ class ClassRow(NamedTuple):
     """As CSS says it."""
     share: str
     """Of the pixels that were judged."""
-    values: tuple[str, ...]
+    values: list[str]
     """Intersection over union in each run."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     figure: Figure
-    cells: tuple[Cell | None, ...]
+    cells: list[Cell | None]
 
 
-def facts(records: Sequence[RunRecord]) -> Iterator[Line]:
+def facts(records: Sequence[RunRecord]) -> list[Line]:
     """What each run is, one line per fact that any run knows."""
-    yield from _lines([dict(_facts_of(record)) for record in records])
+    return _lines([dict(_facts_of(record)) for record in records])
 
 
 def _facts_of(record: RunRecord) -> Iterator[tuple[str, str]]:
@@ -61,40 +58,36 @@ def _facts_of(record: RunRecord) -> Iterator[tuple[str, str]]:
         yield "Images seen", f"{images:,.0f}"
     if skipped := results.get("skipped_steps"):
         yield "Steps skipped", f"{skipped} with a loss that was not finite"
-    seconds = find({"results": results, "status": status}, "seconds")
-    if isinstance(seconds, int | float):
-        yield "Time", duration(seconds)
-    if status.get("machine"):
-        yield "Machine", _machine(status["machine"])
-    if status.get("versions"):
-        yield "Versions", _words(status["versions"])
-    if status.get("command"):
-        yield "Started with", _words(status["command"], " ")
+    if record.time:
+        yield "Time", record.time
+    if machine := status.get("machine"):
+        yield "Machine", _machine(machine)
+    if versions := status.get("versions"):
+        yield "Versions", _words(versions)
+    if command := status.get("command"):
+        yield "Started with", _words(command, " ")
     yield "Folder", str(record.folder)
 
 
-def differences(records: Sequence[RunRecord]) -> Iterator[Line]:
+def differences(records: Sequence[RunRecord]) -> list[Line]:
     """The knobs that are not the same in all runs; nothing for a single run."""
     configs = [{key: _words(value) for key, value in flatten(record.config)} for record in records]
-    for name, values in _lines(configs):
-        if len(set(values)) > 1 and name != "out":
-            yield name, values
+    return [(name, values) for name, values in _lines(configs) if len({*values}) > 1 and name != "out"]
 
 
-def _lines(columns: Sequence[Mapping[str, str]]) -> Iterator[Line]:
+def _lines(columns: Sequence[Mapping[str, str]]) -> list[Line]:
     """A line for every name that any column has."""
-    for name in dict.fromkeys(name for column in columns for name in column):
-        yield name, [column.get(name, "–") for column in columns]
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [(name, [column.get(name, "–") for column in columns]) for name in names]
 
 
-def figure_rows(records: Sequence[RunRecord]) -> Iterator[Row]:
+def figure_rows(records: Sequence[RunRecord]) -> list[Row]:
     """The table of figures: results only, in the order of :data:`.figures.FIGURES`, unknown ones after."""
     per_run = [_cells(record) for record in records]
-    names = {name: None for cells in per_run for name in cells}
-    figures = {name: figure_of(name, names) for name in names}
-    for figure in sorted(figures.values(), key=Figure.order):
-        if figure.group == "result":
-            yield Row(figure, tuple(cells.get(figure.name) for cells in per_run))
+    names = dict.fromkeys(name for cells in per_run for name in cells)
+    figures = sorted((figure_of(name, names) for name in names), key=Figure.order)
+    results = [figure for figure in figures if figure.group == "result"]
+    return [Row(figure, [cells.get(figure.name) for cells in per_run]) for figure in results]
 
 
 def _cells(record: RunRecord) -> dict[str, Cell]:
@@ -125,30 +118,33 @@ def _cell(figure: Figure, train: Curve | None, held_back: Curve | None) -> Cell:
     return Cell(figure.format(held_back.last), tuple(remarks))
 
 
-def class_rows(records: Sequence[RunRecord]) -> Iterator[ClassRow]:
+def class_rows(records: Sequence[RunRecord]) -> list[ClassRow]:
     """How well each class's region is found, for finished runs of segmentation; nothing for other runs."""
     tables = [regions(record) for record in records]
-    figure = Figure("iou", "", style="percent")
-
-    def percent(entry: Mapping[str, Any], key: str) -> str:
-        value = entry.get(key)
-        return figure.format(value) if isinstance(value, int | float) else "–"
-
+    colors: dict[str, str] = {}
+    for record in reversed(records):
+        colors |= _colors(record)
+    rows = []
     for name in dict.fromkeys(name for table in tables for name in table):
         entries = [table.get(name, {}) for table in tables]
-        color = next(filter(None, (_color(record, name) for record in records)), None)
-        share = next(percent(entry, "share") for entry in entries if entry)
-        yield ClassRow(name, color, share, tuple(percent(entry, "iou") for entry in entries))
+        share = next(_percent(entry.get("share")) for entry in entries if entry)
+        values = [_percent(entry.get("iou")) for entry in entries]
+        rows.append(ClassRow(name, colors.get(name), share, values))
+    return rows
 
 
-def _color(record: RunRecord, name: str) -> str | None:
-    """A class's colour in a run's model.json."""
+def _percent(value: object) -> str:
+    return Figure("share", "", style="percent").format(value) if isinstance(value, int | float) else "–"
+
+
+def _colors(record: RunRecord) -> dict[str, str]:
+    """The colours of a run's classes, as CSS says them."""
     names, palette = record.model.get("classes"), record.model.get("palette")
-    if not isinstance(names, list) or not isinstance(palette, list) or name not in names[: len(palette)]:
-        return None
-    color = palette[names.index(name)]
-    valid = isinstance(color, list) and len(color) == 3 and all(isinstance(value, int) for value in color)
-    return f"rgb({color[0]},{color[1]},{color[2]})" if valid else None
+    if not isinstance(names, list) or not isinstance(palette, list):
+        return {}
+    return {
+        str(name): "rgb({:d},{:d},{:d})".format(*color) for name, color in zip(names, palette, strict=False)
+    }
 
 
 def _words(value: Any, separator: str = " · ") -> str:

@@ -55,30 +55,26 @@ def _state(run: RunRecord) -> Iterator[Verdict]:
 def _context(run: RunRecord) -> Iterator[Verdict]:
     """The masked-token loss beside what needs no model: only below all of them has context been used."""
     for prefix in ("eval/", ""):
-        curve = run.curves.get(f"{prefix}loss")
         baselines = {name: run.curves[prefix + name] for name in BASELINES if prefix + name in run.curves}
-        if curve is not None and baselines:
+        if prefix + "loss" in run.curves and baselines:
             break
     else:
         return
+    curve = run.curves[prefix + "loss"]
     loss = curve.last if prefix else curve.recent
     hardest = min(baselines, key=lambda name: baselines[name].recent)
     best = baselines[hardest].recent
     title = figure_of(hardest).title.removeprefix("Baseline: ")
-    below = 1 - loss / best
     figures = f"masked-token loss {loss:.2f} against {best:.2f} for the best baseline ({title})"
     if run.vocab_size:
         figures += f" and ln V = {math.log(run.vocab_size):.2f} for knowing nothing"
-    if below > LEVEL:
-        yield Verdict(
-            "good", f"The model uses context: {_percent(below)} below the best baseline; {figures}."
-        )
-    elif below > -LEVEL:
-        yield Verdict("open", f"Level with the best baseline, so not yet using context; {figures}.")
-    else:
-        yield Verdict(
-            "open", f"Not yet using context: {_percent(-below)} above the best baseline; {figures}."
-        )
+    yield _beside(
+        loss / best,
+        "The model uses context: {} below the best baseline",
+        "Level with the best baseline, so not yet using context",
+        "Not yet using context: {} above the best baseline",
+        figures,
+    )
 
 
 def _reconstruction(run: RunRecord) -> Iterator[Verdict]:
@@ -89,19 +85,22 @@ def _reconstruction(run: RunRecord) -> Iterator[Verdict]:
     if not reference:
         yield Verdict("plain", f"Reconstructions: {levels}.")
         return
-    below = 1 - error / reference
     mean = "painting each token's square in its mean colour"
-    if below > LEVEL:
-        yield Verdict(
-            "good", f"Tokens carry shape: reconstructions are {_percent(below)} closer than {mean}; {levels}."
-        )
-    elif below > -LEVEL:
-        yield Verdict("open", f"Reconstructions are about as close as {mean}; {levels}.")
-    else:
-        yield Verdict(
-            "open",
-            f"Reconstructions are not yet as close as {mean} ({_percent(-below)} further off); {levels}.",
-        )
+    yield _beside(
+        error / reference,
+        f"Tokens carry shape: reconstructions are {{}} closer than {mean}",
+        f"Reconstructions are about as close as {mean}",
+        f"Reconstructions are not yet as close as {mean} ({{}} further off)",
+        levels,
+    )
+
+
+def _beside(ratio: float, below: str, level: str, above: str, figures: str) -> Verdict:
+    """What a figure says that is `ratio` times its reference, the lower the better."""
+    share = abs(1 - ratio)
+    sentence = level if share <= LEVEL else below if ratio < 1 else above
+    percent = f"{100 * share:.{0 if share >= 0.1 else 1}f}\u00a0%"
+    return Verdict("good" if sentence is below else "open", f"{sentence.format(percent)}; {figures}.")
 
 
 def _codebook(run: RunRecord) -> Iterator[Verdict]:
@@ -120,11 +119,10 @@ def _accuracy(run: RunRecord) -> Iterator[Verdict]:
     top1 = latest(run, "top1")
     if top1 is None:
         return
-    classes = run.model.get("classes")
-    chance = 1 / len(classes) if isinstance(classes, list) and classes else 0
-    guess = f"; guessing would get {100 * chance:.1f}\u00a0%" if chance else ""
+    classes = run.model.get("classes") or ()
+    guess = f"; guessing would get {100 / len(classes):.1f}\u00a0%" if classes else ""
     kind = "held-back" if "eval/top1" in run.curves else "training"
-    tone: Tone = "good" if top1 > 2 * chance or not chance else "open"
+    tone: Tone = "good" if not classes or top1 > 2 / len(classes) else "open"
     yield Verdict(tone, f"{100 * top1:.1f}\u00a0% of the {kind} images are named right{guess}.")
 
 
@@ -139,7 +137,7 @@ def _overlap(run: RunRecord) -> Iterator[Verdict]:
         yield Verdict("plain", f"{overlap}.")
         return
     # That class's region is then found with all other pixels in it, and the others not at all.
-    commonest = max(shares, key=lambda name: shares[name])
+    commonest = max(shares, key=shares.__getitem__)
     guess = shares[commonest] / len(shares)
     tone: Tone = "good" if miou > 2 * guess else "open"
     yield Verdict(tone, f"{overlap}; naming every pixel {commonest} would get {100 * guess:.1f}\u00a0%.")
@@ -157,7 +155,3 @@ def _overfitting(run: RunRecord) -> Iterator[Verdict]:
             f"{curve.last:.4g}: the model has begun to learn its training images by heart. Use more images, "
             "a shorter run or stronger regularisation.",
         )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.{0 if share >= 0.1 else 1}f}\u00a0%"

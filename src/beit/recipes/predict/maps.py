@@ -31,8 +31,8 @@ from beit.models.windows import Inference, likeliest
 from beit.recipes.predict.output import Record, summary, write_errors
 from beit.stages.batches import report_skipped
 from beit.stages.segmentation import TooLarge, within_memory
-from beit.visualize.label_maps import Color, overlay
-from beit.visualize.pictures import to_pil
+from beit.visualize.label_maps import overlay
+from beit.visualize.pictures import Color, to_pil
 
 CLASSES_SHOWN = 4
 """Classes that are named for each image."""

@@ -14,7 +14,8 @@ import yaml
 from PIL import Image
 
 from beit.config.errors import UserError
-from beit.visualize.curves import Curve, read_curves
+from beit.training.console import duration
+from beit.training.run.curves import Curve, read_curves
 
 MIME_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 PICTURE_NAME = re.compile(r"step-(?P<step>\d+)-(?P<kind>.+)")
@@ -66,6 +67,12 @@ class RunRecord:
             if isinstance(value, int | float):
                 return value
         return None
+
+    @property
+    def time(self) -> str | None:
+        """How long it took, in words."""
+        seconds = find({"results": self.results, "status": self.status}, "seconds")
+        return duration(seconds) if isinstance(seconds, int | float) else None
 
     @property
     def vocab_size(self) -> int | None:
