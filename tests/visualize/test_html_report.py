@@ -154,6 +154,19 @@ def test_a_run_that_has_just_begun_or_been_damaged(tmp_path: Path) -> None:
     assert page.text.count("could not be read; what could be read is shown") == 4
 
 
+@pytest.mark.parametrize(
+    ("classes", "palette"),
+    [(7, [[1, 2, 3]]), (["sky"], [["red", 0, 0]]), (["sky"], [[1, 2]]), (["sky"], 5), ({"sky": 0}, None)],
+)
+def test_a_model_json_that_makes_no_sense_does_not_end_the_report(
+    classes: object, palette: object, tmp_path: Path
+) -> None:
+    run = fake_run(tmp_path / "run", "finetune")
+    (run / "model").mkdir(exist_ok=True)
+    (run / "model" / "model.json").write_text(json.dumps({"classes": classes, "palette": palette}))
+    assert "are named right" in Page(write_report([read_run(run)])).text
+
+
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         report(ReportConfig(runs=(str(tmp_path / "nowhere"),)))

@@ -139,11 +139,11 @@ def _percent(value: object) -> str:
 
 def _colors(record: RunRecord) -> dict[str, str]:
     """The colours of a run's classes, as CSS says them."""
-    names, palette = record.model.get("classes"), record.model.get("palette")
-    if not isinstance(names, list) or not isinstance(palette, list):
-        return {}
+    palette = record.model.get("palette")
     return {
-        str(name): "rgb({:d},{:d},{:d})".format(*color) for name, color in zip(names, palette, strict=False)
+        str(name): f"rgb({color[0]},{color[1]},{color[2]})"
+        for name, color in zip(record.classes, palette if isinstance(palette, list) else (), strict=False)
+        if isinstance(color, list) and [type(value) for value in color] == [int, int, int]
     }
 
 

@@ -119,7 +119,7 @@ def _accuracy(run: RunRecord) -> Iterator[Verdict]:
     top1 = latest(run, "top1")
     if top1 is None:
         return
-    classes = run.model.get("classes") or ()
+    classes = run.classes
     guess = f"; guessing would get {100 / len(classes):.1f}\u00a0%" if classes else ""
     kind = "held-back" if "eval/top1" in run.curves else "training"
     tone: Tone = "good" if not classes or top1 > 2 / len(classes) else "open"

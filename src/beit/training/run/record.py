@@ -61,6 +61,12 @@ class RunRecord:
         return str(self.status.get("state") or "unknown")
 
     @property
+    def classes(self) -> list[Any]:
+        """Names of the model's classes; empty where it has none."""
+        classes = self.model.get("classes")
+        return classes if isinstance(classes, list) else []
+
+    @property
     def parameters(self) -> float | None:
         for source in (self.results, self.status, self.model):
             value = find(source, "parameters")
