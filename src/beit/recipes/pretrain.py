@@ -7,7 +7,6 @@ image --tokenizer's view-> visual tokens on the same grid                 -> tar
 from __future__ import annotations
 
 from functools import partial
-from typing import cast
 
 from torch import nn
 
@@ -60,9 +59,8 @@ def frozen_tokenizer(config: PretrainConfig, session: Session) -> tuple[VisualTo
     assert config.tokenizer is not None
     with given_by("--tokenizer"):
         tokenizer = load_tokenizer(config.tokenizer)
-    network = cast(nn.Module, tokenizer)
-    identity = weights_sha256(network)
-    session.freeze(network)
+    identity = weights_sha256(tokenizer)
+    session.freeze(tokenizer)
     return tokenizer, identity
 
 

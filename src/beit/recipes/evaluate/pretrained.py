@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
-from typing import cast
-
-from torch import nn
 
 from beit.checkpoints.store import describe, load_tokenizer, weights_sha256
 from beit.config.errors import UserError, given_by
@@ -79,15 +76,13 @@ def matching_tokenizer(recipe: PretrainConfig, config: EvaluateConfig, machine: 
     assert recipe.tokenizer is not None
     with given_by("--tokenizer"):
         tokenizer = load_tokenizer(recipe.tokenizer)
-    network = cast(nn.Module, tokenizer)
-    expected, actual = describe(config.model).get("tokenizer"), weights_sha256(network)
+    expected, actual = describe(config.model).get("tokenizer"), weights_sha256(tokenizer)
     if expected is not None and expected != actual:
         raise UserError(
             f"--tokenizer {recipe.tokenizer} is not the one that {config.model} was trained with (its weights "
             f"are {actual[:12]}, the model wants {expected[:12]}); name that one"
         )
-    network.to(machine.compute.device)
-    return tokenizer
+    return tokenizer.to(machine.compute.device)
 
 
 def count_tokens(
