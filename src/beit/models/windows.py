@@ -45,7 +45,7 @@ class Inference(NamedTuple):
         """That of a model.json."""
         crop, stride = description.get("crop"), description.get("stride")
         size = description["image_size"] if crop is None else crop
-        return cls(description.get("resize"), _pair(size), None if stride is None else _pair(stride))
+        return cls(description.get("resize"), pair(size), None if stride is None else pair(stride))
 
     def with_window(self, window: Literal["slide", "whole"] | None) -> Inference:
         """In windows (two thirds of one apart where model.json does not say), or in one pass; None: as it is."""
@@ -75,7 +75,7 @@ class Inference(NamedTuple):
             return sliding_window(partial(whole_image, model), images, self.crop, self.stride)
 
         if self.multi_scale:
-            shares = multi_scale_flip(predict, images, self.sizes(_pair(images.shape[2:])), size)
+            shares = multi_scale_flip(predict, images, self.sizes(pair(images.shape[2:])), size)
             return shares.clamp_(min=torch.finfo(shares.dtype).tiny).log_()
         return resize_map(predict(images), size)
 
@@ -180,5 +180,5 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, length - window, stride), length - window]
 
 
-def _pair(value: Sequence[int]) -> Size:
+def pair(value: Sequence[int]) -> Size:
     return value[0], value[1]

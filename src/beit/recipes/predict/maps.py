@@ -27,10 +27,10 @@ from beit.data.label_maps.table import generated_palette
 from beit.data.sources.files import FileSource
 from beit.data.views.segmentation import resized_image
 from beit.models.segmentation import SemanticSegmenter
-from beit.models.windows import Inference, likeliest
+from beit.models.windows import Inference
 from beit.recipes.predict.output import Record, summary, write_errors
 from beit.stages.batches import report_skipped
-from beit.stages.segmentation import TooLarge, within_memory
+from beit.stages.segmentation import TooLarge, predict_classes
 from beit.visualize.label_maps import Color, overlay
 from beit.visualize.pictures import to_pil
 
@@ -90,15 +90,12 @@ class LabelMaps:
     def apply(self, batch: WholeImage) -> Tensor | TooLarge:
         """The likeliest class of each pixel of one image: uint8, or int32 for more than 255 classes, (H, W), on the
         CPU; the error where the memory does not hold the scores."""
-        height, width = batch.original.shape[2:]
+        size = batch.original.shape[2:]
         try:
-            with within_memory(self.model, self.inference, (height, width), batch.image.device):
-                rows, columns = batch.image.shape[2:]
-                logits = self.inference.scores(self.model, batch.image, (rows, columns))
-                dtype = torch.uint8 if self.model.num_classes < 256 else torch.int32
-                return likeliest(logits, (height, width))[0].to(dtype).cpu()
+            classes = predict_classes(self.inference, self.model, batch.image, size)
         except TooLarge as error:
             return error
+        return classes.to(torch.uint8 if self.model.num_classes < 256 else torch.int32).cpu()
 
     def records(self, source: FileSource, passes: Iterable[tuple[Any, Any]]) -> Iterator[Record]:
         """Write a label map for each image; gives a record for each good one, once its map is there.

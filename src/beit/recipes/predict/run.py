@@ -49,14 +49,6 @@ class Reading(NamedTuple):
     """The images, and their batches with results -> a record for each image."""
 
 
-class Prediction(NamedTuple):
-    """Images that are found, and the records of them, of which nothing is computed yet."""
-
-    reading: Reading
-    source: FileSource
-    records: Iterator[Record]
-
-
 def predict(config: PredictConfig) -> int:
     """Print and write what `config.model` makes of `config.images`, each as it comes; how many there were.
 
@@ -91,11 +83,11 @@ def predictions(config: PredictConfig) -> Iterator[Record]:
     labels with theirs; `label_map` and `classes`; `tokens`, int64 (h, w); or `mean` and `cls`, float32 (D,). Damaged
     images are named on standard error and left out.
     """
-    return open_prediction(config).records
+    return open_prediction(config)[2]
 
 
-def open_prediction(config: PredictConfig) -> Prediction:
-    """Load the model and find the images; nothing is computed yet."""
+def open_prediction(config: PredictConfig) -> tuple[Reading, FileSource, Iterator[Record]]:
+    """Load the model and find the images; none of the records is computed yet."""
     with given_by("--model"):
         model = load_model(config.model)
     machine = open_machine(config)
@@ -114,7 +106,7 @@ def open_prediction(config: PredictConfig) -> Prediction:
         on_bad=report_skipped,
         title="predicting",
     )
-    return Prediction(reading, source, reading.records(source, passes))
+    return reading, source, reading.records(source, passes)
 
 
 # ------------------------------------------------------------------------------------------------------------
