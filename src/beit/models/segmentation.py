@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, overload
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -97,12 +97,6 @@ class SemanticSegmenter(EncoderWithHead):
         for part in (self.pyramid, self.decode_head, self.auxiliary_head):
             if part is not None:
                 init_decoder(part)
-
-    @overload
-    def forward(self, images: Tensor, auxiliary: Literal[False] = False) -> Tensor: ...
-
-    @overload
-    def forward(self, images: Tensor, auxiliary: Literal[True]) -> list[Tensor]: ...
 
     def forward(self, images: Tensor, auxiliary: bool = False) -> Tensor | list[Tensor]:
         """(B, 3, H, W), float in [0, 1] or uint8 -> logits (B, C, H, W), float32 at least.

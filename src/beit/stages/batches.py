@@ -14,12 +14,7 @@ from rich.progress import Progress
 from beit.config.errors import RunFailed
 from beit.data.base import Source
 from beit.data.loaders import OnBad, View, evaluation_batches
-from beit.training.device import (
-    Compute,
-    Precision,
-    eval_mode,
-    to_device,
-)
+from beit.training.device import Compute, Precision, eval_mode, to_device
 
 Result = TypeVar("Result")
 
