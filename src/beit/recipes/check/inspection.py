@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, Literal, TypeVar
 
@@ -17,33 +17,30 @@ _CHUNK = 64
 AnySource = TypeVar("AnySource", bound=Source)
 Result = TypeVar("Result")
 
-_inspect: Callable[[Any, Sequence[int]], list[Any]]  # of a worker process
+_inspect: Callable[[Any, int], Any]  # of a worker process
 _source: Source
 
 
 def inspect_all(
-    inspect: Callable[[AnySource, Sequence[int]], list[Result]],
-    source: AnySource,
-    workers: int | Literal["auto"],
-) -> Iterator[list[Result]]:
-    """``inspect(source, indices)`` for all of `source` in order, a few dozen at a time, in `workers` processes (0: in
-    this one; auto: as many as there are processors). `inspect` must be a function of a module.
+    inspect: Callable[[AnySource, int], Result], source: AnySource, workers: int | Literal["auto"]
+) -> Iterator[Result]:
+    """``inspect(source, index)`` for all of `source` in order, in `workers` processes (0: in this one; auto: as many
+    as there are processors), a few dozen at a time. `inspect` must be a function of a module.
     """
     workers = (os.cpu_count() or 1) if workers == "auto" else workers
-    chunks = [range(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK)]
-    if workers < 2 or len(chunks) < 2:
-        yield from (inspect(source, chunk) for chunk in chunks)
+    if workers < 2 or len(source) <= _CHUNK:
+        yield from (inspect(source, index) for index in range(len(source)))
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start_worker, (inspect, source)) as pool:
-        yield from pool.map(_inspect_in_worker, chunks)
+        yield from pool.map(_inspect_in_worker, range(len(source)), chunksize=_CHUNK)
 
 
-def _start_worker(inspect: Callable[[Any, Sequence[int]], list[Any]], source: Source) -> None:
+def _start_worker(inspect: Callable[[Any, int], Any], source: Source) -> None:
     global _inspect, _source
     _inspect, _source = inspect, source
     torch.set_num_threads(1)
 
 
-def _inspect_in_worker(indices: Sequence[int]) -> list[Any]:
-    return _inspect(_source, indices)
+def _inspect_in_worker(index: int) -> Any:
+    return _inspect(_source, index)
