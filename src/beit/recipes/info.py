@@ -18,7 +18,6 @@ from beit.config.errors import UserError
 from beit.config.use import InfoConfig
 from beit.training.metrics import short_number
 from beit.training.run.checkpoints import checkpoint_steps
-from beit.training.run.record import RunRecord
 from beit.training.run.standing import read_standing
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -58,7 +57,8 @@ def describe_run(path: Path) -> Facts:
         "state": run.state,
         **{key: run.status.get(key) for key in ("reason", "step", "steps", "started", "updated")},
         "data": run.config.get("data"),
-        "last": newest_figures(run),
+        # The figures of the end where there is one, else those logged last.
+        "last": run.results.get("last") or {name: curve.last for name, curve in run.curves.items()},
         "checkpoint": steps[-1] if steps else None,
         "command": run.status.get("command"),
         "problems": list(run.problems) or None,
@@ -66,14 +66,6 @@ def describe_run(path: Path) -> Facts:
     if run.state not in ("done", "running"):
         facts["to continue"] = f"beit {run.verb} --config {path / 'config.yaml'}"
     return facts
-
-
-def newest_figures(run: RunRecord) -> Facts:
-    """The last value of every figure: those of the end where there is one, else those logged last."""
-    last = run.results.get("last")
-    return (
-        dict(last) if isinstance(last, Mapping) else {name: curve.last for name, curve in run.curves.items()}
-    )
 
 
 # ------------------------------------------------------------------------------------------------------------

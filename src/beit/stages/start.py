@@ -46,7 +46,7 @@ def starting_segmenter(
     channels = config.channels or (encoder.config.width if upernet else PUP_CHANNELS)
     dropout = config.head_dropout
     blocks, last = " ".join(map(str, layers)), encoder.config.depth - 1
-    if not layers or layers[-1] != last:  # blocks above those that the decoder reads would never learn
+    if layers[-1] != last:  # blocks above those that the decoder reads would never learn
         raise UserError(f"--layers {blocks} must end with the last block of the encoder, {last}")
     model = SemanticSegmenter(
         encoder,

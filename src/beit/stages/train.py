@@ -15,9 +15,9 @@ from beit.data.base import Source
 from beit.data.loaders import Loader, View, evaluation_batches
 from beit.data.sources.subsets import Subset, spread
 from beit.stages.announcement import announce, conclude
-from beit.stages.batches import Machine, each_batch, num_workers, report_skipped
+from beit.stages.batches import Machine, each_batch, open_machine, report_skipped
 from beit.stages.session import Feed, Session, run_request
-from beit.training.device import choose_precision, to_device
+from beit.training.device import to_device
 from beit.training.loop import fit
 from beit.training.method import Method, Product
 from beit.training.plan import Plan
@@ -32,9 +32,7 @@ def train(session: Session, method: Method, feed: Feed) -> None:
     """Announce `method` and train it to its end, from wherever the run stands."""
     config, compute, console = session.config, session.compute, session.console
     plan = Plan(config, len(feed.train))
-    machine = Machine(
-        compute, choose_precision(config.precision, compute.device), num_workers(config.workers, compute)
-    )
+    machine = open_machine(config, compute)
     rehearsal = RunBatches(session, feed, machine._replace(workers=0))
     if method.prepare is None:  # what is prepared can only be judged after that
         rehearsal.rehearse(method)

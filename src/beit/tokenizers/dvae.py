@@ -60,7 +60,7 @@ class DiscreteVAE(VisualTokenizer):
     def forward(self, images: Tensor, temperature: float) -> DiscreteVAEOutput:
         """The training pass: tokens relaxed by Gumbel-softmax at `temperature`, decoded to pixel statistics."""
         logits = self.logits(images)
-        return DiscreteVAEOutput(logits, self.reconstruct(gumbel_softmax(logits, temperature)))
+        return DiscreteVAEOutput(logits, self.decoder(gumbel_softmax(logits, temperature)))
 
     def logits(self, images: Tensor) -> Tensor:
         """Unnormalised log q(z | x), (B, V, h, w), float32 for float32 weights even under autocast."""
@@ -74,11 +74,6 @@ class DiscreteVAE(VisualTokenizer):
         """Images in [0, 1], (B, 3, H, W), from tokens int64 (B, h, w)."""
         codes = F.embedding(tokens, self.codebook).permute(0, 3, 1, 2)
         return self.to_images(self.decoder.blocks[1:](codes))
-
-    def reconstruct(self, weights: Tensor) -> Tensor:
-        """Pixel statistics (B, 6, H, W) from a distribution over tokens at each position, (B, V, h, w)."""
-        statistics: Tensor = self.decoder(weights)
-        return statistics
 
     @staticmethod
     def to_images(statistics: Tensor) -> Tensor:

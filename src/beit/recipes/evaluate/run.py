@@ -22,7 +22,7 @@ from beit.recipes.evaluate.kinds import Kind, TestSet, classifier, segmenter, to
 from beit.recipes.evaluate.pretrained import pretrained
 from beit.recipes.evaluate.tables import show
 from beit.stages.batches import Machine, each_batch, report_skipped
-from beit.stages.inference import open_machine, print_notes, require_writable_file
+from beit.stages.inference import open_machine_alone, print_notes, require_writable_file
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.method import Evaluation
 from beit.training.metrics import accumulate
@@ -35,7 +35,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     with given_by("--model"):
         model = load_model(config.model)
     _require_flags_for(model, config)
-    machine = open_machine(config)
+    machine = open_machine_alone(config)
     test_set, evaluation = evaluation_of(model.to(machine.compute.device), config, machine)
     about = {"model": config.model, "kind": kind_of(model), "split": config.split}
     figures = about | measure(model, test_set, evaluation, config, machine)

@@ -9,6 +9,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -141,36 +142,23 @@ WRITERS: Mapping[str, type[_Lines]] = {".csv": _Table, ".jsonl": _Lines, ".npz":
 # The terminal
 
 
-@contextmanager
-def label_tables(out: str | None) -> Iterator[Callable[[Record], None]]:
-    """Takes records with `top`: tables on a terminal; elsewhere, unless the file `out` has it all, a line for each
-    image with tabs between columns."""
-    terminal = Console()
-    rows: list[Record] = []
-    count = 0
-
-    def show(record: Record) -> None:
-        nonlocal count
-        count += 1
-        if not terminal.is_terminal:
-            if out is None:
-                cells = [f"{entry['label']}\t{entry['probability']:.4f}" for entry in record["top"]]
-                print("\t".join([record["image"], *cells]))
-        elif out is None or count <= ROWS:
-            rows.append(record)
-            if len(rows) == ROWS:
-                flush()
-
-    def flush() -> None:
-        with terminal.capture() as text:
-            terminal.print(_label_table(rows, first=count <= ROWS))
-        print(text.get(), end="")  # the way around a progress bar
-        rows.clear()
-
-    yield show
-    if rows:
-        flush()
-    if terminal.is_terminal and out is not None and count > ROWS:
+def label_tables(records: Iterator[Record], out: str | None) -> Iterator[Record]:
+    """`records` with `top` as they are, shown on the way: in tables on a terminal; elsewhere, unless the file `out`
+    has it all, in a line for each image with tabs between columns."""
+    terminal, count = Console(), 0
+    for record in () if terminal.is_terminal else records:
+        if out is None:
+            cells = [f"{entry['label']}\t{entry['probability']:.4f}" for entry in record["top"]]
+            print("\t".join([record["image"], *cells]))
+        yield record
+    while rows := list(islice(records, ROWS)):
+        if out is None or not count:
+            with terminal.capture() as text:
+                terminal.print(_label_table(rows, first=not count))
+            print(text.get(), end="")  # the way around a progress bar
+        count += len(rows)
+        yield from rows
+    if out is not None and count > ROWS:
         terminal.print(f"... and {count - ROWS:,} more in {escape(out)}", highlight=False)
 
 

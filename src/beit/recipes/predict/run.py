@@ -28,7 +28,7 @@ from beit.models.segmentation import SemanticSegmenter
 from beit.recipes.predict.maps import LabelMaps
 from beit.recipes.predict.output import Record, label_tables, results_file, summary
 from beit.stages.batches import each_batch, report_skipped
-from beit.stages.inference import classifier_view, open_machine, print_notes, require_writable_file
+from beit.stages.inference import classifier_view, open_machine_alone, print_notes, require_writable_file
 from beit.tokenizers.base import VisualTokenizer
 
 Records = Callable[[FileSource, Iterable[tuple[Any, Any]]], Iterator[Record]]
@@ -59,16 +59,13 @@ def predict(config: PredictConfig) -> int:
         return sum(1 for _ in records)
     _require_out(config, reading)
     count = 0
-    with ExitStack() as outputs:
-        receivers: list[Callable[[Record], None]] = []
-        if config.out is not None:
-            receivers.append(outputs.enter_context(results_file(Path(config.out))))
-        if reading.noun == "labels":
-            receivers.append(outputs.enter_context(label_tables(config.out)))
-        for record in records:
-            count += 1
-            for receive in receivers:
-                receive(record)
+    if reading.noun == "labels":
+        records = label_tables(records, config.out)
+    with ExitStack() as output:
+        write = None if config.out is None else output.enter_context(results_file(Path(config.out)))
+        for count, record in enumerate(records, 1):  # noqa: B007
+            if write is not None:
+                write(record)
         message = summary(reading.noun, count, len(source))
     wrote = f"; wrote {config.out}" if config.out else ""
     # Where the lines of labels are the output, to be piped on, they are all of it.
@@ -90,7 +87,7 @@ def open_prediction(config: PredictConfig) -> tuple[Reading, FileSource, Iterato
     """Load the model and find the images; none of the records is computed yet."""
     with given_by("--model"):
         model = load_model(config.model)
-    machine = open_machine(config)
+    machine = open_machine_alone(config)
     reading = reading_of(model.to(machine.compute.device), config)
     source = open_images(config.images, config.max_megapixels)
     print_notes(source.notes)
