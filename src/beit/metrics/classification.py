@@ -17,7 +17,8 @@ def classification_sums(logits: Tensor, targets: Tensor, *, multilabel: bool = F
     logits: (B, C), or (B, layers, C) for several classifiers, whose sums are then of shape (layers,).
     targets: bool (B, C).
     """
-    logits, targets = logits.float(), _for_each(targets, logits)
+    logits = logits.float()
+    targets = targets.view(len(targets), *[1] * (logits.dim() - 2), -1).expand_as(logits)
     if multilabel:
         losses = F.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none").mean(-1)
     else:
@@ -28,10 +29,10 @@ def classification_sums(logits: Tensor, targets: Tensor, *, multilabel: bool = F
 
 
 def hits(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """How many of the images with logits (B, ..., C) have a true class of targets, bool (B, C), among the likeliest
-    1, and 5 where there are more classes."""
+    """How many of the images with logits (B, ..., C) have a true class of targets, bool alike, among the likeliest 1,
+    and 5 where there are more classes."""
     likeliest = logits.topk(min(5, logits.shape[-1])).indices
-    right = _for_each(targets, logits).gather(-1, likeliest)
+    right = targets.gather(-1, likeliest)
     first = {"top1": right[..., 0].sum(0)}
     return first | {"top5": right.any(-1).sum(0)} if logits.shape[-1] > 5 else first
 
@@ -43,13 +44,6 @@ def share_of_right(logits: Tensor, targets: Tensor) -> Tensor:
     clear = strongest > targets.amin(1)
     right = targets.gather(1, logits.argmax(1, keepdim=True)).squeeze(1) == strongest
     return (right & clear).sum() / clear.sum().clamp(min=1)
-
-
-def _for_each(targets: Tensor, logits: Tensor) -> Tensor:
-    """Targets (B, C) for every classifier of logits (B, ..., C)."""
-    if targets.dim() < logits.dim():
-        targets = targets.view(len(targets), *[1] * (logits.dim() - 2), -1)
-    return targets.expand_as(logits)
 
 
 def agreement(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:

@@ -95,18 +95,14 @@ class ImageClassifier(EncoderWithHead):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), float in [0, 1] or uint8 -> logits (B, num_classes)."""
-        logits: Tensor = self.head(self.features(images))
-        return logits
-
-    def features(self, images: Tensor) -> Tensor:
-        """What the head reads: pooled and normed, (B, D)."""
         tokens = self.encoder(images)
         if self.fc_norm is not None:
-            pooled: Tensor = self.fc_norm(tokens[:, self.encoder.num_prefix_tokens :].mean(dim=1))
+            pooled = self.fc_norm(tokens[:, self.encoder.num_prefix_tokens :].mean(dim=1))
         else:
             assert self.norm is not None
             pooled = self.norm(tokens[:, 0])
-        return pooled
+        logits: Tensor = self.head(pooled)
+        return logits
 
 
 class LinearProbe(nn.Module):

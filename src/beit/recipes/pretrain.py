@@ -31,7 +31,7 @@ from beit.stages.masked_modelling import (
     token_image_size,
     token_sums,
 )
-from beit.stages.session import Feed, Images, Session, open_images, open_session
+from beit.stages.session import Feed, Images, open_images, open_session
 from beit.stages.train import train
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.method import Evaluation, Learner, Method, Notes, Product, StepOutput
@@ -45,23 +45,16 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool =
         return
     images = open_images(config, partial(open_source, pillow=config.views == "exact"))
     if config.target == "tokens":
-        tokenizer, identity = frozen_tokenizer(config, session)
+        with given_by("--tokenizer"):
+            tokenizer = load_tokenizer(str(config.tokenizer))
+        identity = weights_sha256(tokenizer)
+        session.freeze(tokenizer)
         token_size = token_image_size(config, tokenizer)
         method = token_method(config, tokenizer, identity, token_size)
     else:
         token_size = sides(config.image_size)
         method = pixel_method(config)
     train(session, method, feed(config, images, token_size))
-
-
-def frozen_tokenizer(config: PretrainConfig, session: Session) -> tuple[VisualTokenizer, str]:
-    """The tokenizer that gives the targets, where the run computes, and the identity of its weights."""
-    assert config.tokenizer is not None
-    with given_by("--tokenizer"):
-        tokenizer = load_tokenizer(config.tokenizer)
-    identity = weights_sha256(tokenizer)
-    session.freeze(tokenizer)
-    return tokenizer, identity
 
 
 def token_method(
