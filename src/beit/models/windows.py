@@ -43,9 +43,8 @@ class Inference(NamedTuple):
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> Inference:
         """That of a model.json."""
-        crop, stride = description.get("crop"), description.get("stride")
-        size = description["image_size"] if crop is None else crop
-        return cls(description.get("resize"), pair(size), None if stride is None else pair(stride))
+        crop, stride = description.get("crop") or description["image_size"], description.get("stride")
+        return cls(description.get("resize"), pair(crop), stride and pair(stride))
 
     def with_window(self, window: Literal["slide", "whole"] | None) -> Inference:
         """In windows (two thirds of one apart where model.json does not say), or in one pass; None: as it is."""
@@ -97,16 +96,13 @@ def whole_image(model: SemanticSegmenter, images: Tensor) -> Tensor:
     config = model.encoder.config
     height, width = images.shape[-2:]
     down, right = -height % config.patch_size, -width % config.patch_size
-    logits: Tensor
-    if not down and not right:
-        logits = model(images)
-        return logits
-    images = to_unit(images)
-    mean = torch.stack([images.new_full((), value) for value in config.pixel_mean])
-    padded = mean.view(1, 3, 1, 1).repeat(len(images), 1, height + down, width + right)
-    padded[..., :height, :width] = images
-    logits = model(padded)[..., :height, :width]
-    return logits
+    if down or right:
+        unit = to_unit(images)
+        mean = torch.stack([unit.new_full((), value) for value in config.pixel_mean])
+        images = mean.view(1, 3, 1, 1).repeat(len(unit), 1, height + down, width + right)
+        images[..., :height, :width] = unit
+    logits: Tensor = model(images)
+    return logits[..., :height, :width]
 
 
 def sliding_window(
@@ -152,9 +148,8 @@ def multi_scale_flip(predict: Predict, images: Tensor, sizes: Sequence[Size], si
     images = to_unit(images)
     total: Tensor | None = None
     for scale in sizes:
-        scaled = images
-        if scale != tuple(images.shape[-2:]):
-            scaled = F.interpolate(images, size=scale, mode="bilinear", antialias=True)
+        resized = scale != tuple(images.shape[-2:])
+        scaled = F.interpolate(images, size=scale, mode="bilinear", antialias=True) if resized else images
         for mirrored in (False, True):
             logits = predict(scaled.flip(-1)).flip(-1) if mirrored else predict(scaled)
             shares = resize_map(logits, size).softmax(dim=1)
@@ -166,12 +161,11 @@ def multi_scale_flip(predict: Predict, images: Tensor, sizes: Sequence[Size], si
 def likeliest(logits: Tensor, size: Size) -> Tensor:
     """The class of every pixel, int64 (B, *size), of logits (B, C, H, W) resized to `size`, a few classes at a time:
     all logits of a large photograph would not fit into memory."""
-    best: Tensor | None = None
-    classes = torch.zeros((), dtype=torch.int64, device=logits.device)
-    for first in range(0, logits.shape[1], FEW_CLASSES):
+    best, classes = resize_map(logits[:, :FEW_CLASSES], size).max(1)
+    for first in range(FEW_CLASSES, logits.shape[1], FEW_CLASSES):
         values, indices = resize_map(logits[:, first : first + FEW_CLASSES], size).max(1)
-        classes = indices if best is None else torch.where(values > best, first + indices, classes)
-        best = values if best is None else torch.maximum(best, values)
+        classes = torch.where(values > best, first + indices, classes)
+        best = torch.maximum(best, values)
     return classes
 
 

@@ -7,11 +7,11 @@ import json
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,28 @@ from rich.table import Table
 
 from beit.atomic import appearing
 from beit.config.errors import RunFailed
+from beit.data.loaders import View
+from beit.data.sources.files import FileSource
 
 Record = dict[str, Any]
 """What is known of one image: `image`, its name, and arrays or primitives."""
 ROWS = 20
 """Images in a table on a terminal; the first ones alone when a file has them all."""
+
+
+class Reading(NamedTuple):
+    """How a model reads images."""
+
+    noun: str
+    """What the results are called."""
+    suffixes: tuple[str, ...]
+    """Kinds of files they may be written to; none for a folder."""
+    view: View
+    """An image, its number and a generator -> a sample."""
+    apply: Callable[[Any], Any]
+    """A batch on the device -> results."""
+    records: Callable[[FileSource, Iterable[tuple[Any, Any]]], Iterator[Record]]
+    """The images, and their batches with results -> a record for each image."""
 
 
 def summary(noun: str, count: int, images: int) -> str:

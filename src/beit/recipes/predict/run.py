@@ -4,11 +4,11 @@ features."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from beit.checkpoints.store import describe, kind_of, load_model
 from beit.config.errors import UserError, given_by
 from beit.config.use import PredictConfig
 from beit.data.batches import LabeledBatch
-from beit.data.loaders import View
 from beit.data.sources.files import FileSource
 from beit.data.sources.opening import open_images
 from beit.data.sources.subsets import Numbered
@@ -25,8 +24,8 @@ from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe
 from beit.models.segmentation import SemanticSegmenter
-from beit.recipes.predict.maps import LabelMaps
-from beit.recipes.predict.output import Record, label_tables, results_file, summary
+from beit.recipes.predict.maps import label_maps
+from beit.recipes.predict.output import Reading, Record, label_tables, results_file, summary
 from beit.stages.batches import (
     classifier_view,
     each_batch,
@@ -36,23 +35,6 @@ from beit.stages.batches import (
     require_writable_file,
 )
 from beit.tokenizers.base import VisualTokenizer
-
-Records = Callable[[FileSource, Iterable[tuple[Any, Any]]], Iterator[Record]]
-
-
-class Reading(NamedTuple):
-    """How a model reads images."""
-
-    noun: str
-    """What the results are called."""
-    suffixes: tuple[str, ...]
-    """Kinds of files they may be written to; none for a folder."""
-    view: View
-    """An image, its number and a generator -> a sample."""
-    apply: Callable[[Any], Any]
-    """A batch on the device -> results."""
-    records: Records
-    """The images, and their batches with results -> a record for each image."""
 
 
 def predict(config: PredictConfig) -> int:
@@ -122,8 +104,7 @@ def reading_of(model: nn.Module, config: PredictConfig) -> Reading:
     if isinstance(model, ImageClassifier | LinearProbe):
         reading = _labels(model, config)
     elif isinstance(model, SemanticSegmenter):
-        maps = LabelMaps(model, config)
-        reading = Reading("label maps", (), maps.view, maps.apply, maps.records)
+        reading = label_maps(model, config)
     elif isinstance(model, VisualTokenizer):
         reading = _tokens(model)
     elif isinstance(encoder, BeitEncoder):
