@@ -25,7 +25,13 @@ def classification_sums(logits: Tensor, targets: Tensor, *, multilabel: bool = F
         losses = -(logits.log_softmax(-1) * targets).sum(-1)
     count = torch.tensor(len(logits), device=logits.device)
     sums = {"count": count, "loss": losses.sum(0), **hits(logits, targets)}
-    return sums | agreement(logits, targets) if multilabel else sums
+    if (
+        multilabel
+    ):  # classes named (probability above one half), true, and both; and images that have a class at all
+        named = logits > 0
+        both = (named & targets).sum()
+        sums |= {"named": named.sum(), "true": targets.sum(), "both": both, "labeled": targets.any(-1).sum()}
+    return sums
 
 
 def hits(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -44,14 +50,6 @@ def share_of_right(logits: Tensor, targets: Tensor) -> Tensor:
     clear = strongest > targets.amin(1)
     right = targets.gather(1, logits.argmax(1, keepdim=True)).squeeze(1) == strongest
     return (right & clear).sum() / clear.sum().clamp(min=1)
-
-
-def agreement(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """How many classes were named (probability above one half), how many are true, and how many are both; and how
-    many images have a class at all."""
-    answers = logits > 0
-    both = (answers & targets).sum()
-    return {"named": answers.sum(), "true": targets.sum(), "both": both, "labeled": targets.any(-1).sum()}
 
 
 def with_f1(totals: Mapping[str, Tensor]) -> dict[str, float]:

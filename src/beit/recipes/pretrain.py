@@ -20,7 +20,7 @@ from beit.data.views.pretraining import PretrainViews
 from beit.metrics.tokens import TokenBaselines, best_mixtures, best_mixtures_of_sums, token_accuracy
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import MaskedImageModel
-from beit.models.memory import activations_of_encoder, activations_of_predictions
+from beit.models.memory import activations_of_encoder
 from beit.stages.masked_modelling import (
     evaluation_view,
     masked_image_modelling,
@@ -126,9 +126,10 @@ def feed(config: PretrainConfig, images: Images, token_size: tuple[int, int]) ->
 
 def notes(config: PretrainConfig, encoder: EncoderConfig, vocab_size: int, about: str) -> Notes:
     """What is said of the run; its memory as if all patches were predicted."""
-    patches = encoder.grid[0] * encoder.grid[1]
+    # Of every patch the logits and their softmax, always float32 in part.
+    predictions = 4 * 3 * encoder.grid[0] * encoder.grid[1] * vocab_size
     return Notes(
         about=[about],
-        activations=activations_of_encoder(encoder) + activations_of_predictions(patches, vocab_size),
+        activations=activations_of_encoder(encoder) + predictions,
         next_command=f"beit finetune --data ... --init {config.out} --out ...",
     )

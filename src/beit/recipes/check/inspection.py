@@ -36,5 +36,5 @@ def inspect_all(
     workers = (os.cpu_count() or 1) if workers == "auto" else workers
     chunks = [range(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK)]
     inspection = _Inspection(inspect, source)
-    for results in fetch(inspection, chunks, workers if len(chunks) > 1 else 0, pin_memory=False):
+    for results in fetch(inspection, chunks, workers if len(chunks) > 1 else 0):
         yield from results

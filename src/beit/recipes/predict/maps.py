@@ -90,8 +90,8 @@ def label_maps(model: SemanticSegmenter, config: PredictConfig) -> Reading:
         return classes.to(torch.uint8 if model.num_classes < 256 else torch.int32).cpu()
 
     def records(source: FileSource, passes: Iterable[tuple[Any, Any]]) -> Iterator[Record]:
-        """A record for each good image, once its map is there: `image`, `label_map`, its file, and `classes`, shares of
-        the image by name, the largest first."""
+        """A record for each good image, once its map is there: `image`, `label_map`, its file, and `classes`, shares
+        of the image by name, the largest first."""
         files, count = file_names(source), 0
         write_legend(legend, folder / "classes.tsv")
         for batch, classes in passes:

@@ -106,7 +106,9 @@ def reading_of(model: nn.Module, config: PredictConfig) -> Reading:
     elif isinstance(model, SemanticSegmenter):
         reading = label_maps(model, config)
     elif isinstance(model, VisualTokenizer):
-        reading = _tokens(model)
+        view = LabeledView(EvaluationView(model.image_size))
+        tokens = partial(_tokens, model)
+        reading = Reading("tokens", (".jsonl", ".npz"), view, tokens, _records)
     elif isinstance(encoder, BeitEncoder):
         reading = _features(encoder, -1 if config.layer is None else config.layer)
     else:
@@ -139,12 +141,9 @@ def _labels(model: ImageClassifier | LinearProbe, config: PredictConfig) -> Read
     return Reading("labels", (".csv", ".jsonl"), view, probabilities, records)
 
 
-def _tokens(model: VisualTokenizer) -> Reading:
-    """The grid of visual tokens."""
-    view = LabeledView(EvaluationView(model.image_size))
-    return Reading(
-        "tokens", (".jsonl", ".npz"), view, lambda batch: {"tokens": model.encode(batch.image)}, _records
-    )
+def _tokens(model: VisualTokenizer, batch: LabeledBatch) -> dict[str, Tensor]:
+    """The grids of visual tokens."""
+    return {"tokens": model.encode(batch.image)}
 
 
 def _features(encoder: BeitEncoder, layer: int) -> Reading:
