@@ -189,11 +189,7 @@ def _rescaling(width: int, doublings: int) -> nn.Module:
         return nn.Identity()
     if doublings < 0:
         return _MaxPool(2**-doublings)
-    layers: list[nn.Module] = [nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)]
+    layers: list[nn.Module] = [nn.ConvTranspose2d(width, width, 2, stride=2)]
     for _ in range(doublings - 1):
-        layers += [
-            nn.BatchNorm2d(width),
-            nn.GELU(),
-            nn.ConvTranspose2d(width, width, kernel_size=2, stride=2),
-        ]
+        layers += [nn.BatchNorm2d(width), nn.GELU(), nn.ConvTranspose2d(width, width, 2, stride=2)]
     return nn.Sequential(*layers)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -117,12 +118,9 @@ def sliding_window(
     if not 0 < stride[0] <= window[0] or not 0 < stride[1] <= window[1]:
         raise UserError(f"windows of {window} pixels every {stride} leave gaps; choose a smaller stride")
     height, width = (min(side, length) for side, length in zip(window, images.shape[-2:], strict=True))
-    corners = [
-        (image, top, left)
-        for image in range(len(images))
-        for top in _starts(images.shape[-2], height, stride[0])
-        for left in _starts(images.shape[-1], width, stride[1])
-    ]
+    tops = _starts(images.shape[-2], height, stride[0])
+    lefts = _starts(images.shape[-1], width, stride[1])
+    corners = list(product(range(len(images)), tops, lefts))
     total: Tensor | None = None
     count = torch.zeros(images.shape[-2:], device=images.device)
     for first in range(0, len(corners), max_batch):

@@ -104,15 +104,12 @@ def count_parameters(path: Path) -> int:
 def show(parts: Mapping[str, Facts]) -> None:
     """Print every fact as a line."""
     width = 1 + max(len(name) for facts in parts.values() for name in facts)
-    blocks = [
-        "\n".join(
-            f"{name.replace('_', ' '):<{width}} {in_words(value)}"
-            for name, value in facts.items()
-            if value not in (None, [], {})
-        )
-        for facts in parts.values()
-    ]
-    print("\n\n".join(blocks))
+    for number, facts in enumerate(parts.values()):
+        if number:
+            print()
+        for name, value in facts.items():
+            if value not in (None, [], {}):
+                print(f"{name.replace('_', ' '):<{width}} {in_words(value)}")
 
 
 def in_words(value: Any) -> str:
