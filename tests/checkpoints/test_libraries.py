@@ -30,7 +30,7 @@ from beit.checkpoints import convert
 from beit.checkpoints.store import describe, save_model
 from beit.config.architecture import DiscreteVAEConfig
 from beit.data.sources.opening import open_source
-from beit.stages.batches import classifier_view
+from beit.stages.inference import classifier_view
 from beit.tokenizers.dvae import DiscreteVAE
 
 pytestmark = pytest.mark.slow

@@ -12,13 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from beit.config.finetune import FinetuneConfig
 from beit.config.run import DataConfig, TrainingConfig
 from beit.data.base import Source, Split
-from beit.data.label_file import LabelFile, Labels
 from beit.data.loaders import View
 from beit.data.sources.opening import open_source
-from beit.data.sources.subsets import label_share, labels_per_class
 from beit.training.console import Console
 from beit.training.device import Compute, open_compute
 from beit.training.plan import Plan
@@ -90,27 +87,6 @@ def open_split(config: DataConfig, split: Split, limit: int | None, seed: int, o
         max_megapixels=config.max_megapixels,
         seed=seed,
     )
-
-
-def label_images(images: Images, path: str | None, *, multilabel: bool = False) -> tuple[Images, Labels]:
-    """The images with their labels, and what these mean: from the file at `path`, or from where the images lie."""
-    if path is None:
-        assert images.train.classes is not None  # open_source refuses data without labels
-        return images, Labels(images.train.classes)
-    file = LabelFile(path, multilabel=multilabel)
-    labeled = Images(file.apply(images.train), file.apply(images.held_back, held_back=True))
-    labeled.train.notes += file.unused()
-    return labeled, file.labels
-
-
-def few_labels(config: FinetuneConfig, images: Images) -> Images:
-    """As few images to train on as `config` asks for."""
-    train = images.train
-    if config.label_share is not None:
-        train = label_share(train, config.label_share, config.seed, balanced=not config.multilabel)
-    if config.labels_per_class is not None:
-        train = labels_per_class(train, config.labels_per_class, config.seed)
-    return images._replace(train=train)
 
 
 @dataclass(frozen=True, kw_only=True)

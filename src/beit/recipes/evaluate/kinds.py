@@ -32,7 +32,8 @@ from beit.metrics.segmentation import by_class, confusion_by_name, segmentation_
 from beit.models.heads import ImageClassifier, LinearProbe
 from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import Inference
-from beit.stages.batches import Machine, classifier_view
+from beit.stages.batches import Machine
+from beit.stages.inference import classifier_view
 from beit.stages.segmentation import evaluate_batch
 from beit.stages.session import OpenSplit, open_split
 from beit.tokenizers.base import VisualTokenizer

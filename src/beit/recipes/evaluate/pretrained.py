@@ -17,7 +17,8 @@ from beit.data.views.evaluation import EvaluationView
 from beit.metrics.tokens import TokenBaselines, best_mixtures_of_sums
 from beit.models.heads import MaskedImageModel
 from beit.recipes.evaluate.kinds import Kind, TestSet, open_splits
-from beit.stages.batches import Machine, each_batch, print_notes, run_of
+from beit.stages.batches import Machine, each_batch
+from beit.stages.inference import print_notes, run_of
 from beit.stages.masked_modelling import evaluation_view, pixel_sums, token_image_size, token_sums
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.method import Evaluation

@@ -21,14 +21,8 @@ from beit.models.segmentation import SemanticSegmenter
 from beit.recipes.evaluate.kinds import Kind, TestSet, classifier, segmenter, tokenizer
 from beit.recipes.evaluate.pretrained import pretrained
 from beit.recipes.evaluate.tables import show
-from beit.stages.batches import (
-    Machine,
-    each_batch,
-    open_machine_alone,
-    print_notes,
-    report_skipped,
-    require_writable_file,
-)
+from beit.stages.batches import Machine, each_batch, report_skipped
+from beit.stages.inference import open_machine_alone, print_notes, require_writable_file
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.method import Evaluation
 from beit.training.metrics import accumulate

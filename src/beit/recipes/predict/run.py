@@ -26,14 +26,8 @@ from beit.models.heads import ImageClassifier, LinearProbe
 from beit.models.segmentation import SemanticSegmenter
 from beit.recipes.predict.maps import label_maps
 from beit.recipes.predict.output import Reading, Record, label_tables, results_file, summary
-from beit.stages.batches import (
-    classifier_view,
-    each_batch,
-    open_machine_alone,
-    print_notes,
-    report_skipped,
-    require_writable_file,
-)
+from beit.stages.batches import each_batch, report_skipped
+from beit.stages.inference import classifier_view, open_machine_alone, print_notes, require_writable_file
 from beit.tokenizers.base import VisualTokenizer
 
 

@@ -31,7 +31,8 @@ from beit.models.heads import LayerProbes, LinearProbe, layer_features
 from beit.models.memory import activations_of_encoder
 from beit.recipes.probe.features import FeatureBatch, FeatureSource, feature_view, neighbour_votes
 from beit.stages.batches import Machine, num_workers
-from beit.stages.session import Feed, Images, Session, label_images, open_images, open_session
+from beit.stages.labels import label_images
+from beit.stages.session import Feed, Images, Session, open_images, open_session
 from beit.stages.train import train
 from beit.training.device import Precision
 from beit.training.method import Evaluation, Learner, Method, Notes, Product, StepOutput

@@ -1,0 +1,63 @@
+"""What the verbs that train nothing have in common: this machine, notes and files, and how images are shown."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from beit.checkpoints.preparation import preparation
+from beit.config.errors import UserError
+from beit.config.use import EvaluateConfig, PredictConfig
+from beit.data.views.evaluation import EvaluationView
+from beit.data.views.geometry import Filter
+from beit.stages.batches import Machine, open_machine
+from beit.training.device import open_compute
+
+
+def open_machine_alone(config: EvaluateConfig | PredictConfig) -> Machine:
+    """This machine, for a verb that trains nothing. UserError for several ranks: each would judge its own share."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("only training takes several processes; start this command alone, without torchrun")
+    return open_machine(config, open_compute(config.device))
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """What was ignored or decided, each line once, beside the output and not in it."""
+    for note in dict.fromkeys(notes):
+        print(note, file=sys.stderr, flush=True)
+
+
+def require_writable_file(out: str) -> None:
+    """Make the folder around the file `out`. UserError, before any work, where there can be no such file."""
+    path = Path(out)
+    if path.is_dir():
+        raise UserError(f"--out {out} is a folder; name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{error.filename} is in no folder, or is none, or cannot be written ({error.strerror})"
+        raise UserError(f"--out {out}: {reason}; choose another") from error
+
+
+def run_of(path: str | Path) -> Path | None:
+    """The run that the model at `path` lies in: `path` itself, or the folder around its model/; else None."""
+    folder = Path(path)
+    run = folder.parent if folder.resolve().name == "model" else folder
+    return run if all((run / name).exists() for name in ("model", "config.yaml", "status.json")) else None
+
+
+def classifier_view(size: tuple[int, int], description: dict[str, Any]) -> EvaluationView:
+    """How a classifier of images of `size` (H, W) is shown them, as its description says."""
+    interpolation, crop, mode = preparation(description, size)
+    filters, modes = get_args(Filter), ("center", "squash")
+    if interpolation not in filters or mode not in modes:
+        raise UserError(
+            f"the model wants interpolation {interpolation} and crop_mode {mode}, and only {', '.join(filters)} and "
+            f"{', '.join(modes)} are known; beit convert it --to beit and change these in its model.json"
+        )
+    return EvaluationView(
+        size, crop_share=crop, interpolation=cast(Filter, interpolation), squash=mode == "squash"
+    )

@@ -1,0 +1,29 @@
+"""What the images of a run are labelled by, the folders they lie in or a file, and how many labels are used."""
+
+from __future__ import annotations
+
+from beit.config.finetune import FinetuneConfig
+from beit.data.label_file import LabelFile, Labels
+from beit.data.sources.subsets import label_share, labels_per_class
+from beit.stages.session import Images
+
+
+def label_images(images: Images, path: str | None, *, multilabel: bool = False) -> tuple[Images, Labels]:
+    """The images with their labels, and what these mean: from the file at `path`, or from where the images lie."""
+    if path is None:
+        assert images.train.classes is not None  # open_source refuses data without labels
+        return images, Labels(images.train.classes)
+    file = LabelFile(path, multilabel=multilabel)
+    labeled = Images(file.apply(images.train), file.apply(images.held_back, held_back=True))
+    labeled.train.notes += file.unused()
+    return labeled, file.labels
+
+
+def few_labels(config: FinetuneConfig, images: Images) -> Images:
+    """As few images to train on as `config` asks for."""
+    train = images.train
+    if config.label_share is not None:
+        train = label_share(train, config.label_share, config.seed, balanced=not config.multilabel)
+    if config.labels_per_class is not None:
+        train = labels_per_class(train, config.labels_per_class, config.seed)
+    return images._replace(train=train)
