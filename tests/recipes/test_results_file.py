@@ -90,12 +90,11 @@ def test_a_file_appears_whole_or_not_at_all(
 @pytest.mark.parametrize("out", [None, "labels.csv"])
 def test_a_terminal_shows_tables(out: str | None, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "Console", partial(Console, force_terminal=True, width=100, no_color=True))
-    with label_tables(out) as show:
-        for number in range(45):
-            show(labels(number))
-            if number == 19:
-                early = capsys.readouterr().out
-                assert "019.png" in early
+    rows = label_tables(map(labels, range(45)), out)
+    assert [next(rows) for _ in range(20)] == [labels(number) for number in range(20)]
+    early = capsys.readouterr().out
+    assert "019.png" in early
+    assert list(rows) == [labels(number) for number in range(20, 45)]
     text = early + capsys.readouterr().out
     assert text.count("probability") == 1 and 'a "dog" 25.0%' in text
     assert [f"{number:03}.png" in text for number in range(45)] == [

@@ -116,7 +116,7 @@ class Loader:
     def batches(self, start_step: int, stop_step: int) -> Iterator[Any]:
         """Micro-batches of steps start_step <= step < stop_step, `accumulate` of them for each step."""
         works = self._works(start_step, stop_step)
-        for fetched in _fetch(self._fetcher, works, self._workers, self._pin_memory):
+        for fetched in fetch(self._fetcher, works, self._workers, self._pin_memory):
             self._damage.record(fetched)
             yield fetched.batch
 
@@ -146,7 +146,7 @@ def evaluation_batches(
     ]
     damage = _Damage(1.0, on_bad)
     fetcher = _Fetcher(source, view, seed, labeled=labeled, replace=False)
-    for work, fetched in zip(works, _fetch(fetcher, works, workers), strict=True):
+    for work, fetched in zip(works, fetch(fetcher, works, workers), strict=True):
         damage.record(fetched)
         if fetched.batch is not None:
             yield [index for _, index in work if index not in dict(fetched.bad)], fetched.batch
@@ -234,9 +234,9 @@ class _Fetcher(Dataset[_Fetched]):
 # Ahead, in other processes
 
 
-def _fetch(
-    fetcher: _Fetcher, works: Iterable[Work], workers: int, pin_memory: bool = False
-) -> Iterator[_Fetched]:
+def fetch(
+    fetcher: Dataset[Any], works: Iterable[Any], workers: int, pin_memory: bool = False
+) -> Iterator[Any]:
     """``fetcher[work]`` for each of `works`, in order, computed ahead in `workers` processes (0: in this one)."""
     if workers == 0:
         return _fetch_here(fetcher, works)
@@ -255,7 +255,7 @@ def _stop_workers() -> None:
         batches.close()
 
 
-def _fetch_here(fetcher: _Fetcher, works: Iterable[Work]) -> Iterator[_Fetched]:
+def _fetch_here(fetcher: Dataset[Any], works: Iterable[Any]) -> Iterator[Any]:
     for work in works:
         # As in workers: how an operation is split among threads may change the last bit of a sum.
         threads = torch.get_num_threads()
@@ -268,8 +268,8 @@ def _fetch_here(fetcher: _Fetcher, works: Iterable[Work]) -> Iterator[_Fetched]:
 
 
 def _fetch_ahead(
-    fetcher: _Fetcher, works: Iterable[Work], workers: int, pin_memory: bool
-) -> Generator[_Fetched]:
+    fetcher: Dataset[Any], works: Iterable[Any], workers: int, pin_memory: bool
+) -> Generator[Any]:
     with warnings.catch_warnings():
         # More workers than cores pay where reading is slow, and --workers has been asked for.
         warnings.filterwarnings("ignore", "This DataLoader will create")

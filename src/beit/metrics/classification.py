@@ -17,21 +17,28 @@ def classification_sums(logits: Tensor, targets: Tensor, *, multilabel: bool = F
     logits: (B, C), or (B, layers, C) for several classifiers, whose sums are then of shape (layers,).
     targets: bool (B, C).
     """
-    logits, targets = logits.float(), _for_each(targets, logits)
+    logits = logits.float()
+    targets = targets.view(len(targets), *[1] * (logits.dim() - 2), -1).expand_as(logits)
     if multilabel:
         losses = F.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none").mean(-1)
     else:
         losses = -(logits.log_softmax(-1) * targets).sum(-1)
     count = torch.tensor(len(logits), device=logits.device)
     sums = {"count": count, "loss": losses.sum(0), **hits(logits, targets)}
-    return sums | agreement(logits, targets) if multilabel else sums
+    if (
+        multilabel
+    ):  # classes named (probability above one half), true, and both; and images that have a class at all
+        named = logits > 0
+        both = (named & targets).sum()
+        sums |= {"named": named.sum(), "true": targets.sum(), "both": both, "labeled": targets.any(-1).sum()}
+    return sums
 
 
 def hits(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """How many of the images with logits (B, ..., C) have a true class of targets, bool (B, C), among the likeliest
-    1, and 5 where there are more classes."""
+    """How many of the images with logits (B, ..., C) have a true class of targets, bool alike, among the likeliest 1,
+    and 5 where there are more classes."""
     likeliest = logits.topk(min(5, logits.shape[-1])).indices
-    right = _for_each(targets, logits).gather(-1, likeliest)
+    right = targets.gather(-1, likeliest)
     first = {"top1": right[..., 0].sum(0)}
     return first | {"top5": right.any(-1).sum(0)} if logits.shape[-1] > 5 else first
 
@@ -43,21 +50,6 @@ def share_of_right(logits: Tensor, targets: Tensor) -> Tensor:
     clear = strongest > targets.amin(1)
     right = targets.gather(1, logits.argmax(1, keepdim=True)).squeeze(1) == strongest
     return (right & clear).sum() / clear.sum().clamp(min=1)
-
-
-def _for_each(targets: Tensor, logits: Tensor) -> Tensor:
-    """Targets (B, C) for every classifier of logits (B, ..., C)."""
-    if targets.dim() < logits.dim():
-        targets = targets.view(len(targets), *[1] * (logits.dim() - 2), -1)
-    return targets.expand_as(logits)
-
-
-def agreement(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """How many classes were named (probability above one half), how many are true, and how many are both; and how
-    many images have a class at all."""
-    answers = logits > 0
-    both = (answers & targets).sum()
-    return {"named": answers.sum(), "true": targets.sum(), "both": both, "labeled": targets.any(-1).sum()}
 
 
 def with_f1(totals: Mapping[str, Tensor]) -> dict[str, float]:

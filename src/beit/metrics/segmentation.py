@@ -6,7 +6,6 @@ A label map holds class indices, and `IGNORE` where there is none to learn or to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,28 +41,13 @@ def segmentation_sums(scores: Tensor, label_map: Tensor) -> dict[str, Tensor]:
     }
 
 
-class Regions(NamedTuple):
-    """Areas of every class, in pixels or any other unit: float64 (C,)."""
-
-    both: Tensor
-    true: Tensor
-    predicted: Tensor
-
-    @classmethod
-    def of(cls, table: Tensor) -> Regions:
-        """Those of a confusion table (C, C)."""
-        table = table.double()
-        return cls(table.diagonal(), table.sum(1), table.sum(0))
-
-    @property
-    def iou(self) -> Tensor:
-        """Intersection over union; not a number for a class that is neither there nor predicted."""
-        return self.both / (self.true + self.predicted - self.both)
-
-    @property
-    def accuracy(self) -> Tensor:
-        """Share of a class's pixels that are named right; not a number for a class that is not there."""
-        return self.both / self.true
+def overlaps(table: Tensor) -> dict[str, Tensor]:
+    """Of every class of a confusion table (C, C), float64 (C,): intersection over union, the share of its pixels that
+    are named right, and its share of all pixels. The first is not a number for a class that is neither there nor
+    predicted, the second for one that is not there."""
+    table = table.double()
+    both, true, predicted = table.diagonal(), table.sum(1), table.sum(0)
+    return {"iou": both / (true + predicted - both), "accuracy": both / true, "share": true / true.sum()}
 
 
 def segmentation_figures(totals: Mapping[str, Tensor]) -> dict[str, float]:
@@ -71,24 +55,20 @@ def segmentation_figures(totals: Mapping[str, Tensor]) -> dict[str, float]:
 
     Not numbers, which files have as null, where no pixel is labelled.
     """
-    regions = Regions.of(totals["confusion"])
+    table = totals["confusion"].double()
+    classes = overlaps(table)
     loss = {"loss": float(totals["loss"] / totals["count"])} if "loss" in totals else {}
     return {
         **loss,
-        "miou": float(regions.iou.nanmean()),
-        "macc": float(regions.accuracy.nanmean()),
-        "aacc": float(regions.both.sum() / regions.true.sum()),
+        "miou": float(classes["iou"].nanmean()),
+        "macc": float(classes["accuracy"].nanmean()),
+        "aacc": float(table.diagonal().sum() / table.sum()),
     }
 
 
 def by_class(table: Tensor, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
     """For each class of a confusion table: intersection over union, accuracy, and its share of the pixels."""
-    regions = Regions.of(table)
-    columns = {
-        "iou": regions.iou,
-        "accuracy": regions.accuracy,
-        "share": regions.true / regions.true.sum(),
-    }
+    columns = overlaps(table)
     return {
         name: {key: None if value[i].isnan() else float(value[i]) for key, value in columns.items()}
         for i, name in enumerate(names)

@@ -25,7 +25,7 @@ class ConvNorm(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, kernel_size: int, doubling: bool = False) -> None:
         super().__init__()
-        self.conv: nn.Module = (
+        self.conv: nn.Conv2d | nn.ConvTranspose2d = (
             nn.ConvTranspose2d(in_channels, channels, kernel_size=4, stride=2, padding=1, bias=False)
             if doubling
             else nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=False)
@@ -165,7 +165,6 @@ def init_decoder(decoder: nn.Module) -> None:
     """
     for name, module in decoder.named_modules():
         if isinstance(module, ConvNorm):
-            assert isinstance(module.conv, nn.Conv2d | nn.ConvTranspose2d)
             nn.init.kaiming_normal_(module.conv.weight, mode="fan_out", nonlinearity="relu")
         elif name.rpartition(".")[2] == "conv_seg":
             assert isinstance(module, nn.Conv2d) and module.bias is not None
@@ -190,11 +189,7 @@ def _rescaling(width: int, doublings: int) -> nn.Module:
         return nn.Identity()
     if doublings < 0:
         return _MaxPool(2**-doublings)
-    layers: list[nn.Module] = [nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)]
+    layers: list[nn.Module] = [nn.ConvTranspose2d(width, width, 2, stride=2)]
     for _ in range(doublings - 1):
-        layers += [
-            nn.BatchNorm2d(width),
-            nn.GELU(),
-            nn.ConvTranspose2d(width, width, kernel_size=2, stride=2),
-        ]
+        layers += [nn.BatchNorm2d(width), nn.GELU(), nn.ConvTranspose2d(width, width, 2, stride=2)]
     return nn.Sequential(*layers)

@@ -48,14 +48,6 @@ class MaskedImageModel(nn.Module):
         images: (B, 3, H, W), float in [0, 1] or uint8. mask: bool (B, h, w) or (B, N), True = hidden.
         predict: the patches to predict, shaped like a mask; by default the hidden ones.
         """
-        logits: Tensor = self.token_head(self.hidden(images, mask, predict))
-        return logits
-
-    def hidden(self, images: Tensor, mask: Tensor, predict: Tensor | None = None) -> Tensor:
-        """The normed features that `token_head` reads, (number of True in `predict`, D); arguments as forward's.
-
-        A loss fused with the head takes these and `token_head.weight`, and never holds all logits.
-        """
         patches = self.encoder.embed(images)
         mask = _flat_mask("mask", mask, patches)
         predict = mask if predict is None else _flat_mask("predict", predict, patches)
@@ -64,8 +56,8 @@ class MaskedImageModel(nn.Module):
         tokens = self.encoder.transform(patches, self.encoder.grid_of(images))
         rows = F.pad(predict, (self.encoder.num_prefix_tokens, 0)).flatten().nonzero().squeeze(1)
         # The norm works on each token alone, so only the predicted ones go through it.
-        features: Tensor = self.norm(tokens.flatten(0, 1).index_select(0, rows))
-        return features
+        logits: Tensor = self.token_head(self.norm(tokens.flatten(0, 1).index_select(0, rows)))
+        return logits
 
     def pixel_targets(self, images: Tensor, predict: Tensor) -> Tensor:
         """Normalised pixels of the patches in `predict`, (number of True, 3 * patch_size**2), rows as forward's;
@@ -103,18 +95,14 @@ class ImageClassifier(EncoderWithHead):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), float in [0, 1] or uint8 -> logits (B, num_classes)."""
-        logits: Tensor = self.head(self.features(images))
-        return logits
-
-    def features(self, images: Tensor) -> Tensor:
-        """What the head reads: pooled and normed, (B, D)."""
         tokens = self.encoder(images)
         if self.fc_norm is not None:
-            pooled: Tensor = self.fc_norm(tokens[:, self.encoder.num_prefix_tokens :].mean(dim=1))
+            pooled = self.fc_norm(tokens[:, self.encoder.num_prefix_tokens :].mean(dim=1))
         else:
             assert self.norm is not None
             pooled = self.norm(tokens[:, 0])
-        return pooled
+        logits: Tensor = self.head(pooled)
+        return logits
 
 
 class LinearProbe(nn.Module):

@@ -62,9 +62,6 @@ class DropPath(nn.Module):
         keep = branch.new_empty(branch.shape[0], *[1] * (branch.dim() - 1)).bernoulli_(1 - self.rate)
         return branch * (keep / (1 - self.rate))
 
-    def extra_repr(self) -> str:
-        return f"rate={self.rate:.3g}"
-
 
 class Attention(nn.Module):
     """Multi-head self-attention over (B, T, D) with an additive bias for every pair of tokens.

@@ -42,11 +42,6 @@ def attention_memory(config: EncoderConfig, size: tuple[int, int]) -> int:
     return int((1 + rows * columns) ** 2 * (8 + 4 * config.num_heads))
 
 
-def activations_of_predictions(predicted: int, classes: int) -> float:
-    """Bytes that the logits of one image and their softmax take, always float32 in part."""
-    return 4.0 * 3 * predicted * classes
-
-
 def activations_of_segmenter(model: SemanticSegmenter) -> float:
     """Bytes of float32 activations that a segmenter keeps for the gradient of one image.
 

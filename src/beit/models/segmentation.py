@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, overload
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -98,12 +98,6 @@ class SemanticSegmenter(EncoderWithHead):
             if part is not None:
                 init_decoder(part)
 
-    @overload
-    def forward(self, images: Tensor, auxiliary: Literal[False] = False) -> Tensor: ...
-
-    @overload
-    def forward(self, images: Tensor, auxiliary: Literal[True]) -> list[Tensor]: ...
-
     def forward(self, images: Tensor, auxiliary: bool = False) -> Tensor | list[Tensor]:
         """(B, 3, H, W), float in [0, 1] or uint8 -> logits (B, C, H, W), float32 at least.
 
@@ -114,19 +108,14 @@ class SemanticSegmenter(EncoderWithHead):
         features = self.encoder.intermediates(images, layers)
         if self.pyramid is not None:
             features = self.pyramid(features)
-            outputs = [self.decode_head(features)]
-        else:
-            outputs = [self.decode_head(features[-1])]
-        if auxiliary:
-            outputs += self._auxiliary_outputs(features)
+        outputs = [self.decode_head(features[-1] if self.pyramid is None else features)]
+        if auxiliary and isinstance(self.auxiliary_head, nn.ModuleList):
+            outputs += [head(x) for head, x in zip(self.auxiliary_head, features[:-1], strict=True)]
+        elif auxiliary and self.auxiliary_head is not None:
+            outputs.append(self.auxiliary_head(features[2]))
         size = images.shape[-2:]
         logits = [resize_map(x.to(torch.promote_types(x.dtype, torch.float32)), size) for x in outputs]
         return logits if auxiliary else logits[0]
-
-    def _auxiliary_outputs(self, features: Sequence[Tensor]) -> list[Tensor]:
-        if isinstance(self.auxiliary_head, nn.ModuleList):
-            return [head(x) for head, x in zip(self.auxiliary_head, features[:-1], strict=True)]
-        return [] if self.auxiliary_head is None else [self.auxiliary_head(features[2])]
 
 
 def _require_fit(decoder: str, layers: Sequence[int], depth: int, transposed: bool) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -43,9 +44,8 @@ class Inference(NamedTuple):
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> Inference:
         """That of a model.json."""
-        crop, stride = description.get("crop"), description.get("stride")
-        size = description["image_size"] if crop is None else crop
-        return cls(description.get("resize"), _pair(size), None if stride is None else _pair(stride))
+        crop, stride = description.get("crop") or description["image_size"], description.get("stride")
+        return cls(description.get("resize"), pair(crop), stride and pair(stride))
 
     def with_window(self, window: Literal["slide", "whole"] | None) -> Inference:
         """In windows (two thirds of one apart where model.json does not say), or in one pass; None: as it is."""
@@ -75,7 +75,7 @@ class Inference(NamedTuple):
             return sliding_window(partial(whole_image, model), images, self.crop, self.stride)
 
         if self.multi_scale:
-            shares = multi_scale_flip(predict, images, self.sizes(_pair(images.shape[2:])), size)
+            shares = multi_scale_flip(predict, images, self.sizes(pair(images.shape[2:])), size)
             return shares.clamp_(min=torch.finfo(shares.dtype).tiny).log_()
         return resize_map(predict(images), size)
 
@@ -97,16 +97,13 @@ def whole_image(model: SemanticSegmenter, images: Tensor) -> Tensor:
     config = model.encoder.config
     height, width = images.shape[-2:]
     down, right = -height % config.patch_size, -width % config.patch_size
-    logits: Tensor
-    if not down and not right:
-        logits = model(images)
-        return logits
-    images = to_unit(images)
-    mean = torch.stack([images.new_full((), value) for value in config.pixel_mean])
-    padded = mean.view(1, 3, 1, 1).repeat(len(images), 1, height + down, width + right)
-    padded[..., :height, :width] = images
-    logits = model(padded)[..., :height, :width]
-    return logits
+    if down or right:
+        unit = to_unit(images)
+        mean = torch.stack([unit.new_full((), value) for value in config.pixel_mean])
+        images = mean.view(1, 3, 1, 1).repeat(len(unit), 1, height + down, width + right)
+        images[..., :height, :width] = unit
+    logits: Tensor = model(images)
+    return logits[..., :height, :width]
 
 
 def sliding_window(
@@ -121,12 +118,9 @@ def sliding_window(
     if not 0 < stride[0] <= window[0] or not 0 < stride[1] <= window[1]:
         raise UserError(f"windows of {window} pixels every {stride} leave gaps; choose a smaller stride")
     height, width = (min(side, length) for side, length in zip(window, images.shape[-2:], strict=True))
-    corners = [
-        (image, top, left)
-        for image in range(len(images))
-        for top in _starts(images.shape[-2], height, stride[0])
-        for left in _starts(images.shape[-1], width, stride[1])
-    ]
+    tops = _starts(images.shape[-2], height, stride[0])
+    lefts = _starts(images.shape[-1], width, stride[1])
+    corners = list(product(range(len(images)), tops, lefts))
     total: Tensor | None = None
     count = torch.zeros(images.shape[-2:], device=images.device)
     for first in range(0, len(corners), max_batch):
@@ -152,9 +146,8 @@ def multi_scale_flip(predict: Predict, images: Tensor, sizes: Sequence[Size], si
     images = to_unit(images)
     total: Tensor | None = None
     for scale in sizes:
-        scaled = images
-        if scale != tuple(images.shape[-2:]):
-            scaled = F.interpolate(images, size=scale, mode="bilinear", antialias=True)
+        resized = scale != tuple(images.shape[-2:])
+        scaled = F.interpolate(images, size=scale, mode="bilinear", antialias=True) if resized else images
         for mirrored in (False, True):
             logits = predict(scaled.flip(-1)).flip(-1) if mirrored else predict(scaled)
             shares = resize_map(logits, size).softmax(dim=1)
@@ -166,12 +159,11 @@ def multi_scale_flip(predict: Predict, images: Tensor, sizes: Sequence[Size], si
 def likeliest(logits: Tensor, size: Size) -> Tensor:
     """The class of every pixel, int64 (B, *size), of logits (B, C, H, W) resized to `size`, a few classes at a time:
     all logits of a large photograph would not fit into memory."""
-    best: Tensor | None = None
-    classes = torch.zeros((), dtype=torch.int64, device=logits.device)
-    for first in range(0, logits.shape[1], FEW_CLASSES):
+    best, classes = resize_map(logits[:, :FEW_CLASSES], size).max(1)
+    for first in range(FEW_CLASSES, logits.shape[1], FEW_CLASSES):
         values, indices = resize_map(logits[:, first : first + FEW_CLASSES], size).max(1)
-        classes = indices if best is None else torch.where(values > best, first + indices, classes)
-        best = values if best is None else torch.maximum(best, values)
+        classes = torch.where(values > best, first + indices, classes)
+        best = torch.maximum(best, values)
     return classes
 
 
@@ -180,5 +172,5 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, length - window, stride), length - window]
 
 
-def _pair(value: Sequence[int]) -> Size:
+def pair(value: Sequence[int]) -> Size:
     return value[0], value[1]

@@ -19,7 +19,7 @@ from beit.recipes.pretrain import pretrain
 from beit.recipes.segment import segment
 from beit.recipes.tokenizer import tokenizer
 from beit.training.console import duration
-from beit.training.run.standing import read_standing
+from beit.training.run.record import read_standing
 from beit.visualize.report import write_report
 
 NOTES = (

@@ -18,8 +18,7 @@ from beit.config.errors import UserError
 from beit.config.use import InfoConfig
 from beit.training.metrics import short_number
 from beit.training.run.checkpoints import checkpoint_steps
-from beit.training.run.record import RunRecord
-from beit.training.run.standing import read_standing
+from beit.training.run.record import read_standing
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """What batch norms keep besides their weights."""
@@ -58,7 +57,8 @@ def describe_run(path: Path) -> Facts:
         "state": run.state,
         **{key: run.status.get(key) for key in ("reason", "step", "steps", "started", "updated")},
         "data": run.config.get("data"),
-        "last": newest_figures(run),
+        # The figures of the end where there is one, else those logged last.
+        "last": run.results.get("last") or {name: curve.last for name, curve in run.curves.items()},
         "checkpoint": steps[-1] if steps else None,
         "command": run.status.get("command"),
         "problems": list(run.problems) or None,
@@ -66,14 +66,6 @@ def describe_run(path: Path) -> Facts:
     if run.state not in ("done", "running"):
         facts["to continue"] = f"beit {run.verb} --config {path / 'config.yaml'}"
     return facts
-
-
-def newest_figures(run: RunRecord) -> Facts:
-    """The last value of every figure: those of the end where there is one, else those logged last."""
-    last = run.results.get("last")
-    return (
-        dict(last) if isinstance(last, Mapping) else {name: curve.last for name, curve in run.curves.items()}
-    )
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -112,15 +104,12 @@ def count_parameters(path: Path) -> int:
 def show(parts: Mapping[str, Facts]) -> None:
     """Print every fact as a line."""
     width = 1 + max(len(name) for facts in parts.values() for name in facts)
-    blocks = [
-        "\n".join(
-            f"{name.replace('_', ' '):<{width}} {in_words(value)}"
-            for name, value in facts.items()
-            if value not in (None, [], {})
-        )
-        for facts in parts.values()
-    ]
-    print("\n\n".join(blocks))
+    for number, facts in enumerate(parts.values()):
+        if number:
+            print()
+        for name, value in facts.items():
+            if value not in (None, [], {}):
+                print(f"{name.replace('_', ' '):<{width}} {in_words(value)}")
 
 
 def in_words(value: Any) -> str:

@@ -7,7 +7,6 @@ image --tokenizer's view-> visual tokens on the same grid                 -> tar
 from __future__ import annotations
 
 from functools import partial
-from typing import cast
 
 from torch import nn
 
@@ -21,7 +20,7 @@ from beit.data.views.pretraining import PretrainViews
 from beit.metrics.tokens import TokenBaselines, best_mixtures, best_mixtures_of_sums, token_accuracy
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import MaskedImageModel
-from beit.models.memory import activations_of_encoder, activations_of_predictions
+from beit.models.memory import activations_of_encoder
 from beit.stages.masked_modelling import (
     evaluation_view,
     masked_image_modelling,
@@ -32,7 +31,7 @@ from beit.stages.masked_modelling import (
     token_image_size,
     token_sums,
 )
-from beit.stages.session import Feed, Images, Session, open_images, open_session
+from beit.stages.session import Feed, Images, open_images, open_session
 from beit.stages.train import train
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.method import Evaluation, Learner, Method, Notes, Product, StepOutput
@@ -46,24 +45,16 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool =
         return
     images = open_images(config, partial(open_source, pillow=config.views == "exact"))
     if config.target == "tokens":
-        tokenizer, identity = frozen_tokenizer(config, session)
+        with given_by("--tokenizer"):
+            tokenizer = load_tokenizer(str(config.tokenizer))
+        identity = weights_sha256(tokenizer)
+        session.freeze(tokenizer)
         token_size = token_image_size(config, tokenizer)
         method = token_method(config, tokenizer, identity, token_size)
     else:
         token_size = sides(config.image_size)
         method = pixel_method(config)
     train(session, method, feed(config, images, token_size))
-
-
-def frozen_tokenizer(config: PretrainConfig, session: Session) -> tuple[VisualTokenizer, str]:
-    """The tokenizer that gives the targets, where the run computes, and the identity of its weights."""
-    assert config.tokenizer is not None
-    with given_by("--tokenizer"):
-        tokenizer = load_tokenizer(config.tokenizer)
-    network = cast(nn.Module, tokenizer)
-    identity = weights_sha256(network)
-    session.freeze(network)
-    return tokenizer, identity
 
 
 def token_method(
@@ -135,9 +126,10 @@ def feed(config: PretrainConfig, images: Images, token_size: tuple[int, int]) ->
 
 def notes(config: PretrainConfig, encoder: EncoderConfig, vocab_size: int, about: str) -> Notes:
     """What is said of the run; its memory as if all patches were predicted."""
-    patches = encoder.grid[0] * encoder.grid[1]
+    # Of every patch the logits and their softmax, always float32 in part.
+    predictions = 4 * 3 * encoder.grid[0] * encoder.grid[1] * vocab_size
     return Notes(
         about=[about],
-        activations=activations_of_encoder(encoder) + activations_of_predictions(patches, vocab_size),
+        activations=activations_of_encoder(encoder) + predictions,
         next_command=f"beit finetune --data ... --init {config.out} --out ...",
     )

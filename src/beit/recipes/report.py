@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from beit.config.use import ReportConfig
-from beit.training.run.standing import read_standing
+from beit.training.run.record import read_standing
 from beit.visualize.report import write_report
 
 

@@ -150,11 +150,7 @@ def norms(config: SegmentConfig, compute: Compute) -> list[str]:
             f"--batch-size {config.batch_size} leaves one image to a pass, and the batch norms of UPerNet need two; "
             f"raise it, or lower --accumulate {config.accumulate}"
         )
-    if together:
-        return [f"batch norms average over the {images * compute.world} images of a pass on all devices"]
-    if compute.world > 1:
-        return [
-            f"batch norms average over the {images} images of a pass on each of {compute.world} CPU processes alone, "
-            f"and those of the first are kept: only GPUs can share them"
-        ]
-    return []
+    if compute.world == 1:
+        return []
+    where = "on all devices" if together else "on each process alone, and those of the first are kept"
+    return [f"batch norms average over the images of a pass {where}"]

@@ -28,7 +28,7 @@ from beit.tokenizers.objective import (
     with_codebook_usage,
 )
 from beit.training.console import Console
-from beit.training.method import Evaluation, Learner, Method, Notes, StepOutput
+from beit.training.method import Evaluation, Learner, Method, Notes, Step, StepOutput
 from beit.visualize.pictures import contact_sheet, save_picture, token_picture
 
 COLLAPSED = 0.01
@@ -51,10 +51,41 @@ def tokenizer(config: TokenizerConfig, *, dry_run: bool = False, overwrite: bool
 
 def reconstruction_method(config: TokenizerConfig, steps: int, console: Console) -> Method:
     """Learn to reconstruct images from tokens, in a run of so many steps; a collapse is said on the console."""
-    model = DiscreteVAE(config.architecture())
-    temperature = Anneal(
-        config.temperature, config.final_temperature, config.in_steps(config.temperature_steps, steps)
+
+    def summarise(means: Mapping[str, Tensor]) -> dict[str, float]:
+        figures = with_codebook_usage(means)
+        # Few codes win the argmax while the KL divergence gains its weight and the temperature is high.
+        is_cool = figures["temperature"] <= (config.temperature + config.final_temperature) / 2
+        if is_cool and figures["perplexity"] < COLLAPSED * config.vocab_size:
+            console.say(collapse_warning(figures, config.vocab_size))
+        return figures
+
+    tokens = config.image_size // config.stride
+    about = (
+        f"{config.vocab_size} codes, one for each {config.stride}x{config.stride} pixels: "
+        f"{config.image_size} px become {tokens}x{tokens} tokens"
     )
+    model = DiscreteVAE(config.architecture())
+    return Method(
+        learner=Learner(model=model, step=reconstruction_step(config, steps), summarise=summarise),
+        evaluation=Evaluation(
+            evaluate_batch=evaluate,
+            summarise=reconstruction_figures,
+            monitor="reconstruction_mae",
+            draw=draw,
+        ),
+        notes=Notes(
+            about=[about],
+            activations=activations_of_tokenizer(model.config),
+            next_command=next_command(config),
+        ),
+    )
+
+
+def reconstruction_step(config: TokenizerConfig, steps: int) -> Step:
+    """The evidence lower bound of a batch, with the temperature and the weight of the KL divergence of the step."""
+    cooling = config.in_steps(config.temperature_steps, steps)
+    temperature = Anneal(config.temperature, config.final_temperature, cooling)
     kl_weight = Anneal(0.0, config.kl_weight, config.in_steps(config.kl_steps, steps))
 
     def step(model: nn.Module, batch: ImageBatch, index: int) -> StepOutput:
@@ -71,36 +102,12 @@ def reconstruction_method(config: TokenizerConfig, steps: int, console: Console)
         }
         return StepOutput(loss, metrics)
 
-    def summarise(means: Mapping[str, Tensor]) -> dict[str, float]:
-        figures = with_codebook_usage(means)
-        # Few codes win the argmax while the KL divergence gains its weight and the temperature is high.
-        is_cool = figures["temperature"] <= (config.temperature + config.final_temperature) / 2
-        if is_cool and figures["perplexity"] < COLLAPSED * config.vocab_size:
-            console.say(collapse_warning(figures, config.vocab_size))
-        return figures
+    return step
 
-    def evaluate(model: nn.Module, batch: ImageBatch) -> dict[str, Tensor]:
-        return reconstruction_sums(cast(DiscreteVAE, model), batch.image)
 
-    tokens = config.image_size // config.stride
-    about = (
-        f"{config.vocab_size} codes, one for each {config.stride}x{config.stride} pixels: "
-        f"{config.image_size} px become {tokens}x{tokens} tokens"
-    )
-    return Method(
-        learner=Learner(model=model, step=step, summarise=summarise),
-        evaluation=Evaluation(
-            evaluate_batch=evaluate,
-            summarise=reconstruction_figures,
-            monitor="reconstruction_mae",
-            draw=draw,
-        ),
-        notes=Notes(
-            about=[about],
-            activations=activations_of_tokenizer(config.architecture()),
-            next_command=next_command(config),
-        ),
-    )
+def evaluate(model: nn.Module, batch: ImageBatch) -> dict[str, Tensor]:
+    """What the tokenizer keeps of a batch, as sums over it."""
+    return reconstruction_sums(cast(DiscreteVAE, model), batch.image)
 
 
 def collapse_warning(figures: Mapping[str, float], vocab_size: int) -> str:

@@ -21,7 +21,11 @@ def announce(session: Session, method: Method, feed: Feed, plan: Plan, precision
     machine = describe_machine(session.compute)
     device = machine.get("gpu") or f"{machine['cpu']} with {machine['threads']} threads"
     parameters = sum(parameter.numel() for parameter in method.learner.model.parameters())
-    memory = _memory(session, parameters, method.notes.activations, precision) / 2**30
+    # On each device, roughly: weights, gradients, two moments and the average; activations of a pass.
+    images = config.batch_size / (session.compute.world * config.accumulate)
+    copies = 4 if config.ema_decay is None else 5
+    activations = images * method.notes.activations * (0.5 if precision == "bf16" else 1)
+    memory = (4 * copies * parameters + activations) / 2**30
     epochs = plan.steps * config.batch_size / plan.images
     warmup, stated = plan.warmup_steps, config.warmup_steps or 0
     shortened = f", not the {stated:,} that the run would end in" if stated > warmup else ""
@@ -64,11 +68,3 @@ def _few_images(config: TrainingConfig, images: int) -> list[str]:
         f"a batch of {config.batch_size:,} shows some images more than once; --preset {' and '.join(presets)} "
         f"{'are' if presets[1:] else 'is'} for few images"
     ]
-
-
-def _memory(session: Session, parameters: int, activations: float, precision: Precision) -> float:
-    """Bytes on each device, roughly: weights, gradients, two moments and the average; activations of a pass."""
-    config = session.config
-    copies = 4 if config.ema_decay is None else 5
-    images = config.batch_size / (session.compute.world * config.accumulate)
-    return 4 * copies * parameters + images * activations * (0.5 if precision == "bf16" else 1)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from rich.console import Console as Terminal
 from rich.progress import Progress
@@ -14,12 +13,11 @@ from rich.progress import Progress
 from beit.config.errors import RunFailed
 from beit.data.base import Source
 from beit.data.loaders import OnBad, View, evaluation_batches
-from beit.training.device import (
-    Compute,
-    Precision,
-    eval_mode,
-    to_device,
-)
+from beit.training.device import Compute, Precision, choose_precision, eval_mode, to_device
+
+if TYPE_CHECKING:
+    from beit.config.run import TrainingConfig
+    from beit.config.use import EvaluateConfig, PredictConfig
 
 Result = TypeVar("Result")
 
@@ -30,6 +28,12 @@ class Machine(NamedTuple):
     compute: Compute
     precision: Precision
     workers: int
+
+
+def open_machine(config: TrainingConfig | EvaluateConfig | PredictConfig, compute: Compute) -> Machine:
+    """What `config` asks for of the machine that `compute` has joined."""
+    precision = choose_precision(config.precision, compute.device)
+    return Machine(compute, precision, num_workers(config.workers, compute))
 
 
 def num_workers(workers: int | Literal["auto"], compute: Compute) -> int:
@@ -79,19 +83,13 @@ def each_batch(
         task = bar.add_task(title, total=len(source))
         for images, batch in batches:
             batch = to_device(batch, compute.device)
-            with _naming(source, images), eval_mode(compute.device, machine.precision):
-                result = apply(batch)
+            try:
+                with eval_mode(compute.device, machine.precision):
+                    result = apply(batch)
+            except RunFailed as error:
+                raise RunFailed(f"{', '.join(map(source.name, images))}: {error}") from error
             bar.advance(task, len(batch[0]) * compute.world)
             yield batch, result
-
-
-@contextmanager
-def _naming(source: Source, images: Sequence[int]) -> Iterator[None]:
-    """Names the images in front of a RunFailed about them."""
-    try:
-        yield
-    except RunFailed as error:
-        raise RunFailed(f"{', '.join(map(source.name, images))}: {error}") from error
 
 
 def report_skipped(name: str, reason: str) -> None:

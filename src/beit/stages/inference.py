@@ -13,17 +13,15 @@ from beit.config.errors import UserError
 from beit.config.use import EvaluateConfig, PredictConfig
 from beit.data.views.evaluation import EvaluationView
 from beit.data.views.geometry import Filter
-from beit.stages.batches import Machine, num_workers
-from beit.training.device import choose_precision, open_compute
+from beit.stages.batches import Machine, open_machine
+from beit.training.device import open_compute
 
 
-def open_machine(config: EvaluateConfig | PredictConfig) -> Machine:
+def open_machine_alone(config: EvaluateConfig | PredictConfig) -> Machine:
     """This machine, for a verb that trains nothing. UserError for several ranks: each would judge its own share."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("only training takes several processes; start this command alone, without torchrun")
-    compute = open_compute(config.device)
-    precision = choose_precision(config.precision, compute.device)
-    return Machine(compute, precision, num_workers(config.workers, compute))
+    return open_machine(config, open_compute(config.device))
 
 
 def print_notes(notes: Iterable[str]) -> None:
@@ -39,12 +37,9 @@ def require_writable_file(out: str) -> None:
         raise UserError(f"--out {out} is a folder; name a file in it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(
-            f"--out {out}: {error.filename} is in no folder, or is none; choose another"
-        ) from error
     except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror}") from error
+        reason = f"{error.filename} is in no folder, or is none, or cannot be written ({error.strerror})"
+        raise UserError(f"--out {out}: {reason}; choose another") from error
 
 
 def run_of(path: str | Path) -> Path | None:
@@ -57,15 +52,12 @@ def run_of(path: str | Path) -> Path | None:
 def classifier_view(size: tuple[int, int], description: dict[str, Any]) -> EvaluationView:
     """How a classifier of images of `size` (H, W) is shown them, as its description says."""
     interpolation, crop, mode = preparation(description, size)
-    for name, value, known in (
-        ("interpolation", interpolation, get_args(Filter)),
-        ("crop_mode", mode, ("center", "squash")),
-    ):
-        if value not in known:
-            raise UserError(
-                f"the model wants {name} {value}, and only {' and '.join(known)} are known; "
-                f"beit convert it --to beit and change {name} in its model.json"
-            )
+    filters, modes = get_args(Filter), ("center", "squash")
+    if interpolation not in filters or mode not in modes:
+        raise UserError(
+            f"the model wants interpolation {interpolation} and crop_mode {mode}, and only {', '.join(filters)} and "
+            f"{', '.join(modes)} are known; beit convert it --to beit and change these in its model.json"
+        )
     return EvaluationView(
         size, crop_share=crop, interpolation=cast(Filter, interpolation), squash=mode == "squash"
     )

@@ -5,7 +5,7 @@ An image for which there is no memory is said in one line, where possible before
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -19,7 +19,7 @@ from beit.data.label_maps.pairs import PairSource
 from beit.metrics.segmentation import segmentation_sums
 from beit.models.memory import attention_memory
 from beit.models.segmentation import SemanticSegmenter
-from beit.models.windows import Inference, Size
+from beit.models.windows import Inference, Size, likeliest, pair
 from beit.pixels import scale_size
 from beit.training.device import memory_of
 from beit.training.failures import out_of_memory
@@ -31,18 +31,16 @@ class TooLarge(RunFailed):
 
 def evaluate_batch(inference: Inference, model: nn.Module, batch: SegmentationBatch) -> dict[str, Tensor]:
     """Sums over a batch of one image, at the size of its label map. TooLarge where the memory does not suffice."""
-    return segmentation_sums(_scores(inference, model, batch), batch.label_map)
-
-
-def predict_classes(inference: Inference, model: nn.Module, batch: SegmentationBatch) -> Tensor:
-    """The class of every pixel of a batch of one image, (H, W). TooLarge where the memory does not suffice."""
-    return _scores(inference, model, batch)[0].argmax(0)
-
-
-def _scores(inference: Inference, model: nn.Module, batch: SegmentationBatch) -> Tensor:
-    segmenter, size = cast(SemanticSegmenter, model), (batch.label_map.shape[1], batch.label_map.shape[2])
+    segmenter, size = cast(SemanticSegmenter, model), pair(batch.label_map.shape[1:])
     with within_memory(segmenter, inference, size, batch.image.device):
-        return inference.scores(segmenter, batch.image, size)
+        return segmentation_sums(inference.scores(segmenter, batch.image, size), batch.label_map)
+
+
+def predict_classes(inference: Inference, model: nn.Module, image: Tensor, shape: Sequence[int]) -> Tensor:
+    """The class of every pixel, int64 of `shape` (H, W), of `image`, (1, 3, h, w). TooLarge as above."""
+    segmenter, size = cast(SemanticSegmenter, model), pair(shape)
+    with within_memory(segmenter, inference, size, image.device):
+        return likeliest(inference.scores(segmenter, image, pair(image.shape[2:])), size)[0]
 
 
 @contextmanager

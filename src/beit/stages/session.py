@@ -1,12 +1,13 @@
-"""A training verb on this machine, before anything is written: its configuration, its ranks, its images."""
+"""A training verb on this machine, before anything is written: its configuration, its ranks, its images and their
+labels."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -55,19 +56,8 @@ def run_request(verb: str, config: TrainingConfig, facts: Mapping[str, str] = {}
     return Request(verb, dataclasses.asdict(config), defaults, facts)
 
 
-class OpenSplit(Protocol):
-    """Opens the images of `data` that belong to a split; see :func:`beit.data.sources.opening.open_source`."""
-
-    def __call__(
-        self,
-        data: tuple[str, ...],
-        split: Split,
-        *,
-        holdout: float,
-        limit: int | None,
-        max_megapixels: float,
-        seed: int,
-    ) -> Source: ...
+OpenSplit = Callable[..., Source]
+"""Opens the images of `data` that belong to a split; see :func:`beit.data.sources.opening.open_source`."""
 
 
 class Images(NamedTuple):

@@ -30,7 +30,7 @@ def starting_classifier(
     model = ImageClassifier(encoder, len(classes), pool, config.init_scale)
     if start is None:
         return model, [*notes, f"head for {len(classes):,} classes"]
-    return model, [*notes, *_take_over_head(model, start, config, classes)]
+    return model, [*notes, _take_over_head(model, start, config, classes)]
 
 
 def starting_segmenter(
@@ -46,7 +46,9 @@ def starting_segmenter(
             layers = layers[-1:]  # the others are for auxiliary heads
     channels = config.channels or (encoder.config.width if upernet else PUP_CHANNELS)
     dropout = config.head_dropout
-    _require_last_block(layers, encoder.config.depth)
+    blocks, last = " ".join(map(str, layers)), encoder.config.depth - 1
+    if layers[-1] != last:  # blocks above those that the decoder reads would never learn
+        raise UserError(f"--layers {blocks} must end with the last block of the encoder, {last}")
     model = SemanticSegmenter(
         encoder,
         len(classes),
@@ -58,9 +60,11 @@ def starting_segmenter(
         dropout=(0.1 if upernet else 0.0) if dropout is None else dropout,
     )
     encoder.gradient_checkpointing = config.gradient_checkpointing
-    blocks = ", ".join(map(str, layers))
-    decoder = f"{config.decoder} decoder of {channels} channels on blocks {blocks}, {len(classes):,} classes"
-    return model, [*notes, _take_over_decoder(model, start, config, classes, decoder)]
+    about = f"{channels} channels on blocks {blocks.replace(' ', ', ')}, {len(classes):,} classes"
+    return model, [
+        *notes,
+        _take_over_decoder(model, start, config, classes, f"{config.decoder} decoder of {about}"),
+    ]
 
 
 def starting_encoder(config: StartConfig) -> tuple[BeitEncoder, nn.Module | None, list[str]]:
@@ -79,18 +83,12 @@ def starting_encoder(config: StartConfig) -> tuple[BeitEncoder, nn.Module | None
         )
     _require_agreement(config, source.config)
     with changes() as adapting:
-        encoder = _adapted(config, source)
+        encoder = source if config.stated_size is None else resize_encoder(source, config.stated_size)
+        if encoder.config.position == "shared_bias" and config.position != "shared_bias":
+            encoder = expand_shared_bias(encoder)
+        encoder = replace_rates(encoder, drop_path_rate=config.drop_path_rate, dropout=config.dropout)
     first = f"from {config.init} ({kind_of(start)}): {_described(source.config)}"
     return encoder, start, [first, *loading, *adapting]
-
-
-def _adapted(config: StartConfig, encoder: BeitEncoder) -> BeitEncoder:
-    """The loaded encoder as the task wants it."""
-    if config.stated_size is not None:
-        encoder = resize_encoder(encoder, config.stated_size)
-    if encoder.config.position == "shared_bias" and config.position != "shared_bias":
-        encoder = expand_shared_bias(encoder)
-    return replace_rates(encoder, drop_path_rate=config.drop_path_rate, dropout=config.dropout)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -100,20 +98,18 @@ def _adapted(config: StartConfig, encoder: BeitEncoder) -> BeitEncoder:
 @torch.no_grad()
 def _take_over_head(
     model: ImageClassifier, start: nn.Module, config: FinetuneConfig, classes: tuple[str, ...]
-) -> list[str]:
+) -> str:
     """Keep what a classifier knows of the same classes, and a norm that reads the same features."""
     if isinstance(start, MaskedImageModel):
         if model.norm is None:
-            return [f"new norm and head for {len(classes):,} classes, on the mean of the patches"]
+            return f"new norm and head for {len(classes):,} classes, on the mean of the patches"
         model.norm.load_state_dict(start.norm.state_dict())
-        return [f"norm kept, new head for {len(classes):,} classes, on the class token"]
+        return f"norm kept, new head for {len(classes):,} classes, on the class token"
     if not isinstance(start, ImageClassifier):
-        return [f"new head for {len(classes):,} classes"]
+        return f"new head for {len(classes):,} classes"
     assert config.init is not None
     if start.pool != model.pool:
-        return [
-            f"new norm and head for {len(classes):,} classes: --pool {model.pool} instead of {start.pool}"
-        ]
+        return f"new norm and head for {len(classes):,} classes: --pool {model.pool} instead of {start.pool}"
     for norm, source in ((model.fc_norm, start.fc_norm), (model.norm, start.norm)):
         if norm is not None and source is not None:
             norm.load_state_dict(source.state_dict())
@@ -122,9 +118,9 @@ def _take_over_head(
         rows = [old_classes.index(name) for name in classes]
         model.head.weight.copy_(start.head.weight[rows])
         model.head.bias.copy_(start.head.bias[rows])
-        return [f"head kept: the same {len(classes):,} classes"]
+        return f"head kept: the same {len(classes):,} classes"
     old = "other" if old_classes else "unnamed"
-    return [f"head for {start.num_classes:,} {old} classes replaced by a new one for {len(classes):,}"]
+    return f"head for {start.num_classes:,} {old} classes replaced by a new one for {len(classes):,}"
 
 
 def _take_over_decoder(
@@ -176,13 +172,6 @@ def _require_agreement(config: StartConfig, encoder: EncoderConfig) -> None:
                 f"{flag} {getattr(config, name)} contradicts --init {config.init}, whose encoder has {field} "
                 f"{present}; drop {flag}, or drop --init to train from scratch"
             )
-
-
-def _require_last_block(layers: tuple[int, ...], depth: int) -> None:
-    """UserError where blocks above those that the decoder reads would never learn."""
-    if not layers or layers[-1] != depth - 1:
-        numbers = " ".join(map(str, layers))
-        raise UserError(f"--layers {numbers} must end with the last block of the encoder, {depth - 1}")
 
 
 def encoder_facts(config: EncoderConfig) -> dict[str, str]:

@@ -3,7 +3,6 @@ comes next."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,9 +15,9 @@ from beit.data.base import Source
 from beit.data.loaders import Loader, View, evaluation_batches
 from beit.data.sources.subsets import Subset, spread
 from beit.stages.announcement import announce, conclude
-from beit.stages.batches import Machine, each_batch, num_workers
+from beit.stages.batches import Machine, each_batch, open_machine, report_skipped
 from beit.stages.session import Feed, Session, run_request
-from beit.training.device import choose_precision, to_device
+from beit.training.device import to_device
 from beit.training.loop import fit
 from beit.training.method import Method, Product
 from beit.training.plan import Plan
@@ -33,12 +32,10 @@ def train(session: Session, method: Method, feed: Feed) -> None:
     """Announce `method` and train it to its end, from wherever the run stands."""
     config, compute, console = session.config, session.compute, session.console
     plan = Plan(config, len(feed.train))
-    machine = Machine(
-        compute, choose_precision(config.precision, compute.device), num_workers(config.workers, compute)
-    )
-    batches = RunBatches(session, feed, machine)
+    machine = open_machine(config, compute)
+    rehearsal = RunBatches(session, feed, machine._replace(workers=0))
     if method.prepare is None:  # what is prepared can only be judged after that
-        _rehearse(method, RunBatches(session, feed, machine._replace(workers=0)))
+        rehearsal.rehearse(method)
     if session.dry_run:
         announce(session, method, feed, plan, machine.precision)
         console.say("dry run: nothing was written")
@@ -57,15 +54,6 @@ def train(session: Session, method: Method, feed: Feed) -> None:
         save = partial(_save, session, method.product)
         results = fit(method, batches, plan, run, compute, machine.precision, save)
         conclude(session, method.notes, results, batches.bad_files)
-
-
-def _rehearse(method: Method, batches: RunBatches) -> None:
-    """One image through the training view, and one through the evaluation: a mistake shows in seconds, and before
-    anything is written."""
-    model = method.learner.model.to(batches.machine.compute.device)
-    batches.rehearse_view()
-    next(batches.evaluate(partial(method.evaluation.evaluate_batch, model.eval()), 1), None)
-    model.train()
 
 
 def _save(session: Session, product: Product, model: nn.Module, folder: Path, step: int) -> None:
@@ -132,9 +120,13 @@ class RunBatches:
         chosen = Subset(held_back, spread(len(held_back), PICTURES))
         return list(self._each_once(chosen, self._feed.evaluation_view, batch_size or PICTURES))
 
-    def rehearse_view(self) -> None:
-        """One image through the training view."""
+    def rehearse(self, method: Method) -> None:
+        """One image through the training view, and one through the evaluation: a mistake shows in seconds, and before
+        anything is written."""
+        model = method.learner.model.to(self.machine.compute.device)
         next(self._each_once(self._feed.train, self._feed.view, 1), None)
+        next(self.evaluate(partial(method.evaluation.evaluate_batch, model.eval()), 1), None)
+        model.train()
 
     def _each_once(self, source: Source, view: View, batch_size: int) -> Iterator[Any]:
         """The images of `source` on the device, damaged ones left out."""
@@ -144,8 +136,7 @@ class RunBatches:
         return (to_device(batch, self.machine.compute.device) for _, batch in batches)
 
     def _report_bad(self, name: str, reason: str) -> None:
-        line = f"skipped {name}: {reason}"
         if self.machine.compute.main:
-            self._console.say(line)
+            self._console.say(f"skipped {name}: {reason}")
         else:  # the other ranks have no log, but damage that only they meet must be named
-            print(line, file=sys.stderr, flush=True)
+            report_skipped(name, reason)

@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+import torch
+from torch import Tensor, nn
 
-from torch import Tensor
+from beit.config.errors import UserError
 
 
-@runtime_checkable
-class VisualTokenizer(Protocol):
-    """Turns images into grids of visual tokens and back (paper section 2.1).
+class VisualTokenizer(nn.Module):
+    """Turns images into grids of visual tokens and back (paper section 2.1); a kind has `logits` and `decode`.
 
     Images are float in [0, 1] or uint8, (B, 3, H, W), with sides that are multiples of `stride`; the tokenizer maps
     pixels as its network wants them. A grid is (h, w) = (H // stride, W // stride).
     """
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of different tokens V."""
-        ...
-
-    @property
-    def stride(self) -> int:
-        """Pixels per token along each axis."""
-        ...
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels that it was trained at; it runs at any multiple of `stride`."""
-        ...
+    vocab_size: int
+    """Number of different tokens V."""
+    stride: int
+    """Pixels per token along each axis."""
+    image_size: tuple[int, int]
+    """Height and width in pixels that it was trained at; it runs at any multiple of `stride`."""
 
     def logits(self, images: Tensor) -> Tensor:
         """Unnormalised log-probabilities of the tokens, float32 (B, V, h, w)."""
-        ...
-
-    def encode(self, images: Tensor) -> Tensor:
-        """The most probable tokens, int64 (B, h, w); no noise."""
-        ...
+        raise NotImplementedError
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Images in [0, 1], float32 (B, 3, H, W), from tokens (B, h, w)."""
-        ...
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """The most probable tokens, int64 (B, h, w). No noise and no softmax: the argmax is that of the logits."""
+        return self.logits(images).argmax(dim=1)
+
+    def require_whole_tokens(self, images: Tensor) -> None:
+        """UserError for images with sides that are no multiples of `stride`."""
+        height, width = images.shape[-2:]
+        if height % self.stride or width % self.stride:
+            raise UserError(
+                f"tokenizer images of {height}x{width} pixels do not divide into tokens of "
+                f"{self.stride}x{self.stride}; choose sides that are multiples of {self.stride}"
+            )

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beit.config.architecture import DiscreteVAEConfig
-from beit.config.errors import UserError
+from beit.tokenizers.base import VisualTokenizer
 from beit.tokenizers.objective import gumbel_softmax, map_pixels, unmap_pixels
 
 
@@ -31,8 +31,8 @@ class DiscreteVAEOutput(NamedTuple):
     """float32 (B, 6, H, W): three means, then three log-scales of p(x | z)."""
 
 
-class DiscreteVAE(nn.Module):
-    """A visual tokenizer that can be trained: :class:`beit.tokenizers.VisualTokenizer` plus the training pass.
+class DiscreteVAE(VisualTokenizer):
+    """A visual tokenizer that can be trained.
 
     Args:
         config: the architecture. The default is OpenAI's: 53,786,240 parameters in the encoder and 43,829,766 in
@@ -46,63 +46,34 @@ class DiscreteVAE(nn.Module):
     def __init__(self, config: DiscreteVAEConfig) -> None:
         super().__init__()
         self.config = config
+        self.vocab_size, self.stride, self.image_size = config.vocab_size, config.stride, config.image_size
         self.encoder = DalleEncoder(config)
         self.decoder = DalleDecoder(config)
         init_weights(self)
 
     @property
-    def vocab_size(self) -> int:
-        return self.config.vocab_size
-
-    @property
-    def stride(self) -> int:
-        return self.config.stride
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self.config.image_size
-
-    @property
     def codebook(self) -> Tensor:
         """(V, code_width): what the decoder reads for each token. It is the decoder's input convolution."""
-        return self.decoder.codebook
+        convolution = cast(nn.Conv2d, self.decoder.blocks.get_submodule("input"))
+        return convolution.weight[:, :, 0, 0].t() + cast(Tensor, convolution.bias)
 
     def forward(self, images: Tensor, temperature: float) -> DiscreteVAEOutput:
         """The training pass: tokens relaxed by Gumbel-softmax at `temperature`, decoded to pixel statistics."""
         logits = self.logits(images)
-        return DiscreteVAEOutput(logits, self.reconstruct(gumbel_softmax(logits, temperature)))
+        return DiscreteVAEOutput(logits, self.decoder(gumbel_softmax(logits, temperature)))
 
     def logits(self, images: Tensor) -> Tensor:
         """Unnormalised log q(z | x), (B, V, h, w), float32 for float32 weights even under autocast."""
-        height, width = images.shape[-2:]
-        if height % self.stride or width % self.stride:
-            raise UserError(
-                f"tokenizer images of {height}x{width} pixels do not divide into tokens of "
-                f"{self.stride}x{self.stride}; choose sides that are multiples of {self.stride}"
-            )
+        self.require_whole_tokens(images)
         pixels = map_pixels(images, next(self.parameters()).dtype)
         logits: Tensor = self.encoder(pixels.contiguous(memory_format=torch.channels_last))
         return logits
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """The most probable tokens, int64 (B, h, w). No noise and no softmax: the argmax is that of the logits."""
-        return self.logits(images).argmax(dim=1)
-
-    @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
         """Images in [0, 1], (B, 3, H, W), from tokens int64 (B, h, w)."""
-        return self.to_images(self.decoder.from_codes(F.embedding(tokens, self.codebook).permute(0, 3, 1, 2)))
-
-    def reconstruct(self, weights: Tensor) -> Tensor:
-        """Pixel statistics (B, 6, H, W) from a distribution over tokens at each position, (B, V, h, w)."""
-        statistics: Tensor = self.decoder(weights)
-        return statistics
-
-    @torch.no_grad()
-    def decode_soft(self, weights: Tensor) -> Tensor:
-        """Images in [0, 1], (B, 3, H, W), from a distribution over tokens at each position, (B, V, h, w)."""
-        return self.to_images(self.reconstruct(weights))
+        codes = F.embedding(tokens, self.codebook).permute(0, 3, 1, 2)
+        return self.to_images(self.decoder.blocks[1:](codes))
 
     @staticmethod
     def to_images(statistics: Tensor) -> Tensor:
@@ -147,21 +118,9 @@ class DalleDecoder(nn.Module):
         layers["output"] = _output(widths[-1], 6)
         self.blocks = nn.Sequential(layers)
 
-    @property
-    def codebook(self) -> Tensor:
-        """(V, code_width)"""
-        convolution = cast(nn.Conv2d, self.blocks.get_submodule("input"))
-        return convolution.weight[:, :, 0, 0].t() + cast(Tensor, convolution.bias)
-
     def forward(self, weights: Tensor) -> Tensor:
         statistics: Tensor = self.blocks(weights)
         return statistics
-
-    def from_codes(self, codes: Tensor) -> Tensor:
-        """Pixel statistics (B, 6, H, W) from (mixtures of) codebook entries (B, code_width, h, w)."""
-        for layer in list(self.blocks)[1:]:
-            codes = layer(codes)
-        return codes
 
 
 class ResidualBlock(nn.Module):

@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from beit.config.errors import UserError
 from beit.pixels import white
+from beit.tokenizers.base import VisualTokenizer
 
 Pixel = tuple[float, float, float]
 
@@ -24,8 +24,8 @@ class Layer(NamedTuple):
     n_out: int
 
 
-class PlainDVAE(nn.Module):
-    """A visual tokenizer, see :class:`beit.tokenizers.VisualTokenizer`; names of weights are the published ones.
+class PlainDVAE(VisualTokenizer):
+    """A visual tokenizer; names of weights are the published ones.
 
     Args:
         encoder, decoder: their layers in order; "stride" halves the size in one and doubles it in the other.
@@ -56,31 +56,18 @@ class PlainDVAE(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """Unnormalised log-probabilities of the tokens, (B, V, h, w), in the precision of the weights."""
-        height, width = images.shape[-2:]
-        if height % self.stride or width % self.stride:
-            raise UserError(
-                f"tokenizer images of {height}x{width} pixels do not divide into tokens of "
-                f"{self.stride}x{self.stride}; choose sides that are multiples of {self.stride}"
-            )
+        self.require_whole_tokens(images)
         pixels = images.to(self.codebook.weight.dtype) / white(images)
-        logits: Tensor = self.encoder(
-            (pixels - self._channels(self.pixel_mean)) / self._channels(self.pixel_std)
-        )
+        pixels = (pixels - self._channels(self.pixel_mean)) / self._channels(self.pixel_std)
+        logits: Tensor = self.encoder(pixels)
         return logits
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """The most probable tokens, int64 (B, h, w)."""
-        return self.logits(images).argmax(dim=1)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
         """Images in [0, 1], (B, 3, H, W), from tokens int64 (B, h, w)."""
         pixels = self.decoder(self.codebook(tokens).permute(0, 3, 1, 2))
-        images: Tensor = (pixels * self._channels(self.pixel_std) + self._channels(self.pixel_mean)).clamp(
-            0, 1
-        )
-        return images
+        images: Tensor = pixels * self._channels(self.pixel_std) + self._channels(self.pixel_mean)
+        return images.clamp(0, 1)
 
     def _channels(self, values: Pixel) -> Tensor:
         weight = self.codebook.weight

@@ -44,7 +44,7 @@ def class_names(labels: Labels, members: Tensor) -> str:
 
 
 def draw_label_maps(
-    predict: Callable[[nn.Module, SegmentationBatch], Tensor],
+    predict: Callable[[nn.Module, Tensor, Sequence[int]], Tensor],
     names: Sequence[str],
     palette: Sequence[Color],
     model: nn.Module,
@@ -54,7 +54,7 @@ def draw_label_maps(
 ) -> None:
     """Images, in batches of one, beside their true classes and those that `predict` gives, (H, W), with a legend."""
     truths = [batch.label_map[0] for batch in batches]
-    answers = [predict(model, batch) for batch in batches]
+    answers = [predict(model, batch.image, batch.label_map.shape[1:]) for batch in batches]
     columns = {
         "image": [batch.image[0] for batch in batches],
         "truth": [paint(truth, palette) for truth in truths],

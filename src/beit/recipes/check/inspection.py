@@ -2,48 +2,39 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any, Literal, TypeVar
 
-import torch
+from torch.utils.data import Dataset
 
 from beit.data.base import Source
+from beit.data.loaders import fetch
 
 _CHUNK = 64
 
 AnySource = TypeVar("AnySource", bound=Source)
 Result = TypeVar("Result")
 
-_inspect: Callable[[Any, Sequence[int]], list[Any]]  # of a worker process
-_source: Source
+
+class _Inspection(Dataset[list[Any]]):
+    """What `inspect` says of the members of `source`, a few at a time."""
+
+    def __init__(self, inspect: Callable[[Any, int], Any], source: Source) -> None:
+        self.inspect, self.source = inspect, source
+
+    def __getitem__(self, indices: Sequence[int]) -> list[Any]:
+        return [self.inspect(self.source, index) for index in indices]
 
 
 def inspect_all(
-    inspect: Callable[[AnySource, Sequence[int]], list[Result]],
-    source: AnySource,
-    workers: int | Literal["auto"],
-) -> Iterator[list[Result]]:
-    """``inspect(source, indices)`` for all of `source` in order, a few dozen at a time, in `workers` processes (0: in
-    this one; auto: as many as there are processors). `inspect` must be a function of a module.
+    inspect: Callable[[AnySource, int], Result], source: AnySource, workers: int | Literal["auto"]
+) -> Iterator[Result]:
+    """``inspect(source, index)`` for all of `source` in order, in `workers` processes (0: in this one; auto: as many
+    as there are processors), a few dozen at a time.
     """
     workers = (os.cpu_count() or 1) if workers == "auto" else workers
     chunks = [range(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK)]
-    if workers < 2 or len(chunks) < 2:
-        yield from (inspect(source, chunk) for chunk in chunks)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, (inspect, source)) as pool:
-        yield from pool.map(_inspect_in_worker, chunks)
-
-
-def _start_worker(inspect: Callable[[Any, Sequence[int]], list[Any]], source: Source) -> None:
-    global _inspect, _source
-    _inspect, _source = inspect, source
-    torch.set_num_threads(1)
-
-
-def _inspect_in_worker(indices: Sequence[int]) -> list[Any]:
-    return _inspect(_source, indices)
+    inspection = _Inspection(inspect, source)
+    for results in fetch(inspection, chunks, workers if len(chunks) > 1 else 0):
+        yield from results

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -73,8 +72,7 @@ def inspect_maps(config: CheckConfig) -> MapReport | None:
     table = _classes(report, listings, next(iter(files.values()), None))
     for split, maps in files.items():
         report.pixels[split] = Counter()
-        results = itertools.chain.from_iterable(inspect_all(_inspect, maps, config.workers))
-        for index, (counts, mistake) in enumerate(results):
+        for index, (counts, mistake) in enumerate(inspect_all(_inspect, maps, config.workers)):
             report.pixels[split].update(counts)
             if mistake := mistake or _misfit(table, counts, maps.name(index)):
                 report.mistakes.append(mistake)
@@ -113,16 +111,13 @@ def _misfit(table: ClassTable | None, numbers: Iterable[int], name: str) -> str 
     return None
 
 
-def _inspect(maps: MapFiles, indices: Sequence[int]) -> list[tuple[dict[int, int], str | None]]:
-    """Pixels of every number, or what is wrong, for each map."""
-    results: list[tuple[dict[int, int], str | None]] = []
-    for index in indices:
-        try:
-            numbers, counts = np.unique(maps.label_map(index), return_counts=True)
-            results.append((dict(zip(numbers.tolist(), counts.tolist(), strict=True)), None))
-        except (ImageError, UserError) as error:
-            results.append(({}, str(error)))
-    return results
+def _inspect(maps: MapFiles, index: int) -> tuple[dict[int, int], str | None]:
+    """Pixels of every number in a map, or what is wrong with it."""
+    try:
+        numbers, counts = np.unique(maps.label_map(index), return_counts=True)
+    except (ImageError, UserError) as error:
+        return {}, str(error)
+    return dict(zip(numbers.tolist(), counts.tolist(), strict=True)), None
 
 
 def show_maps(report: MapReport, console: Console) -> None:

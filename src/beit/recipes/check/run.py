@@ -8,6 +8,7 @@ from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from rich.console import Console
@@ -25,6 +26,7 @@ from beit.data.sources.files import FileSource
 from beit.data.sources.opening import open_source
 from beit.recipes.check.inspection import inspect_all
 from beit.recipes.check.maps import SPLITS, MapReport, inspect_maps, show_maps
+from beit.stages.session import open_split
 
 _SIDES = (0, 32, 64, 128, 224, 384, 512, 1024)
 _LINES = 20  # of a list that are printed; the report object holds all
@@ -89,8 +91,8 @@ def inspect(
     total = sum(map(len, sources.values()))
     images: dict[Split, list[_Image]] = {split: [] for split in sources}
     for split, source in sources.items():
-        for part in inspect_all(_inspect, source, config.workers):
-            images[split] += part
+        for image in inspect_all(_inspect, source, config.workers):
+            images[split].append(image)
             on_progress(sum(map(len, images.values())), total)
     reports = {split: _split_report(source, images[split]) for split, source in sources.items()}
     duplicates, leaks = _same_bytes(sources, images)
@@ -111,14 +113,8 @@ def _open_splits(config: CheckConfig) -> dict[Split, Source]:
     for split, labeled in itertools.product(SPLITS, (True, False)):
         try:
             if split not in sources:
-                sources[split] = open_source(
-                    config.sources,
-                    split,
-                    holdout=config.holdout,
-                    limit=config.limit,
-                    labeled=labeled,
-                    max_megapixels=config.max_megapixels,
-                )
+                opener = partial(open_source, labeled=labeled)
+                sources[split] = open_split(config, split, config.limit, 0, opener)
         except UserError as error:
             failure = error
     if not sources:
@@ -153,23 +149,20 @@ class _Image(NamedTuple):
     damage: tuple[str, str] | None
 
 
-def _inspect(source: Source, indices: Sequence[int]) -> list[_Image]:
-    images = []
-    for index in indices:
-        content = b""
-        try:
-            if isinstance(source, FileSource):
-                content = source.read(index)
-                image = source.decode(content, index)
-            else:
-                image = source.image(index)
-                content = image.contiguous().numpy().tobytes()
-            side, damage = min(image.shape[1:]), None
-        except ImageError as error:
-            side, damage = 0, (error.name, error.reason)
-        digest = hashlib.blake2b(content, digest_size=16).digest() if content else b""
-        images.append(_Image(digest, side, damage))
-    return images
+def _inspect(source: Source, index: int) -> _Image:
+    content = b""
+    try:
+        if isinstance(source, FileSource):
+            content = source.read(index)
+            image = source.decode(content, index)
+        else:
+            image = source.image(index)
+            content = image.contiguous().numpy().tobytes()
+        side, damage = min(image.shape[1:]), None
+    except ImageError as error:
+        side, damage = 0, (error.name, error.reason)
+    digest = hashlib.blake2b(content, digest_size=16).digest() if content else b""
+    return _Image(digest, side, damage)
 
 
 def _split_report(source: Source, images: Sequence[_Image]) -> SplitReport:

@@ -1,22 +1,25 @@
-"""How tokenizers, classifiers and segmenters are evaluated."""
+"""What tokenizers, classifiers and segmenters are evaluated on, and how."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from beit.checkpoints.store import describe
 from beit.config.errors import UserError
 from beit.config.segment import IGNORE
 from beit.config.use import EvaluateConfig
-from beit.data.base import Source
+from beit.data.base import Source, Split
 from beit.data.batches import LabeledBatch
 from beit.data.label_file import LabelFile, Labels
 from beit.data.label_maps.pairs import open_pairs
+from beit.data.loaders import View
 from beit.data.sources.opening import open_source
+from beit.data.sources.subsets import Concatenation
 from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.segmentation import SegmentationEvaluationView
 from beit.metrics.classification import (
@@ -29,26 +32,41 @@ from beit.metrics.segmentation import by_class, confusion_by_name, segmentation_
 from beit.models.heads import ImageClassifier, LinearProbe
 from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import Inference
-from beit.recipes.evaluate.evaluation import Evaluation, open_splits
 from beit.stages.batches import Machine
 from beit.stages.inference import classifier_view
 from beit.stages.segmentation import evaluate_batch
+from beit.stages.session import OpenSplit, open_split
 from beit.tokenizers.base import VisualTokenizer
 from beit.tokenizers.objective import reconstruction_figures, reconstruction_sums
+from beit.training.method import Evaluation
 from beit.training.metrics import over_count
 
+SPLITS: dict[str, list[Split]] = {"eval": ["eval"], "train": ["train"], "all": ["train", "eval"]}
 
-def tokenizer(model: VisualTokenizer, config: EvaluateConfig, machine: Machine) -> Evaluation:
+
+class TestSet(NamedTuple):
+    """Images, and how a model is shown them."""
+
+    source: Source
+    view: View
+    labeled: bool = False
+    """Whether the view takes labels."""
+
+
+Kind = tuple[TestSet, Evaluation]
+"""What a model is evaluated on, and how."""
+
+
+def tokenizer(model: VisualTokenizer, config: EvaluateConfig, machine: Machine) -> Kind:
     """What is left of images that became tokens, and how much of the codebook is used."""
-    return Evaluation(
-        open_splits(config),
-        EvaluationView(model.image_size),
-        lambda batch: reconstruction_sums(model, batch.image),
-        lambda sums: {**reconstruction_figures(sums), "vocab_size": model.vocab_size},
+    evaluation = Evaluation(
+        evaluate_batch=lambda _, batch: reconstruction_sums(model, batch.image),
+        summarise=lambda sums: {**reconstruction_figures(sums), "vocab_size": model.vocab_size},
     )
+    return TestSet(open_splits(config), EvaluationView(model.image_size)), evaluation
 
 
-def classifier(model: ImageClassifier | LinearProbe, config: EvaluateConfig, machine: Machine) -> Evaluation:
+def classifier(model: ImageClassifier | LinearProbe, config: EvaluateConfig, machine: Machine) -> Kind:
     """Accuracy and loss over all images, and how the classes fare: matched with the data's by their names."""
     description = describe(config.model)
     multilabel = bool(description.get("multilabel", False))
@@ -59,24 +77,24 @@ def classifier(model: ImageClassifier | LinearProbe, config: EvaluateConfig, mac
     answers: list[tuple[Tensor, Tensor]] = []
     """Of each batch: the classes, true and predicted; or where images have several the logits and targets."""
 
-    def evaluate_batch(batch: LabeledBatch) -> dict[str, Tensor]:
+    def evaluate_batch(model: nn.Module, batch: LabeledBatch) -> dict[str, Tensor]:
         logits, targets = model(batch.image), labels.targets(batch.label)
         pair = (logits.float(), targets) if multilabel else (batch.label, logits.argmax(dim=1))
         answers.append((pair[0].cpu(), pair[1].cpu()))
         sums = classification_sums(logits, targets, multilabel=multilabel)
         return {name: value.cpu().double() for name, value in sums.items()}
 
-    def summarise(sums: dict[str, Tensor]) -> dict[str, Any]:
+    def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
         first, second = map(torch.cat, zip(*answers, strict=True))
         if multilabel:
             return with_f1(sums) | precision_by_class(first, second, names)
         return over_count(sums) | accuracy_by_class(first, second, names)
 
     view = LabeledView(classifier_view(model.encoder.config.image_size, description))
-    return Evaluation(source, view, evaluate_batch, summarise, labeled=True)
+    return TestSet(source, view, labeled=True), Evaluation(evaluate_batch=evaluate_batch, summarise=summarise)
 
 
-def segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine: Machine) -> Evaluation:
+def segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine: Machine) -> Kind:
     """mIoU, accuracies and loss over all images at the size of their label maps, and how the classes fare."""
     description = describe(config.model)
     classes = description.get("classes")
@@ -89,7 +107,7 @@ def segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine: Machine
     inference = Inference.from_description(description).with_window(config.window)
     inference = inference._replace(multi_scale=config.multi_scale)
 
-    def summarise(sums: dict[str, Tensor]) -> dict[str, Any]:
+    def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
         if not sums["count"]:
             raise UserError(
                 f"--data: no pixel of the {len(source):,} label maps has a class ({IGNORE}{' and 0' * reduce_zero} "
@@ -102,14 +120,23 @@ def segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine: Machine
             "confusion": confusion_by_name(sums["confusion"], names),
         }
 
-    return Evaluation(
-        source,
-        SegmentationEvaluationView(inference.input_side),
-        partial(evaluate_batch, inference, model),
-        summarise,
-        labeled=True,
-        batch_size=1,
+    test_set = TestSet(source, SegmentationEvaluationView(inference.input_side), labeled=True)
+    evaluation = Evaluation(
+        evaluate_batch=partial(evaluate_batch, inference), summarise=summarise, batch_size=1
     )
+    return test_set, evaluation
+
+
+def open_splits(config: EvaluateConfig, opener: OpenSplit = open_source, *, labeled: bool = False) -> Source:
+    """The images of `config.split`, which must agree on their classes where they are `labeled`."""
+    sources: list[Source] = []
+    for split in SPLITS[config.split]:
+        try:
+            sources.append(open_split(config, split, config.limit, config.seed, opener))
+        except UserError:
+            if config.split != "all" or (split == "eval" and not sources):
+                raise
+    return sources[0] if len(sources) == 1 else Concatenation(sources, labeled)
 
 
 def _open_labeled(

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
-from typing import cast
-
-from torch import nn
+from typing import Any
 
 from beit.checkpoints.store import describe, load_tokenizer, weights_sha256
 from beit.config.errors import UserError, given_by
@@ -18,34 +16,31 @@ from beit.data.sources.opening import open_source
 from beit.data.views.evaluation import EvaluationView
 from beit.metrics.tokens import TokenBaselines, best_mixtures_of_sums
 from beit.models.heads import MaskedImageModel
-from beit.recipes.evaluate.evaluation import Evaluation, open_splits
+from beit.recipes.evaluate.kinds import Kind, TestSet, open_splits
 from beit.stages.batches import Machine, each_batch
 from beit.stages.inference import print_notes, run_of
 from beit.stages.masked_modelling import evaluation_view, pixel_sums, token_image_size, token_sums
 from beit.tokenizers.base import VisualTokenizer
+from beit.training.method import Evaluation
 
 
-def pretrained(model: MaskedImageModel, config: EvaluateConfig, machine: Machine) -> Evaluation:
+def pretrained(model: MaskedImageModel, config: EvaluateConfig, machine: Machine) -> Kind:
     """Masked-token loss and accuracy beside the baselines, with masks as in the run that trained the model."""
     recipe = recipe_of(model, config)
     source = open_splits(config, partial(open_source, pillow=recipe.views == "exact"))
-    facts = {"target": recipe.target, "masking": recipe.masking, "predict": recipe.predict}
+    facts: dict[str, Any] = {"target": recipe.target, "masking": recipe.masking, "predict": recipe.predict}
     if recipe.target == "pixels":
-        return Evaluation(
-            source,
-            evaluation_view(recipe, model.encoder.config.image_size),
-            partial(pixel_sums, recipe, model, model),
-            lambda sums: {**facts, **best_mixtures_of_sums(sums)},
+        return TestSet(source, evaluation_view(recipe, model.encoder.config.image_size)), Evaluation(
+            evaluate_batch=partial(pixel_sums, recipe, model),
+            summarise=lambda sums: {**facts, **best_mixtures_of_sums(sums)},
         )
     tokenizer = matching_tokenizer(recipe, config, machine)
     size = token_image_size(recipe, tokenizer)
     baselines = count_tokens(tokenizer, size, model, config, machine)
     chance = {"vocab_size": model.vocab_size, "chance_loss": math.log(model.vocab_size)}
-    return Evaluation(
-        source,
-        evaluation_view(recipe, size),
-        partial(token_sums, recipe, tokenizer, baselines, model),
-        lambda sums: {**facts, **best_mixtures_of_sums(sums), **chance},
+    return TestSet(source, evaluation_view(recipe, size)), Evaluation(
+        evaluate_batch=partial(token_sums, recipe, tokenizer, baselines),
+        summarise=lambda sums: {**facts, **best_mixtures_of_sums(sums), **chance},
     )
 
 
@@ -79,15 +74,13 @@ def matching_tokenizer(recipe: PretrainConfig, config: EvaluateConfig, machine: 
     assert recipe.tokenizer is not None
     with given_by("--tokenizer"):
         tokenizer = load_tokenizer(recipe.tokenizer)
-    network = cast(nn.Module, tokenizer)
-    expected, actual = describe(config.model).get("tokenizer"), weights_sha256(network)
+    expected, actual = describe(config.model).get("tokenizer"), weights_sha256(tokenizer)
     if expected is not None and expected != actual:
         raise UserError(
             f"--tokenizer {recipe.tokenizer} is not the one that {config.model} was trained with (its weights "
             f"are {actual[:12]}, the model wants {expected[:12]}); name that one"
         )
-    network.to(machine.compute.device)
-    return tokenizer
+    return tokenizer.to(machine.compute.device)
 
 
 def count_tokens(

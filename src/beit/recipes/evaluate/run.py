@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from beit.atomic import write_text
 from beit.checkpoints.store import kind_of, load_model
-from beit.config.errors import UserError, given_by
+from beit.config.errors import RunFailed, UserError, given_by
 from beit.config.use import EvaluateConfig
+from beit.data.loaders import HANDFUL
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
-from beit.recipes.evaluate.evaluation import Evaluation
-from beit.recipes.evaluate.kinds import classifier, segmenter, tokenizer
+from beit.recipes.evaluate.kinds import Kind, TestSet, classifier, segmenter, tokenizer
 from beit.recipes.evaluate.pretrained import pretrained
 from beit.recipes.evaluate.tables import show
-from beit.stages.batches import Machine
-from beit.stages.inference import open_machine, require_writable_file
+from beit.stages.batches import Machine, each_batch, report_skipped
+from beit.stages.inference import open_machine_alone, print_notes, require_writable_file
 from beit.tokenizers.base import VisualTokenizer
+from beit.training.method import Evaluation
+from beit.training.metrics import accumulate
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -32,10 +35,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     with given_by("--model"):
         model = load_model(config.model)
     _require_flags_for(model, config)
-    machine = open_machine(config)
-    evaluation = evaluation_of(model.to(machine.compute.device), config, machine)
+    machine = open_machine_alone(config)
+    test_set, evaluation = evaluation_of(model.to(machine.compute.device), config, machine)
     about = {"model": config.model, "kind": kind_of(model), "split": config.split}
-    figures = about | evaluation.figures(config, machine)
+    figures = about | measure(model, test_set, evaluation, config, machine)
     # A file or pipe has no width to keep to.
     show(figures, Console(width=None if sys.stdout.isatty() else 200))
     if config.out is not None:
@@ -44,8 +47,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return figures
 
 
-def evaluation_of(model: nn.Module, config: EvaluateConfig, machine: Machine) -> Evaluation:
-    """How this kind of model is evaluated; its images are found, and nothing is computed yet but baselines."""
+def evaluation_of(model: nn.Module, config: EvaluateConfig, machine: Machine) -> Kind:
+    """What this kind of model is evaluated on, and how; nothing is computed yet but baselines."""
     if isinstance(model, ImageClassifier | LinearProbe):
         return classifier(model, config, machine)
     if isinstance(model, SemanticSegmenter):
@@ -58,6 +61,43 @@ def evaluation_of(model: nn.Module, config: EvaluateConfig, machine: Machine) ->
         f"{config.model} is a {kind_of(model)} model, of which there is nothing to evaluate; "
         f"beit probe judges an encoder"
     )
+
+
+def measure(
+    model: nn.Module, test_set: TestSet, evaluation: Evaluation, config: EvaluateConfig, machine: Machine
+) -> dict[str, Any]:
+    """All figures: image by image into sums, into figures. An error where too few of the images can be read."""
+    source, damaged = test_set.source, []
+
+    def on_bad(name: str, reason: str) -> None:
+        report_skipped(name, reason)
+        damaged.append(name)
+
+    print_notes(source.notes)
+    sums: dict[str, Tensor] = {}
+    passes = each_batch(
+        partial(evaluation.evaluate_batch, model),
+        source,
+        test_set.view,
+        machine,
+        batch_size=evaluation.batch_size or config.batch_size,
+        seed=config.seed,
+        labeled=test_set.labeled,
+        on_bad=on_bad,
+        title="evaluating",
+    )
+    for _, part in passes:
+        accumulate(sums, part)
+    images, bad = len(source), len(damaged)
+    if bad == images:
+        raise RunFailed(f"none of the {images:,} images could be read")
+    if bad >= HANDFUL and bad > config.max_bad * images:
+        raise UserError(
+            f"--data: {bad:,} of {images:,} images are damaged, more than --max-bad {config.max_bad:g} allows; "
+            f"`beit check` lists them"
+        )
+    about = {"data": source.describe(), "images": images - bad, "damaged": bad}
+    return about | evaluation.summarise(machine.compute.sums(sums))
 
 
 def _require_flags_for(model: nn.Module, config: EvaluateConfig) -> None:

@@ -14,10 +14,19 @@ from beit.visualize.figures import FIGURES, figure_of
 
 FEW_CLASSES = 12
 """Classes that fit into a confusion matrix on a terminal."""
-MANY = 30
-"""Regions' classes that are all named."""
-WORST = 10
-"""Classes that are named where there are more."""
+HARDEST = {"iou": 30, "recall": 20, "top1": 10}
+"""By which figure classes are hard, and how many are named where there are more."""
+COLUMNS = {
+    "IoU": "iou",
+    "accuracy": "accuracy",
+    "share of pixels": "share",
+    "images": "images",
+    "average precision": "average_precision",
+    "precision": "precision",
+    "recall": "recall",
+    "top-1": "top1",
+}
+"""Figures of a class, by their headings."""
 
 
 def show(figures: Mapping[str, Any], console: Console) -> None:
@@ -37,27 +46,18 @@ def show(figures: Mapping[str, Any], console: Console) -> None:
 
 
 def _show_classes(figures: Mapping[str, Any], console: Console) -> None:
-    """How each class fares: all of them where there are few, else the hardest."""
-    classes, title = figures["classes"], None
-    if figures["kind"] == "segmenter":
-        classes = {name: entry for name, entry in classes.items() if entry["iou"] is not None}
-        columns = {"IoU": "iou", "accuracy": "accuracy", "share of pixels": "share"}
-        if len(classes) > MANY:
-            title = f"the {MANY} hardest of {len(classes):,} classes that occur"
-            classes = _hardest(classes, "iou", MANY)
-    elif "confusion" not in figures:  # an image may have several classes
-        columns = {"images": "images", "average precision": "average_precision"}
-        columns |= {"precision": "precision", "recall": "recall"}
-        classes = _hardest(classes, "recall", 2 * WORST)
-    elif len(classes) <= FEW_CLASSES:
+    """How each class fares that occurs: all of them where there are few, else the hardest."""
+    entries = next(iter(figures["classes"].values()))
+    measure = next(name for name in HARDEST if name in entries)
+    if measure == "top1" and len(figures["classes"]) <= FEW_CLASSES:
         _show_matrix(figures, console)
         return
-    else:
-        columns, title = (
-            {"images": "images", "top-1": "top1"},
-            f"the {WORST} hardest of {len(classes):,} classes",
-        )
-        classes = _hardest({name: x for name, x in classes.items() if x["images"]}, "top1", WORST)
+    classes = {name: entry for name, entry in figures["classes"].items() if entry[measure] is not None}
+    title, most = None, HARDEST[measure]
+    if len(classes) > most:
+        title = f"the {most} hardest of {len(classes):,} classes that occur"
+        classes = dict(sorted(classes.items(), key=lambda item: item[1][measure])[:most])
+    columns = {heading: key for heading, key in COLUMNS.items() if key in entries}
     confusion = figures.get("confusion")
     table = Table("class", box=None, title=title, title_justify="left")
     for heading in columns:
@@ -69,11 +69,6 @@ def _show_classes(figures: Mapping[str, Any], console: Console) -> None:
         mistake = [max(mistakes, key=lambda answer: mistakes[answer], default="")] if confusion else []
         table.add_row(escape(name), *(_cell(entry[key]) for key in columns.values()), *map(escape, mistake))
     console.print(table)
-
-
-def _hardest(classes: Mapping[str, Any], figure: str, most: int) -> dict[str, Any]:
-    """The classes of which `figure` is least, in this order."""
-    return dict(sorted(classes.items(), key=lambda item: item[1][figure] or 0.0)[:most])
 
 
 def _show_matrix(figures: Mapping[str, Any], console: Console) -> None:

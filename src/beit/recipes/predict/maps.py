@@ -27,10 +27,10 @@ from beit.data.label_maps.table import generated_palette
 from beit.data.sources.files import FileSource
 from beit.data.views.segmentation import resized_image
 from beit.models.segmentation import SemanticSegmenter
-from beit.models.windows import Inference, likeliest
-from beit.recipes.predict.output import Record, summary, write_errors
+from beit.models.windows import Inference
+from beit.recipes.predict.output import Reading, Record, summary, write_errors
 from beit.stages.batches import report_skipped
-from beit.stages.segmentation import TooLarge, within_memory
+from beit.stages.segmentation import TooLarge, predict_classes
 from beit.visualize.label_maps import overlay
 from beit.visualize.pictures import Color, to_pil
 
@@ -68,59 +68,42 @@ class Legend(NamedTuple):
         return cls(names, [(red, green, blue) for red, green, blue in palette], first)
 
 
-class LabelMaps:
-    """The label maps that a segmenter makes of images, as files in `config.out`."""
+def label_maps(model: SemanticSegmenter, config: PredictConfig) -> Reading:
+    """A label map for each image, as a file in `config.out`. UserError where that is no folder."""
+    if config.out is None:
+        raise UserError(f"{config.model} makes label maps of images; say where to: --out FOLDER")
+    folder = Path(config.out)
+    if folder.is_file() or folder.suffix in (".csv", ".jsonl", ".npz", ".png"):
+        raise UserError(f"--out {config.out}: label maps are written to a folder, a file for each image")
+    description = describe(config.model)
+    legend = Legend.from_description(description, model.num_classes)
+    inference = Inference.from_description(description).with_window(config.window)
 
-    def __init__(self, model: SemanticSegmenter, config: PredictConfig) -> None:
-        """UserError where `config.out` is no folder."""
-        if config.out is None:
-            raise UserError(f"{config.model} makes label maps of images; say where to: --out FOLDER")
-        self.folder = Path(config.out)
-        if self.folder.is_file() or self.folder.suffix in (".csv", ".jsonl", ".npz", ".png"):
-            raise UserError(f"--out {config.out}: label maps are written to a folder, a file for each image")
-        description = describe(config.model)
-        self.model, self.overlays = model, config.overlays
-        self.legend = Legend.from_description(description, model.num_classes)
-        self.inference = Inference.from_description(description).with_window(config.window)
+    def view(image: Tensor, number: int, rng: np.random.Generator) -> WholeImage:
+        return WholeImage(resized_image(image, inference.input_side), image, torch.tensor(number))
 
-    def view(self, image: Tensor, number: int, rng: np.random.Generator) -> WholeImage:
-        """An image (3, H, W) at the size in which the network sees it."""
-        return WholeImage(resized_image(image, self.inference.input_side), image, torch.tensor(number))
-
-    def apply(self, batch: WholeImage) -> Tensor | TooLarge:
-        """The likeliest class of each pixel of one image: uint8, or int32 for more than 255 classes, (H, W), on the
-        CPU; the error where the memory does not hold the scores."""
-        height, width = batch.original.shape[2:]
+    def apply(batch: WholeImage) -> Tensor | TooLarge:
         try:
-            with within_memory(self.model, self.inference, (height, width), batch.image.device):
-                rows, columns = batch.image.shape[2:]
-                logits = self.inference.scores(self.model, batch.image, (rows, columns))
-                dtype = torch.uint8 if self.model.num_classes < 256 else torch.int32
-                return likeliest(logits, (height, width))[0].to(dtype).cpu()
+            classes = predict_classes(inference, model, batch.image, batch.original.shape[2:])
         except TooLarge as error:
             return error
+        return classes.to(torch.uint8 if model.num_classes < 256 else torch.int32).cpu()
 
-    def records(self, source: FileSource, passes: Iterable[tuple[Any, Any]]) -> Iterator[Record]:
-        """Write a label map for each image; gives a record for each good one, once its map is there.
-
-        A record has `image`, `label_map`, its file, and `classes`, shares of the image by name, the largest first.
-        """
-        legend, folder, files = self.legend, self.folder, file_names(source)
+    def records(source: FileSource, passes: Iterable[tuple[Any, Any]]) -> Iterator[Record]:
+        """A record for each good image, once its map is there: `image`, `label_map`, its file, and `classes`, shares
+        of the image by name, the largest first."""
+        files, count = file_names(source), 0
         write_legend(legend, folder / "classes.tsv")
-        count = 0
         for batch, classes in passes:
             name, file = source.name(int(batch.number)), files[int(batch.number)]
             if isinstance(classes, TooLarge):
                 report_skipped(name, str(classes))
                 continue
             write_map(classes, legend, folder / "maps" / f"{file}.png")
-            if self.overlays:
+            if config.overlays:
                 write_overlay(batch.original[0], classes, legend, folder / "overlays" / f"{file}.jpg", name)
-            record = {
-                "image": name,
-                "label_map": f"maps/{file}.png",
-                "classes": shares(classes, legend.names),
-            }
+            names = shares(classes, legend.names)
+            record = {"image": name, "label_map": f"maps/{file}.png", "classes": names}
             show(record)
             count += 1
             yield record
@@ -129,6 +112,8 @@ class LabelMaps:
             f"{legend.names[0]} and so on (classes.tsv)",
             file=sys.stderr,
         )
+
+    return Reading("label maps", (), view, apply, records)
 
 
 def shares(classes: Tensor, names: Sequence[str]) -> dict[str, float]:

@@ -7,24 +7,42 @@ import json
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from beit.atomic import appearing
 from beit.config.errors import RunFailed
+from beit.data.loaders import View
+from beit.data.sources.files import FileSource
 
 Record = dict[str, Any]
 """What is known of one image: `image`, its name, and arrays or primitives."""
 ROWS = 20
 """Images in a table on a terminal; the first ones alone when a file has them all."""
+
+
+class Reading(NamedTuple):
+    """How a model reads images."""
+
+    noun: str
+    """What the results are called."""
+    suffixes: tuple[str, ...]
+    """Kinds of files they may be written to; none for a folder."""
+    view: View
+    """An image, its number and a generator -> a sample."""
+    apply: Callable[[Any], Any]
+    """A batch on the device -> results."""
+    records: Callable[[FileSource, Iterable[tuple[Any, Any]]], Iterator[Record]]
+    """The images, and their batches with results -> a record for each image."""
 
 
 def summary(noun: str, count: int, images: int) -> str:
@@ -92,65 +110,46 @@ class _Table(_Lines):
         self._has_heading = False
 
     def write(self, record: Record) -> None:
+        row = {"image": record["image"]}
+        for rank, entry in enumerate(record["top"], 1):
+            mark = f"_{rank}" if rank > 1 else ""
+            row |= {f"{name}{mark}": value for name, value in entry.items()}
         if not self._has_heading:
-            marks = ["", *(f"_{rank}" for rank in range(2, len(record["top"]) + 1))]
-            self._rows.writerow(
-                ["image", *(f"{name}{mark}" for mark in marks for name in ("label", "probability"))]
-            )
+            self._rows.writerow(row)
             self._has_heading = True
-        cells = [cell for entry in record["top"] for cell in (entry["label"], entry["probability"])]
-        self._rows.writerow([record["image"], *cells])
+        self._rows.writerow(row.values())
 
 
 class _Arrays(_Lines):
-    """An array for each key with a row for each record, as np.savez_compressed writes them."""
+    """An array for each key with a row for each record. Names stay in memory, where the source has them too; other
+    rows wait for the last one, and so for their number, in nameless files."""
 
     def __init__(self, path: Path, files: ExitStack) -> None:
         self._path, self._files = path, files
-        self._columns: dict[str, _Column] = {}
+        self._names: list[str] = []
+        self._columns: dict[str, tuple[IO[bytes], NDArray[Any]]] = {}
 
     def write(self, record: Record) -> None:
         for key, value in record.items():
+            if key == "image":
+                self._names.append(value)
+                continue
             if key not in self._columns:
                 rows = tempfile.TemporaryFile(dir=self._path.parent)  # noqa: SIM115
-                self._columns[key] = _Column(self._files.enter_context(rows), value)
-            self._columns[key].add(value)
+                self._columns[key] = self._files.enter_context(rows), value
+            self._columns[key][0].write(value.tobytes())
 
     def finish(self) -> None:
         with zipfile.ZipFile(self._path, "w", zipfile.ZIP_DEFLATED) as archive:
-            for key, column in self._columns.items():
+            with archive.open("image.npy", "w", force_zip64=True) as entry:
+                np.save(entry, np.array(self._names))
+            for key, (rows, like) in self._columns.items():
+                shape = (len(self._names), *like.shape)
+                head = {"descr": like.dtype.str, "fortran_order": False, "shape": shape}
                 with archive.open(f"{key}.npy", "w", force_zip64=True) as entry:
-                    column.pour(entry)
-
-
-class _Column:
-    """An array that grows. Its head has the number of rows, known last, so that they wait in a nameless file."""
-
-    def __init__(self, rows: IO[bytes], first: Any) -> None:
-        self._rows, self._count = rows, 0
-        self._text, self._longest = isinstance(first, str), 1
-        self._like = np.asarray(first)
-
-    def add(self, value: Any) -> None:
-        self._count += 1
-        if self._text:  # of names that can be printed, which hold no line break
-            self._longest = max(self._longest, len(value))
-            self._rows.write(f"{value}\n".encode())
-        else:
-            self._rows.write(np.asarray(value, self._like.dtype).tobytes())
-
-    def pour(self, entry: IO[bytes]) -> None:
-        """Write all of it in NumPy's format."""
-        dtype = np.dtype(f"<U{self._longest}") if self._text else self._like.dtype
-        shape = (self._count, *self._like.shape)
-        head = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(entry, head)
-        self._rows.seek(0)
-        if not self._text:
-            shutil.copyfileobj(self._rows, entry)
-            return
-        while lines := list(islice(self._rows, 4096)):
-            entry.write(np.array([line.decode()[:-1] for line in lines], dtype).tobytes())
+                    np.lib.format.write_array_header_1_0(entry, head)
+                    rows.seek(0)
+                    shutil.copyfileobj(rows, entry)
 
 
 WRITERS: Mapping[str, type[_Lines]] = {".csv": _Table, ".jsonl": _Lines, ".npz": _Arrays}
@@ -160,36 +159,23 @@ WRITERS: Mapping[str, type[_Lines]] = {".csv": _Table, ".jsonl": _Lines, ".npz":
 # The terminal
 
 
-@contextmanager
-def label_tables(out: str | None) -> Iterator[Callable[[Record], None]]:
-    """Takes records with `top`: tables on a terminal; elsewhere, unless the file `out` has it all, a line for each
-    image with tabs between columns."""
-    terminal = Console()
-    rows: list[Record] = []
-    count = 0
-
-    def show(record: Record) -> None:
-        nonlocal count
-        count += 1
-        if not terminal.is_terminal:
-            if out is None:
-                cells = [f"{entry['label']}\t{entry['probability']:.4f}" for entry in record["top"]]
-                print("\t".join([record["image"], *cells]))
-        elif out is None or count <= ROWS:
-            rows.append(record)
-            if len(rows) == ROWS:
-                flush()
-
-    def flush() -> None:
-        with terminal.capture() as text:
-            terminal.print(_label_table(rows, first=count <= ROWS))
-        print(text.get(), end="")  # the way around a progress bar
-        rows.clear()
-
-    yield show
-    if rows:
-        flush()
-    if terminal.is_terminal and out is not None and count > ROWS:
+def label_tables(records: Iterator[Record], out: str | None) -> Iterator[Record]:
+    """`records` with `top` as they are, shown on the way: in tables on a terminal; elsewhere, unless the file `out`
+    has it all, in a line for each image with tabs between columns."""
+    terminal, count = Console(), 0
+    for record in () if terminal.is_terminal else records:
+        if out is None:
+            cells = [f"{entry['label']}\t{entry['probability']:.4f}" for entry in record["top"]]
+            print("\t".join([record["image"], *cells]))
+        yield record
+    while rows := list(islice(records, ROWS)):
+        if out is None or not count:
+            with terminal.capture() as text:
+                terminal.print(_label_table(rows, first=not count))
+            print(text.get(), end="")  # the way around a progress bar
+        count += len(rows)
+        yield from rows
+    if out is not None and count > ROWS:
         terminal.print(f"... and {count - ROWS:,} more in {escape(out)}", highlight=False)
 
 

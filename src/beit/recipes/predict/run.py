@@ -4,11 +4,11 @@ features."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from beit.checkpoints.store import describe, kind_of, load_model
 from beit.config.errors import UserError, given_by
 from beit.config.use import PredictConfig
 from beit.data.batches import LabeledBatch
-from beit.data.loaders import View
 from beit.data.sources.files import FileSource
 from beit.data.sources.opening import open_images
 from beit.data.sources.subsets import Numbered
@@ -25,36 +24,11 @@ from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe
 from beit.models.segmentation import SemanticSegmenter
-from beit.recipes.predict.maps import LabelMaps
-from beit.recipes.predict.output import Record, label_tables, results_file, summary
+from beit.recipes.predict.maps import label_maps
+from beit.recipes.predict.output import Reading, Record, label_tables, results_file, summary
 from beit.stages.batches import each_batch, report_skipped
-from beit.stages.inference import classifier_view, open_machine, print_notes, require_writable_file
+from beit.stages.inference import classifier_view, open_machine_alone, print_notes, require_writable_file
 from beit.tokenizers.base import VisualTokenizer
-
-Records = Callable[[FileSource, Iterable[tuple[Any, Any]]], Iterator[Record]]
-
-
-class Reading(NamedTuple):
-    """How a model reads images."""
-
-    noun: str
-    """What the results are called."""
-    suffixes: tuple[str, ...]
-    """Kinds of files they may be written to; none for a folder."""
-    view: View
-    """An image, its number and a generator -> a sample."""
-    apply: Callable[[Any], Any]
-    """A batch on the device -> results."""
-    records: Records
-    """The images, and their batches with results -> a record for each image."""
-
-
-class Prediction(NamedTuple):
-    """Images that are found, and the records of them, of which nothing is computed yet."""
-
-    reading: Reading
-    source: FileSource
-    records: Iterator[Record]
 
 
 def predict(config: PredictConfig) -> int:
@@ -67,16 +41,13 @@ def predict(config: PredictConfig) -> int:
         return sum(1 for _ in records)
     _require_out(config, reading)
     count = 0
-    with ExitStack() as outputs:
-        receivers: list[Callable[[Record], None]] = []
-        if config.out is not None:
-            receivers.append(outputs.enter_context(results_file(Path(config.out))))
-        if reading.noun == "labels":
-            receivers.append(outputs.enter_context(label_tables(config.out)))
-        for record in records:
-            count += 1
-            for receive in receivers:
-                receive(record)
+    if reading.noun == "labels":
+        records = label_tables(records, config.out)
+    with ExitStack() as output:
+        write = None if config.out is None else output.enter_context(results_file(Path(config.out)))
+        for count, record in enumerate(records, 1):  # noqa: B007
+            if write is not None:
+                write(record)
         message = summary(reading.noun, count, len(source))
     wrote = f"; wrote {config.out}" if config.out else ""
     # Where the lines of labels are the output, to be piped on, they are all of it.
@@ -91,14 +62,14 @@ def predictions(config: PredictConfig) -> Iterator[Record]:
     labels with theirs; `label_map` and `classes`; `tokens`, int64 (h, w); or `mean` and `cls`, float32 (D,). Damaged
     images are named on standard error and left out.
     """
-    return open_prediction(config).records
+    return open_prediction(config)[2]
 
 
-def open_prediction(config: PredictConfig) -> Prediction:
-    """Load the model and find the images; nothing is computed yet."""
+def open_prediction(config: PredictConfig) -> tuple[Reading, FileSource, Iterator[Record]]:
+    """Load the model and find the images; none of the records is computed yet."""
     with given_by("--model"):
         model = load_model(config.model)
-    machine = open_machine(config)
+    machine = open_machine_alone(config)
     reading = reading_of(model.to(machine.compute.device), config)
     source = open_images(config.images, config.max_megapixels)
     print_notes(source.notes)
@@ -114,7 +85,7 @@ def open_prediction(config: PredictConfig) -> Prediction:
         on_bad=report_skipped,
         title="predicting",
     )
-    return Prediction(reading, source, reading.records(source, passes))
+    return reading, source, reading.records(source, passes)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -127,10 +98,11 @@ def reading_of(model: nn.Module, config: PredictConfig) -> Reading:
     if isinstance(model, ImageClassifier | LinearProbe):
         reading = _labels(model, config)
     elif isinstance(model, SemanticSegmenter):
-        maps = LabelMaps(model, config)
-        reading = Reading("label maps", (), maps.view, maps.apply, maps.records)
+        reading = label_maps(model, config)
     elif isinstance(model, VisualTokenizer):
-        reading = _tokens(model)
+        view = LabeledView(EvaluationView(model.image_size))
+        tokens = partial(_tokens, model)
+        reading = Reading("tokens", (".jsonl", ".npz"), view, tokens, _records)
     elif isinstance(encoder, BeitEncoder):
         reading = _features(encoder, -1 if config.layer is None else config.layer)
     else:
@@ -163,12 +135,9 @@ def _labels(model: ImageClassifier | LinearProbe, config: PredictConfig) -> Read
     return Reading("labels", (".csv", ".jsonl"), view, probabilities, records)
 
 
-def _tokens(model: VisualTokenizer) -> Reading:
-    """The grid of visual tokens."""
-    view = LabeledView(EvaluationView(model.image_size))
-    return Reading(
-        "tokens", (".jsonl", ".npz"), view, lambda batch: {"tokens": model.encode(batch.image)}, _records
-    )
+def _tokens(model: VisualTokenizer, batch: LabeledBatch) -> dict[str, Tensor]:
+    """The grids of visual tokens."""
+    return {"tokens": model.encode(batch.image)}
 
 
 def _features(encoder: BeitEncoder, layer: int) -> Reading:

@@ -187,20 +187,14 @@ class Probing:
         rows = rows[self.bank.whole[rows]]
         labels, answers = self.bank.labels()[rows].to(device), self.held_back.labels()[self.held_back.whole]
         mean, std = self.model.mean.cpu(), self.model.std.cpu()
+        vote = partial(neighbour_votes, neighbours=config.knn, temperature=config.knn_temperature)
         for layer in self.layers:
             bank = ((self.bank.features[rows, layer] - mean[layer]) / std[layer]).to(device)
             queries = self.held_back.features[self.held_back.whole, layer]
             queries = (queries - mean[layer]) / std[layer]
             for part, answer in zip(torch.split(queries, CHUNK), torch.split(answers, CHUNK), strict=True):
                 poll()
-                votes = neighbour_votes(
-                    part.to(device),
-                    bank,
-                    labels,
-                    self.num_classes,
-                    neighbours=config.knn,
-                    temperature=config.knn_temperature,
-                ).cpu()
+                votes = vote(part.to(device), bank, labels, self.num_classes).cpu()
                 for name, right in hits(votes, self.targets(answer)).items():
                     counts[name][layer] += right
         return {name: right / len(answers) for name, right in counts.items()}

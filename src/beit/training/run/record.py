@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from PIL import Image
 from beit.config.errors import UserError
 from beit.training.console import duration
 from beit.training.run.curves import Curve, read_curves
+from beit.training.run.lock import RunLock
 
 MIME_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 PICTURE_NAME = re.compile(r"step-(?P<step>\d+)-(?P<kind>.+)")
 ANSI_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 LOG_LINES = 60
 MAX_PICTURE_BYTES = 12_000_000
+GONE = "its process is gone without a word: killed, out of memory, or a power cut"
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,18 @@ def read_run(folder: Path) -> RunRecord:
         log_tail="\n".join(log_lines[-LOG_LINES:]),
         problems=problems,
     )
+
+
+def read_standing(folder: Path) -> RunRecord:
+    """The record of a run, whose state is "killed" where it says "running" and no process runs it.
+
+    UserError for a folder that is no run.
+    """
+    record = read_run(folder)
+    # None where nobody can tell: then the run is believed.
+    if record.state == "running" and RunLock.is_held(folder) is False:
+        return replace(record, status={**record.status, "state": "killed", "reason": GONE})
+    return record
 
 
 def distinct_names(runs: Sequence[RunRecord]) -> list[str]:
