@@ -95,7 +95,7 @@ def test_nothing_can_be_gone_unnoticed(name: str, to: str, tmp_path: Path) -> No
             "mean",
             "huggingface",
             {"drop_path_rate": -1},
-            "drop_path_rate must be at least 0 and below 1, not -1",
+            "drop_path_rate must not be negative, but is -1",
         ),
         ("mean", "huggingface", {"use_mean_pooling": False}, r"unknown beit\.pooler.*missing norm"),
         ("segmenter", "huggingface", {"use_auxiliary_head": False}, "unknown auxiliary_head"),
