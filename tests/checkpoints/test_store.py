@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -257,6 +258,18 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path)
     with pytest.raises(TypeError, match="Linear"):
         save_model(nn.Linear(1, 1), tmp_path, provenance={})
+
+
+def test_a_disk_that_is_full_while_weights_are_written_is_an_oserror(tmp_path: Path) -> None:
+    """safetensors raises an error of its own, which a run could not bear as it bears a failed checkpoint."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="could not be written"):
+            save_model(MODELS["pretrained"](), tmp_path / "model", provenance={})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "model").iterdir()) == []
 
 
 def test_a_save_that_fails_leaves_the_model_as_it_was(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

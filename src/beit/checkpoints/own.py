@@ -36,15 +36,17 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
 class Kind(NamedTuple):
-    """A kind of model: its class, and the attributes that it is built with besides its architecture."""
+    """A kind of model: its class, built from an encoder or, without one, from its configuration."""
 
     model: type[nn.Module]
     options: tuple[str, ...] = ()
-    """Keys of model.json."""
+    """Attributes that it is built with besides its architecture; keys of model.json."""
+    config: type[EncoderConfig | DiscreteVAEConfig] = EncoderConfig
+    """Its architecture."""
 
 
 KINDS: Mapping[str, Kind] = {
-    "tokenizer": Kind(DiscreteVAE),
+    "tokenizer": Kind(DiscreteVAE, config=DiscreteVAEConfig),
     "pretrained": Kind(MaskedImageModel, ("vocab_size",)),
     "classifier": Kind(ImageClassifier, ("num_classes", "pool")),
     "segmenter": Kind(
@@ -88,10 +90,10 @@ def options_of(model: nn.Module) -> dict[str, Any]:
 
 def build(kind: str, config: EncoderConfig | DiscreteVAEConfig, options: Facts) -> nn.Module:
     """The model of this kind, with first values."""
-    if isinstance(config, DiscreteVAEConfig):
-        return DiscreteVAE(config)
-    encoder = BeitEncoder(config)
-    return encoder if kind == "encoder" else KINDS[kind].model(encoder, **options)
+    parts = BeitEncoder(config) if isinstance(config, EncoderConfig) else config
+    return (
+        parts if isinstance(parts, BeitEncoder) and kind == "encoder" else KINDS[kind].model(parts, **options)
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -118,7 +120,7 @@ def save_model(
     if kind not in KINDS:
         raise TypeError(f"{kind} is not a model that can be saved; a {', '.join(KINDS)} is")
     weights = _float32_weights(model)
-    described: Any = model if isinstance(model, DiscreteVAE) else model.encoder
+    described: Any = model.encoder if KINDS[kind].config is EncoderConfig else model
     architecture = dataclasses.asdict(described.config)
     mean, std = DALLE_PIXELS
     description = {
@@ -143,7 +145,10 @@ def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     """Writes `path`, to be read by whoever may read other new files: safetensors' own are for their owner alone."""
     path.touch()
     mode = path.stat().st_mode
-    save_file(dict(weights), path, metadata={"format": "pt"})
+    try:
+        save_file(dict(weights), path, metadata={"format": "pt"})
+    except SafetensorError as error:  # which hides the OSError of a full disk
+        raise OSError(f"{path.name} could not be written: {error}") from error
     path.chmod(mode)
 
 
@@ -245,7 +250,7 @@ def _open(path: Path) -> tuple[Path, dict[str, Any], nn.Module]:
 
 
 def _described(kind: str, description: Facts) -> nn.Module:
-    names, config_type = KINDS[kind].options, DiscreteVAEConfig if kind == "tokenizer" else EncoderConfig
+    _, names, config_type = KINDS[kind]
     architecture = description.get("architecture")
     missing = {*names, "weights_sha256"} - set(description)
     if missing or not isinstance(architecture, dict):

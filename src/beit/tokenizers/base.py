@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
 from beit.config.errors import UserError
 
 
-class VisualTokenizer(nn.Module):
+class VisualTokenizer(nn.Module, ABC):
     """Turns images into grids of visual tokens and back (paper section 2.1); a kind has `logits` and `decode`.
 
     Images are float in [0, 1] or uint8, (B, 3, H, W), with sides that are multiples of `stride`; the tokenizer maps
@@ -22,13 +24,13 @@ class VisualTokenizer(nn.Module):
     image_size: tuple[int, int]
     """Height and width in pixels that it was trained at; it runs at any multiple of `stride`."""
 
+    @abstractmethod
     def logits(self, images: Tensor) -> Tensor:
         """Unnormalised log-probabilities of the tokens, float32 (B, V, h, w)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, tokens: Tensor) -> Tensor:
         """Images in [0, 1], float32 (B, 3, H, W), from tokens (B, h, w)."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
