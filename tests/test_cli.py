@@ -77,6 +77,9 @@ FINETUNE = ["--data", "x", "--out", "y", "--init", "i"]
         (["pretrain", *TRAINING, "--image-size", "a"], "--image-size cannot be 'a'"),
         (["pretrain", *TRAINING, "--steps"], "--steps needs a value"),
         (["pretrain", *TRAINING, "--tensorboard", "3"], "Unrecognized options: 3"),
+        (["predict", "a.jpg", "--model", "m", "--overlays=False"], "Unrecognized options: --overlays"),
+        (["predict", "--device", "cuda:1", "a.jpg", "--model", "m"], "--device cannot be 'cuda:1', but"),
+        (["predict", "a.jpg", "--model", "m", "--"], "Unrecognized options"),
         (["segment", "--data", "x", "--init", "i", "--out", "y", "--scale", "1"], "must be 2 values"),
         (
             ["pretrain", *TRAINING, "--masking", "blocks"],

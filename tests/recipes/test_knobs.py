@@ -4,6 +4,7 @@ first step."""
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -122,10 +123,20 @@ def test_figures_go_where_they_are_asked_for(
     assert trackers.open_trackers(config, run, 0) == ["tensorboard", "flowers"]  # type: ignore[arg-type]
 
 
+def test_a_device_is_where_a_run_computes(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--device mps is not available on this machine; choose auto"):
+        tokenizer(tokenizer_config(images, tmp_path / "run", device="mps"))
+    assert not (tmp_path / "run").exists()
+    tokenizer(tokenizer_config(images, tmp_path / "run", device="cpu", steps=1))
+    machine = json.loads((tmp_path / "run" / "status.json").read_text())["machine"]
+    assert machine["device"] == "cpu"
+
+
 ELSEWHERE = {
     *("data", "out", "devices", "init", "tokenizer", "labels", "multilabel", "classes"),  # in runs to the end
     *("mixup", "cutmix", "cutmix_share", "label_smoothing", "tensorboard", "wandb"),  # above
-    *("clip_grad", "keep", "device"),  # in the tests of the loop and of the machine
+    "device",  # above
+    *("clip_grad", "keep"),  # in the tests of the loop
     "max_megapixels",  # handed on together with the holdout; seen in finetune's table
 }
 

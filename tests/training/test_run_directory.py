@@ -97,10 +97,14 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) ->
 
 def test_a_folder_with_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("all my work")
+    (tmp_path / "photos" / "samples").mkdir(parents=True)
+    (tmp_path / "photos" / "samples" / "mine.png").write_text("a picture of my own")
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        opened(tmp_path / "photos")
     for overwrite in (False, True):
         with pytest.raises(UserError, match="is not empty and holds no run"):
             opened(tmp_path, overwrite=overwrite)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "thesis.tex"]
     with pytest.raises(UserError, match="cannot be used: "):
         opened(tmp_path / "thesis.tex")
 

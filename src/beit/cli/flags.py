@@ -77,12 +77,13 @@ def _values(
     """What the arguments say, by field. Words that no flag takes, wherever they stand, are for `positional`."""
     values: dict[str, Any] = {}
     free: Arguments = []
-    unknown: Arguments = []
+    unknown = [argument for argument in arguments if argument == "--"]
+    valued = {argument[: argument.find("=") + 1] for argument in arguments if argument.startswith("--")}
     for name, words in words_by_flag(arguments).items():
         switch = name.removeprefix("no_")
-        if hints.get(switch) is bool:
+        if hints.get(switch) is bool and f"{flag_of(name)}=" not in valued:
             values[switch] = switch == name
-        elif name in hints:
+        elif name in hints and hints.get(switch) is not bool:
             values[name], words = _read(name, words, hints[name])
         elif name:
             unknown.append(flag_of(name))
@@ -103,7 +104,7 @@ def words_by_flag(arguments: Arguments) -> dict[str, Arguments]:
     words: Arguments = []
     flags = {"": words}
     for argument in arguments:
-        if argument.startswith("--"):
+        if argument.startswith("--") and argument != "--":
             flag, equals, value = argument.partition("=")
             name = flag.removeprefix("--").replace("-", "_")
             if name in flags:
@@ -123,6 +124,7 @@ def _read(name: str, words: Arguments, hint: object) -> tuple[object, Arguments]
         with contextlib.redirect_stderr(io.StringIO()):
             parsed, unknown = tyro.cli(alone, args=[flag_of(name), *words], return_unknown_args=True)  # type: ignore[var-annotated]
     except SystemExit:
-        problem = f"cannot be {' '.join(words)!r}, but must be {in_words(hint)}" if words else "needs a value"
+        text = " ".join(words if "tuple" in str(hint) else words[:1])
+        problem = f"cannot be {text!r}, but must be {in_words(hint)}" if words else "needs a value"
         raise UserError(f"{flag_of(name)} {problem}") from None
     return getattr(parsed, name), unknown

@@ -98,7 +98,7 @@ class DemoConfig:
     seed: int = 0
     """Seed of everything random."""
     scale: PositiveFloat = 1.0
-    """Lengthen or shorten every stage; 1 takes a few minutes on 2 CPU cores."""
+    """Lengthen or shorten every training; 1 takes a few minutes on 2 CPU cores."""
 
     overwrite: bool = False
     """Delete the demo's runs in `out` and start afresh."""

@@ -57,17 +57,17 @@ def demo(config: DemoConfig) -> None:
 
     print("1 of 6: a visual tokenizer, which turns images into a grid of tokens\n", flush=True)
     again = config.overwrite
-    tokenizer(_stage(TokenizerConfig, config, runs["tokenizer"]), overwrite=again)
+    tokenizer(_config(TokenizerConfig, config, runs["tokenizer"]), overwrite=again)
     print("\n2 of 6: an encoder, which predicts the tokens of hidden patches\n", flush=True)
     pretrain(
-        _stage(PretrainConfig, config, runs["pretrain"], tokenizer=str(runs["tokenizer"])), overwrite=again
+        _config(PretrainConfig, config, runs["pretrain"], tokenizer=str(runs["tokenizer"])), overwrite=again
     )
     print(f"\n3 of 6: a classifier from that encoder and {labels} labels of each class\n", flush=True)
-    finetune(_stage(FinetuneConfig, config, runs["finetune"], init=str(runs["pretrain"])), overwrite=again)
+    finetune(_config(FinetuneConfig, config, runs["finetune"], init=str(runs["pretrain"])), overwrite=again)
     print("\n4 of 6: the same classifier from scratch\n", flush=True)
-    finetune(_stage(FinetuneConfig, config, runs["scratch"], **architecture), overwrite=again)
+    finetune(_config(FinetuneConfig, config, runs["scratch"], **architecture), overwrite=again)
     print("\n5 of 6: a class for every pixel, from that encoder\n", flush=True)
-    segment(_stage(SegmentConfig, config, runs["segment"], init=str(runs["pretrain"])), overwrite=again)
+    segment(_config(SegmentConfig, config, runs["segment"], init=str(runs["pretrain"])), overwrite=again)
     print("\n6 of 6: the report\n", flush=True)
     notes = [note.format(labels=labels) for note in NOTES]
     records = [read_standing(run) for run in runs.values()]
@@ -76,7 +76,7 @@ def demo(config: DemoConfig) -> None:
     print("next: beit check --data FOLDER   (your own photographs)")
 
 
-def _stage(config_type: type[Config], config: DemoConfig, out: Path, **values: Any) -> Config:
+def _config(config_type: type[Config], config: DemoConfig, out: Path, **values: Any) -> Config:
     """The demo preset of a verb, with its steps, those of the warm-up among them, times `config.scale`."""
     preset = find(config_type, "demo").values
     lengths = {name: round(preset[name] * config.scale) for name in ("steps", "warmup_steps")}

@@ -173,7 +173,7 @@ class RunDirectory:
         if self._compute.main:
             self._write_config()  # first, for it marks the folder as a run that the same command may continue
             (self.path / SAMPLES).mkdir(exist_ok=True)
-            for draft in [*self.path.glob(".tmp-*"), *self.checkpoints.glob(".tmp-*")]:
+            for draft in [*self.path.glob(".tmp-*"), *self.checkpoints.glob(".*-step-*")]:
                 remove(draft)
             restore_folder(self.path / MODEL)
         origin = {"id": uuid.uuid4().hex[:12], "started": _now(), "step": 0, "steps": None}

@@ -122,10 +122,12 @@ def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         contents = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
+        if SAMPLES in contents and not any((path / SAMPLES).iterdir()):
+            contents.remove(SAMPLES)
     except OSError as error:
         raise UserError(f"--out {path} cannot be used: {error.strerror}") from error
     # A run that was killed while it began may have left its log and an empty folder, and nothing else.
-    if contents - {LOG, SAMPLES} and not (path / CONFIG).exists():
+    if contents - {LOG} and not (path / CONFIG).exists():
         raise UserError(f"--out {path} is not empty and holds no run; choose another folder")
     if not os.access(path, os.W_OK | os.X_OK):
         raise UserError(f"--out {path} cannot be written to; choose another folder")

@@ -195,7 +195,7 @@ def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
 
 def _read_pictures(folder: Path, problems: list[str]) -> Iterator[Picture]:
     """Pictures in the order of their steps. A file that is not whole is reported, not shown."""
-    found = []
+    pictures = []
     for path in sorted(folder.glob("*")) if folder.is_dir() else []:
         if path.suffix.lower() not in MIME_TYPES or path.name.startswith("."):
             continue
@@ -211,5 +211,5 @@ def _read_pictures(folder: Path, problems: list[str]) -> Iterator[Picture]:
             continue
         match = PICTURE_NAME.fullmatch(path.stem)
         step = int(match["step"]) if match else None
-        found.append(Picture(path, match["kind"] if match else path.stem, step, size))
-    yield from sorted(found, key=lambda picture: (picture.step or 0, picture.path.name))
+        pictures.append(Picture(path, match["kind"] if match else path.stem, step, size))
+    yield from sorted(pictures, key=lambda picture: (picture.step or 0, picture.path.name))
