@@ -21,6 +21,7 @@ from torch import Tensor
 
 from beit import presets
 from beit.cli import main as cli
+from beit.config.errors import UserError
 from beit.data.batches import LabeledBatch
 from beit.data.views.mixing import BatchMixing, smoothed
 from beit.recipes.finetune import finetune
