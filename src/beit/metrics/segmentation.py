@@ -62,7 +62,7 @@ def segmentation_figures(totals: Mapping[str, Tensor]) -> dict[str, float]:
         **loss,
         "miou": float(classes["iou"].nanmean()),
         "macc": float(classes["accuracy"].nanmean()),
-        "aacc": float(table.diagonal().sum() / table.sum()),
+        "aacc": float(table.diagonal().sum() / table.sum(1).sum()),
     }
 
 
