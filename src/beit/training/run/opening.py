@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from beit.training.console import Console
 from beit.training.device import Compute
 from beit.training.run.directory import CONFIG, LAYOUT, LOG, SAMPLES, STATUS, RunDirectory
 from beit.training.run.lock import RunLock
+from beit.untrusted import read_json
 
 CHANGEABLE = frozenset(
     {
@@ -203,7 +203,6 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _read_status(path: Path) -> dict[str, Any]:
     """What status.json says; nothing if it was never written."""
     try:
-        status = json.loads((path / STATUS).read_text(encoding="utf-8"))
-        return status if isinstance(status, dict) else {}
-    except (OSError, ValueError):
+        return read_json(path / STATUS) or {}
+    except UserError:
         return {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from beit.config.errors import UserError
 from beit.training.console import duration
 from beit.training.run.curves import Curve, read_curves
 from beit.training.run.lock import RunLock
+from beit.untrusted import read_json
 
 MIME_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 PICTURE_NAME = re.compile(r"step-(?P<step>\d+)-(?P<kind>.+)")
@@ -180,17 +180,11 @@ def _read_text(path: Path) -> str:
 
 
 def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
-    text = _read_text(path)
-    if not text:
-        return {}
     try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
+        return read_json(path) or {}
+    except UserError:
         problems.append(f"{path.name} could not be read")
         return {}
-    return value
 
 
 def _read_pictures(folder: Path, problems: list[str]) -> Iterator[Picture]:
