@@ -120,8 +120,8 @@ def save_model(
     if kind not in KINDS:
         raise TypeError(f"{kind} is not a model that can be saved; a {', '.join(KINDS)} is")
     weights = _float32_weights(model)
-    described: Any = model.encoder if KINDS[kind].config is EncoderConfig else model
-    architecture = dataclasses.asdict(described.config)
+    source: Any = model.encoder if KINDS[kind].config is EncoderConfig else model
+    architecture = dataclasses.asdict(source.config)
     mean, std = DALLE_PIXELS
     description = {
         "kind": kind,
@@ -242,14 +242,14 @@ def _open(path: Path) -> tuple[Path, dict[str, Any], nn.Module]:
         raise UserError(f"{file}: kind is {text}, not one of {', '.join(KINDS)}; this release cannot read it")
     with without_weights(file):
         typed({key: value for key, value in description.items() if key in _TYPES}, _TYPES)
-        model = _described(kind, description)
+        model = _model_of(kind, description)
     classes, outputs = description.get("classes"), getattr(model, "num_classes", None)
     if classes is not None and outputs is not None and len(classes) != outputs:
         raise UserError(f"{file} names {len(classes)} classes, and its head has {outputs}; mend classes")
     return folder / WEIGHTS, description, model
 
 
-def _described(kind: str, description: Facts) -> nn.Module:
+def _model_of(kind: str, description: Facts) -> nn.Module:
     _, names, config_type = KINDS[kind]
     architecture = description.get("architecture")
     missing = {*names, "weights_sha256"} - set(description)

@@ -25,12 +25,16 @@ def classification_sums(logits: Tensor, targets: Tensor, *, multilabel: bool = F
         losses = -(logits.log_softmax(-1) * targets).sum(-1)
     count = torch.tensor(len(logits), device=logits.device)
     sums = {"count": count, "loss": losses.sum(0), **hits(logits, targets)}
-    if (
-        multilabel
-    ):  # classes named (probability above one half), true, and both; and images that have a class at all
-        named = logits > 0
-        both = (named & targets).sum()
-        sums |= {"named": named.sum(), "true": targets.sum(), "both": both, "labeled": targets.any(-1).sum()}
+    if multilabel:
+        # Classes named (probability above one half), true, and both; and images that have a class at all.
+        answers = logits > 0
+        both = (answers & targets).sum()
+        sums |= {
+            "named": answers.sum(),
+            "true": targets.sum(),
+            "both": both,
+            "labeled": targets.any(-1).sum(),
+        }
     return sums
 
 

@@ -73,7 +73,7 @@ def starting_encoder(config: StartConfig) -> tuple[BeitEncoder, nn.Module | None
     if config.init is None:
         encoder = BeitEncoder(config.architecture())
         init_weights(encoder, cut=None)
-        return encoder, None, [f"from scratch: {_described(encoder.config)}"]
+        return encoder, None, [f"from scratch: {_in_words(encoder.config)}"]
     with given_by("--init"), changes() as loading:
         start = load_model(config.init)
     source = getattr(start, "encoder", None)
@@ -87,7 +87,7 @@ def starting_encoder(config: StartConfig) -> tuple[BeitEncoder, nn.Module | None
         if encoder.config.position == "shared_bias" and config.position != "shared_bias":
             encoder = expand_shared_bias(encoder)
         encoder = replace_rates(encoder, drop_path_rate=config.drop_path_rate, dropout=config.dropout)
-    first = f"from {config.init} ({kind_of(start)}): {_described(source.config)}"
+    first = f"from {config.init} ({kind_of(start)}): {_in_words(source.config)}"
     return encoder, start, [first, *loading, *adapting]
 
 
@@ -179,7 +179,7 @@ def encoder_facts(config: EncoderConfig) -> dict[str, str]:
     checkpoints."""
     pixels = f"pixels around {config.pixel_mean} by {config.pixel_std}"
     return {
-        "encoder": f"{_described(config)}, {config.num_heads} heads, {config.position} positions, {pixels}"
+        "encoder": f"{_in_words(config)}, {config.num_heads} heads, {config.position} positions, {pixels}"
     }
 
 
@@ -191,7 +191,7 @@ def rates(config: StartConfig, depth: int) -> str:
     return f"layers learn at {slowest:.2g} of the rate (patches) to 1 (head), {config.layer_decay:g} a layer"
 
 
-def _described(config: EncoderConfig) -> str:
+def _in_words(config: EncoderConfig) -> str:
     height, width = config.image_size
     return (
         f"{config.depth} blocks of width {config.width}, {height}x{width} px in {config.patch_size}x"

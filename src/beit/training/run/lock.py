@@ -20,12 +20,12 @@ LOCK = ".lock"
 class RunLock:
     """The right to write to one run directory."""
 
-    _mine: ClassVar[set[Path]] = set()
+    _own_files: ClassVar[set[Path]] = set()
     """Files locked by this process: the kernel would let it lock them again."""
 
     def __init__(self, path: Path, file: IO[str] | None) -> None:
         self._path, self._file = path, file
-        self._mine.add(path)
+        self._own_files.add(path)
 
     @classmethod
     def take(cls, run: Path) -> Self:
@@ -35,7 +35,7 @@ class RunLock:
             UserError: another process holds it; the message says which.
         """
         path = (run / LOCK).resolve()
-        if path in cls._mine:
+        if path in cls._own_files:
             raise UserError(_refusal(run, ""))
         if sys.platform == "win32":
             return cls(path, None)
@@ -61,7 +61,7 @@ class RunLock:
     def is_held(cls, run: Path) -> bool | None:
         """Whether a process, this one or another, holds the lock of `run`; None where nobody can tell."""
         path = (run / LOCK).resolve()
-        if path in cls._mine:  # asked first: to open and close the file would give up a lock of our own
+        if path in cls._own_files:  # asked first: to open and close the file would give up a lock of our own
             return True
         if sys.platform == "win32":
             return None
@@ -80,7 +80,7 @@ class RunLock:
 
     def release(self) -> None:
         """Let others have the directory."""
-        self._mine.discard(self._path)
+        self._own_files.discard(self._path)
         if self._file is not None:
             self._file.close()
             self._file = None
