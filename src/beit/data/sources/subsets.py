@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -15,12 +16,12 @@ from beit.config.errors import UserError
 from beit.data.base import Source, stable_hash
 
 
-class _Joined:
+class _Joined(ABC):
     """Passes on what is asked about an image to the source that it is in."""
 
+    @abstractmethod
     def _find(self, index: int) -> tuple[Source, int]:
         """The source, and the image's number there."""
-        raise NotImplementedError
 
     def name(self, index: int) -> str:
         source, inner = self._find(index)
