@@ -182,6 +182,7 @@ sys.exit(f"imported {rooms - own}" if rooms - own else 0)
 """
 
 
+@pytest.mark.slow
 def test_a_model_of_ours_needs_no_format_of_others(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", OWN_ALONE, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

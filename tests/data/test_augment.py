@@ -17,6 +17,8 @@ from beit.data.views.colors import from_pillow, to_pillow
 from beit.data.views.geometry import Box
 from beit.data.views.randaugment import OPERATIONS, RandAugment
 
+pytestmark = pytest.mark.slow
+
 TIMM = {
     "auto_contrast": "AutoContrast",
     "equalize": "Equalize",

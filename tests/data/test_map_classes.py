@@ -16,6 +16,8 @@ from beit.config.errors import UserError
 from beit.data.label_maps.pairs import open_pairs
 from beit.data.label_maps.table import MAX_CLASSES, generated_palette, read_class_table
 
+pytestmark = pytest.mark.slow
+
 
 def test_tables_give_names_and_colours(tmp_path: Path) -> None:
     write_pairs(tmp_path, "training/a")

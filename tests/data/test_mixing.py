@@ -10,6 +10,8 @@ from timm.data.mixup import Mixup, mixup_target, rand_bbox
 
 from beit.data.views.mixing import BatchMixing, cut_box, cutmix, mixup, smoothed
 
+pytestmark = pytest.mark.slow
+
 LABELS = torch.tensor([0, 2, 1, 2])
 TARGETS = F.one_hot(LABELS, 3).bool()
 

@@ -20,6 +20,8 @@ from beit.data.views.segmentation import (
 )
 from beit.pixels import scale_size
 
+pytestmark = pytest.mark.slow
+
 IGNORED = 255
 
 

@@ -21,6 +21,8 @@ from beit.models.encoder import BeitEncoder
 from beit.models.memory import activations_of_segmenter
 from beit.models.segmentation import SemanticSegmenter, released_layers
 
+pytestmark = pytest.mark.slow
+
 Tiny = Callable[..., EncoderConfig]
 Shaken = Callable[[nn.Module], nn.Module]
 

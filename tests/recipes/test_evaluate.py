@@ -27,6 +27,8 @@ from beit.recipes.evaluate.tables import show
 from beit.recipes.pretrain import pretrain
 from beit.recipes.tokenizer import tokenizer
 
+pytestmark = pytest.mark.slow
+
 CLASSES = tuple("abcdefg")
 
 
@@ -255,7 +257,6 @@ def test_a_run_of_another_version_is_judged_with_what_is_known_of_it(
         evaluate(config(run, images, **SAME))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("target", ["tokens", "pixels"])
 def test_images_need_not_be_square(
     target: str, images: Path, trained_tokenizer: Path, tmp_path: Path

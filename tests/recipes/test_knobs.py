@@ -31,6 +31,8 @@ from beit.recipes.segment import segment
 from beit.recipes.tokenizer import tokenizer
 from beit.training.run import trackers
 
+pytestmark = pytest.mark.slow
+
 # ------------------------------------------------------------------------------------------------------------
 # The runs, each with the knobs that its table leaves out; names of fixtures stand for their folders
 
