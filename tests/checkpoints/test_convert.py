@@ -42,8 +42,8 @@ def why_not(model: Model, to: str) -> str | None:
     config = model.encoder.config
     if to == "timm" and isinstance(model, MaskedImageModel):
         return r"mask_token and no lm_head"
-    if to == "huggingface" and config.grid[0] != config.grid[1] and config.position != "none":
-        return rf"{config.position} positions of a grid of {config.grid[0]}x{config.grid[1]}"
+    if to == "huggingface" and config.grid[0] != config.grid[1] and config.positions != "none":
+        return rf"{config.positions} positions of a grid of {config.grid[0]}x{config.grid[1]}"
     return None
 
 
@@ -78,6 +78,18 @@ def test_round_trips_are_the_identity_or_refused_by_name(model: Model) -> None:
             if {source, to} <= {"huggingface", "beit"}:  # these two tell the LayerNorm's eps
                 images = torch.rand(2, 3, *model.encoder.config.image_size)
                 torch.testing.assert_close(outputs(back, images), outputs(model, images))
+
+
+@pytest.mark.parametrize("to", FOREIGN)
+def test_sine_cosine_positions_are_written_as_a_table(to: str, tmp_path: Path) -> None:
+    model = tiny("mean", position="sincos", bias="block", layer_norm_eps=1e-6)
+    save_model(model, tmp_path / "own", provenance={})
+    notes = convert(tmp_path / "own", tmp_path / "theirs", to)  # type: ignore[arg-type]
+    assert "sine-cosine positions written as a table of absolute ones" in notes
+    theirs: Any = load_model(tmp_path / "theirs", **hints(model, to))
+    assert (theirs.encoder.config.position, theirs.encoder.config.bias) == ("absolute", "block")
+    images = torch.rand(2, 3, *model.encoder.config.image_size)
+    torch.testing.assert_close(outputs(theirs, images), outputs(model, images))
 
 
 def test_what_a_file_cannot_tell_is_said_and_has_its_default(tmp_path: Path) -> None:

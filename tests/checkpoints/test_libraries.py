@@ -65,7 +65,7 @@ def class_logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def transformers_model(kind: Any, position: str, **changes: Any) -> Any:
-    scale = POSITIONS[position]
+    scale = POSITIONS.get(position, 0.1)
     config = BeitConfig(
         hidden_size=32,
         num_hidden_layers=2,
@@ -75,9 +75,9 @@ def transformers_model(kind: Any, position: str, **changes: Any) -> Any:
         patch_size=8,
         layer_norm_eps=1e-5,
         use_mask_token=kind is BeitForMaskedImageModeling,
-        use_absolute_position_embeddings=position == "absolute",
-        use_shared_relative_position_bias=position == "shared_bias",
-        use_relative_position_bias=position == "block_bias",
+        use_absolute_position_embeddings="absolute" in position,
+        use_shared_relative_position_bias="shared_bias" in position,
+        use_relative_position_bias="block_bias" in position,
         layer_scale_init_value=scale or 0.0,
         **changes,
     )
@@ -107,7 +107,14 @@ def test_masked_image_models_of_transformers(position: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("position", "mean"), [("block_bias", True), ("absolute", False), ("shared_bias", False)]
+    ("position", "mean"),
+    [
+        ("block_bias", True),
+        ("absolute", False),
+        ("shared_bias", False),
+        ("absolute and block_bias", True),
+        ("shared_bias and block_bias", False),  # read as block_bias, the tables added
+    ],
 )
 def test_classifiers_of_transformers(position: str, mean: bool, tmp_path: Path) -> None:
     theirs = transformers_model(BeitForImageClassification, position, num_labels=5, use_mean_pooling=mean)

@@ -142,7 +142,7 @@ def test_an_encoder_for_another_image_size(position: str, tmp_path: Path) -> Non
     save_model(model, tmp_path, provenance={})
     resized = load_encoder(tmp_path, image_size=(64, 40))
     assert resized.config.image_size == (64, 40)
-    assert resized.config.position == position
+    assert resized.config.positions == position
     square = load_encoder(str(tmp_path), image_size=48)
     assert square.config.image_size == (48, 48)
     assert square.state_dict().keys() == resized.state_dict().keys()
@@ -161,7 +161,7 @@ def test_the_shared_bias_copied_into_blocks_gives_the_same_outputs() -> None:
     nn.init.normal_(shared.rel_pos_bias.relative_position_bias_table)
     images = torch.rand(2, 3, 32, 48)
     blocks = expand_shared_bias(shared)
-    assert blocks.config.position == "block_bias"
+    assert blocks.config.bias == "block"
     torch.testing.assert_close(blocks(images), shared(images))
 
 

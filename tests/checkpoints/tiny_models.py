@@ -77,7 +77,8 @@ def models(draw: st.DrawFn) -> Model:
     """Any variant: each kind of position, with and without LayerScale, any head, square or not."""
     model: Model = tiny(
         draw(st.sampled_from(["masked", "mean", "cls"])),
-        position=draw(st.sampled_from(["shared_bias", "block_bias", "absolute", "none"])),
+        position=draw(st.sampled_from(["absolute", "none"])),
+        bias=draw(st.sampled_from(["shared", "block", "none"])),
         layer_scale_init=draw(st.sampled_from([None, 0.1])),
         image_size=draw(st.sampled_from([(32, 32), (16, 24), (24, 16), (8, 32)])),
         depth=draw(st.integers(1, 2)),

@@ -27,11 +27,19 @@ LARGE = EncoderConfig(width=1024, depth=24, num_heads=16, layer_scale_init=1e-5)
     ("config", "head", "parameters"),
     [
         (BASE, "tokens", 91_965_776),
-        (dataclasses.replace(BASE, position="absolute", layer_scale_init=None), "tokens", 92_089_856),
+        (
+            dataclasses.replace(BASE, position="absolute", bias="none", layer_scale_init=None),
+            "tokens",
+            92_089_856,
+        ),
         (LARGE, "tokens", 311_534_016),
-        (dataclasses.replace(LARGE, position="absolute", layer_scale_init=None), "tokens", 311_674_880),
-        (dataclasses.replace(BASE, position="block_bias"), "classes", 86_530_984),
-        (dataclasses.replace(LARGE, position="block_bias"), "classes", 304_430_568),
+        (
+            dataclasses.replace(LARGE, position="absolute", bias="none", layer_scale_init=None),
+            "tokens",
+            311_674_880,
+        ),
+        (dataclasses.replace(BASE, bias="block"), "classes", 86_530_984),
+        (dataclasses.replace(LARGE, bias="block"), "classes", 304_430_568),
     ],
 )
 def test_published_parameter_counts(config: EncoderConfig, head: str, parameters: int) -> None:
@@ -55,7 +63,35 @@ def test_state_dict_has_the_official_names(tiny: Tiny) -> None:
     assert keys == stem | blocks | {"pos_embed"}
 
 
-@pytest.mark.parametrize("position", ["shared_bias", "block_bias", "absolute", "none"])
+@pytest.mark.parametrize(
+    ("stated", "meant"),
+    [
+        ({}, ("none", "shared")),
+        ({"position": "block_bias"}, ("none", "block")),
+        ({"position": "absolute"}, ("absolute", "none")),
+        ({"position": "none"}, ("none", "none")),
+        ({"position": "sincos"}, ("sincos", "none")),
+        ({"position": "absolute", "bias": "shared"}, ("absolute", "shared")),
+        ({"bias": "block"}, ("none", "block")),
+        ({"bias": "none"}, ("none", "none")),
+    ],
+)
+def test_two_knobs_of_positions_and_the_older_one(stated: dict[str, Any], meant: tuple[str, str]) -> None:
+    config = EncoderConfig(**stated)
+    assert (config.position, config.bias) == meant
+    assert EncoderConfig(**dataclasses.asdict(config)) == config
+    encoder = BeitEncoder(dataclasses.replace(config, width=8, depth=1, num_heads=1))
+    assert (encoder.pos_embed is not None) == (meant[0] == "absolute")
+    assert (encoder.rel_pos_bias is not None) == (meant[1] == "shared")
+    assert (encoder.blocks[0].attn.relative_position_bias_table is not None) == (meant[1] == "block")
+
+
+def test_sine_cosine_positions_need_quarters_of_the_width() -> None:
+    with pytest.raises(UserError, match="--position sincos needs a --width that is a multiple of 4, not 18"):
+        EncoderConfig(position="sincos", width=18, num_heads=1)
+
+
+@pytest.mark.parametrize("position", ["shared_bias", "block_bias", "absolute", "sincos", "none"])
 @pytest.mark.parametrize("size", [(32, 32), (16, 56), (8, 8)])
 def test_any_multiple_of_the_patch_size(
     position: str, size: tuple[int, int], tiny: Tiny, shaken: Shaken

@@ -67,8 +67,8 @@ def transformers_config(config: EncoderConfig, **more: Any) -> BeitConfig:
         patch_size=config.patch_size,
         use_mask_token=True,
         use_absolute_position_embeddings=config.position == "absolute",
-        use_shared_relative_position_bias=config.position == "shared_bias",
-        use_relative_position_bias=config.position == "block_bias",
+        use_shared_relative_position_bias=config.bias == "shared",
+        use_relative_position_bias=config.bias == "block",
         layer_scale_init_value=config.layer_scale_init or 0.0,
         **more,
     )

@@ -17,6 +17,7 @@ from beit.models.position import (
     relative_position_index,
     resize_bias_table,
     resize_position_embedding,
+    sincos_embedding,
     spline_matrix,
 )
 
@@ -114,3 +115,19 @@ def test_position_embedding_is_resized_as_torch_does() -> None:
     assert torch.equal(resized[0, 1:], maps[0].permute(1, 2, 0).reshape(30, 5))
     assert torch.equal(resized[:, 0], embedding[:, 0])
     assert resize_position_embedding(embedding, (3, 4), (3, 4)) is embedding
+
+
+def test_sine_cosine_embedding_in_closed_form() -> None:
+    """As MAE's on the trained grid; elsewhere at coordinates scaled to the range of that grid."""
+    width, device = 12, torch.device("cpu")
+    trained = sincos_embedding((3, 4), (3, 4), width, torch.float64, device)
+    assert trained.shape == (1, 13, width) and not trained[0, 0].any()
+    frequencies = torch.tensor([1.0, 10000 ** (-1 / 3), 10000 ** (-2 / 3)], dtype=torch.float64)
+    row, column = 2 * frequencies, 1 * frequencies
+    expected = torch.cat([column.sin(), column.cos(), row.sin(), row.cos()])
+    torch.testing.assert_close(trained[0, 1 + 2 * 4 + 1], expected, rtol=0, atol=1e-15)
+    # Twice as many rows: the two halves of row 1 lie a quarter of a patch above and below it.
+    finer = sincos_embedding((6, 4), (3, 4), width, torch.float64, device)
+    for i, row in ((2, 0.75 * frequencies), (3, 1.25 * frequencies)):
+        expected = torch.cat([column.sin(), column.cos(), row.sin(), row.cos()])
+        torch.testing.assert_close(finer[0, 1 + i * 4 + 1], expected, rtol=0, atol=1e-15)

@@ -108,6 +108,7 @@ ENCODER: Knobs = {
     "num_heads": Knob(3, lambda a: a.encoder.num_heads),
     "mlp_ratio": Knob(2.0, lambda a: a.encoder.mlp_ratio),
     "position": Knob("absolute", lambda a: a.encoder.position),
+    "bias": Knob("shared", lambda a: a.encoder.bias),
     "layer_scale_init": Knob(0.3, lambda a: a.encoder.layer_scale_init),
     "drop_path_rate": Knob(0.15, lambda a: a.encoder.drop_path_rate),
     "dropout": Knob(0.05, lambda a: a.encoder.dropout),
@@ -190,7 +191,7 @@ FINETUNE: Knobs = {
 FROM_ENCODER: Knobs = {
     "drop_path_rate": Knob(0.3, lambda a: a.encoder.drop_path_rate),
     "dropout": Knob(0.05, lambda a: a.encoder.dropout),
-    "position": Knob("shared_bias", lambda a: a.encoder.position),
+    "position": Knob("shared_bias", lambda a: a.encoder.bias, "shared"),
     "label_share": Knob(0.25, lambda a: len(a.feed.train), 15),
     "layer_decay": Knob(0.5, layer_scales, {1, 0.5, 0.25, 0.125}),
 }

@@ -83,7 +83,7 @@ def test_a_run_learns_and_leaves_what_it_promises(classifier: Path, pretrained: 
     assert said["kind"] == "classifier" and said["classes"] == ["blue", "green", "red"]
     assert said["image_size"] == [32, 32] and said["multilabel"] is False
     assert (said["interpolation"], said["crop_pct"]) == ("bicubic", 1.0)
-    assert said["architecture"]["position"] == "block_bias"
+    assert said["architecture"]["bias"] == "block"
     model = beit.load_model(classifier)
     colours = torch.tensor([COLORS[name] for name in said["classes"]], dtype=torch.uint8)
     assert model(colours[:, :, None, None].expand(-1, -1, 32, 32)).argmax(1).tolist() == [0, 1, 2]
@@ -111,7 +111,7 @@ def test_the_first_step_starts_from_the_pretrained_encoder(
     finetune(
         finetune_config(colors, shared_run, init=str(pretrained), steps=1, position="shared_bias", pool="cls")
     )
-    assert read_description(shared_run)["architecture"]["position"] == "shared_bias"
+    assert read_description(shared_run)["architecture"]["bias"] == "shared"
     assert "norm kept, new head for 3 classes, on the class token" in log(shared_run)
 
 

@@ -47,14 +47,14 @@ def resize_encoder(encoder: BeitEncoder, image_size: int | Sides) -> BeitEncoder
             weights[key] = resize_bias_table(tensor, source, target)
         elif key == "pos_embed":
             weights[key] = resize_position_embedding(tensor, source, target)
-    logger.info("%s positions resized from %dx%d to %dx%d patches", config.position, *source, *target)
+    logger.info("%s positions resized from %dx%d to %dx%d patches", config.positions, *source, *target)
     return _encoder_with(config, weights, encoder)
 
 
 @torch.no_grad()
 def expand_shared_bias(encoder: BeitEncoder) -> BeitEncoder:
     """The encoder with its one shared bias copied into a bias for every block, as official fine-tuning starts."""
-    config = dataclasses.replace(encoder.config, position="block_bias")
+    config = dataclasses.replace(encoder.config, bias="block")
     weights = encoder.state_dict()
     table = weights.pop(f"rel_pos_bias.{_TABLE}")
     for layer in range(config.depth):

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from beit.atomic import replace_file, write_text
 from beit.config.architecture import DALLE_PIXELS, DiscreteVAEConfig, EncoderConfig
 from beit.config.errors import UserError, require
+from beit.config.files import plain
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
@@ -246,7 +247,10 @@ def _open(path: Path) -> tuple[Path, dict[str, Any], nn.Module]:
     classes, outputs = description.get("classes"), getattr(model, "num_classes", None)
     if classes is not None and outputs is not None and len(classes) != outputs:
         raise UserError(f"{file} names {len(classes)} classes, and its head has {outputs}; mend classes")
-    return folder / WEIGHTS, description, model
+    # As this release writes it: a file of an earlier one may leave knobs out that came later.
+    source: Any = model.encoder if KINDS[kind].config is EncoderConfig else model
+    now = {**options_of(model), "architecture": dataclasses.asdict(source.config)}
+    return folder / WEIGHTS, {**description, **plain(now)}, model
 
 
 def _model_of(kind: str, description: Facts) -> nn.Module:

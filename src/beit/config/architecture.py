@@ -21,6 +21,24 @@ DALLE_PIXELS = ((-0.125, -0.125, -0.125), (1.25, 1.25, 1.25))
 MAX_DEPTH = 512
 """Blocks of a network: a file that asks for a million is an attack."""
 
+Position = Literal["absolute", "sincos", "none", "shared_bias", "block_bias"]
+"""What is added to the tokens: see :func:`positions` for the last two."""
+Bias = Literal["shared", "block", "none"]
+"""What is added to the scores of attention: one relative position bias for all blocks, one for each, or none."""
+
+
+def positions(position: Position, bias: Bias | None) -> tuple[Position, Bias]:
+    """The two knobs of positions as they are meant: `position` absolute, sincos or none, and `bias`.
+
+    Earlier releases had one knob. Its words shared_bias and block_bias are `none` with that bias, and its absolute
+    and none are without any; so they are read where no bias is stated.
+    """
+    biases: dict[Position, Bias] = {"shared_bias": "shared", "block_bias": "block"}
+    if position in biases:
+        return "none", bias or biases[position]
+    return position, bias or "none"
+
+
 Sides = tuple[PositiveInt, PositiveInt]
 """Height and width in pixels."""
 
@@ -61,8 +79,10 @@ class EncoderConfig(EncoderKnobs):
 
     image_size: Sides = (224, 224)
     """Height and width in pixels that the position information is stored for; multiples of `patch_size`."""
-    position: Literal["shared_bias", "block_bias", "absolute", "none"] = "shared_bias"
-    """One relative position bias for all blocks, one for each block, learned absolute embeddings, or none."""
+    position: Position = "shared_bias"
+    """Learned absolute embeddings, fixed sine-cosine ones, or none; once made, see :func:`positions`."""
+    bias: Bias | None = None
+    """One relative position bias for all blocks, one for each block, or none; once made, never null."""
     layer_norm_eps: NonNegativeFloat = 1e-6
     """Epsilon of every LayerNorm."""
     pixel_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -72,11 +92,15 @@ class EncoderConfig(EncoderKnobs):
 
     def __post_init__(self) -> None:
         check_limits(self)
+        for name, value in zip(("position", "bias"), positions(self.position, self.bias), strict=True):
+            object.__setattr__(self, name, value)
         size, patch = "{}x{}".format(*self.image_size), self.patch_size
         whole = not any(side % patch for side in self.image_size)
         require(whole, f"--image-size {size} is not a multiple of --patch-size {patch}; choose a multiple")
         divisible = self.width % self.num_heads == 0
         require(divisible, f"--width {self.width} is not divisible by --num-heads {self.num_heads}")
+        quarters = self.position != "sincos" or self.width % 4 == 0
+        require(quarters, f"--position sincos needs a --width that is a multiple of 4, not {self.width}")
         for name, pixel, least in (("mean", self.pixel_mean, -math.inf), ("std", self.pixel_std, 0)):
             fits = all(least < value < math.inf for value in pixel)
             require(fits, f"--pixel-{name} cannot be {pixel}, for images in [0, 1]")
@@ -85,6 +109,13 @@ class EncoderConfig(EncoderKnobs):
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches at `image_size`."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def positions(self) -> str:
+        """Both knobs of positions in words; those that earlier releases had keep their one word."""
+        words = [] if self.position == "none" else [str(self.position)]
+        words += [] if self.bias == "none" else [f"{self.bias}_bias"]
+        return " and ".join(words) or "none"
 
 
 @dataclass(frozen=True, kw_only=True)

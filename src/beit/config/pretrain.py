@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from beit.config.architecture import PIXEL_STATISTICS, EncoderConfig, EncoderKnobs, Sides, sides
+from beit.config.architecture import (
+    PIXEL_STATISTICS,
+    Bias,
+    EncoderConfig,
+    EncoderKnobs,
+    Position,
+    Sides,
+    sides,
+)
 from beit.config.errors import UserError, require
 from beit.config.run import TrainingConfig
 from beit.config.values import PositiveInt, PositiveShare, Share
@@ -24,8 +32,12 @@ class PretrainConfig(EncoderKnobs, TrainingConfig):
 
     image_size: PositiveInt | Sides = 224
     """Side of the encoder's view, or height and width, in pixels."""
-    position: Literal["shared_bias", "absolute"] = "shared_bias"
-    """Relative position bias shared by all blocks (released), or learned absolute embeddings (paper)."""
+    position: Position = "shared_bias"
+    """Learned absolute embeddings (paper), fixed sine-cosine ones, or none; shared_bias and block_bias are older
+    words for none with that `bias`."""
+    bias: Bias | None = None
+    """Relative position bias, one for all blocks (released) or one for each; null for what `position` says, else
+    none."""
     normalization: Literal["half", "imagenet"] = "half"
     """Pixel mean and deviation of the encoder: 0.5 and 0.5, or ImageNet's."""
 
@@ -72,6 +84,7 @@ class PretrainConfig(EncoderKnobs, TrainingConfig):
         return EncoderConfig(
             image_size=sides(self.image_size),
             position=self.position,
+            bias=self.bias,
             pixel_mean=mean,
             pixel_std=std,
             **{knob.name: getattr(self, knob.name) for knob in fields(EncoderKnobs)},

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from beit.config.architecture import PIXEL_STATISTICS, EncoderConfig, Sides, sides
+from beit.config.architecture import (
+    PIXEL_STATISTICS,
+    Bias,
+    EncoderConfig,
+    Position,
+    Sides,
+    positions,
+    sides,
+)
 from beit.config.errors import UserError
 from beit.config.run import TrainingConfig
 from beit.config.values import (
@@ -34,8 +42,12 @@ class StartConfig(TrainingConfig):
     """From scratch: attention heads."""
     mlp_ratio: PositiveFloat | None = None
     """From scratch: hidden width of the MLP as a multiple of `width`; null for 4."""
-    position: Literal["block_bias", "shared_bias", "absolute", "none"] | None = None
-    """Null for a relative position bias in each block, into which a shared one is copied (released code)."""
+    position: Position | None = None
+    """Learned absolute embeddings, fixed sine-cosine ones, or none, as of `beit pretrain`; null for those of `init`,
+    from scratch none."""
+    bias: Bias | None = None
+    """Relative position bias; null for what `position` says, else for one in each block, into which a shared one is
+    copied (released code)."""
     layer_scale_init: NonNegativeFloat | None = None
     """From scratch: first value of LayerScale, 0 for none; null for 0.1."""
     normalization: Literal["half", "imagenet"] | None = None
@@ -82,8 +94,10 @@ class StartConfig(TrainingConfig):
 
     def stated(self) -> dict[str, Any]:
         """The fields of an EncoderConfig that knobs of the architecture were given for."""
-        names = ("patch_size", "width", "depth", "num_heads", "mlp_ratio", "position")
+        names = ("patch_size", "width", "depth", "num_heads", "mlp_ratio", "bias")
         stated = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.position is not None:
+            stated["position"], stated["bias"] = positions(self.position, self.bias)
         if self.layer_scale_init is not None:
             stated["layer_scale_init"] = self.layer_scale_init or None
         if self.normalization is not None:

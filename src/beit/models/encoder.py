@@ -11,6 +11,7 @@ from itertools import islice
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,6 +25,8 @@ from beit.models.position import (
     position_bias,
     relative_position_index,
     resize_position_embedding,
+    sincos_embedding,
+    token_places,
 )
 from beit.pixels import white
 
@@ -32,6 +35,7 @@ class BeitEncoder(nn.Module):
     """Vision Transformer of the BEiT paper (section 2.5), plain or with relative position bias and LayerScale.
 
     images (B, 3, H, W), float in [0, 1] or uint8 -> embed -> patches (B, N, D) -> transform -> (B, 1 + N, D).
+    Given `places` (B, K), embed and transform work on these K patches of each image, as if there were no others.
     H and W are any multiples of the patch size: position information is resized when they are not
     `config.image_size`. Parameter names are those of the official code.
     """
@@ -54,9 +58,7 @@ class BeitEncoder(nn.Module):
             if config.position == "absolute"
             else None
         )
-        self.rel_pos_bias = (
-            RelativePositionBias(grid, config.num_heads) if config.position == "shared_bias" else None
-        )
+        self.rel_pos_bias = RelativePositionBias(grid, config.num_heads) if config.bias == "shared" else None
         self.blocks = nn.ModuleList(
             Block(
                 width,
@@ -66,7 +68,7 @@ class BeitEncoder(nn.Module):
                 drop_path_rate=config.drop_path_rate * layer / max(config.depth - 1, 1),
                 dropout=config.dropout,
                 layer_norm_eps=config.layer_norm_eps,
-                bias_rows=bias_table_rows(grid) if config.position == "block_bias" else None,
+                bias_rows=bias_table_rows(grid) if config.bias == "block" else None,
             )
             for layer in range(config.depth)
         )
@@ -76,15 +78,18 @@ class BeitEncoder(nn.Module):
         """(B, 3, H, W) -> class token and patches after the last block, (B, 1 + N, D), no final norm."""
         return self.transform(self.embed(images), self.grid_of(images))
 
-    def embed(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> patches (B, N, D), row by row, without positions."""
+    def embed(self, images: Tensor, places: Tensor | None = None) -> Tensor:
+        """(B, 3, H, W) -> patches (B, N, D), row by row, or those at `places` (B, K), int64; without positions."""
         self.grid_of(images)
-        patches: Tensor = self.patch_embed(self.normalize(images))
+        patches: Tensor = self.patch_embed(self.normalize(images), places)
         return patches
 
-    def transform(self, patches: Tensor, grid: Grid) -> Tensor:
-        """Patches (B, N, D) of `grid` -> class token and patches after the last block, (B, 1 + N, D)."""
-        return self._run_blocks(self._tokens(patches, grid), grid, [self.config.depth - 1])[0]
+    def transform(self, patches: Tensor, grid: Grid, places: Tensor | None = None) -> Tensor:
+        """Patches of `grid`, all N or those at `places` (B, K) -> class token and patches after the last block,
+        (B, 1 + N, D) or (B, 1 + K, D)."""
+        places = None if places is None else token_places(places)
+        tokens = self._tokens(patches, grid, places)
+        return self._run_blocks(tokens, grid, [self.config.depth - 1], places)[0]
 
     def intermediates(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """Patches after the named blocks (0 the first, -1 the last), each as a map (B, D, h, w), no final norm."""
@@ -143,17 +148,30 @@ class BeitEncoder(nn.Module):
         rest = [parameter for parameter in self.parameters() if id(parameter) not in lower]
         return [stem, *blocks, rest]
 
-    def _tokens(self, patches: Tensor, grid: Grid) -> Tensor:
-        """Patches (B, N, D) -> class token first, position embeddings added: (B, 1 + N, D)."""
-        tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
+    def position_embedding(self, grid: Grid) -> Tensor | None:
+        """What is added to the tokens of `grid`, (1, 1 + N, D), learned or sine-cosine; None for none."""
         if self.pos_embed is not None:
-            tokens = tokens + resize_position_embedding(self.pos_embed, self.grid, grid)
-        return tokens
+            return resize_position_embedding(self.pos_embed, self.grid, grid)
+        if self.config.position == "sincos":
+            token = self.cls_token
+            return sincos_embedding(grid, self.grid, self.config.width, token.dtype, token.device)
+        return None
 
-    def _run_blocks(self, tokens: Tensor, grid: Grid, keep: Sequence[int]) -> list[Tensor]:
+    def _tokens(self, patches: Tensor, grid: Grid, places: Tensor | None = None) -> Tensor:
+        """Patches -> class token first, position embeddings added: (B, 1 + N, D). places: of these tokens among all
+        of `grid`, (B, T)."""
+        tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
+        embedding = self.position_embedding(grid)
+        if embedding is None:
+            return tokens
+        return tokens + (embedding if places is None else F.embedding(places, embedding[0]))
+
+    def _run_blocks(
+        self, tokens: Tensor, grid: Grid, keep: Sequence[int], places: Tensor | None = None
+    ) -> list[Tensor]:
         """The states after the blocks in `keep`, in its order; blocks above the highest are not run."""
         states: dict[int, Tensor] = {}
-        for layer, (block, bias) in enumerate(self._blocks_and_biases(grid)):
+        for layer, (block, bias) in enumerate(self._blocks_and_biases(grid, places)):
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, bias, use_reentrant=False)
             else:
@@ -164,17 +182,23 @@ class BeitEncoder(nn.Module):
                 break
         return [states[layer] for layer in keep]
 
-    def _blocks_and_biases(self, grid: Grid) -> Iterator[tuple[Block, Tensor | None]]:
-        """Each block with its bias (1, heads, 1 + N, 1 + N) in the compute dtype, or None; a shared one is
-        computed once."""
+    def _blocks_and_biases(
+        self, grid: Grid, places: Tensor | None = None
+    ) -> Iterator[tuple[Block, Tensor | None]]:
+        """Each block with its bias (1, heads, 1 + N, 1 + N), for tokens at `places` (B, heads, T, T), in the compute
+        dtype, or None; a shared one is computed once."""
+        if self.config.bias == "none":
+            yield from ((block, None) for block in cast("Iterable[Block]", self.blocks))
+            return
         device = self.cls_token.device
         autocast = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if autocast else self.cls_token.dtype
-        shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid, dtype)
-        index = relative_position_index(grid, device) if self.config.position == "block_bias" else None
+        index = relative_position_index(grid, device)
+        index = index[None] if places is None else index[places[:, :, None], places[:, None, :]]
+        shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid, index, dtype)
         for block in cast("Iterable[Block]", self.blocks):
             table = block.attn.relative_position_bias_table
-            if table is None or index is None:
+            if table is None:
                 yield block, shared
             else:
                 yield block, position_bias(table, self.grid, grid, index, dtype)

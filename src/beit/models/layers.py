@@ -21,8 +21,12 @@ class PatchEmbed(nn.Module):
         self.patch_size = patch_size
         self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return F.linear(to_patches(images, self.patch_size), self.proj.weight.flatten(1), self.proj.bias)
+    def forward(self, images: Tensor, places: Tensor | None = None) -> Tensor:
+        """All patches (B, N, D), or those at `places` (B, K): (B, K, D)."""
+        patches = to_patches(images, self.patch_size)
+        if places is not None:
+            patches = patches.gather(1, places[..., None].expand(-1, -1, patches.shape[-1]))
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 def to_patches(images: Tensor, patch_size: int) -> Tensor:
@@ -83,7 +87,7 @@ class Attention(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, bias: Tensor | None) -> Tensor:
-        """(B, T, D) and a bias (1, H, T, T) or None -> (B, T, D)."""
+        """(B, T, D) and a bias (1, H, T, T), (B, H, T, T) or None -> (B, T, D)."""
         query, key, value = self._query_key_value(tokens)
         if query.requires_grad and query.device.type == "cpu":
             # With a backward pass torch's fused attention for the CPU takes about twice the time of these two
@@ -147,7 +151,7 @@ class Block(nn.Module):
             self.gamma_2 = nn.Parameter(torch.full((width,), layer_scale_init))
 
     def forward(self, tokens: Tensor, bias: Tensor | None) -> Tensor:
-        """(B, T, D) and a bias (1, H, T, T) or None -> (B, T, D)."""
+        """(B, T, D) and a bias (1, H, T, T), (B, H, T, T) or None -> (B, T, D)."""
         tokens = self._add(tokens, self.attn(self.norm1(tokens), bias), self.gamma_1)
         return self._add(tokens, self.mlp(self.norm2(tokens)), self.gamma_2)
 

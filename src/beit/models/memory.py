@@ -36,7 +36,7 @@ def attention_memory(config: EncoderConfig, size: tuple[int, int]) -> int:
     """Bytes, at least, of the position bias of one block for an image of `size` (height, width): for every pair of
     tokens the row of the table, int64, and each head's value, float32. 0 without a bias, for then attention keeps no
     pairs."""
-    if config.position in ("absolute", "none"):
+    if config.bias == "none":
         return 0
     rows, columns = (-(-side // config.patch_size) for side in size)
     return int((1 + rows * columns) ** 2 * (8 + 4 * config.num_heads))

@@ -1,4 +1,4 @@
-"""Where a patch is: relative position bias, and resizing of bias tables and position embeddings.
+"""Where a patch is: relative position bias, position embeddings, and the resizing of both.
 
 A grid is (rows, columns) of patches; nothing here assumes that it is square.
 """
@@ -42,17 +42,23 @@ def relative_position_index(grid: Grid, device: torch.device | None = None) -> T
     return index
 
 
+def token_places(places: Tensor) -> Tensor:
+    """Places of patches in a grid, (B, K), row by row -> of the class token and them among all tokens, (B, 1 + K)."""
+    return F.pad(places + 1, (1, 0))
+
+
 def position_bias(table: Tensor, table_grid: Grid, grid: Grid, index: Tensor, dtype: torch.dtype) -> Tensor:
-    """The bias of every pair of tokens, (1, heads, 1 + N, 1 + N) in `dtype`.
+    """The bias of every pair of tokens, (B, heads, T, T) in `dtype`.
 
     table: (rows of table_grid, heads); resized when `grid` differs from `table_grid`.
-    index: :func:`relative_position_index` of `grid`, shared by all blocks of one forward pass.
+    index: the row of the table of `grid` for each pair, (B, T, T), shared by all blocks of one forward pass; B is 1
+        where all images have the same tokens, see :func:`relative_position_index`.
     """
     if grid != table_grid:
         table = resize_bias_table(table, table_grid, grid)
     # Gathered in the table's own precision: the gradient sums thousands of pairs into each row.
     bias = table.t().index_select(1, index.flatten())
-    return bias.view(1, -1, *index.shape).to(dtype)
+    return bias.unflatten(1, index.shape).transpose(0, 1).to(dtype)
 
 
 class RelativePositionBias(nn.Module):
@@ -63,11 +69,36 @@ class RelativePositionBias(nn.Module):
         self.grid = grid
         self.relative_position_bias_table = nn.Parameter(torch.zeros(bias_table_rows(grid), num_heads))
 
-    def forward(self, grid: Grid, dtype: torch.dtype | None = None) -> Tensor:
-        """-> (1, heads, 1 + N, 1 + N) in `dtype` (default: the table's), for N patches of `grid`."""
+    def forward(self, grid: Grid, index: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """-> (B, heads, T, T) in `dtype` (default: the table's), for the pairs of `index`, by default all of `grid`:
+        (1, heads, 1 + N, 1 + N)."""
         table = self.relative_position_bias_table
-        index = relative_position_index(grid, table.device)
+        if index is None:
+            index = relative_position_index(grid, table.device)[None]
         return position_bias(table, self.grid, grid, index, dtype or table.dtype)
+
+
+@lru_cache(maxsize=64)
+def sincos_embedding(
+    grid: Grid, trained: Grid, width: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Sine-cosine position embeddings of the patches of `grid`, (1, 1 + N, width); the class token's is zero.
+
+    A quarter of the width each has sines and cosines of the column, and sines and cosines of the row, at frequencies
+    10000**(-k / quarter) (MAE's; the formula is of "Attention is all you need"). Coordinates are patches of the
+    `trained` grid: (i + .5) trained / grid - .5, so that another image size keeps their range.
+    """
+    quarter = width // 4
+    frequencies = 10000.0 ** (-np.arange(quarter) / quarter)
+    row, column = (
+        np.outer((np.arange(now) + 0.5) * before / now - 0.5, frequencies)
+        for now, before in zip(grid, trained, strict=True)
+    )
+    row, column = np.repeat(row, grid[1], axis=0), np.tile(column, (grid[0], 1))
+    patches = np.concatenate([np.sin(column), np.cos(column), np.sin(row), np.cos(row)], axis=1)
+    # Kept on its device: copying it from the host would make a GPU wait in every step.
+    with torch.inference_mode(False):
+        return torch.from_numpy(np.pad(patches, ((1, 0), (0, 0))))[None].to(device, dtype)
 
 
 def resize_bias_table(table: Tensor, source: Grid, target: Grid) -> Tensor:

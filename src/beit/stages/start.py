@@ -84,7 +84,7 @@ def starting_encoder(config: StartConfig) -> tuple[BeitEncoder, nn.Module | None
     _require_agreement(config, source.config)
     with changes() as adapting:
         encoder = source if config.stated_size is None else resize_encoder(source, config.stated_size)
-        if encoder.config.position == "shared_bias" and config.position != "shared_bias":
+        if encoder.config.bias == "shared" and config.stated().get("bias") != "shared":
             encoder = expand_shared_bias(encoder)
         encoder = replace_rates(encoder, drop_path_rate=config.drop_path_rate, dropout=config.dropout)
     first = f"from {config.init} ({kind_of(start)}): {_in_words(source.config)}"
@@ -164,9 +164,10 @@ def _require_agreement(config: StartConfig, encoder: EncoderConfig) -> None:
         config.require_whole_patches(encoder.patch_size)
     for field, value in config.stated().items():
         present = getattr(encoder, field)
-        is_expanded = field == "position" and (present, value) == ("shared_bias", "block_bias")
+        is_expanded = field == "bias" and (present, value) == ("shared", "block")
         if value != present and not is_expanded:
             name = "normalization" if field.startswith("pixel_") else field
+            name = "position" if field == "bias" and config.bias is None else name
             flag = flag_of(name)
             raise UserError(
                 f"{flag} {getattr(config, name)} contradicts --init {config.init}, whose encoder has {field} "
@@ -179,7 +180,7 @@ def encoder_facts(config: EncoderConfig) -> dict[str, str]:
     checkpoints."""
     pixels = f"pixels around {config.pixel_mean} by {config.pixel_std}"
     return {
-        "encoder": f"{_in_words(config)}, {config.num_heads} heads, {config.position} positions, {pixels}"
+        "encoder": f"{_in_words(config)}, {config.num_heads} heads, {config.positions} positions, {pixels}"
     }
 
 

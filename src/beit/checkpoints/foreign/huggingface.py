@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from beit.checkpoints.foreign import huggingface_images as images
 from beit.checkpoints.foreign import huggingface_segmentation as segmentation
 from beit.checkpoints.foreign import upernet
 from beit.checkpoints.foreign.key_map import KeyMap
+from beit.checkpoints.foreign.shapes import PositionFlags, flags_of, positions_of, with_table
 from beit.checkpoints.foreign.survey import Foreign, ModelKind
 from beit.checkpoints.own import kind_of, write_folder
 from beit.checkpoints.preparation import preparation
@@ -165,7 +166,7 @@ def _facts(file: TensorFile, config: Facts) -> dict[str, Any]:
     return facts | {
         "image_size": sides(config.get("image_size", 224)),
         "depth": config.get("num_hidden_layers", 12) - segmentation.unused_blocks(config),
-        "position": " and ".join(ours for flag, ours in _POSITIONS if config.get(flag)) or "none",
+        **positions_of(config, _POSITIONS),
         "layer_scale_init": facts["layer_scale_init"] or None,  # zero means no LayerScale there
         "kind": next((_KINDS[name] for name in config.get("architectures") or [] if name in _KINDS), None),
         "pool": "mean" if config.get("use_mean_pooling", True) else "cls",
@@ -173,12 +174,12 @@ def _facts(file: TensorFile, config: Facts) -> dict[str, Any]:
     }
 
 
-# Their flag, our kind of position; all are off by default.
-_POSITIONS = [
-    ("use_absolute_position_embeddings", "absolute"),
-    ("use_relative_position_bias", "block_bias"),
-    ("use_shared_relative_position_bias", "shared_bias"),
-]
+_POSITIONS = PositionFlags(
+    absolute="use_absolute_position_embeddings",
+    block="use_relative_position_bias",
+    shared="use_shared_relative_position_bias",
+)
+"""All are off by default."""
 
 
 def _class_names(labels: Any, file: TensorFile) -> tuple[list[str] | None, list[str]]:
@@ -207,17 +208,17 @@ def write(model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: 
     whatever is there that the model does not have."""
     assert isinstance(model, Model)
     config: EncoderConfig = model.encoder.config
-    if config.grid[0] != config.grid[1] and config.position != "none":
+    if config.grid[0] != config.grid[1] and config.positions != "none":
         raise UserError(
-            f"Hugging Face's BEiT cannot hold {config.position} positions of a grid of "
+            f"Hugging Face's BEiT cannot hold {config.positions} positions of a grid of "
             f"{config.grid[0]}x{config.grid[1]} patches: it takes every grid for a square (absolute positions) or "
             f"swaps its axes (bias tables); resize to a square first"
         )
-    weights: dict[str, Tensor] = dict(model.state_dict())
-    notes: list[str] = []
+    weights, notes = with_table(model)
     if isinstance(model, SemanticSegmenter):
         segmentation.require_held(model)
-        weights, notes = segmentation.with_unused_block(model, weights)
+        weights, unused = segmentation.with_unused_block(model, weights)
+        notes += unused
     keys = _MASKED_KEYS if isinstance(model, MaskedImageModel) else _CLASSIFIER_KEYS
     several = {"problem_type": _SEVERAL} if extra.get("multilabel") else {}
     files = {"config": _config(model, classes) | several, "preprocessor_config": _processor(model, extra)}
@@ -249,7 +250,7 @@ def _encoder_config(config: EncoderConfig) -> dict[str, Any]:
         "intermediate_size": int(config.width * config.mlp_ratio),
         "num_hidden_layers": config.depth,
         "image_size": height if height == width else [height, width],
-        **{flag: config.position == ours for flag, ours in _POSITIONS},
+        **flags_of(config, _POSITIONS),
         **{theirs: getattr(config, ours) for theirs, ours, _ in _FIELDS},
         # Zero means no LayerScale there.
         "layer_scale_init_value": 0.0 if config.layer_scale_init is None else config.layer_scale_init or 1e-6,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
+
+from torch import Tensor, nn
 
 from beit.checkpoints.reference import Stated, agreed
 from beit.config.architecture import MAX_DEPTH, EncoderConfig
@@ -19,11 +21,42 @@ WIDTH_OF_HEAD = 64
 DEFAULT_GRID = (14, 14)
 """Of a file without any position information."""
 
-_POSITIONS = {
-    "absolute": "encoder.pos_embed",
-    "shared_bias": "encoder.rel_pos_bias.relative_position_bias_table",
-    "block_bias": "encoder.blocks.0.attn.relative_position_bias_table",
-}
+EMBEDDING = "encoder.pos_embed"
+SHARED_BIAS = "encoder.rel_pos_bias.relative_position_bias_table"
+BLOCK_BIAS = "encoder.blocks.{}.attn.relative_position_bias_table"
+
+
+class PositionFlags(NamedTuple):
+    """A library's flag for each kind of position information."""
+
+    absolute: str
+    block: str
+    shared: str
+
+
+def positions_of(config: Facts, flags: PositionFlags) -> dict[str, Any]:
+    """What a library's configuration says of positions, as facts."""
+    biases = [bias for bias in ("block", "shared") if config.get(getattr(flags, bias))]
+    position = "absolute" if config.get(flags.absolute) else "none"
+    return {"position": position, "bias": biases[0] if biases else "none", "biases": biases}
+
+
+def flags_of(config: EncoderConfig, flags: PositionFlags) -> dict[str, bool]:
+    """The flags of an encoder that is written, see :func:`with_table`."""
+    held = {flags.absolute: config.position != "none"}
+    return held | {flags.block: config.bias == "block", flags.shared: config.bias == "shared"}
+
+
+def with_table(model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights of a model on an encoder, sine-cosine positions among them as a table; and a line where there is
+    one: other libraries have tables alone."""
+    weights, encoder = dict(model.state_dict()), model.encoder
+    assert isinstance(encoder, BeitEncoder)
+    if encoder.config.position != "sincos":
+        return weights, []
+    table = encoder.position_embedding(encoder.grid)
+    assert table is not None
+    return weights | {EMBEDDING: table}, ["sine-cosine positions written as a table of absolute ones"]
 
 
 def infer(shapes: Mapping[str, Shape], facts: Facts, stated: Stated) -> EncoderConfig:
@@ -42,18 +75,20 @@ def infer(shapes: Mapping[str, Shape], facts: Facts, stated: Stated) -> EncoderC
     hidden = agreed(
         "hidden", facts.pop("hidden", None), by_ratio, shapes["encoder.blocks.0.mlp.fc1.weight"][0]
     )
-    position, rows, heads = _position(shapes)
+    rows, heads = _position_rows(shapes)
     heads = _heads(width, stated.num_heads, facts.pop("num_heads", None), heads)
     size = facts.pop("image_size", None)
     own_grid = None if size is None else (size[0] // patch, size[1] // patch)
-    grid = _grid(agreed("grid", stated.grid, own_grid), position, rows)
+    grid = _grid(agreed("grid", stated.grid, own_grid), rows)
     for name in ("pixel_mean", "pixel_std"):
         # Weights do not tell; and hub files of ADE20K models name other constants than they were trained with.
         pixel = getattr(stated, name) or facts.pop(name, None)
         facts |= {} if pixel is None else {name: tuple(pixel)}
     seen = {
         "depth": number_of(shapes, "encoder.blocks.{}.mlp.fc1.weight"),
-        "position": position,
+        "position": "absolute" if EMBEDDING in rows else "none",
+        # Where there are both, the shared one is added to that of each block: see Survey.assemble.
+        "bias": "block" if BLOCK_BIAS in rows else "shared" if SHARED_BIAS in rows else "none",
         "layer_scale_init": 0.1 if "encoder.blocks.0.gamma_1" in shapes else None,
     }
     return EncoderConfig(
@@ -103,32 +138,29 @@ def _width_and_patch(shapes: Mapping[str, Shape]) -> tuple[int, int]:
     return token[2], patches[2]
 
 
-def _position(shapes: Mapping[str, Shape]) -> tuple[Any, int, int | None]:
-    """The kind of position information, its rows, and the heads of a bias table."""
-    kinds = [(kind, shapes[name]) for kind, name in _POSITIONS.items() if name in shapes]
-    if not kinds:
-        return "none", 0, None
-    require(len(kinds) == 1, "it has more than one kind of position information, which no BEiT has")
-    kind, shape = kinds[0]
-    dimensions = 3 if kind == "absolute" else 2
-    require(len(shape) == dimensions, "its position information has too many or too few dimensions")
-    return kind, shape[-2], None if kind == "absolute" else shape[1]
+def _position_rows(shapes: Mapping[str, Shape]) -> tuple[dict[str, int], int | None]:
+    """The rows of each kind of position information, and the heads of a bias table."""
+    kinds = {name: shapes.get(name.format(0)) for name in (EMBEDDING, BLOCK_BIAS, SHARED_BIAS)}
+    found = {name: shape for name, shape in kinds.items() if shape is not None}
+    fits = all(len(shape) == (3 if name == EMBEDDING else 2) for name, shape in found.items())
+    require(fits, "its position information has too many or too few dimensions")
+    heads = next((shape[1] for name, shape in found.items() if name != EMBEDDING), None)
+    return {name: shape[-2] for name, shape in found.items()}, heads
 
 
-def _grid(grid: Grid | None, position: str, rows: int) -> Grid:
+def _grid(grid: Grid | None, kinds: Mapping[str, int]) -> Grid:
     """The grid that position information of so many rows is for; where nothing tells it, a square. The one place
     where a square is taken for granted."""
-    if position == "none":
-        return grid or DEFAULT_GRID
     prefix = BeitEncoder.num_prefix_tokens
-    if grid is None and position == "absolute":
-        grid = (math.isqrt(max(rows - prefix, 0)),) * 2
-    elif grid is None:
-        grid = ((math.isqrt(max(rows - CLS_ROWS, 0)) + 1) // 2,) * 2
-    needed = prefix + math.prod(grid) if position == "absolute" else bias_table_rows(grid)
-    if min(grid) < 1 or needed != rows:
-        raise UserError(
-            f"its position information has {rows} rows, and a grid of {grid[0]}x{grid[1]} patches needs {needed}; "
-            f"state grid (PATH@grid=ROWSxCOLUMNS)"
-        )
-    return grid
+    for kind, rows in kinds.items():
+        if grid is None and kind == EMBEDDING:
+            grid = (math.isqrt(max(rows - prefix, 0)),) * 2
+        elif grid is None:
+            grid = ((math.isqrt(max(rows - CLS_ROWS, 0)) + 1) // 2,) * 2
+        needed = prefix + math.prod(grid) if kind == EMBEDDING else bias_table_rows(grid)
+        if min(grid) < 1 or needed != rows:
+            raise UserError(
+                f"its position information has {rows} rows, and a grid of {grid[0]}x{grid[1]} patches needs "
+                f"{needed}; state grid (PATH@grid=ROWSxCOLUMNS)"
+            )
+    return grid or DEFAULT_GRID

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from beit.checkpoints.foreign import upernet
 from beit.checkpoints.foreign.key_map import KeyMap, in_float32
-from beit.checkpoints.foreign.shapes import Shape, infer
+from beit.checkpoints.foreign.shapes import SHARED_BIAS, Shape, infer
 from beit.checkpoints.own import build, options_of, without_weights
 from beit.checkpoints.reading.safe_pickle import StoredTensor
 from beit.checkpoints.reading.torch_file import TensorFile
@@ -106,12 +106,23 @@ class Survey(NamedTuple):
             notes.append(f"{listed(self.missing)}: not in the file, drawn anew")
         if self.unknown:
             notes.append(f"{listed(self.unknown)}: unknown, left out")
+        _add_shared_bias(weights, model)
         model.load_state_dict(weights, strict=not self.missing, assign=True)
         return model.eval(), notes
 
 
 def _joined(pieces: Sequence[Tensor]) -> Tensor:
     return in_float32(torch.cat([*pieces]) if len(pieces) > 1 else pieces[0])
+
+
+def _add_shared_bias(weights: dict[str, Tensor], model: nn.Module) -> None:
+    """A shared bias table beside one in every block, which no model here has, is added to these: exactly the same."""
+    shared = next((name for name in weights if SHARED_BIAS.endswith(name)), None)
+    if shared is not None and shared not in model.state_dict():
+        table = weights.pop(shared)
+        for name in weights:
+            if name.endswith(".attn.relative_position_bias_table"):
+                weights[name] = weights[name] + table
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -129,8 +140,8 @@ class Foreign:
     table: KeyMap
     facts: Facts = field(default_factory=dict)
     """What a configuration says of the encoder, see :func:`beit.checkpoints.foreign.shapes.infer`; and the `kind` of
-    model on it, a classifier's `pool`, the `layers` that a segmenter's decoder reads, and whether it has an
-    `auxiliary` head. None: it does not say."""
+    model on it, a classifier's `pool`, the `layers` that a segmenter's decoder reads, whether it has an `auxiliary`
+    head, and all position `biases` that it names. None: it does not say."""
     classes: Sequence[str] | None = None
     provenance: Facts = field(default_factory=dict)
     extra: Facts = field(default_factory=dict)
@@ -169,8 +180,8 @@ def survey_encoder(foreign: Foreign, stated: Stated) -> Survey:
         )
     kind = next(kind for kind, (_, head, _) in _KINDS.items() if head in shapes)
     facts, extra, notes = dict(foreign.facts), dict(foreign.extra), [*foreign.notes]
-    expected, pool, layers, auxiliary = (
-        facts.pop(name, None) for name in ("kind", "pool", "layers", "auxiliary")
+    expected, pool, layers, auxiliary, biases = (
+        facts.pop(name, None) for name in ("kind", "pool", "layers", "auxiliary", "biases")
     )
     with without_weights(path):
         config = infer(shapes, facts, stated)
@@ -187,6 +198,11 @@ def survey_encoder(foreign: Foreign, stated: Stated) -> Survey:
         keys = {name.removeprefix("encoder."): parts for name, parts in keys.items()}
         shapes = {name.removeprefix("encoder."): shape for name, shape in shapes.items()}
     missing, spare = compare(path, shapes, model)
+    if config.bias == "block" and (biases is None or "shared" in biases):
+        added = [name for name in spare if SHARED_BIAS.endswith(name)]
+        spare = [name for name in spare if name not in added]
+        notes += ["the shared position bias is added to that of each block"] if added else []
+        missing += [SHARED_BIAS] if biases and not added else []
     words, _, idle_names = _KINDS[kind]
     idle = {name for name in spare if name.startswith(idle_names)}
     unknown += [key for name in spare if name not in idle for key in keys[name]]

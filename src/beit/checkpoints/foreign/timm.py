@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from beit.checkpoints.foreign.key_map import KeyMap
+from beit.checkpoints.foreign.shapes import PositionFlags, flags_of, positions_of, with_table
 from beit.checkpoints.foreign.survey import Foreign
 from beit.checkpoints.foreign.unilm import ENCODER, INDICES
 from beit.checkpoints.own import write_folder
@@ -43,11 +44,7 @@ _OF_SIZE: Mapping[str, Facts] = {
 }
 _FIELDS = {"embed_dim": "width", **{name: name for name in ("patch_size", "depth", "num_heads", "mlp_ratio")}}
 _POOLS = {"avg": "mean", "token": "cls"}
-_POSITIONS = {
-    "use_abs_pos_emb": "absolute",
-    "use_rel_pos_bias": "block_bias",
-    "use_shared_rel_pos_bias": "shared_bias",
-}
+_POSITIONS = PositionFlags("use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias")
 
 
 def is_config(config: Facts) -> bool:
@@ -64,7 +61,7 @@ def open_folder(file: TensorFile, config: Facts) -> Foreign:
     facts = {
         **{ours: arguments.get(theirs) for theirs, ours in _FIELDS.items()},
         "image_size": sides(size),
-        "position": " and ".join(ours for flag, ours in _POSITIONS.items() if arguments.get(flag)) or "none",
+        **positions_of(arguments, _POSITIONS),
         "drop_path_rate": arguments.get("drop_path_rate"),
         "pixel_mean": inner.get("mean"),
         "pixel_std": inner.get("std"),
@@ -100,7 +97,7 @@ def write(model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: 
             "img_size": list(config.image_size),
             **{theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()},
             "global_pool": pool,
-            **{flag: config.position == ours for flag, ours in _POSITIONS.items()},
+            **flags_of(config, _POSITIONS),
             "init_values": config.layer_scale_init,
         },
         "pretrained_cfg": {
@@ -114,5 +111,6 @@ def write(model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: 
             "classifier": "head",
         },
     }
-    write_folder(folder, KEYS.write(model.state_dict(), NAME), {"config": description})
-    return []
+    weights, notes = with_table(model)
+    write_folder(folder, KEYS.write(weights, NAME), {"config": description})
+    return notes

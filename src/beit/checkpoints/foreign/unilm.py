@@ -19,6 +19,7 @@ from torch import nn
 
 from beit.checkpoints.foreign import upernet
 from beit.checkpoints.foreign.key_map import KeyMap
+from beit.checkpoints.foreign.shapes import with_table
 from beit.checkpoints.foreign.survey import Foreign
 from beit.checkpoints.reading.safe_pickle import Inert
 from beit.checkpoints.reading.torch_file import TensorFile
@@ -137,7 +138,8 @@ def write(model: nn.Module, destination: Path, classes: Sequence[str] | None, ex
         raise UserError(
             f"the released code has pyramids for patches of 8 and 16: it cannot hold one for patches of {patch}"
         )
-    weights = (SEGMENTER_KEYS if segments else KEYS).write(model.state_dict(), NAME)
+    weights, notes = with_table(model)
+    weights = (SEGMENTER_KEYS if segments else KEYS).write(weights, NAME)
     # The released code wants the index of its tables beside them; all blocks share one.
     index = relative_position_index(encoder.grid)
     tables = [key for key in weights if key.endswith(_TABLE)]
@@ -145,4 +147,4 @@ def write(model: nn.Module, destination: Path, classes: Sequence[str] | None, ex
     meta = {"CLASSES": tuple(classes or ()) or None, "PALETTE": extra.get("palette")}
     with destination.open("wb") as file:
         torch.save({"meta": meta, "state_dict": weights} if segments else {"model": weights}, file)
-    return []
+    return notes
