@@ -20,7 +20,7 @@ KEYS = {"kind", "architecture", "image_size", "pixel_mean", "pixel_std", "classe
 KEYS |= {"weights_sha256", "provenance"}
 OPTIONS = {
     "tokenizer": set(),
-    "pretrained": {"vocab_size"},
+    "pretrained": {"vocab_size", "encoder_sees"},
     "classifier": {"num_classes", "pool", "interpolation", "crop_pct", "crop_mode", "multilabel"},
     "upernet": {"num_classes", "decoder", "layers", "channels", "transposed", "auxiliary"}
     | {"resize", "crop", "stride", "reduce_zero_label", "ignore_value", "palette"},

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from pytest import MonkeyPatch
+from torch import Tensor, nn
 
 from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError
 from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.heads import ImageClassifier, MaskedImageModel
-from beit.models.layers import DropPath, PatchEmbed
+from beit.models.layers import Block, DropPath, PatchEmbed
 
 Tiny = Callable[..., EncoderConfig]
 Shaken = Callable[[nn.Module], nn.Module]
@@ -84,6 +85,33 @@ def test_two_knobs_of_positions_and_the_older_one(stated: dict[str, Any], meant:
     assert (encoder.pos_embed is not None) == (meant[0] == "absolute")
     assert (encoder.rel_pos_bias is not None) == (meant[1] == "shared")
     assert (encoder.blocks[0].attn.relative_position_bias_table is not None) == (meant[1] == "block")
+
+
+@pytest.mark.parametrize("position", ["absolute", "sincos", "none"])
+@pytest.mark.parametrize("bias", ["shared", "block", "none"])
+@pytest.mark.parametrize("size", [(32, 32), (16, 48)])
+def test_visible_patches_alone_are_all_patches_with_the_hidden_shut_out(
+    position: str, bias: str, size: tuple[int, int], tiny: Tiny, shaken: Shaken, monkeypatch: MonkeyPatch
+) -> None:
+    encoder = shaken(BeitEncoder(tiny(position=position, bias=bias)).double())
+    assert isinstance(encoder, BeitEncoder)
+    images = torch.rand(3, 3, *size, dtype=torch.float64)
+    grid = encoder.grid_of(images)
+    places = torch.rand(3, math.prod(grid)).argsort(dim=1)[:, :5]
+    seen = encoder.transform(encoder.embed(images, places), grid, places)
+
+    tokens = torch.cat([torch.zeros(3, 1, dtype=torch.int64), 1 + places], dim=1)
+    keys = torch.full((3, 1 + math.prod(grid)), -math.inf, dtype=torch.float64).scatter(1, tokens, 0)
+    biases = encoder._blocks_and_biases
+
+    def shut(grid: tuple[int, int], places: None) -> Iterator[tuple[Block, Tensor]]:
+        for block, bias in biases(grid):
+            yield block, keys[:, None, None] + (0 if bias is None else bias)
+
+    monkeypatch.setattr(encoder, "_blocks_and_biases", shut)
+    everything = encoder(images)
+    expected = everything.gather(1, tokens[..., None].expand(-1, -1, everything.shape[2]))
+    torch.testing.assert_close(seen, expected, rtol=0, atol=1e-12)
 
 
 def test_sine_cosine_positions_need_quarters_of_the_width() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from beit.config.architecture import EncoderConfig
+from beit.config.errors import UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LayerProbes, MaskedImageModel, layer_features
 
@@ -17,16 +18,22 @@ Tiny = Callable[..., EncoderConfig]
 Shaken = Callable[[nn.Module], nn.Module]
 
 
-@pytest.fixture
-def model(tiny: Tiny, shaken: Shaken) -> MaskedImageModel:
-    model = shaken(MaskedImageModel(BeitEncoder(tiny(image_size=(32, 48))), 20).double())
+@pytest.fixture(params=["all", "visible"])
+def model(request: pytest.FixtureRequest, tiny: Tiny, shaken: Shaken) -> MaskedImageModel:
+    options = {} if request.param == "all" else {"encoder_sees": "visible", "num_masked": 18}
+    model = shaken(MaskedImageModel(BeitEncoder(tiny(image_size=(32, 48))), 20, **options).double())
     assert isinstance(model, MaskedImageModel)
     return model
 
 
+def masks(batch: int) -> torch.Tensor:
+    """18 of 24 patches hidden."""
+    return (torch.rand(batch, 24).argsort(dim=1) < 18).view(batch, 4, 6)
+
+
 def test_rows_are_the_predicted_patches_in_flat_order(model: MaskedImageModel) -> None:
     images = torch.rand(3, 3, 32, 48, dtype=torch.float64)
-    mask, predict = torch.rand(3, 4, 6) < 0.4, torch.rand(3, 4, 6) < 0.5
+    mask, predict = masks(3), torch.rand(3, 4, 6) < 0.5
     everywhere = model(images, mask, torch.ones_like(mask))
     assert everywhere.shape == (3 * 24, 20)
     torch.testing.assert_close(model(images, mask), model(images, mask, mask))
@@ -34,18 +41,19 @@ def test_rows_are_the_predicted_patches_in_flat_order(model: MaskedImageModel) -
     torch.testing.assert_close(
         model(images, mask.flatten(1), predict.flatten(1)), everywhere[predict.flatten()]
     )
-    assert model(images, torch.zeros_like(mask)).shape == (0, 20)
+    assert model(images, mask, torch.zeros_like(mask)).shape == (0, 20)
 
 
 def test_nothing_behind_the_mask_reaches_the_output(model: MaskedImageModel) -> None:
     images = torch.rand(2, 3, 32, 48, dtype=torch.float64)
-    mask = torch.rand(2, 4, 6) < 0.5
+    mask = masks(2)
+    other_mask = mask.roll(1, dims=1)
     pixels = mask.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
     others = torch.where(pixels, torch.rand_like(images), images)
     everywhere = torch.ones_like(mask)
     logits = model(images, mask, everywhere)
     assert torch.equal(logits, model(others, mask, everywhere))
-    assert not torch.equal(model(images, ~mask, everywhere), model(others, ~mask, everywhere))
+    assert not torch.equal(model(images, other_mask, everywhere), model(others, other_mask, everywhere))
     with torch.no_grad():
         model.mask_token += 1
     assert not torch.equal(logits, model(images, mask, everywhere))
@@ -55,6 +63,33 @@ def test_nothing_behind_the_mask_reaches_the_output(model: MaskedImageModel) -> 
 def test_masks_that_do_not_fit_are_refused(mask: torch.Tensor, model: MaskedImageModel) -> None:
     with pytest.raises(ValueError, match="mask is"):
         model(torch.rand(2, 3, 32, 48, dtype=torch.float64), mask)
+
+
+def test_visible_patches_need_masks_of_one_count(tiny: Tiny) -> None:
+    encoder = BeitEncoder(tiny())
+    model = MaskedImageModel(encoder, 20, encoder_sees="visible", num_masked=12)
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[0, :12] = mask[1, :11] = True
+    with pytest.raises(ValueError, match=r"hides 11 patches .* made for 12"):
+        model(torch.rand(2, 3, 32, 32), mask)
+    for options, fault in (
+        ({"num_masked": 16}, "num_masked 16 is not between 1 and 15"),
+        ({"num_masked": None}, "num_masked None"),
+        ({"num_masked": 12, "decoder_width": 48}, "decoder-width 48 is not a multiple of 32"),
+    ):
+        with pytest.raises(UserError, match=fault):
+            MaskedImageModel(encoder, 20, encoder_sees="visible", **options)  # type: ignore[arg-type]
+
+
+def test_every_parameter_has_a_part_in_visible_predictions(tiny: Tiny) -> None:
+    """What DistributedDataParallel asks for; in bfloat16 and with recomputation too."""
+    encoder = BeitEncoder(tiny(position="absolute", bias="block", drop_path_rate=0.0))
+    encoder.gradient_checkpointing = True
+    model = MaskedImageModel(encoder, 20, encoder_sees="visible", num_masked=12, decoder_depth=2)
+    mask = (torch.rand(4, 16).argsort(dim=1) < 12).view(4, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.rand(4, 3, 32, 32), mask).float().square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_pixel_targets_are_the_normalised_pixels_of_the_predicted_patches(tiny: Tiny) -> None:

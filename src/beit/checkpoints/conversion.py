@@ -103,6 +103,8 @@ def holders(model: nn.Module) -> tuple[Target, ...]:
     """The formats that hold such a model."""
     if isinstance(model, SemanticSegmenter) and model.decoder != "upernet":
         return ("beit",)
+    if isinstance(model, MaskedImageModel) and model.decoder is not None:
+        return ("beit",)
     return _HOLDERS.get(kind_of(model), ())
 
 
@@ -116,6 +118,11 @@ def _require_holder(model: nn.Module, to: Target) -> None:
         library = "the released code" if to == "unilm" else "Hugging Face's BEiT"
         head = "decode_head.up_convs" + (" and auxiliary_head" if model.auxiliary else "")
         raise UserError(f"{library} has UPerNet alone: it cannot hold SETR-PUP's {head}; {remedy}")
+    if isinstance(model, MaskedImageModel) and model.decoder is not None and to in _HOLDERS["pretrained"]:
+        raise UserError(
+            f"{to} has masked image models that see all patches: it cannot hold this one's decoder.* "
+            f"(encoder_sees visible); {remedy}"
+        )
     segmenter_in_timm = isinstance(model, SemanticSegmenter) and to == "timm"
     reason = "timm's BEiT has no decoders, hence no decode_head" if segmenter_in_timm else _CONTENTS[to]
     raise UserError(f"{reason}: it cannot hold a {type(model).__name__}; {remedy}")

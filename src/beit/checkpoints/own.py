@@ -44,11 +44,17 @@ class Kind(NamedTuple):
     """Attributes that it is built with besides its architecture; keys of model.json."""
     config: type[EncoderConfig | DiscreteVAEConfig] = EncoderConfig
     """Its architecture."""
+    later: tuple[str, ...] = ()
+    """More such attributes, which may be None, and which files lack that were written before there were any."""
 
 
 KINDS: Mapping[str, Kind] = {
     "tokenizer": Kind(DiscreteVAE, config=DiscreteVAEConfig),
-    "pretrained": Kind(MaskedImageModel, ("vocab_size",)),
+    "pretrained": Kind(
+        MaskedImageModel,
+        ("vocab_size",),
+        later=("encoder_sees", "num_masked", "decoder_depth", "decoder_width"),
+    ),
     "classifier": Kind(ImageClassifier, ("num_classes", "pool")),
     "segmenter": Kind(
         SemanticSegmenter, ("num_classes", "decoder", "layers", "channels", "transposed", "auxiliary")
@@ -86,7 +92,10 @@ def kind_of(model: nn.Module) -> str:
 def options_of(model: nn.Module) -> dict[str, Any]:
     """What a model is built with besides its architecture."""
     kind = KINDS.get(kind_of(model))
-    return {name: getattr(model, name) for name in kind.options} if kind else {}
+    if kind is None:
+        return {}
+    later = {name: getattr(model, name) for name in kind.later if getattr(model, name) is not None}
+    return {name: getattr(model, name) for name in kind.options} | later
 
 
 def build(kind: str, config: EncoderConfig | DiscreteVAEConfig, options: Facts) -> nn.Module:
@@ -254,7 +263,7 @@ def _open(path: Path) -> tuple[Path, dict[str, Any], nn.Module]:
 
 
 def _model_of(kind: str, description: Facts) -> nn.Module:
-    _, names, config_type = KINDS[kind]
+    model_type, names, config_type, later = KINDS[kind]
     architecture = description.get("architecture")
     missing = {*names, "weights_sha256"} - set(description)
     if missing or not isinstance(architecture, dict):
@@ -265,8 +274,8 @@ def _model_of(kind: str, description: Facts) -> nn.Module:
         if key in architecture and description.get(key, architecture[key]) != architecture[key]:
             raise UserError(f"{key} differs from architecture.{key}; make them equal")
     config = config_type(**typed(architecture, get_type_hints(config_type)))
-    options = {name: description[name] for name in names}
-    options = typed(options, get_type_hints(KINDS[kind].model.__init__))
+    options = {name: description[name] for name in (*names, *later) if name in description}
+    options = typed(options, get_type_hints(model_type.__init__))
     for name in {"num_classes", "vocab_size", "channels"} & {*options}:
         require(options[name] > 0, f"{name} must be positive, not {options[name]}")
     return build(kind, config, options)

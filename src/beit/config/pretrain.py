@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -43,14 +45,21 @@ class PretrainConfig(EncoderKnobs, TrainingConfig):
 
     masking: Literal["block", "random", "none"] = "block"
     """Hide blocks of patches (paper algorithm 1), single patches, or nothing."""
-    num_masked: int | None = None
-    """Hidden patches; null for 75 of 196 in proportion."""
+    num_masked: int | str | None = None
+    """Hidden patches, a count or a share of all (`75%`); null for 75 of 196 in proportion."""
     min_block: int | None = None
     """Patches of the smallest block; null for 16 of 196 in proportion."""
     mask_count: Literal["exact", "at_most", "more_than"] = "exact"
     """Exactly `num_masked`; at most (released code, short in a third of the images); or the paper's rule."""
     block_aspect: Literal["log_uniform", "uniform"] = "log_uniform"
     """How a block's aspect ratio is drawn (released code: log-uniform; paper: uniform)."""
+    encoder_sees: Literal["all", "visible"] = "all"
+    """All patches, the hidden ones as [MASK] (BEiT), or the visible ones alone, which takes less time for each image:
+    a light decoder then predicts the others."""
+    decoder_depth: PositiveInt = 1
+    """Transformer blocks of that decoder."""
+    decoder_width: PositiveInt | None = None
+    """Channels of its tokens, a multiple of 32; null for two fifths of `width`."""
     target: Literal["tokens", "pixels"] = "tokens"
     """Predict visual tokens, or the normalised pixels of the patches (ablation, paper table 4)."""
     predict: Literal["masked", "all"] = "masked"
@@ -77,6 +86,27 @@ class PretrainConfig(EncoderKnobs, TrainingConfig):
             raise UserError("--target pixels uses no tokenizer; drop --tokenizer")
         if self.masking == "none" and self.predict == "masked":
             raise UserError("--masking none hides nothing to predict; add --predict all")
+        self.hidden_patches()
+        if self.encoder_sees == "visible":
+            hides = self.masking != "none"
+            require(hides, "--encoder-sees visible needs hidden patches; drop --masking none")
+            fixed = self.mask_count == "exact"
+            require(
+                fixed,
+                f"--encoder-sees visible needs as many hidden patches in every image, and --mask-count "
+                f"{self.mask_count} varies; choose --mask-count exact",
+            )
+            whole = (self.decoder_width or 32) % 32 == 0
+            require(whole, f"--decoder-width {self.decoder_width} is not a multiple of 32")
+
+    def hidden_patches(self) -> int | None:
+        """`num_masked` as a count; None where it is the masking rule's own."""
+        if not isinstance(self.num_masked, str):
+            return self.num_masked
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", self.num_masked)
+        if match is None:
+            raise UserError(f"--num-masked {self.num_masked} is neither a count (49) nor a share (75%)")
+        return round(float(match[1]) / 100 * math.prod(self.architecture().grid))
 
     def architecture(self) -> EncoderConfig:
         """The encoder these knobs describe."""

@@ -236,15 +236,15 @@ def init_weights(model: nn.Module, *, cut: float | None = 1.0, keep: nn.Module |
             _normal(parameter, 0.02, cut)
         else:
             nn.init.constant_(parameter, 1.0 if leaf == "weight" else 0.0)
-    for encoder in model.modules():
-        if not isinstance(encoder, BeitEncoder) or id(encoder.cls_token) in frozen:
+    for name, block in model.named_modules():
+        if not isinstance(block, Block) or id(block.norm1.weight) in frozen:
             continue
-        for depth, block in enumerate(cast("Iterable[Block]", encoder.blocks), start=1):
-            block.attn.proj.weight.div_(math.sqrt(2 * depth))
-            block.mlp.fc2.weight.div_(math.sqrt(2 * depth))
-            for gamma in (block.gamma_1, block.gamma_2):
-                if gamma is not None and encoder.config.layer_scale_init is not None:
-                    nn.init.constant_(gamma, encoder.config.layer_scale_init)
+        depth = 1 + int(name.rpartition(".")[2])
+        block.attn.proj.weight.div_(math.sqrt(2 * depth))
+        block.mlp.fc2.weight.div_(math.sqrt(2 * depth))
+        for gamma in (block.gamma_1, block.gamma_2):
+            if gamma is not None:
+                nn.init.constant_(gamma, block.layer_scale_init)
 
 
 def _normal(parameter: Tensor, std: float, cut: float | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -9,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from beit.config.errors import require
 from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.layers import to_patches
+from beit.models.patch_decoder import PatchDecoder, default_decoder_width
+from beit.models.position import Grid
 
 
 class EncoderWithHead(nn.Module):
@@ -30,15 +34,38 @@ class MaskedImageModel(nn.Module):
 
     With vocab_size = 3 * patch_size**2 it predicts pixels instead (table 4, "- visual tokens"): its rows then
     answer to :meth:`pixel_targets`.
+
+    encoder_sees: "all" patches, with a mask token in place of each hidden one (BEiT); or the "visible" ones alone, of
+        which a :class:`PatchDecoder` of `decoder_depth` blocks, `decoder_width` wide (by default
+        :func:`default_decoder_width`), makes a token for every patch (MAE). Static shapes need masks that hide
+        `num_masked` patches of every image.
     """
 
-    def __init__(self, encoder: BeitEncoder, vocab_size: int) -> None:
+    def __init__(
+        self,
+        encoder: BeitEncoder,
+        vocab_size: int,
+        encoder_sees: Literal["all", "visible"] = "all",
+        num_masked: int | None = None,
+        decoder_depth: int | None = None,
+        decoder_width: int | None = None,
+    ) -> None:
         super().__init__()
-        width = encoder.config.width
+        config = encoder.config
+        width, eps = config.width, config.layer_norm_eps
         self.encoder = encoder
         self.vocab_size = vocab_size
+        self.encoder_sees = encoder_sees
+        self.num_masked, self.decoder_depth, self.decoder_width = num_masked, decoder_depth, decoder_width
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.decoder: PatchDecoder | None = None
+        if encoder_sees == "visible":
+            count, patches = num_masked or 0, math.prod(encoder.grid)
+            require(0 < count < patches, f"num_masked {num_masked} is not between 1 and {patches - 1}")
+            width = self.decoder_width = decoder_width or default_decoder_width(width)
+            depth = self.decoder_depth = decoder_depth or 1
+            self.decoder = PatchDecoder(encoder.grid, config.width, width, depth, eps)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.norm = nn.LayerNorm(width, eps=encoder.config.layer_norm_eps)
         self.token_head = nn.Linear(width, vocab_size)
         init_weights(self, keep=encoder)
 
@@ -47,23 +74,48 @@ class MaskedImageModel(nn.Module):
 
         images: (B, 3, H, W), float in [0, 1] or uint8. mask: bool (B, h, w) or (B, N), True = hidden.
         predict: the patches to predict, shaped like a mask; by default the hidden ones.
+        Raises ValueError for a mask that is not of these patches, and, where the encoder sees the visible patches
+        alone, for one that hides another number than `num_masked` in an image.
         """
-        patches = self.encoder.embed(images)
-        mask = _flat_mask("mask", mask, patches)
-        predict = mask if predict is None else _flat_mask("predict", predict, patches)
-        # Mask before position: a hidden patch still knows where it is.
-        patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
-        tokens = self.encoder.transform(patches, self.encoder.grid_of(images))
+        grid = self.encoder.grid_of(images)
+        mask = _flat_mask("mask", mask, (len(images), math.prod(grid)))
+        predict = mask if predict is None else _flat_mask("predict", predict, mask.shape)
+        if self.decoder is None:
+            tokens, norm = self._all_tokens(images, mask, grid), self.norm
+        else:
+            tokens, norm = self._tokens_of_visible(images, mask, grid, self.decoder), self.decoder.norm
         rows = F.pad(predict, (self.encoder.num_prefix_tokens, 0)).flatten().nonzero().squeeze(1)
         # The norm works on each token alone, so only the predicted ones go through it.
-        logits: Tensor = self.token_head(self.norm(tokens.flatten(0, 1).index_select(0, rows)))
+        logits: Tensor = self.token_head(norm(tokens.flatten(0, 1).index_select(0, rows)))
         return logits
+
+    def _all_tokens(self, images: Tensor, mask: Tensor, grid: Grid) -> Tensor:
+        """(B, 1 + N, D) of an encoder that sees all patches, the hidden ones as mask tokens."""
+        patches = self.encoder.embed(images)
+        # Mask before position: a hidden patch still knows where it is.
+        patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
+        return self.encoder.transform(patches, grid)
+
+    def _tokens_of_visible(self, images: Tensor, mask: Tensor, grid: Grid, decoder: PatchDecoder) -> Tensor:
+        """(B, 1 + N, decoder width) of a decoder that reads what the encoder makes of the visible patches."""
+        assert self.num_masked is not None
+        # A stable sort puts the visible ones first, row by row: shapes that do not depend on the values.
+        places = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, : mask.shape[1] - self.num_masked]
+        tokens = self.norm(self.encoder.transform(self.encoder.embed(images, places), grid, places))
+        tokens = decoder(tokens, places, self.mask_token, grid)
+        # Asked last, because a GPU is waited for.
+        if len(others := set(mask.sum(dim=1).tolist()) - {self.num_masked}):
+            raise ValueError(
+                f"mask hides {min(others)} patches of an image, but this model was made for {self.num_masked} "
+                f"(num_masked); give masks that hide {self.num_masked} patches of every image"
+            )
+        return tokens
 
     def pixel_targets(self, images: Tensor, predict: Tensor) -> Tensor:
         """Normalised pixels of the patches in `predict`, (number of True, 3 * patch_size**2), rows as forward's;
         within a row by channel, row, column."""
         patches = to_patches(self.encoder.normalize(images), self.encoder.config.patch_size)
-        return patches[_flat_mask("predict", predict, patches)]
+        return patches[_flat_mask("predict", predict, patches.shape)]
 
 
 class ImageClassifier(EncoderWithHead):
@@ -176,12 +228,12 @@ def layer_features(
     return torch.stack(features, dim=1)
 
 
-def _flat_mask(name: str, mask: Tensor, patches: Tensor) -> Tensor:
-    """bool (B, h, w) or (B, N) -> (B, N), checked against patches (B, N, ...)."""
+def _flat_mask(name: str, mask: Tensor, patches: Sequence[int]) -> Tensor:
+    """bool (B, h, w) or (B, N) -> (B, N), checked against the shape of patches (B, N, ...)."""
     flat = mask.flatten(1)
-    if mask.dtype != torch.bool or flat.shape != patches.shape[:2]:
+    if mask.dtype != torch.bool or flat.shape != tuple(patches[:2]):
         raise ValueError(
             f"{name} is {mask.dtype} of shape {tuple(mask.shape)}, but the images hold "
-            f"{tuple(patches.shape[:2])} (batch, patches); give a bool mask of these patches"
+            f"{tuple(patches[:2])} (batch, patches); give a bool mask of these patches"
         )
     return flat

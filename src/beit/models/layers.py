@@ -144,6 +144,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=layer_norm_eps)
         self.mlp = Mlp(width, int(width * mlp_ratio), dropout)
         self.drop_path = DropPath(drop_path_rate)
+        self.layer_scale_init = layer_scale_init or 0.0
         self.gamma_1: nn.Parameter | None = None
         self.gamma_2: nn.Parameter | None = None
         if layer_scale_init is not None:

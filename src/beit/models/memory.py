@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from beit.config.architecture import DiscreteVAEConfig, EncoderConfig
+from beit.models.patch_decoder import HEAD_WIDTH
 
 if TYPE_CHECKING:
+    from beit.models.heads import MaskedImageModel
     from beit.models.segmentation import SemanticSegmenter
 
 
@@ -22,14 +25,27 @@ def activations_of_tokenizer(config: DiscreteVAEConfig) -> float:
     return 4 * (2 * blocks + 3 * config.vocab_size * pixels / config.stride**2)
 
 
-def activations_of_encoder(config: EncoderConfig) -> float:
-    """Bytes of float32 activations that an encoder keeps for the gradient of one image.
+def activations_of_encoder(config: EncoderConfig, patches: int | None = None) -> float:
+    """Bytes of float32 activations that an encoder keeps for the gradient of one image, of which it sees so many
+    `patches`, by default all."""
+    tokens = 1 + (math.prod(config.grid) if patches is None else patches)
+    return _activations_of_blocks(config.depth, tokens, config.width, config.num_heads, config.mlp_ratio)
 
-    A block keeps about ten maps of the tokens, two of the MLP's width, and three maps of attention.
-    """
-    tokens = 1 + config.grid[0] * config.grid[1]
-    block = tokens * config.width * (10 + 2 * config.mlp_ratio) + 3 * config.num_heads * tokens**2
-    return 4 * config.depth * block
+
+def activations_of_masked_model(model: MaskedImageModel) -> float:
+    """The same of a masked image model, without its predictions."""
+    config, decoder = model.encoder.config, model.decoder
+    if decoder is None:
+        return activations_of_encoder(config)
+    patches = math.prod(config.grid)
+    seen = activations_of_encoder(config, patches - (model.num_masked or 0))
+    heads = decoder.width // HEAD_WIDTH
+    return seen + _activations_of_blocks(len(decoder.blocks), 1 + patches, decoder.width, heads, 4.0)
+
+
+def _activations_of_blocks(depth: int, tokens: int, width: int, num_heads: int, mlp_ratio: float) -> float:
+    """A block keeps about ten maps of the tokens, two of the MLP's width, and three maps of attention."""
+    return 4 * depth * (tokens * width * (10 + 2 * mlp_ratio) + 3 * num_heads * tokens**2)
 
 
 def attention_memory(config: EncoderConfig, size: tuple[int, int]) -> int:

@@ -6,12 +6,13 @@ image --tokenizer's view-> visual tokens on the same grid                 -> tar
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 from torch import nn
 
 from beit.checkpoints.store import load_tokenizer, weights_sha256
-from beit.config.architecture import EncoderConfig, sides
+from beit.config.architecture import sides
 from beit.config.errors import given_by
 from beit.config.pretrain import PretrainConfig
 from beit.data.batches import PretrainBatch
@@ -20,7 +21,7 @@ from beit.data.views.pretraining import PretrainViews
 from beit.metrics.tokens import TokenBaselines, best_mixtures, best_mixtures_of_sums, token_accuracy
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import MaskedImageModel
-from beit.models.memory import activations_of_encoder
+from beit.models.memory import activations_of_masked_model
 from beit.stages.masked_modelling import (
     evaluation_view,
     masked_image_modelling,
@@ -36,6 +37,9 @@ from beit.stages.train import train
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.method import Evaluation, Learner, Method, Notes, Product, StepOutput
 from beit.visualize.masked import draw_pixels, draw_tokens
+
+LEAST_HIDDEN = 0.6
+"""Share of hidden patches below which an encoder that sees the others alone gains little time."""
 
 
 def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:
@@ -61,9 +65,8 @@ def token_method(
     config: PretrainConfig, tokenizer: VisualTokenizer, identity: str, token_size: tuple[int, int]
 ) -> Method:
     """Predict the visual tokens of a trained tokenizer, read from views of `token_size` (H, W)."""
-    encoder = BeitEncoder(config.architecture())
-    model = MaskedImageModel(encoder, tokenizer.vocab_size)
-    baselines = TokenBaselines(encoder.config.grid, tokenizer.vocab_size)
+    model = masked_image_model(config, tokenizer.vocab_size)
+    baselines = TokenBaselines(model.encoder.config.grid, tokenizer.vocab_size)
 
     def step(model: nn.Module, batch: PretrainBatch, index: int) -> StepOutput:
         predict = patches_to_predict(config, batch.mask)
@@ -85,14 +88,13 @@ def token_method(
             draw=partial(draw_tokens, tokenizer),
         ),
         product=Product(tokenizer_hash=identity),
-        notes=notes(config, encoder.config, tokenizer.vocab_size, about),
+        notes=notes(config, model, about),
     )
 
 
 def pixel_method(config: PretrainConfig) -> Method:
     """Predict the normalised pixels of the patches (ablation, paper table 4: without visual tokens)."""
-    encoder = BeitEncoder(config.architecture())
-    network = MaskedImageModel(encoder, 3 * config.patch_size**2)
+    network = masked_image_model(config, 3 * config.patch_size**2)
 
     def step(model: nn.Module, batch: PretrainBatch, index: int) -> StepOutput:
         return StepOutput(pixel_loss(model, network, batch, patches_to_predict(config, batch.mask)), {})
@@ -101,7 +103,22 @@ def pixel_method(config: PretrainConfig) -> Method:
     return Method(
         learner=Learner(model=network, step=step),
         evaluation=Evaluation(evaluate_batch=partial(pixel_sums, config, network), draw=draw_pixels),
-        notes=notes(config, encoder.config, network.vocab_size, about),
+        notes=notes(config, network, about),
+    )
+
+
+def masked_image_model(config: PretrainConfig, vocab_size: int) -> MaskedImageModel:
+    """The model before its first step."""
+    encoder = BeitEncoder(config.architecture())
+    if config.encoder_sees == "all":
+        return MaskedImageModel(encoder, vocab_size)
+    return MaskedImageModel(
+        encoder,
+        vocab_size,
+        encoder_sees="visible",
+        num_masked=masking_of(config).num_masked,
+        decoder_depth=config.decoder_depth,
+        decoder_width=config.decoder_width,
     )
 
 
@@ -124,12 +141,24 @@ def feed(config: PretrainConfig, images: Images, token_size: tuple[int, int]) ->
     )
 
 
-def notes(config: PretrainConfig, encoder: EncoderConfig, vocab_size: int, about: str) -> Notes:
+def notes(config: PretrainConfig, model: MaskedImageModel, about: str) -> Notes:
     """What is said of the run; its memory as if all patches were predicted."""
+    patches = math.prod(model.encoder.grid)
+    lines = [about]
+    if model.decoder is not None:
+        hidden, width = model.num_masked or 0, model.decoder_width
+        seen = f"the encoder sees {patches - hidden} of {patches} patches"
+        lines.append(
+            f"{seen}; a decoder of {model.decoder_depth} blocks of width {width} predicts the others"
+        )
+        if hidden < LEAST_HIDDEN * patches:
+            lines.append(
+                "with so few hidden it gains little time: try --num-masked 75%, or --encoder-sees all"
+            )
     # Of every patch the logits and their softmax, always float32 in part.
-    predictions = 4 * 3 * encoder.grid[0] * encoder.grid[1] * vocab_size
+    predictions = 4 * 3 * patches * model.vocab_size
     return Notes(
-        about=[about],
-        activations=activations_of_encoder(encoder) + predictions,
+        about=lines,
+        activations=activations_of_masked_model(model) + predictions,
         next_command=f"beit finetune --data ... --init {config.out} --out ...",
     )

@@ -55,10 +55,11 @@ def masking_of(config: PretrainConfig) -> Masking:
     grid = config.architecture().grid
     if config.masking == "none":
         return NoMasking(grid)
+    num_masked = config.hidden_patches()
     if config.masking == "random":
-        return RandomMasking(grid, config.num_masked)
+        return RandomMasking(grid, num_masked)
     return BlockwiseMasking(
-        grid, config.num_masked, config.min_block, count=config.mask_count, aspect=config.block_aspect
+        grid, num_masked, config.min_block, count=config.mask_count, aspect=config.block_aspect
     )
 
 

@@ -54,6 +54,8 @@ def recipe_of(model: MaskedImageModel, config: EvaluateConfig) -> PretrainConfig
             print_notes([f"{file}: {', '.join(unknown)} unknown to this version of beit, and left out"])
     else:
         values = {"out": "-", "image_size": encoder.image_size, "patch_size": encoder.patch_size}
+        if model.num_masked is not None:  # the one number that it can be asked about
+            values |= {"encoder_sees": "visible", "masking": "random", "num_masked": model.num_masked}
         if model.vocab_size == 3 * encoder.patch_size**2 and describe(config.model).get("tokenizer") is None:
             values["target"] = "pixels"
     if values.get("target") != "pixels":
