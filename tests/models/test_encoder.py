@@ -229,6 +229,22 @@ def test_layer_groups_hold_every_parameter_once_in_order(position: str, tiny: Ti
     assert groups[-1] == shared
 
 
+def test_initialisation_as_torch_draws_it(tiny: Tiny) -> None:
+    """A deviation of .577 / sqrt(inputs) in every layer, the last of a block too; no bias."""
+    model = MaskedImageModel(
+        BeitEncoder(tiny(width=128)), 512, encoder_sees="visible", num_masked=9, decoder_width=128
+    )
+    init_weights(model, "torch")
+    matrices = {name: x for name, x in model.named_parameters() if x.dim() > 1 and name.endswith("weight")}
+    assert {"token_head.weight", "decoder.blocks.0.mlp.fc2.weight"} < matrices.keys()
+    for name, weight in matrices.items():
+        inputs = weight[0].numel()
+        assert weight.abs().max() <= inputs**-0.5
+        assert math.isclose(weight.std().item(), (3 * inputs) ** -0.5, rel_tol=0.03), name
+    assert not any(x.any() for name, x in model.named_parameters() if name.endswith("bias"))
+    assert math.isclose(model.mask_token.std().item(), 0.0108, rel_tol=0.2)
+
+
 @pytest.mark.parametrize(("cut", "std"), [(1.0, 0.0108), (None, 0.02)])
 def test_initialisation(cut: float | None, std: float, tiny: Tiny) -> None:
     torch.manual_seed(0)

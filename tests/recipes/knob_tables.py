@@ -109,6 +109,8 @@ ENCODER: Knobs = {
     "mlp_ratio": Knob(2.0, lambda a: a.encoder.mlp_ratio),
     "position": Knob("absolute", lambda a: a.encoder.position),
     "bias": Knob("shared", lambda a: a.encoder.bias),
+    # .118 at a width of 24
+    "init_scheme": Knob("torch", lambda a: a.model.encoder.blocks[0].attn.qkv.weight.std() > 0.1, True),
     "layer_scale_init": Knob(0.3, lambda a: a.encoder.layer_scale_init),
     "drop_path_rate": Knob(0.15, lambda a: a.encoder.drop_path_rate),
     "dropout": Knob(0.05, lambda a: a.encoder.dropout),
@@ -150,7 +152,10 @@ PRETRAIN: Knobs = {
 PIXELS: Knobs = {
     "target": Knob("pixels", lambda a: a.model.vocab_size, 3 * 8 * 8),
     "masking": Knob("random", lambda a: type(a.view.masking), RandomMasking),
-    "num_masked": Knob(5, lambda a: a.evaluation_view.masking.num_masked),
+    "num_masked": Knob("75%", lambda a: (a.evaluation_view.masking.num_masked, a.model.num_masked), (12, 12)),
+    "encoder_sees": Knob("visible", lambda a: a.model.encoder_sees),
+    "decoder_depth": Knob(2, lambda a: len(a.model.decoder.blocks)),
+    "decoder_width": Knob(64, lambda a: a.model.decoder.width),
 }
 
 BARE: Knobs = {

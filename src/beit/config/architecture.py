@@ -26,6 +26,9 @@ Position = Literal["absolute", "sincos", "none", "shared_bias", "block_bias"]
 Bias = Literal["shared", "block", "none"]
 """What is added to the scores of attention: one relative position bias for all blocks, one for each, or none."""
 
+InitScheme = Literal["beit", "torch"]
+"""How first values are drawn: see :func:`beit.models.encoder.init_weights`."""
+
 
 def positions(position: Position, bias: Bias | None) -> tuple[Position, Bias]:
     """The two knobs of positions as they are meant: `position` absolute, sincos or none, and `bias`.

@@ -12,6 +12,7 @@ from beit.config.architecture import (
     Bias,
     EncoderConfig,
     EncoderKnobs,
+    InitScheme,
     Position,
     Sides,
     sides,
@@ -40,6 +41,9 @@ class PretrainConfig(EncoderKnobs, TrainingConfig):
     bias: Bias | None = None
     """Relative position bias, one for all blocks (released) or one for each; null for what `position` says, else
     none."""
+    init_scheme: InitScheme = "beit"
+    """First values: normal with a deviation of .02 whatever the width (paper), or as torch's own layers draw them,
+    with one that follows the width."""
     normalization: Literal["half", "imagenet"] = "half"
     """Pixel mean and deviation of the encoder: 0.5 and 0.5, or ImageNet's."""
 

@@ -9,6 +9,7 @@ from beit.config.architecture import (
     PIXEL_STATISTICS,
     Bias,
     EncoderConfig,
+    InitScheme,
     Position,
     Sides,
     positions,
@@ -50,6 +51,8 @@ class StartConfig(TrainingConfig):
     copied (released code)."""
     layer_scale_init: NonNegativeFloat | None = None
     """From scratch: first value of LayerScale, 0 for none; null for 0.1."""
+    init_scheme: InitScheme = "beit"
+    """First values of the encoder, from scratch, and of a classifier's head, as of `beit pretrain`."""
     normalization: Literal["half", "imagenet"] | None = None
     """From scratch: pixel mean and deviation, 0.5 and 0.5, or ImageNet's; null for half."""
     drop_path_rate: ShareBelowOne = 0.1

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from beit.config.architecture import EncoderConfig
+from beit.config.architecture import EncoderConfig, InitScheme
 from beit.config.errors import UserError
 from beit.models.layers import Block, PatchEmbed
 from beit.models.position import (
@@ -212,17 +212,24 @@ class BeitEncoder(nn.Module):
 
 
 @torch.no_grad()
-def init_weights(model: nn.Module, *, cut: float | None = 1.0, keep: nn.Module | None = None) -> None:
-    """Draws first values for a model (paper section 2.5, released code):
+def init_weights(
+    model: nn.Module, scheme: InitScheme = "beit", *, cut: float | None = 1.0, keep: nn.Module | None = None
+) -> None:
+    """Draws first values for a model. Scheme "beit" (paper section 2.5, released code) has one deviation for every
+    width; "torch" has that of torch's own layers, which follows the width, and leaves the blocks undivided:
 
-    =================================================  ==========================================================
-    cls_token, mask_token, pos_embed                   normal(0, 0.02) cut at +- `cut` standard deviations
-    weight of every linear layer and convolution       the same
-    attn.proj.weight, mlp.fc2.weight of block l        then divided by sqrt(2 l), l = 1 ... L
-    every bias, q_bias, v_bias, position bias tables   0
-    LayerNorm                                          weight 1, bias 0
-    gamma_1, gamma_2                                   `EncoderConfig.layer_scale_init`
-    =================================================  ==========================================================
+    ============================================  =================================  =============================
+    what                                          beit                               torch
+    ============================================  =================================  =============================
+    cls_token, mask_token, pos_embed              normal(0, 0.02) cut at +- `cut`    the same
+                                                  standard deviations
+    weight of every linear layer and convolution  the same                           uniform +- 1 / sqrt(inputs)
+    attn.proj.weight, mlp.fc2.weight of block l   then divided by sqrt(2 l),         not divided
+                                                  l = 1 ... L
+    every bias, q_bias, v_bias, bias tables       0                                  0 (torch's own are uniform)
+    LayerNorm                                     weight 1, bias 0                   the same
+    gamma_1, gamma_2                              `EncoderConfig.layer_scale_init`   the same
+    ============================================  =================================  =============================
 
     The released pre-training cuts at 1, its fine-tuning not at all (None). Parameters of `keep`, such as a
     pre-trained encoder under a new head, are left alone.
@@ -232,16 +239,21 @@ def init_weights(model: nn.Module, *, cut: float | None = 1.0, keep: nn.Module |
         leaf = name.rpartition(".")[2]
         if id(parameter) in frozen:
             continue
-        if leaf in ("cls_token", "mask_token", "pos_embed") or (leaf == "weight" and parameter.dim() > 1):
+        is_matrix = leaf == "weight" and parameter.dim() > 1
+        if is_matrix and scheme == "torch":
+            edge = 1 / math.sqrt(parameter[0].numel())
+            parameter.uniform_(-edge, edge)
+        elif is_matrix or leaf in ("cls_token", "mask_token", "pos_embed"):
             _normal(parameter, 0.02, cut)
         else:
             nn.init.constant_(parameter, 1.0 if leaf == "weight" else 0.0)
     for name, block in model.named_modules():
         if not isinstance(block, Block) or id(block.norm1.weight) in frozen:
             continue
-        depth = 1 + int(name.rpartition(".")[2])
-        block.attn.proj.weight.div_(math.sqrt(2 * depth))
-        block.mlp.fc2.weight.div_(math.sqrt(2 * depth))
+        if scheme == "beit":
+            depth = 1 + int(name.rpartition(".")[2])
+            block.attn.proj.weight.div_(math.sqrt(2 * depth))
+            block.mlp.fc2.weight.div_(math.sqrt(2 * depth))
         for gamma in (block.gamma_1, block.gamma_2):
             if gamma is not None:
                 nn.init.constant_(gamma, block.layer_scale_init)

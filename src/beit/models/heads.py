@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from beit.config.architecture import InitScheme
 from beit.config.errors import require
 from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.layers import to_patches
@@ -131,6 +132,7 @@ class ImageClassifier(EncoderWithHead):
         num_classes: int,
         pool: Literal["mean", "cls"] = "mean",
         init_scale: float = 0.001,
+        init_scheme: InitScheme = "beit",
     ) -> None:
         super().__init__()
         width, eps = encoder.config.width, encoder.config.layer_norm_eps
@@ -141,7 +143,7 @@ class ImageClassifier(EncoderWithHead):
         self.fc_norm = nn.LayerNorm(width, eps=eps) if pool == "mean" else None
         self.norm = nn.LayerNorm(width, eps=eps) if pool == "cls" else None
         self.head = nn.Linear(width, num_classes)
-        init_weights(self, cut=None, keep=encoder)
+        init_weights(self, init_scheme, cut=None, keep=encoder)
         with torch.no_grad():
             self.head.weight.mul_(init_scale)
 

@@ -19,7 +19,7 @@ from beit.data.batches import PretrainBatch
 from beit.data.sources.opening import open_source
 from beit.data.views.pretraining import PretrainViews
 from beit.metrics.tokens import TokenBaselines, best_mixtures, best_mixtures_of_sums, token_accuracy
-from beit.models.encoder import BeitEncoder
+from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.heads import MaskedImageModel
 from beit.models.memory import activations_of_masked_model
 from beit.stages.masked_modelling import (
@@ -109,17 +109,17 @@ def pixel_method(config: PretrainConfig) -> Method:
 
 def masked_image_model(config: PretrainConfig, vocab_size: int) -> MaskedImageModel:
     """The model before its first step."""
-    encoder = BeitEncoder(config.architecture())
-    if config.encoder_sees == "all":
-        return MaskedImageModel(encoder, vocab_size)
-    return MaskedImageModel(
-        encoder,
+    visible = config.encoder_sees == "visible"
+    model = MaskedImageModel(
+        BeitEncoder(config.architecture()),
         vocab_size,
-        encoder_sees="visible",
-        num_masked=masking_of(config).num_masked,
-        decoder_depth=config.decoder_depth,
-        decoder_width=config.decoder_width,
+        encoder_sees=config.encoder_sees,
+        num_masked=masking_of(config).num_masked if visible else None,
+        decoder_depth=config.decoder_depth if visible else None,
+        decoder_width=config.decoder_width if visible else None,
     )
+    init_weights(model, config.init_scheme)
+    return model
 
 
 def feed(config: PretrainConfig, images: Images, token_size: tuple[int, int]) -> Feed:

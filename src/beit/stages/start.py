@@ -27,7 +27,7 @@ def starting_classifier(
     """The classifier before its first step, and a line for everything that was taken over, changed or drawn."""
     encoder, start, notes = starting_encoder(config)
     pool = config.pool or (start.pool if isinstance(start, ImageClassifier) else "mean")
-    model = ImageClassifier(encoder, len(classes), pool, config.init_scale)
+    model = ImageClassifier(encoder, len(classes), pool, config.init_scale, config.init_scheme)
     if start is None:
         return model, [*notes, f"head for {len(classes):,} classes"]
     return model, [*notes, _take_over_head(model, start, config, classes)]
@@ -72,7 +72,7 @@ def starting_encoder(config: StartConfig) -> tuple[BeitEncoder, nn.Module | None
     what was taken over and changed."""
     if config.init is None:
         encoder = BeitEncoder(config.architecture())
-        init_weights(encoder, cut=None)
+        init_weights(encoder, config.init_scheme, cut=None)
         return encoder, None, [f"from scratch: {_in_words(encoder.config)}"]
     with given_by("--init"), changes() as loading:
         start = load_model(config.init)
