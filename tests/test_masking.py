@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -48,9 +51,53 @@ def test_exact_hides_75_and_stays_blockwise() -> None:
         """Share of hidden patches whose right neighbour is hidden as well."""
         return float((masks[:, :, :-1] & masks[:, :, 1:]).sum() / masks[:, :, :-1].sum())
 
-    # Single patches fill less than 1 % of a mask, so that blocks remain: .38 is the rate of random masking.
+    # Blocks remain, and what fills a mask up lies beside them: .38 is the rate of random masking.
     assert hidden_neighbours(masks) > 0.75
     assert hidden_neighbours(draw(RandomMasking(), 2000)) == pytest.approx(74 / 195, abs=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("grid", "released"), [((14, 14), 0.034), ((24, 24), 0.013)])
+def test_exact_leaves_no_more_crumbs_than_the_released_rule(grid: tuple[int, int], released: float) -> None:
+    """A crumb is a hidden patch with no hidden neighbour; singles drawn anywhere left one in 30 and 56 % of masks."""
+
+    def share_with_crumbs(count: Count) -> float:
+        masking = BlockwiseMasking(grid, count=count)
+        masks = np.stack([masking(np.random.default_rng(seed)) for seed in range(10_000)])
+        masks = np.pad(masks, ((0, 0), (1, 1), (1, 1)))
+        vertical = masks[:, :-2, 1:-1] | masks[:, 2:, 1:-1]
+        horizontal = masks[:, 1:-1, :-2] | masks[:, 1:-1, 2:]
+        return float((masks[:, 1:-1, 1:-1] & ~vertical & ~horizontal).any(axis=(1, 2)).mean())
+
+    assert share_with_crumbs("exact") <= share_with_crumbs("at_most") == pytest.approx(released, abs=0.006)
+
+
+@pytest.mark.parametrize("grid", [(1, 40), (40, 1), (7, 5)])
+def test_all_patches_grow_from_one_where_no_block_fits(grid: tuple[int, int]) -> None:
+    """A block never spans the grid: none of 30 patches and more fits into any of these."""
+    masking = BlockwiseMasking(grid, num_masked=30, min_block=35)
+    assert all(len(list(regions(masking(np.random.default_rng(seed))))) == 1 for seed in range(50))
+
+
+def regions(mask: np.ndarray) -> Iterator[set[tuple[int, int]]]:
+    """The connected regions of hidden patches (row, column)."""
+    left = set(map(tuple, np.argwhere(mask).tolist()))
+    while left:
+        region, border = set(), {left.pop()}
+        while border:
+            region |= border
+            border = {(r + i, c + j) for r, c in border for i, j in ((1, 0), (-1, 0), (0, 1), (0, -1))} & left
+            left -= border
+        yield region
+
+
+def test_at_most_is_the_released_rule_to_the_bit() -> None:
+    """And the paper's rule as it was: digests of masks drawn before `exact` changed."""
+    digests = [
+        hashlib.sha256(draw(BlockwiseMasking(count=count), 200).tobytes()).hexdigest()[:12]
+        for count in counts[1:]
+    ]
+    assert digests == ["7a4b0476599a", "2e36bbdd00d0"]
 
 
 def test_more_than_exceeds_the_share_of_the_paper() -> None:

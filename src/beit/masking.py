@@ -36,7 +36,7 @@ class BlockwiseMasking:
             default floor(0.4 N), which is the paper's "until more than 0.4 N".
         min_block: smallest area drawn for a block; default max(1, round(16/196 N)). While fewer patches than
             this remain to be hidden, areas are drawn between what remains and `min_block`, as in the release.
-        count: "exact" hides `num_masked` always: the released rule, then single random patches (as BEiT v2 does).
+        count: "exact" hides `num_masked` always: the released rule, then patches at the edges of its blocks.
             "at_most" is the released rule alone, which stops short in a third of the images (but hides one
             patch where that rule would hide none: a loss over no patch is not a number).
             "more_than" is the paper's algorithm 1: every block is kept, so the count varies upwards.
@@ -79,8 +79,7 @@ class BlockwiseMasking:
         mask = np.zeros(self.grid, dtype=np.bool_)
         cover = self._cover_more if self.count == "more_than" else self._cover_at_most
         minimum = self.num_masked if self.count == "exact" else 1
-        if (missing := minimum - cover(mask, rng)) > 0:
-            mask.reshape(-1)[rng.choice(np.flatnonzero(~mask), missing, replace=False)] = True
+        _grow(mask, minimum - cover(mask, rng), rng)
         return mask
 
     def _cover_at_most(self, mask: Mask, rng: np.random.Generator) -> int:
@@ -164,6 +163,23 @@ def _place(mask: Mask, height: int, width: int, rng: np.random.Generator) -> Mas
     top = int(rng.random() * (rows - height + 1))
     left = int(rng.random() * (columns - width + 1))
     return mask[top : top + height, left : left + width]
+
+
+def _grow(mask: Mask, missing: int, rng: np.random.Generator) -> None:
+    """Hides `missing` visible patches more, in place, each beside a hidden one; from a drawn one where none is."""
+    while missing > 0:
+        edge = np.zeros_like(mask)
+        edge[1:] |= mask[:-1]
+        edge[:-1] |= mask[1:]
+        edge[:, 1:] |= mask[:, :-1]
+        edge[:, :-1] |= mask[:, 1:]
+        edge &= ~mask
+        candidates, number = np.flatnonzero(edge), missing
+        if not len(candidates):  # no block was placed
+            candidates, number = np.arange(mask.size), 1
+        chosen = rng.choice(candidates, min(number, len(candidates)), replace=False)
+        mask.reshape(-1)[chosen] = True
+        missing -= len(chosen)
 
 
 def _checked_num_masked(grid: tuple[int, int], num_masked: int | None) -> int:

@@ -30,7 +30,7 @@ from beit.training.run.checkpoints import (
     write_checkpoint,
 )
 from beit.training.run.directory import RunDirectory
-from beit.training.run.opening import Request, open_run
+from beit.training.run.opening import RELEASES, RNG_VERSION, Request, open_run
 from beit.training.run.trackers import TensorBoardTracker, WandbTracker
 
 CONFIG = {"lr": 1e-5, "image_size": (32, 32), "data": Path("photos"), "precision": "auto", "workers": "auto"}
@@ -93,6 +93,22 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) ->
     with pytest.raises(UserError, match="holds a toy run, not a pretrain run"):
         opened(tmp_path, verb="pretrain")
     opened(tmp_path).__exit__(None, None, None)  # a refusal gives the lock back
+
+
+def test_a_run_of_an_older_version_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with opened(tmp_path) as run:
+        assert status_of(run.path)["rng_version"] == RNG_VERSION
+    status = status_of(tmp_path)
+    del status["rng_version"]  # as a run of the first release
+    (tmp_path / "status.json").write_text(json.dumps(status))
+    with pytest.raises(UserError, match=r"finish it with beit 0\.1, or begin a new run in another --out$"):
+        opened(tmp_path)
+    (tmp_path / "config.yaml").write_text((tmp_path / "config.yaml").read_text() + "init: null\n")
+    with pytest.raises(UserError, match=f"or begin a new run from its model with --init {tmp_path}$"):
+        opened(tmp_path, init=None)
+    with opened(tmp_path, overwrite=True):
+        assert status_of(tmp_path)["rng_version"] == RNG_VERSION
+    assert RELEASES.keys() == set(range(1, RNG_VERSION))
 
 
 def test_a_folder_with_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ CHANGEABLE = frozenset(
 )
 """Knobs that may differ when a run continues."""
 
-RNG_VERSION = 1
+RNG_VERSION = 2
 """The version of how random numbers are drawn and images held back. Runs of another would end with other weights."""
 RELEASES = {1: "0.1"}
 """The release that finishes a run of each version; a status.json without one is of version 1."""
@@ -82,7 +82,7 @@ def open_run(
             if overwrite:
                 _delete_run(path, request.verb, console)
             stored = _reconcile(path, request)
-            _require_same_version(path, stored.status)
+            _require_same_version(path, request, stored.status)
             _require_same_facts(path, request.facts, stored.status)
             return stored
         except BaseException:
@@ -133,14 +133,15 @@ def _make_folder(path: Path) -> None:
         raise UserError(f"--out {path} cannot be written to; choose another folder")
 
 
-def _require_same_version(path: Path, status: Mapping[str, Any]) -> None:
+def _require_same_version(path: Path, request: Request, status: Mapping[str, Any]) -> None:
     version = status.get("rng_version", 1) if status else RNG_VERSION
     if version != RNG_VERSION:
         release = RELEASES.get(version)
         finish = f"finish it with beit {release}" if release else "finish it with the release that began it"
+        with_init = f"from its model with --init {path}" if "init" in request.config else "in another --out"
         raise UserError(
             f"--out {path} began when random numbers were drawn and images held back in another way (version "
-            f"{version}, now {RNG_VERSION}): {finish}, or begin a new run from its model with --init {path}"
+            f"{version}, now {RNG_VERSION}): {finish}, or begin a new run {with_init}"
         )
 
 
