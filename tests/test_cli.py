@@ -90,6 +90,7 @@ FINETUNE = ["--data", "x", "--out", "y", "--init", "i"]
         (["pretrain", "--data", "x", "--out", "y"], "--tokenizer"),
         (["pretrain", *TRAINING, "--masking", "none"], "--predict all"),
         (["pretrain", *TRAINING, "--target", "pixels"], "drop --tokenizer"),
+        (["pretrain", *TRAINING, "--pixel-norm", "patch"], "--pixel-norm patch is for --target pixels"),
         (["pretrain", *TRAINING, "--image-size", "225"], "--patch-size 16"),
         (["pretrain", *TRAINING, "--preset", "huge"], "choose one of base"),
         (["pretrain", *TRAINING, "--preset"], "--preset needs a value"),

@@ -102,7 +102,11 @@ def test_pixel_targets_are_the_normalised_pixels_of_the_predicted_patches(tiny: 
     assert targets.shape == model(images, predict).shape == (1, 192)
     patch = images[1, :, 16:24, 24:32].float() / 255
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (config.pixel_mean, config.pixel_std))
-    torch.testing.assert_close(targets[0], ((patch - mean) / std).flatten())
+    expected = ((patch - mean) / std).flatten()
+    torch.testing.assert_close(targets[0], expected)
+    by_patch = model.pixel_targets(images, predict, "patch")[0]
+    torch.testing.assert_close(by_patch, (expected - expected.mean()) / (expected.var() + 1e-6).sqrt())
+    assert not model.pixel_targets(torch.full_like(images, 50), ~predict, "patch").isnan().any()
 
 
 def test_a_new_head_leaves_its_encoder_alone_and_starts_small(tiny: Tiny) -> None:

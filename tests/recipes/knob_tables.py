@@ -149,8 +149,17 @@ PRETRAIN: Knobs = {
     "views": Knob("exact", lambda a: a.view.mode),
 }
 
+
+def power_of_targets(arrived: Arrived) -> float:
+    """The mean square of the pixels to predict."""
+    image = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    batch = PretrainBatch(image, image, torch.ones(2, 4, 4, dtype=torch.bool))
+    return float(arrived.step(lambda images, mask, predict: torch.zeros(32, 192), batch).loss)
+
+
 PIXELS: Knobs = {
     "target": Knob("pixels", lambda a: a.model.vocab_size, 3 * 8 * 8),
+    "pixel_norm": Knob("patch", power_of_targets, 191 / 192),  # a variance over 192 values less one
     "masking": Knob("random", lambda a: type(a.view.masking), RandomMasking),
     "num_masked": Knob("75%", lambda a: (a.evaluation_view.masking.num_masked, a.model.num_masked), (12, 12)),
     "encoder_sees": Knob("visible", lambda a: a.model.encoder_sees),

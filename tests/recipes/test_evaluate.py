@@ -208,7 +208,9 @@ def test_a_tokenizer_scores_what_its_run_recorded(trained_tokenizer: Path, image
 
 
 @pytest.mark.parametrize(
-    "values", [{}, {"masking": "random", "predict": "all"}, {"target": "pixels"}], ids=str
+    "values",
+    [{}, {"masking": "random", "predict": "all"}, {"target": "pixels", "pixel_norm": "patch"}],
+    ids=str,
 )
 def test_a_pretrained_model_scores_what_its_run_recorded(
     values: dict[str, Any], images: Path, trained_tokenizer: Path, tmp_path: Path
@@ -264,7 +266,8 @@ def test_images_need_not_be_square(
     """Pre-training on 3x5 patches, judged as its run was, in the run's folder and outside it."""
     run, alone = tmp_path / "run", tmp_path / "alone"
     tokens = {"tokenizer": str(trained_tokenizer), "token_image_size": (12, 20)} if target == "tokens" else {}
-    pretrain(pretrain_config(images, run, image_size=(24, 40), target=target, **tokens))
+    norm = {"pixel_norm": "patch"} if target == "pixels" else {}
+    pretrain(pretrain_config(images, run, image_size=(24, 40), target=target, **tokens, **norm))
     expected = pytest.approx(last_evaluation(run)["loss"], rel=1e-5)
     assert evaluate(config(run, images, **SAME))["loss"] == expected
     shutil.copytree(run / "model", alone)

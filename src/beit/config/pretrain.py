@@ -21,6 +21,9 @@ from beit.config.errors import UserError, require
 from beit.config.run import TrainingConfig
 from beit.config.values import PositiveInt, PositiveShare, Share
 
+PixelNorm = Literal["patch", "none"]
+"""By what pixels to predict are normalised beyond the network's constants: their patch, or nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(EncoderKnobs, TrainingConfig):
@@ -66,6 +69,8 @@ class PretrainConfig(EncoderKnobs, TrainingConfig):
     """Channels of its tokens, a multiple of 32; null for two fifths of `width`."""
     target: Literal["tokens", "pixels"] = "tokens"
     """Predict visual tokens, or the normalised pixels of the patches (ablation, paper table 4)."""
+    pixel_norm: PixelNorm = "none"
+    """With `--target pixels`: each patch by its own mean and deviation (MAE), or by `normalization` alone."""
     predict: Literal["masked", "all"] = "masked"
     """Predict the hidden patches, or all of them (ablation, paper table 4)."""
 
@@ -86,6 +91,9 @@ class PretrainConfig(EncoderKnobs, TrainingConfig):
         self.require_other_run("--tokenizer", self.tokenizer)
         if self.target == "tokens":
             require(self.tokenizer is not None, "--target tokens needs --tokenizer, a run of beit tokenizer")
+            require(
+                self.pixel_norm == "none", "--pixel-norm patch is for --target pixels; drop it, or add that"
+            )
         elif self.tokenizer is not None:
             raise UserError("--target pixels uses no tokenizer; drop --tokenizer")
         if self.masking == "none" and self.predict == "masked":

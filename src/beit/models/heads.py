@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from beit.config.architecture import InitScheme
 from beit.config.errors import require
+from beit.config.pretrain import PixelNorm
 from beit.models.encoder import BeitEncoder, init_weights
-from beit.models.layers import to_patches
+from beit.models.layers import patch_statistics, to_patches
 from beit.models.patch_decoder import PatchDecoder, default_decoder_width
 from beit.models.position import Grid
 
@@ -112,11 +113,15 @@ class MaskedImageModel(nn.Module):
             )
         return tokens
 
-    def pixel_targets(self, images: Tensor, predict: Tensor) -> Tensor:
+    def pixel_targets(self, images: Tensor, predict: Tensor, norm: PixelNorm = "none") -> Tensor:
         """Normalised pixels of the patches in `predict`, (number of True, 3 * patch_size**2), rows as forward's;
-        within a row by channel, row, column."""
+        within a row by channel, row, column. norm "patch": each less its own mean, by its own deviation (MAE)."""
         patches = to_patches(self.encoder.normalize(images), self.encoder.config.patch_size)
-        return patches[_flat_mask("predict", predict, patches.shape)]
+        targets = patches[_flat_mask("predict", predict, patches.shape)]
+        if norm == "none":
+            return targets
+        mean, deviation = patch_statistics(targets)
+        return (targets - mean) / deviation
 
 
 class ImageClassifier(EncoderWithHead):

@@ -38,6 +38,13 @@ def to_patches(images: Tensor, patch_size: int) -> Tensor:
     return cut.reshape(batch, -1, channels * patch_size**2)
 
 
+def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each patch, (..., 1) of (..., values), over all its pixels and channels, as MAE has them:
+    the root of the unbiased variance and 1e-6, so that a patch of one colour divides by no zero."""
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return mean, (variance + 1e-6).sqrt()
+
+
 class Mlp(nn.Module):
     """Linear, exact GELU, linear. No dropout between the two layers, as in the official code."""
 

@@ -97,12 +97,18 @@ def pixel_method(config: PretrainConfig) -> Method:
     network = masked_image_model(config, 3 * config.patch_size**2)
 
     def step(model: nn.Module, batch: PretrainBatch, index: int) -> StepOutput:
-        return StepOutput(pixel_loss(model, network, batch, patches_to_predict(config, batch.mask)), {})
+        predict = patches_to_predict(config, batch.mask)
+        return StepOutput(pixel_loss(config, network, model, batch, predict), {})
 
     about = f"predicts the normalised pixels of {config.patch_size}x{config.patch_size} patches"
+    if config.pixel_norm == "patch":
+        about += ", each by its own mean and deviation"
     return Method(
         learner=Learner(model=network, step=step),
-        evaluation=Evaluation(evaluate_batch=partial(pixel_sums, config, network), draw=draw_pixels),
+        evaluation=Evaluation(
+            evaluate_batch=partial(pixel_sums, config, network), draw=partial(draw_pixels, config.pixel_norm)
+        ),
+        product=Product(description={"pixel_norm": config.pixel_norm}),
         notes=notes(config, network, about),
     )
 

@@ -68,10 +68,13 @@ def patches_to_predict(config: PretrainConfig, mask: Tensor) -> Tensor:
     return mask if config.predict == "masked" else torch.ones_like(mask)
 
 
-def pixel_loss(model: nn.Module, network: MaskedImageModel, batch: PretrainBatch, predict: Tensor) -> Tensor:
+def pixel_loss(
+    config: PretrainConfig, network: MaskedImageModel, model: nn.Module, batch: PretrainBatch, predict: Tensor
+) -> Tensor:
     """Mean squared error of the predicted pixels; `model` is `network`, wrapped when there are several ranks."""
     predicted = model(batch.image, batch.mask, predict)
-    return F.mse_loss(predicted.float(), network.pixel_targets(batch.image, predict).float())
+    targets = network.pixel_targets(batch.image, predict, config.pixel_norm)
+    return F.mse_loss(predicted.float(), targets.float())
 
 
 def token_sums(
@@ -95,4 +98,4 @@ def pixel_sums(
 ) -> dict[str, Tensor]:
     """The error of a batch's pixels as a sum over the predicted patches; `model` is `network`, as in pixel_loss."""
     predict = patches_to_predict(config, batch.mask)
-    return patch_sums({"loss": pixel_loss(model, network, batch, predict)}, predict)
+    return patch_sums({"loss": pixel_loss(config, network, model, batch, predict)}, predict)

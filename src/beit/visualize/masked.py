@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from beit.config.pretrain import PixelNorm
 from beit.data.batches import PretrainBatch
 from beit.models.heads import MaskedImageModel
+from beit.models.layers import patch_statistics
 from beit.tokenizers.base import VisualTokenizer
 from beit.visualize.pictures import contact_sheet, save_picture, shade_hidden
 
@@ -35,13 +37,22 @@ def draw_tokens(
     save_picture(sheet, folder / f"step-{step:06d}-masked.png")
 
 
-def draw_pixels(model: nn.Module, batches: Sequence[PretrainBatch], folder: Path, step: int) -> None:
-    """Images, their hidden patches, and the predicted pixels in their place."""
+def draw_pixels(
+    norm: PixelNorm, model: nn.Module, batches: Sequence[PretrainBatch], folder: Path, step: int
+) -> None:
+    """Images, their hidden patches, and the predicted pixels in their place.
+
+    With norm "patch" a prediction has the true patch's mean and deviation, which the model is not asked for.
+    """
     [batch] = batches
     network = cast(MaskedImageModel, model)
     config = network.encoder.config
     patches = network.pixel_targets(batch.image, torch.ones_like(batch.mask)).float()
-    patches[batch.mask.flatten()] = model(batch.image, batch.mask).float()
+    predicted = model(batch.image, batch.mask).float()
+    if norm == "patch":
+        mean, deviation = patch_statistics(patches[batch.mask.flatten()])
+        predicted = predicted * deviation + mean
+    patches[batch.mask.flatten()] = predicted
     columns = patches.view(len(batch.image), -1, patches.shape[1]).transpose(1, 2)
     rebuilt = F.fold(columns, config.image_size, config.patch_size, stride=config.patch_size)
     mean, std = (rebuilt.new_tensor(value).view(3, 1, 1) for value in (config.pixel_mean, config.pixel_std))

@@ -57,7 +57,7 @@ def recipe_of(model: MaskedImageModel, config: EvaluateConfig) -> PretrainConfig
         if model.num_masked is not None:  # the one number that it can be asked about
             values |= {"encoder_sees": "visible", "masking": "random", "num_masked": model.num_masked}
         if model.vocab_size == 3 * encoder.patch_size**2 and describe(config.model).get("tokenizer") is None:
-            values["target"] = "pixels"
+            values |= {"target": "pixels", "pixel_norm": describe(config.model).get("pixel_norm", "none")}
     if values.get("target") != "pixels":
         values["tokenizer"] = config.tokenizer or values.get("tokenizer")
         if values["tokenizer"] is None:
