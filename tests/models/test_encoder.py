@@ -198,6 +198,23 @@ def test_a_block_dropped_for_a_sample_leaves_it_as_it_was(layer_scale_init: floa
 
 
 @pytest.mark.parametrize("position", ["shared_bias", "block_bias", "absolute"])
+def test_frozen_blocks_get_no_gradient_and_drop_nothing(position: str, tiny: Tiny) -> None:
+    encoder = BeitEncoder(tiny(position=position, drop_path_rate=0.5, dropout=0.3))
+    images = torch.rand(4, 3, 32, 32)
+    encoder.freeze(2)
+    encoder.eval().train()
+    frozen, last = encoder.states(images, [1, 2])
+    assert torch.equal(frozen, encoder.states(images, [1])[0]) and not frozen.requires_grad
+    assert not torch.equal(last, encoder(images))
+    last.sum().backward()
+    stem, *blocks, rest = [{x.grad is not None for x in group} for group in encoder.layer_groups()]
+    assert [stem, *blocks] == [{False}, {False}, {False}, {True}]
+    # Frozen blocks read a shared bias, so that it is kept as well.
+    assert rest == ({False} if position == "shared_bias" else set())
+    assert not torch.equal(encoder.eval()(images), encoder.train()(images))
+
+
+@pytest.mark.parametrize("position", ["shared_bias", "block_bias", "absolute"])
 def test_gradient_checkpointing_changes_no_gradient(position: str, tiny: Tiny) -> None:
     encoder = BeitEncoder(tiny(position=position, drop_path_rate=0.5, dropout=0.1))
     images = torch.rand(4, 3, 32, 32)

@@ -127,6 +127,27 @@ def test_the_layer_groups_of_a_classifier_are_the_encoders_and_its_head(tiny: Ti
     assert sorted(x for group in groups for x in group) == sorted(id(x) for x in classifier.parameters())
 
 
+def test_a_classifier_decides_in_evaluation_nearly_as_float32_does(tiny: Tiny) -> None:
+    """Under autocast the head's product is in float32 then, for in bfloat16 near classes tie."""
+    torch.manual_seed(0)
+    encoder = BeitEncoder(tiny(depth=1, drop_path_rate=0.0, layer_scale_init=1e-5))
+    classifier = ImageClassifier(encoder, 100, init_scale=50).eval()
+    images = torch.rand(2000, 3, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
+
+    def ties_and_changes() -> tuple[int, int]:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = classifier(images)
+        first, second = logits.topk(2).values.unbind(1)
+        return int((first == second).sum()), int((logits.argmax(1) != decisions).sum())
+
+    with torch.no_grad():
+        decisions = classifier(images).argmax(1)
+        ties, changes = ties_and_changes()
+        assert ties == 0
+        classifier.train()
+        assert min(ties_and_changes()) > changes
+
+
 @pytest.mark.parametrize("pool", ["mean", "cls_mean"])
 def test_a_probed_layer_becomes_the_classifier_that_it_was(
     pool: Literal["mean", "cls_mean"], tiny: Tiny, shaken: Shaken

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from beit.checkpoints.own import read_description
 from beit.checkpoints.store import save_model
 from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError
+from beit.config.files import to_yaml
 from beit.config.finetune import FinetuneConfig
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, MaskedImageModel
@@ -113,6 +116,46 @@ def test_the_first_step_starts_from_the_pretrained_encoder(
     )
     assert read_description(shared_run)["architecture"]["bias"] == "shared"
     assert "norm kept, new head for 3 classes, on the class token" in log(shared_run)
+
+
+def test_frozen_layers_end_as_they_began(colors: Path, pretrained: Path, tmp_path: Path) -> None:
+    """And are left out of the averages, the optimiser and the estimate of memory; a restart freezes them again."""
+    values = {"init": str(pretrained), "freeze": 1, "lr": 0.1, "weight_decay": 0.5, "ema_decay": 0.9}
+    run, stopped = tmp_path / "run", tmp_path / "stopped"
+    finetune(finetune_config(colors, run, **values))
+    with stopped_in_step(3):
+        finetune(finetune_config(colors, stopped, **values))
+    finetune(finetune_config(colors, stopped, **values))
+    assert same_weights(run, stopped)
+
+    start, now = weights(pretrained), weights(run)
+    kept = {name for name in start.keys() & now.keys() if torch.equal(start[name], now[name])}
+    layers = {name for name in start.keys() & now.keys() if name.startswith("encoder.")}
+    assert kept == {name for name in layers if not name.startswith("encoder.blocks.1.")}
+    learning = sum(now[name].numel() for name in now.keys() - kept if ".blocks.0." not in name)
+    text = log(run)
+    assert "patches, positions and 1 of 2 blocks are frozen" in text
+    assert f"parameters, of which {learning:,} learn" in text
+    assert "layers learn at 0.65 of the rate (block 1) to 1 (head)" in text
+
+
+def test_two_ranks_teach_a_head_alone(colors: Path, pretrained: Path, tmp_path: Path) -> None:
+    run, file = tmp_path / "run", tmp_path / "config.yaml"
+    config = finetune_config(colors, run, init=str(pretrained), freeze="all", position="shared_bias", lr=0.1)
+    file.write_text(to_yaml(config))
+    command = [sys.executable, "-m", "beit", "finetune", "--config", str(file), "--devices", "2"]
+    subprocess.run(command, check=True, timeout=200, stdout=subprocess.DEVNULL)
+    start, now = weights(pretrained), weights(run)
+    assert all(torch.equal(now[name], start[name]) for name in now if name.startswith("encoder."))
+    assert now["head.weight"].abs().max() > 0.01
+    assert "the head alone learns, at the full rate" in log(run)
+
+
+def test_what_cannot_be_frozen_is_refused(colors: Path, pretrained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--freeze 2 keeps what --init brings"):
+        finetune_config(colors, tmp_path, freeze=2)
+    with pytest.raises(UserError, match=r"--freeze 3 of the 2 blocks of .*; choose 0 to 2, or all"):
+        finetune(finetune_config(colors, tmp_path / "run", init=str(pretrained), freeze=3))
 
 
 def test_another_size_resizes_positions_and_says_so(colors: Path, pretrained: Path, tmp_path: Path) -> None:

@@ -52,10 +52,12 @@ RUNS: Mapping[str, tuple[str, knobs.Knobs, Mapping[str, Any]]] = {
     "bare": ("pretrain", knobs.BARE, {}),
     "finetune": ("finetune", knobs.FINETUNE, {}),
     "from_encoder": ("finetune", knobs.FROM_ENCODER, {"init": "pretrained"}),
+    "frozen": ("finetune", knobs.FROZEN, {"init": "pretrained"}),
     "probe": ("probe", knobs.PROBE, {"init": "pretrained"}),
     "kept": ("probe", knobs.KEPT, {"init": "pretrained"}),
     "segment": ("segment", knobs.SEGMENT, {}),
     "pup": ("segment", knobs.PUP, {"init": "pretrained", "layers": (0, 1)}),
+    "frozen_segmenter": ("segment", knobs.FROZEN, {"init": "pretrained"}),
 }
 
 

@@ -15,10 +15,11 @@ from beit.config.architecture import (
     positions,
     sides,
 )
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.config.run import TrainingConfig
 from beit.config.values import (
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     PositiveShare,
@@ -61,6 +62,9 @@ class StartConfig(TrainingConfig):
     """Dropout after the MLP and the attention projection."""
     layer_decay: PositiveShare = 0.65
     """Each layer learns at this share of the rate of the layer above it. From scratch all learn at the full rate."""
+    freeze: NonNegativeInt | Literal["all"] | None = None
+    """Keep patches, positions and so many blocks as `init` has them, or `all` of the encoder, and teach the rest (for
+    few labels); null keeps nothing."""
 
     SIZE = "image_size"
     """The field that states the size of the images."""
@@ -68,6 +72,8 @@ class StartConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_other_run("--init", self.init)
+        kept = self.init is not None or self.freeze is None
+        require(kept, f"--freeze {self.freeze} keeps what --init brings; give --init, or drop --freeze")
         if self.init is None:
             self.architecture()
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from typing import cast
+from itertools import chain, islice
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,9 @@ class BeitEncoder(nn.Module):
         self.grid: Grid = config.grid
         self.gradient_checkpointing = False
         """Recompute each block in the backward pass instead of keeping its activations: less memory, more time."""
+
+        self.frozen_blocks = 0
+        """Blocks from the first on that do not learn; see :meth:`freeze`."""
 
         width, grid = config.width, config.grid
         self.patch_embed = PatchEmbed(config.patch_size, width)
@@ -147,6 +150,24 @@ class BeitEncoder(nn.Module):
         lower = {id(parameter) for group in (stem, *blocks) for parameter in group}
         rest = [parameter for parameter in self.parameters() if id(parameter) not in lower]
         return [stem, *blocks, rest]
+
+    def freeze(self, blocks: int) -> None:
+        """Keep the stem (group 0 of :meth:`layer_groups`) and the first `blocks` blocks as they are.
+
+        They get no gradients and stay in eval mode, without drop path and dropout. A shared bias, which the frozen
+        blocks read as well, is kept with the first of them.
+        """
+        stem, *layers, rest = self.layer_groups()
+        for parameter in (*stem, *chain(*layers[:blocks]), *(rest if blocks else ())):
+            parameter.requires_grad_(False)
+        self.frozen_blocks = blocks
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module's, but for the frozen blocks."""
+        super().train(mode)
+        self.blocks[: self.frozen_blocks].eval()
+        return self
 
     def position_embedding(self, grid: Grid) -> Tensor | None:
         """What is added to the tokens of `grid`, (1, 1 + N, D), learned or sine-cosine; None for none."""

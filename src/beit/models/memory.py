@@ -25,11 +25,14 @@ def activations_of_tokenizer(config: DiscreteVAEConfig) -> float:
     return 4 * (2 * blocks + 3 * config.vocab_size * pixels / config.stride**2)
 
 
-def activations_of_encoder(config: EncoderConfig, patches: int | None = None) -> float:
+def activations_of_encoder(
+    config: EncoderConfig, patches: int | None = None, frozen_blocks: int = 0
+) -> float:
     """Bytes of float32 activations that an encoder keeps for the gradient of one image, of which it sees so many
-    `patches`, by default all."""
+    `patches`, by default all. Frozen blocks keep nothing, but one at a time has its maps."""
     tokens = 1 + (math.prod(config.grid) if patches is None else patches)
-    return _activations_of_blocks(config.depth, tokens, config.width, config.num_heads, config.mlp_ratio)
+    depth = max(config.depth - frozen_blocks, 1)
+    return _activations_of_blocks(depth, tokens, config.width, config.num_heads, config.mlp_ratio)
 
 
 def activations_of_masked_model(model: MaskedImageModel) -> float:
@@ -69,9 +72,10 @@ def activations_of_segmenter(model: SemanticSegmenter) -> float:
     config, channels = model.encoder.config, model.channels
     pixels = config.image_size[0] * config.image_size[1]
     cells = pixels / config.patch_size**2
-    encoder = activations_of_encoder(config)
-    if model.encoder.gradient_checkpointing:
-        encoder *= 2 / config.depth  # the input of every block, and one block at a time
+    frozen = model.encoder.frozen_blocks
+    encoder = activations_of_encoder(config, frozen_blocks=frozen)
+    if model.encoder.gradient_checkpointing and config.depth > frozen:
+        encoder *= 2 / (config.depth - frozen)  # the input of every block, and one block at a time
     if model.decoder == "upernet":
         decoder, heads = pixels / 16 * (4 / 3 * 17 * channels + 2 * config.width), 2
     else:

@@ -62,8 +62,8 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
             classes=labels.classes, description=description, facts=encoder_facts(model.encoder.config)
         ),
         notes=Notes(
-            about=[*about, rates(config, encoder.depth)],
-            activations=activations_of_encoder(encoder),
+            about=[*about, rates(config, model.encoder)],
+            activations=activations_of_encoder(encoder, frozen_blocks=model.encoder.frozen_blocks),
             next_command=f"beit predict --model {config.out} IMAGE...",
         ),
     )

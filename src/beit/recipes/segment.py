@@ -44,7 +44,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
     # 2,000 maps take seconds; a mistake that shows in the first evaluation takes the steps until then.
     held_back.verify_labels()
     model, about = starting_segmenter(config, source.classes)
-    about += [*norms(config, session.compute), rates(config, model.encoder.config.depth)]
+    about += [*norms(config, session.compute), rates(config, model.encoder)]
     if session.compute.world > 1 and session.compute.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     encoder = model.encoder.config

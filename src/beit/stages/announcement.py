@@ -20,19 +20,21 @@ def announce(session: Session, method: Method, feed: Feed, plan: Plan, precision
     config, say = session.config, session.console.say
     machine = describe_machine(session.compute)
     device = machine.get("gpu") or f"{machine['cpu']} with {machine['threads']} threads"
-    parameters = sum(parameter.numel() for parameter in method.learner.model.parameters())
+    sizes = [(x.numel(), x.requires_grad) for x in method.learner.model.parameters()]
+    parameters, learning = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
     # On each device, roughly: weights, gradients, two moments and the average; activations of a pass.
     images = config.batch_size / (session.compute.world * config.accumulate)
-    copies = 4 if config.ema_decay is None else 5
+    stored = (1 if config.ema_decay is None else 2) * parameters + 3 * learning
     activations = images * method.notes.activations * (0.5 if precision == "bf16" else 1)
-    memory = (4 * copies * parameters + activations) / 2**30
+    memory = (4 * stored + activations) / 2**30
     epochs = plan.steps * config.batch_size / plan.images
     warmup, stated = plan.warmup_steps, config.warmup_steps or 0
     shortened = f", not the {stated:,} that the run would end in" if stated > warmup else ""
     say(f"data       {feed.train.describe()}; {len(feed.held_back):,} held back to evaluate on")
     for note in [*feed.train.notes, *_few_images(config, plan.images)]:
         say(f"           {note}")
-    say(f"model      {parameters:,} parameters")
+    frozen = "" if learning == parameters else f", of which {learning:,} learn"
+    say(f"model      {parameters:,} parameters{frozen}")
     for line in method.notes.about:
         say(f"           {line}")
     say(f"training   {plan.steps:,} steps of {config.batch_size} images ({epochs:.1f} epochs)")

@@ -88,7 +88,21 @@ def starting_encoder(config: StartConfig) -> tuple[BeitEncoder, nn.Module | None
             encoder = expand_shared_bias(encoder)
         encoder = replace_rates(encoder, drop_path_rate=config.drop_path_rate, dropout=config.dropout)
     first = f"from {config.init} ({kind_of(start)}): {_in_words(source.config)}"
-    return encoder, start, [first, *loading, *adapting]
+    return encoder, start, [first, *loading, *adapting, *_freeze(config, encoder)]
+
+
+def _freeze(config: StartConfig, encoder: BeitEncoder) -> list[str]:
+    """Freeze what the configuration says of `encoder`, and say so."""
+    if config.freeze is None:
+        return []
+    depth = encoder.config.depth
+    blocks = depth if config.freeze == "all" else config.freeze
+    if blocks > depth:
+        raise UserError(
+            f"--freeze {blocks} of the {depth} blocks of {config.init}; choose 0 to {depth}, or all"
+        )
+    encoder.freeze(blocks)
+    return [f"patches, positions and {blocks} of {depth} blocks are frozen"]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -184,12 +198,16 @@ def encoder_facts(config: EncoderConfig) -> dict[str, str]:
     }
 
 
-def rates(config: StartConfig, depth: int) -> str:
+def rates(config: StartConfig, encoder: BeitEncoder) -> str:
     """How fast the layers learn, for the announcement."""
     if config.init is None:
         return "every layer learns at the full rate (--layer-decay is for --init)"
-    slowest = config.layer_decay ** (depth + 1)
-    return f"layers learn at {slowest:.2g} of the rate (patches) to 1 (head), {config.layer_decay:g} a layer"
+    depth, frozen = encoder.config.depth, encoder.frozen_blocks
+    if frozen == depth:
+        return "the head alone learns, at the full rate"
+    lowest, above = ("patches", depth + 1) if config.freeze is None else (f"block {frozen}", depth - frozen)
+    slowest = config.layer_decay**above
+    return f"layers learn at {slowest:.2g} of the rate ({lowest}) to 1 (head), {config.layer_decay:g} a layer"
 
 
 def _in_words(config: EncoderConfig) -> str:
