@@ -224,6 +224,14 @@ def test_a_pretrained_model_scores_what_its_run_recorded(
     for name in {"loss", "token_accuracy"} & expected.keys():
         assert figures[name] == pytest.approx(expected[name], rel=1e-5)
     assert ("copy_neighbour_loss" in figures) == ("tokenizer" in target)
+    if "tokenizer" in target:  # the prior term is the loss of all the predicted patches of an image
+        patches = 16 if "predict" in values else 6
+        assert figures["elbo_prior"] == pytest.approx(-patches * figures["loss"])
+        assert figures["elbo_prior_unigram"] == pytest.approx(-patches * figures["unigram_loss"])
+        assert {"elbo_reconstruction", "elbo_prior_sampled", "elbo_reconstruction_std"} <= figures.keys()
+        assert ("no bound" in figures["bound"]) == ("predict" not in values)
+    else:
+        assert not any(name.startswith("elbo") for name in figures)
 
 
 def test_a_model_without_its_run_needs_its_own_tokenizer(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +17,8 @@ from beit.masking import BlockwiseMasking, NoMasking, RandomMasking
 from beit.metrics.tokens import TokenBaselines, patch_sums, token_accuracy
 from beit.models.heads import MaskedImageModel
 from beit.tokenizers.base import VisualTokenizer
+
+TokenFigures = Callable[[Tensor, Tensor, Tensor, Tensor], dict[str, Tensor]]
 
 
 def masked_image_modelling(
@@ -83,14 +87,17 @@ def token_sums(
     baselines: TokenBaselines | None,
     model: nn.Module,
     batch: PretrainBatch,
+    besides: TokenFigures | None = None,
 ) -> dict[str, Tensor]:
-    """Loss and accuracy of a batch's tokens, and what `baselines` score, as sums over the predicted patches."""
+    """Loss and accuracy of a batch's tokens, and what `baselines` score, as sums over the predicted patches; and what
+    `besides` makes of the tokenizer's images, their tokens, the logits and the patches predicted."""
     predict = patches_to_predict(config, batch.mask)
     tokens, logits, loss = masked_image_modelling(model, tokenizer, batch, predict)
     means = {"loss": loss, "token_accuracy": token_accuracy(logits, tokens[predict])}
     if baselines is not None:
         means |= baselines.losses(tokens, batch.mask, predict)
-    return patch_sums(means, predict)
+    sums = patch_sums(means, predict)
+    return sums if besides is None else sums | besides(batch.token_image, tokens, logits, predict)
 
 
 def pixel_sums(

@@ -72,8 +72,13 @@ class DiscreteVAE(VisualTokenizer):
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
         """Images in [0, 1], (B, 3, H, W), from tokens int64 (B, h, w)."""
+        return self.to_images(self.statistics(tokens))
+
+    def statistics(self, tokens: Tensor) -> Tensor:
+        """The pixel distribution p(x | z) of tokens int64 (B, h, w), (B, 6, H, W)."""
         codes = F.embedding(tokens, self.codebook).permute(0, 3, 1, 2)
-        return self.to_images(self.decoder.blocks[1:](codes))
+        statistics: Tensor = self.decoder.blocks[1:](codes)
+        return statistics
 
     @staticmethod
     def to_images(statistics: Tensor) -> Tensor:

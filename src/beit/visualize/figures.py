@@ -80,6 +80,21 @@ _TABLE = (
     _score("knn_top1", "Top-1 accuracy by k-NN", "The nearest training images vote, on the best layer."),
     Figure("best_layer", "Best layer", "The layer that linear classifiers read best, from 0.", "count"),
     _score("mean_class_accuracy", "Mean accuracy of a class", "Every class counts the same."),
+    Figure(
+        "elbo_reconstruction",
+        "Bound: reconstruction",
+        "log p(image | its likeliest tokens).",
+        better="higher",
+    ),
+    Figure("elbo_reconstruction_std", "Bound: reconstruction, deviation over images"),
+    Figure("elbo_reconstruction_sampled", "Bound: reconstruction from drawn tokens", "The mean of 8 draws."),
+    Figure("elbo_prior", "Bound: prior", "log p(likeliest tokens | what the encoder sees).", better="higher"),
+    Figure("elbo_prior_std", "Bound: prior, deviation over images"),
+    Figure(
+        "elbo_prior_sampled", "Bound: prior of drawn tokens", "Minus the divergence from the tokenizer's."
+    ),
+    Figure("elbo_prior_unigram", "Bound: prior of token frequencies", "What guessing by frequency gives."),
+    Figure("elbo_prior_uniform", "Bound: prior of knowing nothing", "What even guessing gives."),
     Figure("chance_loss", "Loss of knowing nothing (ln V)"),
     _score(
         "miou", "Mean intersection over union", "Overlap of true and predicted regions, averaged by class."

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from beit.checkpoints.store import describe, load_tokenizer, weights_sha256
 from beit.config.errors import UserError, given_by
@@ -16,6 +19,7 @@ from beit.data.sources.opening import open_source
 from beit.data.views.evaluation import EvaluationView
 from beit.metrics.tokens import TokenBaselines, best_mixtures_of_sums
 from beit.models.heads import MaskedImageModel
+from beit.recipes.evaluate.bound import Bound
 from beit.recipes.evaluate.kinds import Kind, TestSet, open_splits
 from beit.stages.batches import Machine, each_batch
 from beit.stages.inference import print_notes, run_of
@@ -25,7 +29,8 @@ from beit.training.method import Evaluation
 
 
 def pretrained(model: MaskedImageModel, config: EvaluateConfig, machine: Machine) -> Kind:
-    """Masked-token loss and accuracy beside the baselines, with masks as in the run that trained the model."""
+    """Masked-token loss and accuracy beside the baselines, with masks as in the run that trained the model, and both
+    terms of the bound."""
     recipe = recipe_of(model, config)
     source = open_splits(config, partial(open_source, pillow=recipe.views == "exact"))
     facts: dict[str, Any] = {"target": recipe.target, "masking": recipe.masking, "predict": recipe.predict}
@@ -38,9 +43,16 @@ def pretrained(model: MaskedImageModel, config: EvaluateConfig, machine: Machine
     size = token_image_size(recipe, tokenizer)
     baselines = count_tokens(tokenizer, size, model, config, machine)
     chance = {"vocab_size": model.vocab_size, "chance_loss": math.log(model.vocab_size)}
+    bound = Bound(tokenizer, recipe.predict, config.seed)
+
+    def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
+        of_patches = {name: total for name, total in sums.items() if not name.startswith("elbo_")}
+        terms = bound.figures(sums, model.vocab_size)
+        return {**facts, **best_mixtures_of_sums(of_patches), **chance, "bound": bound.words(), **terms}
+
     return TestSet(source, evaluation_view(recipe, size)), Evaluation(
-        evaluate_batch=partial(token_sums, recipe, tokenizer, baselines),
-        summarise=lambda sums: {**facts, **best_mixtures_of_sums(sums), **chance},
+        evaluate_batch=partial(token_sums, recipe, tokenizer, baselines, besides=bound.sums),
+        summarise=summarise,
     )
 
 

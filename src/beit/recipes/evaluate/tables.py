@@ -36,6 +36,8 @@ def show(figures: Mapping[str, Any], console: Console) -> None:
     console.print(f"data   {escape(figures['data'])}{damaged}", soft_wrap=True, highlight=False)
     if "inference" in figures:
         console.print(f"shown  {escape(figures['inference'])}", soft_wrap=True, highlight=False)
+    if "bound" in figures:
+        console.print(f"bound  {escape(figures['bound'])}", soft_wrap=True, highlight=False)
     table = Table(box=None, show_header=False)
     for name in sorted(FIGURES.keys() & figures, key=lambda name: figure_of(name, figures).order()):
         figure, value = figure_of(name, figures), figures[name]
