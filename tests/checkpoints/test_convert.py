@@ -457,6 +457,7 @@ def test_the_remedy_of_a_refusal_is_one(tmp_path: Path) -> None:
     deep = BeitEncoder(replace(encoder, patch_size=16, depth=4))
     models.append(SemanticSegmenter(deep, 5, decoder="upernet", layers=(0, 1, 2, 3), channels=32))
     models.append(SemanticSegmenter(deep, 5, decoder="pup", layers=(3,), channels=32))
+    models.append(MaskedImageModel(BeitEncoder(encoder), 5, encoder_sees="visible", num_masked=12))
     for number, model in enumerate(models):
         save_model(model, tmp_path / f"{number}", provenance={})
         held = set()
