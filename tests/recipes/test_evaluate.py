@@ -209,7 +209,12 @@ def test_a_tokenizer_scores_what_its_run_recorded(trained_tokenizer: Path, image
 
 @pytest.mark.parametrize(
     "values",
-    [{}, {"masking": "random", "predict": "all"}, {"target": "pixels", "pixel_norm": "patch"}],
+    [
+        {},
+        {"masking": "random", "predict": "all"},
+        {"target": "pixels", "pixel_norm": "patch"},
+        {"encoder_sees": "visible", "num_masked": "75%"},
+    ],
     ids=str,
 )
 def test_a_pretrained_model_scores_what_its_run_recorded(

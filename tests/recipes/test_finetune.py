@@ -356,6 +356,18 @@ def test_data_without_enough_classes_is_refused(images: Path, colors: Path, tmp_
         finetune(finetune_config(colors, tmp_path / "run", init=str(tmp_path / "nowhere")))
 
 
+def test_a_start_that_saw_visible_patches_gives_its_encoder(
+    images: Path, colors: Path, tmp_path: Path
+) -> None:
+    visible = {"encoder_sees": "visible", "target": "pixels", "position": "sincos", "bias": "shared"}
+    pretrain(pretrain_config(images, tmp_path / "start", **visible, steps=1))
+    run = tmp_path / "run"
+    finetune(finetune_config(colors, run, init=str(tmp_path / "start"), steps=1, pool="cls"))
+    said = read_description(run)["architecture"]
+    assert (said["position"], said["bias"]) == ("sincos", "block")
+    assert "norm kept, new head for 3 classes, on the class token" in log(run)
+
+
 @pytest.mark.parametrize("position", ["block_bias", "shared_bias", "absolute"])
 def test_layer_decay_and_weight_decay_of_beit_base(position: Any) -> None:
     """The released rule: scale 0.65 ** (13 - id), with id 0 for the patches and 13 for the head and a shared bias."""

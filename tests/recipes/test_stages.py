@@ -85,6 +85,8 @@ def test_pretraining_logs_its_baselines_and_names_its_tokenizer(
         {"target": "pixels", "masking": "random"},
         {"position": "absolute", "layer_scale_init": None, "normalization": "imagenet"},
         {"views": "exact", "mask_count": "at_most"},
+        {"encoder_sees": "visible", "masking": "random", "num_masked": "75%"},
+        {"encoder_sees": "visible", "predict": "all", "bias": "block", "position": "absolute"},
     ],
     ids=str,
 )

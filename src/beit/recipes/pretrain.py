@@ -152,11 +152,9 @@ def notes(config: PretrainConfig, model: MaskedImageModel, about: str) -> Notes:
     patches = math.prod(model.encoder.grid)
     lines = [about]
     if model.decoder is not None:
-        hidden, width = model.num_masked or 0, model.decoder_width
+        hidden, depth, width = model.num_masked or 0, model.decoder_depth, model.decoder_width
         seen = f"the encoder sees {patches - hidden} of {patches} patches"
-        lines.append(
-            f"{seen}; a decoder of {model.decoder_depth} blocks of width {width} predicts the others"
-        )
+        lines.append(f"{seen}; a decoder {depth} deep and {width} wide predicts the others")
         if hidden < LEAST_HIDDEN * patches:
             lines.append(
                 "with so few hidden it gains little time: try --num-masked 75%, or --encoder-sees all"
