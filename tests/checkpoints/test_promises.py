@@ -72,7 +72,12 @@ def test_nothing_can_be_gone_unnoticed(name: str, to: str, tmp_path: Path) -> No
         ("mean", "huggingface", {"intermediate_size": 5}, "hidden is 5 by one account and 128"),
         ("mean", "huggingface", {"use_relative_position_bias": False}, "unknown .*position_bias"),
         ("mean", "huggingface", {"use_absolute_position_embeddings": True}, r"missing encoder\.pos_embed"),
-        ("mean", "huggingface", {"use_shared_relative_position_bias": True}, "missing encoder.rel_pos_bias"),
+        (
+            "mean",
+            "huggingface",
+            {"use_shared_relative_position_bias": True},
+            "lacks the shared position bias",
+        ),
         ("mean", "huggingface", {"layer_scale_init_value": 0}, "unknown .*lambda_1"),
         ("none", "huggingface", {"use_absolute_position_embeddings": True}, r"missing encoder\.pos_embed"),
         ("mean", "huggingface", {"drop_path_rate": 2}, r"safetensors: drop_path_rate must be"),

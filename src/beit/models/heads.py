@@ -103,10 +103,10 @@ class MaskedImageModel(nn.Module):
         assert self.num_masked is not None
         # A stable sort puts the visible ones first, row by row: shapes that do not depend on the values.
         places = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, : mask.shape[1] - self.num_masked]
-        tokens = self.norm(self.encoder.transform(self.encoder.embed(images, places), grid, places))
-        tokens = decoder(tokens, places, self.mask_token, grid)
+        seen = self.encoder.transform(self.encoder.embed(images, places), grid, places)
+        tokens: Tensor = decoder(self.norm(seen), places, self.mask_token, grid)
         # Asked last, because a GPU is waited for.
-        if len(others := set(mask.sum(dim=1).tolist()) - {self.num_masked}):
+        if others := set(mask.sum(dim=1).tolist()) - {self.num_masked}:
             raise ValueError(
                 f"mask hides {min(others)} patches of an image, but this model was made for {self.num_masked} "
                 f"(num_masked); give masks that hide {self.num_masked} patches of every image"

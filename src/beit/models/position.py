@@ -58,7 +58,7 @@ def position_bias(table: Tensor, table_grid: Grid, grid: Grid, index: Tensor, dt
         table = resize_bias_table(table, table_grid, grid)
     # Gathered in the table's own precision: the gradient sums thousands of pairs into each row.
     bias = table.t().index_select(1, index.flatten())
-    return bias.unflatten(1, index.shape).transpose(0, 1).to(dtype)
+    return bias.view(-1, *index.shape).transpose(0, 1).to(dtype)
 
 
 class RelativePositionBias(nn.Module):

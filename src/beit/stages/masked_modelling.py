@@ -12,7 +12,7 @@ from beit.config.architecture import sides
 from beit.config.errors import UserError
 from beit.config.pretrain import PretrainConfig
 from beit.data.batches import PretrainBatch
-from beit.data.views.pretraining import Masking, PretrainEvaluationView
+from beit.data.views.pretraining import PretrainEvaluationView
 from beit.masking import BlockwiseMasking, NoMasking, RandomMasking
 from beit.metrics.tokens import TokenBaselines, patch_sums, token_accuracy
 from beit.models.heads import MaskedImageModel
@@ -54,7 +54,7 @@ def token_image_size(config: PretrainConfig, tokenizer: VisualTokenizer) -> tupl
     return size
 
 
-def masking_of(config: PretrainConfig) -> Masking:
+def masking_of(config: PretrainConfig) -> BlockwiseMasking | RandomMasking | NoMasking:
     """The rule that hides patches."""
     grid = config.architecture().grid
     if config.masking == "none":

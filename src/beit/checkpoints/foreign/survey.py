@@ -198,11 +198,9 @@ def survey_encoder(foreign: Foreign, stated: Stated) -> Survey:
         keys = {name.removeprefix("encoder."): parts for name, parts in keys.items()}
         shapes = {name.removeprefix("encoder."): shape for name, shape in shapes.items()}
     missing, spare = compare(path, shapes, model)
-    if config.bias == "block" and (biases is None or "shared" in biases):
-        added = [name for name in spare if SHARED_BIAS.endswith(name)]
-        spare = [name for name in spare if name not in added]
-        notes += ["the shared position bias is added to that of each block"] if added else []
-        missing += [SHARED_BIAS] if biases and not added else []
+    if added := _shared_bias_to_add(path, config, spare, biases):
+        spare.remove(added)
+        notes.append("the shared position bias is added to that of each block")
     words, _, idle_names = _KINDS[kind]
     idle = {name for name in spare if name.startswith(idle_names)}
     unknown += [key for name in spare if name not in idle for key in keys[name]]
@@ -221,6 +219,20 @@ def survey_encoder(foreign: Foreign, stated: Stated) -> Survey:
         provenance=foreign.provenance,
         extra=extra,
     )
+
+
+def _shared_bias_to_add(
+    path: Path, config: EncoderConfig, spare: Sequence[str], biases: Sequence[str] | None
+) -> str | None:
+    """The name of a shared bias table beside those of the blocks; UserError where a configuration names both `biases`
+    and there is none."""
+    if config.bias != "block" or (biases is not None and "shared" not in biases):
+        return None
+    name = next((name for name in spare if SHARED_BIAS.endswith(name)), None)
+    require(
+        bool(name) or biases is None, f"{path} lacks the shared position bias that its configuration names"
+    )
+    return name
 
 
 def _options(
