@@ -1,4 +1,4 @@
-"""Features of a frozen encoder: computed once and read like images, and classified by their nearest neighbours."""
+"""Features of a frozen encoder: computed once and read like images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from beit.data.base import Source
@@ -92,17 +91,3 @@ class FeatureSource(Subset):
             name = self.name(index)
             raise ImageError(name, self._reasons.get(name, "it could not be read"))
         return self.features[index]
-
-
-def neighbour_votes(
-    queries: Tensor, bank: Tensor, labels: Tensor, num_classes: int, *, neighbours: int, temperature: float
-) -> Tensor:
-    """Weighted k-NN by cosine similarity (Wu et al. 2018): votes (Q, num_classes) for queries (Q, F).
-
-    Each of the `neighbours` nearest rows of `bank` (M, F) votes for its class in `labels` (M,) with the weight
-    exp(similarity / temperature), as a share of the nearest row's, so that no temperature is too low for float32.
-    """
-    similarity = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T
-    nearest, rows = similarity.topk(min(neighbours, len(bank)), dim=1)
-    votes = torch.zeros(len(queries), num_classes, device=queries.device, dtype=queries.dtype)
-    return votes.scatter_add_(1, labels[rows], ((nearest - nearest[:, :1]) / temperature).exp())

@@ -25,11 +25,12 @@ from beit.data.sources.opening import open_source
 from beit.data.sources.subsets import Subset, spread
 from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.tokenizer import TokenizerViews
-from beit.metrics.classification import classification_sums, hits
+from beit.metrics.classification import classification_sums
+from beit.metrics.neighbours import knn_hits
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import LayerProbes, LinearProbe, layer_features
 from beit.models.memory import activations_of_encoder
-from beit.recipes.probe.features import FeatureBatch, FeatureSource, feature_view, neighbour_votes
+from beit.recipes.probe.features import FeatureBatch, FeatureSource, feature_view
 from beit.stages.batches import Machine, num_workers
 from beit.stages.labels import label_images
 from beit.stages.session import Feed, Images, Session, open_images, open_session
@@ -186,17 +187,20 @@ class Probing:
         rows = torch.tensor(spread(len(self.bank), config.knn_images))
         rows = rows[self.bank.whole[rows]]
         labels, answers = self.bank.labels()[rows].to(device), self.held_back.labels()[self.held_back.whole]
-        mean, std = self.model.mean.cpu(), self.model.std.cpu()
-        vote = partial(neighbour_votes, neighbours=config.knn, temperature=config.knn_temperature)
+        std = self.model.std.cpu()  # k-NN takes the mean off by itself
+        knn = partial(
+            knn_hits,
+            num_classes=self.num_classes,
+            neighbours=config.knn,
+            temperature=config.knn_temperature,
+        )
         for layer in self.layers:
-            bank = ((self.bank.features[rows, layer] - mean[layer]) / std[layer]).to(device)
-            queries = self.held_back.features[self.held_back.whole, layer]
-            queries = (queries - mean[layer]) / std[layer]
+            bank = (self.bank.features[rows, layer] / std[layer]).to(device)
+            queries = self.held_back.features[self.held_back.whole, layer] / std[layer]
             for part, answer in zip(torch.split(queries, CHUNK), torch.split(answers, CHUNK), strict=True):
                 poll()
-                votes = vote(part.to(device), bank, labels, self.num_classes).cpu()
-                for name, right in hits(votes, self.targets(answer)).items():
-                    counts[name][layer] += right
+                for name, right in knn(bank, labels, part.to(device), answer.to(device)).items():
+                    counts[name][layer] += right.cpu()
         return {name: right / len(answers) for name, right in counts.items()}
 
     def best_probe(self, model: nn.Module) -> LinearProbe:
