@@ -30,8 +30,9 @@ from beit.metrics.neighbours import knn_hits
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import LayerProbes, LinearProbe, layer_features
 from beit.models.memory import activations_of_encoder
-from beit.recipes.probe.features import FeatureBatch, FeatureSource, feature_view
+from beit.recipes.probe.features import FeatureBatch, feature_view
 from beit.stages.batches import Machine, num_workers
+from beit.stages.features import FeatureSource
 from beit.stages.labels import label_images
 from beit.stages.session import Feed, Images, Session, open_images, open_session
 from beit.stages.train import train
