@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from beit.metrics.neighbours import effective_rank, knn_accuracy, knn_hits, neighbour_votes
+from beit.metrics.neighbours import effective_rank, knn_accuracy, knn_votes, neighbour_votes
 
 
 def plain_knn(bank: np.ndarray, labels: np.ndarray, query: np.ndarray) -> list[int]:
@@ -47,8 +47,8 @@ def test_a_small_class_can_win_against_a_large_one() -> None:
     """Three images of a class beside its query, a hundred of another further off: three vote, not twenty."""
     bank = torch.cat([torch.tensor([[1.0, 0.02]]).expand(3, 2), torch.tensor([[1.0, 0.1]]).expand(100, 2)])
     labels = torch.tensor([1] * 3 + [0] * 100)
-    query, truth = torch.tensor([[1.0, 0.0]]), torch.tensor([1])
-    assert int(knn_hits(bank, labels, query, truth, 2, temperature=1.0)["top1"]) == 1
+    votes = knn_votes(torch.tensor([[1.0, 0.0]]), bank, labels, 2, temperature=1.0)
+    assert votes.tolist() == [[0, pytest.approx(3)]]
 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.001])

@@ -23,7 +23,7 @@ WATCHED = (
     (train_stage, "Loader"),
     (finetune_recipe, "open_source"),
     (probe_recipe, "EvaluationView"),
-    (probe_recipe, "knn_hits"),
+    (probe_recipe, "knn_votes"),
 )
 """Functions whose arguments leave no other trace."""
 

@@ -128,7 +128,7 @@ def test_a_stop_before_the_first_step_is_a_clean_one(
     place: str, probed: Path, colours: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Asked to stop while features or neighbours are sought, the run says so and the same command does it all."""
-    name = {"features": "layer_features", "neighbours": "knn_hits"}[place]
+    name = {"features": "layer_features", "neighbours": "knn_votes"}[place]
     work, calls = getattr(recipe, name), []
 
     def interrupted(*values: Any, **named: Any) -> Tensor:

@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from beit.metrics.classification import hits
-
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 """How many vote, and how fast a vote loses weight with distance (Wu et al. 2018, their temperature)."""
 
@@ -17,28 +15,27 @@ def knn_accuracy(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, num_classes: int
 ) -> float:
     """The share of queries (Q, F) whose class, of query_labels (Q,), their neighbours in the bank (M, F) name."""
-    right = knn_hits(bank, bank_labels, queries, query_labels, num_classes)
-    return float(right["top1"]) / len(queries)
+    answers = knn_votes(queries, bank, bank_labels, num_classes).argmax(dim=1)
+    return float((answers == query_labels).double().mean())
 
 
-def knn_hits(
+def knn_votes(
+    queries: Tensor,
     bank: Tensor,
     bank_labels: Tensor,
-    queries: Tensor,
-    query_labels: Tensor,
     num_classes: int,
     *,
     neighbours: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
-) -> dict[str, Tensor]:
-    """How many queries (Q, F) have their class, of query_labels (Q,), among the likeliest, as `hits` counts them.
+) -> Tensor:
+    """The votes (Q, num_classes) of neighbours in the bank (M, F), with its labels int64 (M,), for queries (Q, F).
 
-    The mean of the bank (M, F) is taken off first: features with a large common part would all be alike. No more
-    neighbours vote than the smallest class has in the bank, or it could never win. Labels are int64.
+    The mean of the bank is taken off first: features with a large common part would all be alike. No more neighbours
+    vote than the smallest class has in the bank, or it could never win.
     """
     mean, sizes = bank.mean(dim=0), bank_labels.bincount()
     neighbours = min(neighbours, int(sizes[sizes > 0].min()))
-    votes = neighbour_votes(
+    return neighbour_votes(
         queries - mean,
         bank - mean,
         bank_labels,
@@ -46,7 +43,6 @@ def knn_hits(
         neighbours=neighbours,
         temperature=temperature,
     )
-    return hits(votes, F.one_hot(query_labels, num_classes).bool())
 
 
 def neighbour_votes(

@@ -60,9 +60,10 @@ def conclude(session: Session, notes: Notes, results: Mapping[str, Any], bad_fil
     say(f"done in {duration(results['seconds'])}; the model is in {Path(out) / MODEL}")
     if (Path(out) / MODEL_BEST).exists():
         best = results["best"]
+        figure = f"{best['monitor']} {short_number(best[best['monitor']])}"
         say(
-            f"{Path(out) / MODEL_BEST}: that of the best evaluation ({best['monitor']} {short_number(best[best['monitor']])} "
-            f"after step {best['step']:,}, {best['remark']})"
+            f"{Path(out) / MODEL_BEST} holds that of the best evaluation: {figure} after step {best['step']:,}, "
+            f"{best['remark']}"
         )
     say(f"next: beit report {out}")
     if notes.next_command:

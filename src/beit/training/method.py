@@ -30,8 +30,8 @@ itself, or several ranks would not share gradients, and use every trainable para
 EvaluateBatch = Callable[[nn.Module, Any], dict[str, Tensor]]
 """`evaluate_batch(model, batch)`: sums over the batch, `count` among them. It must not communicate."""
 Measure = Callable[[nn.Module, Precision, StopSignals], Mapping[str, float]]
-"""`measure(model, precision, stop)`: figures that take a pass of their own, alike on every rank. All ranks call it; it
-polls the signals, and leaves by StopRequested on all of them together."""
+"""`measure(model, precision, stop)`: figures that take a pass of their own, alike on every rank. All ranks call it;
+it polls the signals, and leaves by StopRequested on all of them together."""
 Draw = Callable[[nn.Module, Sequence[Any], Path, int], None]
 """`draw(model, batches, folder, step)`: pictures of a few evaluation samples, in one batch, or in as many as they are
 where they differ in size."""

@@ -25,8 +25,8 @@ from beit.data.sources.opening import open_source
 from beit.data.sources.subsets import Subset, spread
 from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.tokenizer import TokenizerViews
-from beit.metrics.classification import classification_sums
-from beit.metrics.neighbours import knn_hits
+from beit.metrics.classification import classification_sums, hits
+from beit.metrics.neighbours import knn_votes
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import LayerProbes, LinearProbe, layer_features
 from beit.models.memory import activations_of_encoder
@@ -189,8 +189,8 @@ class Probing:
         rows = rows[self.bank.whole[rows]]
         labels, answers = self.bank.labels()[rows].to(device), self.held_back.labels()[self.held_back.whole]
         std = self.model.std.cpu()  # k-NN takes the mean off by itself
-        knn = partial(
-            knn_hits,
+        vote = partial(
+            knn_votes,
             num_classes=self.num_classes,
             neighbours=config.knn,
             temperature=config.knn_temperature,
@@ -200,8 +200,9 @@ class Probing:
             queries = self.held_back.features[self.held_back.whole, layer] / std[layer]
             for part, answer in zip(torch.split(queries, CHUNK), torch.split(answers, CHUNK), strict=True):
                 poll()
-                for name, right in knn(bank, labels, part.to(device), answer.to(device)).items():
-                    counts[name][layer] += right.cpu()
+                votes = vote(part.to(device), bank, labels).cpu()
+                for name, right in hits(votes, self.targets(answer)).items():
+                    counts[name][layer] += right
         return {name: right / len(answers) for name, right in counts.items()}
 
     def best_probe(self, model: nn.Module) -> LinearProbe:
