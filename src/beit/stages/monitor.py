@@ -27,7 +27,7 @@ from beit.training.signals import StopSignals
 
 BANK = 2000
 """Training images whose features are looked at, at most."""
-LEAST, SHARE = 200, 40
+LEAST, SHARE = 200, 25
 """At most one image for `SHARE` that are trained on between two evaluations, but `LEAST` at any rate."""
 
 
@@ -143,9 +143,9 @@ class FeatureMonitor:
 
 
 def _images_at_once(plan: Plan) -> int:
-    """How many images an evaluation may look at for a bank, or for its queries: so few that the passes over both cost
-    about a sixtieth of the steps between two evaluations, each image of which takes three times a pass. (Where the
-    encoder sees the visible patches alone in training, a step is cheaper and this a larger part of it.)"""
+    """How many images an evaluation may take for a bank, and as many for its queries: so few that one pass over both
+    costs 2 to 3 % of the steps between two evaluations, where every image takes three passes, and one of the
+    tokenizer. (More where the encoder sees the visible patches alone in training, for then a step is cheaper.)"""
     between = plan.steps * plan.config.batch_size / plan.config.evaluations
     return max(LEAST, int(between / SHARE))
 
