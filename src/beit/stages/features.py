@@ -43,7 +43,8 @@ class FeatureSource(Subset):
 
         StopRequested on all ranks when any of them was asked to stop meanwhile.
         """
-        self.features.zero_(), self.whole.zero_()
+        self.features.zero_()
+        self.whole.zero_()
         passes = each_batch(
             apply,
             Numbered(self._source),

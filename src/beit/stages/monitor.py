@@ -79,7 +79,7 @@ class FeatureMonitor:
         return compute.from_main(self._figures)
 
     def conclusion(self, results: Mapping[str, Any]) -> list[str]:
-        """Whether pre-training helped: the figures before it and after it."""
+        """Whether pre-training helped: the figures before the first step and at the end."""
         before, after = results["first"], results["last"]
         lines = []
         if "eval/knn_top1" in before and "eval/knn_top1" in after:
@@ -93,7 +93,7 @@ class FeatureMonitor:
         return lines
 
     def _verdict(self, first: float, last: float) -> str:
-        images = int(self._queries.whole.sum())
+        images = max(1, int(self._queries.whole.sum()))
         # Two standard errors of the difference, as if it were other images that were judged before.
         noise = 2 * ((first * (1 - first) + last * (1 - last)) / images) ** 0.5
         effect = "helped" if last > first else "hurt"
