@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ from run_results import log, metrics, same_weights, stopped_in_step
 from tiny_runs import pretrain_config
 
 import beit
+from beit.config.errors import Interrupted
 from beit.data.sources.opening import open_source
 from beit.data.views.geometry import center_view
 from beit.metrics.neighbours import effective_rank, knn_accuracy
 from beit.recipes.pretrain import pretrain
+from beit.stages.features import FeatureSource
 
 pytestmark = pytest.mark.slow
 
@@ -107,3 +111,24 @@ def test_labels_from_a_file_change_no_weights(images: Path, tmp_path: Path) -> N
     assert results(tmp_path / "with")["last"]["eval/knn_chance"] == 0.5
     assert f"labels ({file}) serve that alone" in log(tmp_path / "with")
     assert same_weights(tmp_path / "without", tmp_path / "with")
+
+
+@pytest.mark.parametrize(
+    "call", [1, 3]
+)  # of the passes over bank and held-back images: before the first step, after 2
+def test_asked_to_stop_while_it_is_measured(
+    call: int, run: Path, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes, compute = iter(range(1, 100)), FeatureSource.compute
+
+    def interrupted(self: FeatureSource, *values: Any, **named: Any) -> None:
+        if next(passes) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        compute(self, *values, **named)
+
+    monkeypatch.setattr(FeatureSource, "compute", interrupted)
+    with pytest.raises(Interrupted, match=f"at step {call - 1} of 4"):
+        pretrain(pretrain_config(colours, tmp_path / "run", **PIXELS))
+    assert next(passes) == call + 1, "the measurement was left at once"
+    pretrain(pretrain_config(colours, tmp_path / "run", **PIXELS))
+    assert same_weights(run, tmp_path / "run") and results(run)["best"] == results(tmp_path / "run")["best"]
