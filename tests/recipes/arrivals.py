@@ -23,7 +23,7 @@ WATCHED = (
     (train_stage, "Loader"),
     (finetune_recipe, "open_source"),
     (probe_recipe, "EvaluationView"),
-    (probe_recipe, "neighbour_votes"),
+    (probe_recipe, "knn_votes"),
 )
 """Functions whose arguments leave no other trace."""
 

@@ -226,8 +226,8 @@ PROBE: Knobs = {
     "min_crop": Knob(0.3, lambda a: a.view.view.min_scale),
     "flip": Knob(0.2, lambda a: a.view.view.flip),
     "crop_pct": Knob(0.7, lambda a: a.arguments["EvaluationView"]["crop_share"]),
-    "knn": Knob(3, lambda a: a.arguments["neighbour_votes"]["neighbours"]),
-    "knn_temperature": Knob(0.2, lambda a: a.arguments["neighbour_votes"]["temperature"]),
+    "knn": Knob(3, lambda a: a.arguments["knn_votes"]["neighbours"]),
+    "knn_temperature": Knob(0.2, lambda a: a.arguments["knn_votes"]["temperature"]),
     "knn_images": Knob(
         9, lambda a: a.method.notes.about[2], "the features of 31 images take 0.0 GiB"
     ),  # of 22 to judge
@@ -235,7 +235,7 @@ PROBE: Knobs = {
 
 KEPT: Knobs = {
     "augment": Knob(False, lambda a: a.view, feature_view),
-    "knn_images": Knob(9, lambda a: len(a.arguments["neighbour_votes"]["bank"])),
+    "knn_images": Knob(9, lambda a: len(a.arguments["knn_votes"]["bank"])),
     "standardize": Knob(False, lambda a: bool((a.model.std == 1).all()), True),
 }
 

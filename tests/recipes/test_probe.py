@@ -9,7 +9,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tiny_runs import probe_config
@@ -20,7 +19,6 @@ from beit.checkpoints.store import save_model
 from beit.config.errors import Interrupted, UserError
 from beit.models.heads import LinearProbe
 from beit.recipes.probe import run as recipe
-from beit.recipes.probe.features import neighbour_votes
 from beit.recipes.probe.run import probe
 
 pytestmark = pytest.mark.slow
@@ -28,27 +26,6 @@ pytestmark = pytest.mark.slow
 
 def read(run: Path, name: str) -> Any:
     return json.loads((run / name).read_text())
-
-
-@pytest.mark.parametrize("temperature", [0.07, 0.001])
-def test_votes_are_those_of_the_definition(temperature: float) -> None:
-    """As shares of the nearest image's vote: exp(1 / 0.001) itself is beyond any float."""
-    rng = np.random.default_rng(0)
-    bank, queries = rng.normal(size=(50, 8)), rng.normal(size=(9, 8))
-    labels = rng.integers(0, 4, 50)
-    wanted = np.zeros((9, 4))
-    for row, query in enumerate(queries):
-        cosine = [query @ x / np.linalg.norm(query) / np.linalg.norm(x) for x in bank]
-        for near in sorted(range(50), key=lambda i: -cosine[i])[:20]:
-            wanted[row, labels[near]] += np.exp((cosine[near] - max(cosine)) / temperature)
-    tensors = map(torch.from_numpy, (queries, bank, labels))
-    found = neighbour_votes(*tensors, num_classes=4, neighbours=20, temperature=temperature)
-    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-9)
-    # Fewer images than neighbours: all of them vote.
-    few = neighbour_votes(
-        *map(torch.from_numpy, (queries, bank[:3], labels[:3])), 4, neighbours=20, temperature=1
-    )
-    assert few.sum() > 0
 
 
 def test_the_layer_that_knows_the_classes_is_found(
@@ -151,7 +128,7 @@ def test_a_stop_before_the_first_step_is_a_clean_one(
     place: str, probed: Path, colours: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Asked to stop while features or neighbours are sought, the run says so and the same command does it all."""
-    name = {"features": "layer_features", "neighbours": "neighbour_votes"}[place]
+    name = {"features": "layer_features", "neighbours": "knn_votes"}[place]
     work, calls = getattr(recipe, name), []
 
     def interrupted(*values: Any, **named: Any) -> Tensor:

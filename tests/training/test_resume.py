@@ -46,6 +46,8 @@ def outcome(run: Path) -> dict[str, Any]:
         "rates": {key: value for key, value in optimizer.items() if not torch.is_tensor(value)},
         "companion": digest(state["companions"]["seen"]),
         "kept": digest(torch.load(run / "model" / "weights.pt")),
+        "best kept": digest(torch.load(run / "model-best" / "weights.pt")),
+        "its step": json.loads((run / "model-best" / "model.json").read_text())["provenance"]["step"],
         "metrics": metrics_of(run),
         "samples": {path.name: path.read_text() for path in (run / "samples").iterdir()},
         "best": json.loads((run / "results.json").read_text())["best"],
@@ -92,20 +94,22 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(tmp_path: Path) -
 FILE_OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"}
 
 
-def killed_before(operation: int, out: Path) -> bool:
-    """Start the toy in `out` in a process that dies before its file operation of this number; False where it ends
-    before that."""
+def killed_before(operation: int, out: Path, toy: Toy, part: str = "") -> bool:
+    """Start the toy in `out` in a process that dies before its file operation of this number, on paths with `part`
+    in them; False where it ends before that."""
     process = os.fork()
     if process == 0:
         left = iter(range(operation))
 
         def die_in_time(event: str, arguments: tuple[Any, ...]) -> None:
-            if event in FILE_OPERATIONS and str(out) in str(arguments[0]) and next(left, None) is None:
+            if event not in FILE_OPERATIONS or str(out) not in str(arguments[0]):
+                return
+            if part in str(arguments[0]) and next(left, None) is None:
                 os._exit(9)
 
         sys.addaudithook(die_in_time)
         try:
-            train(out, Toy(steps=1))
+            train(out, toy)
             os._exit(0)
         finally:
             os._exit(1)
@@ -115,13 +119,62 @@ def killed_before(operation: int, out: Path) -> bool:
 def test_killed_at_any_point_of_its_start_it_starts_again(tmp_path: Path) -> None:
     for operation in range(1000):
         out = tmp_path / str(operation) / "run"
-        assert killed_before(operation, out)
+        assert killed_before(operation, out, Toy(steps=1))
         is_training = (out / "checkpoints").exists()
         train(out, Toy(steps=1))
         assert json.loads((out / "status.json").read_text())["state"] == "done"
         if is_training:
             break
     assert operation > 10
+
+
+BETTER_AND_BETTER = Toy(steps=6, evaluations=3, save_every="100", keep=3, monitor="loss")
+"""Saved for its evaluations alone, after steps 2, 4 and 6, each the best so far."""
+
+
+def test_killed_at_any_point_of_keeping_the_best_it_is_found_again(tmp_path: Path) -> None:
+    train(tmp_path / "whole", BETTER_AND_BETTER)
+    wanted = outcome(tmp_path / "whole")
+    assert wanted["its step"] == wanted["best"]["step"] == 6
+    assert wanted["best"]["remark"] == "chosen on these images"
+    for operation in range(1000):
+        out = tmp_path / str(operation)
+        if not killed_before(operation, out, BETTER_AND_BETTER, "model-best"):
+            break
+        train(out, BETTER_AND_BETTER)
+        assert outcome(out) == wanted
+    assert operation > 20
+
+
+def test_a_best_model_of_a_later_step_is_forgotten_and_found_again(tmp_path: Path) -> None:
+    train(tmp_path / "whole", BETTER_AND_BETTER)
+    run = tmp_path / "run"
+    with pytest.raises(Crash):
+        train(run, BETTER_AND_BETTER, on_evaluation=crash_at(6))
+    assert (run / "model-best").exists() and checkpoint_steps(run / "checkpoints") == [2, 4, 6]
+    for step in (4, 6):
+        flip(run / "checkpoints" / f"step-{step}" / "state.pt", 999)
+    there = []
+    train(run, BETTER_AND_BETTER, on_evaluation=lambda: there.append((run / "model-best").exists()))
+    assert there == [False] * 3 + [True] * 6
+    assert outcome(run) == outcome(tmp_path / "whole")
+
+
+def test_a_best_model_that_cannot_be_written_is_told_and_borne(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = RunDirectory.replace_model
+
+    def full_disk(self: RunDirectory, write: Any, place: str) -> None:
+        if place == "model-best":
+            raise OSError(28, "No space left on device")
+        replace(self, write, place)
+
+    monkeypatch.setattr(RunDirectory, "replace_model", full_disk)
+    train(tmp_path / "run", BETTER_AND_BETTER)
+    assert (
+        "model-best/ of step 2 could not be saved: [Errno 28]" in (tmp_path / "run" / "log.txt").read_text()
+    )
 
 
 def test_a_crash_is_on_record_and_the_run_continues(tmp_path: Path, whole: dict[str, Any]) -> None:
@@ -255,7 +308,7 @@ def test_failed_saves_are_told_and_borne(
     train(tmp_path / "run")
     log = (tmp_path / "run" / "log.txt").read_text()
     assert (
-        "step 12 could not be saved: [Errno 28] No space left on device; the checkpoint of step 6 is intact"
+        "step 12 could not be saved: [Errno 28] No space left on device; the checkpoint of step 8 is intact"
         in log
     )
     assert outcome(tmp_path / "run") == whole
@@ -268,16 +321,16 @@ def test_a_model_that_cannot_be_written_leaves_the_newest_checkpoint(
         raise OSError(28, "No space left on device")
 
     run = tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(RunFailed, match="checkpoint of step 9 is intact"):
-        patch.setattr(RunDirectory, "replace_model", lambda self, write: full_disk(self.path))
+    with monkeypatch.context() as patch, pytest.raises(RunFailed, match="checkpoint of step 8 is intact"):
+        patch.setattr(RunDirectory, "replace_model", lambda self, write, place: full_disk(self.path))
         train(run, Toy(keep=1))
-    assert checkpoint_steps(run / "checkpoints") == [9]
+    assert checkpoint_steps(run / "checkpoints") == [8]  # that of its best evaluation
     assert "model/ of step 3 could not be saved: [Errno 28]" in (run / "log.txt").read_text()
     train(run, Toy(keep=1))
     assert outcome(run) == whole
 
 
-@pytest.mark.parametrize(("steps", "left"), [({9, 12, 15}, [3, 6]), ({24}, [18, 21])])
+@pytest.mark.parametrize(("steps", "left"), [({9, 12, 15}, [6, 8]), ({24}, [18, 21])])
 def test_a_run_that_cannot_be_saved_fails(
     steps: set[int], left: list[int], tmp_path: Path, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,9 @@ class Toy(TrainingConfig):
     precision: Literal["auto", "bf16", "float32"] = "float32"
     poison: tuple[int, ...] = ()
     """Steps (from 0) at which the loss is NaN on the last rank."""
+    monitor: Literal["size", "loss"] = "size"
+    """The size of the weights grows, so the best evaluation is an early one, which a resume must remember; the loss
+    falls, so the best is always the newest."""
     sleep: float = 0.0
     """Seconds that every step takes longer."""
     killed_at: int | None = None
@@ -146,6 +149,7 @@ class ToyBatches:
 
 def save_model(model: nn.Module, folder: Path, step: int) -> None:
     torch.save(model.state_dict(), folder / "weights.pt")
+    (folder / "model.json").write_text(json.dumps({"provenance": {"step": step}}))
 
 
 def toy_method(toy: Toy, compute: Compute) -> Method:
@@ -188,8 +192,7 @@ def toy_method(toy: Toy, compute: Compute) -> Method:
 
     return Method(
         learner=Learner(model=model, step=step, summarise=summarise, companions={"seen": seen}),
-        # The size of the weights grows, so the best evaluation is an early one, which a resume must remember.
-        evaluation=Evaluation(evaluate_batch=evaluate, monitor="size", draw=draw),
+        evaluation=Evaluation(evaluate_batch=evaluate, monitor=toy.monitor, draw=draw),
     )
 
 

@@ -203,6 +203,8 @@ def test_verdicts_are_honest(tmp_path: Path) -> None:
     assert "Not yet" in said(
         eval_loss=[5.0, 5.2], loss=[5, 1.0], eval_unigram_loss=[5, 5], unigram_loss=[5, 5]
     )
+    knn = {"eval_knn_top1": [0.241, 0.3, 0.41], "eval_knn_chance": [0.1] * 3}
+    assert "41.0\u00a0% of the held-back images right, 24.1\u00a0% before training; guessing" in said(**knn)
     assert "by heart" in said(eval_loss=[5, 4, 4.5])
     assert "by heart" not in said(eval_loss=[5, 4, 4.01])
     assert "collapsed" in said(perplexity=[90, 1.2], codes_used=[90, 3])

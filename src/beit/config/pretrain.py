@@ -33,6 +33,10 @@ class PretrainConfig(EncoderKnobs, TrainingConfig):
     """The visual tokenizer: a run or model, ours or not (as SOURCE of `beit convert`; OpenAI's is `dall-e`). Not
     needed with `--target pixels`."""
 
+    labels: str | None = None
+    """File with one class for each image, as that of `beit finetune`; null: class folders. Labels are read for the
+    k-NN figure and the choice of model-best/ alone, where there are any."""
+
     token_image_size: PositiveInt | Sides | None = None
     """Side of the tokenizer's view, or height and width, in pixels; null for what the tokenizer was trained at."""
 

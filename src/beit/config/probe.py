@@ -36,7 +36,7 @@ class ProbeConfig(TrainingConfig):
     """Share of the resized image that evaluation looks at; null for 0.875, but 1 from 384 px on and up to 32 px."""
 
     knn: PositiveInt = 20
-    """Neighbours that vote in the k-NN classifier."""
+    """Neighbours that vote in the k-NN classifier: at most as many as the smallest class has training images."""
     knn_temperature: PositiveFloat = 0.07
     """A neighbour's vote weighs exp(cosine similarity / this)."""
     knn_images: PositiveInt = 50_000

@@ -137,7 +137,7 @@ class TrainingConfig(DataConfig):
     def require_other_run(self, flag: str, path: str | None) -> None:
         """UserError where the model that `flag` reads lies in the run `out`: --overwrite would delete it."""
         out, read = Path(self.out).resolve(), Path(path or os.devnull).resolve()
-        lies_in_it = read == out or read.is_relative_to(out / "model")
+        lies_in_it = read == out or any(read.is_relative_to(out / name) for name in ("model", "model-best"))
         require(not lies_in_it, f"--out is the run of {flag}; choose another folder")
 
     def num_steps(self, images: int) -> int:

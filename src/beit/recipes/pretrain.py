@@ -43,7 +43,7 @@ LEAST_HIDDEN = 0.6
 
 
 def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:
-    """Pre-train an encoder on the images of `config.data`, ignoring labels; the run directory is `config.out`."""
+    """Pre-train an encoder on the images of `config.data`, without labels; the run directory is `config.out`."""
     session = open_session("pretrain", config, dry_run=dry_run, overwrite=overwrite)
     if session is None:
         return
@@ -58,7 +58,10 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool =
     else:
         token_size = sides(config.image_size)
         method = pixel_method(config)
-    train(session, method, feed(config, images, token_size))
+    from beit.stages.monitor import FeatureMonitor  # watches the method, and is no part of it
+
+    monitor = FeatureMonitor(session, config, config.architecture(), images)
+    train(session, monitor.watch(method), feed(config, images, token_size))
 
 
 def token_method(

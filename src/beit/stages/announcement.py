@@ -12,7 +12,9 @@ from beit.stages.session import Feed, Session
 from beit.training.console import duration
 from beit.training.device import Precision, describe_machine
 from beit.training.method import Method, Notes
+from beit.training.metrics import short_number
 from beit.training.plan import Plan
+from beit.training.run.directory import MODEL, MODEL_BEST
 
 
 def announce(session: Session, method: Method, feed: Feed, plan: Plan, precision: Precision) -> None:
@@ -55,7 +57,14 @@ def conclude(session: Session, notes: Notes, results: Mapping[str, Any], bad_fil
         say(f"damaged files skipped: {bad_files:,}")
     for line in notes.conclusion(results):
         say(line)
-    say(f"done in {duration(results['seconds'])}; the model is in {Path(out) / 'model'}")
+    say(f"done in {duration(results['seconds'])}; the model is in {Path(out) / MODEL}")
+    if (Path(out) / MODEL_BEST).exists():
+        best = results["best"]
+        figure = f"{best['monitor']} {short_number(best[best['monitor']])}"
+        say(
+            f"{Path(out) / MODEL_BEST} holds that of the best evaluation: {figure} after step {best['step']:,}, "
+            f"{best['remark']}"
+        )
     say(f"next: beit report {out}")
     if notes.next_command:
         say(f"next: {notes.next_command}")

@@ -43,9 +43,10 @@ def require_writable_file(out: str) -> None:
 
 
 def run_of(path: str | Path) -> Path | None:
-    """The run that the model at `path` lies in: `path` itself, or the folder around its model/; else None."""
+    """The run that the model at `path` lies in: `path` itself, or the folder around its model/ or model-best/; else
+    None."""
     folder = Path(path)
-    run = folder.parent if folder.resolve().name == "model" else folder
+    run = folder.parent if folder.resolve().name in ("model", "model-best") else folder
     return run if all((run / name).exists() for name in ("model", "config.yaml", "status.json")) else None
 
 

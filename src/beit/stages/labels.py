@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from beit.config.finetune import FinetuneConfig
+from functools import partial
+from typing import TYPE_CHECKING
+
+from beit.config.errors import UserError
 from beit.data.label_file import LabelFile, Labels
+from beit.data.sources.opening import open_source
 from beit.data.sources.subsets import label_share, labels_per_class
-from beit.stages.session import Images
+from beit.stages.session import Images, open_images
+
+if TYPE_CHECKING:
+    from beit.config.finetune import FinetuneConfig
+    from beit.config.pretrain import PretrainConfig
 
 
 def label_images(images: Images, path: str | None, *, multilabel: bool = False) -> tuple[Images, Labels]:
@@ -17,6 +25,19 @@ def label_images(images: Images, path: str | None, *, multilabel: bool = False) 
     labeled = Images(file.apply(images.train), file.apply(images.held_back, held_back=True))
     labeled.train.notes += file.unused()
     return labeled, file.labels
+
+
+def labels_for_figures(config: PretrainConfig, images: Images) -> Images | None:
+    """The images with their labels, for a verb that learns without: from the file that it is given, from the set, or
+    from the folders they lie in; None where they have none."""
+    if config.labels is not None:
+        return label_images(images, config.labels)[0]
+    if images.train.classes is not None:
+        return images
+    try:
+        return open_images(config, partial(open_source, labeled=True))
+    except UserError:
+        return None
 
 
 def few_labels(config: FinetuneConfig, images: Images) -> Images:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import struct
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -62,6 +62,9 @@ def fit(
     if checkpoint is not None:
         state.load_state_dict(checkpoint, compute)
         run.console.say(f"continuing after step {state.step} of {plan.steps}")
+    # Killed between a state and its model-best/, or gone back to an older state: the best is found again.
+    if method.evaluation.keep_best and not run.holds_best(state.best.get("step")):
+        state.best = {}
     saver = Saver(state, plan, run, compute, save_model)
     loop = Loop(method, batches, plan, run, compute, precision, saver)
     run.write_status(step=state.step, steps=plan.steps)
@@ -126,6 +129,8 @@ class Loop:
         micro_batches = iter(self.batches.train(state.step, plan.steps))
         self.network.train()
         while True:
+            if state.step == 0:
+                self.measure_start()
             if plan.should_evaluate(state.step) and self.last_evaluated != state.step:
                 self.evaluate()
             if state.step == plan.steps:
@@ -215,45 +220,76 @@ class Loop:
             tracker.log(step, figures)
         return line_of(step, self.plan.steps, epoch, figures)
 
+    def measure_start(self) -> None:
+        """Measure the model before its first step, where the recipe has a way to."""
+        if figures := self.measure():
+            self.state.first = figures
+            self.run.console.say(self.record(figures))
+
     def evaluate(self) -> None:
-        """Evaluate and draw the model as it is after this step."""
-        state, compute, model, evaluation = self.state, self.compute, self.state.result, self.evaluation
-        totals: dict[str, Tensor] = {}
-        stopped = GO_ON
-        compute.share_buffers(model)  # what is judged is the model that the main rank saves
-        with self.eval_mode(model):
+        """Evaluate and draw the model as it is after this step, and keep it if it is the best so far."""
+        state, evaluation, monitor = self.state, self.evaluation, f"eval/{self.evaluation.monitor}"
+        self.compute.share_buffers(state.result)  # what is judged is the model that the main rank saves
+        judged = self.judge()
+        if not judged:
+            self.run.console.say(
+                f"step {state.step}: no held-back image can be read, so nothing is evaluated"
+            )
+        figures = judged | self.measure()
+        is_best = bool(judged) and state.is_best(figures, monitor, evaluation.monitor_mode)
+        if is_best and evaluation.keep_best:
+            self.save()  # without these figures yet: a run that goes on from here evaluates again
+        if figures:
+            self.run.console.say(self.record(figures))
+        if is_best:
+            state.note_best(figures, monitor)
+            if evaluation.keep_best:
+                self.saver.write_best()
+        if evaluation.draw is not None and self.compute.main:
+            with self.eval_mode():
+                samples = self.batches.samples(evaluation.batch_size)
+                if samples:
+                    evaluation.draw(state.result, samples, self.run.path / SAMPLES, state.step)
+        self.last_evaluated = state.step
+
+    def judge(self) -> dict[str, float]:
+        """The evaluation's figures over all held-back images; none if none can be read."""
+        evaluation, totals = self.evaluation, dict[str, Tensor]()
+        with self.eval_mode():
             try:
-                apply = partial(evaluation.evaluate_batch, model)
+                apply = partial(evaluation.evaluate_batch, self.state.result)
                 for sums in self.batches.evaluate(apply, evaluation.batch_size):
                     self.stop.poll()
                     accumulate(totals, sums)
             except StopRequested:
-                stopped = STOP
-        if compute.largest(stopped) == STOP:  # the evaluation is done again when the run goes on
+                self.stop.requested = True
+        self.leave_evaluation_if_asked()
+        totals = self.compute.sums(totals)
+        return _as_held_back(evaluation.summarise(totals)) if totals else {}
+
+    def measure(self) -> dict[str, float]:
+        """What the recipe measures besides, if anything."""
+        measure = self.evaluation.measure
+        if measure is None:
+            return {}
+        figures: Mapping[str, float] = {}
+        with self.eval_mode("float32"), suppress(StopRequested):  # which passes take less, the recipe knows
+            figures = measure(self.state.result, self.precision, self.stop)
+        self.leave_evaluation_if_asked()
+        return _as_held_back(figures)
+
+    def leave_evaluation_if_asked(self) -> None:
+        """Stop, if any rank was asked to meanwhile; the evaluation is done again when the run goes on."""
+        if self.compute.largest(STOP if self.stop.requested else GO_ON) == STOP:
             self.save()
             self.leave()
-        totals = compute.sums(totals)
-        if totals:
-            figures = {f"eval/{name}": value for name, value in evaluation.summarise(totals).items()}
-            state.note_evaluation(figures, f"eval/{evaluation.monitor}", evaluation.monitor_mode)
-            self.run.console.say(self.record(figures))
-        else:
-            self.run.console.say(
-                f"step {state.step}: no held-back image can be read, so nothing is evaluated"
-            )
-        if evaluation.draw is not None and compute.main:
-            with self.eval_mode(model):
-                samples = self.batches.samples(evaluation.batch_size)
-                if samples:
-                    evaluation.draw(model, samples, self.run.path / SAMPLES, state.step)
-        self.last_evaluated = state.step
 
     @contextmanager
-    def eval_mode(self, model: nn.Module) -> Iterator[None]:
-        """`model` as it is used, not trained; what happens inside leaves no trace in the training."""
+    def eval_mode(self, precision: Precision | None = None) -> Iterator[None]:
+        """The model as it is used, not trained; what happens inside leaves no trace in the training."""
         reseed(_seed(self.plan.config.seed, self.state.step, EVALUATION), self.compute.device)
-        model.eval()
-        with eval_mode(self.compute.device, self.precision):
+        self.state.result.eval()
+        with eval_mode(self.compute.device, precision or self.precision):
             yield
         self.network.train()
 
@@ -282,12 +318,17 @@ class Loop:
             "seconds": round(state.seconds, 3),
             "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
             "skipped_steps": state.guard.skipped,
+            "first": state.first,
             "last": state.last,
             "best": state.best,
             **self.details(),
         }
         self.run.finish(results)
         return results
+
+
+def _as_held_back(figures: Mapping[str, float]) -> dict[str, float]:
+    return {f"eval/{name}": value for name, value in figures.items()}
 
 
 def _seed(seed: int, step: int, place: int) -> int:

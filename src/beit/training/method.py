@@ -29,6 +29,9 @@ Step = Callable[[nn.Module, Any, int], StepOutput]
 itself, or several ranks would not share gradients, and use every trainable parameter."""
 EvaluateBatch = Callable[[nn.Module, Any], dict[str, Tensor]]
 """`evaluate_batch(model, batch)`: sums over the batch, `count` among them. It must not communicate."""
+Measure = Callable[[nn.Module, Precision, StopSignals], Mapping[str, float]]
+"""`measure(model, precision, stop)`: figures that take a pass of their own, alike on every rank. All ranks call it;
+it polls the signals, and leaves by StopRequested on all of them together."""
 Draw = Callable[[nn.Module, Sequence[Any], Path, int], None]
 """`draw(model, batches, folder, step)`: pictures of a few evaluation samples, in one batch, or in as many as they are
 where they differ in size."""
@@ -61,6 +64,10 @@ class Evaluation:
     monitor: str = "loss"
     """The figure that says which evaluation was best."""
     monitor_mode: Literal["min", "max"] = "min"
+    keep_best: bool = True
+    """Whether the model of the best evaluation is kept, in model-best/."""
+    measure: Measure | None = None
+    """Further figures, without `eval/`; also of the model before its first step, as a yardstick."""
     batch_size: int | None = None
     """Images at a time: 1 where they differ in size; None for as many as a training pass has."""
     draw: Draw | None = None

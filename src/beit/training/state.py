@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -39,6 +40,8 @@ class TrainingState:
         """Time spent in steps, over all starts of the run."""
         self.last: dict[str, Any] = {}
         """The newest figures, of training and of evaluation."""
+        self.first: dict[str, Any] = {}
+        """What was measured before the first step."""
         self.best: dict[str, Any] = {}
         """The figures of the best evaluation."""
 
@@ -64,11 +67,17 @@ class TrainingState:
                 ema.copy_(buffer)
         torch._foreach_lerp_(average, current, 1 - decay)
 
-    def note_evaluation(self, figures: dict[str, float], monitor: str, mode: Literal["min", "max"]) -> None:
-        """Remember an evaluation's figures if they are the best so far, by the figure `monitor`."""
+    def is_best(self, figures: Mapping[str, float], monitor: str, mode: Literal["min", "max"]) -> bool:
+        """Whether an evaluation's figures are the best so far, by the figure `monitor`; the earlier of equals is."""
         sign = 1 if mode == "max" else -1
-        if not self.best or sign * figures[monitor] > sign * self.best[monitor]:
-            self.best = {"step": self.step, "monitor": monitor, **figures}
+        if not math.isfinite(figures.get(monitor, math.nan)):
+            return False
+        return not self.best or sign * figures[monitor] > sign * self.best[monitor]
+
+    def note_best(self, figures: Mapping[str, float], monitor: str) -> None:
+        """Remember the figures of this step's evaluation as the best. Among many the best is partly luck, so they say
+        what they were chosen by."""
+        self.best = {"step": self.step, "monitor": monitor, "remark": "chosen on these images", **figures}
 
     def state_dict(self, compute: Compute) -> dict[str, Any]:
         """All of it as tensors and primitives; every rank must call this."""
@@ -82,6 +91,7 @@ class TrainingState:
             "step": self.step,
             "seconds": self.seconds,
             "last": self.last,
+            "first": self.first,
             "best": self.best,
         }
 
@@ -99,3 +109,4 @@ class TrainingState:
         self.guard.load_state_dict(state["guard"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.last, self.best = dict(state["last"]), dict(state["best"])
+        self.first = dict(state.get("first", {}))  # runs of 0.1 have none

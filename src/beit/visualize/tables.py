@@ -97,7 +97,7 @@ def _cells(record: RunRecord) -> dict[str, Cell]:
     }
     for path, value in flatten(record.results):
         name = path.removeprefix("last.").removeprefix("eval/")
-        elsewhere = name in cells or name in NOT_RESULTS or path.startswith(("best", "classes."))
+        elsewhere = name in cells or name in NOT_RESULTS or path.startswith(("best", "first", "classes."))
         if isinstance(value, int | float) and not isinstance(value, bool) and not elsewhere:
             cells[name] = Cell(figure_of(name).format(value), ())
     return cells
@@ -114,7 +114,7 @@ def _cell(figure: Figure, train: Curve | None, held_back: Curve | None) -> Cell:
         best = int(values.argmax())
         if values[best] > values[-1]:
             value = figure.format(float(held_back.values[best]))
-            remarks.append(f"best {value} at step {held_back.steps[best]:,.0f}")
+            remarks.append(f"best {value} at step {held_back.steps[best]:,.0f}, chosen on these images")
     return Cell(figure.format(held_back.last), tuple(remarks))
 
 

@@ -24,7 +24,7 @@ class Verdict(NamedTuple):
 
 def verdicts(run: RunRecord) -> list[Verdict]:
     """State first, then what was learned."""
-    topics = (_state, _context, _reconstruction, _codebook, _accuracy, _overlap, _overfitting)
+    topics = (_state, _context, _features, _reconstruction, _codebook, _accuracy, _overlap, _overfitting)
     return [verdict for topic in topics for verdict in topic(run)]
 
 
@@ -74,6 +74,19 @@ def _context(run: RunRecord) -> Iterator[Verdict]:
         "Level with the best baseline, so not yet using context",
         "Not yet using context: {} above the best baseline",
         figures,
+    )
+
+
+def _features(run: RunRecord) -> Iterator[Verdict]:
+    """k-NN beside that of the network before its first step, where a run has measured it."""
+    curve, chance = run.curves.get("eval/knn_top1"), run.curves.get("eval/knn_chance")
+    if curve is None or chance is None or curve.steps[0] != 0 or len(curve.steps) < 2:
+        return
+    first, now = float(curve.values[0]), curve.last
+    yield Verdict(
+        "good" if now > first else "open",
+        f"Neighbours name {100 * now:.1f}\u00a0% of the held-back images right, {100 * first:.1f}\u00a0% before "
+        f"training; guessing would get {100 * chance.last:.1f}\u00a0%.",
     )
 
 

@@ -26,11 +26,13 @@ from beit.data.sources.subsets import Subset, spread
 from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.tokenizer import TokenizerViews
 from beit.metrics.classification import classification_sums, hits
+from beit.metrics.neighbours import knn_votes
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import LayerProbes, LinearProbe, layer_features
 from beit.models.memory import activations_of_encoder
-from beit.recipes.probe.features import FeatureBatch, FeatureSource, feature_view, neighbour_votes
+from beit.recipes.probe.features import FeatureBatch, feature_view
 from beit.stages.batches import Machine, num_workers
+from beit.stages.features import FeatureSource
 from beit.stages.labels import label_images
 from beit.stages.session import Feed, Images, Session, open_images, open_session
 from beit.stages.train import train
@@ -186,15 +188,19 @@ class Probing:
         rows = torch.tensor(spread(len(self.bank), config.knn_images))
         rows = rows[self.bank.whole[rows]]
         labels, answers = self.bank.labels()[rows].to(device), self.held_back.labels()[self.held_back.whole]
-        mean, std = self.model.mean.cpu(), self.model.std.cpu()
-        vote = partial(neighbour_votes, neighbours=config.knn, temperature=config.knn_temperature)
+        std = self.model.std.cpu()  # k-NN takes the mean off by itself
+        vote = partial(
+            knn_votes,
+            num_classes=self.num_classes,
+            neighbours=config.knn,
+            temperature=config.knn_temperature,
+        )
         for layer in self.layers:
-            bank = ((self.bank.features[rows, layer] - mean[layer]) / std[layer]).to(device)
-            queries = self.held_back.features[self.held_back.whole, layer]
-            queries = (queries - mean[layer]) / std[layer]
+            bank = (self.bank.features[rows, layer] / std[layer]).to(device)
+            queries = self.held_back.features[self.held_back.whole, layer] / std[layer]
             for part, answer in zip(torch.split(queries, CHUNK), torch.split(answers, CHUNK), strict=True):
                 poll()
-                votes = vote(part.to(device), bank, labels, self.num_classes).cpu()
+                votes = vote(part.to(device), bank, labels).cpu()
                 for name, right in hits(votes, self.targets(answer)).items():
                     counts[name][layer] += right
         return {name: right / len(answers) for name, right in counts.items()}

@@ -1,6 +1,7 @@
 """The run directory: what a run leaves on disk, how it is opened again, and what may differ when it is.
 
-config.yaml  status.json  log.txt  metrics.jsonl  results.json  samples/  model/  checkpoints/step-N/
+config.yaml  status.json  log.txt  metrics.jsonl  results.json  samples/  model/  model-best/
+checkpoints/step-N/
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from beit.atomic import remove, replace_folder, restore_folder, sync, write_text
-from beit.config.errors import Interrupted, RunFailed
+from beit.config.errors import Interrupted, RunFailed, UserError
 from beit.config.files import to_yaml
 from beit.training.console import Console
 from beit.training.device import Compute, describe_machine, describe_versions
 from beit.training.metrics import json_ready
 from beit.training.run.checkpoints import newest_checkpoint, prune, read_state, write_checkpoint
 from beit.training.run.lock import RunLock
+from beit.untrusted import read_json
 
 CONFIG, STATUS, LOG = "config.yaml", "status.json", "log.txt"
 METRICS, RESULTS, REPORT = "metrics.jsonl", "results.json", "report.html"
-SAMPLES, MODEL, CHECKPOINTS = "samples", "model", "checkpoints"
+SAMPLES, MODEL, MODEL_BEST, CHECKPOINTS = "samples", "model", "model-best", "checkpoints"
 TRACKERS = ("tensorboard", "wandb")
-LAYOUT = (STATUS, LOG, METRICS, RESULTS, REPORT, SAMPLES, MODEL, CHECKPOINTS, *TRACKERS, CONFIG)
+LAYOUT = (STATUS, LOG, METRICS, RESULTS, REPORT, SAMPLES, MODEL, MODEL_BEST, CHECKPOINTS, *TRACKERS, CONFIG)
 """All that is a run's own, in the order in which it is deleted: what marks the folder as a run goes last."""
 
 Choice = TypeVar("Choice")
@@ -88,10 +90,27 @@ class RunDirectory:
             with (self.path / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(json_ready(record), allow_nan=False) + "\n")
 
-    def replace_model(self, write: Callable[[Path], None]) -> None:
-        """Let `write` fill a folder, and put it in the place of model/."""
+    def replace_model(self, write: Callable[[Path], None], place: str = MODEL) -> None:
+        """Let `write` fill a folder, and put it in the place of model/, or of model-best/."""
         if self._compute.main:
-            replace_folder(self.path / MODEL, write)
+            replace_folder(self.path / place, write)
+
+    def holds_best(self, step: int | None) -> bool:
+        """Whether model-best/ is of `step` (None: whether there is none); one of another step is removed."""
+        return self._compute.from_main(lambda: self._holds_best(step))
+
+    def _holds_best(self, step: int | None) -> bool:
+        place = self.path / MODEL_BEST
+        if not place.exists():
+            return step is None
+        try:
+            provenance = (read_json(place / "model.json") or {}).get("provenance")
+        except UserError:
+            provenance = None
+        if step is not None and isinstance(provenance, dict) and provenance.get("step") == step:
+            return True
+        remove(place)
+        return False
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write the final figures; the run is done."""
@@ -176,6 +195,7 @@ class RunDirectory:
             for draft in [*self.path.glob(".tmp-*"), *self.checkpoints.glob(".*-step-*")]:
                 remove(draft)
             restore_folder(self.path / MODEL)
+            restore_folder(self.path / MODEL_BEST)
         origin = {"id": uuid.uuid4().hex[:12], "started": _now(), "step": 0, "steps": None}
         self._status = {"state": "running", "verb": self.verb, **origin, **self._status}
         self.write_status(

@@ -12,14 +12,14 @@ from torch import nn
 from beit.config.errors import RunFailed
 from beit.training.device import Compute
 from beit.training.plan import Plan
-from beit.training.run.directory import RunDirectory
+from beit.training.run.directory import MODEL, MODEL_BEST, RunDirectory
 from beit.training.state import TrainingState
 
 MOST_FAILED_SAVES = 3
 
 
 class Saver:
-    """Keeps checkpoints and model/ of `run` up with `state`."""
+    """Keeps checkpoints, model/ and model-best/ of `run` up with `state`."""
 
     def __init__(
         self,
@@ -81,8 +81,31 @@ class Saver:
             return has_state, str(error)
         return has_state, None
 
+    def write_best(self) -> None:
+        """Put the model of this step in model-best/; called on every rank. What fails is told and borne.
+
+        Only where the state of the step is on the disk: a run that goes on from an earlier one would not know it.
+        """
+        if self.saved_step != self.state.step:
+            return
+        problem = self.compute.from_main(self._write_best)
+        if problem is not None:
+            self.run.console.say(f"model-best/ of step {self.state.step} could not be saved: {problem}")
+
+    def _write_best(self) -> str | None:
+        try:
+            self._replace(MODEL_BEST)
+        except OSError as error:
+            return str(error)
+        return None
+
     def write_model(self) -> None:
         """Bring model/ up to this step."""
         if self._model_step != self.state.step:
-            self.run.replace_model(lambda folder: self.save_model(self.state.result, folder, self.state.step))
+            self._replace(MODEL)
             self._model_step = self.state.step
+
+    def _replace(self, place: str) -> None:
+        self.run.replace_model(
+            lambda folder: self.save_model(self.state.result, folder, self.state.step), place
+        )

@@ -1,0 +1,160 @@
+"""What an encoder's features are worth while it learns: how often neighbours name the class, what rank they have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from beit.config.architecture import EncoderConfig, default_crop
+from beit.config.pretrain import PretrainConfig
+from beit.data.base import Source
+from beit.data.batches import LabeledBatch
+from beit.data.sources.subsets import Subset, labels_per_class, seeded_choice
+from beit.data.views.evaluation import EvaluationView
+from beit.metrics.neighbours import effective_rank, knn_accuracy
+from beit.models.heads import MaskedImageModel, layer_features
+from beit.stages.batches import Machine, num_workers
+from beit.stages.features import FeatureSource
+from beit.stages.labels import labels_for_figures
+from beit.stages.session import Images, Session
+from beit.training.device import Precision
+from beit.training.method import Method
+from beit.training.plan import Plan
+from beit.training.signals import StopSignals
+
+BANK = 2000
+"""Training images whose features are looked at, at most."""
+LEAST, SHARE = 200, 25
+"""At most one image for `SHARE` that are trained on between two evaluations, but `LEAST` at any rate."""
+
+
+class FeatureMonitor:
+    """Measures an encoder by its features of training images, the bank, and of held-back ones that have labels."""
+
+    def __init__(
+        self, session: Session, config: PretrainConfig, encoder: EncoderConfig, images: Images
+    ) -> None:
+        self._session, self._encoder = session, encoder
+        most = _images_at_once(images.plan(config))
+        shape = (encoder.depth, encoder.width)
+        labeled = labels_for_figures(config, images)
+        self._classes = len(labeled.train.classes or ()) if labeled else 0
+        bank = _balanced if labeled else _chosen
+        self._bank = FeatureSource(bank((labeled or images).train, min(BANK, most), config.seed), shape)
+        held_back = labeled.held_back if labeled else Subset(images.held_back, [])
+        self._queries = FeatureSource(_chosen(held_back, most, config.seed), shape)
+        self._origin = config.labels or "the data"
+
+    def watch(self, method: Method) -> Method:
+        """The method with this among its evaluations; k-NN, where there are labels, says which was best."""
+        evaluation = replace(method.evaluation, measure=self.measure, keep_best=False)
+        product, notes = method.product, method.notes
+        if self._classes:
+            evaluation = replace(evaluation, monitor="knn_top1", monitor_mode="max", keep_best=True)
+            labels = f"{self._bank.fingerprint} and {self._queries.fingerprint}"
+            product = replace(product, facts={**product.facts, "labels": labels})
+        notes = replace(
+            notes,
+            about=[*notes.about, self._about()],
+            conclusion=lambda results: [*method.notes.conclusion(results), *self.conclusion(results)],
+        )
+        return replace(method, evaluation=evaluation, product=product, notes=notes)
+
+    def measure(self, model: nn.Module, precision: Precision, stop: StopSignals) -> Mapping[str, float]:
+        """One pass of the encoder of `model` over bank and held-back images, all patches visible."""
+        assert isinstance(model, MaskedImageModel)
+        config, compute = self._session.config, self._session.compute
+        machine = Machine(compute, precision, num_workers(config.workers, compute))
+        view = EvaluationView(self._encoder.image_size, crop_share=default_crop(self._encoder.image_size))
+
+        def features(batch: LabeledBatch) -> Tensor:
+            return layer_features(model.encoder, batch.image, range(self._encoder.depth), "mean")
+
+        batch_size = max(1, min(256, config.batch_size // (compute.world * config.accumulate)))
+        for source in (self._bank, self._queries):
+            source.compute(features, view, machine, batch_size=batch_size, title="", stop=stop)
+        return compute.from_main(self._figures)
+
+    def conclusion(self, results: Mapping[str, Any]) -> list[str]:
+        """Whether pre-training helped: the figures before the first step and at the end."""
+        before, after = results["first"], results["last"]
+        lines = []
+        if "eval/knn_top1" in before and "eval/knn_top1" in after:
+            lines.append(self._verdict(before["eval/knn_top1"], after["eval/knn_top1"]))
+        if "eval/effective_rank" in before and "eval/effective_rank" in after:
+            rank, ceiling = after["eval/effective_rank"], after["eval/effective_rank_ceiling"]
+            lines.append(
+                f"features of the last block fill {rank:.1f} dimensions of at most {ceiling:.0f}, "
+                f"{before['eval/effective_rank']:.1f} before the first step"
+            )
+        return lines
+
+    def _verdict(self, first: float, last: float) -> str:
+        images = max(1, int(self._queries.whole.sum()))
+        # Two standard errors of the difference, as if it were other images that were judged before.
+        noise = 2 * ((first * (1 - first) + last * (1 - last)) / images) ** 0.5
+        effect = "helped" if last > first else "hurt"
+        if abs(last - first) <= noise:
+            effect = "made no clear difference"
+        return (
+            f"pre-training {effect}: k-NN names {last:.1%} of {images:,} held-back images, {first:.1%} before the "
+            f"first step (chance {1 / self._classes:.1%})"
+        )
+
+    def _about(self) -> str:
+        bank, queries = f"{len(self._bank):,} training images", f"{len(self._queries):,} held-back ones"
+        if not self._classes:
+            return f"each evaluation takes the rank of {bank} (k-NN needs class folders or --labels)"
+        how = f"k-NN, by which model-best/ is chosen; labels ({self._origin}) serve that alone"
+        return f"each evaluation has {bank} name {queries} by {how}"
+
+    def _figures(self) -> dict[str, float]:
+        bank, queries = self._bank, self._queries
+        rows = bank.whole
+        if int(rows.sum()) < 2:
+            return {}
+        last = bank.features[rows, -1]
+        ceiling = float(min(len(last) - 1, self._encoder.width))
+        figures = {"effective_rank": effective_rank(last), "effective_rank_ceiling": ceiling}
+        if not queries.whole.any():
+            return figures
+        labels, answers = bank.labels()[rows], queries.labels()[queries.whole]
+        scores = [
+            knn_accuracy(
+                bank.features[rows, layer],
+                labels,
+                queries.features[queries.whole, layer],
+                answers,
+                self._classes,
+            )
+            for layer in range(self._encoder.depth)
+        ]
+        best = max(scores)
+        return {
+            "knn_top1": best,
+            "knn_last_block": scores[-1],
+            "knn_best_block": float(scores.index(best)),
+            "knn_chance": 1 / self._classes,
+            **figures,
+        }
+
+
+def _images_at_once(plan: Plan) -> int:
+    """How many images an evaluation may take for a bank, and as many for its queries: so few that one pass over both
+    costs 2 to 3 % of the steps between two evaluations, where every image takes three passes, and one of the
+    tokenizer. (More where the encoder sees the visible patches alone in training, for then a step is cheaper.)"""
+    between = plan.steps * plan.config.batch_size / plan.config.evaluations
+    return max(LEAST, int(between / SHARE))
+
+
+def _balanced(source: Source, count: int, seed: int) -> Source:
+    """At most `count` images, as many of each class."""
+    classes = len(source.classes or ())
+    return _chosen(labels_per_class(source, max(1, count // classes), seed), count, seed)
+
+
+def _chosen(source: Source, count: int, seed: int) -> Source:
+    return Subset(source, seeded_choice(source, count, seed))
