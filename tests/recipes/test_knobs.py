@@ -28,7 +28,7 @@ from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
 from beit.recipes.probe.run import probe
 from beit.recipes.segment import segment
-from beit.recipes.tokenizer import tokenizer
+from beit.recipes.tokenizer.run import tokenizer
 from beit.training.run import trackers
 
 pytestmark = pytest.mark.slow

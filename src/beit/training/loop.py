@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -44,11 +44,13 @@ def fit(
     compute: Compute,
     precision: Precision,
     save_model: SaveModel,
+    seconds: float = 0.0,
 ) -> dict[str, Any]:
     """Train the model of `method` to the end of `plan`, from wherever `run` stands; then the run is done.
 
     Killed anywhere and called again with the same arguments, it ends with the same weights, bit for bit on a CPU,
     if the step draws random numbers from torch alone, and the batches of the same steps have the same data.
+    `seconds` is what the preparation of a new run took, which counts.
 
     Returns:
         The content of results.json.
@@ -58,6 +60,7 @@ def fit(
         RunFailed: a loss or gradient that is not finite, no memory, saves that fail, ranks that are gone.
     """
     state = _initial_state(method, plan, compute)
+    state.seconds = seconds
     checkpoint = run.restore()
     if checkpoint is not None:
         state.load_state_dict(checkpoint, compute)
@@ -144,7 +147,8 @@ class Loop:
 
     def take_step(self, micro_batches: Iterator[Any]) -> None:
         """One optimiser step: all its passes, and the update if everything is finite."""
-        state, config, compute = self.state, self.plan.config, self.compute
+        state, config, compute, step = self.state, self.plan.config, self.compute, self.learner.step
+        assert step is not None, "a run of no steps takes none"
         started, waited = time.perf_counter(), 0.0
         totals: dict[str, Tensor] = {}
         for index in range(config.accumulate):
@@ -157,7 +161,7 @@ class Loop:
             is_last = index == config.accumulate - 1
             with nullcontext() if is_last else compute.no_sync(self.network):
                 with autocast(compute.device, self.precision):
-                    output = self.learner.step(self.network, batch, state.step)
+                    output = step(self.network, batch, state.step)
                 torch.autograd.backward(output.loss / config.accumulate)
             metrics = output.metrics | {"loss": output.loss}
             shares = {name: value.detach().float() / config.accumulate for name, value in metrics.items()}
@@ -234,7 +238,7 @@ class Loop:
             self.leave()
         totals = compute.sums(totals)
         if totals:
-            figures = {f"eval/{name}": value for name, value in evaluation.summarise(totals).items()}
+            figures = _as_held_back(evaluation.summarise(totals)) | self.measure(model)
             state.note_evaluation(figures, f"eval/{evaluation.monitor}", evaluation.monitor_mode)
             self.run.console.say(self.record(figures))
         else:
@@ -248,12 +252,24 @@ class Loop:
                     evaluation.draw(model, samples, self.run.path / SAMPLES, state.step)
         self.last_evaluated = state.step
 
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """What the recipe measures besides, if anything."""
+        measure = self.evaluation.measure
+        if measure is None:
+            return {}
+        try:
+            with self.eval_mode(model, "float32"):  # which passes take less, the recipe knows
+                return _as_held_back(measure(model, self.precision, self.stop))
+        except StopRequested:  # on all ranks
+            self.save()
+            self.leave()
+
     @contextmanager
-    def eval_mode(self, model: nn.Module) -> Iterator[None]:
+    def eval_mode(self, model: nn.Module, precision: Precision | None = None) -> Iterator[None]:
         """`model` as it is used, not trained; what happens inside leaves no trace in the training."""
         reseed(_seed(self.plan.config.seed, self.state.step, EVALUATION), self.compute.device)
         model.eval()
-        with eval_mode(self.compute.device, self.precision):
+        with eval_mode(self.compute.device, precision or self.precision):
             yield
         self.network.train()
 
@@ -288,6 +304,10 @@ class Loop:
         }
         self.run.finish(results)
         return results
+
+
+def _as_held_back(figures: Mapping[str, float]) -> dict[str, float]:
+    return {f"eval/{name}": value for name, value in figures.items()}
 
 
 def _seed(seed: int, step: int, place: int) -> int:

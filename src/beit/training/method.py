@@ -29,6 +29,9 @@ Step = Callable[[nn.Module, Any, int], StepOutput]
 itself, or several ranks would not share gradients, and use every trainable parameter."""
 EvaluateBatch = Callable[[nn.Module, Any], dict[str, Tensor]]
 """`evaluate_batch(model, batch)`: sums over the batch, `count` among them. It must not communicate."""
+Measure = Callable[[nn.Module, Precision, StopSignals], Mapping[str, float]]
+"""`measure(model, precision, stop)`: figures that take a pass of their own, alike on every rank. All ranks call it;
+it polls the signals, and leaves by StopRequested on all of them together."""
 Draw = Callable[[nn.Module, Sequence[Any], Path, int], None]
 """`draw(model, batches, folder, step)`: pictures of a few evaluation samples, in one batch, or in as many as they are
 where they differ in size."""
@@ -40,7 +43,8 @@ class Learner:
 
     model: nn.Module
     """On any device; moved to that of the run, and wrapped for several ranks before `step` sees it."""
-    step: Step
+    step: Step | None = None
+    """None for a model that `prepare` completes: its run has no steps."""
     summarise: Summary = scalars
     """The means of the step's metrics over a stretch of steps -> named figures."""
     companions: Mapping[str, nn.Module] = field(default_factory=dict)
@@ -64,6 +68,8 @@ class Evaluation:
     batch_size: int | None = None
     """Images at a time: 1 where they differ in size; None for as many as a training pass has."""
     draw: Draw | None = None
+    measure: Measure | None = None
+    """Further figures, without `eval/`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,19 +105,6 @@ class Notes:
     """What to type after this."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """A recipe: all of it but the images."""
-
-    learner: Learner
-    evaluation: Evaluation
-    product: Product = Product()
-    notes: Notes = Notes()
-    prepare: Callable[[Precision, StopSignals], None] | None = None
-    """What must be computed before the first step; done again when a run continues. It polls the signals, and leaves
-    on all ranks together."""
-
-
 class Batches(Protocol):
     """A run's images in batches, as its recipe views them: this rank's share of them."""
 
@@ -126,3 +119,19 @@ class Batches(Protocol):
 
     def samples(self, batch_size: int | None) -> Sequence[Any]:
         """A few held-back images to draw, on the device."""
+
+
+Prepare = Callable[[Batches, Precision, StopSignals], None]
+"""`prepare(batches, precision, stop)`: what must be computed before the first step; done again when a run continues.
+It polls the signals, and leaves on all ranks together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A recipe: all of it but the images."""
+
+    learner: Learner
+    evaluation: Evaluation
+    product: Product = Product()
+    notes: Notes = Notes()
+    prepare: Prepare | None = None

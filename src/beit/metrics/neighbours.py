@@ -1,0 +1,78 @@
+"""What features are worth without any training: how often the nearest neighbours name the class, and how many
+dimensions the features fill."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from beit.metrics.classification import hits
+
+NEIGHBOURS, TEMPERATURE = 20, 0.07
+"""How many vote, and how fast a vote loses weight with distance (Wu et al. 2018, their temperature)."""
+
+
+def knn_accuracy(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, num_classes: int
+) -> float:
+    """The share of queries (Q, F) whose class, of query_labels (Q,), their neighbours in the bank (M, F) name."""
+    right = knn_hits(bank, bank_labels, queries, query_labels, num_classes)
+    return float(right["top1"]) / len(queries)
+
+
+def knn_hits(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    query_labels: Tensor,
+    num_classes: int,
+    *,
+    neighbours: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+) -> dict[str, Tensor]:
+    """How many queries (Q, F) have their class, of query_labels (Q,), among the likeliest, as `hits` counts them.
+
+    The mean of the bank (M, F) is taken off first: features with a large common part would all be alike. No more
+    neighbours vote than the smallest class has in the bank, or it could never win. Labels are int64.
+    """
+    mean, sizes = bank.mean(dim=0), bank_labels.bincount()
+    neighbours = min(neighbours, int(sizes[sizes > 0].min()))
+    votes = neighbour_votes(
+        queries - mean,
+        bank - mean,
+        bank_labels,
+        num_classes,
+        neighbours=neighbours,
+        temperature=temperature,
+    )
+    return hits(votes, F.one_hot(query_labels, num_classes).bool())
+
+
+def neighbour_votes(
+    queries: Tensor, bank: Tensor, labels: Tensor, num_classes: int, *, neighbours: int, temperature: float
+) -> Tensor:
+    """Weighted k-NN by cosine similarity (Wu et al. 2018): votes (Q, num_classes) for queries (Q, F).
+
+    Each of the `neighbours` nearest rows of `bank` (M, F) votes for its class in `labels` (M,) with the weight
+    exp(similarity / temperature), as a share of the nearest row's, so that no temperature is too low for float32.
+    """
+    similarity = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T
+    nearest, rows = similarity.topk(min(neighbours, len(bank)), dim=1)
+    votes = torch.zeros(len(queries), num_classes, device=queries.device, dtype=queries.dtype)
+    return votes.scatter_add_(1, labels[rows], ((nearest - nearest[:, :1]) / temperature).exp())
+
+
+def effective_rank(features: Tensor) -> float:
+    """How many dimensions features (M, F) fill (Roy and Vetterli 2007): the exponential of the entropy of the
+    singular values of the centred features, as shares of their sum.
+
+    From 1, all on one line, to min(M - 1, F), evenly in all directions; 0 where all rows are equal, as after a
+    collapse.
+    """
+    centred = features.double() - features.double().mean(dim=0)
+    values = torch.linalg.svdvals(centred)
+    # Equal rows leave the rounding of their mean, which has directions of its own.
+    if values[0] <= 1e-12 * features.double().norm():
+        return 0.0
+    return float(torch.special.entr(values / values.sum()).sum().exp())
