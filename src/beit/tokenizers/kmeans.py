@@ -22,7 +22,7 @@ from beit.tokenizers.base import VisualTokenizer
 
 ITERATIONS = 100
 """Of Lloyd's algorithm, at most: it ends where no vector changes its centre, or little is gained."""
-LEAST_GAIN = 1e-4
+LEAST_GAIN = 1e-3
 """Share of the mean squared distance that an iteration must gain for another to follow."""
 SEEDING = 2**14
 """Vectors among which the first centres are sought."""
