@@ -23,7 +23,7 @@ from beit.training.signals import StopRequested, StopSignals
 VIEWS = 2048
 """Views of training images that the sample is taken of, at least."""
 PER_VIEW = 32
-"""Patches of each, drawn at random. The 65,536 patches bound memory and time, and are eight for each of 8,192 codes."""
+"""Patches of each, drawn at random. 65,536 patches bound memory and time, and are eight for each of 8,192 codes."""
 PASS = 64
 """Views that a teacher sees at once."""
 
