@@ -7,9 +7,8 @@ import itertools
 import pytest
 import torch
 
-from beit.config.architecture import LEVELS, FiniteScalarVAEConfig
 from beit.config.errors import UserError
-from beit.config.tokenizer import TokenizerConfig
+from beit.config.tokenizer import LEVELS, FiniteScalarVAEConfig, TokenizerConfig
 from beit.tokenizers.base import CategoricalTokenizer
 from beit.tokenizers.fsq import FiniteScalarVAE, codes_to_tokens, quantize, tokens_to_codes
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from beit.config.architecture import EncoderConfig, PatchKMeansConfig
+from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError
+from beit.config.tokenizer import PatchKMeansConfig
 from beit.models.encoder import BeitEncoder
 from beit.tokenizers.base import CategoricalTokenizer
 from beit.tokenizers.features import FeatureKMeans

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
@@ -12,8 +12,6 @@ from beit.config.architecture import (
     UNIT_PIXELS,
     DiscreteVAEConfig,
     EncoderConfig,
-    FiniteScalarVAEConfig,
-    PatchKMeansConfig,
 )
 from beit.config.errors import UserError
 from beit.models.encoder import BeitEncoder
@@ -23,7 +21,10 @@ from beit.tokenizers.base import VisualTokenizer
 from beit.tokenizers.dvae import DiscreteVAE
 from beit.untrusted import Facts, printable
 
-Architecture = EncoderConfig | DiscreteVAEConfig | PatchKMeansConfig
+if TYPE_CHECKING:
+    from beit.config.tokenizer import PatchKMeansConfig
+
+    Architecture = EncoderConfig | DiscreteVAEConfig | PatchKMeansConfig
 
 
 class Kind(NamedTuple):
@@ -66,10 +67,12 @@ def tokenizer_of_kind(name: str) -> Kind:
     if name == "dvae":
         return DISCRETE_VAE
     if name == "fsq":
+        from beit.config.tokenizer import FiniteScalarVAEConfig
         from beit.tokenizers.fsq import FiniteScalarVAE
 
         return Kind(FiniteScalarVAE, config=FiniteScalarVAEConfig)
     if name == "kmeans":
+        from beit.config.tokenizer import PatchKMeansConfig
         from beit.tokenizers.kmeans import PatchKMeans
 
         return Kind(PatchKMeans, config=PatchKMeansConfig, pixels=UNIT_PIXELS)

@@ -27,6 +27,7 @@ from beit.atomic import replace_file, write_text
 from beit.checkpoints.kinds import KINDS, config_of, entry_of, kind_of, options_of, tokenizer_of_kind
 from beit.config.errors import UserError, require
 from beit.config.files import plain
+from beit.tokenizers.base import VisualTokenizer
 from beit.untrusted import Facts, listed, printable, read_json, typed
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -78,13 +79,11 @@ def save_model(
     if entry is None:
         raise TypeError(f"{kind} is not a model that can be saved; a {', '.join(KINDS)} is")
     weights = _float32_weights(model)
-    architecture = dataclasses.asdict(config_of(model))
+    architecture = _construction(model)["architecture"]
     mean, std = entry.pixels
     description = {
         "kind": kind,
-        **({"tokenizer_kind": model.kind} if kind == "tokenizer" else {}),
-        **options_of(model),
-        "architecture": architecture,
+        **_construction(model),
         "image_size": architecture["image_size"],
         "pixel_mean": architecture.get("pixel_mean", mean),
         "pixel_std": architecture.get("pixel_std", std),
@@ -97,6 +96,12 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / WEIGHTS, lambda draft: write_weights(weights, draft))
     write_text(folder / DESCRIPTION, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+
+
+def _construction(model: nn.Module) -> dict[str, Any]:
+    """The keys of model.json that a model is built from."""
+    name = {"tokenizer_kind": model.kind} if isinstance(model, VisualTokenizer) else {}
+    return {**name, **options_of(model), "architecture": dataclasses.asdict(config_of(model))}
 
 
 def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
@@ -205,8 +210,7 @@ def _open(path: Path) -> tuple[Path, dict[str, Any], nn.Module]:
     if classes is not None and outputs is not None and len(classes) != outputs:
         raise UserError(f"{file} names {len(classes)} classes, and its head has {outputs}; mend classes")
     # As this release writes it: a file of an earlier one may leave knobs out that came later.
-    now = {**options_of(model), "architecture": dataclasses.asdict(config_of(model))}
-    return folder / WEIGHTS, {**description, **plain(now)}, model
+    return folder / WEIGHTS, {**description, **plain(_construction(model))}, model
 
 
 def _model_of(kind: str, description: Facts) -> nn.Module:

@@ -158,50 +158,6 @@ class DiscreteVAEConfig(DiscreteVAEKnobs):
         require(self.width % 4 == 0, f"--width {self.width} of a tokenizer must be a multiple of 4")
 
 
-LEVELS = {
-    math.prod(levels): levels
-    for levels in (
-        *((5, 5), (8, 8), (8, 6, 5), (8, 8, 8), (8, 5, 5, 5), (8, 8, 6, 5), (7, 5, 5, 5, 5)),
-        *((8, 8, 8, 6, 5), (8, 8, 8, 5, 5, 5)),
-    )
-}
-"""Levels of finite scalar quantisation by the size of the vocabulary, from 240 on those that its paper recommends
-(arXiv 2309.15505, table 1, and for 512 and 1920 after its rule of at least 5 levels)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FiniteScalarVAEConfig(DiscreteVAEConfig):
-    """Architecture of a :class:`beit.tokenizers.fsq.FiniteScalarVAE`; `code_width` is that of the decoder's input."""
-
-    levels: tuple[int, ...]
-    """Values of each channel between encoder and decoder; `vocab_size` is their product."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        fits = min(self.levels, default=0) > 1 and math.prod(self.levels) == self.vocab_size
-        require(fits, f"levels {self.levels} do not multiply to a vocabulary of {self.vocab_size}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchKMeansConfig:
-    """Architecture of a :class:`beit.tokenizers.kmeans.PatchKMeans`."""
-
-    vocab_size: Annotated[int, Ge(2)]
-    """Entries of the codebook."""
-    stride: PositiveInt
-    """Side of a patch in pixels."""
-    pixel_norm: Literal["none", "patch"] = "none"
-    """Whether patches are compared as they are, or each less its mean and divided by its deviation."""
-    image_size: Sides
-    """Height and width in pixels that the tokenizer is meant for; it runs at any multiple of `stride`."""
-
-    def __post_init__(self) -> None:
-        check_limits(self)
-        size = "{}x{}".format(*self.image_size)
-        whole = not any(side % self.stride for side in self.image_size)
-        require(whole, f"tokenizer image size {size} is not a multiple of --stride {self.stride}")
-
-
 def default_crop(image_size: tuple[int, int]) -> float:
     """Share of the resized image's side that a classifier is shown when it is judged, for images of this height and
     width (released code)."""

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from beit.config.architecture import FiniteScalarVAEConfig
+from beit.config.tokenizer import FiniteScalarVAEConfig
 from beit.tokenizers.base import VisualTokenizer
 from beit.tokenizers.dvae import DalleDecoder, DalleEncoder, init_weights
 from beit.tokenizers.objective import map_pixels, median_images

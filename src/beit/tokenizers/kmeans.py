@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from beit.config.architecture import PatchKMeansConfig
 from beit.config.errors import UserError
+from beit.config.tokenizer import PatchKMeansConfig
 from beit.pixels import to_unit
 from beit.tokenizers.base import VisualTokenizer
 

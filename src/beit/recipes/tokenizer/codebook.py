@@ -9,9 +9,9 @@ from torch import Tensor
 
 from beit.checkpoints.adapt import changes
 from beit.checkpoints.store import load_encoder, weights_sha256
-from beit.config.architecture import PatchKMeansConfig, sides
+from beit.config.architecture import sides
 from beit.config.errors import UserError, given_by
-from beit.config.tokenizer import TokenizerConfig
+from beit.config.tokenizer import PatchKMeansConfig, TokenizerConfig
 from beit.recipes.tokenizer.judging import evaluation, notes
 from beit.stages.session import Images, Session
 from beit.tokenizers.features import FeatureKMeans

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from beit.config.architecture import DiscreteVAEConfig, FiniteScalarVAEConfig
-from beit.config.tokenizer import TokenizerConfig
+from beit.config.architecture import DiscreteVAEConfig
+from beit.config.tokenizer import FiniteScalarVAEConfig, TokenizerConfig
 from beit.data.batches import ImageBatch
 from beit.models.memory import activations_of_tokenizer
 from beit.recipes.tokenizer.judging import evaluation, notes
