@@ -36,6 +36,6 @@ from beit.recipes.pretrain import pretrain as pretrain
 from beit.recipes.probe.run import probe as probe
 from beit.recipes.report import report as report
 from beit.recipes.segment import segment as segment
-from beit.recipes.tokenizer import tokenizer as tokenizer
+from beit.recipes.tokenizer.run import tokenizer as tokenizer
 from beit.tokenizers.base import VisualTokenizer as VisualTokenizer
 from beit.tokenizers.dvae import DiscreteVAE as DiscreteVAE

@@ -19,7 +19,7 @@ OUTPUTS: dict[str, dict[str, Any]] = json.loads((FIXTURES / "outputs.json").read
 KEYS = {"kind", "architecture", "image_size", "pixel_mean", "pixel_std", "classes", "tokenizer"}
 KEYS |= {"weights_sha256", "provenance"}
 OPTIONS = {
-    "tokenizer": set(),
+    "tokenizer": {"tokenizer_kind"},
     "pretrained": {"vocab_size", "encoder_sees"},
     "classifier": {"num_classes", "pool", "interpolation", "crop_pct", "crop_mode", "multilabel"},
     "upernet": {"num_classes", "decoder", "layers", "channels", "transposed", "auxiliary"}

@@ -184,7 +184,7 @@ config = EncoderConfig(image_size=(16, 16), patch_size=8, width=8, depth=1, num_
 save_model(MaskedImageModel(BeitEncoder(config), 4), sys.argv[1], provenance={})
 beit.load_encoder(sys.argv[1], image_size=32)
 describe(sys.argv[1])
-own = {"adapt", "own", "reference", "store"}
+own = {"adapt", "kinds", "own", "reference", "store"}
 rooms = {name.split(".")[2] for name in sys.modules if name.startswith("beit.checkpoints.")}
 sys.exit(f"imported {rooms - own}" if rooms - own else 0)
 """

@@ -80,7 +80,7 @@ def arrive(recipe: Callable[[Any], None], config: Any) -> Arrived:
     arguments: dict[str, dict[str, Any]] = {}
 
     def fit(
-        method: Method, batches: RunBatches, plan: Plan, run: Any, compute: Any, precision: str, save: Any
+        method: Method, batches: RunBatches, plan: Plan, run: Any, compute: Any, precision: str, *others: Any
     ) -> None:
         state = loop._initial_state(method, plan, compute)
         arrived.append(Arrived(method, batches, plan, state, precision, arguments))

@@ -12,7 +12,7 @@ from tiny_runs import pretrain_config, probe_config, segment_config, tokenizer_c
 from beit.recipes.pretrain import pretrain
 from beit.recipes.probe.run import probe
 from beit.recipes.segment import segment
-from beit.recipes.tokenizer import tokenizer
+from beit.recipes.tokenizer.run import tokenizer
 
 
 @pytest.fixture(scope="session")

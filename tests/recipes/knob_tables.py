@@ -98,6 +98,18 @@ TOKENIZER: Knobs = {
     "min_crop": Knob(0.3, lambda a: a.view.min_scale),
 }
 
+KMEANS: Knobs = {
+    "kind": Knob("kmeans", lambda a: a.model.kind),
+    "pixel_norm": Knob("patch", lambda a: a.model.config.pixel_norm),
+    "vocab_size": Knob(9, lambda a: len(a.model.centers.unique(dim=0))),
+    "stride": Knob(8, lambda a: a.model.patches.shape[-1]),
+}
+
+FEATURES: Knobs = {
+    "kind": Knob("features", lambda a: a.model.kind),
+    "teacher_layer": Knob(-2, lambda a: a.model.layer, 0),  # of two blocks
+}
+
 # ------------------------------------------------------------------------------------------------------------
 # The encoder, wherever it is trained from scratch
 

@@ -28,7 +28,7 @@ from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
 from beit.recipes.probe.run import probe
 from beit.recipes.segment import segment
-from beit.recipes.tokenizer import tokenizer
+from beit.recipes.tokenizer.run import tokenizer
 from beit.training.run import trackers
 
 pytestmark = pytest.mark.slow
@@ -47,6 +47,8 @@ RUNS: Mapping[str, tuple[str, knobs.Knobs, Mapping[str, Any]]] = {
     "shared": ("tokenizer", knobs.SHARED, {"warmup_epochs": None, "eval_images": 100}),
     "length": ("tokenizer", knobs.LENGTH, {}),
     "tokenizer": ("tokenizer", knobs.TOKENIZER, {}),
+    "kmeans": ("tokenizer", knobs.KMEANS, {}),
+    "features": ("tokenizer", knobs.FEATURES, {"teacher": "pretrained", "image_size": 32}),
     "pretrain": ("pretrain", knobs.PRETRAIN, {"tokenizer": "trained_tokenizer"}),
     "pixels": ("pretrain", knobs.PIXELS, {}),
     "bare": ("pretrain", knobs.BARE, {}),
@@ -72,7 +74,7 @@ def arrived(
         verb, table, others = RUNS[name]
         recipe, config, data = VERBS[verb]
         values = {**others, **{name: knob.value for name, knob in table.items()}}
-        for name in {"init", "tokenizer"} & values.keys():
+        for name in {"init", "tokenizer", "teacher"} & values.keys():
             values[name] = str(request.getfixturevalue(values[name]))
         out = tmp_path_factory.mktemp("runs") / "run"
         return arrive(recipe, config(request.getfixturevalue(data), out, **values))
@@ -138,7 +140,17 @@ def test_a_device_is_where_a_run_computes(images: Path, tmp_path: Path) -> None:
 
 
 ELSEWHERE = {
-    *("data", "out", "devices", "init", "tokenizer", "labels", "multilabel", "classes"),  # in runs to the end
+    *(
+        "data",
+        "out",
+        "devices",
+        "init",
+        "tokenizer",
+        "teacher",
+        "labels",
+        "multilabel",
+        "classes",
+    ),  # in runs to the end
     *("mixup", "cutmix", "cutmix_share", "label_smoothing", "tensorboard", "wandb"),  # above
     "device",  # above
     *("clip_grad", "keep"),  # in the tests of the loop

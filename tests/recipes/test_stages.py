@@ -30,7 +30,7 @@ from beit.recipes.demo import _config as demo_config
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
 from beit.recipes.probe.run import probe
-from beit.recipes.tokenizer import tokenizer
+from beit.recipes.tokenizer.run import tokenizer
 
 pytestmark = pytest.mark.slow
 

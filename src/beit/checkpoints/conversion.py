@@ -13,7 +13,8 @@ from torch import nn
 from beit.atomic import appearing
 from beit.checkpoints.foreign import dalle, formats, huggingface, timm, unilm
 from beit.checkpoints.foreign.survey import Survey
-from beit.checkpoints.own import KINDS, kind_of, options_of, save_model
+from beit.checkpoints.kinds import KINDS, kind_of, options_of
+from beit.checkpoints.own import save_model
 from beit.checkpoints.preparation import in_full
 from beit.checkpoints.reference import Pixel, Stated, locate
 from beit.checkpoints.store import open_model
@@ -22,6 +23,7 @@ from beit.config.errors import UserError
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.position import Grid
 from beit.models.segmentation import SemanticSegmenter
+from beit.tokenizers.base import VisualTokenizer
 from beit.untrusted import Facts, listed
 
 Target = Literal["beit", "unilm", "timm", "huggingface", "dalle"]
@@ -37,10 +39,19 @@ _CONTENTS: Mapping[Target, str] = {
     "unilm": "a unilm file is a masked image model, a classifier or a segmenter",
     "timm": "timm's BEiT is a classifier, with no mask_token and no lm_head",
     "huggingface": "Hugging Face's BEiT is a masked image model, a classifier or a segmenter",
-    "dalle": "the format of DALL-E is a tokenizer's",
+    "dalle": "the format of DALL-E is a discrete VAE's",
 }
 _ELSEWHERE = {
-    *("format", "kind", "architecture", "image_size", "pixel_mean", "pixel_std", "vocab_size"),
+    *(
+        "format",
+        "kind",
+        "tokenizer_kind",
+        "architecture",
+        "image_size",
+        "pixel_mean",
+        "pixel_std",
+        "vocab_size",
+    ),
     *("classes", "tokenizer", "weights_sha256", "provenance", "notes", "parameters", "unknown", "missing"),
 }
 """Keys of a description that a model or its file has in another way, or that are of one file alone."""
@@ -104,6 +115,8 @@ def holders(model: nn.Module) -> tuple[Target, ...]:
     if isinstance(model, SemanticSegmenter) and model.decoder != "upernet":
         return ("beit",)
     if isinstance(model, MaskedImageModel) and model.decoder is not None:
+        return ("beit",)
+    if isinstance(model, VisualTokenizer) and model.kind not in ("", "dvae"):
         return ("beit",)
     return _HOLDERS.get(kind_of(model), ())
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -24,43 +24,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from beit.atomic import replace_file, write_text
-from beit.config.architecture import DALLE_PIXELS, DiscreteVAEConfig, EncoderConfig
+from beit.checkpoints.kinds import KINDS, config_of, entry_of, kind_of, options_of, tokenizer_of_kind
 from beit.config.errors import UserError, require
 from beit.config.files import plain
-from beit.models.encoder import BeitEncoder
-from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
-from beit.models.segmentation import SemanticSegmenter
-from beit.tokenizers.dvae import DiscreteVAE
+from beit.tokenizers.base import VisualTokenizer
 from beit.untrusted import Facts, listed, printable, read_json, typed
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
-
-
-class Kind(NamedTuple):
-    """A kind of model: its class, built from an encoder or, without one, from its configuration."""
-
-    model: type[nn.Module]
-    options: tuple[str, ...] = ()
-    """Attributes that it is built with besides its architecture; keys of model.json."""
-    config: type[EncoderConfig | DiscreteVAEConfig] = EncoderConfig
-    """Its architecture."""
-    later: tuple[str, ...] = ()
-    """More such attributes, which may be None, and which files lack that were written before there were any."""
-
-
-KINDS: Mapping[str, Kind] = {
-    "tokenizer": Kind(DiscreteVAE, config=DiscreteVAEConfig),
-    "pretrained": Kind(
-        MaskedImageModel,
-        ("vocab_size",),
-        later=("encoder_sees", "num_masked", "decoder_depth", "decoder_width"),
-    ),
-    "classifier": Kind(ImageClassifier, ("num_classes", "pool")),
-    "segmenter": Kind(
-        SemanticSegmenter, ("num_classes", "decoder", "layers", "channels", "transposed", "auxiliary")
-    ),
-    "probe": Kind(LinearProbe, ("num_classes", "layer", "pool")),
-}
 _PIXEL, _PAIR = tuple[float, float, float], tuple[int, int]
 _TYPES: Facts = {
     "image_size": _PAIR,
@@ -68,6 +38,7 @@ _TYPES: Facts = {
     "pixel_std": _PIXEL,
     "classes": Sequence[str] | None,
     "tokenizer": str | None,
+    "tokenizer_kind": str,
     "weights_sha256": str,
     "provenance": dict,
     "interpolation": str | None,
@@ -82,28 +53,6 @@ _TYPES: Facts = {
     "palette": Sequence[tuple[int, int, int]] | None,
 }
 """Of the keys beside the architecture and what a kind is built with."""
-
-
-def kind_of(model: nn.Module) -> str:
-    """The `kind` of model.json for a model, or its class name where it has none."""
-    return next((name for name, kind in KINDS.items() if isinstance(model, kind.model)), type(model).__name__)
-
-
-def options_of(model: nn.Module) -> dict[str, Any]:
-    """What a model is built with besides its architecture."""
-    kind = KINDS.get(kind_of(model))
-    if kind is None:
-        return {}
-    later = {name: getattr(model, name) for name in kind.later if getattr(model, name) is not None}
-    return {name: getattr(model, name) for name in kind.options} | later
-
-
-def build(kind: str, config: EncoderConfig | DiscreteVAEConfig, options: Facts) -> nn.Module:
-    """The model of this kind, with first values."""
-    parts = BeitEncoder(config) if isinstance(config, EncoderConfig) else config
-    return (
-        parts if isinstance(parts, BeitEncoder) and kind == "encoder" else KINDS[kind].model(parts, **options)
-    )
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -126,17 +75,15 @@ def save_model(
     classes: names of a classifier's or segmenter's outputs, in order.
     extra: further keys of model.json, such as the interpolation and crop_pct that images are prepared with.
     """
-    kind, folder = kind_of(model), Path(folder)
-    if kind not in KINDS:
+    kind, folder, entry = kind_of(model), Path(folder), entry_of(model)
+    if entry is None:
         raise TypeError(f"{kind} is not a model that can be saved; a {', '.join(KINDS)} is")
     weights = _float32_weights(model)
-    source: Any = model.encoder if KINDS[kind].config is EncoderConfig else model
-    architecture = dataclasses.asdict(source.config)
-    mean, std = DALLE_PIXELS
+    architecture = _construction(model)["architecture"]
+    mean, std = entry.pixels
     description = {
         "kind": kind,
-        **options_of(model),
-        "architecture": architecture,
+        **_construction(model),
         "image_size": architecture["image_size"],
         "pixel_mean": architecture.get("pixel_mean", mean),
         "pixel_std": architecture.get("pixel_std", std),
@@ -149,6 +96,12 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / WEIGHTS, lambda draft: write_weights(weights, draft))
     write_text(folder / DESCRIPTION, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+
+
+def _construction(model: nn.Module) -> dict[str, Any]:
+    """The keys of model.json that a model is built from."""
+    name = {"tokenizer_kind": model.kind} if isinstance(model, VisualTokenizer) else {}
+    return {**name, **options_of(model), "architecture": dataclasses.asdict(config_of(model))}
 
 
 def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
@@ -257,13 +210,14 @@ def _open(path: Path) -> tuple[Path, dict[str, Any], nn.Module]:
     if classes is not None and outputs is not None and len(classes) != outputs:
         raise UserError(f"{file} names {len(classes)} classes, and its head has {outputs}; mend classes")
     # As this release writes it: a file of an earlier one may leave knobs out that came later.
-    source: Any = model.encoder if KINDS[kind].config is EncoderConfig else model
-    now = {**options_of(model), "architecture": dataclasses.asdict(source.config)}
-    return folder / WEIGHTS, {**description, **plain(now)}, model
+    return folder / WEIGHTS, {**description, **plain(_construction(model))}, model
 
 
 def _model_of(kind: str, description: Facts) -> nn.Module:
-    model_type, names, config_type, later = KINDS[kind]
+    entry = KINDS[kind]
+    if kind == "tokenizer":
+        entry = tokenizer_of_kind(description.get("tokenizer_kind", "dvae"))
+    names, config_type = entry.options, entry.config
     architecture = description.get("architecture")
     missing = {*names, "weights_sha256"} - set(description)
     if missing or not isinstance(architecture, dict):
@@ -274,11 +228,11 @@ def _model_of(kind: str, description: Facts) -> nn.Module:
         if key in architecture and description.get(key, architecture[key]) != architecture[key]:
             raise UserError(f"{key} differs from architecture.{key}; make them equal")
     config = config_type(**typed(architecture, get_type_hints(config_type)))
-    options = {name: description[name] for name in (*names, *later) if name in description}
-    options = typed(options, get_type_hints(model_type.__init__))
+    options = {name: description[name] for name in (*names, *entry.later) if name in description}
+    options = typed(options, get_type_hints(entry.model.__init__))
     for name in {"num_classes", "vocab_size", "channels"} & {*options}:
         require(options[name] > 0, f"{name} must be positive, not {options[name]}")
-    return build(kind, config, options)
+    return entry.build(config, options)
 
 
 @contextmanager

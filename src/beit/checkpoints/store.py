@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from beit.checkpoints.adapt import resize_encoder
+from beit.checkpoints.kinds import kind_of as kind_of
 from beit.checkpoints.own import DESCRIPTION, is_own, load_own, read_description
-from beit.checkpoints.own import kind_of as kind_of
 from beit.checkpoints.own import save_model as save_model
 from beit.checkpoints.own import weights_sha256 as weights_sha256
 from beit.checkpoints.reference import Located, Pixel, Stated, locate

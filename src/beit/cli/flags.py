@@ -59,7 +59,10 @@ def parse(
     missing = [flag_of(name) for name in knobs if name not in below | values]
     if missing:
         raise UserError(f"{program} needs {' and '.join(missing)}; {program} --help explains")
-    return config_type(**layered(config_type, [*layers, values])), common
+    config = config_type(**layered(config_type, [*layers, values]))
+    if isinstance(config, TrainingConfig):
+        config.refuse_idle(values)
+    return config, common
 
 
 def _explain(config_type: type, default: Values, program: str) -> None:

@@ -49,7 +49,7 @@ class Verb(NamedTuple):
 VERBS: dict[str, Verb] = {
     "demo": Verb(DemoConfig, "demo", "the whole story on built-in images, in minutes on a CPU"),
     "check": Verb(CheckConfig, "check.run", "look a data set over before anything is trained"),
-    "tokenizer": Verb(TokenizerConfig, "tokenizer", "train the visual tokenizer"),
+    "tokenizer": Verb(TokenizerConfig, "tokenizer.run", "make the visual tokenizer"),
     "pretrain": Verb(PretrainConfig, "pretrain", "masked image modelling"),
     "finetune": Verb(FinetuneConfig, "finetune", "classification, from a pre-trained model or from scratch"),
     "segment": Verb(

@@ -18,6 +18,8 @@ PIXEL_STATISTICS = {
 """Mean and standard deviation that encoders are trained with."""
 DALLE_PIXELS = ((-0.125, -0.125, -0.125), (1.25, 1.25, 1.25))
 """DALL-E's pixel map 0.1 + 0.8 x, written as (x - mean) / std; its tokenizer has no other."""
+UNIT_PIXELS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+"""Pixels as they are, in [0, 1]."""
 MAX_DEPTH = 512
 """Blocks of a network: a file that asks for a million is an attack."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -139,6 +140,9 @@ class TrainingConfig(DataConfig):
         out, read = Path(self.out).resolve(), Path(path or os.devnull).resolve()
         lies_in_it = read == out or any(read.is_relative_to(out / name) for name in ("model", "model-best"))
         require(not lies_in_it, f"--out is the run of {flag}; choose another folder")
+
+    def refuse_idle(self, typed: Collection[str]) -> None:
+        """UserError where a knob that was `typed`, and not left to a preset, has no effect."""
 
     def num_steps(self, images: int) -> int:
         """Optimiser steps of a run on so many images."""

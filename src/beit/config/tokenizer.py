@@ -1,20 +1,113 @@
-"""`beit tokenizer`."""
+"""`beit tokenizer`, and the architectures that it alone makes."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from beit.config.architecture import DiscreteVAEConfig, DiscreteVAEKnobs
-from beit.config.errors import require
+from annotated_types import Ge
+
+from beit.config.architecture import DiscreteVAEConfig, DiscreteVAEKnobs, Sides
+from beit.config.errors import UserError, require
 from beit.config.run import TrainingConfig
-from beit.config.values import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveShare
+from beit.config.values import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    PositiveShare,
+    check_limits,
+    flag_of,
+)
+
+LEVELS = {
+    math.prod(levels): levels
+    for levels in (
+        *((5, 5), (8, 8), (8, 6, 5), (8, 8, 8), (8, 5, 5, 5), (8, 8, 6, 5), (7, 5, 5, 5, 5)),
+        *((8, 8, 8, 6, 5), (8, 8, 8, 5, 5, 5)),
+    )
+}
+"""Levels of finite scalar quantisation by the size of the vocabulary, from 240 on those that its paper recommends
+(arXiv 2309.15505, table 1, and for 512 and 1920 after its rule of at least 5 levels)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FiniteScalarVAEConfig(DiscreteVAEConfig):
+    """Architecture of a :class:`beit.tokenizers.fsq.FiniteScalarVAE`; `code_width` is that of the decoder's input."""
+
+    levels: tuple[int, ...]
+    """Values of each channel between encoder and decoder; `vocab_size` is their product."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fits = min(self.levels, default=0) > 1 and math.prod(self.levels) == self.vocab_size
+        require(fits, f"levels {self.levels} do not multiply to a vocabulary of {self.vocab_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchKMeansConfig:
+    """Architecture of a :class:`beit.tokenizers.kmeans.PatchKMeans`."""
+
+    vocab_size: Annotated[int, Ge(2)]
+    """Entries of the codebook."""
+    stride: PositiveInt
+    """Side of a patch in pixels."""
+    pixel_norm: Literal["none", "patch"] = "none"
+    """Whether patches are compared as they are, or each less its mean and divided by its deviation."""
+    image_size: Sides
+    """Height and width in pixels that the tokenizer is meant for; it runs at any multiple of `stride`."""
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+        size = "{}x{}".format(*self.image_size)
+        whole = not any(side % self.stride for side in self.image_size)
+        require(whole, f"tokenizer image size {size} is not a multiple of --stride {self.stride}")
+
+
+_OF_PATCHES, _OF_FEATURES = frozenset({"pixel_norm"}), frozenset({"teacher", "teacher_layer"})
+_OF_DISTRIBUTIONS = frozenset(
+    {"kl_weight", "kl_steps", "temperature", "final_temperature", "temperature_steps"}
+)
+_OF_GRADIENTS = frozenset(
+    {
+        *("width", "blocks_per_group", "code_width", "epochs", "steps", "accumulate", "lr", "lr_batch_size"),
+        *(
+            "lr_scaling",
+            "min_lr",
+            "lr_steps",
+            "warmup_epochs",
+            "warmup_steps",
+            "weight_decay",
+            "beta1",
+            "beta2",
+        ),
+        *("clip_grad", "ema_decay", "nonfinite", "save_every", "keep", "log_every", "evaluations"),
+    }
+)
+IDLE: Mapping[str, frozenset[str]] = {
+    "dvae": _OF_PATCHES | _OF_FEATURES,
+    "fsq": _OF_PATCHES | _OF_FEATURES | _OF_DISTRIBUTIONS,
+    "kmeans": _OF_FEATURES | _OF_DISTRIBUTIONS | _OF_GRADIENTS,
+    "features": _OF_PATCHES | _OF_DISTRIBUTIONS | _OF_GRADIENTS | {"stride"},
+}
+"""The knobs that each kind has no use for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig(DiscreteVAEKnobs, TrainingConfig):
-    """Train a discrete VAE, the visual tokenizer (DALL-E, appendix A; defaults: the full recipe, for 112 px)."""
+    """Make a visual tokenizer: a discrete VAE (DALL-E, appendix A; defaults: the full recipe, for 112 px), or a kind
+    that costs less."""
 
+    kind: Literal["dvae", "kmeans", "fsq", "features"] = "dvae"
+    """dvae: a discrete VAE; kmeans: the nearest of a few patches; fsq: the same network with finite scalar
+    quantisation; features: the nearest of a few features of `teacher`."""
+    pixel_norm: Literal["none", "patch"] = "none"
+    """kmeans: compare patches as they are, or each less its mean and divided by its deviation."""
+    teacher: str | None = None
+    """features: the encoder of this run or model, ours or not (as SOURCE of `beit convert`), stays as it is."""
+    teacher_layer: int | None = None
+    """features: the block that is read (0 the first, -1 the last); null for the one two thirds of the way up."""
     image_size: int = 112
     """Side of the training crops in pixels."""
     kl_weight: NonNegativeFloat = 6.6
@@ -46,11 +139,44 @@ class TokenizerConfig(DiscreteVAEKnobs, TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.architecture()
+        self.require_other_run("--teacher", self.teacher)
+        if self.kind == "features":
+            require(
+                self.teacher is not None, "--kind features needs --teacher, a run or model with an encoder"
+            )
+        else:
+            self.architecture()
         cools = self.final_temperature <= self.temperature
         require(cools, "--final-temperature must not exceed --temperature")
 
-    def architecture(self) -> DiscreteVAEConfig:
-        """The network these knobs describe."""
-        knobs = {knob.name: getattr(self, knob.name) for knob in fields(DiscreteVAEKnobs)}
-        return DiscreteVAEConfig(image_size=(self.image_size, self.image_size), **knobs)
+    @property
+    def is_trained(self) -> bool:
+        """Whether the kind learns by gradient steps; a codebook of k-means is computed at once."""
+        return self.kind in ("dvae", "fsq")
+
+    def num_steps(self, images: int) -> int:
+        return super().num_steps(images) if self.is_trained else 0
+
+    def refuse_idle(self, typed: Collection[str]) -> None:
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in sorted(IDLE[self.kind].intersection(typed)):
+            if getattr(self, name) != defaults[name]:
+                raise UserError(f"--kind {self.kind} has no use for {flag_of(name)}; drop it")
+
+    def architecture(self) -> DiscreteVAEConfig | PatchKMeansConfig:
+        """The tokenizer that these knobs describe; of features it is the teacher's."""
+        size = (self.image_size, self.image_size)
+        if self.kind == "kmeans":
+            return PatchKMeansConfig(
+                vocab_size=self.vocab_size, stride=self.stride, pixel_norm=self.pixel_norm, image_size=size
+            )
+        knobs: dict[str, Any] = {knob.name: getattr(self, knob.name) for knob in fields(DiscreteVAEKnobs)}
+        if self.kind == "dvae":
+            return DiscreteVAEConfig(image_size=size, **knobs)
+        if self.vocab_size not in LEVELS:
+            near = sorted(sorted(LEVELS, key=lambda size: abs(size / self.vocab_size - 1))[:2])
+            raise UserError(
+                f"--vocab-size {self.vocab_size} is no product of the levels of --kind fsq; near it are "
+                f"{near[0]} and {near[1]}, of all {', '.join(map(str, LEVELS))}"
+            )
+        return FiniteScalarVAEConfig(image_size=size, levels=LEVELS[self.vocab_size], **knobs)

@@ -12,6 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+LEAST_SURPRISE = 0.1
+"""Nats of a unigram loss below which tokens are all but one: nothing is left to foretell."""
+
 
 class TokenBaselines(nn.Module):
     """Counts of the tokens seen in training, and the cross-entropies of three predictors made from them.
@@ -46,6 +49,12 @@ class TokenBaselines(nn.Module):
             shares = [torch.empty_like(tokens) for _ in range(dist.get_world_size())]
             dist.all_gather(shares, tokens.contiguous())
             tokens = torch.cat(shares)
+        self.count(tokens)
+
+    @torch.no_grad()
+    def count(self, tokens: Tensor) -> None:
+        """Count `tokens` (B, h, w) of this rank alone."""
+        tokens = tokens.flatten(1)
         self.place_counts.scatter_add_(1, tokens.T, torch.ones_like(tokens.T, dtype=torch.int64))
 
     @torch.no_grad()
@@ -98,3 +107,10 @@ def best_mixtures(means: Mapping[str, Tensor]) -> dict[str, float]:
 def best_mixtures_of_sums(totals: Mapping[str, Tensor]) -> dict[str, float]:
     """The same from sums over `count` patches."""
     return best_mixtures({name: total / totals["count"] for name, total in totals.items() if name != "count"})
+
+
+def predictability(losses: Mapping[str, float]) -> dict[str, float]:
+    """The losses of baselines, and the share of the unigram's that copying a neighbour saves: high where copying
+    suffices, not where tokens are good. It is left out where there is nothing to save."""
+    unigram, copied = losses["unigram_loss"], losses["copy_neighbour_loss"]
+    return {**losses, **({"predictability": 1 - copied / unigram} if unigram >= LEAST_SURPRISE else {})}

@@ -64,4 +64,6 @@ def find(config_type: type[TrainingConfig], name: str) -> Preset:
 
 def configure(config_type: type[Config], preset: str, **values: Any) -> Config:
     """A configuration from a preset with `values` over it: ``configure(PretrainConfig, "tiny", data=…, out=…)``."""
-    return config_type(**layered(config_type, [find(config_type, preset).values, values]))
+    config = config_type(**layered(config_type, [find(config_type, preset).values, values]))
+    config.refuse_idle(values)
+    return config

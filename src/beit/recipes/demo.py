@@ -17,7 +17,7 @@ from beit.presets import configure, find
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
 from beit.recipes.segment import segment
-from beit.recipes.tokenizer import tokenizer
+from beit.recipes.tokenizer.run import tokenizer
 from beit.training.console import duration
 from beit.training.run.record import read_standing
 from beit.visualize.report import write_report

@@ -24,6 +24,7 @@ def announce(session: Session, method: Method, feed: Feed, plan: Plan, precision
     device = machine.get("gpu") or f"{machine['cpu']} with {machine['threads']} threads"
     sizes = [(x.numel(), x.requires_grad) for x in method.learner.model.parameters()]
     parameters, learning = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
+    trained = method.learner.step is not None
     # On each device, roughly: weights, gradients, two moments and the average; activations of a pass.
     images = config.batch_size / (session.compute.world * config.accumulate)
     stored = (1 if config.ema_decay is None else 2) * parameters + 3 * learning
@@ -33,17 +34,18 @@ def announce(session: Session, method: Method, feed: Feed, plan: Plan, precision
     warmup, stated = plan.warmup_steps, config.warmup_steps or 0
     shortened = f", not the {stated:,} that the run would end in" if stated > warmup else ""
     say(f"data       {feed.train.describe()}; {len(feed.held_back):,} held back to evaluate on")
-    for note in [*feed.train.notes, *_few_images(config, plan.images)]:
+    for note in [*feed.train.notes, *(_few_images(config, plan.images) if trained else [])]:
         say(f"           {note}")
     frozen = "" if learning == parameters else f", of which {learning:,} learn"
     say(f"model      {parameters:,} parameters{frozen}")
     for line in method.notes.about:
         say(f"           {line}")
-    say(f"training   {plan.steps:,} steps of {config.batch_size} images ({epochs:.1f} epochs)")
-    say(
-        f"rate       {plan.peak:.3g} at this batch size ({config.lr:.3g} at "
-        f"{config.lr_batch_size}, {config.lr_scaling} scaling) after {warmup:,} steps of warm-up{shortened}"
-    )
+    if trained:
+        say(f"training   {plan.steps:,} steps of {config.batch_size} images ({epochs:.1f} epochs)")
+        say(
+            f"rate       {plan.peak:.3g} at this batch size ({config.lr:.3g} at "
+            f"{config.lr_batch_size}, {config.lr_scaling} scaling) after {warmup:,} steps of warm-up{shortened}"
+        )
     say(
         f"machine    {session.compute.world} x {device}, {precision}, about {memory:.2g} GiB besides torch itself"
     )

@@ -3,6 +3,7 @@ comes next."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -47,12 +48,13 @@ def train(session: Session, method: Method, feed: Feed) -> None:
     with open_run(config.out, request, compute=compute, console=console, overwrite=session.overwrite) as run:
         machine = machine._replace(precision=run.resolve("precision", lambda: machine.precision))
         announce(session, method, feed, plan, machine.precision)
+        batches, started = RunBatches(session, feed, machine), time.perf_counter()
         if method.prepare is not None:
             with stoppable_preparation(compute) as stop:
-                method.prepare(machine.precision, stop)
-        batches = RunBatches(session, feed, machine)
+                method.prepare(batches, machine.precision, stop)
+        seconds = time.perf_counter() - started
         save = partial(_save, session, method.product)
-        results = fit(method, batches, plan, run, compute, machine.precision, save)
+        results = fit(method, batches, plan, run, compute, machine.precision, save, seconds)
         conclude(session, method.notes, results, batches.bad_files)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,14 @@ from beit.config.errors import UserError
 
 
 class VisualTokenizer(nn.Module, ABC):
-    """Turns images into grids of visual tokens and back (paper section 2.1); a kind has `logits` and `decode`.
+    """Turns images into grids of visual tokens and back (paper section 2.1).
 
     Images are float in [0, 1] or uint8, (B, 3, H, W), with sides that are multiples of `stride`; the tokenizer maps
     pixels as its network wants them. A grid is (h, w) = (H // stride, W // stride).
     """
 
+    kind: ClassVar[str] = ""
+    """Its `tokenizer_kind` in model.json; none for what cannot be saved."""
     vocab_size: int
     """Number of different tokens V."""
     stride: int
@@ -25,17 +28,12 @@ class VisualTokenizer(nn.Module, ABC):
     """Height and width in pixels that it was trained at; it runs at any multiple of `stride`."""
 
     @abstractmethod
-    def logits(self, images: Tensor) -> Tensor:
-        """Unnormalised log-probabilities of the tokens, float32 (B, V, h, w)."""
+    def encode(self, images: Tensor) -> Tensor:
+        """The tokens, int64 (B, h, w); no noise."""
 
     @abstractmethod
     def decode(self, tokens: Tensor) -> Tensor:
         """Images in [0, 1], float32 (B, 3, H, W), from tokens (B, h, w)."""
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """The most probable tokens, int64 (B, h, w). No noise and no softmax: the argmax is that of the logits."""
-        return self.logits(images).argmax(dim=1)
 
     def require_whole_tokens(self, images: Tensor) -> None:
         """UserError for images with sides that are no multiples of `stride`."""
@@ -45,3 +43,16 @@ class VisualTokenizer(nn.Module, ABC):
                 f"tokenizer images of {height}x{width} pixels do not divide into tokens of "
                 f"{self.stride}x{self.stride}; choose sides that are multiples of {self.stride}"
             )
+
+
+class CategoricalTokenizer(VisualTokenizer):
+    """A tokenizer that knows how probable each token is, q(z | x): divergences, bounds and samples follow."""
+
+    @abstractmethod
+    def logits(self, images: Tensor) -> Tensor:
+        """Unnormalised log-probabilities of the tokens, float32 (B, V, h, w)."""
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """The most probable tokens, int64 (B, h, w). No noise and no softmax: the argmax is that of the logits."""
+        return self.logits(images).argmax(dim=1)

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beit.config.architecture import DiscreteVAEConfig
-from beit.tokenizers.base import VisualTokenizer
-from beit.tokenizers.objective import gumbel_softmax, map_pixels, unmap_pixels
+from beit.tokenizers.base import CategoricalTokenizer
+from beit.tokenizers.objective import gumbel_softmax, map_pixels, median_images
 
 
 class DiscreteVAEOutput(NamedTuple):
@@ -31,7 +31,7 @@ class DiscreteVAEOutput(NamedTuple):
     """float32 (B, 6, H, W): three means, then three log-scales of p(x | z)."""
 
 
-class DiscreteVAE(VisualTokenizer):
+class DiscreteVAE(CategoricalTokenizer):
     """A visual tokenizer that can be trained.
 
     Args:
@@ -42,6 +42,8 @@ class DiscreteVAE(VisualTokenizer):
     The computation follows `torch.autocast` of the caller (bf16 is meant) except for the layers on either side of
     the tokens and of the pixels, which stay in the dtype of the weights.
     """
+
+    kind = "dvae"
 
     def __init__(self, config: DiscreteVAEConfig) -> None:
         super().__init__()
@@ -72,7 +74,7 @@ class DiscreteVAE(VisualTokenizer):
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
         """Images in [0, 1], (B, 3, H, W), from tokens int64 (B, h, w)."""
-        return self.to_images(self.statistics(tokens))
+        return median_images(self.statistics(tokens))
 
     def statistics(self, tokens: Tensor) -> Tensor:
         """The pixel distribution p(x | z) of tokens int64 (B, h, w), (B, 6, H, W)."""
@@ -80,16 +82,12 @@ class DiscreteVAE(VisualTokenizer):
         statistics: Tensor = self.decoder.blocks[1:](codes)
         return statistics
 
-    @staticmethod
-    def to_images(statistics: Tensor) -> Tensor:
-        """The median of the pixel distribution as images in [0, 1]: (B, 6, H, W) -> (B, 3, H, W)."""
-        return unmap_pixels(statistics[:, :3].sigmoid())
-
 
 class DalleEncoder(nn.Module):
-    """Mapped pixels (B, 3, H, W) -> logits (B, V, h, w); a max-pool of 2 after every group but the last."""
+    """Mapped pixels (B, 3, H, W) -> logits (B, V, h, w), or as many `channels` (B, channels, h, w); a max-pool of 2
+    after every group but the last."""
 
-    def __init__(self, config: DiscreteVAEConfig) -> None:
+    def __init__(self, config: DiscreteVAEConfig, channels: int | None = None) -> None:
         super().__init__()
         widths = _group_widths(config)
         layers: OrderedDict[str, nn.Module] = OrderedDict(input=_conv(3, config.width, 7))
@@ -98,7 +96,7 @@ class DalleEncoder(nn.Module):
             if index < len(widths):
                 group["pool"] = nn.MaxPool2d(2)
             layers[f"group_{index}"] = nn.Sequential(group)
-        layers["output"] = _output(widths[-1], config.vocab_size)
+        layers["output"] = _output(widths[-1], channels or config.vocab_size)
         self.blocks = nn.Sequential(layers)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -107,16 +105,16 @@ class DalleEncoder(nn.Module):
 
 
 class DalleDecoder(nn.Module):
-    """Distributions over tokens (B, V, h, w) -> pixel statistics (B, 6, H, W).
+    """Distributions over tokens (B, V, h, w), or `channels` (B, channels, h, w) -> pixel statistics (B, 6, H, W).
 
     Groups in the reverse order of the encoder's, each but the first at twice the size of the one before it.
     """
 
-    def __init__(self, config: DiscreteVAEConfig) -> None:
+    def __init__(self, config: DiscreteVAEConfig, channels: int | None = None) -> None:
         super().__init__()
         widths = _group_widths(config)[::-1]
         layers: OrderedDict[str, nn.Module] = OrderedDict()
-        layers["input"] = _FullPrecisionConv1x1(config.vocab_size, config.code_width)
+        layers["input"] = _FullPrecisionConv1x1(channels or config.vocab_size, config.code_width)
         for index, (n_in, n_out) in enumerate(pairwise([config.code_width, *widths]), start=1):
             group = _group(n_in, n_out, config, kernels=(1, 3, 3, 3), upsample=index > 1)
             layers[f"group_{index}"] = nn.Sequential(group)

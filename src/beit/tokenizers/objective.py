@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beit.pixels import to_unit, white
-from beit.tokenizers.base import VisualTokenizer
+from beit.tokenizers.base import CategoricalTokenizer, VisualTokenizer
 
 LOGIT_LAPLACE_EPS = 0.1
 """Pixels are mapped to [eps, 1 - eps], because the logit of 0 and 1 is infinite."""
@@ -57,6 +57,11 @@ def unmap_pixels(pixels: Tensor) -> Tensor:
     return ((pixels - LOGIT_LAPLACE_EPS) / (1 - 2 * LOGIT_LAPLACE_EPS)).clamp(0, 1)
 
 
+def median_images(statistics: Tensor) -> Tensor:
+    """The median of the pixel distribution as images in [0, 1]: (B, 6, H, W) -> (B, 3, H, W)."""
+    return unmap_pixels(statistics[:, :3].sigmoid())
+
+
 def gumbel_softmax(logits: Tensor, temperature: float) -> Tensor:
     """A relaxed sample of softmax(logits) over dimension 1, always in float32 or wider: (B, V, h, w).
 
@@ -84,6 +89,12 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
     return math.log(logits.shape[1]) + (log_q.exp() * log_q).sum(dim=-1)
 
 
+def reconstruction_nll(images: Tensor, statistics: Tensor) -> Tensor:
+    """-log p(x | z) of images (B, 3, H, W), float in [0, 1] or uint8, under `statistics` (B, 6, H, W): the sum over
+    the pixels of an image, the mean over the batch, in nats."""
+    return logit_laplace_nll(map_pixels(images), statistics).flatten(1).sum(dim=1).mean()
+
+
 def elbo_loss(images: Tensor, logits: Tensor, statistics: Tensor, kl_weight: float) -> ElboLoss:
     """The negative evidence lower bound with a weighted KL, divided by the number of pixel values of an image.
 
@@ -95,7 +106,7 @@ def elbo_loss(images: Tensor, logits: Tensor, statistics: Tensor, kl_weight: flo
 
     Both terms are sums over one image and means over the batch, so that `kl_weight` means the same at any batch size.
     """
-    nll = logit_laplace_nll(map_pixels(images), statistics).flatten(1).sum(dim=1).mean()
+    nll = reconstruction_nll(images, statistics)
     kl = kl_to_uniform(logits).flatten(1).sum(dim=1).mean()
     return ElboLoss((nll + kl_weight * kl) / images[0].numel(), nll, kl)
 
@@ -132,14 +143,14 @@ def perplexity(counts: Tensor) -> float:
 
 def reconstruction_sums(model: VisualTokenizer, images: Tensor) -> dict[str, Tensor]:
     """What a tokenizer keeps of images (B, 3, H, W), as sums over them."""
-    logits = model.logits(images)
-    tokens = logits.argmax(dim=1)
+    logits = model.logits(images) if isinstance(model, CategoricalTokenizer) else None
+    tokens = model.encode(images) if logits is None else logits.argmax(dim=1)
     count = torch.tensor(float(len(tokens)), device=tokens.device)
     return {
         "count": count,
         "reconstruction_mae": count * reconstruction_mae(images, model.decode(tokens)),
         "cell_mean_mae": count * cell_mean_mae(images, model.stride),
-        "kl": count * kl_to_uniform(logits).mean(),
+        **({} if logits is None else {"kl": count * kl_to_uniform(logits).mean()}),
         "codes": count_codes(tokens, model.vocab_size).float(),
     }
 

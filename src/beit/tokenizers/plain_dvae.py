@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.pixels import white
-from beit.tokenizers.base import VisualTokenizer
+from beit.tokenizers.base import CategoricalTokenizer
 
 Pixel = tuple[float, float, float]
 
@@ -24,7 +24,7 @@ class Layer(NamedTuple):
     n_out: int
 
 
-class PlainDVAE(VisualTokenizer):
+class PlainDVAE(CategoricalTokenizer):
     """A visual tokenizer; names of weights are the published ones.
 
     Args:

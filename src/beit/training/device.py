@@ -43,8 +43,8 @@ class Compute:
         return self.rank == 0
 
     def distribute(self, model: nn.Module) -> nn.Module:
-        """`model`, already on the device, so that its gradients are averaged over the ranks."""
-        if self.world == 1:
+        """`model`, already on the device, so that its gradients, where it has any, are averaged over the ranks."""
+        if self.world == 1 or not any(parameter.requires_grad for parameter in model.parameters()):
             return model
         # Gradients of 1x1 convolutions have other strides along axes of length one, which changes nothing.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")

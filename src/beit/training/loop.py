@@ -44,11 +44,13 @@ def fit(
     compute: Compute,
     precision: Precision,
     save_model: SaveModel,
+    seconds: float = 0.0,
 ) -> dict[str, Any]:
     """Train the model of `method` to the end of `plan`, from wherever `run` stands; then the run is done.
 
     Killed anywhere and called again with the same arguments, it ends with the same weights, bit for bit on a CPU,
     if the step draws random numbers from torch alone, and the batches of the same steps have the same data.
+    `seconds` is what the preparation of a new run took, which counts.
 
     Returns:
         The content of results.json.
@@ -58,6 +60,7 @@ def fit(
         RunFailed: a loss or gradient that is not finite, no memory, saves that fail, ranks that are gone.
     """
     state = _initial_state(method, plan, compute)
+    state.seconds = seconds
     checkpoint = run.restore()
     if checkpoint is not None:
         state.load_state_dict(checkpoint, compute)
@@ -129,7 +132,7 @@ class Loop:
         micro_batches = iter(self.batches.train(state.step, plan.steps))
         self.network.train()
         while True:
-            if state.step == 0:
+            if state.step == 0 < plan.steps:
                 self.measure_start()
             if plan.should_evaluate(state.step) and self.last_evaluated != state.step:
                 self.evaluate()
@@ -149,7 +152,8 @@ class Loop:
 
     def take_step(self, micro_batches: Iterator[Any]) -> None:
         """One optimiser step: all its passes, and the update if everything is finite."""
-        state, config, compute = self.state, self.plan.config, self.compute
+        state, config, compute, step = self.state, self.plan.config, self.compute, self.learner.step
+        assert step is not None, "a run of no steps takes none"
         started, waited = time.perf_counter(), 0.0
         totals: dict[str, Tensor] = {}
         for index in range(config.accumulate):
@@ -162,7 +166,7 @@ class Loop:
             is_last = index == config.accumulate - 1
             with nullcontext() if is_last else compute.no_sync(self.network):
                 with autocast(compute.device, self.precision):
-                    output = self.learner.step(self.network, batch, state.step)
+                    output = step(self.network, batch, state.step)
                 torch.autograd.backward(output.loss / config.accumulate)
             metrics = output.metrics | {"loss": output.loss}
             shares = {name: value.detach().float() / config.accumulate for name, value in metrics.items()}

@@ -43,7 +43,8 @@ class Learner:
 
     model: nn.Module
     """On any device; moved to that of the run, and wrapped for several ranks before `step` sees it."""
-    step: Step
+    step: Step | None = None
+    """None for a model that `prepare` completes: its run has no steps."""
     summarise: Summary = scalars
     """The means of the step's metrics over a stretch of steps -> named figures."""
     companions: Mapping[str, nn.Module] = field(default_factory=dict)
@@ -71,6 +72,8 @@ class Evaluation:
     batch_size: int | None = None
     """Images at a time: 1 where they differ in size; None for as many as a training pass has."""
     draw: Draw | None = None
+    measure: Measure | None = None
+    """Further figures, without `eval/`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,19 +109,6 @@ class Notes:
     """What to type after this."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """A recipe: all of it but the images."""
-
-    learner: Learner
-    evaluation: Evaluation
-    product: Product = Product()
-    notes: Notes = Notes()
-    prepare: Callable[[Precision, StopSignals], None] | None = None
-    """What must be computed before the first step; done again when a run continues. It polls the signals, and leaves
-    on all ranks together."""
-
-
 class Batches(Protocol):
     """A run's images in batches, as its recipe views them: this rank's share of them."""
 
@@ -133,3 +123,19 @@ class Batches(Protocol):
 
     def samples(self, batch_size: int | None) -> Sequence[Any]:
         """A few held-back images to draw, on the device."""
+
+
+Prepare = Callable[[Batches, Precision, StopSignals], None]
+"""`prepare(batches, precision, stop)`: what must be computed before the first step; done again when a run continues.
+It polls the signals, and leaves on all ranks together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A recipe: all of it but the images."""
+
+    learner: Learner
+    evaluation: Evaluation
+    product: Product = Product()
+    notes: Notes = Notes()
+    prepare: Prepare | None = None

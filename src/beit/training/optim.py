@@ -77,9 +77,11 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> torch.optim.AdamW:
-    """AdamW over the groups of :func:`parameter_groups`, in one kernel where torch has it."""
+    """AdamW over the groups of :func:`parameter_groups`, in one kernel where torch has it. There may be none."""
     kinds = {parameter.device.type for group in groups for parameter in group["params"]}
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=kinds <= {"cpu", "cuda"})
+    return torch.optim.AdamW(
+        groups or [{"params": []}], lr=lr, betas=betas, eps=eps, fused=kinds <= {"cpu", "cuda"}
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -97,6 +97,13 @@ _TABLE = (
     ),
     Figure("effective_rank_ceiling", "Ceiling: images or width", "The rank cannot be higher."),
     Figure("best_layer", "Best layer", "The layer that linear classifiers read best, from 0.", "count"),
+    _score(
+        "class_agreement",
+        "Agreement of tokens with classes",
+        "Share of images whose class those training images name that have the most similar tokens, counted without "
+        "their places. Much above chance: tokens carry meaning before any pre-training.",
+    ),
+    Figure("class_agreement_chance", "Baseline: the commonest class", style="percent"),
     _score("mean_class_accuracy", "Mean accuracy of a class", "Every class counts the same."),
     Figure(
         "elbo_reconstruction",
@@ -139,6 +146,13 @@ _TABLE = (
         "How many tokens are in effective use: 1 means a collapsed codebook, the vocabulary size means all equally.",
         "count",
         references=("codes_used",),
+    ),
+    Figure(
+        "predictability",
+        "Predictability of tokens",
+        "Share of the surprise at a hidden token that copying the nearest visible one saves. High means that copying "
+        "suffices, not that the tokens are good.",
+        "percent",
     ),
     Figure("codes_used", "Codes used", "Entries of the codebook that occur at all.", "count"),
     Figure("kl", "Distance from even token use", "Kullback-Leibler divergence from it, in nats."),

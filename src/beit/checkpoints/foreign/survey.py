@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from beit.checkpoints.foreign import upernet
 from beit.checkpoints.foreign.key_map import KeyMap, in_float32
 from beit.checkpoints.foreign.shapes import SHARED_BIAS, Shape, infer
-from beit.checkpoints.own import build, options_of, without_weights
+from beit.checkpoints.kinds import build, options_of
+from beit.checkpoints.own import without_weights
 from beit.checkpoints.reading.safe_pickle import StoredTensor
 from beit.checkpoints.reading.torch_file import TensorFile
 from beit.checkpoints.reference import Stated

@@ -36,10 +36,12 @@ from beit.stages.batches import Machine
 from beit.stages.inference import classifier_view
 from beit.stages.segmentation import evaluate_batch
 from beit.stages.session import OpenSplit, open_split
+from beit.stages.token_scores import Scoring
 from beit.tokenizers.base import VisualTokenizer
 from beit.tokenizers.objective import reconstruction_figures, reconstruction_sums
 from beit.training.method import Evaluation
 from beit.training.metrics import over_count
+from beit.training.signals import StopSignals
 
 SPLITS: dict[str, list[Split]] = {"eval": ["eval"], "train": ["train"], "all": ["train", "eval"]}
 
@@ -58,12 +60,23 @@ Kind = tuple[TestSet, Evaluation]
 
 
 def tokenizer(model: VisualTokenizer, config: EvaluateConfig, machine: Machine) -> Kind:
-    """What is left of images that became tokens, and how much of the codebook is used."""
+    """What is left of images that became tokens, how much of the codebook is used, and what the tokens say."""
+    source = open_splits(config)
+
+    def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
+        figures = reconstruction_figures(sums) | {"vocab_size": model.vocab_size}
+        try:
+            train = open_split(config, "train", None, config.seed, open_source)
+        except UserError:
+            print("no scores of tokens: --data holds no training images to count tokens on")
+            return figures
+        scoring = Scoring(config, train, source, config.batch_size)
+        return figures | scoring.scores(model, machine, StopSignals(distributed=False))
+
     evaluation = Evaluation(
-        evaluate_batch=lambda _, batch: reconstruction_sums(model, batch.image),
-        summarise=lambda sums: {**reconstruction_figures(sums), "vocab_size": model.vocab_size},
+        evaluate_batch=lambda _, batch: reconstruction_sums(model, batch.image), summarise=summarise
     )
-    return TestSet(open_splits(config), EvaluationView(model.image_size)), evaluation
+    return TestSet(source, EvaluationView(model.image_size)), evaluation
 
 
 def classifier(model: ImageClassifier | LinearProbe, config: EvaluateConfig, machine: Machine) -> Kind:

@@ -37,7 +37,7 @@ from beit.stages.labels import label_images
 from beit.stages.session import Feed, Images, Session, open_images, open_session
 from beit.stages.train import train
 from beit.training.device import Precision
-from beit.training.method import Evaluation, Learner, Method, Notes, Product, StepOutput
+from beit.training.method import Batches, Evaluation, Learner, Method, Notes, Product, StepOutput
 from beit.training.signals import StopRequested, StopSignals
 
 CHUNK = 1024
@@ -162,7 +162,7 @@ class Probing:
         figures = {name: float(values[best]) for name, values in self.scores.items()}
         return figures | {"best_layer": float(best), "knn_top1": float(self.neighbours["top1"].max())}
 
-    def prepare(self, precision: Precision, stop: StopSignals) -> None:
+    def prepare(self, batches: Batches, precision: Precision, stop: StopSignals) -> None:
         """One pass of the encoder over the images that stay as they are, and all of k-NN."""
         config, say = self.config, self.session.console.say
         compute = self.session.compute

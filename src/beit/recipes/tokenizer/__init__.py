@@ -1,0 +1,1 @@
+"""`beit tokenizer`."""

@@ -1,0 +1,112 @@
+"""How a tokenizer of any kind is judged, drawn, and spoken of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from beit.config.tokenizer import TokenizerConfig
+from beit.data.batches import ImageBatch
+from beit.stages.batches import Machine, num_workers
+from beit.stages.session import Images, Session
+from beit.stages.token_scores import Scoring
+from beit.tokenizers.base import VisualTokenizer
+from beit.tokenizers.objective import reconstruction_figures, reconstruction_sums
+from beit.training.device import Precision
+from beit.training.method import Evaluation, Notes
+from beit.training.signals import StopSignals
+from beit.visualize.pictures import contact_sheet, save_picture, token_picture
+
+LARGEST_PASS = 256
+"""Images whose tokens are sought at once, at most."""
+
+
+def evaluation(config: TokenizerConfig, session: Session, images: Images) -> Evaluation:
+    """What a tokenizer keeps of images, and what its tokens say."""
+
+    batch_size = max(1, min(LARGEST_PASS, config.batch_size // session.compute.world))
+    scoring = Scoring(config, images.train, images.held_back, batch_size)
+
+    def measure(model: nn.Module, precision: Precision, stop: StopSignals) -> dict[str, float]:
+        machine = Machine(session.compute, precision, num_workers(config.workers, session.compute))
+        return scoring.scores(cast(VisualTokenizer, model), machine, stop)
+
+    return Evaluation(
+        evaluate_batch=evaluate,
+        summarise=reconstruction_figures,
+        monitor="reconstruction_mae",
+        draw=draw,
+        measure=measure,
+    )
+
+
+def evaluate(model: nn.Module, batch: ImageBatch) -> dict[str, Tensor]:
+    """What the tokenizer keeps of a batch, as sums over it."""
+    return reconstruction_sums(cast(VisualTokenizer, model), batch.image)
+
+
+def notes(config: TokenizerConfig, model: VisualTokenizer, *further: str, activations: float = 0) -> Notes:
+    """What is said of a run that makes `model`."""
+    stride, size = model.stride, config.image_size
+    about = (
+        f"{model.vocab_size} codes, one for each {stride}x{stride} pixels: "
+        f"{size} px become {size // stride}x{size // stride} tokens"
+    )
+    return Notes(
+        about=[about, *further],
+        activations=activations,
+        conclusion=conclusion,
+        next_command=next_command(config, stride),
+    )
+
+
+def conclusion(results: Mapping[str, Any]) -> Sequence[str]:
+    """The tokens in words: what they keep, and what they say."""
+    figures = {name.removeprefix("eval/"): value for name, value in results["last"].items()}
+    if "reconstruction_mae" not in figures:
+        return []
+    lines = [
+        f"reconstruction error {figures['reconstruction_mae']:.4f}, beside {figures['cell_mean_mae']:.4f} of one "
+        f"colour for each token; {figures['codes_used']:,.0f} codes in use, as many as {figures['perplexity']:,.0f} "
+        "used equally"
+    ]
+    if "predictability" in figures:
+        lines.append(
+            f"copying a neighbour saves {figures['predictability']:.0%} of the surprise at a hidden token "
+            f"({figures['unigram_loss']:.2f} nats by frequency alone)"
+        )
+    if "class_agreement" in figures:
+        lines.append(
+            f"the class of an image follows from its token frequencies in {figures['class_agreement']:.1%} of the "
+            f"cases; chance {figures['class_agreement_chance']:.1%}"
+        )
+    return lines
+
+
+def next_command(config: TokenizerConfig, stride: int) -> str:
+    """Pre-training on the same images with an encoder whose grid fits; 14x14 is that of 224 px."""
+    grid = config.image_size // stride
+    image_size, patch_size = (224, 16) if grid == 14 else (config.image_size, stride)
+    return (
+        f"beit pretrain --preset tiny --image-size {image_size} --patch-size {patch_size} "
+        f"--data {' '.join(config.sources)} --tokenizer {config.out} --out {Path(config.out).parent / 'pretrain'}"
+    )
+
+
+def draw(model: nn.Module, batches: Sequence[ImageBatch], folder: Path, step: int) -> None:
+    """Images, their tokens as colours, and what the tokens decode to."""
+    [batch] = batches
+    assert isinstance(model, VisualTokenizer)
+    tokens = model.encode(batch.image)
+    cell = batch.image.shape[-1] // tokens.shape[-1]
+    sheet = contact_sheet(
+        {
+            "image": batch.image,
+            "visual tokens": [token_picture(grid, model.vocab_size, cell) for grid in tokens],
+            "decoded tokens": model.decode(tokens).float(),
+        }
+    )
+    save_picture(sheet, folder / f"step-{step:06d}-reconstructions.png")

@@ -1,0 +1,115 @@
+"""Tokenizers that are trained to reconstruct images: the discrete VAE (DALL-E, appendix A), and the same network with
+finite scalar quantisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from beit.config.architecture import DiscreteVAEConfig
+from beit.config.tokenizer import FiniteScalarVAEConfig, TokenizerConfig
+from beit.data.batches import ImageBatch
+from beit.models.memory import activations_of_tokenizer
+from beit.recipes.tokenizer.judging import evaluation, notes
+from beit.stages.session import Images, Session
+from beit.tokenizers.dvae import DiscreteVAE
+from beit.tokenizers.fsq import FiniteScalarVAE
+from beit.tokenizers.objective import (
+    Anneal,
+    cell_mean_mae,
+    count_codes,
+    elbo_loss,
+    median_images,
+    reconstruction_mae,
+    reconstruction_nll,
+    with_codebook_usage,
+)
+from beit.training.method import Learner, Method, Step, StepOutput
+
+COLLAPSED = 0.01
+"""A codebook of which a smaller share carries all the images has collapsed."""
+
+
+def reconstruction_method(config: TokenizerConfig, session: Session, images: Images) -> Method:
+    """Learn to reconstruct images from tokens; a collapse is said on the console."""
+
+    def summarise(means: Mapping[str, Tensor]) -> dict[str, float]:
+        figures = with_codebook_usage(means)
+        # Few codes win the argmax while the KL divergence gains its weight and the temperature is high.
+        is_cool = figures.get("temperature", 0) <= (config.temperature + config.final_temperature) / 2
+        if is_cool and figures["perplexity"] < COLLAPSED * config.vocab_size:
+            session.console.say(collapse_warning(figures, config))
+        return figures
+
+    architecture = config.architecture()
+    assert isinstance(architecture, DiscreteVAEConfig)
+    model: DiscreteVAE | FiniteScalarVAE
+    if isinstance(architecture, FiniteScalarVAEConfig):
+        model, step = FiniteScalarVAE(architecture), quantization_step(config)
+        about = [f"finite scalar quantisation to levels {' x '.join(map(str, architecture.levels))}"]
+    else:
+        model, step, about = (
+            DiscreteVAE(architecture),
+            reconstruction_step(config, images.plan(config).steps),
+            [],
+        )
+    return Method(
+        learner=Learner(model=model, step=step, summarise=summarise),
+        evaluation=evaluation(config, session, images),
+        notes=notes(config, model, *about, activations=activations_of_tokenizer(architecture)),
+    )
+
+
+def reconstruction_step(config: TokenizerConfig, steps: int) -> Step:
+    """The evidence lower bound of a batch, with the temperature and the weight of the KL divergence of the step."""
+    cooling = config.in_steps(config.temperature_steps, steps)
+    temperature = Anneal(config.temperature, config.final_temperature, cooling)
+    kl_weight = Anneal(0.0, config.kl_weight, config.in_steps(config.kl_steps, steps))
+
+    def step(model: nn.Module, batch: ImageBatch, index: int) -> StepOutput:
+        logits, statistics = model(batch.image, temperature(index))
+        loss, nll, kl = elbo_loss(batch.image, logits, statistics, kl_weight(index))
+        metrics = {
+            "nll": nll / batch.image[0].numel(),
+            "kl": kl / logits[0, 0].numel(),
+            **reconstruction_metrics(config, batch, logits.argmax(dim=1), statistics),
+            "temperature": torch.tensor(temperature(index)),
+            "kl_weight": torch.tensor(kl_weight(index)),
+        }
+        return StepOutput(loss, metrics)
+
+    return step
+
+
+def quantization_step(config: TokenizerConfig) -> Step:
+    """The negative log-likelihood of a batch's pixels alone: there is no distribution of tokens to keep even."""
+
+    def step(model: nn.Module, batch: ImageBatch, index: int) -> StepOutput:
+        tokens, statistics = model(batch.image)
+        nll = reconstruction_nll(batch.image, statistics) / batch.image[0].numel()
+        return StepOutput(nll, {"nll": nll, **reconstruction_metrics(config, batch, tokens, statistics)})
+
+    return step
+
+
+def reconstruction_metrics(
+    config: TokenizerConfig, batch: ImageBatch, tokens: Tensor, statistics: Tensor
+) -> dict[str, Tensor]:
+    """How far the reconstruction of a batch is off, and the tokens that it used."""
+    return {
+        "reconstruction_mae": reconstruction_mae(batch.image, median_images(statistics.detach())),
+        "cell_mean_mae": cell_mean_mae(batch.image, config.stride),
+        "codes": count_codes(tokens, config.vocab_size).float(),
+    }
+
+
+def collapse_warning(figures: Mapping[str, float], config: TokenizerConfig) -> str:
+    """What is wrong with a codebook of which so few codes are in use, and what to try."""
+    remedies = ["a higher --kl-weight"] if config.kind == "dvae" else []
+    return (
+        f"WARNING: the codebook is collapsing: {figures['codes_used']:.0f} of {config.vocab_size} codes in use, as "
+        f"many as {figures['perplexity']:.1f} used equally. Tokens like these teach an encoder nothing; try "
+        f"{', '.join([*remedies, 'a lower --lr'])}, or a smaller --vocab-size"
+    )

@@ -1,0 +1,138 @@
+"""What a tokenizer is worth before any pre-training: how far its tokens can be foretold without looking at an image,
+and whether images of one class have like tokens."""
+
+from __future__ import annotations
+
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NamedTuple, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from beit.config.errors import UserError
+from beit.config.run import DataConfig
+from beit.data.base import Source, Split
+from beit.data.batches import LabeledBatch
+from beit.data.sources.opening import open_source
+from beit.data.sources.subsets import Numbered, Subset, spread
+from beit.data.views.evaluation import EvaluationView, LabeledView
+from beit.masking import BlockwiseMasking
+from beit.metrics.agreement import class_agreement
+from beit.metrics.tokens import (
+    TokenBaselines,
+    best_mixtures_of_sums,
+    patch_sums,
+    predictability,
+)
+from beit.stages.batches import Machine, each_batch
+from beit.stages.session import open_split
+from beit.tokenizers.base import VisualTokenizer
+from beit.training.metrics import accumulate
+from beit.training.signals import StopRequested, StopSignals
+
+BANK = 2000
+"""Training images whose tokens are counted, and among which neighbours are sought, at most."""
+MASK_SEED = 0
+"""Of the masks: the same for every tokenizer, so that figures can be compared."""
+CHUNK = 64
+"""Images whose masks are in memory at once."""
+
+
+class Tokens(NamedTuple):
+    """The tokens of images, and their classes."""
+
+    tokens: Tensor
+    """int64 (M, h, w)."""
+    labels: Tensor
+    """int64 (M,); -1 where an image has none."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How tokens are scored: the same for all tokenizers of the same images."""
+
+    config: DataConfig
+    train: Source
+    """Images whose tokens are counted, of which at most BANK are used."""
+    held_back: Source
+    """Images whose tokens are judged, all of them."""
+    batch_size: int
+    """Of each rank."""
+
+    def scores(self, tokenizer: VisualTokenizer, machine: Machine, stop: StopSignals) -> dict[str, float]:
+        """Losses of the baselines, `predictability`, and where there are classes `class_agreement` with its chance.
+
+        Called on every rank. StopRequested on all of them when any was asked to stop meanwhile.
+        """
+        chosen = Subset(self.train, spread(len(self.train), BANK))
+        bank = self.tokens(tokenizer, chosen, machine, stop)
+        judged = self.tokens(tokenizer, self.held_back, machine, stop)
+        if not len(bank.tokens) or not len(judged.tokens):
+            return {}
+        figures = baseline_figures(bank.tokens, judged.tokens, tokenizer.vocab_size)
+        return figures | class_agreement(*bank, *judged, tokenizer.vocab_size)
+
+    def tokens(
+        self, tokenizer: VisualTokenizer, source: Source, machine: Machine, stop: StopSignals
+    ) -> Tokens:
+        """The tokens of the images that can be read, on the host of every rank."""
+        grid = [side // tokenizer.stride for side in tokenizer.image_size]
+        tokens, whole = torch.zeros(len(source), *grid), torch.zeros(len(source))
+
+        def encode(batch: LabeledBatch) -> None:
+            numbers = batch.label.cpu()
+            tokens[numbers] = (
+                tokenizer.encode(batch.image).float().cpu()
+            )  # whole numbers up to 2^24 are exact
+            whole[numbers] = 1
+
+        passes = each_batch(
+            encode,
+            Numbered(source),
+            LabeledView(EvaluationView(tokenizer.image_size)),
+            machine,
+            batch_size=self.batch_size,
+            labeled=True,
+            title="scoring tokens",
+        )
+        with suppress(StopRequested), closing(passes):
+            for _ in passes:
+                stop.poll()
+        stop.poll_together(machine.compute)
+        sums = machine.compute.sums({"tokens": tokens, "whole": whole})
+        read = sums["whole"] > 0
+        labels = [self.classes.get(source.key(index), -1) for index in range(len(source))]
+        return Tokens(sums["tokens"][read].long(), torch.tensor(labels)[read])
+
+    @cached_property
+    def classes(self) -> dict[str, int]:
+        """The class of every image that lies in a class folder, or in a set that has classes, by its key."""
+        classes: dict[str, int] = {}
+        for split in get_args(Split):
+            try:
+                source = open_split(self.config, split, None, 0, partial(open_source, labeled=True))
+            except UserError:  # which has no classes
+                continue
+            classes |= {source.key(index): source.label(index) for index in range(len(source))}
+        return classes
+
+
+def baseline_figures(bank: Tensor, tokens: Tensor, vocab_size: int) -> dict[str, float]:
+    """Losses of predictors that know the tokens (M, h, w) of the bank, on the tokens (B, h, w) of other images under
+    block masks, and their `predictability`; nothing for a single token."""
+    count, *grid = tokens.shape
+    if grid[0] * grid[1] < 2:
+        return {}
+    masking = BlockwiseMasking((grid[0], grid[1]))
+    baselines = TokenBaselines((grid[0], grid[1]), vocab_size)
+    baselines.count(bank)
+    sums: dict[str, Tensor] = {}
+    for first in range(0, count, CHUNK):
+        part = tokens[first : first + CHUNK]
+        draws = (masking(np.random.default_rng((MASK_SEED, first + row))) for row in range(len(part)))
+        mask = torch.from_numpy(np.stack([*draws]))
+        accumulate(sums, patch_sums(baselines.losses(part, mask, mask), mask))
+    return predictability(best_mixtures_of_sums(sums))

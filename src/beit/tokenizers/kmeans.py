@@ -1,0 +1,199 @@
+"""Tokenizers made by k-means: the token of a patch is the number of the centre nearest to it.
+
+    images (B, 3, H, W) -> vectors (B, h w, D), what is compared -> nearest of the centres (V, D) -> tokens (B, h, w)
+        -> for each token the mean of the patches that it stands for
+
+Nothing is learned by gradient: the codebook is computed at once, from a sample of patches, in seconds.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from beit.config.errors import UserError
+from beit.config.tokenizer import PatchKMeansConfig
+from beit.pixels import to_unit
+from beit.tokenizers.base import VisualTokenizer
+
+ITERATIONS = 100
+"""Of Lloyd's algorithm, at most: it ends where no vector changes its centre, or little is gained."""
+LEAST_GAIN = 1e-3
+"""Share of the mean squared distance that an iteration must gain for another to follow."""
+SEEDING = 2**14
+"""Vectors among which the first centres are sought."""
+CHUNK = 2**14
+"""Vectors whose distances to all centres are in memory at once."""
+FLAT = 0.02
+"""Added to the deviation of a patch that is divided by it: noise in an even patch, 5 of 255 grey values, is no
+pattern."""
+
+
+class KMeansTokenizer(VisualTokenizer):
+    """The nearest of V centres. `vectors` says what is compared."""
+
+    centers: Tensor
+    """float32 (V, D)."""
+    patches: Tensor
+    """float32 (V, 3, stride, stride): the mean patch of each token, in [0, 1]."""
+
+    def __init__(self, vocab_size: int, width: int, stride: int, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.vocab_size, self.stride, self.image_size = vocab_size, stride, image_size
+        self.register_buffer("centers", torch.zeros(vocab_size, width))
+        self.register_buffer("patches", torch.zeros(vocab_size, 3, stride, stride))
+
+    @abstractmethod
+    def read(self, images: Tensor) -> Tensor:
+        """A vector for each patch, (B, h w, D), row by row."""
+
+    @abstractmethod
+    def scale(self, vectors: Tensor) -> Tensor:
+        """What `read` gave, (..., D), as distances are taken of it."""
+
+    def fit(
+        self, vectors: Tensor, patches: Tensor, rng: torch.Generator, poll: Callable[[], None] = lambda: None
+    ) -> None:
+        """Compute the codebook from a sample of patches: vectors (M, D) as `read` gives them, and the patches
+        themselves (M, 3, stride, stride) in [0, 1], all on the CPU. `poll` is called now and then, and may raise.
+
+        UserError where there are fewer patches than entries.
+        """
+        if len(vectors) < self.vocab_size:
+            raise UserError(
+                f"--vocab-size {self.vocab_size} is more than the {len(vectors):,} patches of the sample; take less"
+            )
+        self.adapt(vectors)
+        centers, tokens = kmeans(self.scale(vectors), self.vocab_size, rng, poll)
+        self.centers.copy_(centers)
+        self.patches.copy_(means_of(patches.flatten(1), tokens, self.vocab_size).view(self.patches.shape))
+
+    def adapt(self, vectors: Tensor) -> None:
+        """Take what `scale` needs to know from a sample of vectors (M, D)."""
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Negative squared distances to the centres, float32 (B, V, h, w): an order of the tokens and no
+        probabilities, so that neither a divergence nor a bound nor samples can be made of them."""
+        vectors, grid = self._vectors(images)
+        distances = vectors.square().sum(dim=2, keepdim=True) - 2 * scores(vectors, self.centers)
+        return -distances.mT.reshape(len(images), self.vocab_size, *grid)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """The tokens of the nearest centres, int64 (B, h, w); the first of equals."""
+        vectors, grid = self._vectors(images)
+        return scores(vectors, self.centers).argmax(dim=2).view(len(images), *grid)
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Images in [0, 1], (B, 3, H, W), each token int64 (B, h, w) as its mean patch."""
+        count, rows, columns = tokens.shape
+        cells = self.patches[tokens].permute(0, 3, 1, 4, 2, 5)
+        return cells.reshape(count, 3, rows * self.stride, columns * self.stride)
+
+    def _vectors(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Vectors to compare, (B, h w, D), and the grid (h, w)."""
+        self.require_whole_tokens(images)
+        vectors = self.scale(self.read(images).to(self.centers.dtype))
+        return vectors, (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
+
+
+class PatchKMeans(KMeansTokenizer):
+    """k-means of the pixels of patches, as they are or normalised per patch."""
+
+    kind = "kmeans"
+
+    def __init__(self, config: PatchKMeansConfig) -> None:
+        super().__init__(config.vocab_size, 3 * config.stride**2, config.stride, config.image_size)
+        self.config = config
+
+    def read(self, images: Tensor) -> Tensor:
+        return cut_patches(images, self.stride).flatten(2)
+
+    def scale(self, vectors: Tensor) -> Tensor:
+        if self.config.pixel_norm == "none":
+            return vectors
+        std, mean = torch.std_mean(vectors, dim=-1, keepdim=True, correction=0)
+        return (vectors - mean) / (std + FLAT)
+
+
+def cut_patches(images: Tensor, stride: int) -> Tensor:
+    """Images (B, 3, H, W), float in [0, 1] or uint8, as patches in [0, 1], by rows: (B, h w, 3, stride, stride)."""
+    height, width = images.shape[-2:]
+    cells = to_unit(images).reshape(-1, 3, height // stride, stride, width // stride, stride)
+    return cells.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# k-means
+
+
+def kmeans(
+    vectors: Tensor, count: int, rng: torch.Generator, poll: Callable[[], None] = lambda: None
+) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm from the seeds of k-means++: centres (count, D), and the nearest one of each of the vectors
+    (M, D), int64 (M,). The same generator gives the same centres.
+
+    A centre that no vector is nearest to is set on one of the vectors that lie farthest from theirs.
+    """
+    sample = vectors[torch.randperm(len(vectors), generator=rng)[: max(SEEDING, 4 * count)]]
+    centers = first_centers(sample, count, rng, poll)
+    tokens, distances = nearest(vectors, centers, poll)
+    for _ in range(ITERATIONS):
+        before, spread = tokens, distances.mean()
+        centers = means_of(vectors, tokens, count)
+        unused = torch.bincount(tokens, minlength=count) == 0
+        centers[unused] = vectors[distances.topk(int(unused.sum())).indices]
+        tokens, distances = nearest(vectors, centers, poll)
+        if torch.equal(tokens, before) or distances.mean() > (1 - LEAST_GAIN) * spread:
+            break
+    return centers, tokens
+
+
+def first_centers(
+    vectors: Tensor, count: int, rng: torch.Generator, poll: Callable[[], None] = lambda: None
+) -> Tensor:
+    """k-means++ (Arthur and Vassilvitskii 2007): each of the vectors (M, D) that become centres (count, D) is drawn
+    with a probability in proportion to its squared distance to the nearest one before it."""
+    rows = torch.randint(len(vectors), (1,), generator=rng)
+    squares = vectors.square().sum(dim=1)
+    distances = torch.full((len(vectors),), torch.inf)
+    for number in range(1, count):
+        if number % 256 == 0:
+            poll()
+        center = vectors[rows[-1]]
+        distances = torch.minimum(distances, squares - 2 * (vectors @ center) + center.square().sum()).clamp_(
+            min=0
+        )
+        # Where all vectors lie on centres, any will do.
+        weights = distances if distances.any() else torch.ones_like(distances)
+        rows = torch.cat([rows, torch.multinomial(weights, 1, generator=rng)])
+    return vectors[rows]
+
+
+def nearest(vectors: Tensor, centers: Tensor, poll: Callable[[], None]) -> tuple[Tensor, Tensor]:
+    """Of each of the vectors (M, D): the nearest of the centres (V, D), int64 (M,), and its squared distance (M,)."""
+    found = []
+    for part in torch.split(vectors, CHUNK):
+        poll()
+        found.append(scores(part, centers).max(dim=1))
+    values, tokens = map(torch.cat, zip(*found, strict=True))
+    return tokens, (vectors.square().sum(dim=1) - 2 * values).clamp_(min=0)
+
+
+def scores(vectors: Tensor, centers: Tensor) -> Tensor:
+    """x c - c c / 2 of vectors (..., D) and centres (V, D), (..., V): the larger, the nearer. In full precision, for
+    near centres differ little."""
+    with torch.autocast(vectors.device.type, enabled=False):
+        return F.linear(vectors, centers, -0.5 * centers.square().sum(dim=1))
+
+
+def means_of(vectors: Tensor, tokens: Tensor, count: int) -> Tensor:
+    """The mean of the vectors (M, D) of each token (M,), (count, D); zeros where a token has none."""
+    sums = torch.zeros(count, vectors.shape[1]).index_add_(0, tokens, vectors)
+    return sums / torch.bincount(tokens, minlength=count).clamp(min=1)[:, None]
