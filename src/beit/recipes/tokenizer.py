@@ -44,7 +44,9 @@ def tokenizer(config: TokenizerConfig, *, dry_run: bool = False, overwrite: bool
     size = (config.image_size, config.image_size)
     views = TokenizerViews(size, crop=config.crop, min_scale=config.min_crop)
     feed = Feed(
-        train=images.train, held_back=images.held_back, view=views, evaluation_view=EvaluationView(size)
+        images=images._replace(test=None),
+        view=views,
+        evaluation_view=EvaluationView(size),
     )
     train(session, reconstruction_method(config, images.plan(config).steps, session.console), feed)
 

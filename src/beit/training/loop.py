@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -218,21 +218,11 @@ class Loop:
     def evaluate(self) -> None:
         """Evaluate and draw the model as it is after this step."""
         state, compute, model, evaluation = self.state, self.compute, self.state.result, self.evaluation
-        totals: dict[str, Tensor] = {}
-        stopped = GO_ON
+        self.last_evaluated = state.step
         compute.share_buffers(model)  # what is judged is the model that the main rank saves
-        with self.eval_mode(model):
-            try:
-                apply = partial(evaluation.evaluate_batch, model)
-                for sums in self.batches.evaluate(apply, evaluation.batch_size):
-                    self.stop.poll()
-                    accumulate(totals, sums)
-            except StopRequested:
-                stopped = STOP
-        if compute.largest(stopped) == STOP:  # the evaluation is done again when the run goes on
-            self.save()
-            self.leave()
-        totals = compute.sums(totals)
+        totals = self.judge(self.batches.evaluate)
+        if totals is None:
+            return
         if totals:
             figures = {f"eval/{name}": value for name, value in evaluation.summarise(totals).items()}
             state.note_evaluation(figures, f"eval/{evaluation.monitor}", evaluation.monitor_mode)
@@ -246,7 +236,36 @@ class Loop:
                 samples = self.batches.samples(evaluation.batch_size)
                 if samples:
                     evaluation.draw(model, samples, self.run.path / SAMPLES, state.step)
-        self.last_evaluated = state.step
+
+    def test(self) -> None:
+        """Judge the model that is kept, once, on images that nothing was chosen by."""
+        totals, evaluation = self.judge(self.batches.test), self.evaluation
+        if totals == {}:
+            self.run.console.say("no test image can be read, so nothing is judged")
+        elif totals:
+            summarise = evaluation.summarise_test or evaluation.summarise
+            figures = {f"test/{name}": value for name, value in summarise(totals).items()}
+            self.run.console.say(f"judged on test, once: {self.record(figures)}")
+
+    def judge(self, images: Callable[..., Iterable[dict[str, Tensor]] | None]) -> dict[str, Tensor] | None:
+        """Sums over `images`, of all ranks; empty where none can be read, None where there are none."""
+        compute, model, evaluation = self.compute, self.state.result, self.evaluation
+        passes = images(partial(evaluation.evaluate_batch, model), evaluation.batch_size)
+        if passes is None:
+            return None
+        totals: dict[str, Tensor] = {}
+        stopped = GO_ON
+        with self.eval_mode(model):
+            try:
+                for sums in passes:
+                    self.stop.poll()
+                    accumulate(totals, sums)
+            except StopRequested:
+                stopped = STOP
+        if compute.largest(stopped) == STOP:  # it is done again when the run goes on
+            self.save()
+            self.leave()
+        return compute.sums(totals)
 
     @contextmanager
     def eval_mode(self, model: nn.Module) -> Iterator[None]:
@@ -275,6 +294,8 @@ class Loop:
         """Write the final figures, and model/ if the run was killed between its last checkpoint and its model."""
         state, plan = self.state, self.plan
         self.saver.write_model()
+        details = self.details()  # of the last evaluation
+        self.test()
         results = {
             "steps": state.step,
             "epochs": plan.epoch(state.step),
@@ -284,7 +305,7 @@ class Loop:
             "skipped_steps": state.guard.skipped,
             "last": state.last,
             "best": state.best,
-            **self.details(),
+            **details,
         }
         self.run.finish(results)
         return results

@@ -1,6 +1,7 @@
 """The run directory: what a run leaves on disk, how it is opened again, and what may differ when it is.
 
-config.yaml  status.json  log.txt  metrics.jsonl  results.json  samples/  model/  checkpoints/step-N/
+config.yaml  status.json  log.txt  metrics.jsonl  results.json  held-back.txt  trained-on.npy  samples/  model/
+checkpoints/step-N/
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from beit.training.run.lock import RunLock
 
 CONFIG, STATUS, LOG = "config.yaml", "status.json", "log.txt"
 METRICS, RESULTS, REPORT = "metrics.jsonl", "results.json", "report.html"
+HELD_BACK, TRAINED_ON = "held-back.txt", "trained-on.npy"
 SAMPLES, MODEL, CHECKPOINTS = "samples", "model", "checkpoints"
 TRACKERS = ("tensorboard", "wandb")
-LAYOUT = (STATUS, LOG, METRICS, RESULTS, REPORT, SAMPLES, MODEL, CHECKPOINTS, *TRACKERS, CONFIG)
+FILES = (STATUS, LOG, METRICS, RESULTS, REPORT, HELD_BACK, TRAINED_ON)
+LAYOUT = (*FILES, SAMPLES, MODEL, CHECKPOINTS, *TRACKERS, CONFIG)
 """All that is a run's own, in the order in which it is deleted: what marks the folder as a run goes last."""
 
 Choice = TypeVar("Choice")
@@ -211,6 +214,13 @@ class RunDirectory:
         self.console.close()
         if self._lock is not None:
             self._lock.release()
+
+
+def run_of(path: str | Path) -> Path | None:
+    """The run that the model at `path` lies in: `path` itself, or the folder around its model/; else None."""
+    folder = Path(path)
+    run = folder.parent if folder.resolve().name == "model" else folder
+    return run if all((run / name).exists() for name in ("model", "config.yaml", "status.json")) else None
 
 
 def _now() -> str:
