@@ -25,7 +25,8 @@ from torchvision.transforms import functional
 
 from beit.data.decode import decode_image
 from beit.data.sources.files import FileSource
-from beit.data.sources.opening import open_source
+from beit.data.sources.holdout import Holdout
+from beit.data.sources.opening import open_splits
 from beit.data.views.pretraining import PretrainViews
 from beit.data.views.tokenizer import TokenizerViews
 from beit.masking import BlockwiseMasking
@@ -34,7 +35,7 @@ from beit.masking import BlockwiseMasking
 def photographs(folder: str | None, count: int) -> list[bytes]:
     """Compressed files, so that no disk is measured."""
     if folder:
-        source = open_source([folder], "train", holdout=0.0)
+        source = open_splits([folder], holdout=Holdout(0.0))["train"]
         assert isinstance(source, FileSource)
         return [source.read(i) for i in range(min(count, len(source)))]
     files = []

@@ -159,7 +159,7 @@ LIMITS = {
         --patch-size 0, --num-heads 0, --width -4, --depth 0, --depth 513, --dropout 2, --drop-path-rate 1,
         --mlp-ratio 0, --clip-grad -1, --ema-decay 2, --beta1 1.5, --weight-decay -1, --min-lr -1, --lr inf,
         --warmup-steps -5, --max-megapixels 0, --min-crop 3, --min-crop 0, --flip 7, --color-jitter -1,
-        --batch-size 0, --steps 0, --holdout 1, --holdout 0, --max-bad nan, --image-size 0 16, --devices 0,
+        --batch-size 0, --steps 0, --holdout 1, --max-bad nan, --image-size 0 16, --devices 0,
         --workers -1, --limit 0""",
     # Knobs with a default of the verb's own keep their limits.
     "tokenizer": "--vocab-size 1, --width 0, --batch-size 0, --lr 0, --ema-decay 1, --kl-steps 0, --kl-weight -1",

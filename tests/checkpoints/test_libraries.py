@@ -29,7 +29,8 @@ from beit import UserError, load_model, load_tokenizer
 from beit.checkpoints import convert
 from beit.checkpoints.store import describe, save_model
 from beit.config.architecture import DiscreteVAEConfig
-from beit.data.sources.opening import open_source
+from beit.data.sources.holdout import Holdout
+from beit.data.sources.opening import open_splits
 from beit.stages.inference import classifier_view
 from beit.tokenizers.dvae import DiscreteVAE
 
@@ -145,7 +146,7 @@ def photograph() -> Tensor:
     """
     if not REAL:
         return torch.randint(256, (3, 98, 147), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    image = open_source([f"{REAL}/flowers5/flowers5_val.tar"], "eval", holdout=0).image(0)
+    image = open_splits([f"{REAL}/flowers5/flowers5_val.tar"], holdout=Holdout(0))["val"].image(0)
     part = min(image.shape[1] // 2, image.shape[2] // 3)
     return image[:, : 2 * part, : 3 * part]
 

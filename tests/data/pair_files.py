@@ -12,6 +12,7 @@ from PIL import Image
 
 from beit.config.errors import UserError
 from beit.data.label_maps.pairs import PairSource, open_pairs
+from beit.data.sources.holdout import Holdout
 
 NUMBERS = np.arange(24, dtype=np.uint8).reshape(4, 6) % 4
 
@@ -24,14 +25,14 @@ def save(path: Path, picture: Image.Image, **options: Any) -> Path:
 
 def write_pairs(root: Path, *stems: str, numbers: NDArray[Any] = NUMBERS) -> Path:
     """A pair for each of `stems`, such as "training/street"."""
-    for stem in stems:
-        save(root / f"images/{stem}.png", Image.new("RGB", numbers.shape[::-1], (200, 100, 50)))
+    for red, stem in enumerate(stems):
+        save(root / f"images/{stem}.png", Image.new("RGB", numbers.shape[::-1], (red, 100, 50)))
         save(root / f"annotations/{stem}.png", Image.fromarray(numbers))
     return root
 
 
 def pairs(root: Path, split: Any = "train", **options: Any) -> PairSource:
-    return open_pairs([str(root)], split, holdout=0.3, **options)
+    return open_pairs([str(root)], holdout=Holdout(0.3), **options)[split]
 
 
 def mistake(root: Path, split: Any = "train", **options: Any) -> str:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from beit.config.errors import UserError
 from beit.data.label_file import LabelFile
-from beit.data.sources.opening import open_source
+from beit.data.sources.holdout import Holdout
+from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import label_share, labels_per_class
 
 
@@ -29,7 +30,7 @@ def write_images(root: Path, counts: dict[str, int]) -> Path:
 
 def test_few_labels_are_balanced_seeded_and_nested(tmp_path: Path) -> None:
     root = write_images(tmp_path, {"train/a": 40, "train/b": 10, "train/c": 3, "val/a": 1})
-    source = open_source([str(root)], "train", holdout=0.1, labeled=True)
+    source = open_splits([str(root)], holdout=Holdout(0.1), labeled=True)["train"]
 
     def keys(chosen: object) -> set[str]:
         return {chosen.key(i) for i in range(len(chosen))}  # type: ignore[attr-defined]
@@ -59,8 +60,8 @@ def test_a_csv_labels_images_wherever_they_lie(photos: Path, tmp_path: Path) -> 
         "image_path,label\ntrain/0.png,cat;dog\n./train/1.png,\nphotos/val/0.png, dog \ntrain/3.png,cat;dog\n"
     )
     labels = LabelFile(file, multilabel=True)
-    train = labels.apply(open_source([str(photos)], "train", holdout=0.1))
-    held_back = labels.apply(open_source([str(photos)], "eval", holdout=0.1))
+    train = labels.apply(open_splits([str(photos)], holdout=Holdout(0.1))["train"])
+    held_back = labels.apply(open_splits([str(photos)], holdout=Holdout(0.1))["val"])
     assert train.classes == held_back.classes == ("cat", "dog")
     rows = labels.labels.targets(torch.tensor([train.label(i) for i in range(len(train))]))
     assert [train.key(i) for i in range(len(train))] == ["train/0.png", "train/1.png", "train/3.png"]
@@ -73,7 +74,7 @@ def test_a_file_of_one_class_each_numbers_classes_in_order(photos: Path, tmp_pat
     file = tmp_path / "labels.json"
     file.write_text(json.dumps({f"train/{i}.png": [name] for i, name in enumerate("cabc")}))
     labels = LabelFile(file, multilabel=False)
-    train = labels.apply(open_source([str(photos)], "train", holdout=0.1))
+    train = labels.apply(open_splits([str(photos)], holdout=Holdout(0.1))["train"])
     assert [train.label(i) for i in range(4)] == [2, 0, 1, 2]
     assert labels.labels.targets(torch.tensor([2])).tolist() == [[False, False, True]]
 
@@ -92,16 +93,16 @@ def test_images_that_are_named_and_not_there_are_noted(photos: Path, tmp_path: P
     file = tmp_path / "labels.csv"
     file.write_text("train/0.png,a\nval/1.png,b\nval/gone.png,b\nelsewhere/0.png,a\n")
     labels = LabelFile(file, multilabel=False)
-    for split in ("train", "eval"):
-        labels.apply(open_source([str(photos)], split, holdout=0.1))
+    for split in ("train", "val"):
+        labels.apply(open_splits([str(photos)], holdout=Holdout(0.1))[split])
     [note] = labels.unused()
     assert note.startswith("2 images that") and "the first being 'val/gone.png'" in note
     file.write_text("train/0.png,a\ntrain/1.png,b\n")
     labels = LabelFile(file, multilabel=False)
-    labels.apply(open_source([str(photos)], "train", holdout=0.1))
+    labels.apply(open_splits([str(photos)], holdout=Holdout(0.1))["train"])
     assert labels.unused() == []
-    with pytest.raises(UserError, match="names none of the 2 images held back for evaluation; label some"):
-        labels.apply(open_source([str(photos)], "eval", holdout=0.1), held_back=True)
+    with pytest.raises(UserError, match="names none of the 2 images of val; label some"):
+        labels.apply(open_splits([str(photos)], holdout=Holdout(0.1))["val"], "val")
 
 
 def test_as_many_classes_as_imagenet_22k_take_no_time(tmp_path: Path) -> None:
@@ -150,7 +151,9 @@ def test_as_many_classes_as_imagenet_22k_take_no_time(tmp_path: Path) -> None:
 def test_a_wrong_file_is_refused(name: str, text: str, expected: str, photos: Path, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=expected) as error:
-        LabelFile(tmp_path / name, multilabel=False).apply(open_source([str(photos)], "train", holdout=0.1))
+        LabelFile(tmp_path / name, multilabel=False).apply(
+            open_splits([str(photos)], holdout=Holdout(0.1))["train"]
+        )
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="cannot be read"):
         LabelFile(tmp_path / "missing.csv", multilabel=False)

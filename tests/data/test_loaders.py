@@ -276,11 +276,12 @@ def test_workers_outlive_signals_to_the_group() -> None:
 def test_files_that_vanish_during_a_run_are_damaged_files(tmp_path: Path) -> None:
     from PIL import Image
 
-    from beit.data.sources.opening import open_source
+    from beit.data.sources.holdout import Holdout
+    from beit.data.sources.opening import open_splits
 
     for i in range(12):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i:02d}.png")
-    source = open_source([str(tmp_path)], "train", holdout=0)
+    source = open_splits([str(tmp_path)], holdout=Holdout(0))["train"]
     (tmp_path / "04.png").unlink()
     told: list[tuple[str, str]] = []
     loader = Loader(source, plain, batch_size=6, seed=0, on_bad=lambda *bad: told.append(bad))

@@ -15,6 +15,7 @@ from PIL import Image
 from beit.config.errors import UserError
 from beit.data.label_maps.pairs import open_pairs
 from beit.data.label_maps.table import MAX_CLASSES, generated_palette, read_class_table
+from beit.data.sources.holdout import Holdout
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +50,7 @@ def test_what_zero_means_is_said_to_whoever_may_choose(tmp_path: Path) -> None:
         said = f"the class '{name}', learned like any other; --reduce-zero-label ignores it"
         assert any(note.endswith(said) for note in pairs(tmp_path).notes)
     assert not any("in a label map" in note for note in pairs(tmp_path, classes=["void", *"abc"]).notes)
-    scenes = [open_pairs(["demo"], "eval", holdout=0.1, reduce_zero_label=x) for x in (False, True)]
+    scenes = [open_pairs(["demo"], holdout=Holdout(0.1), reduce_zero_label=x)["val"] for x in (False, True)]
     assert off.format(scenes[0].classes[0]) in scenes[0].notes and any(on in note for note in scenes[1].notes)
 
 
@@ -109,17 +110,17 @@ def test_tables_that_are_refused(tmp_path: Path, text: str, reduced: bool, reaso
 def test_the_training_maps_and_the_model_decide_on_classes(tmp_path: Path) -> None:
     write_pairs(tmp_path, "training/a")
     write_pairs(tmp_path, "validation/b", numbers=NUMBERS // 2)
-    assert pairs(tmp_path, "eval").classes == ("0", "1", "2", "3")
-    assert pairs(tmp_path, "eval", classes=["p", "q"]).classes == ("p", "q")
+    assert pairs(tmp_path, "val").classes == ("0", "1", "2", "3")
+    assert pairs(tmp_path, "val", classes=["p", "q"]).classes == ("p", "q")
     said = mistake(tmp_path, classes=["p", "q"])
     assert "a.png holds the number 2, but the classes of the model" in said
     assert "the model reads 0 as 'p'" in said and "--" not in said
     table_file(tmp_path, "value,name\n0,p\n1,q\n")
-    assert pairs(tmp_path, "eval", classes=["p", "q"]).classes == ("p", "q")
+    assert pairs(tmp_path, "val", classes=["p", "q"]).classes == ("p", "q")
     for classes in (["q", "p"], ["p", "q", "r"]):
-        assert "choose data with the model's classes" in mistake(tmp_path, "eval", classes=classes)
+        assert "choose data with the model's classes" in mistake(tmp_path, "val", classes=classes)
     path = table_file(tmp_path, "value,name\n1,p\n2,q\n")
-    said = mistake(tmp_path, "eval", classes=["p", "q"])
+    said = mistake(tmp_path, "val", classes=["p", "q"])
     assert said.startswith(path) and said.endswith("; the model reads 0 as 'p', so choose data that does")
 
 
@@ -142,10 +143,10 @@ def test_a_model_may_have_other_names_for_the_same_classes(
     table_file(tmp_path, "value,name\n" + "".join(lines))
     if classes == "numbers":
         classes = [str(number) for number in range(int(reduced), 4 + reduced)]
-    source = pairs(tmp_path, "eval", classes=classes, reduce_zero_label=reduced)
+    source = pairs(tmp_path, "val", classes=classes, reduce_zero_label=reduced)
     assert source.classes == tuple(classes) and torch.equal(source.label(0), torch.from_numpy(NUMBERS))
     assert any("classes have other names in the model" in note for note in source.notes)
-    same = pairs(tmp_path, "eval", classes=names, reduce_zero_label=reduced)
+    same = pairs(tmp_path, "val", classes=names, reduce_zero_label=reduced)
     assert not any("other names" in note for note in same.notes)
 
 
@@ -169,7 +170,7 @@ def test_the_first_class_that_a_model_does_not_share_is_named(
 ) -> None:
     write_pairs(tmp_path, "validation/a")
     table_file(tmp_path, "value,name\n0,wall\n1,floor\n2,door\n3,sky\n")
-    assert reason in mistake(tmp_path, "eval", classes=classes)
+    assert reason in mistake(tmp_path, "val", classes=classes)
 
 
 def test_sparse_data_with_a_table_or_a_model_is_not_black_and_white(tmp_path: Path) -> None:

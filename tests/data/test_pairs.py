@@ -18,10 +18,12 @@ from pair_files import NUMBERS, keys, mistake, pairs, save, table_file, write_pa
 from PIL import Image
 
 from beit.config.errors import UserError
-from beit.data.label_maps.pairs import open_pairs
+from beit.data.label_maps.pairs import PairSource, open_pairs
 from beit.data.label_maps.table import named_table
 from beit.data.loaders import Loader, evaluation_batches
 from beit.data.sources.demo import DemoSource
+from beit.data.sources.holdout import Holdout
+from beit.data.sources.subsets import limited
 from beit.data.views.segmentation import SegmentationEvaluationView, SegmentationView
 
 REAL = os.environ.get("BEIT_REAL_DATA")
@@ -42,7 +44,7 @@ def test_splits_with_folders(tmp_path: Path) -> None:
     write_pairs(tmp_path, "training/a", "training/deep/b", "validation/c")
     write_pairs(tmp_path, "training/spare")
     (tmp_path / "images/training/spare.png").unlink()
-    train, held_back = pairs(tmp_path), pairs(tmp_path, "eval")
+    train, held_back = pairs(tmp_path), pairs(tmp_path, "val")
     assert keys(train) == ["images/training/a.png", "images/training/deep/b.png"]
     assert keys(held_back) == ["images/validation/c.png"]
     assert train.classes == ("0", "1", "2", "3") and len(set(train.palette)) == 4
@@ -55,10 +57,11 @@ def test_splits_with_folders(tmp_path: Path) -> None:
 
 def test_a_pool_gives_up_a_share_and_limit_a_choice(tmp_path: Path) -> None:
     write_pairs(tmp_path, *map(str, range(30)))
-    train, held_back = pairs(tmp_path), pairs(tmp_path, "eval")
+    train, held_back = pairs(tmp_path), pairs(tmp_path, "val")
     assert sorted(keys(train) + keys(held_back)) == sorted(f"images/{i}.png" for i in range(30))
-    assert 0 < len(held_back) < 20
-    few = pairs(tmp_path, limit=3)
+    assert len(held_back) == 9
+    few = limited(train, 3, 0)
+    assert isinstance(few, PairSource)
     assert len(few) == 3 and set(keys(few)) < set(keys(train)) and keys(few) != keys(train)[:3]
     assert few.fingerprint != train.fingerprint and torch.equal(few.label(2), torch.from_numpy(NUMBERS))
 
@@ -72,21 +75,21 @@ def test_tars_hold_what_folders_hold(tmp_path: Path) -> None:
         with tarfile.open(tmp_path / f"packed/{split}.tar", "w") as tar:
             for top in ("images", "annotations"):
                 tar.add(tmp_path / f"set/{top}/{split}", f"{top}/{split}")
-    for split in ("train", "eval"):
+    for split in ("train", "val"):
         plain, packed = pairs(tmp_path / "set", split), pairs(tmp_path / "packed", split)
         assert keys(plain) == keys(packed) and plain.classes == packed.classes == tuple("abcd")
         assert torch.equal(plain.label(0), packed.label(0))
 
 
 def test_demo_scenes() -> None:
-    scenes = DemoSource("eval")
+    scenes = DemoSource("train")
     source, reduced = (
-        open_pairs(["demo"], "eval", holdout=0.1, reduce_zero_label=reduce, limit=20)
+        open_pairs(["demo"], holdout=Holdout(0.005), reduce_zero_label=reduce)["val"]
         for reduce in (False, True)
     )
     index = int(source.key(7).partition("/")[2])
     truth = torch.from_numpy(scenes.label_map(index)).long()
-    assert len(source) == 20 and source.classes == scenes.label_classes
+    assert len(source) == 30 and source.classes == scenes.label_classes
     assert torch.equal(source.image(7), scenes.image(index)) and torch.equal(source.label(7).long(), truth)
     assert reduced.classes == scenes.label_classes[1:] == scenes.classes
     assert torch.equal(reduced.label(7).long(), torch.where(truth == 0, 255, truth - 1))
@@ -245,8 +248,7 @@ def test_folders_without_pairs_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "half/images/a.png", Image.new("RGB", (6, 4)))
     assert "has no annotations/ with pictures" in mistake(tmp_path / "half")
     write_pairs(tmp_path / "evaluation", "validation/a")
-    assert "add images/training" in mistake(tmp_path / "evaluation")
-    assert len(pairs(tmp_path / "evaluation", "eval")) == 1
+    assert open_pairs([str(tmp_path / "evaluation")], holdout=Holdout()).keys() == {"val"}
     write_pairs(tmp_path / "ids", "training/a", numbers=np.full((4, 6), 1000, dtype=np.uint16))
     assert "a.png holds the number 1000; 254 classes at most" in mistake(tmp_path / "ids")
 
@@ -258,7 +260,7 @@ def test_sets_of_their_own_classes_are_refused_beside_others() -> None:
         (["cifar10"], {}, "cifar10 has no label maps"),
     ):
         with pytest.raises(UserError, match=reason):
-            open_pairs(data, "train", holdout=0.1, **options)
+            open_pairs(data, holdout=Holdout(0.1), **options)["train"]
 
 
 def test_two_tables_are_one_too_many(tmp_path: Path) -> None:
@@ -266,7 +268,7 @@ def test_two_tables_are_one_too_many(tmp_path: Path) -> None:
     for folder in folders:
         table_file(folder, FOUR_CLASSES)
     with pytest.raises(UserError, match="both name classes"):
-        open_pairs(list(map(str, folders)), "train", holdout=0.1)
+        open_pairs(list(map(str, folders)), holdout=Holdout(0.1))["train"]
     second = table_file(folders[0], FOUR_CLASSES.replace(",", "\t"), "classes.tsv")
     message = mistake(folders[0])
     assert "classes.tsv and " in message and "--classes FILE" in message
@@ -288,10 +290,10 @@ def test_every_map_is_read_where_that_is_asked_for(tmp_path: Path) -> None:
     write_pairs(tmp_path, *(f"validation/{i:02d}" for i in range(40)))
     table_file(tmp_path, FOUR_CLASSES)
     damage(tmp_path / "annotations/validation/07.png")
-    pairs(tmp_path, "eval").verify_labels()
+    pairs(tmp_path, "val").verify_labels()
     Image.new("L", (6, 4), 9).save(tmp_path / "annotations/validation/11.png")
     with pytest.raises(UserError, match=r"11\.png holds the number 9"):
-        pairs(tmp_path, "eval").verify_labels()
+        pairs(tmp_path, "val").verify_labels()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -323,7 +325,7 @@ def test_a_wrong_map_stops_training_and_a_damaged_one_is_left_out(tmp_path: Path
 @pytest.mark.skipif(REAL is None, reason="BEIT_REAL_DATA is not set")
 def test_camvid_has_the_shares_that_its_description_states() -> None:
     assert REAL is not None
-    source = open_pairs([f"{REAL}/camvid"], "train", holdout=0.1, reduce_zero_label=True)
+    source = open_pairs([f"{REAL}/camvid"], holdout=Holdout(0.1), reduce_zero_label=True)["train"]
     assert len(source) == 367 and len(source.classes) == 11 and source.palette[3] == (128, 64, 128)
     counts = sum(np.bincount(source.label(i).numpy().ravel(), minlength=256) for i in range(len(source)))
     shares = 100 * np.asarray(counts) / np.sum(counts)
@@ -337,10 +339,10 @@ def test_camvid_has_the_shares_that_its_description_states() -> None:
 
 @pytest.mark.skipif(REAL is None, reason="BEIT_REAL_DATA is not set")
 def test_ade20k_is_read_as_it_is_published() -> None:
-    source = open_pairs([f"{REAL}/ade20k_sample"], "eval", holdout=0.1, reduce_zero_label=True)
+    source = open_pairs([f"{REAL}/ade20k_sample"], holdout=Holdout(0.1), reduce_zero_label=True)["val"]
     assert source.classes[:3] == ("wall", "building;edifice", "sky") and len(source.classes) == 150
     assert source.image(0).shape == (3, 512, 683) and source.label(0).shape == (512, 683)
     names = {source.classes[i] for i in source.label(0).unique().tolist() if i != 255}
     expected = {"wall", "building;edifice", "sky", "tree", "road;route", "grass", "plant;flora;plant;life"}
     assert names == expected
-    assert "numbers its classes from 1" in mistake(Path(f"{REAL}/ade20k_sample"), "eval")
+    assert "numbers its classes from 1" in mistake(Path(f"{REAL}/ade20k_sample"), "val")

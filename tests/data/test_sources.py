@@ -18,7 +18,9 @@ from beit.config.errors import UserError
 from beit.data.base import Source
 from beit.data.decode import ImageError
 from beit.data.sources.files import FileSource
-from beit.data.sources.opening import open_source
+from beit.data.sources.holdout import Holdout
+from beit.data.sources.opening import open_splits
+from beit.data.sources.subsets import limited
 
 REAL = os.environ.get("BEIT_REAL_DATA")
 
@@ -53,18 +55,18 @@ def keys(source: Source) -> list[str]:
 
 def both(*data: object, holdout: float = 0.2, labeled: bool = False) -> tuple[Source, Source]:
     values = [str(value) for value in data]
-    options: Any = {"holdout": holdout, "labeled": labeled}
-    return open_source(values, "train", **options), open_source(values, "eval", **options)
+    splits = open_splits(values, holdout=Holdout(holdout), labeled=labeled)
+    return splits["train"], splits["val"]
 
 
 def everything(root: object, **options: Any) -> Source:
     """All images of one folder or tar, none held back."""
-    return open_source([str(root)], "train", holdout=0, **options)
+    return open_splits([str(root)], holdout=Holdout(0), **options)["train"]
 
 
-def mistake(*data: object, labeled: bool = False, split: str = "train") -> str:
+def mistake(*data: object, labeled: bool = False) -> str:
     with pytest.raises(UserError) as caught:
-        open_source([str(value) for value in data], split, holdout=0.2, labeled=labeled)
+        list(open_splits([str(value) for value in data], holdout=Holdout(0.2), labeled=labeled).values())
     assert "\n" not in str(caught.value) and "--data" in str(caught.value)
     return str(caught.value)
 
@@ -98,23 +100,12 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
         source.image(1)
 
 
-def test_holdout_depends_on_paths_alone(tmp_path: Path) -> None:
-    names = [f"{i:03d}.png" for i in range(200)]
-    write_images(tmp_path / "one", *names)
-    write_images(tmp_path / "two", *names[::2], "new.png")
-    train, held = both(tmp_path / "one")
-    assert sorted(keys(train) + keys(held)) == names and 20 < len(held) < 60
-    assert set(keys(both(tmp_path / "two")[1])) - {"new.png"} == set(keys(held)) & set(names[::2])
-    write_images(tmp_path / "few", "a.png", "b.png")
-    assert [len(part) for part in both(tmp_path / "few", holdout=0.01)] == [1, 1]
-
-
 def test_own_splits_win_and_siblings_are_named(tmp_path: Path) -> None:
     write_images(tmp_path, "train/a.png", "train/b.png", "valid/c.png", "test/d.png", "extra/e.png", "f.png")
     train, held = both(tmp_path)
     assert (keys(train), keys(held)) == (["train/a.png", "train/b.png"], ["valid/c.png"])
     text = " ".join(train.notes)
-    assert "test/ ignored (1 images)" in text and "extra/ ignored" in text and "loose images ignored" in text
+    assert "extra/ ignored" in text and "loose images ignored" in text and "test/" not in text
 
 
 @pytest.mark.parametrize(
@@ -134,9 +125,9 @@ def test_layouts_of_archives(tmp_path: Path, train: str, evaluation: str, others
 
 def test_an_evaluation_split_alone(tmp_path: Path) -> None:
     write_images(tmp_path, "val/cat/a.png", "val/dog/b.png")
-    held = open_source([str(tmp_path)], "eval", holdout=0.2, labeled=True)
+    held = open_splits([str(tmp_path)], holdout=Holdout(0.2), labeled=True)["val"]
     assert held.classes == ("cat", "dog") and len(held) == 2
-    assert "evaluation split alone" in mistake(tmp_path)
+    assert open_splits([str(tmp_path)], holdout=Holdout()).keys() == {"val"}
 
 
 def test_several_folders_are_joined_and_classes_meet_by_name(tmp_path: Path) -> None:
@@ -155,10 +146,11 @@ def test_several_folders_are_joined_and_classes_meet_by_name(tmp_path: Path) -> 
 
 def test_limit_is_a_fixed_spread_choice(tmp_path: Path) -> None:
     write_images(tmp_path, *(f"{kind}/{i:02d}.png" for kind in "abcd" for i in range(50)))
-    some = everything(tmp_path, limit=40, labeled=True)
+    whole = everything(tmp_path, labeled=True)
+    some = limited(whole, 40, 0)
     assert keys(some) == sorted(keys(some)) and len(some) == 40
-    more = everything(tmp_path, limit=80)
-    other = everything(tmp_path, limit=40, seed=1)
+    more = limited(whole, 80, 0)
+    other = limited(whole, 40, 1)
     assert set(keys(some)) < set(keys(more)) and keys(other) != keys(some)
     assert min([some.label(i) for i in range(40)].count(c) for c in range(4)) >= 3
 
@@ -195,7 +187,7 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "holds no image" in mistake(empty)
     assert "has no class folders" in mistake(flat, labeled=True)
     assert "one class only" in mistake(one, labeled=True)
-    assert "'cow'" in mistake(stranger, labeled=True, split="eval")
+    assert "'cow'" in mistake(stranger, labeled=True)
     assert "unzip" in mistake(tmp_path / "x.zip")
     assert "name a folder" in mistake(flat / "a.png")
 
@@ -228,9 +220,9 @@ def test_tars_and_their_unpacked_tree_are_the_same_set(tmp_path: Path) -> None:
     pack(tmp_path / "tars" / "all.tar", members)
     with tarfile.open(tmp_path / "tars" / "all.tar") as archive:
         archive.extractall(tmp_path / "tree", filter="data")
-    for split in ("train", "eval"):
-        packed = open_source([str(tmp_path / "tars")], split, holdout=0.3, labeled=True)
-        loose = open_source([str(tmp_path / "tree")], split, holdout=0.3, labeled=True)
+    for split in ("train", "val"):
+        packed = open_splits([str(tmp_path / "tars")], holdout=Holdout(0.3), labeled=True)[split]
+        loose = open_splits([str(tmp_path / "tree")], holdout=Holdout(0.3), labeled=True)[split]
         assert keys(packed) == keys(loose) and packed.classes == loose.classes == ("cat", "dog")
         for i in range(len(loose)):
             assert torch.equal(packed.image(i), loose.image(i)) and packed.label(i) == loose.label(i)
@@ -243,7 +235,7 @@ def test_ranges_of_shards_that_number_from_zero(tmp_path: Path) -> None:
         for i in range(4):
             members |= {f"{i:03d}.rgb.png": picture(10 * shard + i), f"{i:03d}.cls": str(shard).encode()}
         pack(tmp_path / f"s-{shard:02d}.tar", members)
-    source = open_source([f"{tmp_path}/s-{{00..02}}.tar"], "train", holdout=0, labeled=True)
+    source = open_splits([f"{tmp_path}/s-{{00..02}}.tar"], holdout=Holdout(0), labeled=True)["train"]
     assert len(source) == len(set(keys(source))) == 12 and source.classes == ("0", "1", "2")
     shades = {(int(source.image(i)[0, 0, 0]) // 10, source.label(i)) for i in range(12)}
     assert shades == {(0, 0), (1, 1), (2, 2)}
@@ -330,11 +322,11 @@ def test_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BEIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", _TinyCifar)
-    source = open_source(["cifar10"], "train", holdout=0.1)
+    source = open_splits(["cifar10"], holdout=Holdout(0))["train"]
     assert source.image(1).shape == (3, 32, 32) and source.label(0) == 1
     assert source.image(0)[0, 0, 1] == 3  # the red of the second pixel
     write_images(tmp_path / "cifar10", "own.png")
-    source = open_source(["cifar10"], "train", holdout=0.1)
+    source = open_splits(["cifar10"], holdout=Holdout(0.1))["train"]
     assert isinstance(source, FileSource) and "existing path" in source.notes[0]
 
     def unreachable(*_: object, **__: object) -> None:

@@ -21,7 +21,7 @@ from beit.training.state import TrainingState
 
 WATCHED = (
     (train_stage, "Loader"),
-    (finetune_recipe, "open_source"),
+    (finetune_recipe, "open_splits"),
     (probe_recipe, "EvaluationView"),
     (probe_recipe, "knn_votes"),
 )

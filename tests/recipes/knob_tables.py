@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from arrivals import Arrived, Knob
 from torch import Tensor
 
+from beit.data.base import Source
 from beit.data.batches import ImageBatch, PretrainBatch, SegmentationBatch
 from beit.data.views.evaluation import LabeledView
 from beit.masking import NoMasking, RandomMasking
@@ -25,8 +27,8 @@ Knobs = Mapping[str, Knob]
 STEPS = 40
 PEAK = 2e-3 * (6 / 12) ** 0.5
 SHARED: Knobs = {
-    "limit": Knob(20, lambda a: len(a.feed.train)),
-    "holdout": Knob(0.4, lambda a: len(a.feed.held_back), 17),  # a hash of the names chooses
+    "limit": Knob(20, lambda a: len(a.feed.images.train)),
+    "holdout": Knob(0.4, lambda a: len(a.feed.images.held_back), 16),
     "max_bad": Knob(0.3, lambda a: a.arguments["Loader"]["max_bad"]),
     "steps": Knob(STEPS, lambda a: a.plan.steps),
     "batch_size": Knob(6, lambda a: a.arguments["Loader"]["batch_size"]),
@@ -54,12 +56,19 @@ SHARED: Knobs = {
     ),
 }
 
+
+def first_digits(source: Source) -> set[str]:
+    """What the names of images begin with, where that is a digit."""
+    return {source.key(index)[0] for index in range(len(source))} & set(string.digits)
+
+
 LENGTH: Knobs = {  # in passes over 20 images
-    "limit": Knob(20, lambda a: len(a.feed.train)),
+    "limit": Knob(20, lambda a: len(a.feed.images.train)),
     "steps": Knob(None, lambda a: a.plan.steps, 10),
     "epochs": Knob(4.0, lambda a: a.plan.epoch(a.plan.steps)),
     "warmup_epochs": Knob(1.6, lambda a: a.plan.warmup_steps, 2),  # 4 steps, but a fifth at most
-    "eval_images": Knob(3, lambda a: len(a.feed.held_back)),
+    "eval_images": Knob(3, lambda a: len(a.feed.images.held_back)),
+    "group_by": Knob(r"^(\d)", lambda a: len(first_digits(a.feed.images.all_held_back)), 1),
 }
 
 # ------------------------------------------------------------------------------------------------------------
@@ -199,8 +208,8 @@ FINETUNE: Knobs = {
     **ENCODER,
     "image_size": Knob(48, lambda a: (a.view.image_size, a.evaluation_view.view.image_size), ((48, 48),) * 2),
     "normalization": Knob("imagenet", lambda a: (a.view.mean[0], a.view.std[0]), (0.485, 0.229)),
-    "max_megapixels": Knob(2.0, lambda a: a.arguments["open_source"]["max_megapixels"]),
-    "labels_per_class": Knob(5, lambda a: len(a.feed.train), 15),
+    "max_megapixels": Knob(2.0, lambda a: a.arguments["open_splits"]["max_megapixels"]),
+    "labels_per_class": Knob(5, lambda a: len(a.feed.images.train), 15),
     "pool": Knob("cls", lambda a: a.model.pool),
     "init_scale": Knob(0, lambda a: int(a.model.head.weight.count_nonzero())),
     "min_crop": Knob(0.3, lambda a: a.view.min_scale),
@@ -218,7 +227,7 @@ FROM_ENCODER: Knobs = {
     "drop_path_rate": Knob(0.3, lambda a: a.encoder.drop_path_rate),
     "dropout": Knob(0.05, lambda a: a.encoder.dropout),
     "position": Knob("shared_bias", lambda a: a.encoder.bias, "shared"),
-    "label_share": Knob(0.25, lambda a: len(a.feed.train), 15),
+    "label_share": Knob(0.25, lambda a: len(a.feed.images.train), 15),
     "layer_decay": Knob(0.5, layer_scales, {1, 0.5, 0.25, 0.125}),
 }
 

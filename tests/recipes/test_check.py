@@ -44,9 +44,9 @@ def test_report(tmp_path: Path, workers: int) -> None:
     plant(tmp_path)
     steps: list[tuple[int, int]] = []
     report = inspect(config(tmp_path, workers=workers), lambda *at: steps.append(at))
-    assert report.train and report.evaluation
-    assert report.train.classes == {"cat": 3, "dog": 4} and report.evaluation.classes == {"cat": 1, "dog": 2}
-    assert report.train.sizes == {"32 to 63": 6, "224 to 383": 1}
+    assert report.splits["train"].classes == {"cat": 3, "dog": 4}
+    assert report.splits["val"].classes == {"cat": 1, "dog": 2}
+    assert report.splits["train"].sizes == {"32 to 63": 6, "224 to 383": 1}
     assert report.broken == [(str(tmp_path / "val/dog/broken [red].png"), "not an image in a known format")]
     names = [[Path(name).name for name in group] for group in report.duplicates]
     assert sorted(names) == [["1.png", "copy.png"], ["2.png", "leak.png"]]
@@ -60,7 +60,7 @@ def test_report(tmp_path: Path, workers: int) -> None:
 
 def test_runs_from_a_config_and_refuses_what_training_refuses(tmp_path: Path) -> None:
     plant(tmp_path)
-    assert check(config(tmp_path)).train is not None
+    assert "train" in check(config(tmp_path)).splits
     with pytest.raises(UserError, match="no such folder"):
         inspect(config(tmp_path / "nowhere"))
 
@@ -88,7 +88,7 @@ def test_label_maps_are_counted_and_wrong_ones_named(tmp_path: Path) -> None:
     report = inspect(config(tmp_path))
     assert report.maps is not None
     assert report.maps == inspect_maps(config(tmp_path, workers=2))
-    assert report.maps.pixels == {"train": {0: 68 * 800, 1: 68 * 800}, "eval": {5: 800, 6: 800}}
+    assert report.maps.pixels == {"train": {0: 68 * 800, 1: 68 * 800}, "val": {5: 800, 6: 800}}
     size, colour, number = report.maps.mistakes
     assert "training/3.png has 30x40 pixels" in size and "training/69.png is a colour picture" in colour
     assert "validation/1.png holds the number 6, but the classes of" in number
@@ -103,7 +103,7 @@ def test_label_maps_are_counted_and_wrong_ones_named(tmp_path: Path) -> None:
     assert "not ready for segmentation: mend the 3 mistakes" in text.splitlines()[-1]
     (tmp_path / "annotations/training/4.png").unlink()
     report = inspect(config(tmp_path))
-    assert report.maps and report.maps.pixels.keys() == {"eval"}
+    assert report.maps and report.maps.pixels.keys() == {"val"}
     assert "images/training/4.png has no label map" in report.maps.mistakes[0]
 
 

@@ -63,11 +63,12 @@ def test_a_classifier_scores_what_torchmetrics_says(classifier: Path, tmp_path: 
     (data / "val/c/damaged.png").write_bytes(b"nothing")
     figures = evaluate(config(classifier, data, out=str(tmp_path / "out" / "figures.json")))
 
-    from beit.data.sources.opening import open_source
+    from beit.data.sources.holdout import Holdout
+    from beit.data.sources.opening import open_splits
     from beit.data.views.evaluation import EvaluationView
 
     model = beit.load_model(classifier)
-    source = open_source([str(data)], "eval", holdout=0.1, labeled=True, classes=CLASSES)
+    source = open_splits([str(data)], holdout=Holdout(0.1), labeled=True, classes=CLASSES)["val"]
     whole = [i for i in range(len(source)) if "damaged" not in source.name(i)]
     view, rng = EvaluationView((16, 16)), np.random.default_rng()
     images = torch.stack([view(source.image(i), rng).image for i in whole])
@@ -117,7 +118,7 @@ def test_classes_are_matched_by_name(classifier: Path, tmp_path: Path) -> None:
 def test_the_heading_of_a_small_table_stays_on_its_line(capsys: Any) -> None:
     classes = {name: {"images": 1, "top1": 1.0} for name in "ab"}
     confusion = {name: {name: 1} for name in "ab"}
-    figures = {"model": "m", "kind": "classifier", "data": "d", "damaged": 0}
+    figures = {"model": "m", "kind": "classifier", "data": "d", "split": "val", "damaged": 0}
     show({**figures, "classes": classes, "confusion": confusion}, Console(width=80))
     assert "\nclasses by row, answers by column\n" in capsys.readouterr().out
 
@@ -134,6 +135,7 @@ def test_what_is_left_out_is_told(classifier: Path, tmp_path: Path, capsys: Any)
     assert sorted(notes) == [
         f"{data}: 1 images outside the class folders ignored",
         f"{data}: other/ ignored (1 images)",
+        "judged on all",
     ]
 
     file = tmp_path / "labels.csv"
@@ -293,6 +295,6 @@ def test_images_need_not_be_square(
 def test_splits_are_what_training_made_of_them(trained_tokenizer: Path, images: Path) -> None:
     counts = {
         split: evaluate(config(trained_tokenizer, images, holdout=0.2, split=split))["images"]
-        for split in ("train", "eval", "all")
+        for split in ("train", "val", "all")
     }
-    assert counts["train"] + counts["eval"] == counts["all"] == 40
+    assert counts["train"] + counts["val"] == counts["all"] == 40

@@ -18,6 +18,7 @@ from beit.config.errors import RunFailed, UserError
 from beit.config.use import EvaluateConfig, PredictConfig
 from beit.data.label_maps.pairs import open_pairs
 from beit.data.label_maps.table import generated_palette
+from beit.data.sources.holdout import Holdout
 from beit.models.windows import Inference
 from beit.recipes.evaluate.run import evaluate
 from beit.recipes.predict.maps import Legend, write_map
@@ -227,7 +228,7 @@ def test_predicted_maps_follow_the_data_and_can_be_trained_on(
     shutil.copytree(images, again / "images")
     shutil.copytree(out / "maps", again / "annotations")
     shutil.copy(out / "classes.tsv", again)
-    source = open_pairs([str(again)], "train", holdout=0.1, reduce_zero_label=True)
+    source = open_pairs([str(again)], holdout=Holdout(0.1), reduce_zero_label=True)["train"]
     assert source.classes == ("red", "green", "blue") and source.palette[0] == (255, 0, 0)
     assert source.label(0).max() <= 2
 

@@ -18,7 +18,8 @@ from tiny_runs import pretrain_config
 import beit
 from beit.config.errors import Interrupted
 from beit.config.files import to_yaml
-from beit.data.sources.opening import open_source
+from beit.data.sources.holdout import Holdout
+from beit.data.sources.opening import open_splits
 from beit.data.views.geometry import center_view
 from beit.metrics.neighbours import effective_rank, knn_accuracy
 from beit.recipes.pretrain import pretrain
@@ -44,7 +45,7 @@ def results(run: Path) -> dict[str, Any]:
 
 def features(run: Path, colours: Path, split: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """What the run's model/ makes of the whole images of a split, (images, blocks, F), and their classes."""
-    source = open_source([str(colours)], split, holdout=0.2, labeled=True)
+    source = open_splits([str(colours)], holdout=Holdout(0.2), labeled=True)[split]
     whole = [index for index in range(len(source)) if "damaged" not in source.name(index)]
     images = torch.stack([center_view(source.image(index), (32, 32)) for index in whole])
     with torch.no_grad():
@@ -54,7 +55,7 @@ def features(run: Path, colours: Path, split: Any) -> tuple[torch.Tensor, torch.
 
 
 def test_the_figures_are_those_of_the_model_that_is_left(run: Path, colours: Path) -> None:
-    (bank, labels), (queries, answers) = (features(run, colours, split) for split in ("train", "eval"))
+    (bank, labels), (queries, answers) = (features(run, colours, split) for split in ("train", "val"))
     last = results(run)["last"]
     blocks = [knn_accuracy(bank[:, i], labels, queries[:, i], answers, num_classes=3) for i in (0, 1)]
     assert (len(bank), len(queries)) == (60, 21) and max(blocks) > 1 / 3

@@ -143,6 +143,9 @@ class ToyBatches:
             self.on_evaluation()
             yield apply(micro_batch(10**6 + index, 0, 1))
 
+    def test(self, apply: Callable[[Any], dict[str, Tensor]], batch_size: int | None) -> None:
+        """None to judge once."""
+
     def samples(self, batch_size: int | None) -> list[ToyBatch]:
         return [micro_batch(10**6, 0, 1)]
 

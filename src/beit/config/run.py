@@ -8,9 +8,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-from annotated_types import Gt
+from typing import Literal
 
 from beit.config.errors import UserError, require
 from beit.config.values import (
@@ -33,8 +31,17 @@ class DataConfig:
     built-in set (a folder of that name is `./demo`)."""
     limit: PositiveInt | None = None
     """Use only this many images: a fixed choice, spread over the set."""
-    holdout: Annotated[ShareBelowOne, Gt(0)] = 0.05
-    """Share of the images held back for evaluation where the data has no split of its own."""
+    holdout: ShareBelowOne | None = None
+    """Share of the training images held back as `val` where the data has none; 0 for none: nothing is chosen then;
+    null for 0.05, or 0.2 of labelled images where there are fewer than 2,000."""
+    eval_data: str | tuple[str, ...] | None = None
+    """Images to evaluate on while training, named as `data`, instead of the `val` of the data or a part held back."""
+    group_by: str | None = None
+    """Regular expression on the path of an image below the root; images of which its first group is the same, as of
+    `(patient\\d+)`, are held back together."""
+    labels: str | None = None
+    """File with the classes of images (.csv or .json), of which each gives its share to the images held back; null:
+    class folders, where there are any."""
     max_bad: Share = 0.05
     """Stop when more than this share of the images cannot be read."""
     max_megapixels: PositiveFloat = 64.0
@@ -46,11 +53,36 @@ class DataConfig:
             bool(self.sources),
             "--data names no images; give a folder, tar shards, a data set's name, or demo",
         )
+        require(
+            self.eval_data is None or self.holdout is None,
+            "--eval-data and --holdout exclude each other; give one",
+        )
+        if self.group_by is not None:
+            self._require_group(self.group_by)
 
     @property
     def sources(self) -> tuple[str, ...]:
         """`data` as a tuple, however it was given."""
-        return (self.data,) if isinstance(self.data, str) else tuple(self.data)
+        return _as_tuple(self.data)
+
+    @property
+    def eval_sources(self) -> tuple[str, ...]:
+        """`eval_data` likewise."""
+        return _as_tuple(self.eval_data or ())
+
+    @staticmethod
+    def _require_group(pattern: str) -> None:
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise UserError(f"--group-by {pattern} is no regular expression ({error}); correct it") from error
+        require(
+            groups > 0, f"--group-by {pattern} has no group; put brackets around what names one: ({pattern})"
+        )
+
+
+def _as_tuple(values: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (values,) if isinstance(values, str) else tuple(values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +146,9 @@ class TrainingConfig(DataConfig):
     log_every: PositiveInt = 50
     """Steps between lines of metrics.jsonl."""
     evaluations: PositiveInt = 10
-    """Evaluations on held-back images over the run, the last one included."""
+    """Evaluations on `val` (held-back images where the data has none) over the run, the last one included."""
     eval_images: PositiveInt = 2048
-    """Held-back images to evaluate on, at most."""
+    """Images of `val` to evaluate on, at most; a `test` is judged whole, once, at the end."""
     tensorboard: bool = False
     """Also log to TensorBoard, in the run directory (needs `pip install beit[tensorboard]`)."""
     wandb: str | None = None

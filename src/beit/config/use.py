@@ -16,8 +16,9 @@ class EvaluateConfig(DataConfig):
 
     model: str
     """A run or model, ours or not (as SOURCE of `beit convert`); brings classes, image size and normalisation."""
-    split: Literal["eval", "train", "all"] = "eval"
-    """Which images: those held back from training, those trained on, or both."""
+    split: Literal["test", "val", "train", "all"] | None = None
+    """Which images; null for `test` where the data has one, else `val`, else those that the model's own run held back
+    from the same data, else all."""
     labels: str | None = None
     """For a classifier: a file of labels as in `beit finetune`; null for one folder per class."""
     tokenizer: str | None = None

@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 from torch import Tensor
 
 from beit.config.errors import UserError
 
-Split = Literal["train", "eval"]
-"""Images to learn from, or images to judge by."""
+Split = Literal["train", "val", "test"]
+"""Images to learn from, to choose by on the way, or to judge by once, at the end."""
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+_ADDITION = r"[\W_]*(?:images?|imgs?|pictures?|photos?|sets?|data|split|\d{4})"
+_SPLIT = re.compile(
+    r"(?:(?:images?|imgs?)[\W_]*)?"
+    r"(?:(?P<train>train|training|trn)"
+    r"|(?P<val>val|validation|valid|dev)"
+    r"|(?P<test>test|testing|eval|evaluation))"
+    rf"(?:{_ADDITION})*",
+    re.IGNORECASE,
+)
+
+
+def split_of(folder: str) -> Split | None:
+    """The split that a folder of this name holds: `train`, `Training`, `trn`, `train_images`, `train-set`,
+    `train2017` and the like; None for any other name."""
+    match = _SPLIT.fullmatch(folder)
+    return None if match is None else cast(Split, match.lastgroup)
 
 
 class Source(Protocol):
@@ -46,6 +66,32 @@ class Source(Protocol):
     @property
     def fingerprint(self) -> str:
         """Changes when images are added, removed or renamed; a run compares it when it is resumed."""
+
+
+SourceOfSplit = TypeVar("SourceOfSplit", bound=Source)
+
+
+class Splits(Mapping[Split, SourceOfSplit]):
+    """The images of each split that has any, opened when they are asked for: who judges need not read what is trained
+    on."""
+
+    def __init__(self, open_split: Mapping[Split, Callable[[], SourceOfSplit]]) -> None:
+        self._open_split = open_split
+        self._opened: dict[Split, SourceOfSplit] = {}
+
+    def __getitem__(self, split: Split) -> SourceOfSplit:
+        if split not in self._opened:
+            self._opened[split] = self._open_split[split]()
+        return self._opened[split]
+
+    def __contains__(self, split: object) -> bool:
+        return split in self._open_split
+
+    def __iter__(self) -> Iterator[Split]:
+        return iter(self._open_split)
+
+    def __len__(self) -> int:
+        return len(self._open_split)
 
 
 def check_classes(classes: Sequence[str], names: Iterable[str], data: str, origin: str) -> None:

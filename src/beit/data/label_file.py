@@ -9,7 +9,7 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beit.config.errors import UserError
-from beit.data.base import Source, check_classes, read_text
+from beit.data.base import Source, Split, check_classes, read_text
 from beit.data.sources.subsets import Subset
 
 _HEADINGS = {"image", "image_path", "path", "file", "filename", "file_name", "name"}
@@ -67,24 +67,25 @@ class LabelFile:
         self._used: set[str] = set()
         self._image_at: dict[str, str] = {}
         for image, label in self._labels.items():
-            for place in {os.path.normpath(image), os.path.abspath(self.path.parent / image)}:
+            for place in _places(image, self.path):
                 if self._labels[self._image_at.setdefault(place, image)] != label:
                     raise UserError(
                         f"--labels {path} gives {image} two times, and not the same classes; keep one"
                     )
 
-    def apply(self, source: Source, *, held_back: bool = False) -> Relabeled:
-        """The images of `source` that the file names, with their labels; the others are left out, with a note.
-
-        held_back: whether these are the images held back from those of another source.
+    def apply(self, source: Source, split: Split = "train") -> Relabeled | None:
+        """The images of `source` that the file names, with their labels; the others are left out, with a note. None
+        for a `test` that has no labels.
         """
         images = {index: image for index in range(len(source)) if (image := self._find(source, index))}
-        if not images and held_back:
+        if not images and split == "test":
+            return None
+        if not images and split == "val" and len(source):
             raise UserError(
-                f"--labels {self.path} names none of the {len(source):,} images held back for evaluation; label some "
-                f"of them, hold more back with --holdout, or name a folder with train/ and val/"
+                f"--labels {self.path} names none of the {len(source):,} images of val; label some of them, or name "
+                f"labelled ones with --eval-data"
             )
-        if not images:
+        if not images and split == "train":
             raise UserError(
                 f"--labels {self.path} names none of the images of --data (it has '{next(iter(self._labels))}', and "
                 f"an image there is '{source.key(0)}'); write paths relative to --data"
@@ -108,6 +109,18 @@ class LabelFile:
     def _find(self, source: Source, index: int) -> str | None:
         image = self._image_at.get(source.key(index))
         return image or self._image_at.get(os.path.abspath(source.name(index)))
+
+
+def classes_in_file(path: str) -> Callable[[str, str], Sequence[str]]:
+    """The classes that a file of labels gives an image, told by its key and its name; none where it is not named."""
+    rows = read_label_rows(Path(path))
+    row_at = {place: row for image, row in rows.items() for place in _places(image, Path(path))}
+    return lambda key, name: row_at.get(key) or row_at.get(os.path.abspath(name)) or ()
+
+
+def _places(image: str, file: Path) -> set[str]:
+    """Where the image may be that `file` calls by this path: beneath --data, or as seen from the file's folder."""
+    return {os.path.normpath(image), os.path.abspath(file.parent / image)}
 
 
 def _marked(sets: Sequence[tuple[int, ...]], num_classes: int) -> Tensor:

@@ -15,7 +15,7 @@ from beit.config.architecture import EncoderConfig, default_crop
 from beit.config.finetune import FinetuneConfig
 from beit.data.batches import LabeledBatch
 from beit.data.label_file import Labels
-from beit.data.sources.opening import open_source
+from beit.data.sources.opening import open_splits
 from beit.data.views.classification import ClassificationView
 from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.mixing import BatchMixing, smoothed
@@ -35,15 +35,14 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
     session = open_session("finetune", config, dry_run=dry_run, overwrite=overwrite)
     if session is None:
         return
-    images = open_images(config, partial(open_source, labeled=config.labels is None))
+    images = open_images(config, partial(open_splits, labeled=config.labels is None))
     images, labels = label_images(images, config.labels, multilabel=config.multilabel)
     images = few_labels(config, images)
     model, about = starting_classifier(config, labels.classes)
     encoder = model.encoder.config
     crop_pct = default_crop(encoder.image_size) if config.crop_pct is None else config.crop_pct
     feed = Feed(
-        train=images.train,
-        held_back=images.held_back,
+        images=images,
         view=training_view(config, encoder),
         evaluation_view=LabeledView(EvaluationView(encoder.image_size, crop_share=crop_pct)),
         labeled=True,

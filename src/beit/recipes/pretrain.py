@@ -16,7 +16,7 @@ from beit.config.architecture import sides
 from beit.config.errors import given_by
 from beit.config.pretrain import PretrainConfig
 from beit.data.batches import PretrainBatch
-from beit.data.sources.opening import open_source
+from beit.data.sources.opening import open_splits
 from beit.data.views.pretraining import PretrainViews
 from beit.metrics.tokens import TokenBaselines, best_mixtures, best_mixtures_of_sums, token_accuracy
 from beit.models.encoder import BeitEncoder, init_weights
@@ -47,7 +47,7 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool =
     session = open_session("pretrain", config, dry_run=dry_run, overwrite=overwrite)
     if session is None:
         return
-    images = open_images(config, partial(open_source, pillow=config.views == "exact"))
+    images = open_images(config, partial(open_splits, pillow=config.views == "exact"))
     if config.target == "tokens":
         with given_by("--tokenizer"):
             tokenizer = load_tokenizer(str(config.tokenizer))
@@ -135,8 +135,7 @@ def feed(config: PretrainConfig, images: Images, token_size: tuple[int, int]) ->
     """The images in views for the encoder, with its mask, and for the tokenizer, `token_size` (H, W) large."""
     size = sides(config.image_size)
     return Feed(
-        train=images.train,
-        held_back=images.held_back,
+        images=images._replace(test=None),
         view=PretrainViews(
             size,
             token_size,

@@ -41,18 +41,19 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
     opener = partial(open_pairs, reduce_zero_label=config.reduce_zero_label, class_table=config.classes)
     images = open_images(config, opener)
     source, held_back = cast(PairSource, images.train), cast(PairSource, images.held_back)
-    # 2,000 maps take seconds; a mistake that shows in the first evaluation takes the steps until then.
-    held_back.verify_labels()
     model, about = starting_segmenter(config, source.classes)
     about += [*norms(config, session.compute), rates(config, model.encoder)]
     if session.compute.world > 1 and session.compute.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     encoder = model.encoder.config
     inference = Inference(config.resize, encoder.image_size, config.strides(encoder.image_size))
-    require_memory_for_all(model, inference, held_back, session.compute.device)
+    # 2,000 maps take seconds; a mistake that shows in the first evaluation takes the steps until then.
+    for judged in (held_back, cast(PairSource | None, images.test)):
+        if judged:
+            judged.verify_labels()
+            require_memory_for_all(model, inference, judged, session.compute.device)
     feed = Feed(
-        train=source,
-        held_back=held_back,
+        images=images,
         view=training_view(config, model),
         evaluation_view=SegmentationEvaluationView(inference.input_side),
         labeled=True,

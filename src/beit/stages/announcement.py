@@ -8,6 +8,7 @@ from typing import Any
 
 from beit.config.run import TrainingConfig
 from beit.presets import recipes_of, verb_of
+from beit.stages.overlap import notes_on_start
 from beit.stages.session import Feed, Session
 from beit.training.console import duration
 from beit.training.device import Precision, describe_machine
@@ -33,8 +34,12 @@ def announce(session: Session, method: Method, feed: Feed, plan: Plan, precision
     epochs = plan.steps * config.batch_size / plan.images
     warmup, stated = plan.warmup_steps, config.warmup_steps or 0
     shortened = f", not the {stated:,} that the run would end in" if stated > warmup else ""
-    say(f"data       {feed.train.describe()}; {len(feed.held_back):,} held back to evaluate on")
-    for note in [*feed.train.notes, *(_few_images(config, plan.images) if trained else [])]:
+    say(f"data       {feed.images.train.describe()}; {_in_words(feed)}")
+    for note in [
+        *feed.images.train.notes,
+        *(_few_images(config, plan.images) if trained else []),
+        *_seen_before(config, feed),
+    ]:
         say(f"           {note}")
     frozen = "" if learning == parameters else f", of which {learning:,} learn"
     say(f"model      {parameters:,} parameters{frozen}")
@@ -70,6 +75,27 @@ def conclude(session: Session, notes: Notes, results: Mapping[str, Any], bad_fil
     say(f"next: beit report {out}")
     if notes.next_command:
         say(f"next: {notes.next_command}")
+
+
+def _in_words(feed: Feed) -> str:
+    """What the run is judged on."""
+    val, test = (
+        len(feed.images.held_back),
+        "" if feed.images.test is None else f", {len(feed.images.test):,} (test) once at the end",
+    )
+    if not val:
+        return f"none held back, so that nothing is chosen and no verdict given{test}"
+    return f"{val:,} (val) to evaluate on{test}"
+
+
+def _seen_before(config: TrainingConfig, feed: Feed) -> list[str]:
+    """How many of the images that the run is judged on its start was trained on."""
+    judged = {"val": feed.images.held_back, "test": feed.images.test}
+    named = {name: source for name, source in judged.items() if source}
+    starts = {flag: getattr(config, flag, None) for flag in ("init", "tokenizer")}
+    return [
+        line for flag, model in starts.items() if model for line in notes_on_start(f"--{flag}", model, named)
+    ]
 
 
 def _few_images(config: TrainingConfig, images: int) -> list[str]:

@@ -42,14 +42,6 @@ def require_writable_file(out: str) -> None:
         raise UserError(f"--out {out}: {reason}; choose another") from error
 
 
-def run_of(path: str | Path) -> Path | None:
-    """The run that the model at `path` lies in: `path` itself, or the folder around its model/ or model-best/; else
-    None."""
-    folder = Path(path)
-    run = folder.parent if folder.resolve().name in ("model", "model-best") else folder
-    return run if all((run / name).exists() for name in ("model", "config.yaml", "status.json")) else None
-
-
 def classifier_view(size: tuple[int, int], description: dict[str, Any]) -> EvaluationView:
     """How a classifier of images of `size` (H, W) is shown them, as its description says."""
     interpolation, crop, mode = preparation(description, size)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from beit.config.errors import UserError
 from beit.data.label_file import LabelFile, Labels
-from beit.data.sources.opening import open_source
+from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import label_share, labels_per_class
 from beit.stages.session import Images, open_images
 
@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 def label_images(images: Images, path: str | None, *, multilabel: bool = False) -> tuple[Images, Labels]:
     """The images with their labels, and what these mean: from the file at `path`, or from where the images lie."""
     if path is None:
-        assert images.train.classes is not None  # open_source refuses data without labels
+        assert images.train.classes is not None  # open_splits refuses data without labels
         return images, Labels(images.train.classes)
     file = LabelFile(path, multilabel=multilabel)
-    labeled = Images(file.apply(images.train), file.apply(images.held_back, held_back=True))
-    labeled.train.notes += file.unused()
-    return labeled, file.labels
+    train, held_back = file.apply(images.train), file.apply(images.held_back, "val")
+    test = images.test and file.apply(images.test, "test")
+    assert train is not None and held_back is not None  # only a test may have no labels
+    if images.test and test is None:
+        train.notes.append(f"test has no labels in {path}, so that nothing is judged on it")
+    train.notes += file.unused()
+    return images._replace(train=train, held_back=held_back, test=test), file.labels
 
 
 def labels_for_figures(config: PretrainConfig, images: Images) -> Images | None:
@@ -35,7 +39,7 @@ def labels_for_figures(config: PretrainConfig, images: Images) -> Images | None:
     if images.train.classes is not None:
         return images
     try:
-        return open_images(config, partial(open_source, labeled=True))
+        return open_images(config, partial(open_splits, labeled=True))
     except UserError:
         return None
 

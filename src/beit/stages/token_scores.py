@@ -6,7 +6,7 @@ from __future__ import annotations
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from beit.config.errors import UserError
 from beit.config.run import DataConfig
-from beit.data.base import Source, Split
+from beit.data.base import Source
 from beit.data.batches import LabeledBatch
-from beit.data.sources.opening import open_source
+from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import Numbered, Subset, spread
 from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.masking import BlockwiseMasking
@@ -28,7 +28,7 @@ from beit.metrics.tokens import (
     predictability,
 )
 from beit.stages.batches import Machine, each_batch
-from beit.stages.session import open_split
+from beit.stages.session import holdout_of, open_data
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.metrics import accumulate
 from beit.training.signals import StopRequested, StopSignals
@@ -110,14 +110,12 @@ class Scoring:
     @cached_property
     def classes(self) -> dict[str, int]:
         """The class of every image that lies in a class folder, or in a set that has classes, by its key."""
-        classes: dict[str, int] = {}
-        for split in get_args(Split):
-            try:
-                source = open_split(self.config, split, None, 0, partial(open_source, labeled=True))
-            except UserError:  # which has no classes
-                continue
-            classes |= {source.key(index): source.label(index) for index in range(len(source))}
-        return classes
+        try:
+            opened = open_data(self.config, partial(open_splits, labeled=True), holdout_of(self.config))
+            sources = [*opened.values()]
+        except UserError:  # which has no classes
+            return {}
+        return {source.key(index): source.label(index) for source in sources for index in range(len(source))}
 
 
 def baseline_figures(bank: Tensor, tokens: Tensor, vocab_size: int) -> dict[str, float]:

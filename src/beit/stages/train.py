@@ -17,11 +17,13 @@ from beit.data.loaders import Loader, View, evaluation_batches
 from beit.data.sources.subsets import Subset, spread
 from beit.stages.announcement import announce, conclude
 from beit.stages.batches import Machine, each_batch, open_machine, report_skipped
+from beit.stages.overlap import write_images
 from beit.stages.session import Feed, Session, run_request
 from beit.training.device import to_device
 from beit.training.loop import fit
 from beit.training.method import Method, Product
 from beit.training.plan import Plan
+from beit.training.run.directory import TRAINED_ON
 from beit.training.run.opening import open_run
 from beit.training.signals import stoppable_preparation
 
@@ -32,7 +34,7 @@ PICTURES = 8
 def train(session: Session, method: Method, feed: Feed) -> None:
     """Announce `method` and train it to its end, from wherever the run stands."""
     config, compute, console = session.config, session.compute, session.console
-    plan = Plan(config, len(feed.train))
+    plan = Plan(config, len(feed.images.train))
     machine = open_machine(config, compute)
     rehearsal = RunBatches(session, feed, machine._replace(workers=0))
     if method.prepare is None:  # what is prepared can only be judged after that
@@ -41,13 +43,20 @@ def train(session: Session, method: Method, feed: Feed) -> None:
         announce(session, method, feed, plan, machine.precision)
         console.say("dry run: nothing was written")
         return
-    facts = {"images": f"{feed.train.fingerprint} and {feed.held_back.fingerprint}", **method.product.facts}
+    of_images = [
+        source.fingerprint
+        for source in (feed.images.train, feed.images.held_back, feed.images.test)
+        if source
+    ]
+    facts = {"images": " and ".join(of_images), **method.product.facts}
     if method.product.tokenizer_hash is not None:
         facts["tokenizer"] = method.product.tokenizer_hash
     request = run_request(session.verb, config, facts)
     with open_run(config.out, request, compute=compute, console=console, overwrite=session.overwrite) as run:
         machine = machine._replace(precision=run.resolve("precision", lambda: machine.precision))
         announce(session, method, feed, plan, machine.precision)
+        if compute.main and not (run.path / TRAINED_ON).exists():
+            write_images(run.path, feed.images.train, feed.images.all_held_back or feed.images.held_back)
         batches, started = RunBatches(session, feed, machine), time.perf_counter()
         if method.prepare is not None:
             with stoppable_preparation(compute) as stop:
@@ -77,7 +86,7 @@ class RunBatches:
         self._config, self._console, self._feed, self.machine = session.config, session.console, feed, machine
         config, compute = session.config, session.compute
         self._loader = Loader(
-            feed.train,
+            feed.images.train,
             feed.view,
             batch_size=config.batch_size,
             seed=config.seed,
@@ -102,11 +111,23 @@ class RunBatches:
 
     def evaluate(
         self, apply: Callable[[Any], dict[str, Tensor]], batch_size: int | None
-    ) -> Iterator[dict[str, Tensor]]:
+    ) -> Iterator[dict[str, Tensor]] | None:
+        return self._judge(self._feed.images.held_back, apply, batch_size)
+
+    def test(
+        self, apply: Callable[[Any], dict[str, Tensor]], batch_size: int | None
+    ) -> Iterator[dict[str, Tensor]] | None:
+        return self._judge(self._feed.images.test, apply, batch_size)
+
+    def _judge(
+        self, source: Source | None, apply: Callable[[Any], dict[str, Tensor]], batch_size: int | None
+    ) -> Iterator[dict[str, Tensor]] | None:
+        if not source:
+            return None
         per_pass = self._config.batch_size // (self.machine.compute.world * self._config.accumulate)
         passes = each_batch(
             apply,
-            self._feed.held_back,
+            source,
             self._feed.evaluation_view,
             self.machine,
             batch_size=batch_size or per_pass,
@@ -118,16 +139,16 @@ class RunBatches:
 
     def samples(self, batch_size: int | None) -> list[Any]:
         # Spread over the set, because neighbours in it are alike.
-        held_back = self._feed.held_back
-        chosen = Subset(held_back, spread(len(held_back), PICTURES))
+        held_back = self._feed.images.held_back
+        chosen = Subset(held_back, spread(len(held_back), PICTURES) if held_back else [])
         return list(self._each_once(chosen, self._feed.evaluation_view, batch_size or PICTURES))
 
     def rehearse(self, method: Method) -> None:
         """One image through the training view, and one through the evaluation: a mistake shows in seconds, and before
         anything is written."""
         model = method.learner.model.to(self.machine.compute.device)
-        next(self._each_once(self._feed.train, self._feed.view, 1), None)
-        next(self.evaluate(partial(method.evaluation.evaluate_batch, model.eval()), 1), None)
+        next(self._each_once(self._feed.images.train, self._feed.view, 1), None)
+        next(self.evaluate(partial(method.evaluation.evaluate_batch, model.eval()), 1) or iter(()), None)
         model.train()
 
     def _each_once(self, source: Source, view: View, batch_size: int) -> Iterator[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -233,12 +233,14 @@ class Loop:
     def evaluate(self) -> None:
         """Evaluate and draw the model as it is after this step, and keep it if it is the best so far."""
         state, evaluation, monitor = self.state, self.evaluation, f"eval/{self.evaluation.monitor}"
+        self.last_evaluated = state.step
         self.compute.share_buffers(state.result)  # what is judged is the model that the main rank saves
-        judged = self.judge()
-        if not judged:
+        totals = self.judge(self.batches.evaluate)
+        if totals == {}:
             self.run.console.say(
                 f"step {state.step}: no held-back image can be read, so nothing is evaluated"
             )
+        judged = _as_held_back(evaluation.summarise(totals)) if totals else {}
         figures = judged | self.measure()
         is_best = bool(judged) and state.is_best(figures, monitor, evaluation.monitor_mode)
         if is_best and evaluation.keep_best:
@@ -254,22 +256,29 @@ class Loop:
                 samples = self.batches.samples(evaluation.batch_size)
                 if samples:
                     evaluation.draw(state.result, samples, self.run.path / SAMPLES, state.step)
-        self.last_evaluated = state.step
 
-    def judge(self) -> dict[str, float]:
-        """The evaluation's figures over all held-back images; none if none can be read."""
+    def test(self) -> None:
+        """Judge the model that is kept, once, on images that nothing was chosen by."""
+        totals, evaluation = self.judge(self.batches.test), self.evaluation
+        if totals == {}:
+            self.run.console.say("no test image can be read, so nothing is judged")
+        elif totals:
+            summarise = evaluation.summarise_test or evaluation.summarise
+            figures = {f"test/{name}": value for name, value in summarise(totals).items()}
+            self.run.console.say(f"judged on test, once: {self.record(figures)}")
+
+    def judge(self, images: Callable[..., Iterable[dict[str, Tensor]] | None]) -> dict[str, Tensor] | None:
+        """Sums over `images`, of all ranks; empty where none can be read, None where there are none."""
         evaluation, totals = self.evaluation, dict[str, Tensor]()
-        with self.eval_mode():
-            try:
-                apply = partial(evaluation.evaluate_batch, self.state.result)
-                for sums in self.batches.evaluate(apply, evaluation.batch_size):
-                    self.stop.poll()
-                    accumulate(totals, sums)
-            except StopRequested:
-                self.stop.requested = True
+        passes = images(partial(evaluation.evaluate_batch, self.state.result), evaluation.batch_size)
+        if passes is None:
+            return None
+        with self.eval_mode(), suppress(StopRequested):
+            for sums in passes:
+                self.stop.poll()
+                accumulate(totals, sums)
         self.leave_evaluation_if_asked()
-        totals = self.compute.sums(totals)
-        return _as_held_back(evaluation.summarise(totals)) if totals else {}
+        return self.compute.sums(totals)
 
     def measure(self) -> dict[str, float]:
         """What the recipe measures besides, if anything."""
@@ -315,6 +324,8 @@ class Loop:
         """Write the final figures, and model/ if the run was killed between its last checkpoint and its model."""
         state, plan = self.state, self.plan
         self.saver.write_model()
+        details = self.details()  # of the last evaluation
+        self.test()
         results = {
             "steps": state.step,
             "epochs": plan.epoch(state.step),
@@ -325,7 +336,7 @@ class Loop:
             "first": state.first,
             "last": state.last,
             "best": state.best,
-            **self.details(),
+            **details,
         }
         self.run.finish(results)
         return results

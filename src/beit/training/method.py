@@ -62,6 +62,8 @@ class Evaluation:
     evaluate_batch: EvaluateBatch
     summarise: Summary = over_count
     """The sums over all batches -> named figures, without `eval/`."""
+    summarise_test: Summary | None = None
+    """The same for `test`, without `test/`, by what was chosen at the last evaluation; None for `summarise`."""
     monitor: str = "loss"
     """The figure that says which evaluation was best."""
     monitor_mode: Literal["min", "max"] = "min"
@@ -72,8 +74,6 @@ class Evaluation:
     batch_size: int | None = None
     """Images at a time: 1 where they differ in size; None for as many as a training pass has."""
     draw: Draw | None = None
-    measure: Measure | None = None
-    """Further figures, without `eval/`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +118,13 @@ class Batches(Protocol):
 
     def evaluate(
         self, apply: Callable[[Any], dict[str, Tensor]], batch_size: int | None
-    ) -> Iterable[dict[str, Tensor]]:
-        """What `apply` makes of the held-back images, each once, in batches on the device."""
+    ) -> Iterable[dict[str, Tensor]] | None:
+        """What `apply` makes of the held-back images, each once, in batches on the device; None where none are."""
+
+    def test(
+        self, apply: Callable[[Any], dict[str, Tensor]], batch_size: int | None
+    ) -> Iterable[dict[str, Tensor]] | None:
+        """The same of the images that are judged once, at the end."""
 
     def samples(self, batch_size: int | None) -> Sequence[Any]:
         """A few held-back images to draw, on the device."""

@@ -8,21 +8,20 @@ a run; damaged files are left out like any others.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from beit.config.errors import UserError, require
-from beit.data.base import Source, Split
-from beit.data.decode import ImageError, open_pillow, upright
+from beit.data.base import SPLITS, Source, Split, Splits
+from beit.data.decode import ImageError
+from beit.data.label_maps.maps import MapFiles
 from beit.data.label_maps.table import (
     ClassTable,
     counted_table,
@@ -34,88 +33,17 @@ from beit.data.label_maps.table import (
 )
 from beit.data.sources.demo import DemoSource
 from beit.data.sources.files import FileSource
+from beit.data.sources.holdout import Holdout
 from beit.data.sources.listing import Listing, Member, list_data
-from beit.data.sources.opening import is_named_set
-from beit.data.sources.splits import Files, Part, choose_members, unlabeled
-from beit.data.sources.subsets import Subset, seeded_choice, spread
+from beit.data.sources.opening import is_named_set, open_splits
+from beit.data.sources.splits import Part, Parts, split_listings, unlabeled
+from beit.data.sources.subsets import Subset, origin
 
 IMAGES, MAPS = "images/", "annotations/"
 _CLASHES = {
     IMAGES: "images of one label map; rename one, and give it a map of its own",
     MAPS: "label maps of one image; keep one",
 }
-_LOSSY = ("JPEG", "MPO", "JPEG2000")
-_SCALED_BITS = {"L;2": 85, "L;4": 17}
-"""Gray of 2 and 4 bits, which Pillow spreads over 0..255."""
-
-
-class MapFiles(FileSource):
-    """Files of label maps, each as large as the image of the same index in `images`."""
-
-    def __init__(self, images: FileSource, maps: Sequence[Listing], max_megapixels: float) -> None:
-        super().__init__(Files(list(maps), []), max_megapixels)
-        self._images = images
-
-    def label_map(self, index: int) -> NDArray[np.integer[Any]]:
-        """(H, W), the numbers as they are stored.
-
-        Raises :class:`ImageError` for a damaged file, and :class:`UserError` for one that is no map of its image.
-        """
-        numbers = decode_label_map(self.read(index), self.name(index), self._max_megapixels)
-        height, width = self._images.size(index)
-        if numbers.shape != (height, width):
-            raise UserError(
-                f"{self.name(index)} has {numbers.shape[1]}x{numbers.shape[0]} pixels, but its image "
-                f"{self._images.name(index)} {width}x{height}; make the map of the image as it is"
-            )
-        return numbers
-
-    def numbers(self, at_most: int = 500) -> tuple[dict[int, str], int]:
-        """Every number in an even choice of the maps with the name of a map that has it, and how many were read.
-
-        Damaged files are left to be met by whoever reads them all.
-        """
-        names: dict[int, str] = {}
-        indices = spread(len(self), at_most)
-        for index in indices:
-            with suppress(ImageError):
-                numbers = np.unique(self.label_map(index)).tolist()
-                names = {number: self.name(index) for number in numbers} | names
-        return names, len(indices)
-
-
-def decode_label_map(data: bytes, name: str, max_megapixels: float) -> NDArray[np.integer[Any]]:
-    """The numbers in a gray or palette picture, (H, W), as they are stored: of a palette the indices, not colours.
-    Turned by its own EXIF orientation like an image.
-
-    Raises :class:`ImageError` for a damaged file, and :class:`UserError` for a picture that holds colours, not
-    numbers.
-    """
-    image = open_pillow(data, name, max_megapixels)
-    if image.format in _LOSSY:
-        raise UserError(
-            f"{name} is a JPEG file, which changes the numbers of classes; write label maps as PNG from their source"
-        )
-    if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
-        raise UserError(
-            f"{name} is a colour picture (mode {image.mode}) and no label map; write the number of its class for "
-            f"each pixel, as a gray or palette PNG"
-        )
-    scale = _SCALED_BITS.get(_raw_mode(image), 1)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of metadata that plays no part here
-            image.load()
-            numbers = np.array(upright(image))
-    except Exception as error:  # a damaged file may fail in any way a parser can fail
-        raise ImageError(name, str(error) or type(error).__name__) from error
-    return numbers.astype(np.uint8) if numbers.dtype == np.bool_ else numbers // scale
-
-
-def _raw_mode(image: Image.Image) -> Any:
-    """How the pixels lie in the file, as Pillow calls it; known only before they are read."""
-    tiles = getattr(image, "tile", [])
-    arguments = tiles[0][3] if tiles else ""
-    return arguments[0] if isinstance(arguments, tuple) else arguments
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -202,17 +130,48 @@ def _stem(path: str, top: str) -> str:
 _SAMPLE = 16  # maps that are read before a run starts
 
 
+class SceneMaps:
+    """The label maps of built-in scenes, or of some of them."""
+
+    def __init__(self, scenes: Source) -> None:
+        self._scenes = scenes
+
+    def _find(self, index: int) -> tuple[DemoSource, int]:
+        scenes, inner = origin(self._scenes, index)
+        assert isinstance(scenes, DemoSource)
+        return scenes, inner
+
+    def name(self, index: int) -> str:
+        return self._scenes.name(index)
+
+    def size(self, index: int) -> tuple[int, int]:
+        scenes, inner = self._find(index)
+        return scenes.size(inner)
+
+    def label_map(self, index: int) -> NDArray[np.uint8]:
+        scenes, inner = self._find(index)
+        return scenes.label_map(inner)
+
+    @property
+    def fingerprint(self) -> str:
+        return self._scenes.fingerprint
+
+
 class PairSource(Subset):
-    """Images with their label maps; with a `limit`, a seeded choice of that many."""
+    """Images with their label maps, those of the numbers `indices`."""
 
     def __init__(
-        self, images: Source, maps: MapFiles | DemoSource, table: ClassTable, limit: int | None, seed: int
+        self, images: Source, maps: MapFiles | SceneMaps, table: ClassTable, indices: Sequence[int]
     ) -> None:
-        super().__init__(images, seeded_choice(images, limit, seed))
+        super().__init__(images, indices)
         self._maps, self.table = maps, table
         self.classes: tuple[str, ...] = table.names
         self.palette = table.palette
         self.notes += table.notes
+
+    def chosen(self, indices: Sequence[int]) -> PairSource:
+        inner = [self._find(index)[1] for index in indices]
+        return PairSource(self._source, self._maps, self.table, inner)
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of an image's label map, from its header alone; raises :class:`ImageError`."""
@@ -246,17 +205,14 @@ class PairSource(Subset):
 
 def open_pairs(
     data: Sequence[str],
-    split: Split,
     *,
-    holdout: float,
-    limit: int | None = None,
+    holdout: Holdout,
     reduce_zero_label: bool = False,
     class_table: str | None = None,
     classes: Sequence[str] | None = None,
     max_megapixels: float = 64,
-    seed: int = 0,
-) -> PairSource:
-    """The images of `data` that belong to `split` (see :func:`open_source`), with their label maps.
+) -> Splits[PairSource]:
+    """The images of `data` by split (see :func:`open_splits`), with their label maps.
 
     `reduce_zero_label` makes 0 in a map "no class", and 1 the first one. Classes come from the file `class_table`, or
     from one that lies in the folder under a usual name, or are counted in the training maps; `classes` are those of a
@@ -266,31 +222,66 @@ def open_pairs(
     if "demo" in data:
         require(len(data) == 1, "--data: demo has classes of its own; train on it alone")
         require(class_table is None, "--classes is for folders; demo has its own")
-        scenes = DemoSource(split)
-        names = scenes.label_classes[int(reduce_zero_label) :]
-        table = named_table(names, reduce_zero_label, "--data demo")
-        zero = replace(table, notes=(table.zero,))
-        table = zero if classes is None else reconcile(table, classes)
-        return PairSource(scenes, scenes, table, limit, seed)
+        require(not holdout.eval_data, "--eval-data is for folders; demo has its own")
+        return _open_scenes(holdout, reduce_zero_label, classes)
     listings = _listings(data)
     path = class_table or find_class_table(listings)
     if path is not None:
         listings = [listing.using(path) for listing in listings]
-    parts = choose_members(listings, split, holdout, paired=True)
-    images, maps = open_map_files(parts, max_megapixels)
-    images.notes += notes_on_spare_maps(listings)
-    file_of, count = maps.numbers(_SAMPLE)
-    if classes is not None:
-        table = table_of_model(classes, reduce_zero_label, path)
-    elif path is not None:
-        table = table_of_data(path, reduce_zero_label, list(file_of), count)
+    parts = split_pairs(listings, holdout)
+
+    def open_split(split: Split) -> PairSource:
+        images, maps = open_map_files(parts[split], max_megapixels)
+        images.notes += notes_on_spare_maps(listings)
+        file_of, count = maps.numbers(_SAMPLE)
+        if classes is not None:
+            table = table_of_model(classes, reduce_zero_label, path)
+        elif path is not None:
+            table = table_of_data(path, reduce_zero_label, list(file_of), count)
+        else:
+            _, to_count = open_map_files(parts.get("train", parts[split]), max_megapixels)
+            table = counted_table(to_count.numbers(), len(to_count), reduce_zero_label)
+        for number, name in file_of.items():
+            table.require(number, name)
+        return PairSource(images, maps, table, range(len(images)))
+
+    return Splits({split: partial(open_split, split) for split in SPLITS if split in parts})
+
+
+def split_pairs(listings: Sequence[Listing], holdout: Holdout) -> Parts:
+    """The parts of `listings` by split, training first; label maps go with their images."""
+    if holdout.eval_data:
+        parts = dict(split_listings(listings, replace(holdout, share=0), paired=True))
+        others = split_listings(_listings(holdout.eval_data), Holdout(share=0), paired=True)
+        parts["val"] = others.get("val") or others.get("test") or others["train"]
     else:
-        training = [part._replace(members=part.training) for part in parts if part.training]
-        _, to_count = open_map_files(training or parts, max_megapixels)
-        table = counted_table(to_count.numbers(), len(to_count), reduce_zero_label)
-    for number, name in file_of.items():
-        table.require(number, name)
-    return PairSource(images, maps, table, limit, seed)
+        parts = dict(split_listings(listings, holdout, paired=True))
+    if "test" in parts and not any(map(_has_maps, parts["test"])):
+        note = "test has no label maps, so that nothing is judged on it"
+        for part in parts.pop("test"):
+            part.notes.append(f"{part.listing.root}: {note}")
+    return parts
+
+
+def _has_maps(part: Part) -> bool:
+    map_of = _by_stem(part.listing, MAPS)
+    return any(_stem(image.path, IMAGES) in map_of for image in part.members)
+
+
+def _open_scenes(
+    holdout: Holdout, reduce_zero_label: bool, classes: Sequence[str] | None
+) -> Splits[PairSource]:
+    """The built-in scenes."""
+    names = DemoSource.label_classes[int(reduce_zero_label) :]
+    table = named_table(names, reduce_zero_label, "--data demo")
+    table = replace(table, notes=(table.zero,)) if classes is None else reconcile(table, classes)
+    splits = open_splits(["demo"], holdout=holdout)
+
+    def open_split(split: Split) -> PairSource:
+        scenes = splits[split]
+        return PairSource(scenes, SceneMaps(scenes), table, range(len(scenes)))
+
+    return Splits({split: partial(open_split, split) for split in splits})
 
 
 def _listings(data: Sequence[str]) -> list[Listing]:

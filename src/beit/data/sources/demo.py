@@ -209,7 +209,7 @@ def _draw(
 
 
 class DemoSource:
-    """The built-in set as a source: 6,000 training scenes, or 512 others for evaluation.
+    """The built-in set as a source: 6,000 training scenes, or 512 others, which are its `test`.
 
     Rendered once per process and size (about 1.3 ms a scene of 64 pixels), and kept as one tensor, which loader
     processes share instead of copying.
@@ -218,8 +218,10 @@ class DemoSource:
     classes: tuple[str, ...] | None = CLASSES
     label_classes: tuple[str, ...] = ("ground", *CLASSES)
 
+    splits: tuple[Split, ...] = ("train", "test")
+
     def __init__(self, split: Split, *, size: int = 64, count: int | None = None) -> None:
-        # Evaluation scenes start where no training set will ever reach.
+        # Test scenes start where no training set will ever reach.
         start, usual = (0, 6000) if split == "train" else (1 << 40, 512)
         self._pictures, self._labels, self._maps = _render_all(start, count or usual, size)
         self._split, self._size = split, size
@@ -237,6 +239,12 @@ class DemoSource:
     def size(self, index: int) -> tuple[int, int]:
         """(height, width)."""
         return self._size, self._size
+
+    def length(self, index: int) -> int:
+        return 3 * self._size**2
+
+    def read(self, index: int, last: int | None = None) -> bytes:
+        return bytes(self._pictures[index].flatten()[-(last or self.length(index)) :].numpy())
 
     def image(self, index: int) -> Tensor:
         return self._pictures[index].permute(2, 0, 1)

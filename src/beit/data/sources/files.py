@@ -5,19 +5,33 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from beit.data.base import Source
 from beit.data.decode import ImageError, decode_image, upright_size
-from beit.data.sources.splits import Files
+from beit.data.sources.listing import Listing
+from beit.data.sources.subsets import origin
+
+
+class Files(NamedTuple):
+    """What a source is opened with."""
+
+    listings: list[Listing]
+    """Whose members are those to use."""
+    notes: list[str]
+    labels: list[int] | None = None
+    """Of all members in order."""
+    classes: tuple[str, ...] | None = None
 
 
 class FileSource:
     """Image files on disk or inside tars. All tables are tensors, so that loader processes share them."""
 
-    def __init__(self, files: Files, max_megapixels: float, *, pillow: bool = False) -> None:
+    def __init__(self, files: Files, max_megapixels: float = 64, *, pillow: bool = False) -> None:
         members = [member for listing in files.listings for member in listing.members]
         self._paths = _Strings([member.path for member in members])
         spans = [(member.shard, member.offset, member.size) for member in members]
@@ -53,8 +67,16 @@ class FileSource:
     def key(self, index: int) -> str:
         return self._paths[index]
 
-    def read(self, index: int) -> bytes:
-        """The file's bytes; :class:`ImageError` when it cannot be read."""
+    def length(self, index: int) -> int:
+        """Bytes of the file; :class:`ImageError` when there is none."""
+        name, file, _, size = self._place(index)
+        try:
+            return os.path.getsize(file) if size < 0 else size
+        except OSError as error:
+            raise ImageError(name, error.strerror or str(error)) from error
+
+    def read(self, index: int, last: int | None = None) -> bytes:
+        """The file's bytes, or no more than the `last`; :class:`ImageError` when it cannot be read."""
         name, file, offset, size = self._place(index)
         # The largest sensible file: 8 bytes for every allowed pixel, and room for metadata.
         limit = int(self._max_megapixels * 8e6) + (64 << 20)
@@ -63,11 +85,12 @@ class FileSource:
                 available = os.fstat(stream.fileno()).st_size - offset if size < 0 else size
                 if available > limit:
                     raise ImageError(name, f"the file has {available:,} bytes, too many for an image")
-                stream.seek(offset)
-                data = stream.read(available)
+                skipped = 0 if last is None else max(0, available - last)
+                stream.seek(offset + skipped)
+                data = stream.read(available - skipped)
         except OSError as error:
             raise ImageError(name, error.strerror or str(error)) from error
-        if size >= 0 and len(data) < size:
+        if size >= 0 and len(data) < size - skipped:
             raise ImageError(name, "the tar has been cut short")
         return data
 
@@ -92,6 +115,13 @@ class FileSource:
     @property
     def fingerprint(self) -> str:
         return f"{len(self):,} files {self._paths.digest()}"
+
+
+def full_name(source: Source, index: int) -> str:
+    """What an image is called from everywhere: its absolute path, or its place in a set."""
+    source, index = origin(source, index)
+    name = source.name(index)
+    return os.path.abspath(name) if isinstance(source, FileSource) else name
 
 
 class _Strings:

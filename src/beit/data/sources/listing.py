@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from beit.config.errors import UserError, require
+from beit.data.base import split_of
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp"}
@@ -24,7 +25,6 @@ IMAGE_SUFFIXES = frozenset(
 )
 # Folders of thumbnails and resource forks that file systems and archivers leave behind.
 _LITTER = frozenset(("__MACOSX", "@eaDir", "lost+found"))
-EVALUATION_NAMES = ("val", "validation", "valid", "test")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -132,8 +132,8 @@ def _tar_paths(value: str) -> list[tuple[str, str]] | None:
     names = _visible_names(value)
     if any(_suffix(name) in IMAGE_SUFFIXES for name in names):
         return None
-    splits = [name for name in names if name in ("train", *EVALUATION_NAMES)]
-    folders = ["", *(f"{name}/" for name in splits if os.path.isdir(os.path.join(value, name)))]
+    splits = [name for name in names if split_of(name) and os.path.isdir(os.path.join(value, name))]
+    folders = ["", *(f"{name}/" for name in splits)]
     return [
         (os.path.join(value, folder, name), folder)
         for folder in folders

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,36 +16,42 @@ from torch import Tensor
 
 from beit.config.errors import UserError
 from beit.config.files import cache_folder
+from beit.data.base import Split
 from beit.data.decode import ImageError, to_rgb
 
 
 class NamedSet(NamedTuple):
-    """How torchvision is asked for the two splits of a set."""
+    """How torchvision is asked for the splits of a set."""
 
     type_name: str
-    train: dict[str, Any]
-    evaluation: dict[str, Any]
+    splits: dict[Split, dict[str, Any]]
     labeled: bool = True
 
 
+_CIFAR: dict[Split, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
 NAMED_SETS = {
-    "cifar10": NamedSet("CIFAR10", {"train": True}, {"train": False}),
-    "cifar100": NamedSet("CIFAR100", {"train": True}, {"train": False}),
+    "cifar10": NamedSet("CIFAR10", _CIFAR),
+    "cifar100": NamedSet("CIFAR100", _CIFAR),
     "imagenette": NamedSet(
-        "Imagenette", {"split": "train", "size": "320px"}, {"split": "val", "size": "320px"}
+        "Imagenette",
+        {"train": {"split": "train", "size": "320px"}, "val": {"split": "val", "size": "320px"}},
     ),
-    "flowers102": NamedSet("Flowers102", {"split": "train"}, {"split": "val"}),
-    "food101": NamedSet("Food101", {"split": "train"}, {"split": "test"}),
-    "oxford_iiit_pet": NamedSet("OxfordIIITPet", {"split": "trainval"}, {"split": "test"}),
-    "stl10": NamedSet("STL10", {"split": "train"}, {"split": "test"}),
-    "stl10_unlabeled": NamedSet("STL10", {"split": "unlabeled"}, {"split": "test"}, labeled=False),
+    "flowers102": NamedSet(
+        "Flowers102", {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}}
+    ),
+    "food101": NamedSet("Food101", {"train": {"split": "train"}, "test": {"split": "test"}}),
+    "oxford_iiit_pet": NamedSet("OxfordIIITPet", {"train": {"split": "trainval"}, "test": {"split": "test"}}),
+    "stl10": NamedSet("STL10", {"train": {"split": "train"}, "test": {"split": "test"}}),
+    "stl10_unlabeled": NamedSet(
+        "STL10", {"train": {"split": "unlabeled"}, "test": {"split": "test"}}, labeled=False
+    ),
 }
 
 
 class NamedSource:
     """One split of a set of :data:`NAMED_SETS`, downloaded at its first use."""
 
-    def __init__(self, name: str, split: str) -> None:
+    def __init__(self, name: str, split: Split) -> None:
         entry = NAMED_SETS[name]
         self._name, self._split = name, split
         self._dataset = _download(name, entry, split)
@@ -51,6 +60,7 @@ class NamedSource:
         # Kept as tensors, which loader processes share; arrays would be copied into each of them.
         self._labels = torch.as_tensor(np.asarray(_labels(self._dataset)), dtype=torch.int64)
         self._pictures: Tensor | None = None
+        self._files = _files(self._dataset)
         if isinstance(data := getattr(self._dataset, "data", None), np.ndarray):
             self._pictures = torch.from_numpy(data if data.shape[1] == 3 else np.moveaxis(data, -1, 1))
             self._dataset = None
@@ -63,6 +73,19 @@ class NamedSource:
 
     def name(self, index: int) -> str:
         return f"{self._name}/{self.key(index)}"
+
+    def length(self, index: int) -> int:
+        if self._pictures is not None:
+            return self._pictures[index].numel()
+        return os.path.getsize(self._files[index])
+
+    def read(self, index: int, last: int | None = None) -> bytes:
+        """What tells the image from others: its file, or its pixels."""
+        if self._pictures is not None:
+            content = bytes(self._pictures[index].numpy())
+        else:
+            content = Path(self._files[index]).read_bytes()
+        return content if last is None else content[-last:]
 
     def image(self, index: int) -> Tensor:
         if self._pictures is not None:
@@ -85,10 +108,10 @@ class NamedSource:
         return self.describe()
 
 
-def _download(name: str, entry: NamedSet, split: str) -> Any:
+def _download(name: str, entry: NamedSet, split: Split) -> Any:
     root = cache_folder() / "datasets"
     dataset_type = getattr(torchvision.datasets, entry.type_name)
-    arguments = entry.train if split == "train" else entry.evaluation
+    arguments = entry.splits[split]
     try:
         root.mkdir(parents=True, exist_ok=True)
         # One rank downloads, the others wait.
@@ -109,6 +132,15 @@ def _labels(dataset: Any) -> Any:
     """The class of every image, which torchvision keeps under various names."""
     names = [name for name in ("targets", "labels", "_labels") if hasattr(dataset, name)]
     return getattr(dataset, names[0]) if names else [label for _, label in dataset._samples]
+
+
+def _files(dataset: Any) -> Sequence[str | Path]:
+    """The file of every image, likewise; none where torchvision keeps pixels."""
+    if samples := getattr(dataset, "_samples", None):
+        return [path for path, _ in samples]
+    names = [name for name in ("_image_files", "_images") if hasattr(dataset, name)]
+    files: Sequence[str | Path] = getattr(dataset, names[0]) if names else ()
+    return files
 
 
 def _class_names(dataset: Any) -> tuple[str, ...]:

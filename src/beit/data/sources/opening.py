@@ -7,63 +7,110 @@ the headers of tars; images are decoded when asked for.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from typing import NamedTuple
 
-from beit.config.errors import UserError
-from beit.data.base import Source, Split
-from beit.data.sources.files import FileSource
+from beit.config.errors import UserError, require
+from beit.data.base import SPLITS, Source, Split, Splits
+from beit.data.sources.files import Files, FileSource
+from beit.data.sources.holdout import ClassesOf, Holdout, hold_back
 from beit.data.sources.listing import list_data, list_images
-from beit.data.sources.splits import Files, choose_members, label_members, unlabeled
-from beit.data.sources.subsets import Concatenation, Subset, seeded_choice
+from beit.data.sources.splits import (
+    Parts,
+    label_members,
+    split_listings,
+    unlabeled,
+    without_unlabeled_test,
+)
+from beit.data.sources.subsets import Concatenation, Subset
 
 
-def open_source(
+def open_splits(
     data: Sequence[str],
-    split: Split,
     *,
-    holdout: float,
-    limit: int | None = None,
+    holdout: Holdout,
     labeled: bool = False,
     classes: Sequence[str] | None = None,
     max_megapixels: float = 64,
     pillow: bool = False,
-    seed: int = 0,
-) -> Source:
-    """The images of `data` that belong to `split`.
+) -> Splits[Source]:
+    """The images of `data` by split.
 
-    Without an evaluation split of its own, a root gives up the share `holdout` of its images, chosen by a hash of
-    their paths: the same files always, whatever is added later. `limit` keeps a seeded choice of that many images.
-    With `labeled`, class names come from the training split's folders (or `.cls` numbers in tars), so both splits
-    agree; `classes` fixes them instead, for a model that has its own. `pillow` decodes JPEG with Pillow too.
+    A root with training images and no `val` gives up a part of them as `holdout` says (see
+    :mod:`beit.data.sources.holdout`). With `labeled`, class names come from the training split's folders (or `.cls`
+    numbers in tars), so that all splits agree; `classes` fixes them instead, for a model that has its own. `pillow`
+    decodes JPEG with Pillow too.
     """
-    if not data:
-        raise UserError(
-            "--data is missing; name a folder of images, tar shards, a set such as cifar10, or demo"
-        )
+    require(
+        bool(data), "--data is missing; name a folder of images, tar shards, a set such as cifar10, or demo"
+    )
+    own = replace(holdout, share=0, eval_data=()) if holdout.eval_data else holdout
+    options = Options(labeled, max_megapixels, pillow)
+    openers = _open_roots(data, own, options, classes)
+    splits = Splits(openers)
+    if holdout.eval_data:
+
+        def open_val() -> Source:
+            known = classes or (splits["train"].classes if labeled and "train" in splits else None)
+            others = _open_roots(holdout.eval_data, Holdout(share=0), options, known)
+            return next(others[split]() for split in ("val", "test", "train") if split in others)
+
+        openers["val"] = open_val
+    return splits
+
+
+class Options(NamedTuple):
+    """How files are opened."""
+
+    labeled: bool
+    max_megapixels: float
+    pillow: bool
+
+
+def _open_roots(
+    data: Sequence[str], holdout: Holdout, options: Options, classes: Sequence[str] | None
+) -> dict[Split, Callable[[], Source]]:
+    """The sources of each split, to be opened."""
     paths = [value for value in data if not _is_set(value)]
-    sources = [_open_set(value, split) for value in data if _is_set(value)]
+    opened = [_open_set(value, holdout) for value in data if _is_set(value)]
     if paths:
-        parts = choose_members(list_data(paths), split, holdout)
-        files = label_members(parts, classes) if labeled else unlabeled(parts)
-        sources.append(FileSource(files, max_megapixels, pillow=pillow))
-    source = sources[0] if len(sources) == 1 else Concatenation(sources, labeled)
-    names = ", ".join(data)
-    if labeled and source.classes is None:
+        parts = split_listings(list_data(paths), holdout)
+        parts = without_unlabeled_test(parts) if options.labeled else parts
+        opened.append({split: partial(_open_files, parts, split, options, classes) for split in parts})
+
+    def open_all(split: Split) -> Source:
+        sources = [openers[split]() for openers in opened if split in openers]
+        source = sources[0] if len(sources) == 1 else Concatenation(sources, options.labeled)
+        if options.labeled:
+            _require_classes(source, classes, ", ".join(data))
+        source.notes[:0] = [
+            f"--data {value}: the existing path is used, not the set that can be downloaded"
+            for value in paths
+            if is_named_set(value)
+        ]
+        return source
+
+    there = [split for split in SPLITS if any(split in openers for openers in opened)]
+    return {split: partial(open_all, split) for split in there}
+
+
+def _open_files(parts: Parts, split: Split, options: Options, classes: Sequence[str] | None) -> FileSource:
+    files = label_members(parts, split, classes) if options.labeled else unlabeled(parts[split])
+    return FileSource(files, options.max_megapixels, pillow=options.pillow)
+
+
+def _require_classes(source: Source, classes: Sequence[str] | None, names: str) -> None:
+    """UserError unless `source` has classes, those of a model that has its own."""
+    if source.classes is None:
         raise UserError(
             f"--data {names} has no labels; put the images of each class in a folder of their own"
         )
-    if labeled and classes is not None and tuple(classes) != source.classes:
+    if classes is not None and tuple(classes) != source.classes:
         raise UserError(
             f"--data {names} has classes other than the model's; choose data with the same classes"
         )
-    source.notes[:0] = [
-        f"--data {value}: the existing path is used, not the set that can be downloaded"
-        for value in paths
-        if is_named_set(value)
-    ]
-    if limit is not None and limit < len(source):
-        return Subset(source, seeded_choice(source, limit, seed))
-    return source
 
 
 def open_images(values: Sequence[str], max_megapixels: float = 64) -> FileSource:
@@ -78,14 +125,33 @@ def _is_set(value: str) -> bool:
     return value == "demo" or (not os.path.exists(value) and is_named_set(value))
 
 
-def _open_set(value: str, split: Split) -> Source:
-    if value == "demo":
-        from beit.data.sources.demo import DemoSource
+def _open_set(value: str, holdout: Holdout) -> dict[Split, Callable[[], Source]]:
+    """The splits of a set that brings its own; one without `val` gives up a part of its training images."""
+    from beit.data.sources.demo import DemoSource
+    from beit.data.sources.named import NAMED_SETS, NamedSource
 
-        return DemoSource(split)
-    from beit.data.sources.named import NamedSource
+    kind = DemoSource if value == "demo" else partial(NamedSource, value)
+    names = DemoSource.splits if value == "demo" else NAMED_SETS[value].splits
+    openers: dict[Split, Callable[[], Source]] = {split: partial(kind, split) for split in names}
+    if "val" in openers or (holdout.share == 0 and not holdout.listed):
+        return openers
 
-    return NamedSource(value, split)
+    @cache
+    def parts() -> tuple[Subset, Subset]:
+        train = kind("train")
+        choice = hold_back(train, _classes_of(train, holdout.classes_of), holdout, f"--data {value}")
+        train.notes.append(choice.note)
+        held_back = set(choice.held_back)
+        rest = [index for index in range(len(train)) if index not in held_back]
+        return Subset(train, rest), Subset(train, choice.held_back)
+
+    return openers | {"train": lambda: parts()[0], "val": lambda: parts()[1]}
+
+
+def _classes_of(source: Source, classes_of: ClassesOf | None) -> list[Sequence[str]]:
+    if classes_of is not None:
+        return [classes_of(source.key(index), source.name(index)) for index in range(len(source))]
+    return [(source.classes[source.label(index)],) if source.classes else () for index in range(len(source))]
 
 
 def is_named_set(value: str) -> bool:

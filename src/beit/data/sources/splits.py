@@ -1,17 +1,20 @@
-"""Which images are for training and which for evaluation, decided on relative paths alone; and their classes."""
+"""Which images of folders and tars are for training, `val` and `test`, and their classes: decided on paths alone, but
+for what is held back."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import NamedTuple
 
 from beit.config.errors import UserError
-from beit.data.base import Split, check_classes, stable_hash
-from beit.data.sources.listing import EVALUATION_NAMES, Listing, Member
+from beit.data.base import Split, check_classes, split_of
+from beit.data.sources.files import Files, FileSource
+from beit.data.sources.holdout import Holdout, hold_back
+from beit.data.sources.listing import Listing, Member
 
 
 class Part(NamedTuple):
@@ -19,109 +22,116 @@ class Part(NamedTuple):
 
     listing: Listing
     members: list[Member]
-    training: list[Member]
-    """What is trained on, whatever the split."""
     folder: str
     """Where the members lie, to be followed by class folders; "" or ending in "/"."""
-    training_folder: str
     notes: list[str]
 
-
-class Files(NamedTuple):
-    """What a source is opened with."""
-
-    listings: list[Listing]
-    """Whose members are those to use."""
-    notes: list[str]
-    labels: list[int] | None = None
-    """Of all members in order."""
-    classes: tuple[str, ...] | None = None
+    def alone(self) -> Listing:
+        """The listing with these members alone."""
+        return replace(self.listing, members=self.members)
 
 
-def choose_members(
-    listings: Sequence[Listing], split: Split, holdout: float, *, paired: bool = False
-) -> list[Part]:
-    """What of `listings` belongs to `split`; :class:`UserError` when that is nothing.
+Parts = Mapping[Split, list[Part]]
+
+
+def split_listings(listings: Sequence[Listing], holdout: Holdout, *, paired: bool = False) -> Parts:
+    """The parts of `listings` that belong to each split that has images.
 
     `paired` says that the label maps in `annotations/` are used.
     """
-    parts = [_part(listing, split, holdout, paired) for listing in listings]
-    if not any(part.members for part in parts):
-        names = ", ".join(listing.root for listing in listings)
-        if split == "train":
-            remedy = "add images/training" if paired else "name that folder itself to train on it"
-            raise UserError(f"--data {names} holds an evaluation split alone; {remedy}")
-        raise UserError(f"--data {names} leaves no image for evaluation; add images or raise --holdout")
+    parts: dict[Split, list[Part]] = {}
+    for listing in listings:
+        for split, part in _split(listing, holdout, paired).items():
+            if part.members:
+                parts.setdefault(split, []).append(part)
     return parts
 
 
 def unlabeled(parts: Sequence[Part]) -> Files:
     """All members of `parts`."""
-    listings = [replace(part.listing, members=part.members) for part in parts]
-    return Files(listings, [note for part in parts for note in part.notes])
+    return Files([part.alone() for part in parts], [note for part in parts for note in part.notes])
 
 
-def _part(listing: Listing, split: Split, holdout: float, paired: bool) -> Part:
-    train, evaluation, notes = _find_splits(listing, paired)
+def _split(listing: Listing, holdout: Holdout, paired: bool) -> dict[Split, Part]:
+    layout = find_splits([member.path for member in listing.members], paired=paired)
+    notes = [f"{listing.root}: {name} ignored ({n:,} images)" for name, n in layout.ignored.items()]
     notes = [*listing.notes, *notes]
-    training = [] if train is None else [m for m in listing.members if m.path.startswith(train)]
-    train = train or ""
-    if evaluation is not None:
-        held_back = [m for m in listing.members if m.path.startswith(evaluation)]
-    else:
-        evaluation = train
-        hashes = {member: stable_hash(member.path) for member in training}
-        # Those whose hash is in the first share of all hashes; at least one image, where there are two.
-        divisible = holdout > 0 and len(hashes) > 1
-        bound = max(int(holdout * 2**64), min(hashes.values()) + 1) if divisible else 0
-        held_back = [m for m, value in hashes.items() if value < bound]
-        if held_back:
-            notes.append(
-                f"{listing.root}: {len(held_back):,} of {len(training):,} images held back for evaluation"
-            )
-        training = [m for m, value in hashes.items() if value >= bound]
-    if split == "train":
-        return Part(listing, training, training, train, train, notes)
-    return Part(listing, held_back, training, evaluation, train, notes)
+    parts: dict[Split, Part] = {}
+    for split, folder in layout.folders.items():
+        members = [member for member in listing.members if member.path.startswith(folder)]
+        parts[split] = Part(listing, members, folder, notes)
+    if "train" in parts and "val" not in parts:
+        train = parts["train"]
+        pool = FileSource(unlabeled([train]))
+        if holdout.classes_of is None:
+            classes = _class_names(train)
+        else:
+            classes = [holdout.classes_of(pool.key(index), pool.name(index)) for index in range(len(pool))]
+        choice = hold_back(pool, classes, holdout, listing.root)
+        if choice.held_back:
+            notes.append(choice.note)
+            chosen = set(choice.held_back)
+            rest = [member for index, member in enumerate(train.members) if index not in chosen]
+            parts["train"] = train._replace(members=rest)
+            parts["val"] = train._replace(members=[train.members[index] for index in choice.held_back])
+    return parts
 
 
-def _find_splits(listing: Listing, paired: bool) -> tuple[str | None, str | None, list[str]]:
-    """The folders of the two splits, and notes on what is in neither: `train/` beside `val/`, `validation/`, `valid/`
-    or `test/` (the first of them); ADE20K's `images/{training,validation}/` beside `annotations/`; otherwise
-    everything is one pool.
+def _class_names(part: Part) -> list[Sequence[str]]:
+    """Of every member its class, if it has one, whatever classes are called."""
+    if part.listing.numbers:
+        numbers = _read_numbers(part)
+        return [(str(numbers[member]),) if member in numbers else () for member in part.members]
+    return [(name,) if (name := folder_of(member.path, part.folder)) else () for member in part.members]
 
-    No folder for training means that there is nothing to train on, none for evaluation that a share is held back.
+
+# ------------------------------------------------------------------------------------------------------------
+# Folders
+
+
+class Layout(NamedTuple):
+    """Where the images of each split lie."""
+
+    folders: Mapping[Split, str]
+    """Prefixes of paths: "" for everything, or ending in "/"."""
+    ignored: Mapping[str, int]
+    """What is in no split, by name, and how many images it holds."""
+
+
+def find_splits(paths: Sequence[str], *, paired: bool) -> Layout:
+    """The splits of a root with images at `paths`: a folder for training with those for `val` and `test` beside it,
+    in the root, in the one folder that an archive unpacked to, or in ADE20K's `images/` beside `annotations/`. Where
+    there are folders for evaluation alone, nothing is trained on. Everything else is one pool to train on.
+
+    paired: the label maps in `annotations/` are used.
     """
-    paths = [member.path for member in listing.members]
-    top = _children(paths, "")
+    top = children(paths, "")
     base = ""
-    train_names: tuple[str, ...] = ("train",)
     ignored: dict[str, int] = {}
     if {"images", "annotations"} <= top.keys():
-        base, train_names = "images/", ("training", "train")
+        base = "images/"
         ignored = {} if paired else {"annotations/ (label maps for segmentation)": top["annotations"]}
-    elif len(top) == 1 and "train" in _children(paths, f"{next(iter(top))}/"):
-        base = f"{next(iter(top))}/"  # an unpacked archive: everything lies in one folder
-    names = _children(paths, base)
-    train = next((name for name in train_names if name in names), None)
-    evaluation = next((name for name in EVALUATION_NAMES if name in names), None)
-    if train is not None:
-        others = {name: count for name, count in names.items() if name not in (train, evaluation)}
-        ignored |= {f"{base}{name}/" if name else "loose images": count for name, count in others.items()}
-    notes = [f"{listing.root}: {name} ignored ({count:,} images)" for name, count in ignored.items()]
-    if train is None:
-        alone = evaluation is not None and len(names) == 1
-        return (None, f"{base}{evaluation}/", notes) if alone else (base, None, notes)
-    return f"{base}{train}/", f"{base}{evaluation}/" if evaluation else None, notes
+    elif len(top) == 1 and "train" in map(split_of, children(paths, f"{next(iter(top))}/")):
+        base = f"{next(iter(top))}/"
+    names = children(paths, base)
+    found: dict[Split, str] = {}
+    for name in sorted(names, key=lambda name: (len(name), name)):  # train/ rather than train_images/
+        if (split := split_of(name)) is not None:
+            found.setdefault(split, name)
+    if "train" not in found and len(found) < len(names):
+        return Layout({"train": base}, ignored)
+    others = {name: count for name, count in names.items() if name not in found.values()}
+    ignored |= {f"{base}{name}/" if name else "loose images": count for name, count in others.items()}
+    return Layout({split: f"{base}{name}/" for split, name in found.items()}, ignored)
 
 
-def _children(paths: Sequence[str], prefix: str) -> dict[str, int]:
+def children(paths: Sequence[str], prefix: str) -> dict[str, int]:
     """Names of the folders directly beneath `prefix` and how many images each holds; "" for loose images."""
-    counts = Counter(_folder(path, prefix) for path in paths if path.startswith(prefix))
+    counts = Counter(folder_of(path, prefix) for path in paths if path.startswith(prefix))
     return dict(sorted(counts.items()))
 
 
-def _folder(path: str, prefix: str) -> str:
+def folder_of(path: str, prefix: str) -> str:
     """The first folder beneath `prefix`; empty for an image that lies loose."""
     name, slash, _ = path[len(prefix) :].partition("/")
     return name if slash else ""
@@ -134,77 +144,99 @@ def _folder(path: str, prefix: str) -> str:
 _MOST_CLASSES = 1_000_000  # a number beyond is damage, and a table of that length an attack
 
 
-_Labeled = tuple[list[dict[Member, int]], tuple[str, ...]]
-"""For each part the members that have a label, with it; and the classes."""
+_Rows = list[dict[Member, int]]
+"""For each part the members that have a label, with it."""
 
 
-def label_members(parts: Sequence[Part], classes: Sequence[str] | None) -> Files:
-    """The members of `parts` that have a label. The training members name the classes unless `classes` does.
+def label_members(parts: Parts, split: Split, classes: Sequence[str] | None) -> Files:
+    """The members of a split that have a label. The training members name the classes unless `classes` does.
 
     Raises :class:`UserError` for data without classes and for classes that training does not know.
     """
-    numbered = any(part.listing.numbers for part in parts)
-    label = _by_number if numbered and not _numbers_follow_folders(parts) else _by_folder
-    where = ", ".join(part.listing.root for part in parts)
-    rows, names = label(parts, classes, where)
-    listings = [replace(part.listing, members=list(row)) for part, row in zip(parts, rows, strict=True)]
-    notes = unlabeled(parts).notes
-    if unused := sum(len(part.members) - len(row) for part, row in zip(parts, rows, strict=True)):
-        reason = "outside the class folders" if label is _by_folder else "without a .cls number"
-        notes.append(f"{where}: {unused:,} images {reason} ignored")
+    everything = [part for of_split in parts.values() for part in of_split]
+    numbered = any(part.listing.numbers for part in everything)
+    by_number = numbered and not _numbers_follow_folders(everything)
+    label = _by_number if by_number else _by_folder
+    origin = "the model" if classes else "the training split"
+    if not classes and split != "train" and "train" in parts:
+        classes = label(parts["train"], None, origin)[1]
+    own = parts[split]
+    rows, names = label(own, classes, origin)
+    listings = [replace(part.listing, members=list(row)) for part, row in zip(own, rows, strict=True)]
+    notes = unlabeled(own).notes
+    if unused := sum(len(part.members) - len(row) for part, row in zip(own, rows, strict=True)):
+        reason = "without a .cls number" if by_number else "outside the class folders"
+        notes.append(f"{_where(own)}: {unused:,} images {reason} ignored")
     return Files(listings, notes, [number for row in rows for number in row.values()], names)
+
+
+def without_unlabeled_test(parts: Parts) -> Parts:
+    """`parts`, but no `test` where its images have no labels and others have, with a note."""
+    test = parts.get("test", [])
+    if len(parts) < 2 or not test or any(name for part in test for row in _class_names(part) for name in row):
+        return parts
+    for part in [part for split, own in parts.items() if split != "test" for part in own]:
+        part.notes.append(f"{_where(test)}: test has no labels, so that nothing is judged on it")
+    return {split: own for split, own in parts.items() if split != "test"}
+
+
+def _where(parts: Sequence[Part]) -> str:
+    return ", ".join(part.listing.root for part in parts)
 
 
 def _numbers_follow_folders(parts: Sequence[Part]) -> bool:
     for part in parts:
         if part.listing.numbers:
-            numbered = _read_numbers(part.listing, part.members)
-            pairs = {(number, _folder(member.path, part.folder)) for member, number in numbered.items()}
+            numbered = _read_numbers(part)
+            pairs = {(number, folder_of(member.path, part.folder)) for member, number in numbered.items()}
             numbers, folders = {number for number, _ in pairs}, {folder for _, folder in pairs}
             if not len(pairs) == len(numbers) == len(folders) or "" in folders:
                 return False
     return True
 
 
-def _by_folder(parts: Sequence[Part], classes: Sequence[str] | None, where: str) -> _Labeled:
-    rows = [{member: _folder(member.path, part.folder) for member in part.members} for part in parts]
+def _by_folder(
+    parts: Sequence[Part], classes: Sequence[str] | None, origin: str
+) -> tuple[_Rows, tuple[str, ...]]:
+    where = _where(parts)
+    rows = [{m: folder_of(m.path, part.folder) for m in part.members} for part in parts]
     folders = {name for row in rows for name in row.values()} - {""}
     if not folders:
         raise UserError(
             f"--data {where} has no class folders; put the images of each class in a folder of its own"
         )
-    training = {_folder(member.path, part.training_folder) for part in parts for member in part.training}
-    names = tuple(classes or sorted(training - {""} or folders))
-    check_classes(names, folders, f"--data {where}", "the model" if classes else "the training split")
+    names = tuple(classes or sorted(folders))
+    check_classes(names, folders, f"--data {where}", origin)
     number_of = {name: number for number, name in enumerate(names)}
     return [{member: number_of[name] for member, name in row.items() if name} for row in rows], names
 
 
-def _by_number(parts: Sequence[Part], classes: Sequence[str] | None, where: str) -> _Labeled:
+def _by_number(
+    parts: Sequence[Part], classes: Sequence[str] | None, origin: str
+) -> tuple[_Rows, tuple[str, ...]]:
+    where = _where(parts)
     if len(parts) > 1:
         raise UserError(
             f"--data {where}: tars labelled by .cls numbers cannot be joined with folders; name one kind"
         )
-    [part] = parts
-    numbers = _read_numbers(part.listing, part.members)
+    numbers = _read_numbers(parts[0])
     if not numbers:
         raise UserError(f"--data {where} has images without .cls numbers; add KEY.cls beside each KEY.jpg")
-    training = _read_numbers(part.listing, part.training) or numbers
-    names = tuple(classes or map(str, range(1 + max(training.values()))))
+    names = tuple(classes or map(str, range(1 + max(numbers.values()))))
     if (largest := max(numbers.values())) >= len(names):
         raise UserError(
-            f"--data {where} holds class number {largest}, but only {len(names)} classes are known"
+            f"--data {where} holds class number {largest}, but {origin} has only {len(names)} classes"
         )
     return [numbers], names
 
 
-def _read_numbers(listing: Listing, members: Sequence[Member]) -> dict[Member, int]:
+def _read_numbers(part: Part) -> dict[Member, int]:
     """Every member that has a number, with it. KEY ends at the last dot, or by WebDataset's rule at the first."""
-    numbers: dict[Member, int] = {}
+    listing, numbers = part.listing, dict[Member, int]()
     with ExitStack() as stack:
-        shards = {member.shard for member in members}
+        shards = {member.shard for member in part.members}
         files = {shard: stack.enter_context(open(listing.tars[shard], "rb")) for shard in shards}
-        for member in members:
+        for member in part.members:
             folder, name = os.path.split(member.path)
             shortest = os.path.join(folder, name.partition(".")[0])
             sidecar = listing.numbers.get(f"{member.shard}:{os.path.splitext(member.path)[0]}")

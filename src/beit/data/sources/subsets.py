@@ -55,6 +55,10 @@ class Subset(_Joined):
     def __len__(self) -> int:
         return len(self._indices)
 
+    def chosen(self, indices: Sequence[int]) -> Subset:
+        """Some of them."""
+        return Subset(self, indices)
+
     def describe(self) -> str:
         whole = len(self) == len(self._source)
         return self._source.describe() if whole else f"{len(self):,} chosen of {self._source.describe()}"
@@ -63,6 +67,13 @@ class Subset(_Joined):
     def fingerprint(self) -> str:
         digest = hashlib.blake2b(self._indices.numpy().tobytes(), digest_size=16).hexdigest()
         return f"{self._source.fingerprint} {digest}"
+
+
+def origin(source: Source, index: int) -> tuple[Source, int]:
+    """The source that is made of no other, and the image's number there."""
+    while isinstance(source, _Joined):
+        source, index = source._find(index)
+    return source, index
 
 
 class Numbered(Subset):
@@ -115,6 +126,14 @@ def seeded_choice(source: Source, count: int | None, seed: int) -> list[int]:
     """Numbers of at most `count` images (None: of all) in rising order. With the same seed, a larger choice contains
     a smaller."""
     return sorted(_seeded_order(source, range(len(source)), seed)[:count])
+
+
+def limited(source: Source, count: int | None, seed: int) -> Source:
+    """At most `count` images of `source`, None for all."""
+    if count is None or count >= len(source):
+        return source
+    indices = seeded_choice(source, count, seed)
+    return source.chosen(indices) if isinstance(source, Subset) else Subset(source, indices)
 
 
 def label_share(source: Source, share: float, seed: int, *, balanced: bool = True) -> Subset:

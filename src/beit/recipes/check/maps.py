@@ -14,9 +14,10 @@ from rich.table import Table
 from beit.config.errors import UserError
 from beit.config.segment import IGNORE
 from beit.config.use import CheckConfig
-from beit.data.base import Split
+from beit.data.base import SPLITS, Split
 from beit.data.decode import ImageError
-from beit.data.label_maps.pairs import MapFiles, check_layout, notes_on_spare_maps, open_map_files
+from beit.data.label_maps.maps import MapFiles
+from beit.data.label_maps.pairs import check_layout, notes_on_spare_maps, open_map_files, split_pairs
 from beit.data.label_maps.table import (
     ClassTable,
     counted_table,
@@ -25,10 +26,8 @@ from beit.data.label_maps.table import (
     read_class_table,
 )
 from beit.data.sources.listing import Listing, list_data
-from beit.data.sources.splits import choose_members
 from beit.recipes.check.inspection import inspect_all
-
-SPLITS: tuple[Split, ...] = ("train", "eval")
+from beit.stages.session import holdout_of
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,15 @@ def inspect_maps(config: CheckConfig) -> MapReport | None:
         return None
     report = MapReport()
     files: dict[Split, MapFiles] = {}
+    try:
+        parts = split_pairs(listings, holdout_of(config))
+    except UserError as error:
+        report.mistakes.append(str(error))
+        return report
     for split in SPLITS:
         try:
-            parts = choose_members(listings, split, config.holdout, paired=True)
-        except UserError:  # this split is empty
-            continue
-        try:
-            _, files[split] = open_map_files(parts, config.max_megapixels)
+            if split in parts:
+                _, files[split] = open_map_files(parts[split], config.max_megapixels)
         except UserError as error:
             report.mistakes.append(str(error))
     table = _classes(report, listings, next(iter(files.values()), None))
@@ -124,8 +125,7 @@ def show_maps(report: MapReport, console: Console) -> None:
     """Print the notes and shares of `report` for people."""
     for note in report.notes:
         console.print(f"  {escape(note)}", soft_wrap=True)
-    headings = {"train": "training", "eval": "evaluation"}
-    table = Table("share of pixels", *(headings[split] for split in report.pixels), box=None)
+    table = Table("share of pixels", *report.pixels, box=None)
     numbers = sorted(set().union(*report.pixels.values()))
     for number in numbers[: IGNORE + 1]:
         shares = [counts[number] / max(1, counts.total()) for counts in report.pixels.values()]

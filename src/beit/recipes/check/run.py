@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,15 +17,16 @@ from rich.table import Table
 
 from beit.config.errors import UserError
 from beit.config.use import CheckConfig
-from beit.data.base import Source, Split
+from beit.data.base import SPLITS, Source, Split
 from beit.data.decode import ImageError
 from beit.data.label_maps.pairs import IMAGES
 from beit.data.loaders import HANDFUL
 from beit.data.sources.files import FileSource
-from beit.data.sources.opening import open_source
+from beit.data.sources.opening import open_splits
+from beit.data.sources.subsets import limited
 from beit.recipes.check.inspection import inspect_all
-from beit.recipes.check.maps import SPLITS, MapReport, inspect_maps, show_maps
-from beit.stages.session import open_split
+from beit.recipes.check.maps import MapReport, inspect_maps, show_maps
+from beit.stages.session import holdout_of, open_data
 
 _SIDES = (0, 32, 64, 128, 224, 384, 512, 1024)
 _LINES = 20  # of a list that are printed; the report object holds all
@@ -52,13 +52,12 @@ class SplitReport:
 class DataReport:
     """What :func:`inspect` found."""
 
-    train: SplitReport | None
-    """None: the data holds an evaluation split alone."""
-    evaluation: SplitReport | None
+    splits: dict[Split, SplitReport]
+    """Those that have images; `val` is what training would hold back where the data has none."""
     duplicates: list[list[str]]
     """Groups of files with the same bytes."""
     leaked: list[tuple[str, str]]
-    """Training and evaluation files with the same bytes."""
+    """Training files, and files of `val` or `test` with the same bytes."""
     notes: list[str]
     """What training ignores, and why."""
     maps: MapReport | None = None
@@ -66,8 +65,8 @@ class DataReport:
 
     @property
     def broken(self) -> list[tuple[str, str]]:
-        """Damaged files of both splits."""
-        return [bad for part in (self.train, self.evaluation) if part for bad in part.broken]
+        """Damaged files of all splits."""
+        return [bad for part in self.splits.values() for bad in part.broken]
 
 
 def check(config: CheckConfig) -> DataReport:
@@ -83,7 +82,7 @@ def check(config: CheckConfig) -> DataReport:
 def inspect(
     config: CheckConfig, on_progress: Callable[[int, int], object] = lambda done, total: None
 ) -> DataReport:
-    """Decode every image of both splits; prints nothing.
+    """Decode every image of all splits; prints nothing.
 
     Raises :class:`UserError` where training would: no such folder, no image, a compressed tar.
     """
@@ -98,8 +97,7 @@ def inspect(
     duplicates, leaks = _same_bytes(sources, images)
     has_maps = any(source.key(0).startswith(IMAGES) for source in sources.values())
     return DataReport(
-        train=reports.get("train"),
-        evaluation=reports.get("eval"),
+        splits=reports,
         duplicates=duplicates,
         leaked=leaks,
         notes=list(dict.fromkeys(note for source in sources.values() for note in source.notes)),
@@ -108,33 +106,37 @@ def inspect(
 
 
 def _open_splits(config: CheckConfig) -> dict[Split, Source]:
-    """Those that are not empty, with labels where there are any. UserError where all are."""
+    """Those that have images, with labels where there are any. UserError where none has."""
+    holdout = holdout_of(config)
+    plain = open_data(config, open_splits, holdout)
+    labeled = open_data(config, partial(open_splits, labeled=True), holdout)
     sources: dict[Split, Source] = {}
-    for split, labeled in itertools.product(SPLITS, (True, False)):
+    for split in plain:
         try:
-            if split not in sources:
-                opener = partial(open_source, labeled=labeled)
-                sources[split] = open_split(config, split, config.limit, 0, opener)
-        except UserError as error:
-            failure = error
-    if not sources:
-        raise failure
-    return sources
+            sources[split] = labeled[split]
+        except (KeyError, UserError):  # no labels
+            sources[split] = plain[split]
+    return {split: limited(source, config.limit, 0) for split, source in sources.items()}
 
 
 def _same_bytes(
     sources: Mapping[Split, Source], images: Mapping[Split, Sequence[_Image]]
 ) -> tuple[list[list[str]], list[tuple[str, str]]]:
-    """Names of files with the same bytes, in groups, and those that are in both splits, in pairs."""
+    """Names of files with the same bytes, in groups, and those trained on and judged by, in pairs."""
     groups: dict[bytes, dict[Split, list[str]]] = {}
     for split, source in sources.items():
         for index, image in enumerate(images[split]):
             if image.digest:
-                group = groups.setdefault(image.digest, {"train": [], "eval": []})
+                group = groups.setdefault(image.digest, {name: [] for name in SPLITS})
                 group[split].append(source.name(index))
-    several = [group for group in groups.values() if len(group["train"] + group["eval"]) > 1]
-    leaks = [(group["train"][0], name) for group in several if group["train"] for name in group["eval"]]
-    return [group["train"] + group["eval"] for group in several], leaks
+    leaks = [
+        (group["train"][0], name)
+        for group in groups.values()
+        if group["train"]
+        for name in group["val"] + group["test"]
+    ]
+    same = [[name for names in group.values() for name in names] for group in groups.values()]
+    return [names for names in same if len(names) > 1], leaks
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -193,29 +195,30 @@ def _range_of_sides(place: int) -> str:
 
 def show(report: DataReport, console: Console, max_bad: float = 0.05) -> None:
     """Print `report` for people."""
-    for heading, part in (("training", report.train), ("evaluation", report.evaluation)):
+    for split in SPLITS:
+        part = report.splits.get(split)
         description = escape(part.description) if part else "no images"
-        console.print(f"[bold]{heading}[/]: {description}", soft_wrap=True)
+        console.print(f"[bold]{split}[/]: {description}", soft_wrap=True)
     for note in report.notes:
         console.print(f"  {escape(note)}", soft_wrap=True)
-    parts = [part for part in (report.train, report.evaluation) if part]
-    _print_counts(console, "shorter side in pixels", [part.sizes for part in parts], parts)
-    if any(part.classes for part in parts):
-        _print_counts(console, "class", [part.classes for part in parts], parts)
+    parts = report.splits
+    _print_counts(console, "shorter side in pixels", [part.sizes for part in parts.values()], parts)
+    if any(part.classes for part in parts.values()):
+        _print_counts(console, "class", [part.classes for part in parts.values()], parts)
     if report.maps:
         show_maps(report.maps, console)
         _print_list(console, "label maps and classes that segmentation would not take", report.maps.mistakes)
     _print_list(console, "damaged files", [f"{name}: {reason}" for name, reason in report.broken])
     _print_list(console, "files with the same bytes", [" = ".join(group) for group in report.duplicates])
     _print_list(
-        console, "evaluation files that are also trained on", [f"{b} = {a}" for a, b in report.leaked]
+        console, "files of val and test that are also trained on", [f"{b} = {a}" for a, b in report.leaked]
     )
     console.print(_verdict(report, max_bad), soft_wrap=True)
 
 
 def _verdict(report: DataReport, max_bad: float) -> str:
     """What training will do with the images."""
-    train, evaluation = report.train, report.evaluation
+    train, val, test = map(report.splits.get, SPLITS)
     if train is None or len(train.broken) == train.images:
         return "[red]training would refuse: there is no image to train on[/]"
     bad = len(train.broken)
@@ -224,14 +227,15 @@ def _verdict(report: DataReport, max_bad: float) -> str:
     if report.maps and (mistakes := report.maps.mistakes):
         mend = f"mend the {len(mistakes):,} mistakes in label maps and classes listed above"
         return f"[red]not ready for segmentation: {mend}[/]"
-    usable = evaluation.images - len(evaluation.broken) if evaluation else 0
-    return f"ready: {train.images - bad:,} images to train on, {usable:,} to evaluate on"
+    usable = val.images - len(val.broken) if val else 0
+    once = f", {test.images - len(test.broken):,} (test) to judge on once at the end" if test else ""
+    return f"ready: {train.images - bad:,} images to train on, {usable:,} (val) to evaluate on{once}"
 
 
 def _print_counts(
-    console: Console, title: str, counts: Sequence[dict[str, int]], parts: Sequence[SplitReport]
+    console: Console, title: str, counts: Sequence[dict[str, int]], parts: Mapping[Split, SplitReport]
 ) -> None:
-    table = Table(title, *(f"{part.images:,} images" for part in parts), box=None)
+    table = Table(title, *(f"{part.images:,} {split}" for split, part in parts.items()), box=None)
     rows = list(dict.fromkeys(label for column in counts for label in column))
     for label in rows[:_LINES]:
         table.add_row(escape(label), *(f"{column.get(label, 0):,}" for column in counts))

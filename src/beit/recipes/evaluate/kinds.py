@@ -13,13 +13,12 @@ from beit.checkpoints.store import describe
 from beit.config.errors import UserError
 from beit.config.segment import IGNORE
 from beit.config.use import EvaluateConfig
-from beit.data.base import Source, Split
+from beit.data.base import Source
 from beit.data.batches import LabeledBatch
 from beit.data.label_file import LabelFile, Labels
 from beit.data.label_maps.pairs import open_pairs
 from beit.data.loaders import View
-from beit.data.sources.opening import open_source
-from beit.data.sources.subsets import Concatenation
+from beit.data.sources.opening import open_splits
 from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.segmentation import SegmentationEvaluationView
 from beit.metrics.classification import (
@@ -32,10 +31,11 @@ from beit.metrics.segmentation import by_class, confusion_by_name, segmentation_
 from beit.models.heads import ImageClassifier, LinearProbe
 from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import Inference
+from beit.recipes.evaluate.images import Judged, holdout_to_judge, judged_images
 from beit.stages.batches import Machine
 from beit.stages.inference import classifier_view
 from beit.stages.segmentation import evaluate_batch
-from beit.stages.session import OpenSplit, open_split
+from beit.stages.session import open_data
 from beit.stages.token_scores import Scoring
 from beit.tokenizers.base import VisualTokenizer
 from beit.tokenizers.objective import reconstruction_figures, reconstruction_sums
@@ -43,12 +43,11 @@ from beit.training.method import Evaluation
 from beit.training.metrics import over_count
 from beit.training.signals import StopSignals
 
-SPLITS: dict[str, list[Split]] = {"eval": ["eval"], "train": ["train"], "all": ["train", "eval"]}
-
 
 class TestSet(NamedTuple):
     """Images, and how a model is shown them."""
 
+    split: str
     source: Source
     view: View
     labeled: bool = False
@@ -61,13 +60,12 @@ Kind = tuple[TestSet, Evaluation]
 
 def tokenizer(model: VisualTokenizer, config: EvaluateConfig, machine: Machine) -> Kind:
     """What is left of images that became tokens, how much of the codebook is used, and what the tokens say."""
-    source = open_splits(config)
+    split, source = judged_images(config)
+    train = open_data(config, open_splits, holdout_to_judge(config)).get("train")
 
     def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
         figures = reconstruction_figures(sums) | {"vocab_size": model.vocab_size}
-        try:
-            train = open_split(config, "train", None, config.seed, open_source)
-        except UserError:
+        if train is None:
             print("no scores of tokens: --data holds no training images to count tokens on")
             return figures
         scoring = Scoring(config, train, source, config.batch_size)
@@ -76,14 +74,14 @@ def tokenizer(model: VisualTokenizer, config: EvaluateConfig, machine: Machine) 
     evaluation = Evaluation(
         evaluate_batch=lambda _, batch: reconstruction_sums(model, batch.image), summarise=summarise
     )
-    return TestSet(source, EvaluationView(model.image_size)), evaluation
+    return TestSet(split, source, EvaluationView(model.image_size)), evaluation
 
 
 def classifier(model: ImageClassifier | LinearProbe, config: EvaluateConfig, machine: Machine) -> Kind:
     """Accuracy and loss over all images, and how the classes fare: matched with the data's by their names."""
     description = describe(config.model)
     multilabel = bool(description.get("multilabel", False))
-    source, labels = _open_labeled(config, description.get("classes"), multilabel)
+    (split, source), labels = _open_labeled(config, description.get("classes"), multilabel)
     names = labels.classes
     _require_number(names, model.num_classes, config)
     labels = labels.to(machine.compute.device)
@@ -104,7 +102,9 @@ def classifier(model: ImageClassifier | LinearProbe, config: EvaluateConfig, mac
         return over_count(sums) | accuracy_by_class(first, second, names)
 
     view = LabeledView(classifier_view(model.encoder.config.image_size, description))
-    return TestSet(source, view, labeled=True), Evaluation(evaluate_batch=evaluate_batch, summarise=summarise)
+    return TestSet(split, source, view, labeled=True), Evaluation(
+        evaluate_batch=evaluate_batch, summarise=summarise
+    )
 
 
 def segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine: Machine) -> Kind:
@@ -112,7 +112,7 @@ def segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine: Machine
     description = describe(config.model)
     classes = description.get("classes")
     reduce_zero = bool(description.get("reduce_zero_label", False))
-    source = open_splits(
+    split, source = judged_images(
         config, partial(open_pairs, reduce_zero_label=reduce_zero, classes=classes), labeled=True
     )
     names = source.classes or ()
@@ -133,41 +133,31 @@ def segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine: Machine
             "confusion": confusion_by_name(sums["confusion"], names),
         }
 
-    test_set = TestSet(source, SegmentationEvaluationView(inference.input_side), labeled=True)
+    test_set = TestSet(split, source, SegmentationEvaluationView(inference.input_side), labeled=True)
     evaluation = Evaluation(
         evaluate_batch=partial(evaluate_batch, inference), summarise=summarise, batch_size=1
     )
     return test_set, evaluation
 
 
-def open_splits(config: EvaluateConfig, opener: OpenSplit = open_source, *, labeled: bool = False) -> Source:
-    """The images of `config.split`, which must agree on their classes where they are `labeled`."""
-    sources: list[Source] = []
-    for split in SPLITS[config.split]:
-        try:
-            sources.append(open_split(config, split, config.limit, config.seed, opener))
-        except UserError:
-            if config.split != "all" or (split == "eval" and not sources):
-                raise
-    return sources[0] if len(sources) == 1 else Concatenation(sources, labeled)
-
-
 def _open_labeled(
     config: EvaluateConfig, classes: list[str] | None, multilabel: bool
-) -> tuple[Source, Labels]:
+) -> tuple[Judged, Labels]:
     """The images, and what their labels mean among the model's `classes` (None: those of the data)."""
     if config.labels is not None:
         file = LabelFile(config.labels, multilabel=multilabel, classes=classes)
-        labeled = file.apply(open_splits(config))
+        split, source = judged_images(config)
+        labeled = file.apply(source)
+        assert labeled is not None  # only a test beside training images may have no labels
         labeled.notes += file.unused()
-        return labeled, file.labels
+        return Judged(split, labeled), file.labels
     if multilabel:
         raise UserError(
             f"{config.model} gives an image several classes; name a file that has them with --labels"
         )
-    source = open_splits(config, partial(open_source, labeled=True, classes=classes), labeled=True)
-    assert source.classes is not None  # open_source refuses data without labels
-    return source, Labels(source.classes)
+    judged = judged_images(config, partial(open_splits, labeled=True, classes=classes), labeled=True)
+    assert judged.source.classes is not None  # open_splits refuses data without labels
+    return judged, Labels(judged.source.classes)
 
 
 def _require_number(names: tuple[str, ...], number: int, config: EvaluateConfig) -> None:

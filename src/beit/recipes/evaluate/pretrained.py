@@ -15,27 +15,29 @@ from beit.config.errors import UserError, given_by
 from beit.config.files import read_record
 from beit.config.pretrain import PretrainConfig
 from beit.config.use import EvaluateConfig
-from beit.data.sources.opening import open_source
+from beit.data.sources.opening import open_splits
 from beit.data.views.evaluation import EvaluationView
 from beit.metrics.tokens import TokenBaselines, best_mixtures_of_sums
 from beit.models.heads import MaskedImageModel
 from beit.recipes.evaluate.bound import Bound
-from beit.recipes.evaluate.kinds import Kind, TestSet, open_splits
+from beit.recipes.evaluate.images import judged_images
+from beit.recipes.evaluate.kinds import Kind, TestSet
 from beit.stages.batches import Machine, each_batch
-from beit.stages.inference import print_notes, run_of
+from beit.stages.inference import print_notes
 from beit.stages.masked_modelling import evaluation_view, pixel_sums, token_image_size, token_sums
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.method import Evaluation
+from beit.training.run.directory import run_of
 
 
 def pretrained(model: MaskedImageModel, config: EvaluateConfig, machine: Machine) -> Kind:
     """Masked-token loss and accuracy beside the baselines, with masks as in the run that trained the model, and both
     terms of the bound."""
     recipe = recipe_of(model, config)
-    source = open_splits(config, partial(open_source, pillow=recipe.views == "exact"))
+    split, source = judged_images(config, partial(open_splits, pillow=recipe.views == "exact"))
     facts: dict[str, Any] = {"target": recipe.target, "masking": recipe.masking, "predict": recipe.predict}
     if recipe.target == "pixels":
-        return TestSet(source, evaluation_view(recipe, model.encoder.config.image_size)), Evaluation(
+        return TestSet(split, source, evaluation_view(recipe, model.encoder.config.image_size)), Evaluation(
             evaluate_batch=partial(pixel_sums, recipe, model),
             summarise=lambda sums: {**facts, **best_mixtures_of_sums(sums)},
         )
@@ -50,7 +52,7 @@ def pretrained(model: MaskedImageModel, config: EvaluateConfig, machine: Machine
         terms = bound.figures(sums, model.vocab_size)
         return {**facts, **best_mixtures_of_sums(of_patches), **chance, "bound": bound.words(), **terms}
 
-    return TestSet(source, evaluation_view(recipe, size)), Evaluation(
+    return TestSet(split, source, evaluation_view(recipe, size)), Evaluation(
         evaluate_batch=partial(token_sums, recipe, tokenizer, baselines, besides=bound.sums),
         summarise=summarise,
     )
@@ -106,7 +108,7 @@ def count_tokens(
 ) -> TokenBaselines | None:
     """Baselines that know the tokens of training images; None where the data has none."""
     try:
-        source = open_splits(replace(config, split="train", limit=config.baseline_images))
+        source = judged_images(replace(config, split="train", limit=config.baseline_images)).source
     except UserError:
         print("no baselines: --data holds no training images to count tokens on")
         return None

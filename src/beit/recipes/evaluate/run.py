@@ -37,7 +37,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     _require_flags_for(model, config)
     machine = open_machine_alone(config)
     test_set, evaluation = evaluation_of(model.to(machine.compute.device), config, machine)
-    about = {"model": config.model, "kind": kind_of(model), "split": config.split}
+    about = {"model": config.model, "kind": kind_of(model), "split": test_set.split}
     figures = about | measure(model, test_set, evaluation, config, machine)
     # A file or pipe has no width to keep to.
     show(figures, Console(width=None if sys.stdout.isatty() else 200))

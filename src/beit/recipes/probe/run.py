@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from beit.checkpoints.store import load_encoder, weights_sha256
 from beit.config.architecture import default_crop, sides
-from beit.config.errors import UserError, given_by
+from beit.config.errors import UserError, given_by, require
 from beit.config.probe import ProbeConfig
 from beit.data.batches import LabeledBatch
-from beit.data.sources.opening import open_source
+from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import Subset, spread
 from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.tokenizer import TokenizerViews
@@ -49,8 +49,12 @@ def probe(config: ProbeConfig, *, dry_run: bool = False, overwrite: bool = False
     session = open_session("probe", config, dry_run=dry_run, overwrite=overwrite)
     if session is None:
         return
-    images = open_images(config, partial(open_source, labeled=config.labels is None))
+    images = open_images(config, partial(open_splits, labeled=config.labels is None))
     images, labels = label_images(images, config.labels)
+    require(
+        len(images.held_back) > 0,
+        "--holdout 0 leaves no image to choose the layer on; drop it, or name some with --eval-data",
+    )
     with given_by("--init"):
         encoder = load_encoder(config.init, sides(config.image_size))
     session.freeze(encoder)
@@ -82,8 +86,11 @@ class Probing:
         self.bank = FeatureSource(chosen, shape)
         """Training images: neighbours to find, and without `augment` all that the classifiers learn from."""
         self.held_back = FeatureSource(images.held_back, shape)
+        self.test = FeatureSource(images.test, shape) if images.test else None
         self.neighbours: dict[str, Tensor] = {}
-        """Share of right k-NN answers by layer."""
+        """Share of right k-NN answers by layer, on held-back images."""
+        self.test_neighbours: dict[str, Tensor] = {}
+        """The same on `test`."""
         self.scores: dict[str, Tensor] = {}
         """Loss and share of right linear answers by layer, at the last evaluation."""
 
@@ -92,8 +99,11 @@ class Probing:
         config = self.config
         crops = TokenizerViews(self.size, crop="random_resized", min_scale=config.min_crop, flip=config.flip)
         return Feed(
-            train=self.images.train if config.augment else self.bank,
-            held_back=self.held_back,
+            images=self.images._replace(
+                train=self.images.train if config.augment else self.bank,
+                held_back=self.held_back,
+                test=self.test,
+            ),
             view=LabeledView(crops) if config.augment else feature_view,
             evaluation_view=feature_view,
             labeled=True,
@@ -109,6 +119,7 @@ class Probing:
             evaluation=Evaluation(
                 evaluate_batch=self.evaluate,
                 summarise=self.summarise,
+                summarise_test=self.summarise_test,
                 monitor="top1",
                 monitor_mode="max",
             ),
@@ -124,8 +135,9 @@ class Probing:
         )
 
     def notes(self) -> Notes:
-        config, images = self.config, len(self.bank) + len(self.held_back)
-        memory = sum(source.features.nbytes for source in (self.bank, self.held_back)) / 2**30
+        config = self.config
+        sources = [source for source in (self.bank, self.held_back, self.test) if source]
+        images, memory = sum(map(len, sources)), sum(source.features.nbytes for source in sources) / 2**30
         return Notes(
             about=[
                 f"on each of the {len(self.layers)} layers of the frozen encoder of {config.init}, "
@@ -162,6 +174,17 @@ class Probing:
         figures = {name: float(values[best]) for name, values in self.scores.items()}
         return figures | {"best_layer": float(best), "knn_top1": float(self.neighbours["top1"].max())}
 
+    def summarise_test(self, totals: Mapping[str, Tensor]) -> dict[str, float]:
+        """Of the layers that were best on the held-back images, for either kind of classifier."""
+        layer, knn_layer = best_layer(self.scores), self.best_knn_layer()
+        figures = {name: float(values[layer]) for name, values in shares(totals).items()}
+        knn = self.test_neighbours["top1"][knn_layer]
+        return figures | {"best_layer": float(layer), "knn_top1": float(knn)}
+
+    def best_knn_layer(self) -> int:
+        top1 = self.neighbours["top1"]
+        return best_layer({"top1": top1, "loss": -self.neighbours.get("top5", top1)})
+
     def prepare(self, batches: Batches, precision: Precision, stop: StopSignals) -> None:
         """One pass of the encoder over the images that stay as they are, and all of k-NN."""
         config, say = self.config, self.session.console.say
@@ -169,7 +192,9 @@ class Probing:
         machine = Machine(compute, precision, num_workers(config.workers, compute))
         view = EvaluationView(self.size, crop_share=self.crop_pct)
         batch_size = max(1, min(256, config.batch_size // compute.world))
-        for source, title in ((self.bank, "training"), (self.held_back, "held-back")):
+        for source, title in ((self.bank, "training"), (self.held_back, "held-back"), (self.test, "test")):
+            if source is None:
+                continue
             say(f"computing the features of {len(source):,} {title} images")
             source.compute(self.features, view, machine, batch_size=batch_size, title=title, stop=stop)
             if not source.whole.any():
@@ -179,15 +204,19 @@ class Probing:
             self.model.mean.copy_(whole.mean(dim=0))
             self.model.std.copy_(whole.std(dim=0, correction=0).clamp(min=1e-6))
         with suppress(StopRequested):
-            self.neighbours = self.score_neighbours(compute.device, stop.poll)
+            self.neighbours = self.score_neighbours(self.held_back, compute.device, stop.poll)
+            if self.test:
+                self.test_neighbours = self.score_neighbours(self.test, compute.device, stop.poll)
         stop.poll_together(compute)
 
-    def score_neighbours(self, device: torch.device, poll: Callable[[], None]) -> dict[str, Tensor]:
-        """Share of held-back images that k-NN names right, by layer, on features as the classifiers see them."""
+    def score_neighbours(
+        self, judged: FeatureSource, device: torch.device, poll: Callable[[], None]
+    ) -> dict[str, Tensor]:
+        """Share of `judged` images that k-NN names right, by layer, on features as the classifiers see them."""
         config, counts = self.config, defaultdict[str, Tensor](lambda: torch.zeros(len(self.layers)))
         rows = torch.tensor(spread(len(self.bank), config.knn_images))
         rows = rows[self.bank.whole[rows]]
-        labels, answers = self.bank.labels()[rows].to(device), self.held_back.labels()[self.held_back.whole]
+        labels, answers = self.bank.labels()[rows].to(device), judged.labels()[judged.whole]
         std = self.model.std.cpu()  # k-NN takes the mean off by itself
         vote = partial(
             knn_votes,
@@ -197,7 +226,7 @@ class Probing:
         )
         for layer in self.layers:
             bank = (self.bank.features[rows, layer] / std[layer]).to(device)
-            queries = self.held_back.features[self.held_back.whole, layer] / std[layer]
+            queries = judged.features[judged.whole, layer] / std[layer]
             for part, answer in zip(torch.split(queries, CHUNK), torch.split(answers, CHUNK), strict=True):
                 poll()
                 votes = vote(part.to(device), bank, labels).cpu()
@@ -225,9 +254,11 @@ class Probing:
             {"layer": layer, **{name: round(float(column[layer]), 6) for name, column in columns.items()}}
             for layer in self.layers
         ]
-        top1 = self.neighbours["top1"]
-        knn = best_layer({"top1": top1, "loss": -self.neighbours.get("top5", top1)})
-        return {"best_layer": best_layer(self.scores), "knn_best_layer": knn, "layers": rows}
+        return {
+            "best_layer": best_layer(self.scores),
+            "knn_best_layer": self.best_knn_layer(),
+            "layers": rows,
+        }
 
 
 def shares(totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -252,4 +283,7 @@ def conclusion(results: Mapping[str, Any]) -> Sequence[str]:
         marks = {name: "*" if star else " " for name, star in stars.items()}
         cells = [f"{f'{row[name]:.2%}' + marks.get(name, ''):>13}" for name in columns]
         lines.append(f"{row['layer']:>5}  " + "  ".join(cells))
-    return [*lines, f"best: layer {best} with a linear classifier, layer {knn} with k-NN"]
+    lines.append(f"best: layer {best} with a linear classifier, layer {knn} with k-NN")
+    if "test/top1" in (last := results["last"]):
+        lines.append(f"on test, once: {last['test/top1']:.2%} linear, {last['test/knn_top1']:.2%} k-NN")
+    return lines

@@ -19,8 +19,6 @@ def tokenizer(config: TokenizerConfig, *, dry_run: bool = False, overwrite: bool
     images = open_images(config)
     size = (config.image_size, config.image_size)
     views = TokenizerViews(size, crop=config.crop, min_scale=config.min_crop)
-    feed = Feed(
-        train=images.train, held_back=images.held_back, view=views, evaluation_view=EvaluationView(size)
-    )
+    feed = Feed(images=images._replace(test=None), view=views, evaluation_view=EvaluationView(size))
     method_of = reconstruction_method if config.is_trained else codebook_method
     train(session, method_of(config, session, images), feed)

@@ -1,6 +1,6 @@
 """The run directory: what a run leaves on disk, how it is opened again, and what may differ when it is.
 
-config.yaml  status.json  log.txt  metrics.jsonl  results.json  samples/  model/  model-best/
+config.yaml  status.json  log.txt  metrics.jsonl  results.json  held-back.txt  trained-on.npy  samples/  model/
 checkpoints/step-N/
 """
 
@@ -30,9 +30,11 @@ from beit.untrusted import read_json
 
 CONFIG, STATUS, LOG = "config.yaml", "status.json", "log.txt"
 METRICS, RESULTS, REPORT = "metrics.jsonl", "results.json", "report.html"
+HELD_BACK, TRAINED_ON = "held-back.txt", "trained-on.npy"
 SAMPLES, MODEL, MODEL_BEST, CHECKPOINTS = "samples", "model", "model-best", "checkpoints"
 TRACKERS = ("tensorboard", "wandb")
-LAYOUT = (STATUS, LOG, METRICS, RESULTS, REPORT, SAMPLES, MODEL, MODEL_BEST, CHECKPOINTS, *TRACKERS, CONFIG)
+FILES = (STATUS, LOG, METRICS, RESULTS, REPORT, HELD_BACK, TRAINED_ON)
+LAYOUT = (*FILES, SAMPLES, MODEL, MODEL_BEST, CHECKPOINTS, *TRACKERS, CONFIG)
 """All that is a run's own, in the order in which it is deleted: what marks the folder as a run goes last."""
 
 Choice = TypeVar("Choice")
@@ -231,6 +233,14 @@ class RunDirectory:
         self.console.close()
         if self._lock is not None:
             self._lock.release()
+
+
+def run_of(path: str | Path) -> Path | None:
+    """The run that the model at `path` lies in: `path` itself, or the folder around its model/ or model-best/; else
+    None."""
+    folder = Path(path)
+    run = folder.parent if folder.resolve().name in (MODEL, MODEL_BEST) else folder
+    return run if all((run / name).exists() for name in ("model", "config.yaml", "status.json")) else None
 
 
 def _now() -> str:
