@@ -52,6 +52,6 @@ class ProbeConfig(TrainingConfig):
     clip_grad: float | None = None
     eval_images: int = 50_000
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         self.require_other_run("--init", self.init)

@@ -69,8 +69,8 @@ class StartConfig(TrainingConfig):
     SIZE = "image_size"
     """The field that states the size of the images."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         self.require_other_run("--init", self.init)
         kept = self.init is not None or self.freeze is None
         require(kept, f"--freeze {self.freeze} keeps what --init brings; give --init, or drop --freeze")

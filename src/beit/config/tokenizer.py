@@ -44,8 +44,8 @@ class TokenizerConfig(DiscreteVAEKnobs, TrainingConfig):
     clip_grad: float | None = None
     ema_decay: float | None = 0.999
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         self.architecture()
         cools = self.final_temperature <= self.temperature
         require(cools, "--final-temperature must not exceed --temperature")

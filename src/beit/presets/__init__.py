@@ -10,6 +10,10 @@ from typing import Any, TypeVar
 from beit.config.errors import UserError
 from beit.config.files import layered
 from beit.config.run import TrainingConfig
+from beit.presets.auto import NOTHING_KNOWN, Choice, Facts, choose
+
+AUTO = "auto"
+"""The preset that is chosen from facts."""
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -58,10 +62,30 @@ def find(config_type: type[TrainingConfig], name: str) -> Preset:
     """The preset `name` of the verb that `config_type` belongs to; UserError lists the names otherwise."""
     recipes = recipes_of(verb_of(config_type))
     if name not in recipes:
-        raise UserError(f"--preset {name} does not exist; choose one of {', '.join(recipes)}")
+        raise UserError(f"--preset {name} does not exist; choose one of {', '.join([AUTO, *recipes])}")
     return recipes[name]
 
 
 def configure(config_type: type[Config], preset: str, **values: Any) -> Config:
     """A configuration from a preset with `values` over it: ``configure(PretrainConfig, "tiny", data=…, out=…)``."""
-    return config_type(**layered(config_type, [find(config_type, preset).values, values]))
+    config = config_type(**values, preset=preset)
+    return resolve(config.as_typed({**values, "preset": preset}))[0]
+
+
+def resolve(config: Config, facts: Facts = NOTHING_KNOWN) -> tuple[Config, list[Choice]]:
+    """`config` with every value: what was typed, which it remembers, over its preset over the defaults; and what auto
+    chose from `facts`. One without a preset has all its values.
+
+    Raises:
+        UserError: there is no such preset, or the values do not fit one another.
+    """
+    if config.preset is None:
+        return config, []
+    config_type, typed, choices = type(config), config.typed, list[Choice]()
+    if config.preset == AUTO:
+        choices = choose(verb_of(config_type), facts, typed)
+        layers = [choice.values for choice in choices]
+    else:
+        layers = [find(config_type, config.preset).values]
+    values = layered(config_type, [*layers, typed, {"preset": None}])
+    return config_type(**values).as_typed(typed), choices

@@ -22,6 +22,7 @@ from beit.metrics.tokens import TokenBaselines, best_mixtures, best_mixtures_of_
 from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.heads import MaskedImageModel
 from beit.models.memory import activations_of_masked_model
+from beit.stages.choices import settle
 from beit.stages.masked_modelling import (
     evaluation_view,
     masked_image_modelling,
@@ -47,15 +48,18 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool =
     session = open_session("pretrain", config, dry_run=dry_run, overwrite=overwrite)
     if session is None:
         return
+    config = session.config
     images = open_images(config, partial(open_source, pillow=config.views == "exact"))
     if config.target == "tokens":
         with given_by("--tokenizer"):
             tokenizer = load_tokenizer(str(config.tokenizer))
+        session, config = settle(session, images, tokenizer)
         identity = weights_sha256(tokenizer)
         session.freeze(tokenizer)
         token_size = token_image_size(config, tokenizer)
         method = token_method(config, tokenizer, identity, token_size)
     else:
+        session, config = settle(session, images)
         token_size = sides(config.image_size)
         method = pixel_method(config)
     train(session, method, feed(config, images, token_size))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -14,8 +15,9 @@ from beit.data.batches import ImageBatch
 from beit.data.views.evaluation import EvaluationView
 from beit.data.views.tokenizer import TokenizerViews
 from beit.models.memory import activations_of_tokenizer
+from beit.stages.choices import settle
 from beit.stages.session import Feed, open_images, open_session
-from beit.stages.train import train
+from beit.stages.train import set_steps, train
 from beit.tokenizers.dvae import DiscreteVAE
 from beit.tokenizers.objective import (
     Anneal,
@@ -40,13 +42,16 @@ def tokenizer(config: TokenizerConfig, *, dry_run: bool = False, overwrite: bool
     session = open_session("tokenizer", config, dry_run=dry_run, overwrite=overwrite)
     if session is None:
         return
-    images = open_images(config)
+    images = open_images(session.config)
+    session, config = settle(session, images)
     size = (config.image_size, config.image_size)
     views = TokenizerViews(size, crop=config.crop, min_scale=config.min_crop)
     feed = Feed(
         train=images.train, held_back=images.held_back, view=views, evaluation_view=EvaluationView(size)
     )
-    train(session, reconstruction_method(config, images.plan(config).steps, session.console), feed)
+    method = partial(reconstruction_method, config, console=session.console)
+    session = set_steps(session, partial(method, steps=10**6), feed)  # whose schedules hang on the steps
+    train(session, method(steps=images.plan(session.config).steps), feed)
 
 
 def reconstruction_method(config: TokenizerConfig, steps: int, console: Console) -> Method:

@@ -31,6 +31,7 @@ from beit.models.heads import LayerProbes, LinearProbe, layer_features
 from beit.models.memory import activations_of_encoder
 from beit.recipes.probe.features import FeatureBatch, FeatureSource, feature_view, neighbour_votes
 from beit.stages.batches import Machine, num_workers
+from beit.stages.choices import settle
 from beit.stages.labels import label_images
 from beit.stages.session import Feed, Images, Session, open_images, open_session
 from beit.stages.train import train
@@ -47,8 +48,10 @@ def probe(config: ProbeConfig, *, dry_run: bool = False, overwrite: bool = False
     session = open_session("probe", config, dry_run=dry_run, overwrite=overwrite)
     if session is None:
         return
+    config = session.config
     images = open_images(config, partial(open_source, labeled=config.labels is None))
     images, labels = label_images(images, config.labels)
+    session, config = settle(session, images)
     with given_by("--init"):
         encoder = load_encoder(config.init, sides(config.image_size))
     session.freeze(encoder)
@@ -62,7 +65,7 @@ class Probing:
     def __init__(
         self,
         config: ProbeConfig,
-        session: Session,
+        session: Session[ProbeConfig],
         encoder: BeitEncoder,
         images: Images,
         classes: Sequence[str],
