@@ -138,6 +138,7 @@ def test_a_device_is_where_a_run_computes(images: Path, tmp_path: Path) -> None:
 
 
 ELSEWHERE = {
+    *("preset", "budget"),  # in tests of their own
     *("data", "out", "devices", "init", "tokenizer", "labels", "multilabel", "classes"),  # in runs to the end
     *("mixup", "cutmix", "cutmix_share", "label_smoothing", "tensorboard", "wandb"),  # above
     "device",  # above

@@ -216,7 +216,7 @@ def _geometry(size: Size, grid: tuple[int, int], facts: Facts, typed: Values, na
 def _network(size: Size, facts: Facts, typed: Values) -> Choice:
     width, depth = typed.get("width", size.encoder[0]), size.encoder[1]
     heads = _divisor(width, width / HEAD)
-    reason = f"a network that learns something of {facts.work:.1e} multiply-adds, all that the time allows"
+    reason = f"what suits {facts.work:.0e} multiply-adds, all that this machine does in the time"
     return Choice({"width": width, "depth": depth, "num_heads": heads}, reason)
 
 

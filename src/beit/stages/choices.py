@@ -34,8 +34,8 @@ MATRIX, PRODUCTS_FOR = 1024, 0.2
 def settle(
     session: Session[Config], images: Images, tokenizer: VisualTokenizer | None = None
 ) -> tuple[Session[Config], Config]:
-    """`session` with every value in its configuration, and that: for a new run with `--preset auto`, what suits `images`, this
-    machine, and the tokenizer that is given. Where the time of the run is given, its steps are still open."""
+    """`session` with every value in its configuration, and that: for a new run with `--preset auto`, what suits
+    `images`, this machine, and the tokenizer that is given. The steps that a budget allows are still open."""
     config = session.config
     if config.preset is None:
         return session, config

@@ -21,7 +21,7 @@ from beit.training.loop import initial_state
 from beit.training.method import Batches, Method
 from beit.training.plan import Plan
 
-WARM_UP, TIMED = 2, 3
+WARM_UP, TIMED = 1, 1
 """Steps that are not timed, and the fewest that are."""
 RESERVE = 0.03
 """Share of a budget that is left free: a machine is not always equally fast."""
