@@ -16,9 +16,8 @@ from beit.config.finetune import FinetuneConfig
 from beit.config.pretrain import PretrainConfig
 from beit.config.segment import SegmentConfig
 from beit.config.tokenizer import TokenizerConfig
-from beit.presets import configure, recipes_of, resolve
-from beit.presets.auto import Facts
-from beit.training.rehearsal import Pace, fit_into
+from beit.presets import Facts, configure, recipes_of, resolve
+from beit.stages.rehearsal import Pace, fit_into
 
 NEEDED: dict[str, dict[str, str]] = {"tokenizer": {}, "pretrain": {"tokenizer": "t"}}
 
@@ -43,6 +42,12 @@ def test_every_choice_is_a_valid_configuration(verb: str, images: int, work: flo
     ("typed", "expected"),
     [
         ({"width": 200}, {"width": 200, "num_heads": 4}),
+        ({}, {"encoder_sees": "visible", "masking": "random", "num_masked": "75%", "position": "sincos"}),
+        ({"encoder_sees": "all"}, {"masking": "block", "num_masked": None, "bias": "none"}),
+        ({"mask_count": "at_most"}, {"encoder_sees": "all", "masking": "block"}),
+        ({"masking": "none", "predict": "all"}, {"encoder_sees": "all"}),
+        ({"masking": "block"}, {"encoder_sees": "visible", "num_masked": None}),
+        ({"position": "shared_bias"}, {"position": "shared_bias", "bias": None}),
         ({"image_size": 48}, {"image_size": 48, "patch_size": 6}),
         ({"image_size": (64, 96)}, {"patch_size": 8}),
         ({"patch_size": 8}, {"image_size": 64}),

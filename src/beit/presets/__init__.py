@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from beit.config.errors import UserError
 from beit.config.files import layered
 from beit.config.run import TrainingConfig
-from beit.presets.auto import NOTHING_KNOWN, Choice, Facts, choose
 
 AUTO = "auto"
-"""The preset that is chosen from facts."""
+"""The preset that is chosen from facts, by the table in :mod:`beit.presets.auto`."""
+BUDGET = "1h"
+"""Time for a run of it where nothing is said of its length."""
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -30,6 +31,35 @@ class Preset:
     source: str
     cost: str
     expected: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of the images, the machine and the models given, when a recipe is chosen. The defaults stand for
+    nothing known."""
+
+    side: float = 224.0
+    """Median of the images' shorter sides in pixels."""
+    images: int = 10_000
+    """Training images."""
+    labels_per_class: float | None = None
+    """Training images of a class, on average."""
+    work: float = 1e15
+    """Multiply-adds that the machine can do within the budget."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of the tokens of the tokenizer that is given."""
+    width: int | None = None
+    """Channels of the encoder that a task starts from; None from scratch."""
+
+
+NOTHING_KNOWN = Facts()
+
+
+class Choice(NamedTuple):
+    """Some knobs, and why."""
+
+    values: Values
+    reason: str
 
 
 # Encoders. Base and large: paper table 12. Small and tiny: the DeiT family's widths at BEiT's depth.
@@ -83,7 +113,7 @@ def resolve(config: Config, facts: Facts = NOTHING_KNOWN) -> tuple[Config, list[
         return config, []
     config_type, typed, choices = type(config), config.typed, list[Choice]()
     if config.preset == AUTO:
-        choices = choose(verb_of(config_type), facts, typed)
+        choices = importlib.import_module("beit.presets.auto").choose(verb_of(config_type), facts, typed)
         layers = [choice.values for choice in choices]
     else:
         layers = [find(config_type, config.preset).values]

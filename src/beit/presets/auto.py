@@ -8,44 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-Values = Mapping[str, Any]
+from beit.presets import BUDGET, Choice, Facts, Values
 
-BUDGET = "1h"
-"""Time for a run where nothing is said of its length."""
 HEAD = 64
 """Channels of an attention head."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What is known of the images, the machine and the models given, when a recipe is chosen. The defaults stand for
-    nothing known."""
-
-    side: float = 224.0
-    """Median of the images' shorter sides in pixels."""
-    images: int = 10_000
-    """Training images."""
-    labels_per_class: float | None = None
-    """Training images of a class, on average."""
-    work: float = 1e15
-    """Multiply-adds that the machine can do within the budget."""
-    grid: tuple[int, int] | None = None
-    """Rows and columns of the tokens of the tokenizer that is given."""
-    width: int | None = None
-    """Channels of the encoder that a task starts from; None from scratch."""
-
-
-NOTHING_KNOWN = Facts()
-
-
-class Choice(NamedTuple):
-    """Some knobs, and why."""
-
-    values: Values
-    reason: str
 
 
 class Size(NamedTuple):
@@ -73,6 +41,8 @@ SIZES = (
     Size(math.inf, 1e19, 224, 14, (384, 12)),
     Size(math.inf, math.inf, 224, 14, (768, 12)),
 )
+SMALL_WIDTH = 384
+"""Up to this width first values and positions are not the published ones."""
 SMALL_IMAGES = 48
 """Up to this side images have no detail to spare: gentle crops, and colours as they are."""
 TOKEN_STRIDE = 4
@@ -98,6 +68,8 @@ def _pretrain(facts: Facts, typed: Values) -> Iterable[Choice]:
     grid = facts.grid or (size.grid, size.grid)
     yield _geometry(size, grid, facts, typed, "image_size")
     yield _network(size, facts, typed)
+    yield _start(size, typed)
+    yield from _masks(typed)
     yield from _batch(256, 1e-3, facts, typed)
     yield Choice(
         {"drop_path_rate": 0.0, "min_lr": 1e-5, "warmup_steps": 500, "log_every": 50},
@@ -132,6 +104,7 @@ def _finetune(facts: Facts, typed: Values) -> Iterable[Choice]:
         size = _size(facts)
         yield _geometry(size, (size.grid, size.grid), facts, typed, "image_size")
         yield _network(size, facts, typed)
+        yield _start(size, typed)
     large = (facts.width or 0) >= 768
     yield from _batch(64, 5e-4 if large else 1e-3, facts, typed)
     yield Choice(
@@ -154,6 +127,7 @@ def _segment(facts: Facts, typed: Values) -> Iterable[Choice]:
         size = _size(facts)
         yield _geometry(size, (size.grid, size.grid), facts, typed, "crop")
         yield _network(size, facts, typed)
+        yield _start(size, typed)
     large = (facts.width or 0) >= 768
     yield from _batch(16 if large else 8, 2e-4 if large else 1e-3, facts, typed)
     yield Choice(
@@ -218,6 +192,25 @@ def _network(size: Size, facts: Facts, typed: Values) -> Choice:
     heads = _divisor(width, width / HEAD)
     reason = f"what suits {facts.work:.0e} multiply-adds, all that this machine does in the time"
     return Choice({"width": width, "depth": depth, "num_heads": heads}, reason)
+
+
+def _start(size: Size, typed: Values) -> Choice:
+    """Positions and first values."""
+    if (width := typed.get("width", size.encoder[0])) > SMALL_WIDTH or width % 4:
+        return Choice({}, "as published")
+    values = {"position": "sincos", "bias": "none", "init_scheme": "torch", "layer_scale_init": 0.1}
+    if "position" in typed:  # of which the older words say a bias
+        del values["bias"]
+    return Choice(values, "a small network learns faster from these")
+
+
+def _masks(typed: Values) -> Iterable[Choice]:
+    """What the encoder sees, and what is hidden."""
+    fixed = typed.get("mask_count", "exact") == "exact" and typed.get("masking") != "none"
+    if not fixed or typed.get("encoder_sees") == "all":
+        return
+    masks = {} if "masking" in typed else {"masking": "random", "num_masked": "75%"}
+    yield Choice({"encoder_sees": "visible", **masks}, "more images in the time, and a harder task")
 
 
 def _batch(most: int, lr: float, facts: Facts, typed: Values) -> Iterable[Choice]:

@@ -15,12 +15,10 @@ from beit.checkpoints.store import describe
 from beit.config.architecture import sides
 from beit.config.errors import given_by
 from beit.config.run import TrainingConfig
-from beit.config.start import StartConfig
 from beit.data.base import Source
 from beit.data.decode import ImageError
 from beit.data.sources.subsets import spread
-from beit.presets import resolve
-from beit.presets.auto import BUDGET, NOTHING_KNOWN, Facts
+from beit.presets import BUDGET, NOTHING_KNOWN, Facts, resolve
 from beit.stages.session import Config, Images, Session
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.device import Compute, Precision, autocast, choose_precision
@@ -63,7 +61,7 @@ def facts_of(
         labels_per_class=len(images.train) / len(classes) if classes else None,
         work=(seconds or 0) * rate_of(compute, choose_precision(config.precision, compute.device)),
         grid=None if size is None else (size[0] // stride, size[1] // stride),
-        width=_width_of_init(config) if isinstance(config, StartConfig) else None,
+        width=_width_of_init(getattr(config, "init", None)),
     )
 
 
@@ -91,10 +89,10 @@ def rate_of(compute: Compute, precision: Precision) -> float:
     return compute.world * done * MATRIX**3 / (time.monotonic() - start)
 
 
-def _width_of_init(config: StartConfig) -> int | None:
-    if config.init is None:
+def _width_of_init(init: str | None) -> int | None:
+    if init is None:
         return None
     with given_by("--init"):
-        architecture = describe(config.init).get("architecture") or {}
+        architecture = describe(init).get("architecture") or {}
     width = architecture.get("encoder", architecture).get("width")
     return width if isinstance(width, int) else None

@@ -18,8 +18,7 @@ from beit.config.run import DataConfig, TrainingConfig
 from beit.data.base import Source, Split
 from beit.data.loaders import View
 from beit.data.sources.opening import open_source
-from beit.presets import AUTO, resolve
-from beit.presets.auto import Choice
+from beit.presets import AUTO, Choice, resolve
 from beit.training.console import Console
 from beit.training.device import Compute, open_compute
 from beit.training.plan import Plan

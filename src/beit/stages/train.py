@@ -18,16 +18,16 @@ from beit.checkpoints.store import save_model
 from beit.data.base import Source
 from beit.data.loaders import Loader, View, evaluation_batches
 from beit.data.sources.subsets import Subset, spread
-from beit.presets.auto import Choice
+from beit.presets import Choice
 from beit.stages.announcement import announce, conclude
 from beit.stages.batches import Machine, each_batch, open_machine, report_skipped
+from beit.stages.rehearsal import fit_into, measure
 from beit.stages.session import Config, Feed, Session, run_request
 from beit.training.console import duration
 from beit.training.device import to_device
 from beit.training.loop import fit
 from beit.training.method import Method, Product
 from beit.training.plan import Plan
-from beit.training.rehearsal import fit_into, measure
 from beit.training.run.opening import open_run
 from beit.training.signals import stoppable_preparation
 
