@@ -88,7 +88,6 @@ class PretrainConfig(EncoderKnobs, TrainingConfig):
     def check(self) -> None:
         super().check()
         self.architecture()
-        self.require_other_run("--tokenizer", self.tokenizer)
         if self.target == "tokens":
             require(self.tokenizer is not None, "--target tokens needs --tokenizer, a run of beit tokenizer")
             require(

@@ -21,6 +21,7 @@ from beit.config.values import (
     Share,
     ShareBelowOne,
     check_limits,
+    flag_of,
 )
 
 
@@ -150,6 +151,8 @@ class TrainingConfig(DataConfig):
         super().__post_init__()
         self.save_interval()
         self.budget_seconds()
+        for name in ("init", "tokenizer", "teacher"):
+            self._require_other_run(flag_of(name), getattr(self, name, None))
         if self.preset is None:
             self.check()
 
@@ -174,7 +177,7 @@ class TrainingConfig(DataConfig):
             raise UserError(f"--save-every {self.save_every} is neither steps (500) nor minutes (10m)")
         return (None, float(match[1])) if match[2] else (int(match[1]), None)
 
-    def require_other_run(self, flag: str, path: str | None) -> None:
+    def _require_other_run(self, flag: str, path: str | None) -> None:
         """UserError where the model that `flag` reads lies in the run `out`: --overwrite would delete it."""
         out, read = Path(self.out).resolve(), Path(path or os.devnull).resolve()
         lies_in_it = read == out or read.is_relative_to(out / "model")

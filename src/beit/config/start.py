@@ -71,7 +71,6 @@ class StartConfig(TrainingConfig):
 
     def check(self) -> None:
         super().check()
-        self.require_other_run("--init", self.init)
         kept = self.init is not None or self.freeze is None
         require(kept, f"--freeze {self.freeze} keeps what --init brings; give --init, or drop --freeze")
         if self.init is None:
