@@ -171,8 +171,8 @@ package, folder = sys.argv[1], pathlib.Path(sys.argv[2])
 for index in range(24):
     pixels = np.random.default_rng(index).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "images" / f"{index:02}.png")
-common = dict(data=str(folder / "images"), steps=1, epochs=None, workers=0, evaluations=1, precision="float32",
-              warmup_steps=0, warmup_epochs=None, holdout=0.25, image_size=32)
+common = dict(preset=None, data=str(folder / "images"), steps=1, epochs=None, workers=0, evaluations=1,
+              precision="float32", warmup_steps=0, warmup_epochs=None, holdout=0.25, image_size=32)
 
 import beit
 beit.tokenizer(beit.TokenizerConfig(

@@ -82,7 +82,7 @@ def arrive(recipe: Callable[[Any], None], config: Any) -> Arrived:
     def fit(
         method: Method, batches: RunBatches, plan: Plan, run: Any, compute: Any, precision: str, *others: Any
     ) -> None:
-        state = loop._initial_state(method, plan, compute)
+        state = loop.initial_state(method, plan, compute)
         arrived.append(Arrived(method, batches, plan, state, precision, arguments))
         raise Reached
 

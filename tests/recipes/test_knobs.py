@@ -140,6 +140,7 @@ def test_a_device_is_where_a_run_computes(images: Path, tmp_path: Path) -> None:
 
 
 ELSEWHERE = {
+    *("preset", "budget"),  # in tests of their own
     *("data", "eval_data", "out", "devices", "init", "tokenizer", "teacher"),  # in runs to the end
     *("labels", "multilabel", "classes"),  # likewise
     *("mixup", "cutmix", "cutmix_share", "label_smoothing", "tensorboard", "wandb"),  # above

@@ -12,6 +12,7 @@ from beit.config.segment import SegmentConfig
 from beit.config.tokenizer import TokenizerConfig
 
 SHORT: dict[str, Any] = {
+    "preset": None,
     "batch_size": 8,
     "lr_batch_size": 8,
     "workers": 0,

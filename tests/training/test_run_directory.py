@@ -111,6 +111,66 @@ def test_a_run_of_an_older_version_is_refused_with_what_to_do(tmp_path: Path) ->
     assert RELEASES.keys() == set(range(1, RNG_VERSION))
 
 
+def typed(path: Path, typed: dict[str, Any], **chosen: Any) -> RunDirectory:
+    """A run of which only `typed` was given, and the rest is chosen."""
+    defaults = {"lr": 0.1, "steps": None, "epochs": 5, "workers": "auto", "data": "photos"}
+    config = {**defaults, **chosen, **typed, "preset": typed.get("preset")}
+    request = Request("toy", config, defaults, typed=typed, budget=typed.get("budget"))
+    return open_run(path, request, compute=open_compute("cpu"), console=Console())
+
+
+def test_a_restart_compares_what_is_typed_and_takes_the_rest_as_stored(tmp_path: Path) -> None:
+    with typed(tmp_path, {"lr": 1e-3, "workers": 0}, steps=40, epochs=None) as run:
+        first = dict(run.config)
+    with typed(tmp_path, {"lr": 1e-3, "workers": 2}, steps=99, epochs=None) as run:
+        assert run.config == first | {"workers": 2}
+    with typed(tmp_path, {"lr": 1e-3, "steps": 40}) as run:  # the stored value, typed
+        assert run.config == first | {"workers": "auto"}
+    for now, difference in (
+        ({}, "lr was 0.001 and is now left out"),
+        ({"lr": 2e-3}, "lr was 0.001 and is now 0.002"),
+        ({"lr": 1e-3, "steps": 41}, "steps was 40 and is now 41"),
+        ({"lr": 1e-3, "preset": "tiny"}, "preset was None and is now 'tiny'"),
+        ({"lr": 1e-3, "budget": "2h"}, "budget was None and is now '2h'"),
+    ):
+        with pytest.raises(UserError, match=difference):
+            typed(tmp_path, now)
+    whole = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    with typed(tmp_path, whole) as run:
+        assert run.config == whole
+    assert status_of(tmp_path)["typed"] == {"lr": 1e-3, "workers": 0}
+
+
+def test_a_run_of_a_release_before_what_is_typed_was_stored_is_compared_by_value(tmp_path: Path) -> None:
+    old = {"lr": 0.1, "steps": None, "epochs": 5, "workers": 2, "data": "photos"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
+    with pytest.raises(UserError, match=r"lr was 0\.1 and is now 0\.2"):
+        typed(tmp_path, {"lr": 0.2})
+    with typed(tmp_path, {}, lr=0.7, steps=9, epochs=None) as run:  # auto did not exist
+        assert (run.config["lr"], run.config["epochs"]) == (0.1, 5)
+    assert status_of(tmp_path)["typed"] == {}
+
+
+def test_a_start_that_was_killed_before_its_choices_were_stored_is_a_first_start(tmp_path: Path) -> None:
+    with typed(tmp_path, {"budget": "1h"}, steps=40) as run:
+        assert run.budget == "1h"
+    (tmp_path / "config.yaml").unlink()
+    (tmp_path / "samples").rmdir()
+    with typed(tmp_path, {"lr": 0.3}, steps=50) as run:
+        assert (run.config["steps"], run.budget) == (50, None)
+
+
+def test_time_stopped_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    for start, seconds in ((100.0, 30), (5000.0, 12)):
+        clock[0] = start
+        with opened(tmp_path) as run:
+            clock[0] += seconds
+            run.write_status(step=1)
+    assert run.elapsed == 42
+
+
 def test_a_folder_with_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("all my work")
     (tmp_path / "photos" / "samples").mkdir(parents=True)

@@ -43,6 +43,7 @@ class ToyBatch(NamedTuple):
 class Toy(TrainingConfig):
     data: str | tuple[str, ...] = "toys"
     out: str = "-"
+    preset: str | None = None
     steps: int | None = 24
     epochs: float | None = None
     batch_size: int = BATCH

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import tyro
 
 from beit.config.errors import UserError
-from beit.config.files import layered, read_yaml
+from beit.config.files import layered, overlaid, read_yaml
 from beit.config.run import TrainingConfig
 from beit.config.values import flag_of, in_words
-from beit.presets import Values, find
+from beit.presets import AUTO, Values, find, resolve
 
 Arguments = list[str]
 Config = TypeVar("Config")
@@ -26,8 +26,6 @@ Config = TypeVar("Config")
 class CommonFlags:
     """The flags of every training verb that are no knobs."""
 
-    preset: str | None = None
-    """Start from a recipe of `beit presets`."""
     config: str | None = None
     """Values from a YAML file, over the preset and under the flags."""
     print_config: bool = False
@@ -48,21 +46,30 @@ def parse(
     words = [argument for argument in arguments if argument not in ("-h", "--help")]
     values = _values(words, hints, positional, program)
     common = CommonFlags(**{name: values.pop(name) for name in (hints.keys() - knobs.keys()) & values.keys()})
-    layers: list[Values] = []
-    if issubclass(config_type, TrainingConfig) and common.preset is not None:
-        layers.append(find(config_type, common.preset).values)
-    if common.config is not None:
-        layers.append(read_yaml(common.config, config_type))
+    file = {} if common.config is None else read_yaml(common.config, config_type)
+    typed, layers = overlaid([file, values]), list[Values]()
+    preset = _preset(file, values)
+    if issubclass(config_type, TrainingConfig) and preset not in (AUTO, None):
+        layers.append(find(config_type, preset).values)
     below = layered(config_type, layers)
     if words != arguments:
         _explain(config_type, below, program)
-    missing = [flag_of(name) for name in knobs if name not in below | values]
+    missing = [flag_of(name) for name in knobs if name not in below | typed]
     if missing:
         raise UserError(f"{program} needs {' and '.join(missing)}; {program} --help explains")
-    config = config_type(**layered(config_type, [*layers, values]))
-    if isinstance(config, TrainingConfig):
-        config.refuse_idle(values)
-    return config, common
+    if not issubclass(config_type, TrainingConfig):
+        return config_type(**typed), common
+    config = config_type(**{**typed, "preset": preset}).as_typed(typed)
+    resolved, _ = resolve(config)  # of auto, to see what does not fit before anything is opened
+    resolved.refuse_idle(values)
+    return config if preset == AUTO else resolved, common
+
+
+def _preset(file: Values, flags: Values) -> str | None:
+    """The preset to lay below what is typed: none below a file that has every value, as those that runs write."""
+    is_whole = {"steps", "epochs"} <= file.keys()
+    preset: str | None = flags.get("preset", None if is_whole else file.get("preset", AUTO))
+    return preset
 
 
 def _explain(config_type: type, default: Values, program: str) -> None:

@@ -142,7 +142,9 @@ def _train(name: str, arguments: Arguments) -> int:
     config_type: type[TrainingConfig] = VERBS[name].config
     config, common = parse(config_type, f"beit {name}", arguments)
     if common.print_config:
-        print(to_yaml(config, f"beit {name} --config THIS-FILE"), end="")
+        unknown = "" if config.preset is None else "\n`--dry-run` shows what auto chooses below this."
+        values = config if config.preset is None else {"preset": config.preset, **config.typed}
+        print(to_yaml(values, f"beit {name} --config THIS-FILE{unknown}"), end="")
         return 0
     if (count := _ranks_to_start(config)) > 1:
         return launch(count, [name, *arguments])

@@ -16,8 +16,12 @@ import yaml
 from beit.config.errors import UserError
 from beit.config.values import as_type, in_words
 
-EXCLUSIVE = (("steps", "epochs"), ("warmup_steps", "warmup_epochs"), ("label_share", "labels_per_class"))
-"""Two ways to say one thing: a layer that says one of them silences the other in the layers below."""
+EXCLUSIVE = (
+    ("steps", "epochs", "budget"),
+    ("warmup_steps", "warmup_epochs"),
+    ("label_share", "labels_per_class"),
+)
+"""Ways to say one thing: a layer that says one of them silences the others in the layers below."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -77,6 +81,12 @@ def read_record(
     if not isinstance(values, dict):
         raise UserError(f"{name} must hold one `name: value` a line")
     hints = typing.get_type_hints(config_type)
+    return fields_of(values, config_type, name), [str(key) for key in values if key not in hints]
+
+
+def fields_of(values: Mapping[str, Any], config_type: type, name: str) -> dict[str, Any]:
+    """Those of `values`, as YAML or JSON can say them, that are fields of `config_type`, as their types ask."""
+    hints = typing.get_type_hints(config_type)
     fields = {}
     for key in [key for key in values if key in hints]:
         try:
@@ -84,7 +94,7 @@ def read_record(
         except TypeError:
             expected = in_words(hints[key])
             raise UserError(f"{name}: {key} is {values[key]!r}, but must be {expected}") from None
-    return fields, [str(key) for key in values if key not in hints]
+    return fields
 
 
 def layered(config_type: type, layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -94,6 +104,12 @@ def layered(config_type: type, layers: Iterable[Mapping[str, Any]]) -> dict[str,
         for field in dataclasses.fields(config_type)
         if field.default is not dataclasses.MISSING
     }
+    return overlaid([values, *layers])
+
+
+def overlaid(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """`layers` laid over one another; later ones win."""
+    values: dict[str, Any] = {}
     for layer in layers:
         for group in EXCLUSIVE:
             if sum(layer.get(name) is not None for name in group) == 1:

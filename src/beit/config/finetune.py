@@ -69,8 +69,8 @@ class FinetuneConfig(StartConfig):
     clip_grad: float | None = None
     eval_images: int = 50_000
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         magnitude = self.randaugment
         require(0 <= magnitude <= 10, f"--randaugment must lie between 0 and 10, not {magnitude}")
         one_choice = self.label_share is None or self.labels_per_class is None

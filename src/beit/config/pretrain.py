@@ -89,10 +89,9 @@ class PretrainConfig(EncoderKnobs, TrainingConfig):
 
     epochs: float | None = 800.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         self.architecture()
-        self.require_other_run("--tokenizer", self.tokenizer)
         if self.target == "tokens":
             require(self.tokenizer is not None, "--target tokens needs --tokenizer, a run of beit tokenizer")
             require(

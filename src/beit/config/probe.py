@@ -51,7 +51,3 @@ class ProbeConfig(TrainingConfig):
     weight_decay: float = 1e-4
     clip_grad: float | None = None
     eval_images: int = 50_000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_other_run("--init", self.init)

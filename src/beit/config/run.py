@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 from beit.config.errors import UserError, require
 from beit.config.values import (
@@ -19,6 +19,7 @@ from beit.config.values import (
     Share,
     ShareBelowOne,
     check_limits,
+    flag_of,
 )
 
 
@@ -87,15 +88,23 @@ def _as_tuple(values: str | tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(DataConfig):
-    """What every training verb shares: length, optimiser, machine, and what is written when."""
+    """What every training verb shares: length, optimiser, machine, and what is written when.
 
+    A configuration is made as it is typed. :func:`beit.presets.resolve` lays that over a preset, or over what `auto`
+    chooses; what it gives has every value and no `preset` any more, and is checked as a whole.
+    """
+
+    preset: str | None = "auto"
+    """A recipe of `beit presets`; auto chooses for the images and the machine; null: the defaults alone."""
     out: str
     """The run directory. The same command on a directory that holds a run continues it."""
 
     epochs: PositiveFloat | None = None
-    """Length in passes over the images. Excludes `steps`."""
+    """Length in passes over the images. Excludes `steps` and `budget`."""
     steps: PositiveInt | None = None
-    """Length in optimiser steps. Excludes `epochs`."""
+    """Length in optimiser steps. Excludes `epochs` and `budget`."""
+    budget: str | None = None
+    """Time for the whole run (`30m`, `2h`), which a rehearsal turns into steps. Excludes `epochs` and `steps`."""
     batch_size: PositiveInt = 2048
     """Images per optimiser step over all devices and accumulation steps."""
     accumulate: PositiveInt = 1
@@ -154,11 +163,44 @@ class TrainingConfig(DataConfig):
     wandb: str | None = None
     """Also log to this Weights & Biases project (needs `pip install beit[wandb]`)."""
 
+    def __new__(cls, **typed: Any) -> Self:
+        # None where that is the default says nothing.
+        said = {name: value for name, value in typed.items() if not value is getattr(cls, name, 0) is None}
+        return super().__new__(cls).as_typed(said)
+
+    def as_typed(self, typed: Mapping[str, Any]) -> Self:
+        """This configuration, of which a user gave `typed`."""
+        object.__setattr__(self, "_typed", dict(typed))
+        return self
+
+    @property
+    def typed(self) -> dict[str, Any]:
+        """What a user gave, by name; the rest comes from a preset, a choice, or the defaults."""
+        typed: dict[str, Any] = self.__dict__["_typed"]
+        return typed
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_length = (self.steps is None) != (self.epochs is None)
-        require(one_length, "give the length of the run as either --epochs or --steps")
         self.save_interval()
+        self.budget_seconds()
+        for name in ("init", "tokenizer", "teacher"):
+            self._require_other_run(flag_of(name), getattr(self, name, None))
+        if self.preset is None:
+            self.check()
+
+    def check(self) -> None:
+        """UserError where values do not fit one another."""
+        one_length = [self.steps, self.epochs, self.budget].count(None) == 2
+        require(one_length, "give the length of the run as either --epochs or --steps, or give its --budget")
+
+    def budget_seconds(self) -> float | None:
+        """`budget` in seconds."""
+        if self.budget is None:
+            return None
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", self.budget)
+        if match is None or float(match[1]) <= 0:
+            raise UserError(f"--budget {self.budget} is no time; write it as 90s, 30m or 2h")
+        return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
     def save_interval(self) -> tuple[int | None, float | None]:
         """`save_every` as (steps, None) or (None, minutes)."""
@@ -167,7 +209,7 @@ class TrainingConfig(DataConfig):
             raise UserError(f"--save-every {self.save_every} is neither steps (500) nor minutes (10m)")
         return (None, float(match[1])) if match[2] else (int(match[1]), None)
 
-    def require_other_run(self, flag: str, path: str | None) -> None:
+    def _require_other_run(self, flag: str, path: str | None) -> None:
         """UserError where the model that `flag` reads lies in the run `out`: --overwrite would delete it."""
         out, read = Path(self.out).resolve(), Path(path or os.devnull).resolve()
         lies_in_it = read == out or any(read.is_relative_to(out / name) for name in ("model", "model-best"))

@@ -16,7 +16,6 @@ from beit.config.values import (
     PositiveShare,
     Share,
     ShareBelowOne,
-    check_limits,
 )
 
 IGNORE = 255
@@ -91,11 +90,10 @@ class SegmentConfig(StartConfig):
 
     SIZE = "crop"
 
-    def __post_init__(self) -> None:
-        check_limits(self)
+    def check(self) -> None:
         if self.patch_size is not None:
             self.require_whole_patches(self.patch_size)
-        super().__post_init__()
+        super().check()
         smallest, largest = self.scale
         scale = f"--scale {smallest} {largest}"
         finite = 0 < smallest < math.inf and 0 < largest < math.inf

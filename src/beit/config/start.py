@@ -69,9 +69,8 @@ class StartConfig(TrainingConfig):
     SIZE = "image_size"
     """The field that states the size of the images."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_other_run("--init", self.init)
+    def check(self) -> None:
+        super().check()
         kept = self.init is not None or self.freeze is None
         require(kept, f"--freeze {self.freeze} keeps what --init brings; give --init, or drop --freeze")
         if self.init is None:

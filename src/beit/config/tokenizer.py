@@ -137,9 +137,8 @@ class TokenizerConfig(DiscreteVAEKnobs, TrainingConfig):
     clip_grad: float | None = None
     ema_decay: float | None = 0.999
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_other_run("--teacher", self.teacher)
+    def check(self) -> None:
+        super().check()
         if self.kind == "features":
             require(
                 self.teacher is not None, "--kind features needs --teacher, a run or model with an encoder"

@@ -5,11 +5,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from beit.config.errors import UserError
 from beit.config.files import layered
 from beit.config.run import TrainingConfig
+
+AUTO = "auto"
+"""The preset that is chosen from facts, by the table in :mod:`beit.presets.auto`."""
+BUDGET = "1h"
+"""Time for a run of it where nothing is said of its length."""
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -26,6 +31,35 @@ class Preset:
     source: str
     cost: str
     expected: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of the images, the machine and the models given, when a recipe is chosen. The defaults stand for
+    nothing known."""
+
+    side: float = 224.0
+    """Median of the images' shorter sides in pixels."""
+    images: int = 10_000
+    """Training images."""
+    labels_per_class: float | None = None
+    """Training images of a class, on average."""
+    work: float = 1e15
+    """Multiply-adds that the machine can do within the budget."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of the tokens of the tokenizer that is given."""
+    width: int | None = None
+    """Channels of the encoder that a task starts from; None from scratch."""
+
+
+NOTHING_KNOWN = Facts()
+
+
+class Choice(NamedTuple):
+    """Some knobs, and why."""
+
+    values: Values
+    reason: str
 
 
 # Encoders. Base and large: paper table 12. Small and tiny: the DeiT family's widths at BEiT's depth.
@@ -58,12 +92,32 @@ def find(config_type: type[TrainingConfig], name: str) -> Preset:
     """The preset `name` of the verb that `config_type` belongs to; UserError lists the names otherwise."""
     recipes = recipes_of(verb_of(config_type))
     if name not in recipes:
-        raise UserError(f"--preset {name} does not exist; choose one of {', '.join(recipes)}")
+        raise UserError(f"--preset {name} does not exist; choose one of {', '.join([AUTO, *recipes])}")
     return recipes[name]
 
 
 def configure(config_type: type[Config], preset: str, **values: Any) -> Config:
     """A configuration from a preset with `values` over it: ``configure(PretrainConfig, "tiny", data=…, out=…)``."""
-    config = config_type(**layered(config_type, [find(config_type, preset).values, values]))
-    config.refuse_idle(values)
-    return config
+    config = config_type(**values, preset=preset)
+    resolved, _ = resolve(config.as_typed({**values, "preset": preset}))
+    resolved.refuse_idle(values)
+    return resolved
+
+
+def resolve(config: Config, facts: Facts = NOTHING_KNOWN) -> tuple[Config, list[Choice]]:
+    """`config` with every value: what was typed, which it remembers, over its preset over the defaults; and what auto
+    chose from `facts`. One without a preset has all its values.
+
+    Raises:
+        UserError: there is no such preset, or the values do not fit one another.
+    """
+    if config.preset is None:
+        return config, []
+    config_type, typed, choices = type(config), config.typed, list[Choice]()
+    if config.preset == AUTO:
+        choices = importlib.import_module("beit.presets.auto").choose(verb_of(config_type), facts, typed)
+        layers = [choice.values for choice in choices]
+    else:
+        layers = [find(config_type, config.preset).values]
+    values = layered(config_type, [*layers, typed, {"preset": None}])
+    return config_type(**values).as_typed(typed), choices

@@ -21,6 +21,7 @@ from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.mixing import BatchMixing, smoothed
 from beit.metrics.classification import classification_sums, share_of_right, with_f1
 from beit.models.memory import activations_of_encoder
+from beit.stages.choices import settle
 from beit.stages.labels import few_labels, label_images
 from beit.stages.session import Feed, open_images, open_session
 from beit.stages.start import encoder_facts, rates, starting_classifier
@@ -35,9 +36,11 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
     session = open_session("finetune", config, dry_run=dry_run, overwrite=overwrite)
     if session is None:
         return
+    config = session.config
     images = open_images(config, partial(open_splits, labeled=config.labels is None))
     images, labels = label_images(images, config.labels, multilabel=config.multilabel)
     images = few_labels(config, images)
+    session, config = settle(session, images)
     model, about = starting_classifier(config, labels.classes)
     encoder = model.encoder.config
     crop_pct = default_crop(encoder.image_size) if config.crop_pct is None else config.crop_pct

@@ -22,6 +22,7 @@ from beit.metrics.tokens import TokenBaselines, best_mixtures, best_mixtures_of_
 from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.heads import MaskedImageModel
 from beit.models.memory import activations_of_masked_model
+from beit.stages.choices import settle
 from beit.stages.masked_modelling import (
     evaluation_view,
     masked_image_modelling,
@@ -33,7 +34,7 @@ from beit.stages.masked_modelling import (
     token_sums,
 )
 from beit.stages.session import Feed, Images, open_images, open_session
-from beit.stages.train import train
+from beit.stages.train import set_steps, train
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.method import Evaluation, Learner, Method, Notes, Product, StepOutput
 from beit.visualize.masked import draw_pixels, draw_tokens
@@ -47,21 +48,26 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool =
     session = open_session("pretrain", config, dry_run=dry_run, overwrite=overwrite)
     if session is None:
         return
+    config = session.config
     images = open_images(config, partial(open_splits, pillow=config.views == "exact"))
     if config.target == "tokens":
         with given_by("--tokenizer"):
             tokenizer = load_tokenizer(str(config.tokenizer))
+        session, config = settle(session, images, tokenizer)
         identity = weights_sha256(tokenizer)
         session.freeze(tokenizer)
         token_size = token_image_size(config, tokenizer)
         method = token_method(config, tokenizer, identity, token_size)
     else:
+        session, config = settle(session, images)
         token_size = sides(config.image_size)
         method = pixel_method(config)
+    fed = feed(config, images, token_size)
+    session = set_steps(session, lambda _: method, fed)
     from beit.stages.monitor import FeatureMonitor  # watches the method, and is no part of it
 
-    monitor = FeatureMonitor(session, config, config.architecture(), images)
-    train(session, monitor.watch(method), feed(config, images, token_size))
+    monitor = FeatureMonitor(session, session.config, config.architecture(), images)
+    train(session, monitor.watch(method), fed)
 
 
 def token_method(

@@ -23,6 +23,7 @@ from beit.metrics.segmentation import by_class, confusion, pixel_loss, segmentat
 from beit.models.memory import activations_of_segmenter
 from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import Inference
+from beit.stages.choices import settle
 from beit.stages.segmentation import evaluate_batch, predict_classes, require_memory_for_all
 from beit.stages.session import Feed, open_images, open_session
 from beit.stages.start import encoder_facts, rates, starting_segmenter
@@ -38,8 +39,10 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
     session = open_session("segment", config, dry_run=dry_run, overwrite=overwrite)
     if session is None:
         return
+    config = session.config
     opener = partial(open_pairs, reduce_zero_label=config.reduce_zero_label, class_table=config.classes)
     images = open_images(config, opener)
+    session, config = settle(session, images)
     source, held_back = cast(PairSource, images.train), cast(PairSource, images.held_back)
     model, about = starting_segmenter(config, source.classes)
     about += [*norms(config, session.compute), rates(config, model.encoder)]

@@ -18,7 +18,7 @@ from beit.training.plan import Plan
 from beit.training.run.directory import MODEL, MODEL_BEST
 
 
-def announce(session: Session, method: Method, feed: Feed, plan: Plan, precision: Precision) -> None:
+def announce(session: Session[Any], method: Method, feed: Feed, plan: Plan, precision: Precision) -> None:
     """What will be done, with what, where, and how large it is."""
     config, say = session.config, session.console.say
     machine = describe_machine(session.compute)
@@ -34,6 +34,10 @@ def announce(session: Session, method: Method, feed: Feed, plan: Plan, precision
     epochs = plan.steps * config.batch_size / plan.images
     warmup, stated = plan.warmup_steps, config.warmup_steps or 0
     shortened = f", not the {stated:,} that the run would end in" if stated > warmup else ""
+    if session.choices:
+        say("choices    made for these images and this machine; what is typed binds them")
+    for values, reason in session.choices:
+        say(f"           {', '.join(f'{name} {value}' for name, value in values.items())}: {reason}")
     say(f"data       {feed.images.train.describe()}; {_in_words(feed)}")
     for note in [
         *feed.images.train.notes,
@@ -57,7 +61,7 @@ def announce(session: Session, method: Method, feed: Feed, plan: Plan, precision
     say(f"results    {config.out}")
 
 
-def conclude(session: Session, notes: Notes, results: Mapping[str, Any], bad_files: int) -> None:
+def conclude(session: Session[Any], notes: Notes, results: Mapping[str, Any], bad_files: int) -> None:
     """What is on disk now, and what to type next."""
     out, say = session.config.out, session.console.say
     if bad_files:

@@ -27,7 +27,7 @@ from beit.training.signals import StopSignals
 
 BANK = 2000
 """Training images whose features are looked at, at most."""
-LEAST, SHARE = 200, 25
+LEAST, SHARE = 200, 50
 """At most one image for `SHARE` that are trained on between two evaluations, but `LEAST` at any rate."""
 
 
@@ -35,7 +35,7 @@ class FeatureMonitor:
     """Measures an encoder by its features of training images, the bank, and of held-back ones that have labels."""
 
     def __init__(
-        self, session: Session, config: PretrainConfig, encoder: EncoderConfig, images: Images
+        self, session: Session[Any], config: PretrainConfig, encoder: EncoderConfig, images: Images
     ) -> None:
         self._session, self._encoder = session, encoder
         most = _images_at_once(images.plan(config))

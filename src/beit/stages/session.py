@@ -5,58 +5,90 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 from beit.config.errors import UserError
+from beit.config.files import fields_of
 from beit.config.run import DataConfig, TrainingConfig
 from beit.data.base import Source, Splits
 from beit.data.loaders import View
 from beit.data.sources.holdout import Holdout
 from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import Subset, limited
+from beit.presets import AUTO, Choice, resolve
 from beit.training.console import Console
 from beit.training.device import Compute, open_compute
 from beit.training.plan import Plan
-from beit.training.run.opening import Request, is_finished
+from beit.training.run.opening import Request, stored_run
+
+Config = TypeVar("Config", bound=TrainingConfig)
 
 
-class Session(NamedTuple):
+class Session(NamedTuple, Generic[Config]):
     """One start of a training verb."""
 
     verb: str
-    config: TrainingConfig
+    config: Config
     compute: Compute
     console: Console
     dry_run: bool
     overwrite: bool
+    began: float
+    """By :func:`time.monotonic`."""
+    choices: tuple[Choice, ...] = ()
+    """What was chosen in this start, with reasons."""
+    budget: str | None = None
+    """The time that the steps were chosen for."""
 
     def freeze(self, network: nn.Module) -> None:
         """Put `network` where the run computes, never to be trained."""
         network.to(self.compute.device).eval().requires_grad_(False)
 
 
-def open_session(verb: str, config: TrainingConfig, *, dry_run: bool, overwrite: bool) -> Session | None:
-    """Join the other ranks; None, after saying so, where the run is finished. Its data need not be there any more."""
-    if not overwrite and is_finished(config.out, run_request(verb, config)):
+def open_session(verb: str, config: Config, *, dry_run: bool, overwrite: bool) -> Session[Config] | None:
+    """Join the other ranks; None, after saying so, where the run is finished. Its data need not be there any more.
+
+    The configuration of the session is that of the run where it has begun. Of a new run with `--preset auto` it is as
+    it was typed, until :func:`beit.stages.choices.settle` has chosen.
+    """
+    began = time.monotonic()
+    resolved, _ = resolve(
+        config
+    )  # of auto for nothing known, to see what does not fit before anything is opened
+    stored = None if overwrite else stored_run(config.out, run_request(verb, resolved))
+    if stored is not None and stored.status.get("state") == "done":
         Console(os.environ.get("RANK", "0") == "0").say(
             f"{config.out} is finished; nothing to do (--overwrite starts afresh)"
         )
         return None
+    if stored is not None:
+        values = fields_of(stored.config, type(config), f"{config.out}/config.yaml")
+        config = type(config)(**{**values, "preset": None}).as_typed(config.typed)
+    elif config.preset != AUTO:
+        config = resolved
     compute = open_compute(config.device)
     torch.manual_seed(config.seed)
-    return Session(verb, config, compute, Console(compute.main), dry_run, overwrite)
+    return Session(verb, config, compute, Console(compute.main), dry_run, overwrite, began)
 
 
 def run_request(verb: str, config: TrainingConfig, facts: Mapping[str, str] = {}) -> Request:
-    """The run that `config` asks for, which also depends on `facts`."""
-    fields = dataclasses.fields(config)
-    defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
-    return Request(verb, dataclasses.asdict(config), defaults, facts)
+    """The run that `config`, which has every value, asks for; it also depends on `facts`."""
+    defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(config)
+        if field.default is not dataclasses.MISSING and field.name not in ("preset", "budget")
+    }
+    name = config.typed.get("preset", AUTO)
+    typed = {key: value for key, value in config.typed.items() if (key, value) != ("preset", AUTO)}
+    values = {**dataclasses.asdict(config), "preset": None if name == AUTO else name}
+    values.pop("budget")
+    return Request(verb, values, defaults, facts, typed)
 
 
 OpenSplits = Callable[..., Splits[Any]]

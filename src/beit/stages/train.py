@@ -3,55 +3,58 @@ comes next."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from beit.checkpoints.store import save_model
 from beit.data.base import Source
 from beit.data.loaders import Loader, View, evaluation_batches
 from beit.data.sources.subsets import Subset, spread
+from beit.presets import Choice
 from beit.stages.announcement import announce, conclude
 from beit.stages.batches import Machine, each_batch, open_machine, report_skipped
 from beit.stages.overlap import write_images
-from beit.stages.session import Feed, Session, run_request
+from beit.stages.rehearsal import fit_into, measure
+from beit.stages.session import Config, Feed, Session, run_request
+from beit.training.console import duration
 from beit.training.device import to_device
 from beit.training.loop import fit
 from beit.training.method import Method, Product
-from beit.training.plan import Plan
 from beit.training.run.directory import TRAINED_ON
 from beit.training.run.opening import open_run
 from beit.training.signals import stoppable_preparation
 
 PICTURES = 8
 """Images in a drawing."""
+REHEARSAL, LONGEST_REHEARSAL = 0.05, 5.0
+"""The steps of a rehearsal take this share of the budget, and so many seconds at most."""
 
 
-def train(session: Session, method: Method, feed: Feed) -> None:
+def train(session: Session[Any], method: Method, feed: Feed) -> None:
     """Announce `method` and train it to its end, from wherever the run stands."""
-    config, compute, console = session.config, session.compute, session.console
-    plan = Plan(config, len(feed.images.train))
-    machine = open_machine(config, compute)
+    compute, console = session.compute, session.console
+    machine = open_machine(session.config, compute)
     rehearsal = RunBatches(session, feed, machine._replace(workers=0))
     if method.prepare is None:  # what is prepared can only be judged after that
         rehearsal.rehearse(method)
+    session = set_steps(session, lambda _: method, feed)
+    config, plan = session.config, feed.images.plan(session.config)
     if session.dry_run:
         announce(session, method, feed, plan, machine.precision)
         console.say("dry run: nothing was written")
         return
-    of_images = [
-        source.fingerprint
-        for source in (feed.images.train, feed.images.held_back, feed.images.test)
-        if source
-    ]
-    facts = {"images": " and ".join(of_images), **method.product.facts}
+    facts = {"images": feed.images.fingerprint, **method.product.facts}
     if method.product.tokenizer_hash is not None:
         facts["tokenizer"] = method.product.tokenizer_hash
-    request = run_request(session.verb, config, facts)
+    request = run_request(session.verb, config, facts)._replace(budget=session.budget, began=session.began)
     with open_run(config.out, request, compute=compute, console=console, overwrite=session.overwrite) as run:
         machine = machine._replace(precision=run.resolve("precision", lambda: machine.precision))
         announce(session, method, feed, plan, machine.precision)
@@ -65,9 +68,57 @@ def train(session: Session, method: Method, feed: Feed) -> None:
         save = partial(_save, session, method.product)
         results = fit(method, batches, plan, run, compute, machine.precision, save, seconds)
         conclude(session, method.notes, results, batches.bad_files)
+        if run.budget is not None:
+            console.say(f"took {duration(run.elapsed)} of a budget of {run.budget}")
 
 
-def _save(session: Session, product: Product, model: nn.Module, folder: Path, step: int) -> None:
+def set_steps(
+    session: Session[Config], make_method: Callable[[Config], Method], feed: Feed
+) -> Session[Config]:
+    """`session` with the steps that fit in the time that is given for the run; itself where its steps are given.
+
+    A rehearsal tells, of the method that is made of a configuration of many steps. It leaves the run's random numbers.
+    """
+    config, compute = session.config, session.compute
+    budget = config.budget_seconds()
+    if budget is None:
+        return session
+    long = dataclasses.replace(config, steps=10**6, budget=None)  # the rehearsal may not come to its end
+    machine = open_machine(config, compute)
+    batches = RunBatches(session._replace(config=long), feed, machine)
+    with torch.random.fork_rng(devices=[]):
+        method = make_method(long)
+        passes = math.ceil(
+            len(feed.images.held_back) / (method.evaluation.batch_size or batches.per_pass) / compute.world
+        )
+        if method.evaluation.measure is not None:  # which shows the network about as many images again
+            passes *= 2
+        pace = measure(
+            method,
+            batches,
+            feed.images.plan(long),
+            compute,
+            machine.precision,
+            passes=passes,
+            seconds=min(LONGEST_REHEARSAL, REHEARSAL * budget),
+        )
+    left = max(0.0, budget - (time.monotonic() - session.began))
+    steps, evaluations = compute.from_main(lambda: fit_into(left, pace, config))
+    reason = (
+        f"{duration(left)} are left of {config.budget}; a step takes {pace.step:.3g} s, an evaluation "
+        f"{pace.evaluation:.2g} s, a save {pace.save:.2g} s"
+    )
+    values = {"steps": steps, "evaluations": evaluations}
+    return session._replace(
+        config=dataclasses.replace(config, steps=steps, evaluations=evaluations, budget=None).as_typed(
+            config.typed
+        ),
+        choices=(*session.choices, Choice(values, reason)),
+        budget=config.budget,
+    )
+
+
+def _save(session: Session[Any], product: Product, model: nn.Module, folder: Path, step: int) -> None:
     save_model(
         product.export(model),
         folder,
@@ -81,7 +132,7 @@ def _save(session: Session, product: Product, model: nn.Module, folder: Path, st
 class RunBatches:
     """A run's images in batches; see :class:`beit.training.method.Batches`."""
 
-    def __init__(self, session: Session, feed: Feed, machine: Machine) -> None:
+    def __init__(self, session: Session[Any], feed: Feed, machine: Machine) -> None:
         """UserError where the batch size cannot be split over ranks and passes."""
         self._config, self._console, self._feed, self.machine = session.config, session.console, feed, machine
         config, compute = session.config, session.compute
@@ -100,6 +151,12 @@ class RunBatches:
             repeats=feed.repeats,
             pin_memory=compute.device.type == "cuda",
         )
+
+    @property
+    def per_pass(self) -> int:
+        """Images of a pass on this rank."""
+        passes: int = self.machine.compute.world * self._config.accumulate
+        return int(self._config.batch_size // passes)
 
     @property
     def bad_files(self) -> int:
@@ -124,13 +181,12 @@ class RunBatches:
     ) -> Iterator[dict[str, Tensor]] | None:
         if not source:
             return None
-        per_pass = self._config.batch_size // (self.machine.compute.world * self._config.accumulate)
         passes = each_batch(
             apply,
             source,
             self._feed.evaluation_view,
             self.machine,
-            batch_size=batch_size or per_pass,
+            batch_size=batch_size or self.per_pass,
             seed=self._config.seed,
             labeled=self._feed.labeled,
             on_bad=self._report_bad,

@@ -59,7 +59,7 @@ def fit(
         Interrupted: asked to stop by a signal, and saved.
         RunFailed: a loss or gradient that is not finite, no memory, saves that fail, ranks that are gone.
     """
-    state = _initial_state(method, plan, compute)
+    state = initial_state(method, plan, compute)
     state.seconds = seconds
     checkpoint = run.restore()
     if checkpoint is not None:
@@ -84,7 +84,8 @@ def fit(
             tracker.close()
 
 
-def _initial_state(method: Method, plan: Plan, compute: Compute) -> TrainingState:
+def initial_state(method: Method, plan: Plan, compute: Compute) -> TrainingState:
+    """All of a run before its first step, on the device."""
     learner, config = method.learner, plan.config
     for module in (learner.model, *learner.companions.values()):
         module.to(compute.device)

@@ -32,6 +32,7 @@ from beit.models.heads import LayerProbes, LinearProbe, layer_features
 from beit.models.memory import activations_of_encoder
 from beit.recipes.probe.features import FeatureBatch, feature_view
 from beit.stages.batches import Machine, num_workers
+from beit.stages.choices import settle
 from beit.stages.features import FeatureSource
 from beit.stages.labels import label_images
 from beit.stages.session import Feed, Images, Session, open_images, open_session
@@ -49,12 +50,14 @@ def probe(config: ProbeConfig, *, dry_run: bool = False, overwrite: bool = False
     session = open_session("probe", config, dry_run=dry_run, overwrite=overwrite)
     if session is None:
         return
+    config = session.config
     images = open_images(config, partial(open_splits, labeled=config.labels is None))
     images, labels = label_images(images, config.labels)
     require(
         len(images.held_back) > 0,
         "--holdout 0 leaves no image to choose the layer on; drop it, or name some with --eval-data",
     )
+    session, config = settle(session, images)
     with given_by("--init"):
         encoder = load_encoder(config.init, sides(config.image_size))
     session.freeze(encoder)
@@ -68,7 +71,7 @@ class Probing:
     def __init__(
         self,
         config: ProbeConfig,
-        session: Session,
+        session: Session[ProbeConfig],
         encoder: BeitEncoder,
         images: Images,
         classes: Sequence[str],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ PASS = 64
 """Views that a teacher sees at once."""
 
 
-def codebook_method(config: TokenizerConfig, session: Session, images: Images) -> Method:
+def codebook_method(config: TokenizerConfig, session: Session[Any], images: Images) -> Method:
     """Compute a codebook from a sample of patches of the training views; the run has no steps."""
     model, about, facts = (feature_kmeans if config.kind == "features" else patch_kmeans)(config)
     model.requires_grad_(False).eval()
@@ -77,7 +78,7 @@ def feature_kmeans(config: TokenizerConfig) -> tuple[KMeansTokenizer, list[str],
 def sample(
     model: KMeansTokenizer,
     batches: Batches,
-    session: Session,
+    session: Session[Any],
     precision: Precision,
     rng: torch.Generator,
     stop: StopSignals,

@@ -24,7 +24,7 @@ LARGEST_PASS = 256
 """Images whose tokens are sought at once, at most."""
 
 
-def evaluation(config: TokenizerConfig, session: Session, images: Images) -> Evaluation:
+def evaluation(config: TokenizerConfig, session: Session[Any], images: Images) -> Evaluation:
     """What a tokenizer keeps of images, and what its tokens say."""
 
     batch_size = max(1, min(LARGEST_PASS, config.batch_size // session.compute.world))

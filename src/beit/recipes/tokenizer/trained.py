@@ -4,6 +4,7 @@ finite scalar quantisation."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ COLLAPSED = 0.01
 """A codebook of which a smaller share carries all the images has collapsed."""
 
 
-def reconstruction_method(config: TokenizerConfig, session: Session, images: Images) -> Method:
+def reconstruction_method(config: TokenizerConfig, session: Session[Any], images: Images) -> Method:
     """Learn to reconstruct images from tokens; a collapse is said on the console."""
 
     def summarise(means: Mapping[str, Tensor]) -> dict[str, float]:

@@ -56,15 +56,27 @@ class RunDirectory:
         lock: RunLock | None,
         compute: Compute,
         console: Console,
+        began: float,
     ) -> None:
         self.path, self.verb, self.config, self.console = path, verb, config, console
         self._status, self._lock, self._compute = status, lock, compute
+        self._elapsed_before, self._began = float(status.get("elapsed", 0.0)), began
         self._broken: list[int] = []
 
     @property
     def identity(self) -> str:
         """A name no other run has."""
         return str(self._status["id"])
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that the run has taken so far, all its starts together."""
+        return self._elapsed_before + time.monotonic() - self._began
+
+    @property
+    def budget(self) -> str | None:
+        """The time that the steps were to fit in, as it was typed; None where they were given."""
+        return self._status.get("budget")
 
     @property
     def checkpoints(self) -> Path:
@@ -82,7 +94,7 @@ class RunDirectory:
 
     def write_status(self, **changes: Any) -> None:
         """Change what status.json says."""
-        self._status |= {**changes, "updated": _now()}
+        self._status |= {**changes, "updated": _now(), "elapsed": round(self.elapsed, 1)}
         if self._compute.main:
             write_text(self.path / STATUS, json.dumps(self._status, indent=2) + "\n", durable=False)
 
@@ -191,13 +203,6 @@ class RunDirectory:
 
     def begin(self) -> None:
         """Clear away what a killed process left half written, and record that the run is running, here and now."""
-        if self._compute.main:
-            self._write_config()  # first, for it marks the folder as a run that the same command may continue
-            (self.path / SAMPLES).mkdir(exist_ok=True)
-            for draft in [*self.path.glob(".tmp-*"), *self.checkpoints.glob(".*-step-*")]:
-                remove(draft)
-            restore_folder(self.path / MODEL)
-            restore_folder(self.path / MODEL_BEST)
         origin = {"id": uuid.uuid4().hex[:12], "started": _now(), "step": 0, "steps": None}
         self._status = {"state": "running", "verb": self.verb, **origin, **self._status}
         self.write_status(
@@ -207,6 +212,14 @@ class RunDirectory:
             versions=describe_versions(),
             machine=describe_machine(self._compute),
         )
+        if self._compute.main:
+            # After what was typed, for it marks the folder as a run that the same command may continue.
+            self._write_config()
+            (self.path / SAMPLES).mkdir(exist_ok=True)
+            for draft in [*self.path.glob(".tmp-*"), *self.checkpoints.glob(".*-step-*")]:
+                remove(draft)
+            restore_folder(self.path / MODEL)
+            restore_folder(self.path / MODEL_BEST)
 
     def _write_config(self) -> None:
         if self._compute.main:

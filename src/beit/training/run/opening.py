@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +59,12 @@ class Request(NamedTuple):
     """Values of knobs that a configuration stored by an older release may lack."""
     facts: Mapping[str, str] = {}
     """What the run depends on besides its configuration, by name; a run that began with others is refused."""
+    typed: Mapping[str, Any] | None = None
+    """What of the configuration a user gave; the rest is taken as stored. None compares all of it."""
+    budget: str | None = None
+    """The time that the steps were chosen for."""
+    began: float | None = None
+    """When this start began, by :func:`time.monotonic`; None for now."""
 
 
 def open_run(
@@ -91,14 +98,16 @@ def open_run(
 
     config, status = compute.from_main(claim)
     console.log_to(path / LOG)
+    typed = {} if request.typed is None else {"typed": plain(request.typed), "budget": request.budget}
     run = RunDirectory(
         path,
         verb=request.verb,
         config=config,
-        status={"rng_version": RNG_VERSION, **status, **request.facts},
+        status={"rng_version": RNG_VERSION, **typed, **status, **request.facts},
         lock=lock,
         compute=compute,
         console=console,
+        began=time.monotonic() if request.began is None else request.began,
     )
     try:
         run.begin()
@@ -114,7 +123,17 @@ def is_finished(out: str | Path, request: Request) -> bool:
     Raises:
         UserError: `out` holds another run.
     """
-    return _reconcile(Path(out), request).status.get("state") == "done"
+    stored = stored_run(out, request)
+    return stored is not None and stored.status.get("state") == "done"
+
+
+def stored_run(out: str | Path, request: Request) -> Stored | None:
+    """The run in `out`, as it is to go on; None where there is none. Reads only.
+
+    Raises:
+        UserError: `out` holds another run.
+    """
+    return _reconcile(Path(out), request) if (Path(out) / CONFIG).exists() else None
 
 
 def _make_folder(path: Path) -> None:
@@ -126,8 +145,8 @@ def _make_folder(path: Path) -> None:
             contents.remove(SAMPLES)
     except OSError as error:
         raise UserError(f"--out {path} cannot be used: {error.strerror}") from error
-    # A run that was killed while it began may have left its log and an empty folder, and nothing else.
-    if contents - {LOG} and not (path / CONFIG).exists():
+    # A run that was killed while it began may have left its log, its status and an empty folder, and nothing else.
+    if contents - {LOG, STATUS} and not (path / CONFIG).exists():
         raise UserError(f"--out {path} is not empty and holds no run; choose another folder")
     if not os.access(path, os.W_OK | os.X_OK):
         raise UserError(f"--out {path} cannot be written to; choose another folder")
@@ -176,19 +195,53 @@ def _reconcile(path: Path, request: Request) -> Stored:
     status = _read_status(path)
     if status.get("verb", verb) != verb:
         raise UserError(f"--out {path} holds a {status['verb']} run, not a {verb} run; choose another --out")
-    stored = plain(request.defaults) | _read_config(path)
-    merged, differences = {}, []
-    for key in [*config, *(key for key in stored if key not in config)]:
-        new, old = config.get(key), stored.get(key)
-        merged[key] = old if new == "auto" and key in stored and key not in CHANGEABLE else new
-        if merged[key] != old and key not in CHANGEABLE:
-            differences.append(f"{key} was {old!r} and is now {new!r}")
+    written = _read_config(path)
+    stored = plain(request.defaults) | written
+    if request.typed is None or "preset" not in written:  # a release that did not store what was typed
+        merged, differences = _compare_values(request, stored)
+    else:
+        merged, differences = _compare_typed(request, stored, status.get("typed"))
     if differences:
         raise UserError(
             f"--out {path} holds a run with another configuration: {'; '.join(differences)}."
             " Give the stored values, choose another --out, or delete the run with --overwrite"
         )
     return Stored(merged, status)
+
+
+def _compare_values(request: Request, stored: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The configuration to go on with, and what of it is not as stored."""
+    config, typed = plain(request.config), plain(request.typed or {})
+    if request.typed is not None and "preset" not in typed:  # what was left out had its default then
+        config = config | plain(request.defaults) | typed
+    merged, differences = {}, []
+    for key in [*config, *(key for key in stored if key not in config)]:
+        new, old = config.get(key), stored.get(key)
+        merged[key] = old if new == "auto" and key in stored and key not in CHANGEABLE else new
+        if merged[key] != old and key not in CHANGEABLE and key != "preset":
+            differences.append(f"{key} was {old!r} and is now {new!r}")
+    return merged, differences
+
+
+def _compare_typed(
+    request: Request, stored: dict[str, Any], then: dict[str, Any] | None
+) -> tuple[dict[str, Any], list[str]]:
+    """The configuration to go on with, and what was typed otherwise `then`, or left out, or is not as stored."""
+    config, now = plain(request.config), plain(request.typed)
+    is_whole = stored.keys() <= now.keys() | {"preset"}
+    then = {} if then is None or is_whole else then
+    differences = [
+        f"{key} was {then.get(key, stored.get(key))!r} and is now {now[key]!r}"
+        for key in now
+        if key not in CHANGEABLE and now[key] != then.get(key, stored.get(key))
+    ]
+    differences += [
+        f"{key} was {then[key]!r} and is now left out"
+        for key in then
+        if key not in CHANGEABLE and key not in now
+    ]
+    changed = CHANGEABLE & (now.keys() | then.keys())
+    return config | stored | {key: config[key] for key in changed if key in config}, differences
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -1,0 +1,239 @@
+"""`--preset auto`: a recipe chosen from facts about the images and the machine, by a table of trials.
+
+`choose` is all that a verb asks. What a user typed binds it; a choice that hangs on another (heads on the width, the
+patch on the size of the image) follows what was typed. The steps are not chosen here: a rehearsal finds them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from beit.presets import BUDGET, Choice, Facts, Values
+
+HEAD = 64
+"""Channels of an attention head."""
+
+
+class Size(NamedTuple):
+    """A row of the table: images and work up to limits, and what suits them."""
+
+    side: float
+    """The largest median side of the images, in pixels."""
+    work: float
+    """The most multiply-adds of the budget."""
+    image_size: int
+    grid: int
+    """Patches, and tokens, along a side."""
+    encoder: tuple[int, int]
+    """Width and depth."""
+
+
+# An hour of two CPU cores is 5e14 to 2e15 multiply-adds, one of a GPU 3e17 to 1e18. The first row that fits counts.
+SIZES = (
+    Size(48, 3e16, 32, 8, (192, 6)),
+    Size(48, math.inf, 32, 8, (384, 12)),
+    Size(128, 3e16, 64, 8, (192, 6)),
+    Size(128, math.inf, 96, 12, (384, 12)),
+    Size(math.inf, 3e15, 112, 8, (192, 6)),
+    Size(math.inf, 3e16, 112, 14, (192, 6)),
+    Size(math.inf, 1e19, 224, 14, (384, 12)),
+    Size(math.inf, math.inf, 224, 14, (768, 12)),
+)
+SMALL_WIDTH = 384
+"""Up to this width first values and positions are not the published ones."""
+SMALL_IMAGES = 48
+"""Up to this side images have no detail to spare: gentle crops, and colours as they are."""
+TOKEN_STRIDE = 4
+"""Pixels of a token along each side of the tokenizer's view."""
+
+
+def choose(verb: str, facts: Facts, typed: Values) -> list[Choice]:
+    """The knobs of `verb` that were not `typed`, with the reasons."""
+    choices = [
+        Choice({name: value for name, value in values.items() if name not in typed}, reason)
+        for values, reason in _CHOOSERS[verb](facts, typed)
+    ]
+    return [choice for choice in choices if choice.values]
+
+
+def lasts(typed: Values) -> bool:
+    """Whether a length was typed."""
+    return any(typed.get(name) is not None for name in ("steps", "epochs", "budget"))
+
+
+def _pretrain(facts: Facts, typed: Values) -> Iterable[Choice]:
+    size = _size(facts)
+    grid = facts.grid or (size.grid, size.grid)
+    yield _geometry(size, grid, facts, typed, "image_size")
+    yield _network(size, facts, typed)
+    yield _start(size, typed)
+    yield from _masks(typed)
+    yield from _batch(256, 1e-3, facts, typed)
+    yield Choice(
+        {"drop_path_rate": 0.0, "min_lr": 1e-5, "warmup_steps": 500, "log_every": 50},
+        "a network and a run of this length",
+    )
+    yield _views(facts, {"min_crop": 0.5}, {"min_crop": 0.3})
+    yield _length(typed)
+
+
+def _tokenizer(facts: Facts, typed: Values) -> Iterable[Choice]:
+    size, stride = _size(facts), typed.get("stride", TOKEN_STRIDE)
+    yield Choice(
+        {"image_size": size.grid * stride, "stride": TOKEN_STRIDE},
+        f"{size.grid}x{size.grid} tokens, as many as the encoder has patches for images of {facts.side:.0f} px",
+    )
+    yield Choice(
+        {"vocab_size": 512 if size.grid <= 8 else 1024, "width": 32, "kl_weight": 1.65 * (stride / 4) ** 2},
+        "a small vocabulary is learned in minutes",
+    )
+    yield from _batch(32, 5e-3, facts, typed)
+    yield Choice(
+        {"min_lr": 2.5e-4, "lr_steps": 1.0, "warmup_steps": 100, "kl_steps": 0.2, "clip_grad": 1.0}
+        | {"final_temperature": 0.25, "temperature_steps": 1.0, "ema_decay": 0.99}
+        | {"crop": "random_resized", "min_crop": 0.3},
+        "thousands of steps instead of millions",
+    )
+    yield _length(typed)
+
+
+def _finetune(facts: Facts, typed: Values) -> Iterable[Choice]:
+    if _from_scratch(typed):
+        size = _size(facts)
+        yield _geometry(size, (size.grid, size.grid), facts, typed, "image_size")
+        yield _network(size, facts, typed)
+        yield _start(size, typed)
+    large = (facts.width or 0) >= 768
+    yield from _batch(64, 5e-4 if large else 1e-3, facts, typed)
+    yield Choice(
+        {"layer_decay": 0.75, "drop_path_rate": 0.1 if large else 0.05, "warmup_steps": 200, "log_every": 20},
+        f"an encoder of width {facts.width}" if facts.width else "from scratch",
+    )
+    few = facts.labels_per_class is None or facts.labels_per_class < 2000
+    yield Choice(
+        {"mixup": 0.0, "cutmix": 0.0, "erasing": 0.0, "randaugment": 7.0 if large else 0.0}
+        if few
+        else {"mixup": 0.8, "cutmix": 1.0, "erasing": 0.25, "randaugment": 9.0},
+        f"{'few' if few else 'many'} labels for each class ({facts.labels_per_class or 0:,.0f})",
+    )
+    yield _views(facts, {"min_crop": 0.5}, {"min_crop": 0.4})
+    yield _length(typed)
+
+
+def _segment(facts: Facts, typed: Values) -> Iterable[Choice]:
+    if _from_scratch(typed):
+        size = _size(facts)
+        yield _geometry(size, (size.grid, size.grid), facts, typed, "crop")
+        yield _network(size, facts, typed)
+        yield _start(size, typed)
+    large = (facts.width or 0) >= 768
+    yield from _batch(16 if large else 8, 2e-4 if large else 1e-3, facts, typed)
+    yield Choice(
+        {"layer_decay": 0.75, "warmup_steps": 100, "log_every": 20}
+        | ({} if large else {"channels": 64, "drop_path_rate": 0.05, "auxiliary_weight": 0.0}),
+        f"an encoder of width {facts.width}" if facts.width else "from scratch",
+    )
+    yield _length(typed)
+
+
+def _probe(facts: Facts, typed: Values) -> Iterable[Choice]:
+    yield Choice(
+        {"augment": False, "standardize": True, "crop_pct": 1.0},
+        "one pass of the encoder over the images serves all steps",
+    )
+    yield Choice(
+        {"batch_size": 256, "lr": 1e-3, "lr_batch_size": 256, "log_every": 200, "evaluations": 4},
+        "linear classifiers learn in seconds",
+    )
+    if not lasts(typed):
+        yield Choice({"steps": 2000, "epochs": None}, "a linear classifier has learned what it can by then")
+
+
+_CHOOSERS: Mapping[str, Callable[[Facts, Values], Iterable[Choice]]] = {
+    "tokenizer": _tokenizer,
+    "pretrain": _pretrain,
+    "finetune": _finetune,
+    "segment": _segment,
+    "probe": _probe,
+}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What the verbs share
+
+
+def _from_scratch(typed: Values) -> bool:
+    """Whether a task is meant to start from scratch: a network is described, and --init not just forgotten."""
+    described = any(typed.get(name) for name in ("patch_size", "width", "depth", "num_heads"))
+    return typed.get("init") is None and described
+
+
+def _size(facts: Facts) -> Size:
+    return next(size for size in SIZES if facts.side <= size.side and facts.work <= size.work)
+
+
+def _geometry(size: Size, grid: tuple[int, int], facts: Facts, typed: Values, name: str) -> Choice:
+    """The image size, a field called `name`, and the patch."""
+    stated, patch = typed.get(name), typed.get("patch_size")
+    if stated is not None:
+        height, width = (stated, stated) if isinstance(stated, int) else stated
+        patch = patch or _divisor(math.gcd(height, width), height / grid[0])
+    else:
+        patch = patch or max(1, round(size.image_size / max(grid)))
+        stated = grid[0] * patch if grid[0] == grid[1] else (grid[0] * patch, grid[1] * patch)
+    why = "the tokenizer's grid" if facts.grid else f"images of {facts.side:.0f} px (median) and the time"
+    return Choice({name: stated, "patch_size": patch}, f"{grid[0]}x{grid[1]} patches: {why}")
+
+
+def _network(size: Size, facts: Facts, typed: Values) -> Choice:
+    width, depth = typed.get("width", size.encoder[0]), size.encoder[1]
+    heads = _divisor(width, width / HEAD)
+    reason = f"what suits {facts.work:.0e} multiply-adds, all that this machine does in the time"
+    return Choice({"width": width, "depth": depth, "num_heads": heads}, reason)
+
+
+def _start(size: Size, typed: Values) -> Choice:
+    """Positions and first values."""
+    if (width := typed.get("width", size.encoder[0])) > SMALL_WIDTH or width % 4:
+        return Choice({}, "as published")
+    values = {"position": "sincos", "bias": "none", "init_scheme": "torch", "layer_scale_init": 0.1}
+    if "position" in typed:  # of which the older words say a bias
+        del values["bias"]
+    return Choice(values, "a small network learns faster from these")
+
+
+def _masks(typed: Values) -> Iterable[Choice]:
+    """What the encoder sees, and what is hidden."""
+    fixed = typed.get("mask_count", "exact") == "exact" and typed.get("masking") != "none"
+    if not fixed or typed.get("encoder_sees") == "all":
+        return
+    masks = {} if "masking" in typed else {"masking": "random", "num_masked": "75%"}
+    yield Choice({"encoder_sees": "visible", **masks}, "more images in the time, and a harder task")
+
+
+def _batch(most: int, lr: float, facts: Facts, typed: Values) -> Iterable[Choice]:
+    """The batch size, and a learning rate that is meant for `most` images."""
+    batch = min(most, 2 ** max(1, math.floor(math.log2(max(facts.images / 4, 2)))))
+    batch *= typed.get("accumulate") or 1
+    yield Choice({"batch_size": batch}, f"{facts.images:,} training images")
+    yield Choice(
+        {"lr": lr, "lr_batch_size": most, "lr_scaling": "sqrt"}, "the best of the trials at this size"
+    )
+
+
+def _views(facts: Facts, small: Values, large: Values) -> Choice:
+    if facts.side <= SMALL_IMAGES:
+        return Choice({**small, "color_jitter": 0.0}, "small images: gentle crops, colours as they are")
+    return Choice({**large, "color_jitter": 0.3}, "images with detail to spare")
+
+
+def _length(typed: Values) -> Choice:
+    return Choice({} if lasts(typed) else {"budget": BUDGET}, "no --budget, --steps or --epochs is given")
+
+
+def _divisor(whole: int, near: float) -> int:
+    """The divisor of `whole` that is nearest to `near`."""
+    divisors = [number for number in range(1, whole + 1) if whole % number == 0]
+    return min(divisors, key=lambda number: abs(math.log(number / max(near, 1))))

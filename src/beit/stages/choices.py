@@ -1,0 +1,98 @@
+"""`--preset auto` before a run begins: the facts about images and machine that a recipe is chosen from.
+
+It is chosen once, on the main rank, shared, and stored with the configuration; no random number of the run is drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+
+import torch
+
+from beit.checkpoints.store import describe
+from beit.config.architecture import sides
+from beit.config.errors import given_by
+from beit.config.run import TrainingConfig
+from beit.data.base import Source
+from beit.data.decode import ImageError
+from beit.data.sources.subsets import spread
+from beit.presets import BUDGET, NOTHING_KNOWN, Facts, resolve
+from beit.stages.session import Config, Images, Session
+from beit.tokenizers.base import VisualTokenizer
+from beit.training.device import Compute, Precision, autocast, choose_precision
+
+SAMPLE = 32
+"""Images that are looked at for their size."""
+MATRIX, PRODUCTS_FOR = 1024, 0.2
+"""Side of the matrices whose products tell the machine's rate, and for how many seconds they are made."""
+
+
+def settle(
+    session: Session[Config], images: Images, tokenizer: VisualTokenizer | None = None
+) -> tuple[Session[Config], Config]:
+    """`session` with every value in its configuration, and that: for a new run with `--preset auto`, what suits
+    `images`, this machine, and the tokenizer that is given. The steps that a budget allows are still open."""
+    config = session.config
+    if config.preset is None:
+        return session, config
+    resolved, choices = session.compute.from_main(
+        lambda: resolve(config, facts_of(config, session.compute, images, tokenizer))
+    )
+    return session._replace(config=resolved, choices=tuple(choices)), resolved
+
+
+def facts_of(
+    config: TrainingConfig, compute: Compute, images: Images, tokenizer: VisualTokenizer | None
+) -> Facts:
+    """What the choices hang on."""
+    seconds = config.budget_seconds() or dataclasses.replace(config, budget=BUDGET).budget_seconds()
+    classes = images.train.classes
+    size = (
+        None
+        if tokenizer is None
+        else sides(getattr(config, "token_image_size", None)) or tokenizer.image_size
+    )
+    stride = 1 if tokenizer is None else tokenizer.stride
+    return Facts(
+        side=median_side(images.train),
+        images=len(images.train),
+        labels_per_class=len(images.train) / len(classes) if classes else None,
+        work=(seconds or 0) * rate_of(compute, choose_precision(config.precision, compute.device)),
+        grid=None if size is None else (size[0] // stride, size[1] // stride),
+        width=_width_of_init(getattr(config, "init", None)),
+    )
+
+
+def median_side(source: Source) -> float:
+    """Median of the shorter sides of a few images, in pixels; damaged ones are left out."""
+    lengths = []
+    for index in spread(len(source), min(SAMPLE, len(source))):
+        try:
+            lengths.append(min(source.image(index).shape[-2:]))
+        except ImageError:
+            continue
+    return float(statistics.median(lengths)) if lengths else NOTHING_KNOWN.side
+
+
+def rate_of(compute: Compute, precision: Precision) -> float:
+    """Multiply-adds a second in products of matrices, on all devices together."""
+    matrix = torch.full((MATRIX, MATRIX), 0.5, device=compute.device)
+    done, start = -1, 0.0
+    with torch.no_grad(), autocast(compute.device, precision):
+        while done < 1 or time.monotonic() - start < PRODUCTS_FOR:
+            float((matrix @ matrix)[0, 0])  # which waits for it
+            if done < 0:
+                start = time.monotonic()
+            done += 1
+    return compute.world * done * MATRIX**3 / (time.monotonic() - start)
+
+
+def _width_of_init(init: str | None) -> int | None:
+    if init is None:
+        return None
+    with given_by("--init"):
+        architecture = describe(init).get("architecture") or {}
+    width = architecture.get("encoder", architecture).get("width")
+    return width if isinstance(width, int) else None

@@ -1,0 +1,134 @@
+"""How long a run's parts take here, measured in seconds of the real thing, and how many steps fit into a time."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import torch
+
+from beit.config.run import TrainingConfig
+from beit.training.device import Compute, Precision, autocast, eval_mode, to_device
+from beit.training.loop import initial_state
+from beit.training.method import Batches, Method
+from beit.training.plan import Plan
+
+WARM_UP, TIMED = 1, 1
+"""Steps that are not timed, and the fewest that are."""
+RESERVE = 0.05
+"""Share of a budget that is left free: a machine is not always equally fast."""
+EVALUATION_SHARE = 0.2
+"""Evaluations may take this share of a budget; beyond it there are fewer."""
+WRITING = 2e8
+"""Bytes a second that a disk writes at least."""
+
+
+class Pace(NamedTuple):
+    """Seconds that the parts of a run take."""
+
+    step: float
+    evaluation: float
+    save: float
+
+
+def fit_into(seconds: float, pace: Pace, config: TrainingConfig) -> tuple[int, int]:
+    """Optimiser steps and evaluations of a run that has so many seconds left."""
+    seconds *= 1 - RESERVE
+    most = (
+        max(1, math.floor(EVALUATION_SHARE * seconds / pace.evaluation)) if pace.evaluation > 0 else math.inf
+    )
+    evaluations = int(min(config.evaluations, most))
+    steps, minutes = config.save_interval()
+    saves = 1 + (0 if minutes is None else math.floor(seconds / (60 * minutes)))
+    step = pace.step + (pace.save / steps if steps else 0)
+    left = seconds - evaluations * pace.evaluation - saves * pace.save
+    return max(1, math.floor(left / step)), evaluations
+
+
+def measure(
+    method: Method,
+    batches: Batches,
+    plan: Plan,
+    compute: Compute,
+    precision: Precision,
+    *,
+    passes: int,
+    seconds: float,
+) -> Pace:
+    """The pace of `method`, whose evaluation takes so many `passes`, on this machine; about `seconds` are spent on
+    steps. The method is left as it was."""
+    with _untouched(method), torch.random.fork_rng(devices=[]):
+        step, size = _time_steps(method, batches, plan, compute, precision, seconds)
+        with eval_mode(compute.device, precision):
+            evaluation = _time_evaluation(method, batches, passes, compute)
+    return Pace(step, evaluation, size / WRITING)
+
+
+@contextmanager
+def _untouched(method: Method) -> Iterator[None]:
+    """What the method learns is taken back at the end."""
+    modules = [method.learner.model, *method.learner.companions.values()]
+    before = [copy.deepcopy(module.state_dict()) for module in modules]
+    try:
+        yield
+    finally:
+        for module, state in zip(modules, before, strict=True):
+            module.load_state_dict(state)
+            module.zero_grad(set_to_none=True)
+
+
+def _time_steps(
+    method: Method, batches: Batches, plan: Plan, compute: Compute, precision: Precision, seconds: float
+) -> tuple[float, int]:
+    """Seconds of a step, the loading of its images among them, and bytes of the state after it."""
+    take_step = method.learner.step
+    assert take_step is not None, "a run of no steps is not rehearsed"
+    state = initial_state(method, plan, compute)
+    network = compute.distribute(state.model).train()
+    micro_batches = iter(batches.train(0, plan.steps))
+    began = start = time.monotonic()
+    done = 0
+    while not compute.largest(int(done >= WARM_UP + TIMED and time.monotonic() - began > seconds)):
+        if done == WARM_UP:
+            start = time.monotonic()
+        for _ in range(plan.config.accumulate):
+            batch = to_device(next(micro_batches), compute.device)
+            with autocast(compute.device, precision):
+                loss = take_step(network, batch, done).loss
+            torch.autograd.backward(loss / plan.config.accumulate)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.update_ema()
+        _wait_for(compute)
+        done += 1
+    parameters = sum(parameter.numel() for parameter in state.model.parameters())
+    return (time.monotonic() - start) / (done - WARM_UP), parameters * (16 if state.ema is None else 20)
+
+
+def _time_evaluation(method: Method, batches: Batches, passes: int, compute: Compute) -> float:
+    """Seconds of an evaluation in so many passes, by the second of them, and of its drawing."""
+    evaluation, model = method.evaluation, method.learner.model.eval()
+    sums = batches.evaluate(partial(evaluation.evaluate_batch, model), evaluation.batch_size) or ()
+    times = [time.monotonic()]
+    for _ in itertools.islice(sums, 2):
+        _wait_for(compute)
+        times.append(time.monotonic())
+    seconds = passes * (times[-1] - times[-2]) if times[1:] else 0.0
+    start = time.monotonic()
+    if evaluation.draw is not None and compute.main and (samples := batches.samples(evaluation.batch_size)):
+        with TemporaryDirectory() as folder:
+            evaluation.draw(model, samples, Path(folder), 0)
+    return seconds + time.monotonic() - start
+
+
+def _wait_for(compute: Compute) -> None:
+    if compute.device.type == "cuda":
+        torch.cuda.synchronize(compute.device)

@@ -1,0 +1,114 @@
+"""`--preset auto` and `--budget` end to end: a run whose length a rehearsal found is that of its config.yaml."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from run_results import log, metrics, same_weights, stopped_in_step
+
+from beit.cli.main import main
+from beit.config.errors import UserError
+from beit.config.pretrain import PretrainConfig
+from beit.config.tokenizer import TokenizerConfig
+from beit.presets import auto
+from beit.recipes.pretrain import pretrain
+from beit.recipes.tokenizer.run import tokenizer
+from beit.stages import train as train_stage
+from beit.stages.rehearsal import Pace
+
+pytestmark = pytest.mark.slow
+
+SMALL: dict[str, Any] = {
+    "batch_size": 4,
+    "workers": 0,
+    "precision": "float32",
+    "holdout": 0.2,
+    "save_every": "1",
+}
+
+
+def config_of(run: Path) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())
+    return config
+
+
+def cli(*words: str | Path) -> None:
+    with pytest.raises(SystemExit) as leave:
+        main([str(word) for word in words])
+    assert not leave.value.code
+
+
+@pytest.fixture
+def steps_in_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which a step takes ten seconds, after a rehearsal as it is."""
+    measure = train_stage.measure
+
+    def slow(*arguments: Any, **options: Any) -> Pace:
+        measure(*arguments, **options)
+        return Pace(step=10.0, evaluation=1.0, save=0.0)
+
+    monkeypatch.setattr(train_stage, "measure", slow)
+
+
+@pytest.mark.usefixtures("steps_in_a_minute")
+def test_a_run_of_a_budget_is_that_of_its_configuration(
+    images: Path, trained_tokenizer: Path, tmp_path: Path
+) -> None:
+    run, again, stopped = tmp_path / "run", tmp_path / "again", tmp_path / "stopped"
+    typed = {**SMALL, "data": str(images), "tokenizer": str(trained_tokenizer), "depth": 1, "width": 16}
+
+    def config(out: Path) -> PretrainConfig:
+        return PretrainConfig(out=str(out), budget="60s", **typed)
+
+    pretrain(config(run))
+    stored = config_of(run)
+    assert 1 < stored["steps"] <= 5 and stored["preset"] is None and "budget" not in stored
+    assert (stored["image_size"], stored["patch_size"]) == (32, 8), "the grid of the tokenizer"
+    assert "auto" not in [stored[name] for name in ("precision", "preset")]
+    text = log(run)
+    assert f"steps {stored['steps']}, evaluations" in text and "of a budget of 60s" in text
+    cli("pretrain", "--config", run / "config.yaml", "--out", again)
+    assert same_weights(run, again)
+    assert "choices" not in log(again)
+
+    with stopped_in_step(2):
+        pretrain(config(stopped))
+    pretrain(config(stopped))
+    assert same_weights(run, stopped)
+    with pytest.raises(UserError, match="budget was '60s' and is now left out"):
+        pretrain(PretrainConfig(out=str(run), **typed))
+
+
+@pytest.mark.usefixtures("steps_in_a_minute")
+def test_the_schedules_of_a_tokenizer_follow_the_steps_of_its_budget(images: Path, tmp_path: Path) -> None:
+    run, again = tmp_path / "run", tmp_path / "again"
+    typed = {**SMALL, "data": str(images), "width": 8, "blocks_per_group": 1, "log_every": 1}
+    tokenizer(TokenizerConfig(out=str(run), budget="1m", **typed))
+    temperatures = [line["temperature"] for line in metrics(run) if "temperature" in line]
+    assert temperatures[0] == 1 and temperatures[-1] < 0.6
+    cli("tokenizer", "--config", run / "config.yaml", "--out", again)
+    assert same_weights(run, again)
+
+
+def test_a_budget_is_kept(images: Path, tmp_path: Path) -> None:
+    """The real thing, on any machine: what takes long is the rehearsal, not the run."""
+    run = tmp_path / "run"
+    cli("tokenizer", "--data", images, "--out", run, "--budget", "20s", "--width", "8", "--batch-size", "4")
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "done" and status["elapsed"] < 40
+    assert config_of(run)["steps"] > 1
+    assert status["typed"]["budget"] == status["budget"] == "20s"
+
+
+def test_a_dry_run_shows_the_choices_and_writes_nothing(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "BUDGET", "4s")
+    cli("tokenizer", "--data", images, "--out", tmp_path / "run", "--dry-run", "--width", "8")
+    text = capsys.readouterr().out
+    assert "8x8 tokens" in text and "are left of 4s; a step takes" in text
+    assert not (tmp_path / "run").exists()
