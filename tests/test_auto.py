@@ -17,7 +17,7 @@ from beit.config.pretrain import PretrainConfig
 from beit.config.segment import SegmentConfig
 from beit.config.tokenizer import TokenizerConfig
 from beit.presets import Facts, configure, recipes_of, resolve
-from beit.stages.rehearsal import Pace, fit_into
+from beit.stages.auto.rehearsal import Pace, fit_into
 
 NEEDED: dict[str, dict[str, str]] = {"tokenizer": {}, "pretrain": {"tokenizer": "t"}}
 
@@ -126,6 +126,6 @@ def test_a_budget_is_filled_with_steps() -> None:
     pace = Pace(step=0.1, evaluation=2.0, save=1.0)
     steps, evaluations = fit_into(100, pace, config)
     total = steps * pace.step + evaluations * pace.evaluation + 2 * pace.save
-    assert evaluations == 4 and 95 < total < 98
+    assert evaluations == 4 and 94 < total <= 95
     assert fit_into(100, pace._replace(evaluation=9.0), config)[1] == 2, "a fifth of the time at most"
     assert fit_into(-5, pace, config) == (1, 1)

@@ -18,7 +18,7 @@ from beit.presets import auto
 from beit.recipes.pretrain import pretrain
 from beit.recipes.tokenizer.run import tokenizer
 from beit.stages import train as train_stage
-from beit.stages.rehearsal import Pace
+from beit.stages.auto.rehearsal import Pace
 
 pytestmark = pytest.mark.slow
 

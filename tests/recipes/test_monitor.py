@@ -23,7 +23,7 @@ from beit.data.sources.opening import open_splits
 from beit.data.views.geometry import center_view
 from beit.metrics.neighbours import effective_rank, knn_accuracy
 from beit.recipes.pretrain import pretrain
-from beit.stages.features import FeatureSource
+from beit.stages.scores.features import FeatureSource
 
 pytestmark = pytest.mark.slow
 

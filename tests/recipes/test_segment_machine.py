@@ -82,7 +82,7 @@ def test_held_back_images_that_cannot_be_judged_are_named_before_the_run(
     regions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Attention among 5x7 patches and one token takes 36 x 36 x 16 bytes at least; among 6x7, 43 x 43 x 16."""
-    monkeypatch.setattr("beit.stages.segmentation.memory_of", lambda device: 25_000)
+    monkeypatch.setattr("beit.stages.tasks.segmentation.memory_of", lambda device: 25_000)
     run = tmp_path / "run"
     large = f"{regions / 'images/validation/1.jpg'}: an image of 56x44 px in one pass takes"
     with pytest.raises(UserError, match=f"{re.escape(large)} .*; choose --window slide, or make it smaller"):

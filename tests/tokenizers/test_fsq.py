@@ -63,4 +63,4 @@ def test_tokens_go_through_the_network_and_back() -> None:
 
 def test_a_vocabulary_that_is_no_product_names_its_neighbours() -> None:
     with pytest.raises(UserError, match=r"--vocab-size 300 .* near it are 240 and 512"):
-        TokenizerConfig(data="photos", out="run", kind="fsq", vocab_size=300)
+        TokenizerConfig(data="photos", out="run", kind="fsq", vocab_size=300, steps=1, preset=None)

@@ -21,10 +21,10 @@ from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.mixing import BatchMixing, smoothed
 from beit.metrics.classification import classification_sums, share_of_right, with_f1
 from beit.models.memory import activations_of_encoder
-from beit.stages.choices import settle
-from beit.stages.labels import few_labels, label_images
+from beit.stages.auto.choices import settle
 from beit.stages.session import Feed, open_images, open_session
 from beit.stages.start import encoder_facts, rates, starting_classifier
+from beit.stages.tasks.labels import few_labels, label_images
 from beit.stages.train import train
 from beit.training.method import Evaluation, Learner, Method, Notes, Product, Step, StepOutput
 from beit.training.metrics import over_count

@@ -1,4 +1,4 @@
-"""`beit pretrain`: masked image modelling (paper section 2.3); its loss is in :mod:`beit.stages.masked_modelling`.
+"""`beit pretrain`: masked image modelling (paper section 2.3); the loss: :mod:`beit.stages.tasks.masked_modelling`.
 
 image --encoder's view---> patches, about 40 % of them replaced by [MASK] -> encoder -> logits over the codebook
 image --tokenizer's view-> visual tokens on the same grid                 -> targets at the hidden patches
@@ -22,8 +22,9 @@ from beit.metrics.tokens import TokenBaselines, best_mixtures, best_mixtures_of_
 from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.heads import MaskedImageModel
 from beit.models.memory import activations_of_masked_model
-from beit.stages.choices import settle
-from beit.stages.masked_modelling import (
+from beit.stages.auto.choices import settle
+from beit.stages.session import Feed, Images, open_images, open_session
+from beit.stages.tasks.masked_modelling import (
     evaluation_view,
     masked_image_modelling,
     masking_of,
@@ -33,7 +34,6 @@ from beit.stages.masked_modelling import (
     token_image_size,
     token_sums,
 )
-from beit.stages.session import Feed, Images, open_images, open_session
 from beit.stages.train import set_steps, train
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.method import Evaluation, Learner, Method, Notes, Product, StepOutput
@@ -64,7 +64,7 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool =
         method = pixel_method(config)
     fed = feed(config, images, token_size)
     session = set_steps(session, lambda _: method, fed)
-    from beit.stages.monitor import FeatureMonitor  # watches the method, and is no part of it
+    from beit.stages.scores.monitor import FeatureMonitor  # watches the method, and is no part of it
 
     monitor = FeatureMonitor(session, session.config, config.architecture(), images)
     train(session, monitor.watch(method), fed)

@@ -23,10 +23,10 @@ from beit.metrics.segmentation import by_class, confusion, pixel_loss, segmentat
 from beit.models.memory import activations_of_segmenter
 from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import Inference
-from beit.stages.choices import settle
-from beit.stages.segmentation import evaluate_batch, predict_classes, require_memory_for_all
-from beit.stages.session import Feed, open_images, open_session
+from beit.stages.auto.choices import settle
+from beit.stages.session import Feed, Images, open_images, open_session
 from beit.stages.start import encoder_facts, rates, starting_segmenter
+from beit.stages.tasks.segmentation import evaluate_batch, predict_classes, require_memory_for_all
 from beit.stages.train import train
 from beit.training.device import Compute
 from beit.training.method import Evaluation, Learner, Method, Notes, Product, StepOutput
@@ -40,8 +40,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
     if session is None:
         return
     config = session.config
-    opener = partial(open_pairs, reduce_zero_label=config.reduce_zero_label, class_table=config.classes)
-    images = open_images(config, opener)
+    images = open_label_maps(config)
     session, config = settle(session, images)
     source, held_back = cast(PairSource, images.train), cast(PairSource, images.held_back)
     model, about = starting_segmenter(config, source.classes)
@@ -85,6 +84,12 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
         ),
     )
     train(session, method, feed)
+
+
+def open_label_maps(config: SegmentConfig) -> Images:
+    """The images of `config.data` with their label maps."""
+    opener = partial(open_pairs, reduce_zero_label=config.reduce_zero_label, class_table=config.classes)
+    return open_images(config, opener)
 
 
 def evaluation_of(

@@ -55,7 +55,7 @@ def open_session(verb: str, config: Config, *, dry_run: bool, overwrite: bool) -
     """Join the other ranks; None, after saying so, where the run is finished. Its data need not be there any more.
 
     The configuration of the session is that of the run where it has begun. Of a new run with `--preset auto` it is as
-    it was typed, until :func:`beit.stages.choices.settle` has chosen.
+    it was typed, until :func:`beit.stages.auto.choices.settle` has chosen.
     """
     began = time.monotonic()
     resolved, _ = resolve(

@@ -20,9 +20,9 @@ from beit.data.loaders import Loader, View, evaluation_batches
 from beit.data.sources.subsets import Subset, spread
 from beit.presets import Choice
 from beit.stages.announcement import announce, conclude
+from beit.stages.auto.rehearsal import fit_into, measure
 from beit.stages.batches import Machine, each_batch, open_machine, report_skipped
 from beit.stages.overlap import write_images
-from beit.stages.rehearsal import fit_into, measure
 from beit.stages.session import Config, Feed, Session, run_request
 from beit.training.console import duration
 from beit.training.device import to_device
@@ -77,7 +77,8 @@ def set_steps(
 ) -> Session[Config]:
     """`session` with the steps that fit in the time that is given for the run; itself where its steps are given.
 
-    A rehearsal tells, of the method that is made of a configuration of many steps. It leaves the run's random numbers.
+    A rehearsal tells, of the method that is made of a configuration of many steps. It leaves the run's
+    random numbers.
     """
     config, compute = session.config, session.compute
     budget = config.budget_seconds()

@@ -34,9 +34,9 @@ from beit.models.windows import Inference
 from beit.recipes.evaluate.images import Judged, holdout_to_judge, judged_images
 from beit.stages.batches import Machine
 from beit.stages.inference import classifier_view
-from beit.stages.segmentation import evaluate_batch
+from beit.stages.scores.tokens import Scoring
 from beit.stages.session import open_data
-from beit.stages.token_scores import Scoring
+from beit.stages.tasks.segmentation import evaluate_batch
 from beit.tokenizers.base import VisualTokenizer
 from beit.tokenizers.objective import reconstruction_figures, reconstruction_sums
 from beit.training.method import Evaluation

@@ -24,7 +24,7 @@ from beit.recipes.evaluate.images import judged_images
 from beit.recipes.evaluate.kinds import Kind, TestSet
 from beit.stages.batches import Machine, each_batch
 from beit.stages.inference import print_notes
-from beit.stages.masked_modelling import evaluation_view, pixel_sums, token_image_size, token_sums
+from beit.stages.tasks.masked_modelling import evaluation_view, pixel_sums, token_image_size, token_sums
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.method import Evaluation
 from beit.training.run.directory import run_of

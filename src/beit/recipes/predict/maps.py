@@ -30,7 +30,7 @@ from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import Inference
 from beit.recipes.predict.output import Reading, Record, summary, write_errors
 from beit.stages.batches import report_skipped
-from beit.stages.segmentation import TooLarge, predict_classes
+from beit.stages.tasks.segmentation import TooLarge, predict_classes
 from beit.visualize.label_maps import overlay
 from beit.visualize.pictures import Color, to_pil
 

@@ -31,11 +31,11 @@ from beit.models.encoder import BeitEncoder
 from beit.models.heads import LayerProbes, LinearProbe, layer_features
 from beit.models.memory import activations_of_encoder
 from beit.recipes.probe.features import FeatureBatch, feature_view
+from beit.stages.auto.choices import settle
 from beit.stages.batches import Machine, num_workers
-from beit.stages.choices import settle
-from beit.stages.features import FeatureSource
-from beit.stages.labels import label_images
+from beit.stages.scores.features import FeatureSource
 from beit.stages.session import Feed, Images, Session, open_images, open_session
+from beit.stages.tasks.labels import label_images
 from beit.stages.train import train
 from beit.training.device import Precision
 from beit.training.method import Batches, Evaluation, Learner, Method, Notes, Product, StepOutput

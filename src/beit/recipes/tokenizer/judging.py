@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from beit.config.tokenizer import TokenizerConfig
 from beit.data.batches import ImageBatch
 from beit.stages.batches import Machine, num_workers
+from beit.stages.scores.tokens import Scoring
 from beit.stages.session import Images, Session
-from beit.stages.token_scores import Scoring
 from beit.tokenizers.base import VisualTokenizer
 from beit.tokenizers.objective import reconstruction_figures, reconstruction_sums
 from beit.training.device import Precision

@@ -9,7 +9,7 @@ from beit.data.views.evaluation import EvaluationView
 from beit.data.views.tokenizer import TokenizerViews
 from beit.recipes.tokenizer.codebook import codebook_method
 from beit.recipes.tokenizer.trained import reconstruction_method
-from beit.stages.choices import settle
+from beit.stages.auto.choices import settle
 from beit.stages.session import Feed, open_images, open_session
 from beit.stages.train import set_steps, train
 from beit.training.method import Method

@@ -17,9 +17,9 @@ from beit.data.views.evaluation import EvaluationView
 from beit.metrics.neighbours import effective_rank, knn_accuracy
 from beit.models.heads import MaskedImageModel, layer_features
 from beit.stages.batches import Machine, num_workers
-from beit.stages.features import FeatureSource
-from beit.stages.labels import labels_for_figures
+from beit.stages.scores.features import FeatureSource
 from beit.stages.session import Images, Session
+from beit.stages.tasks.labels import labels_for_figures
 from beit.training.device import Precision
 from beit.training.method import Method
 from beit.training.plan import Plan

@@ -1,0 +1,1 @@
+"""What `--preset auto` and `--budget` need to know before a run begins."""

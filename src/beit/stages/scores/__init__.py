@@ -1,0 +1,1 @@
+"""What an encoder's features and a tokenizer's tokens are worth, without any training."""
