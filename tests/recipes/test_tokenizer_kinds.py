@@ -64,6 +64,7 @@ def test_a_kind_is_saved_judged_and_used(
     assert describe(run)["tokenizer_kind"] == kind
     assert describe(run)["kind"] == "tokenizer"
     results, model = read(run, "results.json"), beit.load_tokenizer(run)
+    assert (run / "model-best").exists() == (kind in ("dvae", "fsq"))  # a codebook is judged once
     assert describe(run)["weights_sha256"] == weights_sha256(model)
     assert results["steps"] == (4 if kind == "fsq" else 0)
     assert list((run / "samples").glob("*.png"))

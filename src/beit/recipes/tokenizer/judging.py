@@ -38,6 +38,7 @@ def evaluation(config: TokenizerConfig, session: Session[Any], images: Images) -
         evaluate_batch=evaluate,
         summarise=reconstruction_figures,
         monitor="reconstruction_mae",
+        keep_best=config.is_trained,  # what is computed at once is judged once
         draw=draw,
         measure=measure,
     )
