@@ -17,6 +17,7 @@ from PIL import Image
 from beit.config.errors import UserError
 from beit.data.base import Source
 from beit.data.decode import ImageError
+from beit.data.sources import files
 from beit.data.sources.files import FileSource
 from beit.data.sources.holdout import Holdout
 from beit.data.sources.opening import open_splits
@@ -153,6 +154,22 @@ def test_limit_is_a_fixed_spread_choice(tmp_path: Path) -> None:
     other = limited(whole, 40, 1)
     assert set(keys(some)) < set(keys(more)) and keys(other) != keys(some)
     assert min([some.label(i) for i in range(40)].count(c) for c in range(4)) >= 3
+
+
+def test_images_that_fit_into_memory_together_are_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path, "a.png", "b.png")
+    source = open_splits([str(tmp_path)], holdout=Holdout(0))["train"]
+    monkeypatch.setattr(files, "MEMORY", 2 * 3 * 6 * 4)
+    before = source.image(0)
+    monkeypatch.setattr(files, "MEMORY", 2 * 3 * 6 * 4 - 1)
+    source.image(1)
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "b.png").unlink()
+    assert torch.equal(source.image(0), before)
+    with pytest.raises(ImageError):
+        source.image(1)
 
 
 def test_fingerprint_tells_when_files_come_or_go(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from beit.data.base import Source
 from beit.data.decode import ImageError, decode_image, upright_size
@@ -28,6 +29,10 @@ class Files(NamedTuple):
     classes: tuple[str, ...] | None = None
 
 
+MEMORY = 512 << 20
+"""Bytes of decoded images that are kept at most, in all the loader processes of a device together."""
+
+
 class FileSource:
     """Image files on disk or inside tars. All tables are tensors, so that loader processes share them."""
 
@@ -42,6 +47,7 @@ class FileSource:
         self._tars = [listing.tars for listing in files.listings]
         self._labels = torch.tensor(files.labels or [], dtype=torch.int64)
         self._max_megapixels, self._pillow = max_megapixels, pillow
+        self._images: dict[int, Tensor] = {}
         self.classes = files.classes
         self.notes = list(files.notes)
 
@@ -99,7 +105,14 @@ class FileSource:
         return decode_image(data, self.name(index), self._max_megapixels, pillow=self._pillow)
 
     def image(self, index: int) -> Tensor:
-        return self.decode(self.read(index), index)
+        """uint8 (3, H, W), not to be changed: where all images fit into memory, each is decoded once."""
+        image = self._images.get(index)
+        if image is None:
+            image = self.decode(self.read(index), index)
+            worker = get_worker_info()  # every one of which has images of its own
+            if len(self) * image.nbytes * (worker.num_workers if worker else 1) <= MEMORY:
+                self._images[index] = image
+        return image
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of the image, from its header alone."""
