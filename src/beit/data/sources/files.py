@@ -47,7 +47,7 @@ class FileSource:
         self._tars = [listing.tars for listing in files.listings]
         self._labels = torch.tensor(files.labels or [], dtype=torch.int64)
         self._max_megapixels, self._pillow = max_megapixels, pillow
-        self._images: dict[int, Tensor] = {}
+        self._decoded: dict[int, Tensor] = {}
         self.classes = files.classes
         self.notes = list(files.notes)
 
@@ -106,12 +106,12 @@ class FileSource:
 
     def image(self, index: int) -> Tensor:
         """uint8 (3, H, W), not to be changed: where all images fit into memory, each is decoded once."""
-        image = self._images.get(index)
+        image = self._decoded.get(index)
         if image is None:
             image = self.decode(self.read(index), index)
             worker = get_worker_info()  # every one of which has images of its own
             if len(self) * image.nbytes * (worker.num_workers if worker else 1) <= MEMORY:
-                self._images[index] = image
+                self._decoded[index] = image
         return image
 
     def size(self, index: int) -> tuple[int, int]:
