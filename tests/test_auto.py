@@ -15,8 +15,9 @@ from beit.config.errors import UserError
 from beit.config.finetune import FinetuneConfig
 from beit.config.pretrain import PretrainConfig
 from beit.config.segment import SegmentConfig
-from beit.config.tokenizer import TokenizerConfig
-from beit.presets import Facts, configure, recipes_of, resolve
+from beit.config.start import StartConfig
+from beit.config.tokenizer import IDLE, TokenizerConfig
+from beit.presets import Facts, auto, configure, recipes_of, resolve
 from beit.stages.auto.rehearsal import Pace, fit_into
 
 NEEDED: dict[str, dict[str, str]] = {"tokenizer": {}, "pretrain": {"tokenizer": "t"}}
@@ -34,7 +35,7 @@ def test_every_choice_is_a_valid_configuration(verb: str, images: int, work: flo
     config = VERBS[verb].config(data="x", out="y", **NEEDED.get(verb, {"init": "i"}))
     resolved, choices = resolve(config, Facts(side=side, images=images, work=work, width=192))
     assert resolved.preset is None and all(choice.reason for choice in choices)
-    if verb != "probe":
+    if verb in ("pretrain", "finetune", "segment"):
         assert (resolved.budget, resolved.steps, resolved.epochs) == ("1h", None, None)
 
 
@@ -65,6 +66,78 @@ def test_what_is_typed_binds_auto(typed: dict[str, Any], expected: dict[str, Any
     assert {name: getattr(resolved, name) for name in expected} == expected
     assert not {name for choice in choices for name in choice.values} & typed.keys()
     assert resolved.typed.keys() >= {"data", "out", "tokenizer"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "kind"),
+    [
+        ({}, "kmeans"),
+        ({"kind": "auto", "pixel_norm": "patch"}, "kmeans"),
+        ({"budget": "20m", "vocab_size": 99}, "kmeans"),
+        ({"width": 64}, "dvae"),
+        ({"steps": 7}, "dvae"),
+        ({"kind": "fsq"}, "fsq"),
+        ({"kind": "dvae"}, "dvae"),
+        ({"teacher": "t"}, "features"),
+        ({"preset": "tiny", "kind": "auto"}, "dvae"),
+    ],
+    ids=str,
+)
+def test_the_kind_of_tokenizer_follows_what_is_typed(typed: dict[str, Any], kind: str) -> None:
+    for facts in (Facts(side=32), Facts(side=500)):
+        resolved, choices = resolve(TokenizerConfig(data="x", out="y", **typed), facts)
+        assert resolved.kind == kind and resolved.typed.get("kind") != "auto"
+        assert not {name for choice in choices for name in choice.values} & IDLE[kind]
+        assert resolved.image_size % resolved.stride == 0
+
+
+def test_the_kind_is_not_left_open() -> None:
+    with pytest.raises(UserError, match="--kind auto needs a preset"):
+        TokenizerConfig(data="x", out="y", preset=None, kind="auto")
+
+
+@pytest.mark.parametrize("config_type", [FinetuneConfig, SegmentConfig])
+@pytest.mark.parametrize("preset", ["auto", "tiny", "base", "base-paper", "demo"])
+def test_from_scratch_is_the_network_of_pretraining(config_type: type[StartConfig], preset: str) -> None:
+    facts = Facts(side=32, width=None)
+    task, _ = resolve(config_type(data="x", out="y", preset=preset, from_scratch=True), facts)
+    pretrained, _ = resolve(pretraining(preset=preset), facts)
+    ours, theirs = task.architecture(), pretrained.architecture()
+    for name in ("patch_size", "width", "depth", "num_heads", "position", "layer_scale_init", "pixel_mean"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert task.init_scheme == pretrained.init_scheme
+    assert (ours.bias == "none") == (theirs.bias == "none")
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ({"init": "i", "from_scratch": True}, "--from-scratch and --init i exclude each other"),
+        ({"from_scratch": True, "preset": "small-data"}, "--patch-size, --width, --depth, --num-heads"),
+        ({}, "give --init a trained model, or --from-scratch"),
+        ({"preset": "tiny"}, "give --init a trained model, or --from-scratch"),
+    ],
+    ids=str,
+)
+def test_a_start_is_one_of_two(typed: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve(FinetuneConfig(data="x", out="y", **typed))
+
+
+def test_few_labels_are_not_shown_for_the_whole_budget() -> None:
+    steps, remark = auto.within_epochs("finetune", 4500, 128, 10**6)
+    assert steps == round(4500 * 100 / 128) and remark == "; stops at 100 epochs: 4,500 labelled images"
+    assert auto.within_epochs("finetune", 4500, 128, 300) == (300, "")
+    assert auto.within_epochs("finetune", 3, 1024, 300)[0] == 1
+    assert auto.within_epochs("pretrain", 10, 128, 10**6) == (10**6, "")
+
+
+@pytest.mark.parametrize(("labels", "mixing"), [(45, (0.0, 0.0, 0.05)), (450, (0.8, 1.0, 0.1))])
+def test_labels_decide_what_is_mixed(labels: int, mixing: tuple[float, float, float]) -> None:
+    facts = Facts(side=32, width=192, labels_per_class=labels)
+    config, _ = resolve(FinetuneConfig(data="x", out="y", init="i", steps=1000), facts)
+    assert (config.mixup, config.cutmix, config.drop_path_rate) == mixing
+    assert config.num_warmup_steps(10 * labels) == 100, "a share of the run"
 
 
 def test_pretraining_takes_the_grid_of_its_tokenizer() -> None:

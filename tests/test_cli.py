@@ -95,7 +95,7 @@ FINETUNE = ["--data", "x", "--out", "y", "--init", "i"]
         (["pretrain", *TRAINING, "--preset", "huge"], "choose one of auto, base"),
         (["pretrain", *TRAINING, "--preset"], "--preset needs a value"),
         (["pretrain", *TRAINING, "--save-every", "often"], "--save-every often"),
-        (["tokenizer", "--data", "x", "--out", "y", "--stride", "3"], "power of two"),
+        (["tokenizer", "--kind", "dvae", "--data", "x", "--out", "y", "--stride", "3"], "power of two"),
         (["pretrain", *TRAINING, "--lr", "1", "--lr", "2"], "--lr is given twice"),
         (["pretrain", *TRAINING, "--steps", "1.5"], "--steps cannot be '1.5'"),
         (["pretrain", "--data", "x", "--out", "y", "--tokenizer", "y"], "--out is the run of --tokenizer"),

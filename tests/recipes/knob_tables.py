@@ -206,6 +206,7 @@ def layer_scales(arrived: Arrived) -> set[float]:
 
 FINETUNE: Knobs = {
     **ENCODER,
+    "from_scratch": Knob(True, lambda a: a.method.notes.about[0].startswith("from scratch")),
     "image_size": Knob(48, lambda a: (a.view.image_size, a.evaluation_view.view.image_size), ((48, 48),) * 2),
     "normalization": Knob("imagenet", lambda a: (a.view.mean[0], a.view.std[0]), (0.485, 0.229)),
     "max_megapixels": Knob(2.0, lambda a: a.arguments["open_splits"]["max_megapixels"]),
@@ -285,6 +286,7 @@ def padding(arrived: Arrived) -> list[int]:
 
 SEGMENT: Knobs = {
     **ENCODER,
+    "from_scratch": Knob(True, lambda a: a.method.notes.about[0].startswith("from scratch")),
     "normalization": Knob("imagenet", padding, [124, 116, 104]),
     "reduce_zero_label": Knob(True, lambda a: a.model.num_classes, 3),
     "crop": Knob((32, 48), lambda a: (a.view.crop, inference(a).crop), ((32, 48),) * 2),

@@ -150,7 +150,7 @@ def test_a_codebook_that_was_stopped_is_made_again_to_the_bit(
         ("--kind kmeans --lr 0.1", "--kind kmeans has no use for --lr; drop it"),
         ("--kind features --teacher x --stride 4", "--kind features has no use for --stride; drop it"),
         ("--kind fsq --vocab-size 240 --kl-weight 1", "--kind fsq has no use for --kl-weight; drop it"),
-        ("--pixel-norm patch", "--kind dvae has no use for --pixel-norm; drop it"),
+        ("--kind dvae --pixel-norm patch", "--kind dvae has no use for --pixel-norm; drop it"),
         ("--kind features", "--kind features needs --teacher"),
     ],
 )

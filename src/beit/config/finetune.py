@@ -16,8 +16,7 @@ class FinetuneConfig(StartConfig):
     """Classification (paper section 2.6; defaults: the released BEiT-base recipe on ImageNet-1k)."""
 
     init: str | None = None
-    """Start from this run or model, pre-trained or a classifier, ours or not (as SOURCE of `beit convert`); null
-    trains from scratch."""
+    """Start from this run or model, pre-trained or a classifier, ours or not (as SOURCE of `beit convert`)."""
 
     labels: str | None = None
     """File of labels: .csv (`image,class;class` in each line) or .json ({image: [classes]}); null: class folders."""

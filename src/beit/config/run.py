@@ -122,8 +122,9 @@ class TrainingConfig(DataConfig):
     """Steps, or a share of the run up to 1, over which the learning rate falls to `min_lr`."""
     warmup_epochs: NonNegativeFloat | None = 10.0
     """Linear warm-up from 0 in epochs, at most a fifth of the run. Excludes `warmup_steps`."""
-    warmup_steps: NonNegativeInt | None = None
-    """Linear warm-up from 0 in steps; a fifth of a run that has no more. Excludes `warmup_epochs`."""
+    warmup_steps: NonNegativeInt | NonNegativeFloat | None = None
+    """Linear warm-up from 0 in steps, or a share of the run below 1; a fifth of a run that has no more. Excludes
+    `warmup_epochs`."""
     weight_decay: NonNegativeFloat = 0.05
     """AdamW weight decay; biases, norms, class token and position embeddings have none."""
     beta1: ShareBelowOne = 0.9
@@ -224,10 +225,12 @@ class TrainingConfig(DataConfig):
 
     def num_warmup_steps(self, images: int) -> int:
         """How many of them are linear warm-up: never all, where a recipe for a long run is cut short by `steps`."""
-        steps = self.num_steps(images)
-        if self.warmup_steps is None:
+        steps, warmup = self.num_steps(images), self.warmup_steps
+        if warmup is None:
             return min(self._steps_of(self.warmup_epochs or 0, images), steps // 5)
-        return self.warmup_steps if self.warmup_steps < steps else steps // 5
+        if 0 < warmup < 1:
+            return round(warmup * steps)
+        return int(warmup) if warmup < steps else steps // 5
 
     def _steps_of(self, epochs: float, images: int) -> int:
         """Steps that show every image `epochs` times; the loader's stream drops none at an epoch's end."""

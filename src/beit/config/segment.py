@@ -31,7 +31,7 @@ class SegmentConfig(StartConfig):
     maps with a class number in each pixel), or `demo`: the built-in set."""
     init: str | None = None
     """Start from this run or model, pre-trained, a classifier or a segmenter, ours or not (as SOURCE of `beit
-    convert`); null trains from scratch."""
+    convert`)."""
 
     classes: str | None = None
     """File of classes (csv or tsv): first the line `value,name` or `value,name,r,g,b`, then one for each class; null:
@@ -84,7 +84,7 @@ class SegmentConfig(StartConfig):
     power: PositiveFloat = 1.0
     """The learning rate falls as (1 - share of the run) to this power; 1 is a straight line."""
     warmup_epochs: float | None = None
-    warmup_steps: int | None = 1500
+    warmup_steps: int | float | None = 1500
     clip_grad: float | None = None
     eval_images: int = 50_000
 

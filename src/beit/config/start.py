@@ -33,7 +33,10 @@ class StartConfig(TrainingConfig):
     """A pre-trained encoder, or one of a stated architecture with first values drawn at random."""
 
     init: str | None = None
-    """Start from this run or model, ours or not (as SOURCE of `beit convert`); null trains from scratch."""
+    """Start from this run or model, ours or not (as SOURCE of `beit convert`)."""
+    from_scratch: bool = False
+    """Start from first values drawn at random instead of `init`: the encoder of the pre-training preset of the same
+    name, or auto's, as far as its knobs are not given."""
     patch_size: PositiveInt | None = None
     """From scratch: side of a patch in pixels."""
     width: PositiveInt | None = None
@@ -71,6 +74,8 @@ class StartConfig(TrainingConfig):
 
     def check(self) -> None:
         super().check()
+        one_start = self.init is None or not self.from_scratch
+        require(one_start, f"--from-scratch and --init {self.init} exclude each other; give one")
         kept = self.init is not None or self.freeze is None
         require(kept, f"--freeze {self.freeze} keeps what --init brings; give --init, or drop --freeze")
         if self.init is None:
@@ -93,7 +98,10 @@ class StartConfig(TrainingConfig):
         needed = (self.SIZE, "patch_size", "width", "depth", "num_heads")
         missing = [flag_of(name) for name in needed if getattr(self, name) is None]
         if size is None or missing:
-            raise UserError(f"give --init a trained model; to train from scratch, name {', '.join(missing)}")
+            raise UserError(
+                "give --init a trained model, or --from-scratch with --preset auto or one that `beit pretrain` has "
+                f"too; without such a preset, name {', '.join(missing)}"
+            )
         # Fine-tuning's form of the default architecture, so that both starts train the same network.
         values: dict[str, Any] = {"position": "block_bias", **self.stated()}
         return EncoderConfig(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge
 
@@ -99,9 +99,9 @@ class TokenizerConfig(DiscreteVAEKnobs, TrainingConfig):
     """Make a visual tokenizer: a discrete VAE (DALL-E, appendix A; defaults: the full recipe, for 112 px), or a kind
     that costs less."""
 
-    kind: Literal["dvae", "kmeans", "fsq", "features"] = "dvae"
-    """dvae: a discrete VAE; kmeans: the nearest of a few patches; fsq: the same network with finite scalar
-    quantisation; features: the nearest of a few features of `teacher`."""
+    kind: Literal["auto", "dvae", "kmeans", "fsq", "features"] = "dvae"
+    """auto: that of the preset, as where none is given; dvae: a discrete VAE; kmeans: the nearest of a few patches;
+    fsq: the same network with finite scalar quantisation; features: the nearest of a few features of `teacher`."""
     pixel_norm: Literal["none", "patch"] = "none"
     """kmeans: compare patches as they are, or each less its mean and divided by its deviation."""
     teacher: str | None = None
@@ -137,8 +137,14 @@ class TokenizerConfig(DiscreteVAEKnobs, TrainingConfig):
     clip_grad: float | None = None
     ema_decay: float | None = 0.999
 
+    def as_typed(self, typed: Mapping[str, Any]) -> Self:
+        return super().as_typed(
+            {key: value for key, value in typed.items() if (key, value) != ("kind", "auto")}
+        )
+
     def check(self) -> None:
         super().check()
+        require(self.kind != "auto", "--kind auto needs a preset that chooses; name a kind")
         if self.kind == "features":
             require(
                 self.teacher is not None, "--kind features needs --teacher, a run or model with an encoder"
@@ -157,10 +163,14 @@ class TokenizerConfig(DiscreteVAEKnobs, TrainingConfig):
         return super().num_steps(images) if self.is_trained else 0
 
     def refuse_idle(self, typed: Collection[str]) -> None:
-        defaults = {field.name: field.default for field in fields(self)}
-        for name in sorted(IDLE[self.kind].intersection(typed)):
-            if getattr(self, name) != defaults[name]:
-                raise UserError(f"--kind {self.kind} has no use for {flag_of(name)}; drop it")
+        for name in self.idle(self.kind, {name: getattr(self, name) for name in typed}):
+            raise UserError(f"--kind {self.kind} has no use for {flag_of(name)}; drop it")
+
+    @classmethod
+    def idle(cls, kind: str, values: Mapping[str, Any]) -> list[str]:
+        """Those of `values` that are not their defaults and that `kind` has no use for."""
+        defaults = {field.name: field.default for field in fields(cls)}
+        return sorted(name for name in IDLE[kind].intersection(values) if values[name] != defaults[name])
 
     def architecture(self) -> DiscreteVAEConfig | PatchKMeansConfig:
         """The tokenizer that these knobs describe; of features it is the teacher's."""

@@ -119,5 +119,9 @@ def resolve(config: Config, facts: Facts = NOTHING_KNOWN) -> tuple[Config, list[
         layers = [choice.values for choice in choices]
     else:
         layers = [find(config_type, config.preset).values]
+        if typed.get("from_scratch"):
+            layers.insert(
+                0, importlib.import_module("beit.presets.scratch").network_of(config.preset, config_type)
+            )
     values = layered(config_type, [*layers, typed, {"preset": None}])
     return config_type(**values).as_typed(typed), choices

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+from beit.config.tokenizer import IDLE, TokenizerConfig
+from beit.config.values import flag_of
 from beit.presets import BUDGET, Choice, Facts, Values
 
 HEAD = 64
@@ -26,27 +28,64 @@ class Size(NamedTuple):
     image_size: int
     grid: int
     """Patches, and tokens, along a side."""
+    codes: int
+    """Patches that k-means tells apart."""
     encoder: tuple[int, int]
     """Width and depth."""
 
 
 # An hour of two CPU cores is 5e14 to 2e15 multiply-adds, one of a GPU 3e17 to 1e18. The first row that fits counts.
 SIZES = (
-    Size(48, 3e16, 32, 8, (192, 6)),
-    Size(48, math.inf, 32, 8, (384, 12)),
-    Size(128, 3e16, 64, 8, (192, 6)),
-    Size(128, math.inf, 96, 12, (384, 12)),
-    Size(math.inf, 3e15, 112, 8, (192, 6)),
-    Size(math.inf, 3e16, 112, 14, (192, 6)),
-    Size(math.inf, 1e19, 224, 14, (384, 12)),
-    Size(math.inf, math.inf, 224, 14, (768, 12)),
+    Size(48, 3e16, 32, 8, 64, (192, 6)),
+    Size(48, math.inf, 32, 8, 64, (384, 12)),
+    Size(128, 3e16, 64, 8, 256, (192, 6)),
+    Size(128, math.inf, 96, 12, 256, (384, 12)),
+    Size(math.inf, 3e15, 112, 8, 256, (192, 6)),
+    Size(math.inf, 3e16, 112, 14, 256, (192, 6)),
+    Size(math.inf, 1e19, 224, 14, 512, (384, 12)),
+    Size(math.inf, math.inf, 224, 14, 512, (768, 12)),
 )
 SMALL_WIDTH = 384
 """Up to this width first values and positions are not the published ones."""
 SMALL_IMAGES = 48
 """Up to this side images have no detail to spare: gentle crops, and colours as they are."""
 TOKEN_STRIDE = 4
-"""Pixels of a token along each side of the tokenizer's view."""
+"""Pixels of a token along each side of the view of a tokenizer that is trained."""
+
+UNMIXED: Values = {"mixup": 0.0, "cutmix": 0.0}
+PLAIN: Values = {"erasing": 0.0, "randaugment": 0.0}
+
+
+class Tuning(NamedTuple):
+    """A row of the table of fine-tuning: images, encoder and labels up to limits, and what suits them."""
+
+    side: float
+    """The largest median side of the images, in pixels."""
+    width: float
+    """The largest width of the encoder."""
+    per_class: float
+    """The most labelled images of a class."""
+    batch: int
+    lr: float
+    """At that batch."""
+    values: Values
+
+
+# The first row that fits counts.
+TUNINGS = (
+    Tuning(48, 767, 99, 128, 1e-3, {**UNMIXED, **PLAIN, "drop_path_rate": 0.05}),
+    Tuning(48, 767, math.inf, 128, 1e-3, {"mixup": 0.8, "cutmix": 1.0, **PLAIN, "drop_path_rate": 0.1}),
+    Tuning(math.inf, 767, 2000, 64, 1e-3, {**UNMIXED, **PLAIN, "drop_path_rate": 0.05}),
+    Tuning(math.inf, 767, math.inf, 64, 1e-3, {"drop_path_rate": 0.05}),
+    Tuning(math.inf, math.inf, 2000, 64, 5e-4, {**UNMIXED, "erasing": 0.0, "randaugment": 7.0}),
+    Tuning(math.inf, math.inf, math.inf, 64, 5e-4, {"drop_path_rate": 0.1}),
+)
+
+EPOCHS: Mapping[str, tuple[tuple[float, int], ...]] = {
+    "finetune": ((5_000, 100), (20_000, 60), (math.inf, 30)),
+    "segment": ((1_000, 200), (math.inf, 100)),
+}
+"""Labelled images, up to so many, and the most passes over them that a budget is turned into."""
 
 
 def choose(verb: str, facts: Facts, typed: Values) -> list[Choice]:
@@ -56,6 +95,15 @@ def choose(verb: str, facts: Facts, typed: Values) -> list[Choice]:
         for values, reason in _CHOOSERS[verb](facts, typed)
     ]
     return [choice for choice in choices if choice.values]
+
+
+def within_epochs(verb: str, images: int, batch_size: int, steps: int) -> tuple[int, str]:
+    """So many `steps`, or those of the most passes over the training images that a run of `verb` makes, however much
+    time it is given; and a remark on that."""
+    epochs = next((epochs for most, epochs in EPOCHS.get(verb, ()) if images <= most), math.inf)
+    if steps <= (last := epochs * images / batch_size):
+        return steps, ""
+    return max(1, round(last)), f"; stops at {epochs:.0f} epochs: {images:,} labelled images"
 
 
 def lasts(typed: Values) -> bool:
@@ -80,60 +128,72 @@ def _pretrain(facts: Facts, typed: Values) -> Iterable[Choice]:
 
 
 def _tokenizer(facts: Facts, typed: Values) -> Iterable[Choice]:
-    size, stride = _size(facts), typed.get("stride", TOKEN_STRIDE)
+    kind, reason = _kind(typed)
+    yield Choice({"kind": kind}, reason)
+    for values, why in _tokens(kind, facts, typed):
+        yield Choice({name: value for name, value in values.items() if name not in IDLE[kind]}, why)
+
+
+def _kind(typed: Values) -> tuple[str, str]:
+    """The kind of tokenizer, and why: k-means, unless what is typed is for another."""
+    if "kind" in typed:
+        return typed["kind"], "as given"
+    if not (idle := TokenizerConfig.idle("kmeans", typed)):
+        return "kmeans", "patches as they are, told apart in seconds, whatever the time that is given"
+    fitting = [kind for kind in ("dvae", "features") if not TokenizerConfig.idle(kind, typed)]
+    return (fitting or ["dvae"])[0], f"k-means of patches has no use for {flag_of(idle[0])}"
+
+
+def _tokens(kind: str, facts: Facts, typed: Values) -> Iterable[Choice]:
+    """What suits a tokenizer of that kind; knobs that it has no use for among it."""
+    size, trained = _size(facts), kind in ("dvae", "fsq")
+    grid, image_size = size.grid, typed.get("image_size", size.image_size)
+    stride = typed.get("stride", TOKEN_STRIDE if trained else _divisor(image_size, image_size / grid))
     yield Choice(
-        {"image_size": size.grid * stride, "stride": TOKEN_STRIDE},
-        f"{size.grid}x{size.grid} tokens, as many as the encoder has patches for images of {facts.side:.0f} px",
+        {"image_size": grid * stride, "stride": stride},
+        f"{grid}x{grid} tokens, as many as the encoder has patches for images of {facts.side:.0f} px",
     )
+    learned = 512 if grid <= 8 else 1000 if kind == "fsq" else 1024
     yield Choice(
-        {"vocab_size": 512 if size.grid <= 8 else 1024, "width": 32, "kl_weight": 1.65 * (stride / 4) ** 2},
-        "a small vocabulary is learned in minutes",
+        {"vocab_size": size.codes if kind == "kmeans" else learned, "width": 32}
+        | {"kl_weight": 1.65 * (stride / 4) ** 2},
+        "a small vocabulary is learned in little time",
     )
     yield from _batch(32, 5e-3, facts, typed)
     yield Choice(
         {"min_lr": 2.5e-4, "lr_steps": 1.0, "warmup_steps": 100, "kl_steps": 0.2, "clip_grad": 1.0}
-        | {"final_temperature": 0.25, "temperature_steps": 1.0, "ema_decay": 0.99}
-        | {"crop": "random_resized", "min_crop": 0.3},
+        | {"final_temperature": 0.25, "temperature_steps": 1.0, "ema_decay": 0.99},
         "thousands of steps instead of millions",
     )
-    yield _length(typed)
+    yield Choice({"crop": "random_resized", "min_crop": 0.3}, "parts of images at any scale")
+    if trained:
+        yield _length(typed)
 
 
 def _finetune(facts: Facts, typed: Values) -> Iterable[Choice]:
-    if _from_scratch(typed):
-        size = _size(facts)
-        yield _geometry(size, (size.grid, size.grid), facts, typed, "image_size")
-        yield _network(size, facts, typed)
-        yield _start(size, typed)
-    large = (facts.width or 0) >= 768
-    yield from _batch(64, 5e-4 if large else 1e-3, facts, typed)
-    yield Choice(
-        {"layer_decay": 0.75, "drop_path_rate": 0.1 if large else 0.05, "warmup_steps": 200, "log_every": 20},
-        f"an encoder of width {facts.width}" if facts.width else "from scratch",
+    yield from _encoder(facts, typed, "image_size")
+    width, per_class = _width(facts, typed), facts.labels_per_class or 0
+    tuning = next(
+        row for row in TUNINGS if facts.side <= row.side and width <= row.width and per_class <= row.per_class
     )
-    few = facts.labels_per_class is None or facts.labels_per_class < 2000
+    yield from _batch(tuning.batch, tuning.lr, facts, typed)
     yield Choice(
-        {"mixup": 0.0, "cutmix": 0.0, "erasing": 0.0, "randaugment": 7.0 if large else 0.0}
-        if few
-        else {"mixup": 0.8, "cutmix": 1.0, "erasing": 0.25, "randaugment": 9.0},
-        f"{'few' if few else 'many'} labels for each class ({facts.labels_per_class or 0:,.0f})",
+        {"layer_decay": 0.75, "label_smoothing": 0.1, "warmup_steps": 0.1, "log_every": 20, **tuning.values},
+        f"{per_class:,.0f} labelled images of a class, an encoder of width {width}",
     )
     yield _views(facts, {"min_crop": 0.5}, {"min_crop": 0.4})
     yield _length(typed)
 
 
 def _segment(facts: Facts, typed: Values) -> Iterable[Choice]:
-    if _from_scratch(typed):
-        size = _size(facts)
-        yield _geometry(size, (size.grid, size.grid), facts, typed, "crop")
-        yield _network(size, facts, typed)
-        yield _start(size, typed)
-    large = (facts.width or 0) >= 768
+    yield from _encoder(facts, typed, "crop")
+    width = _width(facts, typed)
+    large = width >= 768
     yield from _batch(16 if large else 8, 2e-4 if large else 1e-3, facts, typed)
     yield Choice(
-        {"layer_decay": 0.75, "warmup_steps": 100, "log_every": 20}
+        {"layer_decay": 0.75, "warmup_steps": 0.1, "log_every": 20}
         | ({} if large else {"channels": 64, "drop_path_rate": 0.05, "auxiliary_weight": 0.0}),
-        f"an encoder of width {facts.width}" if facts.width else "from scratch",
+        f"an encoder of width {width}",
     )
     yield _length(typed)
 
@@ -164,10 +224,20 @@ _CHOOSERS: Mapping[str, Callable[[Facts, Values], Iterable[Choice]]] = {
 # What the verbs share
 
 
-def _from_scratch(typed: Values) -> bool:
-    """Whether a task is meant to start from scratch: a network is described, and --init not just forgotten."""
-    described = any(typed.get(name) for name in ("patch_size", "width", "depth", "num_heads"))
-    return typed.get("init") is None and described
+def _encoder(facts: Facts, typed: Values, image_size: str) -> Iterable[Choice]:
+    """The network of a task from scratch, where that is asked for, or described: a forgotten --init is not."""
+    described = any(typed.get(name) for name in ("from_scratch", "patch_size", "width", "depth", "num_heads"))
+    if typed.get("init") is None and described:
+        size = _size(facts)
+        yield _geometry(size, (size.grid, size.grid), facts, typed, image_size)
+        yield _network(size, facts, typed)
+        yield _start(size, typed)
+
+
+def _width(facts: Facts, typed: Values) -> int:
+    """Channels of the encoder that a task starts with."""
+    width: int = facts.width or typed.get("width") or _size(facts).encoder[0]
+    return width
 
 
 def _size(facts: Facts) -> Size:

@@ -83,10 +83,8 @@ def conclude(session: Session[Any], notes: Notes, results: Mapping[str, Any], ba
 
 def _in_words(feed: Feed) -> str:
     """What the run is judged on."""
-    val, test = (
-        len(feed.images.held_back),
-        "" if feed.images.test is None else f", {len(feed.images.test):,} (test) once at the end",
-    )
+    val = len(feed.images.held_back)
+    test = "" if feed.images.test is None else f", {len(feed.images.test):,} (test) once at the end"
     if not val:
         return f"none held back, so that nothing is chosen and no verdict given{test}"
     return f"{val:,} (val) to evaluate on{test}"

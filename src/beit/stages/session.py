@@ -58,9 +58,8 @@ def open_session(verb: str, config: Config, *, dry_run: bool, overwrite: bool) -
     it was typed, until :func:`beit.stages.auto.choices.settle` has chosen.
     """
     began = time.monotonic()
-    resolved, _ = resolve(
-        config
-    )  # of auto for nothing known, to see what does not fit before anything is opened
+    # Auto chooses for nothing known, to see what does not fit before anything is opened.
+    resolved, _ = resolve(config)
     stored = None if overwrite else stored_run(config.out, run_request(verb, resolved))
     if stored is not None and stored.status.get("state") == "done":
         Console(os.environ.get("RANK", "0") == "0").say(

@@ -80,6 +80,8 @@ def set_steps(
     A rehearsal tells, of the method that is made of a configuration of many steps. It leaves the run's
     random numbers.
     """
+    from beit.presets.auto import within_epochs
+
     config, compute = session.config, session.compute
     budget = config.budget_seconds()
     if budget is None:
@@ -105,18 +107,15 @@ def set_steps(
         )
     left = max(0.0, budget - (time.monotonic() - session.began))
     steps, evaluations = compute.from_main(lambda: fit_into(left, pace, config))
+    steps, remark = within_epochs(session.verb, len(feed.images.train), config.batch_size, steps)
     reason = (
         f"{duration(left)} are left of {config.budget}; a step takes {pace.step:.3g} s, an evaluation "
-        f"{pace.evaluation:.2g} s, a save {pace.save:.2g} s"
+        f"{pace.evaluation:.2g} s, a save {pace.save:.2g} s{remark}"
     )
     values = {"steps": steps, "evaluations": evaluations}
-    return session._replace(
-        config=dataclasses.replace(config, steps=steps, evaluations=evaluations, budget=None).as_typed(
-            config.typed
-        ),
-        choices=(*session.choices, Choice(values, reason)),
-        budget=config.budget,
-    )
+    settled = dataclasses.replace(config, **values, budget=None).as_typed(config.typed)
+    choices = (*session.choices, Choice(values, reason))
+    return session._replace(config=settled, choices=choices, budget=config.budget)
 
 
 def _save(session: Session[Any], product: Product, model: nn.Module, folder: Path, step: int) -> None:

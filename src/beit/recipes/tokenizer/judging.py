@@ -60,7 +60,8 @@ def notes(config: TokenizerConfig, model: VisualTokenizer, *further: str, activa
         about=[about, *further],
         activations=activations,
         conclusion=conclusion,
-        next_command=next_command(config, stride),
+        next_command=f"beit pretrain --data {' '.join(config.sources)} --tokenizer {config.out} "
+        f"--out {Path(config.out).parent / 'pretrain'}",
     )
 
 
@@ -85,16 +86,6 @@ def conclusion(results: Mapping[str, Any]) -> Sequence[str]:
             f"cases; chance {figures['class_agreement_chance']:.1%}"
         )
     return lines
-
-
-def next_command(config: TokenizerConfig, stride: int) -> str:
-    """Pre-training on the same images with an encoder whose grid fits; 14x14 is that of 224 px."""
-    grid = config.image_size // stride
-    image_size, patch_size = (224, 16) if grid == 14 else (config.image_size, stride)
-    return (
-        f"beit pretrain --preset tiny --image-size {image_size} --patch-size {patch_size} "
-        f"--data {' '.join(config.sources)} --tokenizer {config.out} --out {Path(config.out).parent / 'pretrain'}"
-    )
 
 
 def draw(model: nn.Module, batches: Sequence[ImageBatch], folder: Path, step: int) -> None:

@@ -32,7 +32,7 @@ def tokenizer(config: TokenizerConfig, *, dry_run: bool = False, overwrite: bool
 
     if config.is_trained:
         session = set_steps(session, method, feed)
-    elif config.budget is not None:  # a codebook takes the time that it takes
-        at_once = dataclasses.replace(config, steps=1, budget=None).as_typed(config.typed)
+    else:  # a codebook takes the time that it takes
+        at_once = dataclasses.replace(config, steps=1, epochs=None, budget=None).as_typed(config.typed)
         session = session._replace(config=at_once)
     train(session, method(session.config), feed)
