@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 README = Path(__file__).parent.parent / "README.md"
 SHORTER = {
     "demo": ["--scale", "0.005"],
-    "tokenizer": ["--steps", "2", "--width", "8", "--batch-size", "4", "--workers", "0"],
+    "tokenizer": ["--batch-size", "4", "--workers", "0"],
     "segment": ["--steps", "2", "--batch-size", "4", "--workers", "0"],
     "finetune": ["--steps", "2", "--batch-size", "4", "--workers", "0"],
     "pretrain": ["--steps", "2", "--depth", "1", "--batch-size", "4", "--workers", "0"],

@@ -113,9 +113,9 @@ def set_steps(
         f"{pace.evaluation:.2g} s, a save {pace.save:.2g} s{remark}"
     )
     values = {"steps": steps, "evaluations": evaluations}
-    settled = dataclasses.replace(config, **values, budget=None).as_typed(config.typed)
+    settled = dataclasses.replace(config, steps=steps, evaluations=evaluations, budget=None)
     choices = (*session.choices, Choice(values, reason))
-    return session._replace(config=settled, choices=choices, budget=config.budget)
+    return session._replace(config=settled.as_typed(config.typed), choices=choices, budget=config.budget)
 
 
 def _save(session: Session[Any], product: Product, model: nn.Module, folder: Path, step: int) -> None:
