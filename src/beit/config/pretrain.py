@@ -94,9 +94,8 @@ class PretrainConfig(EncoderKnobs, TrainingConfig):
         self.architecture()
         if self.target == "tokens":
             require(self.tokenizer is not None, "--target tokens needs --tokenizer, a run of beit tokenizer")
-            require(
-                self.pixel_norm == "none", "--pixel-norm patch is for --target pixels; drop it, or add that"
-            )
+            plain = self.pixel_norm == "none"
+            require(plain, "--pixel-norm patch is for --target pixels; drop it, or add that")
         elif self.tokenizer is not None:
             raise UserError("--target pixels uses no tokenizer; drop --tokenizer")
         if self.masking == "none" and self.predict == "masked":

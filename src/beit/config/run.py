@@ -123,8 +123,7 @@ class TrainingConfig(DataConfig):
     warmup_epochs: NonNegativeFloat | None = 10.0
     """Linear warm-up from 0 in epochs, at most a fifth of the run. Excludes `warmup_steps`."""
     warmup_steps: NonNegativeInt | NonNegativeFloat | None = None
-    """Linear warm-up from 0 in steps, or a share of the run below 1; a fifth of a run that has no more. Excludes
-    `warmup_epochs`."""
+    """Linear warm-up in steps or a share of the run; a fifth of a run without more. Excludes `warmup_epochs`."""
     weight_decay: NonNegativeFloat = 0.05
     """AdamW weight decay; biases, norms, class token and position embeddings have none."""
     beta1: ShareBelowOne = 0.9

@@ -120,8 +120,7 @@ def resolve(config: Config, facts: Facts = NOTHING_KNOWN) -> tuple[Config, list[
     else:
         layers = [find(config_type, config.preset).values]
         if typed.get("from_scratch"):
-            layers.insert(
-                0, importlib.import_module("beit.presets.scratch").network_of(config.preset, config_type)
-            )
+            scratch = importlib.import_module("beit.presets.scratch")
+            layers.insert(0, scratch.network_of(config.preset, config_type))
     values = layered(config_type, [*layers, typed, {"preset": None}])
     return config_type(**values).as_typed(typed), choices

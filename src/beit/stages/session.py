@@ -62,9 +62,8 @@ def open_session(verb: str, config: Config, *, dry_run: bool, overwrite: bool) -
     resolved, _ = resolve(config)
     stored = None if overwrite else stored_run(config.out, run_request(verb, resolved))
     if stored is not None and stored.status.get("state") == "done":
-        Console(os.environ.get("RANK", "0") == "0").say(
-            f"{config.out} is finished; nothing to do (--overwrite starts afresh)"
-        )
+        console = Console(os.environ.get("RANK", "0") == "0")
+        console.say(f"{config.out} is finished; nothing to do (--overwrite starts afresh)")
         return None
     if stored is not None:
         values = fields_of(stored.config, type(config), f"{config.out}/config.yaml")

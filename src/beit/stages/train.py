@@ -91,9 +91,8 @@ def set_steps(
     batches = RunBatches(session._replace(config=long), feed, machine)
     with torch.random.fork_rng(devices=[]):
         method = make_method(long)
-        passes = math.ceil(
-            len(feed.images.held_back) / (method.evaluation.batch_size or batches.per_pass) / compute.world
-        )
+        together = (method.evaluation.batch_size or batches.per_pass) * compute.world
+        passes = math.ceil(len(feed.images.held_back) / together)
         if method.evaluation.measure is not None:  # which shows the network about as many images again
             passes *= 2
         pace = measure(

@@ -238,9 +238,7 @@ class Loop:
         self.compute.share_buffers(state.result)  # what is judged is the model that the main rank saves
         totals = self.judge(self.batches.evaluate)
         if totals == {}:
-            self.run.console.say(
-                f"step {state.step}: no held-back image can be read, so nothing is evaluated"
-            )
+            self.run.console.say(f"step {state.step}: no held-back image can be read: nothing is evaluated")
         judged = _as_held_back(evaluation.summarise(totals)) if totals else {}
         figures = judged | self.measure()
         is_best = bool(judged) and state.is_best(figures, monitor, evaluation.monitor_mode)

@@ -49,11 +49,7 @@ def facts_of(
     """What the choices hang on."""
     seconds = config.budget_seconds() or dataclasses.replace(config, budget=BUDGET).budget_seconds()
     classes = images.train.classes
-    size = (
-        None
-        if tokenizer is None
-        else sides(getattr(config, "token_image_size", None)) or tokenizer.image_size
-    )
+    size = sides(getattr(config, "token_image_size", None)) or tokenizer.image_size if tokenizer else None
     stride = 1 if tokenizer is None else tokenizer.stride
     return Facts(
         side=median_side(images.train),

@@ -42,10 +42,8 @@ class Pace(NamedTuple):
 def fit_into(seconds: float, pace: Pace, config: TrainingConfig) -> tuple[int, int]:
     """Optimiser steps and evaluations of a run that has so many seconds left."""
     seconds *= 1 - RESERVE
-    most = (
-        max(1, math.floor(EVALUATION_SHARE * seconds / pace.evaluation)) if pace.evaluation > 0 else math.inf
-    )
-    evaluations = int(min(config.evaluations, most))
+    most = EVALUATION_SHARE * seconds / pace.evaluation if pace.evaluation > 0 else math.inf
+    evaluations = max(1, math.floor(min(config.evaluations, most)))
     steps, minutes = config.save_interval()
     saves = 1 + (0 if minutes is None else math.floor(seconds / (60 * minutes)))
     step = pace.step + (pace.save / steps if steps else 0)
