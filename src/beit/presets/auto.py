@@ -36,6 +36,7 @@ class Size(NamedTuple):
 
 # An hour of two CPU cores is 5e14 to 2e15 multiply-adds, one of a GPU 3e17 to 1e18. The first row that fits counts.
 SIZES = (
+    Size(48, 1.5e14, 32, 8, 64, (128, 4)),
     Size(48, 3e16, 32, 8, 64, (192, 6)),
     Size(48, math.inf, 32, 8, 64, (384, 12)),
     Size(128, 3e16, 64, 8, 256, (192, 6)),
@@ -116,11 +117,11 @@ def _pretrain(facts: Facts, typed: Values) -> Iterable[Choice]:
     grid = facts.grid or (size.grid, size.grid)
     yield _geometry(size, grid, facts, typed, "image_size")
     yield _network(size, facts, typed)
-    yield _start(size, typed)
+    yield _start(size, typed, layer_scale=None)
     yield from _masks(typed)
-    yield from _batch(256, 1e-3, facts, typed)
+    yield from _batch(128, 1e-3, facts, typed)
     yield Choice(
-        {"drop_path_rate": 0.0, "min_lr": 1e-5, "warmup_steps": 500, "log_every": 50},
+        {"drop_path_rate": 0.0, "min_lr": 1e-5, "warmup_steps": 0.05, "beta2": 0.95, "log_every": 50},
         "a network and a run of this length",
     )
     yield _views(facts, {"min_crop": 0.5}, {"min_crop": 0.3})
@@ -231,7 +232,7 @@ def _encoder(facts: Facts, typed: Values, image_size: str) -> Iterable[Choice]:
         size = _size(facts)
         yield _geometry(size, (size.grid, size.grid), facts, typed, image_size)
         yield _network(size, facts, typed)
-        yield _start(size, typed)
+        yield _start(size, typed, layer_scale=0.0)
 
 
 def _width(facts: Facts, typed: Values) -> int:
@@ -264,11 +265,11 @@ def _network(size: Size, facts: Facts, typed: Values) -> Choice:
     return Choice({"width": width, "depth": depth, "num_heads": heads}, reason)
 
 
-def _start(size: Size, typed: Values) -> Choice:
-    """Positions and first values."""
+def _start(size: Size, typed: Values, layer_scale: float | None) -> Choice:
+    """Positions and first values; `layer_scale` is the verb's word for none."""
     if (width := typed.get("width", size.encoder[0])) > SMALL_WIDTH or width % 4:
         return Choice({}, "as published")
-    values = {"position": "sincos", "bias": "none", "init_scheme": "torch", "layer_scale_init": 0.1}
+    values = {"position": "sincos", "bias": "none", "init_scheme": "torch", "layer_scale_init": layer_scale}
     if "position" in typed:  # of which the older words say a bias
         del values["bias"]
     return Choice(values, "a small network learns faster from these")
