@@ -196,5 +196,5 @@ def test_the_demo_has_a_test_and_gives_up_a_val() -> None:
     assert {split: len(source) for split, source in splits.items()} == {
         "train": 5700,
         "val": 300,
-        "test": 512,
+        "test": 2048,
     }

@@ -23,7 +23,6 @@ from beit.config.finetune import FinetuneConfig
 from beit.config.pretrain import PretrainConfig
 from beit.config.run import TrainingConfig
 from beit.config.segment import SegmentConfig
-from beit.config.tokenizer import TokenizerConfig
 from beit.config.use import DemoConfig
 from beit.presets import find
 from beit.recipes.demo import _config as demo_config
@@ -208,9 +207,9 @@ def test_a_run_is_never_all_warm_up(
     assert told in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("config_type", [TokenizerConfig, PretrainConfig, FinetuneConfig, SegmentConfig])
+@pytest.mark.parametrize("config_type", [PretrainConfig, FinetuneConfig, SegmentConfig])
 def test_a_demo_of_any_length_leaves_its_warm_up(config_type: type[TrainingConfig]) -> None:
-    own = {PretrainConfig: {"tokenizer": "t"}, TokenizerConfig: {}}.get(config_type, {"init": "i"})
+    own = {"tokenizer": "t"} if config_type is PretrainConfig else {"init": "i"}
     preset = find(config_type, "demo").values
     for scale in (1e-4, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 10):
         config = demo_config(config_type, DemoConfig(out="demo", scale=scale), Path("run"), **own)

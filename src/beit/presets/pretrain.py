@@ -64,8 +64,10 @@ RECIPES = {
     ),
     "demo": Preset(
         {"image_size": 64, "patch_size": 8, "width": 128, "depth": 4, "num_heads": 4, "drop_path_rate": 0.0}
-        | {"batch_size": 64, "lr_batch_size": 64, "lr": 1.5e-3, "warmup_steps": 40, "min_crop": 0.3}
-        | {"steps": 550, "epochs": None, "evaluations": 3, "eval_images": 256}
+        | {"position": "sincos", "bias": "none", "init_scheme": "torch"}
+        | {"encoder_sees": "visible", "masking": "random", "num_masked": "75%"}
+        | {"batch_size": 128, "lr_batch_size": 128, "lr": 2e-3, "warmup_steps": 60, "min_crop": 0.3}
+        | {"color_jitter": 0.0, "steps": 800, "epochs": None, "evaluations": 3, "eval_images": 256}
         | {"log_every": 20, "save_every": "1m"},
         "the encoder of beit demo",
         "ours",

@@ -209,7 +209,7 @@ def _draw(
 
 
 class DemoSource:
-    """The built-in set as a source: 6,000 training scenes, or 512 others, which are its `test`.
+    """The built-in set as a source: 6,000 training scenes, or 2,048 others, which are its `test`.
 
     Rendered once per process and size (about 1.3 ms a scene of 64 pixels), and kept as one tensor, which loader
     processes share instead of copying.
@@ -222,7 +222,7 @@ class DemoSource:
 
     def __init__(self, split: Split, *, size: int = 64, count: int | None = None) -> None:
         # Test scenes start where no training set will ever reach.
-        start, usual = (0, 6000) if split == "train" else (1 << 40, 512)
+        start, usual = (0, 6000) if split == "train" else (1 << 40, 2048)
         self._pictures, self._labels, self._maps = _render_all(start, count or usual, size)
         self._split, self._size = split, size
         self.notes: list[str] = []
