@@ -113,11 +113,11 @@ RECIPES = {
     "demo": Preset(
         {**BATCH_64, **UNMIXED, "epochs": None, "steps": 150, "warmup_steps": 15, "lr": 1e-3, "min_lr": 1e-5}
         | {"layer_decay": 0.75, "drop_path_rate": 0.0, "randaugment": 0.0, "color_jitter": 0.3}
-        | {"erasing": 0.0, "min_crop": 0.4, "crop_pct": 1.0, "labels_per_class": 20}
+        | {"erasing": 0.0, "min_crop": 0.4, "crop_pct": 1.0, "labels_per_class": 100}
         | {"init_scheme": "torch", "evaluations": 3, "log_every": 10, "save_every": "1m"},
         "few labels of built-in scenes: the end of beit demo",
         "ours",
-        "21 s on 2 CPU cores",
-        "57 % of the scenes named right, against 55 % from scratch (one run each, seed 0, chance 12.5 %)",
+        "a minute of one CPU core",
+        "68 % of 1,500 held-back scenes named right, against 63 % from scratch (one run each, seed 0, chance 12.5 %)",
     ),
 }
