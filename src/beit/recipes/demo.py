@@ -82,11 +82,11 @@ def demo(config: DemoConfig) -> None:
 
 def _verdict(records: Mapping[str, RunRecord]) -> list[str]:
     """What pre-training was worth, and how well regions are found, in words."""
-    models = [str(records[name].folder) for name in ("finetune", "scratch")]
+    first, second = (str(records[name].folder) for name in ("finetune", "scratch"))
     figures = {name: record.results["last"] for name, record in records.items()}
     scenes = DemoSource("test")
-    machine = open_machine_alone(EvaluateConfig(model=models[0], data="demo"))
-    gain = compare_classifiers(*models, scenes, machine)
+    machine = open_machine_alone(EvaluateConfig(model=first, data="demo"))
+    gain = compare_classifiers(first, second, scenes, machine)
     return [
         f"the class of {len(scenes):,} scenes that were never trained on: pre-trained "
         f"{figures['finetune']['test/top1']:.1%} right, from scratch {figures['scratch']['test/top1']:.1%}; the "
