@@ -30,7 +30,7 @@ from beit.training.run.checkpoints import (
     write_checkpoint,
 )
 from beit.training.run.directory import RunDirectory
-from beit.training.run.opening import RELEASES, RNG_VERSION, Request, open_run
+from beit.training.run.opening import RELEASES, RNG_VERSION, Request, is_finished, open_run
 from beit.training.run.trackers import TensorBoardTracker, WandbTracker
 
 CONFIG = {"lr": 1e-5, "image_size": (32, 32), "data": Path("photos"), "precision": "auto", "workers": "auto"}
@@ -111,12 +111,16 @@ def test_a_run_of_an_older_version_is_refused_with_what_to_do(tmp_path: Path) ->
     assert RELEASES.keys() == set(range(1, RNG_VERSION))
 
 
-def typed(path: Path, typed: dict[str, Any], **chosen: Any) -> RunDirectory:
+def asked_for(typed: dict[str, Any], **chosen: Any) -> Request:
     """A run of which only `typed` was given, and the rest is chosen."""
     defaults = {"lr": 0.1, "steps": None, "epochs": 5, "workers": "auto", "data": "photos"}
     config = {**defaults, **chosen, **typed, "preset": typed.get("preset")}
-    request = Request("toy", config, defaults, typed=typed, budget=typed.get("budget"))
-    return open_run(path, request, compute=open_compute("cpu"), console=Console())
+    return Request("toy", config, defaults, typed=typed, budget=typed.get("budget"))
+
+
+def typed(path: Path, typed: dict[str, Any], **chosen: Any) -> RunDirectory:
+    """That run, opened."""
+    return open_run(path, asked_for(typed, **chosen), compute=open_compute("cpu"), console=Console())
 
 
 def test_a_restart_compares_what_is_typed_and_takes_the_rest_as_stored(tmp_path: Path) -> None:
@@ -146,6 +150,15 @@ def test_a_run_of_a_release_before_what_is_typed_was_stored_is_compared_by_value
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
     with pytest.raises(UserError, match=r"lr was 0\.1 and is now 0\.2"):
         typed(tmp_path, {"lr": 0.2})
+    finished = {"state": "done", "verb": "toy"}
+    (tmp_path / "status.json").write_text(json.dumps(finished))
+    assert is_finished(tmp_path, asked_for({"preset": "tiny", "epochs": 5}, lr=0.7))  # of what tiny is now
+    with pytest.raises(UserError, match="epochs was 5 and is now 6"):
+        is_finished(tmp_path, asked_for({"epochs": 6}))
+    (tmp_path / "status.json").write_text(json.dumps(finished | {"state": "interrupted"}))
+    with pytest.raises(UserError, match=r"finish it with beit 0\.1"):  # before all that is compared
+        typed(tmp_path, {"lr": 0.2})
+    (tmp_path / "status.json").unlink()
     with typed(tmp_path, {}, lr=0.7, steps=9, epochs=None) as run:  # auto did not exist
         assert (run.config["lr"], run.config["epochs"]) == (0.1, 5)
     assert status_of(tmp_path)["typed"] == {}

@@ -89,7 +89,6 @@ def open_run(
             if overwrite:
                 _delete_run(path, request.verb, console)
             stored = _reconcile(path, request)
-            _require_same_version(path, request, stored.status)
             _require_same_facts(path, request.facts, stored.status)
             return stored
         except BaseException:
@@ -195,6 +194,8 @@ def _reconcile(path: Path, request: Request) -> Stored:
     status = _read_status(path)
     if status.get("verb", verb) != verb:
         raise UserError(f"--out {path} holds a {status['verb']} run, not a {verb} run; choose another --out")
+    if status.get("state") != "done":  # what differs from another release's run is beside the point
+        _require_same_version(path, request, status)
     written = _read_config(path)
     stored = plain(request.defaults) | written
     if request.typed is None or "preset" not in written:  # a release that did not store what was typed
@@ -211,9 +212,9 @@ def _reconcile(path: Path, request: Request) -> Stored:
 
 def _compare_values(request: Request, stored: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The configuration to go on with, and what of it is not as stored."""
-    config, typed = plain(request.config), plain(request.typed or {})
-    if request.typed is not None and "preset" not in typed:  # what was left out had its default then
-        config = config | plain(request.defaults) | typed
+    config = plain(request.config)
+    if request.typed is not None:  # defaults and presets were others then
+        config = config | stored | plain(request.typed)
     merged, differences = {}, []
     for key in [*config, *(key for key in stored if key not in config)]:
         new, old = config.get(key), stored.get(key)
