@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import resource
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,22 @@ def test_ranges_of_shards_that_number_from_zero(tmp_path: Path) -> None:
     shades = {(int(source.image(i)[0, 0, 0]) // 10, source.label(i)) for i in range(12)}
     assert shades == {(0, 0), (1, 1), (2, 2)}
     assert "1 of 4 shards do not exist" in mistake(f"{tmp_path}/s-{{00..03}}.tar")
+
+
+def test_more_shards_than_a_process_can_have_open(tmp_path: Path) -> None:
+    for shard in range(40):
+        pack(
+            tmp_path / f"{shard:02d}.tar",
+            {f"{shard}.png": picture(shard), f"{shard}.cls": b"%d" % (shard % 2)},
+        )
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, limits[1]))
+    try:
+        train, held = both(tmp_path, labeled=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert [train.label(i) for i in range(len(train))] == [int(key[:-4]) % 2 for key in keys(train)]
+    assert len(train) + len(held) == 40
 
 
 def test_folders_of_shards_per_split(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
+from itertools import groupby
 from typing import NamedTuple
 
 from beit.config.errors import UserError
@@ -231,21 +231,28 @@ def _by_number(
 
 
 def _read_numbers(part: Part) -> dict[Member, int]:
-    """Every member that has a number, with it. KEY ends at the last dot, or by WebDataset's rule at the first."""
+    """Every member that has a number, with it."""
     listing, numbers = part.listing, dict[Member, int]()
-    with ExitStack() as stack:
-        shards = {member.shard for member in part.members}
-        files = {shard: stack.enter_context(open(listing.tars[shard], "rb")) for shard in shards}
-        for member in part.members:
-            folder, name = os.path.split(member.path)
-            shortest = os.path.join(folder, name.partition(".")[0])
-            sidecar = listing.numbers.get(f"{member.shard}:{os.path.splitext(member.path)[0]}")
-            sidecar = sidecar or listing.numbers.get(f"{member.shard}:{shortest}")
-            if sidecar is None:
-                continue
-            files[member.shard].seek(sidecar.offset)
-            text = files[member.shard].read(min(sidecar.size, 32)).strip()
-            if not text.isdigit() or int(text) >= _MOST_CLASSES:
-                raise UserError(f"--data {listing.tars[member.shard]}:{sidecar.path} holds no class number")
-            numbers[member] = int(text)
-    return numbers
+    sidecars = {member: found for member in part.members if (found := _sidecar(listing, member)) is not None}
+    # Shard by shard, for there may be more of them than a process can have open.
+    for shard, of_shard in groupby(sorted(set(sidecars.values()), key=_place), lambda member: member.shard):
+        with open(listing.tars[shard], "rb") as file:
+            for sidecar in of_shard:
+                file.seek(sidecar.offset)
+                text = file.read(min(sidecar.size, 32)).strip()
+                if not text.isdigit() or int(text) >= _MOST_CLASSES:
+                    raise UserError(f"--data {listing.tars[shard]}:{sidecar.path} holds no class number")
+                numbers[sidecar] = int(text)
+    return {member: numbers[sidecar] for member, sidecar in sidecars.items()}
+
+
+def _sidecar(listing: Listing, member: Member) -> Member | None:
+    """The `KEY.cls` of a member, if it has one. KEY ends at the last dot, or by WebDataset's rule at the first."""
+    folder, name = os.path.split(member.path)
+    shortest = os.path.join(folder, name.partition(".")[0])
+    sidecar = listing.numbers.get(f"{member.shard}:{os.path.splitext(member.path)[0]}")
+    return sidecar or listing.numbers.get(f"{member.shard}:{shortest}")
+
+
+def _place(member: Member) -> tuple[int, int]:
+    return member.shard, member.offset
