@@ -13,12 +13,15 @@ from run_results import log, metrics, same_weights, stopped_in_step
 from beit.cli.main import main
 from beit.config.errors import UserError
 from beit.config.pretrain import PretrainConfig
+from beit.config.probe import ProbeConfig
 from beit.config.tokenizer import TokenizerConfig
 from beit.presets import auto
 from beit.recipes.pretrain import pretrain
+from beit.recipes.probe.run import probe
 from beit.recipes.tokenizer.run import tokenizer
 from beit.stages import train as train_stage
 from beit.stages.auto.rehearsal import Pace
+from beit.stages.scores.features import FeatureSource
 
 pytestmark = pytest.mark.slow
 
@@ -102,6 +105,25 @@ def test_a_budget_is_kept(images: Path, tmp_path: Path) -> None:
     assert status["state"] == "done" and status["elapsed"] < 40
     assert config_of(run)["steps"] > 1
     assert status["typed"]["budget"] == status["budget"] == "20s"
+
+
+@pytest.mark.usefixtures("steps_in_a_minute")
+def test_a_probe_is_timed_once_its_features_are_there(
+    colours: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, again, counts = tmp_path / "run", tmp_path / "again", list[str]()
+    compute = FeatureSource.compute
+
+    def counted(self: FeatureSource, *arguments: Any, title: str, **options: Any) -> None:
+        counts.append(title)
+        compute(self, *arguments, title=title, **options)
+
+    monkeypatch.setattr(FeatureSource, "compute", counted)
+    typed = {"data": str(colours), "init": str(pretrained), "workers": 0, "precision": "float32"}
+    probe(ProbeConfig(out=str(run), budget="60s", **typed))
+    assert 1 < config_of(run)["steps"] <= 5 and counts == ["training", "held-back"]
+    cli("probe", "--config", run / "config.yaml", "--out", again)
+    assert same_weights(run, again)
 
 
 def test_a_dry_run_shows_the_choices_and_writes_nothing(

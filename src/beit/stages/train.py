@@ -42,9 +42,12 @@ def train(session: Session[Any], method: Method, feed: Feed) -> None:
     """Announce `method` and train it to its end, from wherever the run stands."""
     compute, console = session.compute, session.console
     machine = open_machine(session.config, compute)
-    rehearsal = RunBatches(session, feed, machine._replace(workers=0))
-    if method.prepare is None:  # what is prepared can only be judged after that
+    rehearsal, seconds = RunBatches(session, feed, machine._replace(workers=0)), 0.0
+    is_prepared = method.prepare is None
+    if is_prepared:  # what must be prepared can only be judged after that, and timed
         rehearsal.rehearse(method)
+    elif session.config.budget is not None:
+        seconds, is_prepared = _prepare(method, rehearsal, machine), True
     session = set_steps(session, lambda _: method, feed)
     config, plan = session.config, feed.images.plan(session.config)
     if session.dry_run:
@@ -60,16 +63,23 @@ def train(session: Session[Any], method: Method, feed: Feed) -> None:
         announce(session, method, feed, plan, machine.precision)
         if compute.main and not (run.path / TRAINED_ON).exists():
             write_images(run.path, feed.images.train, feed.images.all_held_back or feed.images.held_back)
-        batches, started = RunBatches(session, feed, machine), time.perf_counter()
-        if method.prepare is not None:
-            with stoppable_preparation(compute) as stop:
-                method.prepare(batches, machine.precision, stop)
-        seconds = time.perf_counter() - started
+        batches = RunBatches(session, feed, machine)
+        if not is_prepared:
+            seconds = _prepare(method, batches, machine)
         save = partial(_save, session, method.product)
         results = fit(method, batches, plan, run, compute, machine.precision, save, seconds)
         conclude(session, method.notes, results, batches.bad_files)
         if run.budget is not None:
             console.say(f"took {duration(run.elapsed)} of a budget of {run.budget}")
+
+
+def _prepare(method: Method, batches: RunBatches, machine: Machine) -> float:
+    """Compute what `method` needs before its first step; the seconds that it took."""
+    assert method.prepare is not None
+    started = time.perf_counter()
+    with stoppable_preparation(machine.compute) as stop:
+        method.prepare(batches, machine.precision, stop)
+    return time.perf_counter() - started
 
 
 def set_steps(
