@@ -298,3 +298,14 @@ def test_splits_are_what_training_made_of_them(trained_tokenizer: Path, images: 
         for split in ("train", "val", "all")
     }
     assert counts["train"] + counts["val"] == counts["all"] == 40
+
+
+def test_tokens_are_not_scored_by_the_images_that_they_were_counted_on(
+    trained_tokenizer: Path, images: Path, tmp_path: Path, capsys: Any
+) -> None:
+    elsewhere = shutil.copytree(images, tmp_path / "elsewhere")  # where none was held back
+    figures = evaluate(config(trained_tokenizer, elsewhere))
+    assert figures["split"] == "all" and "predictability" not in figures
+    assert "but those that are judged; add --split val" in capsys.readouterr().out
+    assert "predictability" in evaluate(config(trained_tokenizer, elsewhere, split="val"))
+    assert "predictability" in evaluate(config(trained_tokenizer, elsewhere, limit=20))

@@ -18,7 +18,9 @@ from beit.data.batches import LabeledBatch
 from beit.data.label_file import LabelFile, Labels
 from beit.data.label_maps.pairs import open_pairs
 from beit.data.loaders import View
+from beit.data.sources.files import full_name
 from beit.data.sources.opening import open_splits
+from beit.data.sources.subsets import Subset
 from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.segmentation import SegmentationEvaluationView
 from beit.metrics.classification import (
@@ -62,19 +64,27 @@ def tokenizer(model: VisualTokenizer, config: EvaluateConfig, machine: Machine) 
     """What is left of images that became tokens, how much of the codebook is used, and what the tokens say."""
     split, source = judged_images(config)
     train = open_data(config, open_splits, holdout_to_judge(config)).get("train")
+    others = [] if train is None else _others(train, source)
 
     def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
         figures = reconstruction_figures(sums) | {"vocab_size": model.vocab_size}
-        if train is None:
-            print("no scores of tokens: --data holds no training images to count tokens on")
+        if train is None or not others:
+            remedy = "" if train is None else " but those that are judged; add --split val"
+            print(f"no scores of tokens: --data holds no training images to count tokens on{remedy}")
             return figures
-        scoring = Scoring(config, train, source, config.batch_size)
+        scoring = Scoring(config, Subset(train, others), source, config.batch_size)
         return figures | scoring.scores(model, machine, StopSignals(distributed=False))
 
     evaluation = Evaluation(
         evaluate_batch=lambda _, batch: reconstruction_sums(model, batch.image), summarise=summarise
     )
     return TestSet(split, source, EvaluationView(model.image_size)), evaluation
+
+
+def _others(train: Source, judged: Source) -> list[int]:
+    """Numbers of the training images that are not judged: an image is its own nearest neighbour."""
+    names = {full_name(judged, index) for index in range(len(judged))}
+    return [index for index in range(len(train)) if full_name(train, index) not in names]
 
 
 def classifier(model: ImageClassifier | LinearProbe, config: EvaluateConfig, machine: Machine) -> Kind:
