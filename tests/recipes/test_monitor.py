@@ -104,7 +104,20 @@ def test_without_labels_there_is_the_rank_alone(images: Path, tmp_path: Path) ->
     assert not any("knn" in name for name in last)
     assert results(tmp_path / "run")["best"]["monitor"] == "eval/loss"
     assert not (tmp_path / "run" / "model-best").exists()
-    assert "k-NN needs class folders or --labels" in log(tmp_path / "run")
+    assert "k-NN needs held-back images, each of one class by its folder or --labels" in log(tmp_path / "run")
+
+
+def test_images_of_several_classes_or_none_held_back_leave_the_rank(colours: Path, tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text(
+        "".join(f"train/{kind}/{i:02}.png,{kind};x\n" for kind in ("red", "blue") for i in range(9))
+    )
+    several, alone = tmp_path / "several", tmp_path / "alone"
+    pretrain(pretrain_config(colours / "train", alone, holdout=0.0, **PIXELS))
+    pretrain(pretrain_config(colours, several, labels=str(file), **PIXELS))
+    for run in (several, alone):
+        assert "k-NN needs held-back images" in log(run) and "model-best" not in log(run)
+        assert "eval/effective_rank" in results(run)["last"] and "eval/knn_top1" not in results(run)["last"]
 
 
 def test_labels_from_a_file_change_no_weights(images: Path, tmp_path: Path) -> None:

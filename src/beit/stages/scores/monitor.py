@@ -40,7 +40,7 @@ class FeatureMonitor:
         self._session, self._encoder = session, encoder
         most = _images_at_once(images.plan(config))
         shape = (encoder.depth, encoder.width)
-        labeled = labels_for_figures(config, images)
+        labeled = labels_for_figures(config, images) if images.held_back else None
         self._classes = len(labeled.train.classes or ()) if labeled else 0
         bank = _balanced if labeled else _chosen
         self._bank = FeatureSource(bank((labeled or images).train, min(BANK, most), config.seed), shape)
@@ -107,7 +107,8 @@ class FeatureMonitor:
     def _about(self) -> str:
         bank, queries = f"{len(self._bank):,} training images", f"{len(self._queries):,} held-back ones"
         if not self._classes:
-            return f"each evaluation takes the rank of {bank} (k-NN needs class folders or --labels)"
+            needs = "held-back images, each of one class by its folder or --labels"
+            return f"each evaluation takes the rank of {bank} (k-NN needs {needs})"
         how = f"k-NN, by which model-best/ is chosen; labels ({self._origin}) serve that alone"
         return f"each evaluation has {bank} name {queries} by {how}"
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from beit.config.errors import UserError
-from beit.data.label_file import LabelFile, Labels
+from beit.data.label_file import LabelFile, Labels, read_label_rows
 from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import label_share, labels_per_class
 from beit.stages.session import Images, open_images
@@ -33,9 +34,10 @@ def label_images(images: Images, path: str | None, *, multilabel: bool = False) 
 
 def labels_for_figures(config: PretrainConfig, images: Images) -> Images | None:
     """The images with their labels, for a verb that learns without: from the file that it is given, from the set, or
-    from the folders they lie in; None where they have none."""
+    from the folders they lie in; None where they have none, or some have several."""
     if config.labels is not None:
-        return label_images(images, config.labels)[0]
+        rows = read_label_rows(Path(config.labels)).values()
+        return None if any(len(set(row)) > 1 for row in rows) else label_images(images, config.labels)[0]
     if images.train.classes is not None:
         return images
     try:
