@@ -246,10 +246,8 @@ class Loop:
             self.save()  # without these figures yet: a run that goes on from here evaluates again
         if figures:
             self.run.console.say(self.record(figures))
-        if is_best:
+        if is_best and (not evaluation.keep_best or self.saver.write_best()):
             state.note_best(figures, monitor)
-            if evaluation.keep_best:
-                self.saver.write_best()
         if evaluation.draw is not None and self.compute.main:
             with self.eval_mode():
                 samples = self.batches.samples(evaluation.batch_size)

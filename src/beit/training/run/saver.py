@@ -81,16 +81,18 @@ class Saver:
             return has_state, str(error)
         return has_state, None
 
-    def write_best(self) -> None:
-        """Put the model of this step in model-best/; called on every rank. What fails is told and borne.
+    def write_best(self) -> bool:
+        """Put the model of this step in model-best/; called on every rank. What fails is told and borne: then the one
+        before it stays the best that there is.
 
         Only where the state of the step is on the disk: a run that goes on from an earlier one would not know it.
         """
         if self.saved_step != self.state.step:
-            return
+            return False
         problem = self.compute.from_main(self._write_best)
         if problem is not None:
             self.run.console.say(f"model-best/ of step {self.state.step} could not be saved: {problem}")
+        return problem is None
 
     def _write_best(self) -> str | None:
         try:
