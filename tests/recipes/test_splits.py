@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from beit.recipes.evaluate.run import evaluate
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
 from beit.recipes.probe.run import probe
+from beit.stages.session import open_images
 
 RULE = {"holdout": None, "eval_images": 4}
 
@@ -119,3 +121,11 @@ def test_a_run_without_val_and_one_with_other_data_for_it(
     assert len(held_back(tmp_path / "other")) == 20
     with pytest.raises(UserError, match="--eval-data and --holdout exclude each other"):
         pretrain_config(colours, tmp_path / "other", target="pixels", **other | {"holdout": 0.5})
+
+
+def test_images_to_judge_on_are_not_trained_on(tested: Path) -> None:
+    train = tested / "train"
+    for sources in ({"data": (str(train), str(train / "red"))}, {"eval_data": str(train / "red")}):
+        config = pretrain_config(train, tested / "none", target="pixels", holdout=None)
+        with pytest.raises(UserError, match="both to be trained on and to be judged on, the first being"):
+            open_images(dataclasses.replace(config, **sources))

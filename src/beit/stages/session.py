@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -18,6 +18,7 @@ from beit.config.files import fields_of
 from beit.config.run import DataConfig, TrainingConfig
 from beit.data.base import Source, Splits
 from beit.data.loaders import View
+from beit.data.sources.files import full_name
 from beit.data.sources.holdout import Holdout
 from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import Subset, limited
@@ -126,7 +127,20 @@ def open_images(config: TrainingConfig, opener: OpenSplits = open_splits) -> Ima
     if "val" not in splits and config.holdout != 0:
         raise UserError(f"--data {names} leaves no image for evaluation; add images, or --holdout 0")
     val = splits.get("val") or Subset(train, [])
+    if config.eval_data is not None or len(config.sources) > 1:  # within one root splits are apart
+        _require_apart(splits["train"], [val, splits.get("test") or Subset(train, [])])
     return Images(train, limited(val, config.eval_images, config.seed), splits.get("test"), val)
+
+
+def _require_apart(train: Source, judged: Sequence[Source]) -> None:
+    """UserError where images that a run is judged on are among those that it is trained on."""
+    names = {full_name(source, index) for source in judged for index in range(len(source))}
+    both = [index for index in range(len(train)) if full_name(train, index) in names]
+    if both:
+        raise UserError(
+            f"--data: {len(both):,} images are both to be trained on and to be judged on, the first being "
+            f"{train.name(both[0])}; name no folder within another in --data, and others in --eval-data"
+        )
 
 
 def open_data(config: DataConfig, opener: OpenSplits, holdout: Holdout) -> Splits[Source]:
