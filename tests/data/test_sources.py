@@ -224,6 +224,12 @@ def test_classes_of_a_model_bind(tmp_path: Path) -> None:
         everything(tmp_path, labeled=True, classes=("cat", "cow"))
 
 
+def test_a_folder_called_like_a_split_beside_classes_is_told(tmp_path: Path) -> None:
+    notes = everything(write_images(tmp_path, "cat/a.png", "dog/a.png", "test/a.png")).notes
+    assert [note for note in notes if "test/ is trained on like the folders beside it" in note] == notes
+    assert not everything(write_images(tmp_path / "cat", "b.png")).notes
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Tars
 

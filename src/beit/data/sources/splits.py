@@ -55,6 +55,11 @@ def unlabeled(parts: Sequence[Part]) -> Files:
 def _split(listing: Listing, holdout: Holdout, paired: bool) -> dict[Split, Part]:
     layout = find_splits([member.path for member in listing.members], paired=paired)
     notes = [f"{listing.root}: {name} ignored ({n:,} images)" for name, n in layout.ignored.items()]
+    notes += [
+        f"{listing.root}: {name} is trained on like the folders beside it, for there is no train/; where it holds "
+        "images to judge on, name the others in --data, and it in --eval-data"
+        for name in layout.doubtful
+    ]
     notes = [*listing.notes, *notes]
     parts: dict[Split, Part] = {}
     for split, folder in layout.folders.items():
@@ -96,6 +101,8 @@ class Layout(NamedTuple):
     """Prefixes of paths: "" for everything, or ending in "/"."""
     ignored: Mapping[str, int]
     """What is in no split, by name, and how many images it holds."""
+    doubtful: Sequence[str] = ()
+    """Folders that are called like splits, but lie beside others without one for training."""
 
 
 def find_splits(paths: Sequence[str], *, paired: bool) -> Layout:
@@ -119,7 +126,7 @@ def find_splits(paths: Sequence[str], *, paired: bool) -> Layout:
         if (split := split_of(name)) is not None:
             found.setdefault(split, name)
     if "train" not in found and len(found) < len(names):
-        return Layout({"train": base}, ignored)
+        return Layout({"train": base}, ignored, [f"{base}{name}/" for name in found.values()])
     others = {name: count for name, count in names.items() if name not in found.values()}
     ignored |= {f"{base}{name}/" if name else "loose images": count for name, count in others.items()}
     return Layout({split: f"{base}{name}/" for split, name in found.items()}, ignored)
@@ -234,8 +241,9 @@ def _read_numbers(part: Part) -> dict[Member, int]:
     """Every member that has a number, with it."""
     listing, numbers = part.listing, dict[Member, int]()
     sidecars = {member: found for member in part.members if (found := _sidecar(listing, member)) is not None}
+    in_place = sorted(set(sidecars.values()), key=lambda member: (member.shard, member.offset))
     # Shard by shard, for there may be more of them than a process can have open.
-    for shard, of_shard in groupby(sorted(set(sidecars.values()), key=_place), lambda member: member.shard):
+    for shard, of_shard in groupby(in_place, lambda member: member.shard):
         with open(listing.tars[shard], "rb") as file:
             for sidecar in of_shard:
                 file.seek(sidecar.offset)
@@ -252,7 +260,3 @@ def _sidecar(listing: Listing, member: Member) -> Member | None:
     shortest = os.path.join(folder, name.partition(".")[0])
     sidecar = listing.numbers.get(f"{member.shard}:{os.path.splitext(member.path)[0]}")
     return sidecar or listing.numbers.get(f"{member.shard}:{shortest}")
-
-
-def _place(member: Member) -> tuple[int, int]:
-    return member.shard, member.offset
