@@ -68,7 +68,7 @@ def test_verbs_hold_back_the_same_and_test_is_judged_once(
     assert [line["step"] for line in lines if "test/top1" in line] == [4]
     assert sum("eval/top1" in line for line in lines) == 2
     log = (classifier / "log.txt").read_text()
-    assert "was trained on 0 of the 4 val images and 0 of the 22 test images" in log
+    assert "was trained on 0 of the 4 val images and 0 of the 22 test images, by their paths" in log
     assert "judged on test, once: step 4" in log
 
 
@@ -88,6 +88,8 @@ def test_evaluate_judges_test_else_val_else_what_the_run_held_back_else_all(
     figures = judge(classifier, tested / "train")
     assert (figures["split"], figures["images"]) == ("val", 12)
     assert "the model's run held 12 of 60 images back as val" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to(tested)
+    assert (judge(classifier, tmp_path / "link" / "train")["images"]) == 12
     shutil.copytree(tested / "train", tmp_path / "elsewhere")
     assert (judge(classifier, tmp_path / "elsewhere")["split"]) == "all"
     assert "judged on all images: the data have no test and no val" in capsys.readouterr().err

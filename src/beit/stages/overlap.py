@@ -51,7 +51,7 @@ def notes_on_start(flag: str, model: str, judged: Mapping[str, Source]) -> list[
     if not counts or None in counts.values():
         return [f"{flag} {model}: which images it was trained on is not known"] if counts else []
     shares = [f"{counts[name]:,} of the {len(source):,} {name} images" for name, source in judged.items()]
-    return [f"{flag} {model} was trained on {' and '.join(shares)}"]
+    return [f"{flag} {model} was trained on {' and '.join(shares)}, by their paths"]
 
 
 def _hashes(source: Source) -> NDArray[np.uint64]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -131,10 +132,18 @@ class FileSource:
 
 
 def full_name(source: Source, index: int) -> str:
-    """What an image is called from everywhere: its absolute path, or its place in a set."""
+    """What an image is called from everywhere: its path, by whatever link its folder was named, or its place in a
+    set."""
     source, index = origin(source, index)
-    name = source.name(index)
-    return os.path.abspath(name) if isinstance(source, FileSource) else name
+    folder, name = os.path.split(source.name(index))
+    if not isinstance(source, FileSource):
+        return source.name(index)
+    return os.path.join(_without_links(os.path.abspath(folder)), name)
+
+
+@lru_cache(4096)
+def _without_links(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 class _Strings:
