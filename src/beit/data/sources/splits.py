@@ -209,8 +209,9 @@ def _by_folder(
     rows = [{m: folder_of(m.path, part.folder) for m in part.members} for part in parts]
     folders = {name for row in rows for name in row.values()} - {""}
     if not folders:
+        places = ", ".join(os.path.join(part.listing.root, part.folder) for part in parts)
         raise UserError(
-            f"--data {where} has no class folders; put the images of each class in a folder of its own"
+            f"--data {places} has no class folders; put the images of each class in a folder of its own"
         )
     names = tuple(classes or sorted(folders))
     check_classes(names, folders, f"--data {where}", origin)
