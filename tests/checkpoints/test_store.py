@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from beit.checkpoints.adapt import expand_shared_bias
+from beit.checkpoints.adapt import expand_shared_bias, resize_encoder
 from beit.checkpoints.own import read_description
 from beit.checkpoints.store import (
     load_encoder,
@@ -141,7 +141,7 @@ def test_the_encoder_of_any_model(saved: tuple[str, nn.Module, Path]) -> None:
         load_tokenizer(run)
 
 
-@pytest.mark.parametrize("position", ["shared_bias", "block_bias", "absolute", "none"])
+@pytest.mark.parametrize("position", ["shared_bias", "block_bias", "absolute", "sincos", "none"])
 def test_an_encoder_for_another_image_size(position: str, tmp_path: Path) -> None:
     model = MaskedImageModel(encoder(position=position), 16)
     for name, parameter in model.named_parameters():
@@ -157,6 +157,11 @@ def test_an_encoder_for_another_image_size(position: str, tmp_path: Path) -> Non
     # Stored for the new size, it gives what the old one gives when it resizes as it runs.
     images = torch.rand(1, 3, 64, 40)
     torch.testing.assert_close(resized(images), model.eval().encoder(images), rtol=0, atol=1e-5)
+    save_model(ImageClassifier(resized, 3), tmp_path / "resized", provenance={})
+    assert torch.equal(load_encoder(tmp_path / "resized")(images), resized(images))
+    if position == "sincos":
+        images = torch.rand(1, 3, 32, 48)
+        torch.testing.assert_close(resize_encoder(resized, (32, 48))(images), model.encoder(images))
     if position == "shared_bias":
         table = model.encoder.state_dict()["rel_pos_bias.relative_position_bias_table"]
         expected = resize_bias_table(table, (4, 6), (8, 5))

@@ -41,6 +41,8 @@ def resize_encoder(encoder: BeitEncoder, image_size: int | Sides) -> BeitEncoder
     source, target = encoder.grid, config.grid
     if config == encoder.config:
         return encoder
+    if config.position == "sincos":  # whose coordinates stay in the range that was trained
+        config = dataclasses.replace(config, position_grid=config.position_grid or source)
     weights = encoder.state_dict()
     for key, tensor in weights.items():
         if key.endswith(_TABLE):

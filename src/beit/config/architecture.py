@@ -88,6 +88,8 @@ class EncoderConfig(EncoderKnobs):
     """Learned absolute embeddings, fixed sine-cosine ones, or none; once made, see :func:`positions`."""
     bias: Bias | None = None
     """One relative position bias for all blocks, one for each block, or none; once made, never null."""
+    position_grid: tuple[PositiveInt, PositiveInt] | None = None
+    """Rows and columns that coordinates of sine-cosine positions are scaled to; null for those of `image_size`."""
     layer_norm_eps: NonNegativeFloat = 1e-6
     """Epsilon of every LayerNorm."""
     pixel_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)

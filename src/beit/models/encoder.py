@@ -174,8 +174,8 @@ class BeitEncoder(nn.Module):
         if self.pos_embed is not None:
             return resize_position_embedding(self.pos_embed, self.grid, grid)
         if self.config.position == "sincos":
-            token = self.cls_token
-            return sincos_embedding(grid, self.grid, self.config.width, token.dtype, token.device)
+            token, trained = self.cls_token, self.config.position_grid or self.grid
+            return sincos_embedding(grid, trained, self.config.width, token.dtype, token.device)
         return None
 
     def _tokens(self, patches: Tensor, grid: Grid, places: Tensor | None = None) -> Tensor:
