@@ -106,6 +106,21 @@ def test_runs_side_by_side_and_notes(tmp_path: Path) -> None:
     assert "Still running at step 600 of 1,000 (60 %)" in page.text
 
 
+def test_figures_on_test_images_are_called_so(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", "finetune", pictures=False)
+    figures = {"test/top1": 0.8125, "test/loss": 0.4321}
+    with (run / "metrics.jsonl").open("a") as metrics:
+        metrics.write(json.dumps({"step": 1000, **figures}) + "\n")
+    results = json.loads((run / "results.json").read_text())
+    results["last"] |= figures
+    (run / "results.json").write_text(json.dumps(results))
+    text = Page(write_report([read_run(run)])).text
+    assert "81.2 % of the test images are named right" in text
+    assert re.search(r"likely class is the right one\. 81\.2 % test held-back 8\d\.\d % training", text)
+    assert re.search(r"makes smaller\. 0\.4321 test held-back", text)
+    assert "test/" not in text
+
+
 def test_settings_that_differ_are_shown(tmp_path: Path) -> None:
     runs = [fake_run(tmp_path / str(seed), "finetune", seed=seed, pictures=False) for seed in (4, 7)]
     text = Page(report(ReportConfig(runs=tuple(map(str, runs))))).text

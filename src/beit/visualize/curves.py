@@ -61,7 +61,8 @@ def draw_charts(runs: Mapping[str, Mapping[str, Curve]]) -> list[Chart]:
     `runs` maps the name of a run to its curves. Charts come in the order of :data:`.figures.FIGURES`, unknown
     figures after the known results and before those about the process.
     """
-    names = dict.fromkeys(name.removeprefix("eval/") for curves in runs.values() for name in curves)
+    drawn = [name for curves in runs.values() for name in curves if not name.startswith("test/")]
+    names = dict.fromkeys(name.removeprefix("eval/") for name in drawn)
     present = [figure_of(name, names) for name in names]
     references = {reference for figure in present for reference in figure.references}
     charts = []

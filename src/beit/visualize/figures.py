@@ -11,7 +11,8 @@ BASELINES = ("unigram_loss", "position_unigram_loss", "copy_neighbour_loss")
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure under its name in `metrics.jsonl`; `eval/NAME` is the same figure on held-back images."""
+    """One figure under its name in `metrics.jsonl`; `eval/NAME` is the same figure on held-back images, `test/NAME`
+    on the test images."""
 
     name: str
     title: str
@@ -174,12 +175,17 @@ MASKED_TOKEN_LOSS = Figure(
 )
 
 
+def plain(name: str) -> str:
+    """The name of a metric without the images that it is of."""
+    return name.removeprefix("eval/").removeprefix("test/")
+
+
 def figure_of(name: str, present: Container[str] = ()) -> Figure:
-    """The figure of a metric, with or without `eval/`; an unknown one is shown plainly under its own name.
+    """The figure of a metric, whichever images it is of; an unknown one is shown plainly under its own name.
 
     `present` holds the names beside it: a loss among the baselines for tokens is that of masked tokens.
     """
-    name = name.removeprefix("eval/")
+    name = plain(name)
     if name == "loss" and any(baseline in present for baseline in BASELINES):
         return MASKED_TOKEN_LOSS
     return FIGURES.get(name) or Figure(name, name)

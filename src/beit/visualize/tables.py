@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from beit.training.run.curves import NOT_FIGURES, Curve
 from beit.training.run.record import RunRecord, find, flatten, regions
-from beit.visualize.figures import Figure, figure_of
+from beit.visualize.figures import Figure, figure_of, plain
 
 NOT_RESULTS = NOT_FIGURES | {"epochs", "parameters", "skipped_steps", "steps", "vocab_size"}
 Line = tuple[str, list[str]]
@@ -92,23 +92,28 @@ def figure_rows(records: Sequence[RunRecord]) -> list[Row]:
 
 def _cells(record: RunRecord) -> dict[str, Cell]:
     cells = {
-        name: _cell(figure_of(name), record.curves.get(name), record.curves.get(f"eval/{name}"))
-        for name in dict.fromkeys(name.removeprefix("eval/") for name in record.curves)
+        name: _cell(
+            figure_of(name), *(record.curves.get(f"{images}{name}") for images in ("", "eval/", "test/"))
+        )
+        for name in dict.fromkeys(map(plain, record.curves))
     }
     for path, value in flatten(record.results):
-        name = path.removeprefix("last.").removeprefix("eval/")
+        name = plain(path.removeprefix("last."))
         elsewhere = name in cells or name in NOT_RESULTS or path.startswith(("best", "first", "classes."))
         if isinstance(value, int | float) and not isinstance(value, bool) and not elsewhere:
             cells[name] = Cell(figure_of(name).format(value), ())
     return cells
 
 
-def _cell(figure: Figure, train: Curve | None, held_back: Curve | None) -> Cell:
-    """A figure on held-back images where there are any, with what else its curves say."""
+def _cell(figure: Figure, train: Curve | None, held_back: Curve | None, test: Curve | None) -> Cell:
+    """A figure on the test images, else on held-back ones, where there are any, with what else its curves say."""
     trained = figure.format(train.recent) if train is not None else ""
+    remarks = [f"training {trained}"] if trained else []
+    if test is not None:
+        held = [f"held-back {figure.format(held_back.last)}"] if held_back is not None else []
+        return Cell(figure.format(test.last), ("test", *held, *remarks))
     if held_back is None:
         return Cell(trained, ("training",))
-    remarks = [f"training {trained}"] if trained else []
     if figure.better is not None:
         values = held_back.values if figure.better == "higher" else -held_back.values
         best = int(values.argmax())

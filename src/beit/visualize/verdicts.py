@@ -29,8 +29,8 @@ def verdicts(run: RunRecord) -> list[Verdict]:
 
 
 def latest(run: RunRecord, name: str) -> float | None:
-    """A figure now: its last evaluation, else the mean of its last training steps."""
-    if (curve := run.curves.get(f"eval/{name}")) is not None:
+    """A figure now: on the test images, else its last evaluation, else the mean of its last training steps."""
+    if (curve := run.curves.get(f"test/{name}") or run.curves.get(f"eval/{name}")) is not None:
         return curve.last
     return curve.recent if (curve := run.curves.get(name)) is not None else None
 
@@ -134,7 +134,8 @@ def _accuracy(run: RunRecord) -> Iterator[Verdict]:
         return
     classes = run.classes
     guess = f"; guessing would get {100 / len(classes):.1f}\u00a0%" if classes else ""
-    kind = "held-back" if "eval/top1" in run.curves else "training"
+    kinds = {"test/top1": "test", "eval/top1": "held-back"}
+    kind = next((kind for name, kind in kinds.items() if name in run.curves), "training")
     tone: Tone = "good" if not classes or top1 > 2 / len(classes) else "open"
     yield Verdict(tone, f"{100 * top1:.1f}\u00a0% of the {kind} images are named right{guess}.")
 
