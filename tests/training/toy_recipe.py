@@ -27,7 +27,7 @@ from beit.training.device import Compute, choose_precision, open_compute
 from beit.training.loop import fit
 from beit.training.method import Evaluation, Learner, Method, StepOutput
 from beit.training.plan import Plan
-from beit.training.run.opening import Request, is_finished, open_run
+from beit.training.run.opening import Request, open_run, stored_run
 
 CLASSES, BATCH, IMAGES = 4, 8, 48
 MISHAPS = ("poison", "sleep", "killed_at", "killed_by")
@@ -114,7 +114,8 @@ def train(
     console = Console(compute.main)
     config = {name: value for name, value in dataclasses.asdict(toy).items() if name not in MISHAPS}
     request = Request("toy", config | {"choice": "auto"})
-    if not overwrite and is_finished(out, request):
+    stored = None if overwrite else stored_run(out, request)
+    if stored is not None and stored.status.get("state") == "done":
         console.say("nothing to do")
         results: dict[str, Any] = json.loads((Path(out) / "results.json").read_text())
         return results

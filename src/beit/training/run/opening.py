@@ -116,16 +116,6 @@ def open_run(
     return run
 
 
-def is_finished(out: str | Path, request: Request) -> bool:
-    """Whether `out` holds this very run, and it is done. Reads only.
-
-    Raises:
-        UserError: `out` holds another run.
-    """
-    stored = stored_run(out, request)
-    return stored is not None and stored.status.get("state") == "done"
-
-
 def stored_run(out: str | Path, request: Request) -> Stored | None:
     """The run in `out`, as it is to go on; None where there is none. Reads only.
 
