@@ -48,6 +48,7 @@ def test_every_choice_is_a_valid_configuration(verb: str, images: int, work: flo
         ({"mask_count": "at_most"}, {"encoder_sees": "all", "masking": "block"}),
         ({"masking": "none", "predict": "all"}, {"encoder_sees": "all"}),
         ({"masking": "block"}, {"encoder_sees": "visible", "num_masked": None}),
+        ({"min_block": 4}, {"encoder_sees": "visible", "masking": "block", "num_masked": None}),
         ({"position": "shared_bias"}, {"position": "shared_bias", "bias": None}),
         ({"image_size": 48}, {"image_size": 48, "patch_size": 6}),
         ({"image_size": (64, 96)}, {"patch_size": 8}),

@@ -188,6 +188,32 @@ def test_a_value_out_of_range_is_refused_by_its_flag(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--masking random --min-block 4", "--masking random has no use for --min-block; drop it"),
+        (
+            "--masking none --predict all --num-masked 4",
+            "--masking none has no use for --num-masked; drop it",
+        ),
+        (
+            "--encoder-sees all --decoder-depth 2",
+            "--encoder-sees all has no use for --decoder-depth; drop it",
+        ),
+        (
+            "--target pixels --token-image-size 8",
+            "--target pixels has no use for --token-image-size; drop it",
+        ),
+    ],
+)
+def test_a_flag_without_effect_is_refused(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--data", "photos", "--out", "run"] + ["--tokenizer", "t"] * ("pixels" not in words)
+    assert run("pretrain", *where, *words.split()) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_reader_that_leaves_is_no_mistake() -> None:
     """`beit presets | head -3`: no complaint, and no success either."""
     reading, writing = os.pipe()

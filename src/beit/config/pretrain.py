@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -112,6 +113,15 @@ class PretrainConfig(EncoderKnobs, TrainingConfig):
             )
             whole = (self.decoder_width or 32) % 32 == 0
             require(whole, f"--decoder-width {self.decoder_width} is not a multiple of 32")
+
+    def idle(self) -> Mapping[str, Collection[str]]:
+        blocks = {"min_block", "mask_count", "block_aspect"}
+        rules = {"block": set[str](), "random": blocks, "none": blocks | {"num_masked"}}
+        return {
+            f"--masking {self.masking}": rules[self.masking],
+            "--encoder-sees all": {"decoder_depth", "decoder_width"} if self.encoder_sees == "all" else (),
+            "--target pixels": {"token_image_size"} if self.target == "pixels" else (),
+        }
 
     def hidden_patches(self) -> int | None:
         """`num_masked` as a count; None where it is the masking rule's own."""

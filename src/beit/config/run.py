@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -215,8 +215,22 @@ class TrainingConfig(DataConfig):
         lies_in_it = read == out or any(read.is_relative_to(out / name) for name in ("model", "model-best"))
         require(not lies_in_it, f"--out is the run of {flag}; choose another folder")
 
+    def idle(self) -> Mapping[str, Collection[str]]:
+        """The knobs without effect, by the choice that makes them so."""
+        return {}
+
     def refuse_idle(self, typed: Collection[str]) -> None:
         """UserError where a knob that was `typed`, and not left to a preset, has no effect."""
+        values = {name: getattr(self, name) for name in typed}
+        for choice, names in self.idle().items():
+            for name in self.changed(names, values):
+                raise UserError(f"{choice} has no use for {flag_of(name)}; drop it")
+
+    @classmethod
+    def changed(cls, names: Collection[str], values: Mapping[str, Any]) -> list[str]:
+        """The knobs in `names` that `values` gives, and not as they are by default."""
+        defaults = {field.name: field.default for field in fields(cls)}
+        return sorted(name for name in {*names}.intersection(values) if values[name] != defaults[name])
 
     def num_steps(self, images: int) -> int:
         """Optimiser steps of a run on so many images."""

@@ -18,7 +18,6 @@ from beit.config.values import (
     PositiveInt,
     PositiveShare,
     check_limits,
-    flag_of,
 )
 
 LEVELS = {
@@ -162,15 +161,8 @@ class TokenizerConfig(DiscreteVAEKnobs, TrainingConfig):
     def num_steps(self, images: int) -> int:
         return super().num_steps(images) if self.is_trained else 0
 
-    def refuse_idle(self, typed: Collection[str]) -> None:
-        for name in self.idle(self.kind, {name: getattr(self, name) for name in typed}):
-            raise UserError(f"--kind {self.kind} has no use for {flag_of(name)}; drop it")
-
-    @classmethod
-    def idle(cls, kind: str, values: Mapping[str, Any]) -> list[str]:
-        """Those of `values` that are not their defaults and that `kind` has no use for."""
-        defaults = {field.name: field.default for field in fields(cls)}
-        return sorted(name for name in IDLE[kind].intersection(values) if values[name] != defaults[name])
+    def idle(self) -> Mapping[str, Collection[str]]:
+        return {f"--kind {self.kind}": IDLE[self.kind]}
 
     def architecture(self) -> DiscreteVAEConfig | PatchKMeansConfig:
         """The tokenizer that these knobs describe; of features it is the teacher's."""

@@ -139,9 +139,9 @@ def _kind(typed: Values) -> tuple[str, str]:
     """The kind of tokenizer, and why: k-means, unless what is typed is for another."""
     if "kind" in typed:
         return typed["kind"], "as given"
-    if not (idle := TokenizerConfig.idle("kmeans", typed)):
+    if not (idle := TokenizerConfig.changed(IDLE["kmeans"], typed)):
         return "kmeans", "patches as they are, told apart in seconds, whatever the time that is given"
-    fitting = [kind for kind in ("dvae", "features") if not TokenizerConfig.idle(kind, typed)]
+    fitting = [kind for kind in ("dvae", "features") if not TokenizerConfig.changed(IDLE[kind], typed)]
     return (fitting or ["dvae"])[0], f"k-means of patches has no use for {flag_of(idle[0])}"
 
 
@@ -280,7 +280,11 @@ def _masks(typed: Values) -> Iterable[Choice]:
     fixed = typed.get("mask_count", "exact") == "exact" and typed.get("masking") != "none"
     if not fixed or typed.get("encoder_sees") == "all":
         return
-    masks = {} if "masking" in typed else {"masking": "random", "num_masked": "75%"}
+    masks = (
+        {}
+        if {"masking", "min_block", "block_aspect"} & typed.keys()
+        else {"masking": "random", "num_masked": "75%"}
+    )
     yield Choice({"encoder_sees": "visible", **masks}, "more images in the time, and a harder task")
 
 
