@@ -216,13 +216,14 @@ class BeitEncoder(nn.Module):
         dtype = torch.get_autocast_dtype(device.type) if autocast else self.cls_token.dtype
         index = relative_position_index(grid, device)
         index = index[None] if places is None else index[places[:, :, None], places[:, None, :]]
-        shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid, index, dtype)
+
+        def bias_of(table: Tensor) -> Tensor:
+            return position_bias(table, self.grid, grid, index, dtype)
+
+        shared = self.rel_pos_bias and bias_of(self.rel_pos_bias.relative_position_bias_table)
         for block in cast("Iterable[Block]", self.blocks):
             table = block.attn.relative_position_bias_table
-            if table is None:
-                yield block, shared
-            else:
-                yield block, position_bias(table, self.grid, grid, index, dtype)
+            yield block, shared if table is None else bias_of(table)
 
     def _layer(self, layer: int) -> int:
         """A block counted from the first (0, 1, ...) or from the last (-1, -2, ...) -> from the first."""

@@ -62,20 +62,12 @@ def position_bias(table: Tensor, table_grid: Grid, grid: Grid, index: Tensor, dt
 
 
 class RelativePositionBias(nn.Module):
-    """One learned bias for each head and offset between two tokens, shared by all blocks (paper appendix A)."""
+    """One learned bias for each head and offset between two tokens, shared by all blocks (paper appendix A); a module
+    for its official name."""
 
     def __init__(self, grid: Grid, num_heads: int) -> None:
         super().__init__()
-        self.grid = grid
         self.relative_position_bias_table = nn.Parameter(torch.zeros(bias_table_rows(grid), num_heads))
-
-    def forward(self, grid: Grid, index: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
-        """-> (B, heads, T, T) in `dtype` (default: the table's), for the pairs of `index`, by default all of `grid`:
-        (1, heads, 1 + N, 1 + N)."""
-        table = self.relative_position_bias_table
-        if index is None:
-            index = relative_position_index(grid, table.device)[None]
-        return position_bias(table, self.grid, grid, index, dtype or table.dtype)
 
 
 @lru_cache(maxsize=64)
