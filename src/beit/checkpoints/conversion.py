@@ -42,17 +42,9 @@ _CONTENTS: Mapping[Target, str] = {
     "dalle": "the format of DALL-E is a discrete VAE's",
 }
 _ELSEWHERE = {
-    *(
-        "format",
-        "kind",
-        "tokenizer_kind",
-        "architecture",
-        "image_size",
-        "pixel_mean",
-        "pixel_std",
-        "vocab_size",
-    ),
-    *("classes", "tokenizer", "weights_sha256", "provenance", "notes", "parameters", "unknown", "missing"),
+    *("format", "kind", "tokenizer_kind", "architecture", "image_size", "pixel_mean", "pixel_std"),
+    *("vocab_size", "classes", "tokenizer", "weights_sha256", "provenance", "notes", "parameters"),
+    *("unknown", "missing"),
 }
 """Keys of a description that a model or its file has in another way, or that are of one file alone."""
 

@@ -64,27 +64,14 @@ class PatchKMeansConfig:
         require(whole, f"tokenizer image size {size} is not a multiple of --stride {self.stride}")
 
 
-_OF_PATCHES, _OF_FEATURES = frozenset({"pixel_norm"}), frozenset({"teacher", "teacher_layer"})
-_OF_DISTRIBUTIONS = frozenset(
-    {"kl_weight", "kl_steps", "temperature", "final_temperature", "temperature_steps"}
-)
-_OF_GRADIENTS = frozenset(
-    {
-        *("width", "blocks_per_group", "code_width", "epochs", "steps", "accumulate", "lr", "lr_batch_size"),
-        *(
-            "lr_scaling",
-            "min_lr",
-            "lr_steps",
-            "warmup_epochs",
-            "warmup_steps",
-            "weight_decay",
-            "beta1",
-            "beta2",
-        ),
-        *("clip_grad", "ema_decay", "nonfinite", "save_every", "keep", "log_every", "evaluations"),
-    }
-)
-IDLE: Mapping[str, frozenset[str]] = {
+_OF_PATCHES, _OF_FEATURES = {"pixel_norm"}, {"teacher", "teacher_layer"}
+_OF_DISTRIBUTIONS = {"kl_weight", "kl_steps", "temperature", "final_temperature", "temperature_steps"}
+_OF_GRADIENTS = {
+    *("width", "blocks_per_group", "code_width", "epochs", "steps", "accumulate", "lr", "lr_batch_size"),
+    *("lr_scaling", "min_lr", "lr_steps", "warmup_epochs", "warmup_steps", "weight_decay", "beta1", "beta2"),
+    *("clip_grad", "ema_decay", "nonfinite", "save_every", "keep", "log_every", "evaluations"),
+}
+IDLE: Mapping[str, Collection[str]] = {
     "dvae": _OF_PATCHES | _OF_FEATURES,
     "fsq": _OF_PATCHES | _OF_FEATURES | _OF_DISTRIBUTIONS,
     "kmeans": _OF_FEATURES | _OF_DISTRIBUTIONS | _OF_GRADIENTS,
