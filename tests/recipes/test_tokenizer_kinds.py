@@ -68,6 +68,9 @@ def test_a_kind_is_saved_judged_and_used(
     assert describe(run)["weights_sha256"] == weights_sha256(model)
     assert results["steps"] == (4 if kind == "fsq" else 0)
     assert list((run / "samples").glob("*.png"))
+    log = (run / "log.txt").read_text()
+    assert f"next: beit pretrain --data {colours} --tokenizer {run} --out {run.parent / 'pretrain'}\n" in log
+    assert ("--teacher" in log and " was trained on " in log) == (kind == "features")
 
     figures = evaluate(
         EvaluateConfig(model=str(run), data=str(colours), holdout=0.2, workers=0, precision="float32")

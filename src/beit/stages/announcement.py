@@ -94,7 +94,7 @@ def _seen_before(config: TrainingConfig, feed: Feed) -> list[str]:
     """How many of the images that the run is judged on its start was trained on."""
     judged = {"val": feed.images.held_back, "test": feed.images.test}
     named = {name: source for name, source in judged.items() if source}
-    starts = {flag: getattr(config, flag, None) for flag in ("init", "tokenizer")}
+    starts = {flag: getattr(config, flag, None) for flag in ("init", "tokenizer", "teacher")}
     return [
         line for flag, model in starts.items() if model for line in notes_on_start(f"--{flag}", model, named)
     ]
