@@ -10,6 +10,7 @@ from torch import Tensor
 
 from beit.recipes.evaluate.bound import Bound
 from beit.tokenizers.dvae import DiscreteVAE
+from beit.tokenizers.fsq import FiniteScalarVAE
 
 MEANS, SCALES = (-0.5, 1.0), (0.5, 2.0)
 """Of the distribution that each code gives every pixel's logit."""
@@ -34,6 +35,13 @@ class Toy(DiscreteVAE):
             torch.tensor(values)[tokens][:, None].expand(-1, 3, -1, -1) for values in (MEANS, SCALES)
         )
         return torch.cat([mean, scale.log()], dim=1)
+
+
+class Finite(FiniteScalarVAE):
+    """The same likelihood, and no posterior."""
+
+    __init__ = torch.nn.Module.__init__  # type: ignore[assignment]
+    statistics = Toy.statistics
 
 
 def likelihood(place: int, code: int) -> float:
@@ -85,6 +93,16 @@ def test_of_a_posterior_without_doubt_the_two_bounds_are_one() -> None:
     found = figures(((1.0, 1e-30), (1e-30, 1.0)), BOTH)
     assert found["elbo_reconstruction_sampled"] == pytest.approx(found["elbo_reconstruction"])
     assert found["elbo_prior_sampled"] == pytest.approx(found["elbo_prior"])
+
+
+def test_finite_scalars_have_the_bound_of_their_one_answer() -> None:
+    bound = Bound(Finite(), "all", seed=0)  # type: ignore[call-arg]
+    pixels, tokens = torch.tensor(PIXELS).expand(1, 3, 1, 2), torch.tensor([[[0, 1]]])
+    sums = bound.sums(pixels, tokens, torch.tensor(PRIOR).log(), BOTH[None])
+    found = bound.figures(sums | {"count": torch.tensor(2)}, vocab_size=2)
+    expected = figures(POSTERIOR, BOTH)
+    assert found == {name: expected[name] for name in found} and "elbo_reconstruction" in found
+    assert "lower bound" in bound.words() and "elbo_prior_sampled" not in found
 
 
 def test_a_tokenizer_without_a_likelihood_of_pixels_leaves_the_prior_alone() -> None:

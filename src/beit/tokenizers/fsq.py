@@ -69,8 +69,13 @@ class FiniteScalarVAE(VisualTokenizer):
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
         """Images in [0, 1], (B, 3, H, W), from tokens int64 (B, h, w)."""
+        return median_images(self.statistics(tokens))
+
+    def statistics(self, tokens: Tensor) -> Tensor:
+        """The pixel distribution p(x | z) of tokens int64 (B, h, w), (B, 6, H, W)."""
         codes = tokens_to_codes(tokens, self.config.levels)
-        return median_images(self.decoder(codes.to(next(self.parameters()).dtype)))
+        statistics: Tensor = self.decoder(codes.to(next(self.parameters()).dtype))
+        return statistics
 
 
 def quantize(channels: Tensor, levels: tuple[int, ...]) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from beit.tokenizers.base import VisualTokenizer
 from beit.tokenizers.dvae import DiscreteVAE
+from beit.tokenizers.fsq import FiniteScalarVAE
 from beit.tokenizers.objective import logit_laplace_nll, map_pixels
 
 SAMPLES = 8
@@ -33,7 +34,7 @@ class Bound:
     """The terms for the images of an evaluation, batch by batch; the draws follow from `seed`."""
 
     def __init__(self, tokenizer: VisualTokenizer, predict: str, seed: int) -> None:
-        self.tokenizer = tokenizer if isinstance(tokenizer, DiscreteVAE) else None
+        self.tokenizer = tokenizer if isinstance(tokenizer, DiscreteVAE | FiniteScalarVAE) else None
         """None for a kind without a likelihood of pixels: the prior term is all there is."""
         self.predict = predict
         self.seed = seed
@@ -68,12 +69,13 @@ class Bound:
 
         terms = {"elbo_prior": per_image(log_p.gather(1, tokens[predict][:, None])[:, 0])}
         if self.tokenizer is not None:
+            terms["elbo_reconstruction"] = _log_likelihood(self.tokenizer, images, tokens)
+        if isinstance(self.tokenizer, DiscreteVAE):  # finite scalars have no q(z | x) to draw from
             log_q = F.log_softmax(self.tokenizer.logits(images).float().movedim(1, -1), dim=-1)
             of_patches = log_q[predict]
             gain = of_patches.exp() * (log_p - of_patches)
             drawn = [_log_likelihood(self.tokenizer, images, z) for z in self._draw(log_q)]
             terms |= {
-                "elbo_reconstruction": _log_likelihood(self.tokenizer, images, tokens),
                 "elbo_reconstruction_sampled": torch.stack(drawn).mean(0),
                 "elbo_prior_sampled": per_image(gain.sum(1)),
             }
@@ -101,7 +103,7 @@ class Bound:
         return drawn.T.reshape(SAMPLES, *log_q.shape[:3])
 
 
-def _log_likelihood(tokenizer: DiscreteVAE, images: Tensor, tokens: Tensor) -> Tensor:
+def _log_likelihood(tokenizer: DiscreteVAE | FiniteScalarVAE, images: Tensor, tokens: Tensor) -> Tensor:
     """log p(x | z) of images (B, 3, H, W), summed over pixels and channels: float64 (B,)."""
     nll = logit_laplace_nll(map_pixels(images), tokenizer.statistics(tokens).float())
     return -nll.flatten(1).cpu().double().sum(dim=1)
