@@ -96,6 +96,26 @@ def test_a_kind_is_saved_judged_and_used(
     assert weights_sha256(beit.load_tokenizer(tmp_path / "copy")) == weights_sha256(model)
 
 
+def test_classes_in_a_file_are_agreed_with_like_folders(colours: Path, tmp_path: Path) -> None:
+    files = {f"{file.parent.name}-{file.name}": file for file in sorted(colours.rglob("*.png"))}
+    (tmp_path / "flat").mkdir()
+    for name, file in files.items():
+        shutil.copy(file, tmp_path / "flat" / name)
+    rows = [f"{name},{file.parent.name}" for name, file in files.items()]
+    (tmp_path / "labels.csv").write_text("\n".join(["image,class", *rows]) + "\n")
+    values = {"kind": "kmeans", "labels": str(tmp_path / "labels.csv")}
+    tokenizer(tokenizer_config(tmp_path / "flat", tmp_path / "run", **values))
+    assert read(tmp_path / "run", "results.json")["last"]["eval/class_agreement"] == 1
+    config = EvaluateConfig(
+        model=str(tmp_path / "run"),
+        data=str(tmp_path / "flat"),
+        labels=values["labels"],
+        holdout=0.2,
+        workers=0,
+    )
+    assert evaluate(config)["class_agreement"] == 1
+
+
 def test_features_belong_to_their_teacher(made: Any, pretrained: Path, colours: Path, tmp_path: Path) -> None:
     """Its weights are in the model; a run with another teacher is refused; the encoder of a first round teaches the
     second."""

@@ -20,7 +20,7 @@ class EvaluateConfig(DataConfig):
     """Which images; null for `test` where the data has one, else `val`, else those that the model's own run held back
     from the same data, else all."""
     labels: str | None = None
-    """For a classifier: a file of labels as in `beit finetune`; null for one folder per class."""
+    """For a classifier or a tokenizer: a file of labels as in `beit finetune`; null for one folder per class."""
     tokenizer: str | None = None
     """For a pre-trained model: the tokenizer whose tokens it predicts; null for the one its run names."""
     window: Literal["slide", "whole"] | None = None

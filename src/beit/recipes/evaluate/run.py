@@ -104,7 +104,12 @@ def _require_flags_for(model: nn.Module, config: EvaluateConfig) -> None:
     """UserError for a flag that is for another kind of model."""
     for flag, value, kinds, name in (
         ("--tokenizer", config.tokenizer, (MaskedImageModel,), "pre-trained models"),
-        ("--labels", config.labels, (ImageClassifier, LinearProbe), "classifiers"),
+        (
+            "--labels",
+            config.labels,
+            (ImageClassifier, LinearProbe, VisualTokenizer),
+            "classifiers and tokenizers",
+        ),
         ("--window", config.window, (SemanticSegmenter,), "segmenters"),
         ("--multi-scale", config.multi_scale, (SemanticSegmenter,), "segmenters"),
     ):

@@ -16,6 +16,7 @@ from beit.config.errors import UserError
 from beit.config.run import DataConfig
 from beit.data.base import Source
 from beit.data.batches import LabeledBatch
+from beit.data.label_file import classes_in_file
 from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import Numbered, Subset, spread
 from beit.data.views.evaluation import EvaluationView, LabeledView
@@ -104,12 +105,24 @@ class Scoring:
         stop.poll_together(machine.compute)
         sums = machine.compute.sums({"tokens": tokens, "whole": whole})
         read = sums["whole"] > 0
-        labels = [self.classes.get(source.key(index), -1) for index in range(len(source))]
-        return Tokens(sums["tokens"][read].long(), torch.tensor(labels)[read])
+        return Tokens(sums["tokens"][read].long(), torch.tensor(self.labels(source))[read])
+
+    def labels(self, source: Source) -> list[int]:
+        """The class of each image, by the file of labels or by where it lies; -1 for none, and for several."""
+        if self.config.labels is None:
+            return [self.classes.get(source.key(index), -1) for index in range(len(source))]
+        classes_of = classes_in_file(self.config.labels)
+        names = [classes_of(source.key(index), source.name(index)) for index in range(len(source))]
+        return [
+            self.classes.setdefault(name[0], len(self.classes)) if len(name) == 1 else -1 for name in names
+        ]
 
     @cached_property
     def classes(self) -> dict[str, int]:
-        """The class of every image that lies in a class folder, or in a set that has classes, by its key."""
+        """The class of every image that lies in a class folder, or in a set that has classes, by its key; of a file
+        of labels the number of each name, as they are met."""
+        if self.config.labels is not None:
+            return {}
         try:
             opened = open_data(self.config, partial(open_splits, labeled=True), holdout_of(self.config))
             sources = [*opened.values()]
