@@ -107,13 +107,6 @@ def config_of(model: nn.Module) -> Architecture:
     return config
 
 
-def build(kind: str, config: Architecture, options: Facts) -> nn.Module:
-    """The model of this kind, or the `encoder` alone, with first values."""
-    if isinstance(config, EncoderConfig) and kind == "encoder":
-        return BeitEncoder(config)
-    return KINDS[kind].build(config, options)
-
-
 def entry_of(model: nn.Module) -> Kind | None:
     """The kind of a model; None where it has none."""
     if isinstance(model, VisualTokenizer):

@@ -115,14 +115,6 @@ def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     path.chmod(mode)
 
 
-def write_folder(folder: Path, weights: Mapping[str, Tensor], files: Mapping[str, Facts]) -> None:
-    """Writes model.safetensors and NAME.json of `files`, as other libraries have them."""
-    write_weights(weights, folder / WEIGHTS)
-    for name, content in files.items():
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        (folder / f"{name}.json").write_text(text, encoding="utf-8")
-
-
 def weights_sha256(model: nn.Module) -> str:
     """The identity of a model's weights: a hash of names, shapes and float32 values, whatever its device."""
     return _sha256_of(_float32_weights(model))

@@ -95,7 +95,7 @@ class TrainingConfig(DataConfig):
     """
 
     preset: str | None = "auto"
-    """A recipe of `beit presets`; auto chooses for the images and the machine; null: the defaults shown here alone."""
+    """A recipe of `beit presets`; auto chooses for images and machine; null: the defaults alone, as shown here."""
     out: str
     """The run directory. The same command on a directory that holds a run continues it."""
 

@@ -16,11 +16,10 @@ from torch import nn
 from beit.checkpoints.foreign import huggingface_images as images
 from beit.checkpoints.foreign import huggingface_segmentation as segmentation
 from beit.checkpoints.foreign import upernet
-from beit.checkpoints.foreign.key_map import KeyMap
+from beit.checkpoints.foreign.key_map import KeyMap, write_folder
 from beit.checkpoints.foreign.shapes import PositionFlags, flags_of, positions_of, with_table
 from beit.checkpoints.foreign.survey import Foreign, ModelKind
 from beit.checkpoints.kinds import kind_of
-from beit.checkpoints.own import write_folder
 from beit.checkpoints.preparation import preparation
 from beit.checkpoints.reading.torch_file import TensorFile
 from beit.config.architecture import EncoderConfig, sides

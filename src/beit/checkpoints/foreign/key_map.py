@@ -5,14 +5,17 @@ In a name, {} stands for a number (a block, a layer) and a last * for all that a
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from beit.checkpoints.own import WEIGHTS, write_weights
 from beit.config.errors import UserError
-from beit.untrusted import listed
+from beit.untrusted import Facts, listed
 
 LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _NUMBER = re.compile(r"(?<=[._])\d+(?=\.)")
@@ -68,6 +71,14 @@ class KeyMap:
             pairs = zip(parts, pieces, strict=True)
             written |= {key: in_float32(x.detach()).clone().contiguous() for key, x in pairs}
         return written
+
+
+def write_folder(folder: Path, weights: Mapping[str, Tensor], files: Mapping[str, Facts]) -> None:
+    """Writes model.safetensors and NAME.json of `files`, as other libraries have them."""
+    write_weights(weights, folder / WEIGHTS)
+    for name, content in files.items():
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
 
 
 def in_float32(tensor: Tensor) -> Tensor:

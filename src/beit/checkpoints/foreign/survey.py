@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from beit.checkpoints.foreign import upernet
 from beit.checkpoints.foreign.key_map import KeyMap, in_float32
 from beit.checkpoints.foreign.shapes import SHARED_BIAS, Shape, infer
-from beit.checkpoints.kinds import build, options_of
+from beit.checkpoints.kinds import KINDS, options_of
 from beit.checkpoints.own import without_weights
 from beit.checkpoints.reading.safe_pickle import StoredTensor
 from beit.checkpoints.reading.torch_file import TensorFile
 from beit.checkpoints.reference import Stated
 from beit.config.architecture import DALLE_PIXELS, DiscreteVAEConfig, EncoderConfig
 from beit.config.errors import UserError, require
+from beit.models.encoder import BeitEncoder
 from beit.untrusted import Facts, listed
 
 ModelKind = Literal["pretrained", "classifier", "segmenter", "encoder"]
@@ -103,13 +104,18 @@ class Survey(NamedTuple):
             numbers = sum(stored[name].numel() for name in self.missing)
             require(numbers <= MAX_DRAWN, f"{path} lacks {numbers:,} numbers ({listed(self.missing)})")
             assert isinstance(self.config, EncoderConfig)
-            model = build(self.kind, self.config, options_of(model))
+            model = _build(self.kind, self.config, options_of(model))
             notes.append(f"{listed(self.missing)}: not in the file, drawn anew")
         if self.unknown:
             notes.append(f"{listed(self.unknown)}: unknown, left out")
         _add_shared_bias(weights, model)
         model.load_state_dict(weights, strict=not self.missing, assign=True)
         return model.eval(), notes
+
+
+def _build(kind: str, config: EncoderConfig, options: Facts) -> nn.Module:
+    """The model of this kind, or the `encoder` alone, with first values."""
+    return BeitEncoder(config) if kind == "encoder" else KINDS[kind].build(config, options)
 
 
 def _joined(pieces: Sequence[Tensor]) -> Tensor:
@@ -193,7 +199,7 @@ def survey_encoder(foreign: Foreign, stated: Stated) -> Survey:
             notes += guesses + doubts
         else:
             options = _options(kind, shapes, pool, stated)
-        model = build(kind, config, options)
+        model = _build(kind, config, options)
     _require_agreement(foreign, kind, expected, options.get("num_classes"))
     if kind == "encoder":  # it is the model itself
         keys = {name.removeprefix("encoder."): parts for name, parts in keys.items()}

@@ -12,11 +12,10 @@ from pathlib import Path
 
 from torch import nn
 
-from beit.checkpoints.foreign.key_map import KeyMap
+from beit.checkpoints.foreign.key_map import KeyMap, write_folder
 from beit.checkpoints.foreign.shapes import PositionFlags, flags_of, positions_of, with_table
 from beit.checkpoints.foreign.survey import Foreign
 from beit.checkpoints.foreign.unilm import ENCODER, INDICES
-from beit.checkpoints.own import write_folder
 from beit.checkpoints.preparation import Preparation, preparation, stated_preparation
 from beit.checkpoints.reading.torch_file import TensorFile
 from beit.config.architecture import sides
