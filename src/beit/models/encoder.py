@@ -220,7 +220,8 @@ class BeitEncoder(nn.Module):
         def bias_of(table: Tensor) -> Tensor:
             return position_bias(table, self.grid, grid, index, dtype)
 
-        shared = self.rel_pos_bias and bias_of(self.rel_pos_bias.relative_position_bias_table)
+        owner = self.rel_pos_bias
+        shared = None if owner is None else bias_of(owner.relative_position_bias_table)
         for block in cast("Iterable[Block]", self.blocks):
             table = block.attn.relative_position_bias_table
             yield block, shared if table is None else bias_of(table)
