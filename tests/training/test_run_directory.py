@@ -30,7 +30,7 @@ from beit.training.run.checkpoints import (
     write_checkpoint,
 )
 from beit.training.run.directory import RunDirectory
-from beit.training.run.opening import RELEASES, RNG_VERSION, Request, is_finished, open_run
+from beit.training.run.opening import RELEASES, RNG_VERSION, Request, open_run, stored_run
 from beit.training.run.trackers import TensorBoardTracker, WandbTracker
 
 CONFIG = {"lr": 1e-5, "image_size": (32, 32), "data": Path("photos"), "precision": "auto", "workers": "auto"}
@@ -152,9 +152,10 @@ def test_a_run_of_a_release_before_what_is_typed_was_stored_is_compared_by_value
         typed(tmp_path, {"lr": 0.2})
     finished = {"state": "done", "verb": "toy"}
     (tmp_path / "status.json").write_text(json.dumps(finished))
-    assert is_finished(tmp_path, asked_for({"preset": "tiny", "epochs": 5}, lr=0.7))  # of what tiny is now
+    found = stored_run(tmp_path, asked_for({"preset": "tiny", "epochs": 5}, lr=0.7))  # of what tiny is now
+    assert found is not None and found.status["state"] == "done"
     with pytest.raises(UserError, match="epochs was 5 and is now 6"):
-        is_finished(tmp_path, asked_for({"epochs": 6}))
+        stored_run(tmp_path, asked_for({"epochs": 6}))
     (tmp_path / "status.json").write_text(json.dumps(finished | {"state": "interrupted"}))
     with pytest.raises(UserError, match=r"finish it with beit 0\.1"):  # before all that is compared
         typed(tmp_path, {"lr": 0.2})
