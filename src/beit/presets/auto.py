@@ -53,6 +53,10 @@ SMALL_IMAGES = 48
 TOKEN_STRIDE = 4
 """Pixels of a token along each side of the view of a tokenizer that is trained."""
 
+PROBE_RATES = ((500, 1e-3), (10_000, 1e-2), (math.inf, 1e-1))
+"""The learning rate of a linear probe for labelled images up to a number: 2,000 steps of 256 bring it to where L-BFGS
+would end where there are many, and stop before where there are few (docs/results.md)."""
+
 UNMIXED: Values = {"mixup": 0.0, "cutmix": 0.0}
 PLAIN: Values = {"erasing": 0.0, "randaugment": 0.0}
 
@@ -204,9 +208,10 @@ def _probe(facts: Facts, typed: Values) -> Iterable[Choice]:
         {"augment": False, "standardize": True, "crop_pct": 1.0},
         "one pass of the encoder over the images serves all steps",
     )
+    lr = next(lr for most, lr in PROBE_RATES if facts.images <= most)
     yield Choice(
-        {"batch_size": 256, "lr": 1e-3, "lr_batch_size": 256, "log_every": 200, "evaluations": 4},
-        "linear classifiers learn in seconds",
+        {"batch_size": 256, "lr": lr, "lr_batch_size": 256, "log_every": 200, "evaluations": 4},
+        f"linear classifiers of {facts.images:,} images learn in seconds; the fewer, the sooner they learn by heart",
     )
     if not lasts(typed):
         yield Choice({"steps": 2000, "epochs": None}, "a linear classifier has learned what it can by then")
