@@ -186,6 +186,8 @@ def _finetune(facts: Facts, typed: Values) -> Iterable[Choice]:
         {"layer_decay": 0.75, "label_smoothing": 0.1, "warmup_steps": 0.1, "log_every": 20, **tuning.values},
         f"{per_class:,.0f} labelled images of a class, an encoder of width {width}",
     )
+    if width <= SMALL_WIDTH:
+        yield Choice({"init_scale": 1.0}, "a short training has no time to grow a head that begins near zero")
     yield _views(facts, {"min_crop": 0.5}, {"min_crop": 0.4})
     yield _length(typed)
 
