@@ -39,8 +39,6 @@ NOTES = (
     "Last, from the same encoder, a small decoder learned to name the class of every pixel (segment). Most pixels "
     "are ground, so look at the overlap of each class and at the pictures rather than at the share of right pixels.",
 )
-SHARED = ("image_size", "patch_size", "width", "depth", "num_heads", "position", "bias")
-"""What the network from scratch has in common with the encoder that is pre-trained."""
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -53,8 +51,6 @@ def demo(config: DemoConfig) -> None:
     started, out = time.monotonic(), Path(config.out)
     require(not (out / "config.yaml").exists(), f"--out {out} is a run; choose another folder for the demo")
     runs = {name: out / name for name in ("tokenizer", "pretrain", "finetune", "scratch", "segment")}
-    encoder = find(PretrainConfig, "demo").values
-    architecture = {name: encoder[name] for name in SHARED}
     labels = find(FinetuneConfig, "demo").values["labels_per_class"]
 
     print("1 of 6: a visual tokenizer, which turns images into a grid of tokens\n", flush=True)
@@ -67,7 +63,7 @@ def demo(config: DemoConfig) -> None:
     print(f"\n3 of 6: a classifier from that encoder and {labels} labels of each class\n", flush=True)
     finetune(_config(FinetuneConfig, config, runs["finetune"], init=str(runs["pretrain"])), overwrite=again)
     print("\n4 of 6: the same classifier from scratch\n", flush=True)
-    finetune(_config(FinetuneConfig, config, runs["scratch"], **architecture), overwrite=again)
+    finetune(_config(FinetuneConfig, config, runs["scratch"], from_scratch=True), overwrite=again)
     print("\n5 of 6: a class for every pixel, from that encoder\n", flush=True)
     segment(_config(SegmentConfig, config, runs["segment"], init=str(runs["pretrain"])), overwrite=again)
     print("\n6 of 6: what it came to, and the report\n", flush=True)

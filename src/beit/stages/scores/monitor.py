@@ -145,7 +145,7 @@ class FeatureMonitor:
 
 def _images_at_once(plan: Plan) -> int:
     """How many images an evaluation may take for a bank, and as many for its queries: so few that one pass over both
-    costs 2 to 3 % of the steps between two evaluations, where every image takes three passes, and one of the
+    costs about 1 % of the steps between two evaluations, where every image takes three passes, and one of the
     tokenizer. (More where the encoder sees the visible patches alone in training, for then a step is cheaper.)"""
     between = plan.steps * plan.config.batch_size / plan.config.evaluations
     return max(LEAST, int(between / SHARE))

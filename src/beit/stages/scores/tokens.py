@@ -85,9 +85,7 @@ class Scoring:
 
         def encode(batch: LabeledBatch) -> None:
             numbers = batch.label.cpu()
-            tokens[numbers] = (
-                tokenizer.encode(batch.image).float().cpu()
-            )  # whole numbers up to 2^24 are exact
+            tokens[numbers] = tokenizer.encode(batch.image).float().cpu()  # exact up to 2^24
             whole[numbers] = 1
 
         passes = each_batch(
