@@ -17,7 +17,7 @@ from beit.cli.main import VERBS, main
 from beit.config.files import layered, plain, read_record, read_yaml, to_yaml
 from beit.config.pretrain import PretrainConfig
 from beit.config.tokenizer import TokenizerConfig
-from beit.config.values import flag_of
+from beit.config.values import FILE_ONLY, flag_of
 from beit.presets import configure, find, recipes_of
 
 
@@ -54,7 +54,8 @@ def test_every_verb_explains_its_flags(verb: str, capsys: pytest.CaptureFixture[
     assert run(verb, "--help") == 0
     text = capsys.readouterr().out
     assert f"usage: beit {verb}" in text
-    flags = [flag_of(field.name) for field in dataclasses.fields(VERBS[verb].config)]
+    fields = [field for field in dataclasses.fields(VERBS[verb].config) if field.metadata != FILE_ONLY]
+    flags = [flag_of(field.name) for field in fields]
     common = ["--preset", "--config", "--print-config", "--dry-run", "--overwrite"]
     for flag in [*flags, *(common if verb in presets.VERBS else [])]:
         assert re.search(rf"{flag}\b", text), flag

@@ -18,6 +18,8 @@ pytestmark = pytest.mark.slow
 README = Path(__file__).parent.parent / "README.md"
 SHORTER = {
     "demo": ["--scale", "0.005"],
+    "plan": ["--budget", "20s"],
+    "train": ["--budget", "20s", "--workers", "0"],
     "tokenizer": ["--batch-size", "4", "--workers", "0"],
     "segment": ["--steps", "2", "--batch-size", "4", "--workers", "0"],
     "finetune": ["--steps", "2", "--batch-size", "4", "--workers", "0"],
@@ -68,6 +70,8 @@ def test_every_beit_line_and_the_python_block_run(tmp_path: Path, monkeypatch: p
     assert {line[0] for line in lines} >= {
         "demo",
         "check",
+        "plan",
+        "train",
         "tokenizer",
         "pretrain",
         "report",

@@ -16,8 +16,10 @@ from beit.config.use import ConvertConfig as ConvertConfig
 from beit.config.use import DemoConfig as DemoConfig
 from beit.config.use import EvaluateConfig as EvaluateConfig
 from beit.config.use import InfoConfig as InfoConfig
+from beit.config.use import PlanConfig as PlanConfig
 from beit.config.use import PredictConfig as PredictConfig
 from beit.config.use import ReportConfig as ReportConfig
+from beit.config.use import TrainConfig as TrainConfig
 from beit.models.encoder import BeitEncoder as BeitEncoder
 from beit.models.heads import ImageClassifier as ImageClassifier
 from beit.models.heads import LinearProbe as LinearProbe
@@ -30,6 +32,7 @@ from beit.recipes.demo import demo as demo
 from beit.recipes.evaluate.run import evaluate as evaluate
 from beit.recipes.finetune import finetune as finetune
 from beit.recipes.info import info as info
+from beit.recipes.plan import plan as plan
 from beit.recipes.predict.run import predict as predict
 from beit.recipes.predict.run import predictions as predictions
 from beit.recipes.pretrain import pretrain as pretrain
@@ -37,5 +40,6 @@ from beit.recipes.probe.run import probe as probe
 from beit.recipes.report import report as report
 from beit.recipes.segment import segment as segment
 from beit.recipes.tokenizer.run import tokenizer as tokenizer
+from beit.recipes.train.run import train as train
 from beit.tokenizers.base import VisualTokenizer as VisualTokenizer
 from beit.tokenizers.dvae import DiscreteVAE as DiscreteVAE

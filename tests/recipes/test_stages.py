@@ -25,7 +25,7 @@ from beit.config.run import TrainingConfig
 from beit.config.segment import SegmentConfig
 from beit.config.use import DemoConfig
 from beit.presets import find
-from beit.recipes.demo import _config as demo_config
+from beit.recipes.demo import part
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
 from beit.recipes.probe.run import probe
@@ -212,7 +212,8 @@ def test_a_demo_of_any_length_leaves_its_warm_up(config_type: type[TrainingConfi
     own = {"tokenizer": "t"} if config_type is PretrainConfig else {"init": "i"}
     preset = find(config_type, "demo").values
     for scale in (1e-4, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 10):
-        config = demo_config(config_type, DemoConfig(out="demo", scale=scale), Path("run"), **own)
+        values = part(config_type, DemoConfig(scale=scale), **own)
+        config = config_type(data="demo", out="run", **own, **values)
         steps = config.num_steps(1000)
         assert steps == max(1, round(preset["steps"] * scale))
         assert config.num_warmup_steps(1000) == round(preset["warmup_steps"] * scale) < steps

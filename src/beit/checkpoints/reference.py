@@ -17,6 +17,7 @@ from beit.config.architecture import PIXEL_STATISTICS
 from beit.config.errors import UserError, require
 from beit.models.position import Grid
 from beit.presets.released import HUB, RELEASED
+from beit.untrusted import read_json
 
 FORM = (
     "PATH@num_heads=6,grid=24x16,pixel_mean=0.485:0.456:0.406,pixel_std=imagenet,layers=3:5:7:11,"
@@ -80,13 +81,39 @@ class Located(NamedTuple):
     stated: Stated
 
 
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "model": ("classifier", "segmenter", "pretrain"),
+    "init": ("pretrain",),
+    "teacher": ("pretrain",),
+    "tokenizer": ("tokenizer",),
+}
+"""The parts of a run of `beit train` that stand for it, by what it is given as."""
+
+
+def part_of(reference: str, use: str) -> str:
+    """`reference`, or where it is a run of `beit train` the part that is meant, given as `use` of :data:`PARTS`.
+
+    Raises :class:`UserError` where that part is not there.
+    """
+    path = Path(reference)
+    status = path / "status.json"
+    if not status.is_file() or (read_json(status) or {}).get("verb") != "train":
+        return reference
+    for name in PARTS[use]:
+        if (path / name).is_dir():
+            return str(path / name)
+    missing = " or ".join(PARTS[use])
+    raise UserError(f"{reference} is a run of `beit train` without a {missing}; continue it with its command")
+
+
 def locate(reference: str | Path, stated: Stated | None = None) -> Located:
-    """Where the files of `reference` lie, fetched when need be, and what it and `stated` say together.
+    """Where the files of `reference` lie, fetched when need be, and what it and `stated` say together; of a run of
+    `beit train` its classifier or segmenter, else its encoder.
 
     Raises :class:`UserError` for statements that are none or contradict one another, and for what cannot be fetched.
     A place that does not exist is given back as it is.
     """
-    place, statement, sha256 = parse(str(reference))
+    place, statement, sha256 = parse(part_of(str(reference), "model"))
     stated = statement if stated is None else statement.combine(stated)
     path = Path(place)
     release = None if path.exists() else RELEASED.get(place.removeprefix(HUB))

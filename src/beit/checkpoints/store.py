@@ -16,7 +16,7 @@ from beit.checkpoints.kinds import kind_of as kind_of
 from beit.checkpoints.own import DESCRIPTION, is_own, load_own, read_description
 from beit.checkpoints.own import save_model as save_model
 from beit.checkpoints.own import weights_sha256 as weights_sha256
-from beit.checkpoints.reference import Located, Pixel, Stated, locate
+from beit.checkpoints.reference import Located, Pixel, Stated, locate, part_of
 from beit.config.architecture import Sides, sides
 from beit.config.errors import UserError
 from beit.models.encoder import BeitEncoder
@@ -67,7 +67,12 @@ def load_encoder(
 ) -> BeitEncoder:
     """The encoder of any model at `path`; position information resized when `image_size` is given."""
     model = load_model(
-        path, num_heads=num_heads, grid=grid, pixel_mean=pixel_mean, pixel_std=pixel_std, strict=strict
+        part_of(str(path), "init"),
+        num_heads=num_heads,
+        grid=grid,
+        pixel_mean=pixel_mean,
+        pixel_std=pixel_std,
+        strict=strict,
     )
     encoder = model if isinstance(model, BeitEncoder) else getattr(model, "encoder", None)
     if not isinstance(encoder, BeitEncoder):
@@ -83,7 +88,8 @@ def load_tokenizer(
     pixel_std: Pixel | None = None,
 ) -> VisualTokenizer:
     """The visual tokenizer at `path`: evaluation mode, float32, CPU."""
-    model = load_model(path, grid=grid, pixel_mean=pixel_mean, pixel_std=pixel_std)
+    place = part_of(str(path), "tokenizer")
+    model = load_model(place, grid=grid, pixel_mean=pixel_mean, pixel_std=pixel_std)
     if not isinstance(model, VisualTokenizer):
         raise UserError(f"{path} is a {kind_of(model)} model and no tokenizer; train one with beit tokenizer")
     return model

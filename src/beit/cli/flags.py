@@ -15,8 +15,12 @@ import tyro
 from beit.config.errors import UserError
 from beit.config.files import layered, overlaid, read_yaml
 from beit.config.run import TrainingConfig
-from beit.config.values import flag_of, in_words
+from beit.config.use import TrainConfig
+from beit.config.values import FILE_ONLY, flag_of, in_words
 from beit.presets import AUTO, Values, find, resolve
+
+TRAINED = (TrainingConfig, TrainConfig)
+"""Configurations of the verbs that leave runs, which take the flags of :class:`CommonFlags`."""
 
 Arguments = list[str]
 Config = TypeVar("Config")
@@ -42,8 +46,9 @@ def parse(
     """Flags over a file over a preset over defaults, as a validated `config_type`; and the flags that are no knobs.
     Words without a flag are for the fields in `positional`."""
     knobs, common_type = typing.get_type_hints(config_type), typing.get_type_hints(CommonFlags)
-    hints = {**knobs, **common_type} if issubclass(config_type, TrainingConfig) else knobs
+    hints = {**knobs, **common_type} if issubclass(config_type, TRAINED) else knobs
     words = [argument for argument in arguments if argument not in ("-h", "--help")]
+    hints = {name: hint for name, hint in hints.items() if name not in _file_only(config_type)}
     values = _values(words, hints, positional, program)
     common = CommonFlags(**{name: values.pop(name) for name in (hints.keys() - knobs.keys()) & values.keys()})
     file = {} if common.config is None else read_yaml(common.config, config_type)
@@ -74,11 +79,19 @@ def _preset(file: Values, flags: Values) -> str | None:
 
 def _explain(config_type: type, default: Values, program: str) -> None:
     """Print the flags and leave. tyro is shown an unvalidated twin of the class, for a value may be missing."""
-    bases = (config_type, CommonFlags) if issubclass(config_type, TrainingConfig) else (config_type,)
-    twin: Any = type(config_type.__name__, bases, {"__post_init__": lambda self: None})
+    bases = (config_type, CommonFlags) if issubclass(config_type, TRAINED) else (config_type,)
+    hidden = dict.fromkeys(_file_only(config_type), tyro.conf.Suppress[object])
+    own = {"__post_init__": lambda self: None, "__annotations__": hidden, **dict.fromkeys(hidden)}
+    twin: Any = type(config_type.__name__, bases, own)
     twin = dataclasses.dataclass(frozen=True, kw_only=True)(twin)
     values = {name: default.get(name, tyro.MISSING) for name in typing.get_type_hints(config_type)}
     tyro.cli(twin, prog=program, args=["--help"], default=twin(**values), description=config_type.__doc__)
+
+
+def _file_only(config_type: type) -> set[str]:
+    """Fields that have no flag."""
+    fields = dataclasses.fields(config_type)
+    return {field.name for field in fields if field.metadata == FILE_ONLY}
 
 
 def _values(

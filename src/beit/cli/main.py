@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
-from beit.cli.flags import Arguments, parse
+from beit.cli.flags import TRAINED, Arguments, parse
 from beit.cli.launch import launch
 from beit.config.errors import Interrupted, RunFailed, UserError
 from beit.config.files import to_yaml
@@ -30,9 +30,11 @@ from beit.config.use import (
     DemoConfig,
     EvaluateConfig,
     InfoConfig,
+    PlanConfig,
     PredictConfig,
     PresetsConfig,
     ReportConfig,
+    TrainConfig,
 )
 
 
@@ -48,6 +50,10 @@ class Verb(NamedTuple):
 
 VERBS: dict[str, Verb] = {
     "demo": Verb(DemoConfig, "demo", "the whole story on built-in images, in minutes on a CPU"),
+    "plan": Verb(
+        PlanConfig, "plan", "what train would do with your images here: sizes, times, commands", ("data",)
+    ),
+    "train": Verb(TrainConfig, "train.run", "from images to a model in one command"),
     "check": Verb(CheckConfig, "check.run", "look a data set over before anything is trained"),
     "tokenizer": Verb(TokenizerConfig, "tokenizer.run", "make the visual tokenizer"),
     "pretrain": Verb(PretrainConfig, "pretrain", "masked image modelling"),
@@ -120,7 +126,7 @@ def _dispatch(arguments: Arguments) -> int:
         near = difflib.get_close_matches(name, VERBS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(VERBS)}"
         raise UserError(f"there is no command {name!r}; {hint}")
-    elif issubclass(VERBS[name].config, TrainingConfig):
+    elif issubclass(VERBS[name].config, TRAINED):
         return _train(name, arguments[1:])
     else:
         verb = VERBS[name]
@@ -139,11 +145,12 @@ def _overview() -> str:
 
 def _train(name: str, arguments: Arguments) -> int:
     """Run a command that trains, in as many processes as it takes; the exit status."""
-    config_type: type[TrainingConfig] = VERBS[name].config
+    config_type: type[TrainingConfig | TrainConfig] = VERBS[name].config
     config, common = parse(config_type, f"beit {name}", arguments)
     if common.print_config:
-        unknown = "" if config.preset is None else "\n`--dry-run` shows what auto chooses below this."
-        values = config if config.preset is None else {"preset": config.preset, **config.typed}
+        preset, values = getattr(config, "preset", None), getattr(config, "typed", {})
+        unknown = "" if preset is None else "\n`--dry-run` shows what auto chooses below this."
+        values = config if preset is None else {"preset": preset, **values}
         print(to_yaml(values, f"beit {name} --config THIS-FILE{unknown}"), end="")
         return 0
     if (count := _ranks_to_start(config)) > 1:
@@ -160,7 +167,7 @@ def _function(name: str) -> Callable[..., object]:
     return function
 
 
-def _ranks_to_start(config: TrainingConfig) -> int:
+def _ranks_to_start(config: TrainingConfig | TrainConfig) -> int:
     """Processes to start for ``--devices``; 1 inside a rank that torchrun or :mod:`beit.cli.launch` has started."""
     if "RANK" in os.environ:
         return 1

@@ -86,6 +86,14 @@ def _as_tuple(values: str | tuple[str, ...]) -> tuple[str, ...]:
     return (values,) if isinstance(values, str) else tuple(values)
 
 
+def seconds_of(budget: str) -> float:
+    """A time as `--budget` takes it, in seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", budget)
+    if match is None or float(match[1]) <= 0:
+        raise UserError(f"--budget {budget} is no time; write it as 90s, 30m or 2h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(DataConfig):
     """What every training verb shares: length, optimiser, machine, and what is written when.
@@ -195,12 +203,7 @@ class TrainingConfig(DataConfig):
 
     def budget_seconds(self) -> float | None:
         """`budget` in seconds."""
-        if self.budget is None:
-            return None
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", self.budget)
-        if match is None or float(match[1]) <= 0:
-            raise UserError(f"--budget {self.budget} is no time; write it as 90s, 30m or 2h")
-        return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+        return None if self.budget is None else seconds_of(self.budget)
 
     def save_interval(self) -> tuple[int | None, float | None]:
         """`save_every` as (steps, None) or (None, minutes)."""

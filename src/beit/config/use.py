@@ -1,13 +1,94 @@
-"""Verbs that train nothing themselves: they look data over, and use or describe what was trained."""
+"""Verbs that train nothing themselves: they are made of those that do, look data over, or use what was trained."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from beit.config.errors import require
-from beit.config.run import DataConfig
-from beit.config.values import NonNegativeInt, PositiveFloat, PositiveInt, check_limits
+from beit.config.run import DataConfig, seconds_of
+from beit.config.values import (
+    FILE_ONLY,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PositiveShare,
+    check_limits,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JourneyConfig(DataConfig):
+    """What `beit train` and `beit plan` share."""
+
+    data: str | tuple[str, ...]
+    """Folders of images, as of the other verbs. With one folder for each class, or --labels, a classifier is trained;
+    with label maps beside the images (`images/` and `annotations/`) a segmenter; else an encoder alone."""
+    task: Literal["auto", "classify", "segment", "none"] = "auto"
+    """What to teach the encoder after pre-training; auto: what the data has labels for; none: nothing."""
+    budget: str = "1h"
+    """Time for all of it (`30m`, `2h`): from the first look at the images to the report."""
+    init: str | None = None
+    """Leave pre-training out and start from this run or model, ours or not (as SOURCE of `beit convert`)."""
+    scratch: bool = True
+    """Also train the same network from scratch, on the same labels for the same steps, to see what pre-training is
+    worth."""
+    label_share: PositiveShare | None = None
+    """Learn from this share of the labels alone: a seeded choice, the same share of each class."""
+    labels_per_class: PositiveInt | None = None
+    """Learn from this many labels of each class alone: a seeded choice."""
+    multilabel: bool = False
+    """An image may have several classes, or none (needs --labels)."""
+    reduce_zero_label: bool = False
+    """Value 0 of a label map is to be ignored, and value 1 is the first class (ADE20K's convention)."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: a GPU where there is one, else the CPU."""
+    devices: PositiveInt | Literal["auto"] = "auto"
+    """Processes to start on this machine, one per GPU; auto: every GPU, or one CPU process."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """auto: bf16 where this machine is fast at it, else float32."""
+    workers: NonNegativeInt | Literal["auto"] = "auto"
+    """Processes that load images, for each device. Does not change the result."""
+    seed: NonNegativeInt = 0
+    """Seed of everything random."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.budget_seconds()
+        one_choice = self.label_share is None or self.labels_per_class is None
+        require(one_choice, "--label-share and --labels-per-class exclude each other; give one")
+
+    def budget_seconds(self) -> float:
+        """`budget` in seconds."""
+        return seconds_of(self.budget)
+
+    def shared_with(self, config_type: type) -> dict[str, Any]:
+        """The values, other than defaults, of the knobs that a verb's configuration has as well."""
+        names = {knob.name for knob in fields(config_type)} - {"init", "budget", "out"}
+        values = {knob.name: (getattr(self, knob.name), knob.default) for knob in fields(self)}
+        return {
+            name: value for name, (value, default) in values.items() if name in names and value != default
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(JourneyConfig):
+    """From images to a model in one command: tokenizer, pre-training, and a classifier or segmenter, from the
+    pre-trained encoder and from scratch beside it. The same command continues it."""
+
+    out: str
+    """Folder for the runs of all parts and the report. The same command on it continues what is there."""
+    parts: dict[str, dict[str, Any]] | None = field(default=None, metadata=FILE_ONLY)
+    """Every knob of every part, as OUT/config.yaml has them; null: chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(JourneyConfig):
+    """What `beit train` would do with these images on this machine: the commands, sizes and times, and what to
+    expect. Nothing is written."""
+
+    out: str = "runs"
+    """The folder that the commands name for their runs."""
 
 
 @dataclass(frozen=True, kw_only=True)

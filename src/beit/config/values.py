@@ -16,6 +16,9 @@ from beit.config.errors import UserError
 
 Limit = Gt | Ge | Lt | Le
 
+FILE_ONLY = {"file_only": True}
+"""Metadata of a field that stands in files, and has no flag."""
+
 PositiveInt = Annotated[int, Gt(0)]
 NonNegativeInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
@@ -97,6 +100,8 @@ def as_type(value: object, hint: object) -> Any:
         hints = options[:1] * len(value) if any_number else options
         if len(hints) == len(value):
             return tuple(map(as_type, value, hints))
+    elif origin is dict and isinstance(value, dict):
+        return value
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif hint is str and type(value) is int:

@@ -18,7 +18,11 @@ def network_of(preset: str, config_type: type[TrainingConfig]) -> Values:
     """The encoder of the pre-training preset of that name, where there is one, as a task states it."""
     if preset not in (recipes := recipes_of("pretrain")):
         return {}
-    values = layered(PretrainConfig, [recipes[preset].values])
+    return task_network(layered(PretrainConfig, [recipes[preset].values]), config_type)
+
+
+def task_network(values: Values, config_type: type[TrainingConfig]) -> Values:
+    """The encoder of a pre-training of these `values`, as a task that starts from scratch states it."""
     size = "crop" if verb_of(config_type) == "segment" else "image_size"
     network = {name: values[name] for name in NETWORK} | {size: values["image_size"]}
     if network["position"] == "shared_bias":

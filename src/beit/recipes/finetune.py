@@ -22,7 +22,7 @@ from beit.data.views.mixing import BatchMixing, smoothed
 from beit.metrics.classification import classification_sums, share_of_right, with_f1
 from beit.models.memory import activations_of_encoder
 from beit.stages.auto.choices import settle
-from beit.stages.session import Feed, open_images, open_session
+from beit.stages.session import Feed, Outcome, finished, open_images, open_session
 from beit.stages.start import encoder_facts, rates, starting_classifier
 from beit.stages.tasks.labels import few_labels, label_images
 from beit.stages.train import train
@@ -31,11 +31,11 @@ from beit.training.metrics import over_count
 from beit.visualize.drawings import draw_predictions
 
 
-def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:
+def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool = False) -> Outcome:
     """Train a classifier on the labelled images of `config.data`; the run directory is `config.out`."""
     session = open_session("finetune", config, dry_run=dry_run, overwrite=overwrite)
     if session is None:
-        return
+        return finished(config)
     config = session.config
     images = open_images(config, partial(open_splits, labeled=config.labels is None))
     images, labels = label_images(images, config.labels, multilabel=config.multilabel)
@@ -69,7 +69,7 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
             next_command=f"beit predict --model {config.out} IMAGE...",
         ),
     )
-    train(session, method, feed)
+    return train(session, method, feed)
 
 
 def classification_step(config: FinetuneConfig, labels: Labels) -> Step:

@@ -33,8 +33,10 @@ def info(config: InfoConfig) -> dict[str, Facts]:
     if not path.exists():
         raise UserError(f"{path} does not exist; {REMEDY}")
     facts: dict[str, Facts] = {}
-    if (path / "status.json").is_file():
-        facts["run"] = describe_run(path)
+    for run in (Path(config.path), path):  # a run of `beit train`, and the part that stands for it
+        if (run / "status.json").is_file():
+            facts["run"] = describe_run(run)
+            break
     if is_model(path):
         facts["model"] = describe_model(located)
     if not facts:

@@ -23,7 +23,7 @@ from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.heads import MaskedImageModel
 from beit.models.memory import activations_of_masked_model
 from beit.stages.auto.choices import settle
-from beit.stages.session import Feed, Images, open_images, open_session
+from beit.stages.session import Feed, Images, Outcome, finished, open_images, open_session
 from beit.stages.tasks.masked_modelling import (
     evaluation_view,
     masked_image_modelling,
@@ -43,11 +43,11 @@ LEAST_HIDDEN = 0.6
 """Share of hidden patches below which an encoder that sees the others alone gains little time."""
 
 
-def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:
+def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool = False) -> Outcome:
     """Pre-train an encoder on the images of `config.data`, without labels; the run directory is `config.out`."""
     session = open_session("pretrain", config, dry_run=dry_run, overwrite=overwrite)
     if session is None:
-        return
+        return finished(config)
     config = session.config
     images = open_images(config, partial(open_splits, pillow=config.views == "exact"))
     if config.target == "tokens":
@@ -67,7 +67,7 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool =
     from beit.stages.scores.monitor import FeatureMonitor  # watches the method, and is no part of it
 
     monitor = FeatureMonitor(session, session.config, config.architecture(), images)
-    train(session, monitor.watch(method), fed)
+    return train(session, monitor.watch(method), fed)
 
 
 def token_method(

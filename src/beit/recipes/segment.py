@@ -24,7 +24,7 @@ from beit.models.memory import activations_of_segmenter
 from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import Inference
 from beit.stages.auto.choices import settle
-from beit.stages.session import Feed, Images, open_images, open_session
+from beit.stages.session import Feed, Images, Outcome, finished, open_images, open_session
 from beit.stages.start import encoder_facts, rates, starting_segmenter
 from beit.stages.tasks.segmentation import evaluate_batch, predict_classes, require_memory_for_all
 from beit.stages.train import train
@@ -34,11 +34,11 @@ from beit.training.optim import polynomial_schedule
 from beit.visualize.drawings import draw_label_maps
 
 
-def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:
+def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = False) -> Outcome:
     """Train a segmenter on the images and label maps of `config.data`; the run directory is `config.out`."""
     session = open_session("segment", config, dry_run=dry_run, overwrite=overwrite)
     if session is None:
-        return
+        return finished(config)
     config = session.config
     images = open_label_maps(config)
     session, config = settle(session, images)
@@ -83,7 +83,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
             next_command=f"beit predict --model {config.out} --out MAPS IMAGE...",
         ),
     )
-    train(session, method, feed)
+    return train(session, method, feed)
 
 
 def open_label_maps(config: SegmentConfig) -> Images:

@@ -8,11 +8,13 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
+from beit.checkpoints.reference import PARTS, part_of
 from beit.config.errors import UserError
 from beit.config.files import fields_of
 from beit.config.run import DataConfig, TrainingConfig
@@ -26,7 +28,9 @@ from beit.presets import AUTO, Choice, resolve
 from beit.training.console import Console
 from beit.training.device import Compute, open_compute
 from beit.training.plan import Plan
+from beit.training.run.directory import RESULTS
 from beit.training.run.opening import Request, stored_run
+from beit.untrusted import read_json
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -46,10 +50,28 @@ class Session(NamedTuple, Generic[Config]):
     """What was chosen in this start, with reasons."""
     budget: str | None = None
     """The time that the steps were chosen for."""
+    seconds: float | None = None
+    """What the run is expected to take, where a rehearsal told."""
 
     def freeze(self, network: nn.Module) -> None:
         """Put `network` where the run computes, never to be trained."""
         network.to(self.compute.device).eval().requires_grad_(False)
+
+
+class Outcome(NamedTuple):
+    """What a training verb returns."""
+
+    config: TrainingConfig
+    """With every value, but where the run was finished before: then as it was given."""
+    results: Mapping[str, Any] = {}
+    """The content of results.json; empty after a dry run."""
+    seconds: float | None = None
+    """Of a dry run with a budget: what the run is expected to take."""
+
+
+def finished(config: TrainingConfig) -> Outcome:
+    """That of a run that was finished before."""
+    return Outcome(config, read_json(Path(config.out) / RESULTS) or {})
 
 
 def open_session(verb: str, config: Config, *, dry_run: bool, overwrite: bool) -> Session[Config] | None:
@@ -59,6 +81,7 @@ def open_session(verb: str, config: Config, *, dry_run: bool, overwrite: bool) -
     it was typed, until :func:`beit.stages.auto.choices.settle` has chosen.
     """
     began = time.monotonic()
+    config = _with_parts(config)
     # Auto chooses for nothing known, to see what does not fit before anything is opened.
     resolved, _ = resolve(config)
     stored = None if overwrite else stored_run(config.out, run_request(verb, resolved))
@@ -74,6 +97,15 @@ def open_session(verb: str, config: Config, *, dry_run: bool, overwrite: bool) -
     compute = open_compute(config.device)
     torch.manual_seed(config.seed)
     return Session(verb, config, compute, Console(compute.main), dry_run, overwrite, began)
+
+
+def _with_parts(config: Config) -> Config:
+    """`config` with the part that is meant wherever it names a run of `beit train`."""
+    starts = {
+        name: part_of(value, name) for name in PARTS if (value := getattr(config, name, None)) is not None
+    }
+    typed = {**config.typed, **{name: start for name, start in starts.items() if name in config.typed}}
+    return dataclasses.replace(config, **starts).as_typed(typed)
 
 
 def run_request(verb: str, config: TrainingConfig, facts: Mapping[str, str] = {}) -> Request:

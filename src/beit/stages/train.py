@@ -23,7 +23,7 @@ from beit.stages.announcement import announce, conclude
 from beit.stages.auto.rehearsal import fit_into, measure
 from beit.stages.batches import Machine, each_batch, open_machine, report_skipped
 from beit.stages.overlap import write_images
-from beit.stages.session import Config, Feed, Session, run_request
+from beit.stages.session import Config, Feed, Outcome, Session, run_request
 from beit.training.console import duration
 from beit.training.device import to_device
 from beit.training.loop import fit
@@ -38,7 +38,7 @@ REHEARSAL, LONGEST_REHEARSAL = 0.05, 5.0
 """The steps of a rehearsal take this share of the budget, and so many seconds at most."""
 
 
-def train(session: Session[Any], method: Method, feed: Feed) -> None:
+def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
     """Announce `method` and train it to its end, from wherever the run stands."""
     compute, console = session.compute, session.console
     machine = open_machine(session.config, compute)
@@ -53,7 +53,7 @@ def train(session: Session[Any], method: Method, feed: Feed) -> None:
     if session.dry_run:
         announce(session, method, feed, plan, machine.precision)
         console.say("dry run: nothing was written")
-        return
+        return Outcome(config, seconds=session.seconds)
     facts = {"images": feed.images.fingerprint, **method.product.facts}
     if method.product.tokenizer_hash is not None:
         facts["tokenizer"] = method.product.tokenizer_hash
@@ -71,6 +71,7 @@ def train(session: Session[Any], method: Method, feed: Feed) -> None:
         conclude(session, method.notes, results, batches.bad_files)
         if run.budget is not None:
             console.say(f"took {duration(run.elapsed)} of a budget of {run.budget}")
+    return Outcome(config, results)
 
 
 def _prepare(method: Method, batches: RunBatches, machine: Machine) -> float:
@@ -124,7 +125,12 @@ def set_steps(
     values = {"steps": steps, "evaluations": evaluations}
     settled = dataclasses.replace(config, steps=steps, evaluations=evaluations, budget=None)
     choices = (*session.choices, Choice(values, reason))
-    return session._replace(config=settled.as_typed(config.typed), choices=choices, budget=config.budget)
+    return session._replace(
+        config=settled.as_typed(config.typed),
+        choices=choices,
+        budget=config.budget,
+        seconds=compute.from_main(lambda: budget - left + pace.of(steps, evaluations)),
+    )
 
 
 def _save(session: Session[Any], product: Product, model: nn.Module, folder: Path, step: int) -> None:

@@ -34,7 +34,7 @@ from beit.recipes.probe.features import FeatureBatch, feature_view
 from beit.stages.auto.choices import settle
 from beit.stages.batches import Machine, num_workers
 from beit.stages.scores.features import FeatureSource
-from beit.stages.session import Feed, Images, Session, open_images, open_session
+from beit.stages.session import Feed, Images, Outcome, Session, finished, open_images, open_session
 from beit.stages.tasks.labels import label_images
 from beit.stages.train import train
 from beit.training.device import Precision
@@ -45,11 +45,11 @@ CHUNK = 1024
 """Images whose neighbours are sought, or whose features are classified, at once."""
 
 
-def probe(config: ProbeConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:
+def probe(config: ProbeConfig, *, dry_run: bool = False, overwrite: bool = False) -> Outcome:
     """Judge every layer of the encoder of `config.init` on labelled images; the run directory is `config.out`."""
     session = open_session("probe", config, dry_run=dry_run, overwrite=overwrite)
     if session is None:
-        return
+        return finished(config)
     config = session.config
     images = open_images(config, partial(open_splits, labeled=config.labels is None))
     images, labels = label_images(images, config.labels)
@@ -62,7 +62,7 @@ def probe(config: ProbeConfig, *, dry_run: bool = False, overwrite: bool = False
         encoder = load_encoder(config.init, sides(config.image_size))
     session.freeze(encoder)
     probing = Probing(config, session, encoder, images, labels.classes)
-    train(session, probing.method(), probing.feed())
+    return train(session, probing.method(), probing.feed())
 
 
 class Probing:

@@ -10,16 +10,16 @@ from beit.data.views.tokenizer import TokenizerViews
 from beit.recipes.tokenizer.codebook import codebook_method
 from beit.recipes.tokenizer.trained import reconstruction_method
 from beit.stages.auto.choices import settle
-from beit.stages.session import Feed, open_images, open_session
+from beit.stages.session import Feed, Outcome, finished, open_images, open_session
 from beit.stages.train import set_steps, train
 from beit.training.method import Method
 
 
-def tokenizer(config: TokenizerConfig, *, dry_run: bool = False, overwrite: bool = False) -> None:
+def tokenizer(config: TokenizerConfig, *, dry_run: bool = False, overwrite: bool = False) -> Outcome:
     """Make a tokenizer from the images of `config.data`; the run directory is `config.out`."""
     opened = open_session("tokenizer", config, dry_run=dry_run, overwrite=overwrite)
     if opened is None:
-        return
+        return finished(config)
     images = open_images(opened.config)
     session, config = settle(opened, images)
     size = (config.image_size, config.image_size)
@@ -35,4 +35,4 @@ def tokenizer(config: TokenizerConfig, *, dry_run: bool = False, overwrite: bool
     else:  # a codebook takes the time that it takes
         at_once = dataclasses.replace(config, steps=1, epochs=None, budget=None).as_typed(config.typed)
         session = session._replace(config=at_once)
-    train(session, method(session.config), feed)
+    return train(session, method(session.config), feed)

@@ -38,6 +38,10 @@ class Pace(NamedTuple):
     evaluation: float
     save: float
 
+    def of(self, steps: int, evaluations: int) -> float:
+        """Seconds of a run, without its beginning."""
+        return steps * self.step + evaluations * self.evaluation + self.save
+
 
 def fit_into(seconds: float, pace: Pace, config: TrainingConfig) -> tuple[int, int]:
     """Optimiser steps and evaluations of a run that has so many seconds left."""

@@ -1,0 +1,1 @@
+"""`beit train` and `beit plan`: journeys, which are made of verbs."""

@@ -1,0 +1,210 @@
+"""The parts of a journey, ordinary runs of the verbs, and how its time is divided among them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from beit.config.errors import UserError
+from beit.config.files import fields_of
+from beit.config.finetune import FinetuneConfig
+from beit.config.pretrain import PretrainConfig
+from beit.config.run import TrainingConfig
+from beit.config.segment import SegmentConfig
+from beit.config.tokenizer import TokenizerConfig
+from beit.config.use import JourneyConfig
+from beit.data.base import Source, Splits
+from beit.data.label_maps.pairs import IMAGES
+from beit.data.sources.opening import open_splits
+from beit.presets import scratch
+from beit.recipes.finetune import finetune
+from beit.recipes.pretrain import pretrain
+from beit.recipes.segment import segment
+from beit.recipes.tokenizer.run import tokenizer
+from beit.stages.session import Outcome, holdout_of, open_data
+
+RESERVE = 0.03
+"""Share of a budget that is left for the report."""
+PRETRAINING = {"classifier": 0.7, "segmenter": 0.5, None: 1.0}
+"""Share of the time for pre-training, and for the task once; its training from scratch comes on top of both."""
+
+Verb = Callable[..., Outcome]
+VERBS: Mapping[type[TrainingConfig], Verb] = {
+    TokenizerConfig: tokenizer,
+    PretrainConfig: pretrain,
+    FinetuneConfig: finetune,
+    SegmentConfig: segment,
+}
+TYPES: Mapping[str, type[TrainingConfig]] = {
+    "tokenizer": TokenizerConfig,
+    "pretrain": PretrainConfig,
+    "classifier": FinetuneConfig,
+    "segmenter": SegmentConfig,
+}
+"""The parts in their order; `scratch`, the task without pre-training, comes after it."""
+TASKS = {"classify": "classifier", "segment": "segmenter", "none": None}
+STARTS = {
+    "pretrain": ("tokenizer", "tokenizer"),
+    "classifier": ("init", "pretrain"),
+    "segmenter": ("init", "pretrain"),
+}
+"""Which knob of a part names the run of which other."""
+
+
+class Part(NamedTuple):
+    """One run of a journey."""
+
+    name: str
+    """Of its folder."""
+    config: TrainingConfig
+    seconds: float = 0.0
+    """What it is expected to take."""
+
+    def run(self, *, dry_run: bool = False, overwrite: bool = False) -> Outcome:
+        return VERBS[type(self.config)](self.config, dry_run=dry_run, overwrite=overwrite)
+
+    def plan(self) -> Part:
+        """This part with every value of its configuration, and the time that it will take here."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            outcome = self.run(dry_run=True)
+        return Part(self.name, outcome.config, outcome.seconds or 0.0)
+
+    def make(self) -> Part:
+        """The same, of a part that a rehearsal tells nothing of: it is made."""
+        began = time.monotonic()
+        with contextlib.redirect_stdout(io.StringIO()):
+            outcome = self.run()
+        return Part(self.name, outcome.config, time.monotonic() - began)
+
+
+class Journey(NamedTuple):
+    """What a journey is made for, and where."""
+
+    config: JourneyConfig
+    task: str | None
+    """`classifier`, `segmenter` or None."""
+    folder: Path
+
+    @property
+    def pretrains(self) -> bool:
+        return self.config.init is None
+
+    def part(self, name: str, config_type: type[TrainingConfig] | None = None, **values: Any) -> Part:
+        """A part with what was said of the journey, and `values` over it."""
+        config_type = config_type or TYPES[name]
+        if name in STARTS:
+            knob, other = STARTS[name]
+            values = {**values, knob: str(self.folder / other) if self.pretrains else self.config.init}
+        config = config_type(
+            **{**self.config.shared_with(config_type), "out": str(self.folder / name), **values}
+        )
+        return Part(name, config)
+
+
+def begin(config: JourneyConfig, folder: Path) -> Journey:
+    """The journey that the images of `config.data` allow. UserError where what is asked for is not for them."""
+    task = _task_of(config) if config.task == "auto" else TASKS[config.task]
+    few = [name for name in ("label_share", "labels_per_class") if getattr(config, name) is not None]
+    if few and task != "classifier":
+        raise UserError(
+            f"--{few[0].replace('_', '-')} is for a classifier; give --labels or one folder for each class"
+        )
+    if task is None and config.init is not None:
+        raise UserError(
+            f"--init {config.init} leaves nothing to train: the images have no labels; give --labels"
+        )
+    return Journey(config, task, folder)
+
+
+def _task_of(config: JourneyConfig) -> str | None:
+    """What the images have labels for."""
+    opened = open_data(config, open_splits, holdout_of(config))
+    if any(source.key(0).startswith(IMAGES) for source in opened.values() if len(source)):
+        return "segmenter"
+    if config.labels is not None:
+        return "classifier"
+    try:
+        labeled: Splits[Source] = open_data(config, partial(open_splits, labeled=True), holdout_of(config))
+        return "classifier" if len(labeled["train"].classes or ()) > 1 else None
+    except UserError:
+        return None
+
+
+def choose_parts(journey: Journey) -> list[Part]:
+    """All parts with every value, within the budget. The steps come from rehearsals of seconds, and the tokens from a
+    tokenizer that is thrown away: nothing is written."""
+    began = time.monotonic()
+    with TemporaryDirectory() as folder:
+        return _choose(journey._replace(folder=Path(folder)), began)
+
+
+def _choose(journey: Journey, began: float) -> list[Part]:
+    config, task = journey.config, journey.task
+    ends = began + (1 - RESERVE) * config.budget_seconds()
+
+    def plan(
+        name: str, seconds: float, config_type: type[TrainingConfig] | None = None, **typed: Any
+    ) -> Part:
+        return journey.part(name, config_type, budget=f"{max(1.0, seconds):.0f}s", **typed).plan()
+
+    def left() -> float:
+        return ends - time.monotonic()
+
+    if not journey.pretrains:
+        assert task is not None, "an encoder that is given and taught nothing is no journey"
+        return [plan(task, left())]
+    tokens = journey.part("tokenizer").make()
+    if task is None:
+        return [tokens, plan("pretrain", left() - tokens.seconds)]
+    trainings, share = 2 if config.scratch else 1, PRETRAINING[task]
+    unit = (left() - tokens.seconds) / (share + (1 - share) * trainings)
+    network = plan("pretrain", share * unit).config
+    start = scratch.task_network(dataclasses.asdict(network), TYPES[task])
+    alone = plan("scratch", (1 - share) * unit, TYPES[task], from_scratch=True, **start)
+    # The same recipe from the encoder that is not there yet.
+    own = {**dict.fromkeys(start), "init_scheme": start["init_scheme"], "from_scratch": False}
+    taught = journey.part(task, **{**own_values(alone.config), **own})._replace(seconds=alone.seconds)
+    typed = {name: getattr(network, name) for name in (*scratch.NETWORK, "image_size")}
+    encoder = plan("pretrain", left() - tokens.seconds - trainings * alone.seconds, **typed)
+    return [tokens, encoder, taught, *([alone] if config.scratch else [])]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Parts in a file
+
+
+def stored(parts: list[Part]) -> dict[str, dict[str, Any]]:
+    """Every value of every part, as OUT/config.yaml has them, but those of the whole journey, and the runs that parts
+    start from."""
+    return {part.name: own_values(part.config) for part in parts}
+
+
+def restored(journey: Journey, values: Mapping[str, Mapping[str, Any]]) -> list[Part]:
+    """The parts that :func:`stored` gave. UserError for a part that is none, or a value that is none of it."""
+    parts = []
+    for name, fields in values.items():
+        config_type = TYPES.get((journey.task or "") if name == "scratch" else name)
+        if config_type is None:
+            raise UserError(
+                f"parts: {name!r} is no part of this journey; give one of {', '.join(TYPES)} or scratch"
+            )
+        known = fields_of(fields, config_type, f"parts: {name}")
+        if unknown := fields.keys() - known.keys():
+            raise UserError(f"parts: {name} has no {sorted(unknown)[0]!r}")
+        parts.append(journey.part(name, config_type, **known))
+    return parts
+
+
+def own_values(config: TrainingConfig) -> dict[str, Any]:
+    """The knobs of a part that are its own."""
+    values = dataclasses.asdict(config)
+    common = {field.name for field in dataclasses.fields(JourneyConfig)} - {"init"}
+    apart = {"out", *(knob for knob, _ in STARTS.values())}
+    return {name: value for name, value in values.items() if name not in common | apart}

@@ -1,0 +1,150 @@
+"""`beit train`: from images to a model in one command, which continues where it was stopped.
+
+The folder is a run directory whose parts are ordinary runs in it; `parts` says which, and what they hold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from beit.config.files import read_record
+from beit.config.finetune import FinetuneConfig
+from beit.config.run import TrainingConfig
+from beit.config.use import TrainConfig
+from beit.data.base import Source
+from beit.data.sources.opening import open_splits
+from beit.recipes.train.parts import Part, begin, choose_parts, restored, stored
+from beit.stages.batches import open_machine
+from beit.stages.scores.comparison import compare_classifiers
+from beit.stages.session import open_images
+from beit.stages.tasks.labels import label_images
+from beit.training.console import Console, duration
+from beit.training.device import Compute, open_compute
+from beit.training.run.directory import CONFIG, REPORT, RESULTS
+from beit.training.run.opening import Request, open_run
+from beit.training.run.record import read_standing
+from beit.untrusted import read_json
+from beit.visualize.report import write_report
+
+TITLES = {
+    "tokenizer": "a visual tokenizer, which turns images into a grid of tokens",
+    "pretrain": "an encoder, which predicts the tokens of hidden patches, without labels",
+    "classifier": "a classifier",
+    "segmenter": "a class for every pixel",
+    "scratch": "the same from scratch, to compare",
+}
+SAME = "same labels and steps, not the same time"
+
+
+def train(
+    config: TrainConfig, *, dry_run: bool = False, overwrite: bool = False, notes: Sequence[str] = ()
+) -> Mapping[str, Any]:
+    """Everything from the images of `config.data` to a model and a report in `config.out`.
+
+    Args:
+        notes: paragraphs of plain text that open the report.
+
+    Returns:
+        The content of results.json; nothing after a dry run.
+    """
+    began, folder = time.monotonic(), Path(config.out)
+    compute = open_compute(config.device)
+    console = Console(compute.main)
+    if not overwrite and (folder / RESULTS).exists():
+        console.say(f"{folder} is finished; nothing to do (--overwrite starts afresh)")
+        return read_json(folder / RESULTS) or {}
+    journey = begin(config, folder)
+    parts, budget = _parts_in(folder, config, overwrite), None
+    if parts is None:
+        chosen = choose_parts(journey)
+        parts, budget = stored(chosen), config.budget
+        for line in in_words(chosen):
+            console.say(line)
+    config = dataclasses.replace(config, parts=parts)
+    steps = restored(journey, parts)
+    if dry_run:
+        return {}
+    request = Request("train", dataclasses.asdict(config), began=began, budget=budget)
+    with open_run(folder, request, compute=compute, console=console, overwrite=overwrite) as run:
+        for number, part in enumerate(steps, start=1):
+            console.say(f"\n{number} of {len(steps)}: {TITLES[part.name]}\n")
+            part.run(overwrite=overwrite)
+        records = {part.name: read_standing(Path(part.config.out)) for part in steps}
+        lines = verdict(steps, compute)
+        for line in lines:
+            console.say(line)
+        results = {name: record.results.get("last", {}) for name, record in records.items()}
+        results |= {"verdict": lines, "seconds": run.elapsed}
+        if compute.main:
+            page = write_report(
+                [*records.values()], folder / REPORT, title=folder.name, notes=[*notes, *lines]
+            )
+            within = f" of a budget of {run.budget}" if run.budget else ""
+            console.say(f"took {duration(run.elapsed)}{within}; open {page} in a browser")
+        run.finish(results)
+    return results
+
+
+def _parts_in(folder: Path, config: TrainConfig, overwrite: bool) -> dict[str, dict[str, Any]] | None:
+    """The parts that were given, or chosen at an earlier start; None where they are still to be chosen."""
+    if config.parts is not None or overwrite or not (folder / CONFIG).exists():
+        return config.parts
+    parts: dict[str, dict[str, Any]] | None = read_record(folder / CONFIG, TrainConfig)[0].get("parts")
+    return parts
+
+
+def in_words(parts: Sequence[Part]) -> list[str]:
+    """What will be done, a line for each part."""
+    width = max(len(part.name) for part in parts)
+    lines = []
+    for part in parts:
+        config, size = part.config, ""
+        if (encoder_width := getattr(config, "width", None)) is not None and part.name != "tokenizer":
+            size = f", an encoder of width {encoder_width} and {config.depth} blocks"  # type: ignore[attr-defined]
+        steps = (
+            f"{config.steps:,} steps of {config.batch_size} images" if config.steps else "as long as it takes"
+        )
+        time = f", {duration(part.seconds)}" if part.seconds else ""
+        lines.append(f"{part.name:<{width}}  {steps}{size}{time}")
+    return lines
+
+
+def verdict(parts: Sequence[Part], compute: Compute) -> list[str]:
+    """What the models are, and what pre-training was worth, in words."""
+    lines, configs = [], {part.name: part.config for part in parts}
+    for name, figure, words in (
+        ("classifier", "top1", "right"),
+        ("segmenter", "miou", "mean overlap (mIoU)"),
+    ):
+        if name in configs:
+            alone = configs.get("scratch")
+            compared = alone if type(alone) is type(configs[name]) else None
+            beside = "" if compared is None else f"; from scratch {_score(compared, figure):.1%} ({SAME})"
+            lines.append(f"{name}: {_score(configs[name], figure):.1%} {words}{beside}")
+    taught, alone = configs.get("classifier"), configs.get("scratch")
+    if isinstance(taught, FinetuneConfig) and alone and compute.world == 1 and not taught.multilabel:
+        judged = _judged(taught)
+        gain = compare_classifiers(taught.out, alone.out, judged, open_machine(taught, compute))
+        lines.append(
+            f"on {len(judged):,} images that were never trained on pre-training is worth {100 * gain.mean:.1f} "
+            f"points, between {100 * gain.low:.1f} and {100 * gain.high:.1f} with 95 % confidence"
+        )
+    return lines
+
+
+def _score(config: TrainingConfig, figure: str) -> float:
+    """On `test`, else on the held-back images."""
+    last = read_standing(Path(config.out)).results["last"]
+    return float(last.get(f"test/{figure}", last.get(f"eval/{figure}", float("nan"))))
+
+
+def _judged(config: FinetuneConfig) -> Source:
+    """The images that a classifier is judged on."""
+    images = open_images(config, partial(open_splits, labeled=config.labels is None))
+    images, _ = label_images(images, config.labels)
+    return images.test or images.held_back

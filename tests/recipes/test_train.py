@@ -1,0 +1,174 @@
+"""`beit train` and `beit plan`: one command, whose parts are ordinary runs, and end as they would by themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from run_results import same_weights
+
+import beit
+from beit.cli.main import main
+from beit.config.errors import UserError
+from beit.config.files import read_yaml
+from beit.config.finetune import FinetuneConfig
+from beit.config.use import TrainConfig
+from beit.recipes.train import parts as journey_parts
+from beit.recipes.train.run import train
+from beit.stages import train as train_stage
+from beit.stages.auto.rehearsal import Pace
+from beit.stages.session import open_session
+from beit.training import loop
+
+pytestmark = pytest.mark.slow
+
+PARTS = ("tokenizer", "pretrain", "classifier", "scratch")
+
+
+@pytest.fixture(autouse=True)
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which a step takes a minute; the real rehearsal is not waited for."""
+    monkeypatch.setattr(train_stage, "measure", lambda *arguments, **options: Pace(60.0, 1.0, 0.0))
+
+
+def cli(*words: str | Path) -> int:
+    with pytest.raises(SystemExit) as leave:
+        main([str(word) for word in words])
+    return int(leave.value.code or 0)
+
+
+@contextmanager
+def stopped_in_call(number: int) -> Iterator[None]:
+    """What trains in here is interrupted as it begins this step, counted over all parts."""
+    take_step, calls = loop.Loop.take_step, count(1)
+
+    def interrupted(self: Any, micro_batches: Any) -> None:
+        if next(calls) == number:
+            raise KeyboardInterrupt
+        take_step(self, micro_batches)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.Loop, "take_step", interrupted)
+        yield
+
+
+@pytest.fixture(scope="module")
+def journey(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A journey of 20 minutes."""
+    out = tmp_path_factory.mktemp("journey") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_stage, "measure", lambda *arguments, **options: Pace(60.0, 1.0, 0.0))
+        train(TrainConfig(data=str(colours), out=str(out), budget="20m", workers=0))
+    return out
+
+
+def read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    return content
+
+
+def test_the_parts_fit_one_another_and_the_budget(journey: Path) -> None:
+    config = read(journey / "config.yaml")
+    assert tuple(config["parts"]) == PARTS
+    assert all((journey / name / "model/model.json").exists() for name in PARTS)
+    steps = {name: read(journey / name / "config.yaml")["steps"] for name in PARTS[1:]}
+    assert steps["classifier"] == steps["scratch"] and sum(steps.values()) in range(16, 20)
+    taught, alone = (beit.load_model(journey / name).encoder.config for name in PARTS[2:])
+    assert taught == alone
+    assert beit.checkpoints.describe(journey / "classifier")["provenance"]["data"] == config["data"].split()
+    results = json.loads((journey / "results.json").read_text())
+    assert {"classifier", "scratch", "verdict", "seconds"} <= results.keys()
+    assert "from scratch" in results["verdict"][0]
+    assert json.loads((journey / "status.json").read_text())["state"] == "done"
+    assert (journey / "report.html").exists()
+
+
+def test_killed_in_each_part_it_ends_with_the_weights_of_its_configuration(
+    journey: Path, tmp_path: Path
+) -> None:
+    again, file = tmp_path / "again", journey / "config.yaml"
+    steps = [read(journey / name / "config.yaml")["steps"] for name in PARTS[1:]]
+    values = {**read_yaml(file, TrainConfig), "out": str(again)}
+    for number in (3, steps[0] + 2, steps[1] + 2):  # one in each part, whose earlier steps are taken again
+        with stopped_in_call(number):
+            train(TrainConfig(**values))
+    assert json.loads((again / "status.json").read_text())["state"] != "done"
+    assert cli("train", "--config", file, "--out", again) == 0
+    assert all(same_weights(journey / name, again / name) for name in PARTS)
+
+
+def test_a_stopped_journey_goes_on_with_the_parts_it_chose(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(data=str(colours), out=str(tmp_path / "run"), budget="20m", workers=0)
+    with stopped_in_call(1):
+        train(config)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("chosen twice")
+
+    monkeypatch.setattr(journey_parts, "_choose", refuse)
+    assert "classifier" in train(config)
+    with pytest.raises(UserError, match="seed was 0 and is now 1"):
+        (tmp_path / "run/results.json").unlink()
+        train(TrainConfig(data=str(colours), out=config.out, budget="20m", workers=0, seed=1))
+
+
+def test_a_journey_stands_for_the_part_that_is_meant(journey: Path, colours: Path, tmp_path: Path) -> None:
+    assert beit.checkpoints.describe(journey)["kind"] == "classifier"
+    assert beit.load_tokenizer(journey).vocab_size == 64
+    config = FinetuneConfig(data=str(colours), init=str(journey), out=str(tmp_path / "run"))
+    session = open_session("finetune", config, dry_run=True, overwrite=False)
+    assert session is not None and session.config.init == str(journey / "pretrain")
+    assert cli("evaluate", "--model", journey, "--data", colours, "--workers", "0") == 0
+    assert cli("report", journey, "--out", tmp_path / "page.html") == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "Masked image modelling" in page and "Fine-tuning" in page
+
+
+def test_images_without_labels_make_an_encoder(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(TrainConfig(data=str(images), out=str(out), budget="4m", workers=0))
+    assert sorted(read(out / "config.yaml")["parts"]) == ["pretrain", "tokenizer"]
+    assert beit.checkpoints.describe(out)["kind"] == "pretrained"
+
+
+def test_label_maps_make_a_segmenter(regions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = TrainConfig(data=str(regions), out=str(out), budget="6m", scratch=False, workers=0)
+    train(config)
+    assert beit.checkpoints.describe(out)["kind"] == "segmenter"
+
+
+def test_a_plan_says_what_train_would_do_and_writes_nothing(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("plan", colours, "--budget", "20m", "--labels-per-class", "5", "--no-scratch") == 0
+    text = capsys.readouterr().out
+    command = next(line for line in text.splitlines() if line.startswith("next: beit train"))
+    assert "--labels-per-class 5" in command and "--no-scratch" in command and "--budget 20m" in command
+    assert "classifier" in text and "scratch" not in text.replace("--no-scratch", "")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"labels_per_class": 5}, "--labels-per-class is for a classifier"),
+        ({"init": "somewhere"}, "leaves nothing to train"),
+        ({"budget": "soon"}, "--budget soon is no time"),
+        ({"parts": {"painter": {}}}, "'painter' is no part of this journey"),
+        ({"parts": {"pretrain": {"stepz": 3}}}, "pretrain has no 'stepz'"),
+    ],
+)
+def test_what_does_not_fit_is_said(values: Any, message: str, images: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        train(TrainConfig(**{"data": str(images), "out": str(tmp_path / "run"), **values}))
+    assert not (tmp_path / "run").exists()
