@@ -129,6 +129,7 @@ def _plot(axes: Axes, lines: Sequence[Line], figure: Figure) -> None:
     axes.spines["bottom"].set_color(GRID)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.tick_params(length=0, colors=INK, pad=6)
+    axes.set_xlabel("step", color=INK)
     dashes = {"solid": "-", "dashed": (0, (5, 3)), "dotted": (0, (1.2, 2))}
     for line in reversed(lines):
         curve = _means(line.curve, MAX_POINTS if line.dots else SMOOTH_POINTS)
