@@ -19,6 +19,7 @@ from beit.config.use import InfoConfig as InfoConfig
 from beit.config.use import PlanConfig as PlanConfig
 from beit.config.use import PredictConfig as PredictConfig
 from beit.config.use import ReportConfig as ReportConfig
+from beit.config.use import SuggestConfig as SuggestConfig
 from beit.config.use import TrainConfig as TrainConfig
 from beit.models.encoder import BeitEncoder as BeitEncoder
 from beit.models.heads import ImageClassifier as ImageClassifier
@@ -39,6 +40,7 @@ from beit.recipes.pretrain import pretrain as pretrain
 from beit.recipes.probe.run import probe as probe
 from beit.recipes.report import report as report
 from beit.recipes.segment import segment as segment
+from beit.recipes.suggest import suggest as suggest
 from beit.recipes.tokenizer.run import tokenizer as tokenizer
 from beit.recipes.train.run import train as train
 from beit.tokenizers.base import VisualTokenizer as VisualTokenizer

@@ -34,6 +34,7 @@ from beit.config.use import (
     PredictConfig,
     PresetsConfig,
     ReportConfig,
+    SuggestConfig,
     TrainConfig,
 )
 
@@ -64,6 +65,7 @@ VERBS: dict[str, Verb] = {
     "probe": Verb(ProbeConfig, "probe.run", "linear classifiers and k-NN on every layer of an encoder"),
     "evaluate": Verb(EvaluateConfig, "evaluate.run", "how good a model is on images"),
     "predict": Verb(PredictConfig, "predict.run", "labels, tokens or features of new images", ("images",)),
+    "suggest": Verb(SuggestConfig, "suggest", "which images to label next", ("images",)),
     "info": Verb(InfoConfig, "info", "what a run or model is, and where a run stands", ("path",)),
     "report": Verb(ReportConfig, "report", "one offline page about one or several runs", ("runs",)),
     "convert": Verb(

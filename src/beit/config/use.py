@@ -145,6 +145,8 @@ class PredictConfig:
     """For a segmenter: see images in overlapping windows, or in one pass; null as in training."""
     top_k: PositiveInt = 5
     """Labels of each image, the likeliest first."""
+    features: bool = False
+    """Features of the encoder, also of a classifier or segmenter."""
     layer: int | None = None
     """Block whose features are written (0 the first, -1 the last); null for the last."""
     batch_size: PositiveInt = 64
@@ -161,6 +163,33 @@ class PredictConfig:
     def __post_init__(self) -> None:
         check_limits(self)
         require(bool(self.images), "--images names nothing; give image files or folders")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuggestConfig:
+    """Which images to label next: those that stand for many others in the features of a model, and where it is a
+    classifier half of them those that it is least sure of."""
+
+    images: tuple[str, ...]
+    """Image files, folders of images at any depth, and tar shards."""
+    model: str
+    """A run or model with an encoder: pre-trained, a classifier, or a run of `beit train`."""
+    number: PositiveInt = 50
+    """How many."""
+    labels: str | None = None
+    """File of the labels that are there already: its images are not suggested again."""
+    out: str = "to-label.csv"
+    """The file to fill in, which `--labels` of the other verbs reads; a page with the pictures is put beside it."""
+    workers: NonNegativeInt | Literal["auto"] = "auto"
+    """Processes that load images."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: a GPU where there is one, else the CPU."""
+    seed: NonNegativeInt = 0
+    """Seed of the choice."""
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+        require(self.out.endswith(".csv"), f"--out {self.out} must end in .csv")
 
 
 @dataclass(frozen=True, kw_only=True)

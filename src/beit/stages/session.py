@@ -101,8 +101,9 @@ def open_session(verb: str, config: Config, *, dry_run: bool, overwrite: bool) -
 
 def _with_parts(config: Config) -> Config:
     """`config` with the part that is meant wherever it names a run of `beit train`."""
-    starts = {
-        name: part_of(value, name) for name in PARTS if (value := getattr(config, name, None)) is not None
+    named = {name: getattr(config, name, None) for name in PARTS}
+    starts: dict[str, Any] = {
+        name: part_of(value, name) for name, value in named.items() if value is not None
     }
     typed = {**config.typed, **{name: start for name, start in starts.items() if name in config.typed}}
     return dataclasses.replace(config, **starts).as_typed(typed)

@@ -95,7 +95,9 @@ def open_prediction(config: PredictConfig) -> tuple[Reading, FileSource, Iterato
 def reading_of(model: nn.Module, config: PredictConfig) -> Reading:
     """How this kind of model reads images. UserError for a flag that is for another kind."""
     encoder = model if isinstance(model, BeitEncoder) else getattr(model, "encoder", None)
-    if isinstance(model, ImageClassifier | LinearProbe):
+    if config.features and isinstance(encoder, BeitEncoder):
+        reading = _features(encoder, -1 if config.layer is None else config.layer)
+    elif isinstance(model, ImageClassifier | LinearProbe):
         reading = _labels(model, config)
     elif isinstance(model, SemanticSegmenter):
         reading = label_maps(model, config)
@@ -109,6 +111,8 @@ def reading_of(model: nn.Module, config: PredictConfig) -> Reading:
         raise UserError(f"{config.model} is a {kind_of(model)} model, which beit predict cannot use")
     if config.window is not None and not isinstance(model, SemanticSegmenter):
         raise UserError(f"--window is for segmenters, and {config.model} is none; drop it")
+    if config.features and reading.noun != "features":
+        raise UserError(f"--features: {config.model} has no encoder; drop it")
     if config.layer is not None and reading.noun != "features":
         raise UserError(f"--layer is for features, and {config.model} gives {reading.noun}; drop it")
     return reading

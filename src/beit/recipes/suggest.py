@@ -1,0 +1,112 @@
+"""`beit suggest`: which images to label next, as a table to fill in and a page to look at."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from beit.atomic import appearing, write_text
+from beit.checkpoints.reference import part_of
+from beit.checkpoints.store import describe
+from beit.config.errors import UserError
+from beit.config.use import PredictConfig, SuggestConfig
+from beit.data.label_file import read_label_rows
+from beit.data.sources.opening import open_images
+from beit.recipes.predict.run import predictions
+from beit.stages.inference import require_writable_file
+from beit.tokenizers.kmeans import kmeans
+from beit.visualize.pictures import to_pil
+
+STYLE = (
+    "body{font-family:system-ui;color-scheme:light dark} main{display:flex;flex-wrap:wrap} "
+    "figure{width:11em;overflow-wrap:anywhere}"
+)
+THUMBNAIL = 160
+"""Longest side of a picture on the page, in pixels."""
+
+
+class Suggestion(NamedTuple):
+    """An image to label."""
+
+    image: str
+    reason: str
+
+
+def suggest(config: SuggestConfig) -> list[Suggestion]:
+    """Choose among `config.images`, write the table and the page, and return what was chosen, the best first."""
+    require_writable_file(config.out)
+    labeled = set(read_label_rows(Path(config.labels))) if config.labels else set[str]()
+    shared: dict[str, Any] = {"images": config.images, "workers": config.workers, "device": config.device}
+    features = PredictConfig(model=part_of(config.model, "init"), features=True, **shared)
+    records = [record for record in predictions(features) if not _endings(record["image"]) & labeled]
+    if not records:
+        raise UserError("every image has a label already; name others")
+    names = [record["image"] for record in records]
+    chosen: dict[str, str] = {}
+    if describe(config.model)["kind"] == "classifier":
+        sure = {
+            record["image"]: _margin(record["top"])
+            for record in predictions(PredictConfig(model=config.model, **shared))
+        }
+        for name in sorted(names, key=sure.__getitem__)[: config.number // 2]:
+            chosen[name] = f"unsure: the two likeliest classes are {sure[name]:.1%} apart"
+    rest = torch.from_numpy(np.stack([record["mean"] for record in records]))
+    for index, size in representatives(rest, config.number, torch.Generator().manual_seed(config.seed)):
+        if len(chosen) < config.number:
+            chosen.setdefault(names[index], f"stands for {size:,} images like it")
+    suggestions = [Suggestion(*entry) for entry in chosen.items()]
+    _write(suggestions, config)
+    page = Path(config.out).with_suffix(".html")
+    print(f"{len(suggestions):,} of {len(names):,} images to label: fill in {config.out}, and see {page}")
+    return suggestions
+
+
+def representatives(features: Tensor, count: int, rng: torch.Generator) -> list[tuple[int, int]]:
+    """The images nearest to the centres of `count` clusters of features (N, D), and how many each stands for, the
+    largest clusters first. Directions count: features are centred and brought to one length."""
+    vectors = F.normalize(features - features.mean(dim=0), dim=1)
+    centers, cluster = kmeans(vectors, min(count, len(vectors)), rng)
+    nearest = (vectors @ centers.T).argmax(dim=0)
+    sizes = cluster.bincount(minlength=len(centers))
+    order = sizes.argsort(descending=True, stable=True).tolist()
+    return [(int(nearest[center]), int(sizes[center])) for center in order]
+
+
+def _endings(name: str) -> set[str]:
+    """What a file of labels may call an image: its path, from any folder on."""
+    folders = name.split("/")
+    return {"/".join(folders[start:]) for start in range(len(folders))}
+
+
+def _margin(top: Sequence[dict[str, float]]) -> float:
+    """How far apart the probabilities of the two likeliest classes are."""
+    return top[0]["probability"] - (top[1]["probability"] if top[1:] else 0.0)
+
+
+def _write(suggestions: Sequence[Suggestion], config: SuggestConfig) -> None:
+    """The table with an empty column for classes, and the page."""
+    with appearing(Path(config.out)) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("image", "class"), *((name, "") for name, _ in suggestions)])
+    source = open_images(config.images)
+    places = {source.name(index): index for index in range(len(source))}
+    cells = []
+    for name, reason in suggestions:
+        picture = to_pil(source.image(places[name]))
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        picture.save(buffer := io.BytesIO(), "JPEG")
+        data = base64.b64encode(buffer.getvalue()).decode()
+        caption = f"<figcaption>{html.escape(name)}<br><small>{html.escape(reason)}</small></figcaption>"
+        cells.append(f'<figure><img src="data:image/jpeg;base64,{data}" alt="">{caption}</figure>')
+    title = f"<!doctype html><meta charset=utf-8><title>to label</title><style>{STYLE}</style>"
+    page = f"{title}<main>{''.join(cells)}</main>"
+    write_text(Path(config.out).with_suffix(".html"), page)
