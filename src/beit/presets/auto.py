@@ -207,7 +207,7 @@ def _segment(facts: Facts, typed: Values) -> Iterable[Choice]:
 
 def _probe(facts: Facts, typed: Values) -> Iterable[Choice]:
     yield Choice(
-        {"augment": False, "standardize": True, "crop_pct": 1.0},
+        {"augment": False, "standardize": True, "crop_pct": 1.0, "pool": "cls_mean"},
         "one pass of the encoder over the images serves all steps",
     )
     lr = next(lr for most, lr in PROBE_RATES if facts.images <= most)
