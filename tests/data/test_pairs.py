@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from numpy.typing import NDArray
 from pair_files import NUMBERS, keys, mistake, pairs, save, table_file, write_pairs
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from beit.config.errors import UserError
 from beit.data.label_maps.pairs import PairSource, open_pairs
@@ -150,6 +151,12 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "32 bits": lambda path: Image.fromarray(NUMBERS.astype(np.int32)).save(path, "TIFF"),
     "4 bits": lambda path: path.write_bytes(_packed_png(NUMBERS, 4)),
     "2 bits": lambda path: path.write_bytes(_packed_png(NUMBERS, 2)),
+    "white is zero": lambda path: tifffile.imwrite(path, NUMBERS, photometric="miniswhite"),
+    "fewer shades": lambda path: path.write_bytes(b"P5 6 4 3\n" + NUMBERS.tobytes()),
+    "fewer shades in text": lambda path: path.write_text(
+        f"P2 6 4 9\n{' '.join(map(str, NUMBERS.ravel()))}\n"
+    ),
+    "fewer of many shades": lambda path: path.write_bytes(b"P5 6 4 1000\n" + NUMBERS.astype(">u2").tobytes()),
 }
 
 
@@ -164,9 +171,22 @@ def test_numbers_are_read_as_they_are(tmp_path: Path, kind: str) -> None:
     assert torch.equal(reduced.label(0), expected)
 
 
-def test_black_and_white_pictures_of_one_bit_hold_0_and_1(tmp_path: Path) -> None:
+BITS: dict[str, Callable[[Path], object]] = {
+    "png": lambda path: save(path, Image.fromarray(NUMBERS > 1)),
+    "bmp": lambda path: save(path, Image.fromarray(NUMBERS > 1), format="BMP"),
+    "tiff": lambda path: save(path, Image.fromarray(NUMBERS > 1), format="TIFF"),
+    "white is zero": lambda path: tifffile.imwrite(path, NUMBERS > 1, photometric="miniswhite"),
+    "bitmap": lambda path: path.write_bytes(b"P4 6 4\n" + np.packbits(NUMBERS > 1, axis=1).tobytes()),
+    "bitmap in text": lambda path: path.write_text(
+        f"P1 6 4 {' '.join(map(str, (NUMBERS > 1).ravel() + 0))}\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BITS)
+def test_black_and_white_pictures_of_one_bit_hold_0_and_1(tmp_path: Path, kind: str) -> None:
     write_pairs(tmp_path, "training/a")
-    save(tmp_path / "annotations/training/a.png", Image.fromarray(NUMBERS > 1))
+    BITS[kind](tmp_path / "annotations/training/a.png")
     assert torch.equal(pairs(tmp_path).label(0), torch.from_numpy(NUMBERS > 1).byte())
 
 
@@ -187,6 +207,97 @@ def test_every_number_is_a_class_or_none_or_refused(dtype: Any, reduced: bool) -
     for number in {np.uint16: [256, 65535], np.int32: [-1, 256, 70000]}.get(dtype, []):
         with pytest.raises(UserError, match=f"holds the number {number}"):
             table.indices(np.array([[1, number]], dtype=dtype), "x")
+
+
+COLORS = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0], [255, 255, 255]], np.uint8)
+COLORED_CLASSES = (
+    "value,name,r,g,b\n0,a,0,0,0\n1,b,128,0,0\n2,c,0,128,0\n3,d,255,255,255\n255,void,224,224,192\n"
+)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colours_are_read_through_the_table(tmp_path: Path, mode: str) -> None:
+    pixels = COLORS[NUMBERS]
+    pixels[0, 0] = 224, 224, 192
+    write_pairs(tmp_path, "training/a", "training/b")
+    for stem in "ab":
+        save(tmp_path / f"annotations/training/{stem}.png", Image.fromarray(pixels).convert(mode))
+    assert "name the colours in a table of classes" in mistake(tmp_path)
+    table_file(tmp_path, FOUR_CLASSES)
+    assert "name the colours in a table of classes" in mistake(tmp_path)
+    table_file(tmp_path, COLORED_CLASSES)
+    expected = NUMBERS.copy()
+    expected[0, 0] = 255
+    assert torch.equal(pairs(tmp_path).label(0), torch.from_numpy(expected))
+    pixels[1, :5] = [[1, 2, 3], [1, 2, 3], [9, 9, 9], [8, 8, 8], [7, 7, 7]]
+    for stem in "ab":
+        save(tmp_path / f"annotations/training/{stem}.png", Image.fromarray(pixels).convert(mode))
+    said = mistake(tmp_path)
+    assert ".png holds the colours (1, 2, 3), (9, 9, 9), (8, 8, 8) and 1 more in 5 pixels" in said
+    assert "classes.csv gives to no class" in said
+    table_file(tmp_path, COLORED_CLASSES.replace("2,c,0,128,0", "2,c,128,0,0"))
+    assert "the colours (128, 0, 0), (0, 128, 0)" in mistake(tmp_path) and "or to two" in mistake(tmp_path)
+
+
+def test_transparent_colours_have_no_class(tmp_path: Path) -> None:
+    write_pairs(tmp_path, "training/a")
+    table_file(tmp_path, COLORED_CLASSES)
+    save(tmp_path / "annotations/training/a.png", Image.new("RGBA", (6, 4), (128, 0, 0, 9)))
+    assert "a.png has transparent pixels" in mistake(tmp_path)
+
+
+def _save_with_palette(path: Path, colors: NDArray[np.uint8]) -> None:
+    picture = Image.fromarray(NUMBERS, "L").convert("P")
+    picture.putdata(NUMBERS.ravel().tolist())
+    picture.putpalette(colors.ravel().tolist())
+    picture.save(path)
+
+
+@pytest.mark.parametrize("split", ["training", "validation"])
+def test_palettes_that_disagree_are_refused_by_name(tmp_path: Path, split: str) -> None:
+    write_pairs(tmp_path, "training/a", "training/gray", f"{split}/b")
+    first, second = tmp_path / "annotations/training/a.png", tmp_path / f"annotations/{split}/b.png"
+    _save_with_palette(first, COLORS)
+    _save_with_palette(second, np.concatenate([COLORS, COLORS]))  # what no pixel has says nothing
+    for part in ("train", "val") if split == "validation" else ("train",):
+        assert torch.equal(pairs(tmp_path, part).label(0), torch.from_numpy(NUMBERS))
+    _save_with_palette(second, COLORS[[0, 2, 1, 3]])
+    opened = open_pairs([str(tmp_path)], holdout=Holdout(0))
+    with pytest.raises(UserError) as caught:
+        for part in opened:
+            opened[part].verify_labels()
+    assert f"{second} has the colour (0, 128, 0) for the number 1" in str(caught.value)
+    assert f"is (128, 0, 0) in {first}" in str(caught.value)
+
+
+def test_a_palette_that_disagrees_with_the_table_is_refused(tmp_path: Path) -> None:
+    write_pairs(tmp_path, "training/a")
+    table = table_file(tmp_path, COLORED_CLASSES)
+    _save_with_palette(tmp_path / "annotations/training/a.png", COLORS)
+    assert torch.equal(pairs(tmp_path).label(0), torch.from_numpy(NUMBERS))
+    _save_with_palette(tmp_path / "annotations/training/a.png", COLORS[[0, 2, 1, 3]])
+    assert f"for the number 1, which {table} gives to 2" in mistake(tmp_path)
+
+
+@pytest.mark.parametrize("shades", [[0, 128], [0, 128, 255], [0, 85, 170, 255], [7, 200]])
+def test_shades_are_no_classes(tmp_path: Path, shades: list[int]) -> None:
+    numbers = np.array(shades, np.uint8)[NUMBERS % len(shades)]
+    write_pairs(tmp_path, "training/a", numbers=numbers)
+    said = mistake(tmp_path)
+    assert "a.png holds the number" in said and "like shades of gray; write 0, 1" in said
+    table_file(tmp_path, "value,name\n" + "".join(f"{i},c{i}\n" for i in range(201)))
+    assert np.array_equal(pairs(tmp_path).label(0), numbers)
+
+
+def test_a_map_that_was_smoothed_is_told(tmp_path: Path) -> None:
+    y, x = np.mgrid[:64, :64]
+    disc = Image.fromarray(((x - 30) ** 2 + (y - 30) ** 2 < 300).astype(np.uint8) * 255)
+    write_pairs(tmp_path, *"abcdef", numbers=np.resize(NUMBERS, (64, 64)))
+    for number, stem in enumerate("abcdef"):
+        blurred = disc.resize((64 + number, 64)).filter(ImageFilter.GaussianBlur(1)).crop((0, 0, 64, 64))
+        save(tmp_path / f"annotations/{stem}.png", blurred)
+    said = mistake(tmp_path)
+    assert "holds many numbers with few pixels each" in said and "by nearest neighbour" in said
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -218,7 +329,10 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         _replace_map(Image.fromarray(NUMBERS.T.copy())),
         r"b\.png has 4x6 pixels, but its image .*b\.png 6x4",
     ),
-    "colour": (_replace_map(Image.new("RGB", (6, 4))), r"training/b\.png is a colour picture \(mode RGB\)"),
+    "colour": (
+        _replace_map(Image.new("RGB", (6, 4))),
+        r"training/b\.png is a colour picture and no label map",
+    ),
     "alpha": (_replace_map(Image.new("LA", (6, 4))), r"training/b\.png is a colour picture \(mode LA\)"),
     "float": (_replace_map(Image.new("F", (6, 4)), ".tif"), r"training/b\.tif .*\(mode F\)"),
     "jpeg": (_replace_map(Image.fromarray(NUMBERS), ".jpg"), r"training/b\.jpg is a JPEG"),

@@ -5,36 +5,48 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.data.decode import ImageError, open_pillow, upright
+from beit.data.label_maps.colors import ColorKey
 from beit.data.sources.files import Files, FileSource
 from beit.data.sources.listing import Listing
 from beit.data.sources.subsets import spread
 
-_LOSSY = ("JPEG", "MPO", "JPEG2000")
-_SCALED_BITS = {"L;2": 85, "L;4": 17}
-"""Gray of 2 and 4 bits, which Pillow spreads over 0..255."""
+_LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF", "HEIF")
+
+
+class MapNumbers(NamedTuple):
+    """What some label maps hold."""
+
+    file_of: dict[int, str]
+    """The name of a map for every number."""
+    num_maps: int
+    """How many maps were read."""
+    shades: str | None = None
+    """One of the maps whose numbers look like shades of gray, where many do."""
 
 
 class MapFiles(FileSource):
     """Files of label maps, each as large as the image of the same index in `images`."""
 
-    def __init__(self, images: FileSource, maps: Sequence[Listing], max_megapixels: float) -> None:
+    def __init__(
+        self, images: FileSource, maps: Sequence[Listing], max_megapixels: float, key: ColorKey
+    ) -> None:
         super().__init__(Files(list(maps), []), max_megapixels)
-        self._images = images
+        self._images, self._key = images, key
 
     def label_map(self, index: int) -> NDArray[np.integer[Any]]:
         """(H, W), the numbers as they are stored.
 
         Raises :class:`ImageError` for a damaged file, and :class:`UserError` for one that is no map of its image.
         """
-        numbers = decode_label_map(self.read(index), self.name(index), self._max_megapixels)
+        numbers = decode_label_map(self.read(index), self.name(index), self._max_megapixels, self._key)
         height, width = self._images.size(index)
         if numbers.shape != (height, width):
             raise UserError(
@@ -43,49 +55,73 @@ class MapFiles(FileSource):
             )
         return numbers
 
-    def numbers(self, at_most: int = 500) -> tuple[dict[int, str], int]:
-        """Every number in an even choice of the maps with the name of a map that has it, and how many were read.
+    def numbers(self, at_most: int = 500) -> MapNumbers:
+        """Every number in an even choice of the maps.
 
         Damaged files are left to be met by whoever reads them all.
         """
         names: dict[int, str] = {}
+        shaded: list[str] = []
         indices = spread(len(self), at_most)
         for index in indices:
             with suppress(ImageError):
-                numbers = np.unique(self.label_map(index)).tolist()
-                names = {number: self.name(index) for number in numbers} | names
-        return names, len(indices)
+                numbers, counts = np.unique(self.label_map(index), return_counts=True)
+                names = {number: self.name(index) for number in numbers.tolist()} | names
+                # Shades between two classes are many and rare; classes in one picture are not.
+                if len(numbers) >= 16 and (counts > counts.sum() / 100).sum() * 4 <= len(numbers):
+                    shaded.append(self.name(index))
+        return MapNumbers(names, len(indices), shaded[0] if len(shaded) * 10 > len(indices) else None)
 
 
-def decode_label_map(data: bytes, name: str, max_megapixels: float) -> NDArray[np.integer[Any]]:
-    """The numbers in a gray or palette picture, (H, W), as they are stored: of a palette the indices, not colours.
-    Turned by its own EXIF orientation like an image.
+def decode_label_map(
+    data: bytes, name: str, max_megapixels: float, key: ColorKey
+) -> NDArray[np.integer[Any]]:
+    """The numbers in a picture, (H, W): of gray as they are stored, whatever shade they stand for; of a palette the
+    indices; of colours those that `key` has for them. Turned by its own EXIF orientation like an image.
 
-    Raises :class:`ImageError` for a damaged file, and :class:`UserError` for a picture that holds colours, not
-    numbers.
+    Raises :class:`ImageError` for a damaged file, and :class:`UserError` for a picture that is no label map.
     """
     image = open_pillow(data, name, max_megapixels)
-    if image.format in _LOSSY:
-        raise UserError(
-            f"{name} is a JPEG file, which changes the numbers of classes; write label maps as PNG from their source"
-        )
-    if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
-        raise UserError(
-            f"{name} is a colour picture (mode {image.mode}) and no label map; write the number of its class for "
-            f"each pixel, as a gray or palette PNG"
-        )
-    scale = _SCALED_BITS.get(_raw_mode(image), 1)
+    reason = f"{name} is a {image.format} file, which changes the numbers of classes"
+    require(image.format not in _LOSSY, f"{reason}; write label maps as PNG from their source")
+    raw_mode, white = _storage(image)
+    colored = image.mode in ("RGB", "RGBA") and "16" not in raw_mode
+    require(
+        colored or image.mode in ("1", "L", "P", "I") or image.mode.startswith("I;16"),
+        f"{name} is a colour picture (mode {image.mode}) and no label map; write the number of its class for each "
+        f"pixel, as a gray or palette PNG",
+    )
     try:
         with warnings.catch_warnings(action="ignore"):  # of metadata that plays no part here
             image.load()
-            numbers = np.array(upright(image))
+            pixels = np.array(upright(image))
     except Exception as error:  # a damaged file may fail in any way a parser can fail
         raise ImageError(name, str(error) or type(error).__name__) from error
-    return numbers.astype(np.uint8) if numbers.dtype == np.bool_ else numbers // scale
+    if colored:
+        return key.numbers(pixels, name)
+    if image.mode == "P":
+        key.require_same_palette(np.unique(pixels).tolist(), image.getpalette() or [], name)
+    return _as_stored(pixels, raw_mode, white)
 
 
-def _raw_mode(image: Image.Image) -> Any:
-    """How the pixels lie in the file, as Pillow calls it; known only before they are read."""
+def _storage(image: Image.Image) -> tuple[str, int | None]:
+    """How the pixels lie in the file, as Pillow calls it, and the number that it makes white where the file says so;
+    known only before they are read."""
     tiles = getattr(image, "tile", [])
     arguments = tiles[0][3] if tiles else ""
-    return arguments[0] if isinstance(arguments, tuple) else arguments
+    if not isinstance(arguments, tuple):
+        return str(arguments), None
+    white = arguments[1] if tiles[0][0].startswith("ppm") and len(arguments) > 1 else None
+    return str(arguments[0]), white
+
+
+def _as_stored(shades: NDArray[Any], raw_mode: str, white: int | None) -> NDArray[np.integer[Any]]:
+    """The numbers that Pillow made `shades` of: it spreads few bits over 0..255, and turns them round where 0 is
+    white."""
+    shades = shades.astype(np.uint8) if shades.dtype == np.bool_ else shades
+    kind, _, order = raw_mode.partition(";")
+    most = white or {"2": 3, "4": 15}.get(order[:1], 1 if kind == "1" else 255)
+    largest = 255 if shades.dtype == np.uint8 else 65535
+    if most < largest and (kind == "L" or white):
+        shades = np.rint(shades * (most / largest)).astype(shades.dtype)
+    return most - shades if kind in ("1", "L") and "I" in order else shades

@@ -21,6 +21,7 @@ from torch import Tensor
 from beit.config.errors import UserError, require
 from beit.data.base import SPLITS, Source, Split, Splits
 from beit.data.decode import ImageError
+from beit.data.label_maps.colors import ColorKey
 from beit.data.label_maps.maps import MapFiles
 from beit.data.label_maps.table import (
     ClassTable,
@@ -50,8 +51,10 @@ _CLASHES = {
 # Pairs
 
 
-def open_map_files(parts: Sequence[Part], max_megapixels: float) -> tuple[FileSource, MapFiles]:
-    """The images in `parts` and their label maps.
+def open_map_files(
+    parts: Sequence[Part], max_megapixels: float, key: ColorKey
+) -> tuple[FileSource, MapFiles]:
+    """The images in `parts` and their label maps, whose colours `key` tells.
 
     Raises :class:`UserError` for an image without a map, or with two.
     """
@@ -71,7 +74,7 @@ def open_map_files(parts: Sequence[Part], max_megapixels: float) -> tuple[FileSo
             f"add it, or take the image away"
         )
     images = FileSource(unlabeled(parts), max_megapixels)
-    return images, MapFiles(images, maps, max_megapixels)
+    return images, MapFiles(images, maps, max_megapixels, key)
 
 
 def check_layout(listing: Listing) -> None:
@@ -229,18 +232,19 @@ def open_pairs(
     if path is not None:
         listings = [listing.using(path) for listing in listings]
     parts = split_pairs(listings, holdout)
+    key = ColorKey(path)
 
     def open_split(split: Split) -> PairSource:
-        images, maps = open_map_files(parts[split], max_megapixels)
+        images, maps = open_map_files(parts[split], max_megapixels, key)
         images.notes += notes_on_spare_maps(listings)
-        file_of, count = maps.numbers(_SAMPLE)
+        file_of, count, _ = maps.numbers(_SAMPLE)
         if classes is not None:
             table = table_of_model(classes, reduce_zero_label, path)
         elif path is not None:
             table = table_of_data(path, reduce_zero_label, list(file_of), count)
         else:
-            _, to_count = open_map_files(parts.get("train", parts[split]), max_megapixels)
-            table = counted_table(to_count.numbers(), len(to_count), reduce_zero_label)
+            _, to_count = open_map_files(parts.get("train", parts[split]), max_megapixels, key)
+            table = counted_table(*to_count.numbers(), len(to_count), reduce_zero_label)
         for number, name in file_of.items():
             table.require(number, name)
         return PairSource(images, maps, table, range(len(images)))

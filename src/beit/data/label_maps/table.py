@@ -6,7 +6,7 @@ import colorsys
 import csv
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
@@ -162,6 +162,11 @@ def read_class_names(path: str) -> dict[int, str]:
     return {value: name for value, name, _ in _read_rows(path)}
 
 
+def read_class_colors(path: str) -> list[tuple[int, Color]]:
+    """The numbers in a class table as they stand there, with their colours; none where it has no colours."""
+    return [(value, color) for value, _, color in _read_rows(path) if color is not None]
+
+
 def _read_rows(path: str) -> list[tuple[int, str, Color | None]]:
     """Number, name and colour of every line."""
     text = read_text(path, f"the table of classes {path}")
@@ -233,12 +238,14 @@ def table_of_data(path: str, reduce_zero_label: bool, numbers: Sequence[int], co
     return replace(table, notes=tuple(notes))
 
 
-def counted_table(numbers: tuple[dict[int, str], int], total: int, reduce_zero_label: bool) -> ClassTable:
-    """Classes up to the highest of the `numbers` in some of `total` maps; their names are the numbers.
+def counted_table(
+    file_of: Mapping[int, str], count: int, shades: str | None, total: int, reduce_zero_label: bool
+) -> ClassTable:
+    """Classes up to the highest of the numbers in `count` of `total` maps, which `file_of` has the name of a map for;
+    their names are the numbers.
 
-    Raises :class:`UserError` where those cannot be classes.
+    Raises :class:`UserError` where those cannot be classes, nor where they are `shades` in the map of that name.
     """
-    file_of, count = numbers
     if not file_of:
         raise UserError(
             f"none of {count:,} label maps can be read; `beit check` says what is wrong with them"
@@ -247,6 +254,11 @@ def counted_table(numbers: tuple[dict[int, str], int], total: int, reduce_zero_l
     if highest > MAX_CLASSES:
         raise UserError(
             f"{file_of[highest]} holds the number {highest}; {MAX_CLASSES} classes at most can be told apart"
+        )
+    if shades is not None:
+        raise UserError(
+            f"{shades} holds many numbers with few pixels each, as a map has that was resized with smoothing or was "
+            f"a JPEG; make it again from its source, by nearest neighbour, or name its numbers in a table (--classes)"
         )
     # Nothing is learned from maps of a single class, nor from a mask of 0 and 255, which has but one.
     if highest <= reduce_zero_label:
@@ -257,6 +269,14 @@ def counted_table(numbers: tuple[dict[int, str], int], total: int, reduce_zero_l
         raise UserError(
             f"{file_of[last]} holds {content} alone, like every other map that was looked at; {none} 'no class', so "
             f"number the classes {classes}, two at least"
+        )
+    numbers = sorted(file_of.keys() - {IGNORE, *range(int(reduce_zero_label))})
+    if highest > 4 * len(numbers):
+        listed = ", ".join(map(str, numbers[:4])) + (" ..." if len(numbers) > 4 else "")
+        raise UserError(
+            f"{file_of[highest]} holds the number {highest}, but {count:,} maps hold {len(numbers)} numbers alone "
+            f"({listed}), like shades of gray; write {', '.join(map(str, range(len(numbers))[:3]))} ... for them "
+            f"in their order, or name the classes up to {highest} in a table (--classes)"
         )
     names = [str(number) for number in range(int(reduce_zero_label), highest + 1)]
     table = named_table(names, reduce_zero_label, f"{count:,} of {total:,} label maps")

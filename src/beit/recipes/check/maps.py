@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +17,7 @@ from beit.config.segment import IGNORE
 from beit.config.use import CheckConfig
 from beit.data.base import SPLITS, Split
 from beit.data.decode import ImageError
+from beit.data.label_maps.colors import ColorKey
 from beit.data.label_maps.maps import MapFiles
 from beit.data.label_maps.pairs import check_layout, notes_on_spare_maps, open_map_files, split_pairs
 from beit.data.label_maps.table import (
@@ -61,17 +63,20 @@ def inspect_maps(config: CheckConfig) -> MapReport | None:
     files: dict[Split, MapFiles] = {}
     try:
         parts = split_pairs(listings, holdout_of(config))
+        key = ColorKey(find_class_table(listings))
     except UserError as error:
         report.mistakes.append(str(error))
         return report
     for split in SPLITS:
         try:
             if split in parts:
-                _, files[split] = open_map_files(parts[split], config.max_megapixels)
+                _, files[split] = open_map_files(parts[split], config.max_megapixels, key)
         except UserError as error:
             report.mistakes.append(str(error))
     table = _classes(report, listings, next(iter(files.values()), None))
     for split, maps in files.items():
+        with suppress(UserError):
+            maps.numbers(16)  # so that every process knows the same palettes
         report.pixels[split] = Counter()
         for index, (counts, mistake) in enumerate(inspect_all(_inspect, maps, config.workers)):
             report.pixels[split].update(counts)
@@ -87,7 +92,7 @@ def _classes(report: MapReport, listings: Sequence[Listing], to_count: MapFiles 
     try:
         report.notes.extend(notes_on_spare_maps(listings))
         if (path := find_class_table(listings)) is None:
-            return counted_table(to_count.numbers(), len(to_count), False) if to_count else None
+            return counted_table(*to_count.numbers(), len(to_count), False) if to_count else None
         report.names.update(read_class_names(path))
         from_one = bool(report.names) and 0 not in report.names
         table = read_class_table(path, from_one)
