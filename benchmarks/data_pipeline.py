@@ -23,7 +23,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from beit.data.decode import decode_image
+from beit.data.decode import Decoding, decode_image
 from beit.data.sources.files import FileSource
 from beit.data.sources.holdout import Holdout
 from beit.data.sources.opening import open_splits
@@ -77,7 +77,7 @@ def released(image_size: int, token_size: int, masking: BlockwiseMasking) -> Cal
 
 def ours(views: Callable[..., object], *, pillow: bool = False) -> Callable[[bytes, int], object]:
     def run(data: bytes, number: int) -> object:
-        image = decode_image(data, "file", pillow=pillow)
+        image = decode_image(data, "file", Decoding(pillow=pillow))
         return views(image, np.random.default_rng((0, 0, number)))
 
     return run

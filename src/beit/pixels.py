@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -25,3 +27,19 @@ def scale_size(size: tuple[int, int], base: int | None, ratio: float = 1.0) -> t
     if base is not None:
         ratio *= min(base / min(size), LONGEST * base / max(size))
     return max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))
+
+
+class Limits(NamedTuple):
+    """How large a picture may be, which is decided before it is decoded."""
+
+    megapixels: float = 64
+    gibibytes: float = 1
+
+    def check(self, height: int, width: int, bytes_per_pixel: float) -> None:
+        """ValueError where a picture is larger."""
+        megapixels, needs = height * width / 1e6, height * width * bytes_per_pixel / 2**30
+        limit = f"{width}x{height} is {megapixels:.0f} megapixels; the limit (--max-megapixels) is"
+        if megapixels > self.megapixels:
+            raise ValueError(f"{limit} {self.megapixels:g}")
+        if needs > self.gibibytes:
+            raise ValueError(f"decoding needs {needs:.1f} GiB; --max-gibibytes allows {self.gibibytes:g}")

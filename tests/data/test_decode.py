@@ -12,10 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
-from beit.data.decode import ImageError, decode_image
+from beit.data.decode import Decoding, ImageError, decode_image, upright_size
+from beit.data.sources.opening import open_images
+from beit.pixels import Limits
 
 REAL = os.environ.get("BEIT_REAL_DATA")
 AWKWARD = Path(REAL or ".") / "awkward"
@@ -35,7 +38,7 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def pixels(data: bytes, **options: object) -> np.ndarray:
-    decoded = decode_image(data, "some/file.jpg", **options)
+    decoded = decode_image(data, "some/file.jpg", Decoding(**options))
     assert decoded.dtype == torch.uint8 and decoded.shape[0] == 3
     return decoded.permute(1, 2, 0).numpy()
 
@@ -125,6 +128,133 @@ def test_sixteen_bits_are_divided_by_257() -> None:
     np.testing.assert_allclose(pixels(png(alpha, 6)), colour / 257 / 3 + 255 * 2 / 3, atol=0.51)
 
 
+def tiff(values: np.ndarray, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, values, **options)
+    return buffer.getvalue()
+
+
+DEEP = np.random.default_rng(1).integers(0, 65536, (6, 9, 5), np.uint16)
+TWELVE = {"extratags": [(281, 3, 1, 4095, True)]}
+"""TIFF's MaxSampleValue."""
+DEEP_TIFFS = {
+    "chunky": (tiff(DEEP[..., :3], photometric="rgb"), DEEP[..., :3] / 257),
+    "big endian": (tiff(DEEP[..., :3], photometric="rgb", byteorder=">", bigtiff=True), DEEP[..., :3] / 257),
+    "deflate": (
+        tiff(DEEP[..., :3], photometric="rgb", compression="zlib", predictor=True),
+        DEEP[..., :3] / 257,
+    ),
+    "tiles": (tiff(DEEP[..., :3], photometric="rgb", tile=(16, 16)), DEEP[..., :3] / 257),
+    "planar": (
+        tiff(np.moveaxis(DEEP[..., :3], 2, 0).copy(), photometric="rgb", planarconfig="separate"),
+        DEEP[..., :3] / 257,
+    ),
+    "white is zero": (tiff(DEEP[..., 0], photometric="miniswhite"), 255 - DEEP[..., 0] / 257),
+    "white is zero, 8 bits": (
+        tiff((DEEP[..., 0] >> 8).astype(np.uint8), photometric="miniswhite"),
+        255 - (DEEP[..., 0] >> 8),
+    ),
+    "12 bits": (
+        tiff(DEEP[..., 0] >> 4, photometric="minisblack", **TWELVE),
+        (DEEP[..., 0] >> 4) / 4095 * 255,
+    ),
+    "12 bits, white is zero": (
+        tiff(DEEP[..., 0] >> 4, photometric="miniswhite", **TWELVE),
+        255 - (DEEP[..., 0] >> 4) / 4095 * 255,
+    ),
+    "infrared": (tiff(DEEP[..., :4], photometric="rgb", extrasamples=["unspecified"]), DEEP[..., :3] / 257),
+    "infrared, 8 bits": (
+        tiff((DEEP[..., :4] >> 8).astype(np.uint8), photometric="rgb", extrasamples=["unspecified"]),
+        DEEP[..., :3] >> 8,
+    ),
+    "bands": (tiff(DEEP, photometric="minisblack", planarconfig="contig"), DEEP[..., :3] / 257),
+    "opacity": (
+        tiff(DEEP[..., :4], photometric="rgb", extrasamples=["unassalpha"]),
+        255 - (65535 - DEEP[..., :3]) / 257 * (DEEP[..., 3:4] / 65535),
+    ),
+    "turned": (
+        tiff(DEEP[..., :3], photometric="rgb", extratags=[(274, 3, 1, 6, True)]),
+        np.rot90(DEEP[..., :3], -1) / 257,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP_TIFFS)
+def test_tiff_is_read_as_its_tags_say(kind: str) -> None:
+    data, expected = DEEP_TIFFS[kind]
+    expected = np.round(expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, 2))
+    decoded = pixels(data)
+    np.testing.assert_allclose(decoded, expected, atol=1 if kind == "opacity" else 0)
+    assert upright_size(data, "x", Limits()) == decoded.shape[:2]
+
+
+def test_a_range_is_stated_by_png_or_by_the_user() -> None:
+    twelve = DEEP[..., 0] >> 4
+
+    def with_bits(values: np.ndarray) -> bytes:
+        data = png(values, 0)
+        chunk = b"sBIT" + b"\x0c"
+        return data[:33] + struct.pack(">I", 1) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
+
+    expected = np.round(twelve / 4095 * 255)
+    np.testing.assert_array_equal(pixels(with_bits(twelve))[..., 0], expected)
+    # As the standard wants it: spread over 16 bits.
+    np.testing.assert_array_equal(pixels(with_bits(twelve << 4))[..., 0], np.round((twelve << 4) / 257))
+    np.testing.assert_array_equal(
+        pixels(with_bits(twelve // 16 << 4))[..., 0], np.round((twelve // 16 << 4) / 257)
+    )
+    np.testing.assert_array_equal(pixels(png(twelve, 0), value_range=(0, 4095))[..., 0], expected)
+    for eight in (DEEP[..., 0] >> 8).astype(np.uint8), (DEEP[..., :3] >> 8).astype(np.uint8):
+        untouched = pixels(tiff(eight), value_range=(0, 4095))
+        np.testing.assert_array_equal(
+            untouched, eight if eight.ndim == 3 else np.repeat(eight[..., None], 3, 2)
+        )
+    seen = np.dstack([twelve, np.full_like(twelve, 65535)]), np.dstack([twelve, np.zeros_like(twelve)])
+    for values, shown in zip(seen, (expected, np.full_like(expected, 255)), strict=True):
+        np.testing.assert_array_equal(pixels(png(values, 4), value_range=(0, 4095))[..., 0], shown)
+    floats = tiff(np.array([[-1.0, 0, 1, 3, 9]], np.float32))
+    np.testing.assert_array_equal(pixels(floats, value_range=(-1, 3))[0, :, 0], [0, 64, 128, 255, 255])
+    with pytest.raises(ImageError, match="not finite"):
+        pixels(tiff(np.array([[np.nan]], np.float32)), value_range=(0, 1))
+
+
+def test_what_is_dropped_is_said_once(tmp_path: Path) -> None:
+    dark = DEEP >> 8
+    for name in "abc":
+        pages = np.repeat(dark[None, ..., 0], 4, axis=0)
+        (tmp_path / f"{name}.tif").write_bytes(tiff(pages, photometric="minisblack"))
+    (tmp_path / "d.tif").write_bytes(tiff(dark, photometric="minisblack", planarconfig="contig"))
+    photo().save(tmp_path / "e.png")
+    notes = open_images([str(tmp_path)]).notes
+    assert "3 of 4 files looked at hold more pages than the first, of which 9 are dropped" in notes
+    assert "1 of 4 files looked at hold more bands than the first, of which 2 are dropped" in notes
+    assert any(f"nearly black; --value-range 0 {dark.max()} " in note for note in notes)
+    stated = open_images([str(tmp_path)], Decoding(value_range=(0, 255))).notes
+    assert len(stated) == 2 and not any("nearly black" in note for note in stated)
+
+
+def with_tag(data: bytes, tag: int, value: int) -> bytes:
+    """A little-endian TIFF whose tag, a whole number, is changed."""
+    places = [data.find(struct.pack("<HHI", tag, kind, 1)) for kind in (3, 4)]
+    place = max(places) + 8
+    return data[:place] + struct.pack("<I", value) + data[place + 4 :]
+
+
+def test_tiff_is_bounded_before_it_is_decoded() -> None:
+    large = tiff(np.zeros((8, 8), np.uint16), photometric="miniswhite")
+    large = with_tag(with_tag(large, 256, 60000), 257, 60000)
+    for limits, reason in (
+        (Limits(), "megapixels"),
+        (Limits(1e6), "decoding needs 6.7 GiB; --max-gibibytes allows 1"),
+    ):
+        with pytest.raises(ImageError, match=reason):
+            decode_image(large, "bomb", Decoding(limits))
+    zeros = np.zeros((4000, 4000), np.uint16)
+    bomb = tiff(zeros, photometric="miniswhite", compression="zlib", rowsperstrip=4000)
+    with pytest.raises(ImageError, match="more than its header says"):
+        decode_image(with_tag(bomb, 257, 100), "bomb")
+
+
 def test_cmyk_is_not_inverted() -> None:
     red = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     assert np.abs(pixels(encode(red, "JPEG", quality=95))[4, 4].astype(int) - [255, 0, 0]).max() < 8
@@ -153,9 +283,22 @@ def test_text_and_scripts_are_errors() -> None:
             decode_image(data, "x.jpg")
 
 
-def test_floating_point_pixels_are_refused() -> None:
-    with pytest.raises(ImageError, match="no agreed range"):
-        decode_image(encode(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"), "x.tif")
+@pytest.mark.parametrize("dtype", [np.float32, np.int16, np.int32, np.uint32])
+def test_numbers_without_an_agreed_range_are_refused_unless_it_is_stated(dtype: type) -> None:
+    files = [tiff(np.ones((2, 2), dtype))]
+    files += [b"Pf 2 2 -1\n" + np.ones((2, 2), "<f4").tobytes()] if dtype == np.float32 else []
+    for data in files:
+        with pytest.raises(ImageError, match="no agreed range; state it, as --value-range"):
+            decode_image(data, "x.tif")
+        assert (pixels(data, value_range=(0, 2)) == 128).all()
+
+
+def test_colours_that_are_not_read_are_refused() -> None:
+    cmyk = tiff(DEEP[..., :4], photometric="separated")
+    palette = tiff(DEEP[..., 0] >> 8, photometric="palette", colormap=np.zeros((3, 65536), np.uint16))
+    for data in (cmyk, palette):
+        with pytest.raises(ImageError, match="of 16 bits is not read; make it gray or RGB"):
+            pixels(data)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "JPEG"])
@@ -175,15 +318,15 @@ def test_bombs_are_refused_from_the_header(kind: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for pillow in (False, True):
         with pytest.raises(ImageError, match="megapixels"):
-            decode_image(bytes(data), "bomb", pillow=pillow)
+            decode_image(bytes(data), "bomb", Decoding(pillow=pillow))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KB
 
 
 def test_the_limit_is_a_knob() -> None:
     data = encode(photo(100, 100), "PNG")
-    assert decode_image(data, "x", max_megapixels=0.01).shape == (3, 100, 100)
+    assert decode_image(data, "x", Decoding(Limits(0.01))).shape == (3, 100, 100)
     with pytest.raises(ImageError, match="--max-megapixels"):
-        decode_image(data, "x", max_megapixels=0.0099)
+        decode_image(data, "x", Decoding(Limits(0.0099)))
 
 
 @pytest.mark.skipif(not REAL, reason="needs BEIT_REAL_DATA")

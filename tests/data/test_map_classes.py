@@ -183,6 +183,9 @@ def test_sparse_data_with_a_table_or_a_model_is_not_black_and_white(tmp_path: Pa
     rare.write_bytes(plain)
     table_file(tmp_path, "value,name\n0,ground\n1,crack\n")
     assert pairs(tmp_path).classes == ("ground", "crack")
+    assert any(
+        "1 of 2 classes occur in none" in note and "above 0;" in note for note in pairs(tmp_path).notes
+    )
 
 
 @pytest.mark.parametrize(

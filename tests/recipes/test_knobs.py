@@ -146,7 +146,11 @@ ELSEWHERE = {
     *("mixup", "cutmix", "cutmix_share", "label_smoothing", "tensorboard", "wandb"),  # above
     "device",  # above
     *("clip_grad", "keep"),  # in the tests of the loop
-    "max_megapixels",  # handed on together with the holdout; seen in finetune's table
+    *(
+        "max_megapixels",
+        "max_gibibytes",
+        "value_range",
+    ),  # handed on with the holdout; seen in finetune's table
 }
 
 

@@ -36,6 +36,7 @@ _TYPES: Facts = {
     "image_size": _PAIR,
     "pixel_mean": _PIXEL,
     "pixel_std": _PIXEL,
+    "value_range": tuple[float, float] | None,
     "classes": Sequence[str] | None,
     "tokenizer": str | None,
     "tokenizer_kind": str,

@@ -24,7 +24,20 @@ from beit.config.values import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DecodingConfig:
+    """What is made of files of images."""
+
+    max_megapixels: PositiveFloat = 64.0
+    """Refuse images larger than this many million pixels."""
+    max_gibibytes: PositiveFloat = 1.0
+    """Refuse images whose decoding takes more memory than this."""
+    value_range: tuple[float, float] | None = None
+    """The numbers that are black and white in TIFF and in PNG of 16 bits; null for what the files state, else all
+    that the bits hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(DecodingConfig):
     """Which images, and how much damage among them is bearable."""
 
     data: str | tuple[str, ...]
@@ -45,8 +58,6 @@ class DataConfig:
     class folders, where there are any."""
     max_bad: Share = 0.05
     """Stop when more than this share of the images cannot be read."""
-    max_megapixels: PositiveFloat = 64.0
-    """Refuse images larger than this many million pixels."""
 
     def __post_init__(self) -> None:
         check_limits(self)

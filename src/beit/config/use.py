@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from beit.config.errors import require
-from beit.config.run import DataConfig, seconds_of
+from beit.config.run import DataConfig, DecodingConfig, seconds_of
 from beit.config.values import (
     FILE_ONLY,
     NonNegativeInt,
@@ -129,7 +129,7 @@ class EvaluateConfig(DataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig:
+class PredictConfig(DecodingConfig):
     """What a model makes of images: labels, label maps, tokens, or features, as its kind asks."""
 
     images: tuple[str, ...]
@@ -157,8 +157,6 @@ class PredictConfig:
     """auto: a GPU where there is one, else the CPU."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """auto: bf16 where this machine is fast at it, else float32."""
-    max_megapixels: PositiveFloat = 64.0
-    """Refuse images larger than this many million pixels."""
 
     def __post_init__(self) -> None:
         check_limits(self)

@@ -14,16 +14,19 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from beit.checkpoints.own import is_own, read_description
 from beit.checkpoints.reference import PARTS, part_of
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.config.files import fields_of
-from beit.config.run import DataConfig, TrainingConfig
+from beit.config.run import DataConfig, DecodingConfig, TrainingConfig
 from beit.data.base import Source, Splits
+from beit.data.decode import Decoding
 from beit.data.loaders import View
 from beit.data.sources.files import full_name
 from beit.data.sources.holdout import Holdout
 from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import Subset, limited
+from beit.pixels import Limits
 from beit.presets import AUTO, Choice, resolve
 from beit.training.console import Console
 from beit.training.device import Compute, open_compute
@@ -137,6 +140,8 @@ class Images(NamedTuple):
     """What is judged once, at the end."""
     all_held_back: Source | None = None
     """What `held_back` is a choice of, which nothing is trained on."""
+    value_range: tuple[float, float] | None = None
+    """The numbers that are black and white in them, where that is stated."""
 
     @property
     def fingerprint(self) -> str:
@@ -162,7 +167,8 @@ def open_images(config: TrainingConfig, opener: OpenSplits = open_splits) -> Ima
     val = splits.get("val") or Subset(train, [])
     if config.eval_data is not None or len(config.sources) > 1:  # within one root splits are apart
         _require_apart(splits["train"], [val, splits.get("test") or Subset(train, [])])
-    return Images(train, limited(val, config.eval_images, config.seed), splits.get("test"), val)
+    judged = limited(val, config.eval_images, config.seed)
+    return Images(train, judged, splits.get("test"), val, value_range_of(config))
 
 
 def _require_apart(train: Source, judged: Sequence[Source]) -> None:
@@ -178,7 +184,23 @@ def _require_apart(train: Source, judged: Sequence[Source]) -> None:
 
 def open_data(config: DataConfig, opener: OpenSplits, holdout: Holdout) -> Splits[Source]:
     """The images of `config.data` by split."""
-    return opener(config.sources, holdout=holdout, max_megapixels=config.max_megapixels)
+    return opener(config.sources, holdout=holdout, decoding=decoding_of(config))
+
+
+def decoding_of(config: DecodingConfig) -> Decoding:
+    """How `config` has files decoded."""
+    value_range = value_range_of(config)
+    black, white = value_range or (0, 1)
+    require(black != white, f"--value-range {black:g} {white:g} has one value for black and white; give two")
+    return Decoding(Limits(config.max_megapixels, config.max_gibibytes), value_range)
+
+
+def value_range_of(config: DecodingConfig) -> tuple[float, float] | None:
+    """The numbers that are black and white: those stated, else those of the model that is used or started from."""
+    named = {name: path for name in PARTS if (path := getattr(config, name, None)) is not None}
+    paths = [Path(part_of(path, name)) for name, path in named.items()]
+    ranges = [read_description(path).get("value_range") for path in paths if is_own(path)]
+    return config.value_range or next((tuple(stored) for stored in ranges if stored), None)
 
 
 def holdout_of(config: DataConfig) -> Holdout:

@@ -66,7 +66,8 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
         batches = RunBatches(session, feed, machine)
         if not is_prepared:
             seconds = _prepare(method, batches, machine)
-        save = partial(_save, session, method.product)
+        description = {**method.product.description, "value_range": feed.images.value_range}
+        save = partial(_save, session, dataclasses.replace(method.product, description=description))
         results = fit(method, batches, plan, run, compute, machine.precision, save, seconds)
         conclude(session, method.notes, results, batches.bad_files)
         if run.budget is not None:

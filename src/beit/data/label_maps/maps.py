@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -12,11 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.config.errors import UserError, require
-from beit.data.decode import ImageError, open_pillow, upright
+from beit.data.decode import Decoding, ImageError, open_pillow, reading, upright
 from beit.data.label_maps.colors import ColorKey
 from beit.data.sources.files import Files, FileSource
 from beit.data.sources.listing import Listing
 from beit.data.sources.subsets import spread
+from beit.pixels import Limits
 
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF", "HEIF")
 
@@ -36,9 +36,9 @@ class MapFiles(FileSource):
     """Files of label maps, each as large as the image of the same index in `images`."""
 
     def __init__(
-        self, images: FileSource, maps: Sequence[Listing], max_megapixels: float, key: ColorKey
+        self, images: FileSource, maps: Sequence[Listing], decoding: Decoding, key: ColorKey
     ) -> None:
-        super().__init__(Files(list(maps), []), max_megapixels)
+        super().__init__(Files(list(maps), []), decoding)
         self._images, self._key = images, key
 
     def label_map(self, index: int) -> NDArray[np.integer[Any]]:
@@ -46,7 +46,7 @@ class MapFiles(FileSource):
 
         Raises :class:`ImageError` for a damaged file, and :class:`UserError` for one that is no map of its image.
         """
-        numbers = decode_label_map(self.read(index), self.name(index), self._max_megapixels, self._key)
+        numbers = decode_label_map(self.read(index), self.name(index), self._decoding.limits, self._key)
         height, width = self._images.size(index)
         if numbers.shape != (height, width):
             raise UserError(
@@ -73,15 +73,13 @@ class MapFiles(FileSource):
         return MapNumbers(names, len(indices), shaded[0] if len(shaded) * 10 > len(indices) else None)
 
 
-def decode_label_map(
-    data: bytes, name: str, max_megapixels: float, key: ColorKey
-) -> NDArray[np.integer[Any]]:
+def decode_label_map(data: bytes, name: str, limits: Limits, key: ColorKey) -> NDArray[np.integer[Any]]:
     """The numbers in a picture, (H, W): of gray as they are stored, whatever shade they stand for; of a palette the
     indices; of colours those that `key` has for them. Turned by its own EXIF orientation like an image.
 
     Raises :class:`ImageError` for a damaged file, and :class:`UserError` for a picture that is no label map.
     """
-    image = open_pillow(data, name, max_megapixels)
+    image = open_pillow(data, name, limits)
     reason = f"{name} is a {image.format} file, which changes the numbers of classes"
     require(image.format not in _LOSSY, f"{reason}; write label maps as PNG from their source")
     raw_mode, white = _storage(image)
@@ -91,12 +89,9 @@ def decode_label_map(
         f"{name} is a colour picture (mode {image.mode}) and no label map; write the number of its class for each "
         f"pixel, as a gray or palette PNG",
     )
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of metadata that plays no part here
-            image.load()
-            pixels = np.array(upright(image))
-    except Exception as error:  # a damaged file may fail in any way a parser can fail
-        raise ImageError(name, str(error) or type(error).__name__) from error
+    with reading(name):
+        image.load()
+        pixels = np.array(upright(image))
     if colored:
         return key.numbers(pixels, name)
     if image.mode == "P":
@@ -107,12 +102,9 @@ def decode_label_map(
 def _storage(image: Image.Image) -> tuple[str, int | None]:
     """How the pixels lie in the file, as Pillow calls it, and the number that it makes white where the file says so;
     known only before they are read."""
-    tiles = getattr(image, "tile", [])
-    arguments = tiles[0][3] if tiles else ""
-    if not isinstance(arguments, tuple):
-        return str(arguments), None
-    white = arguments[1] if tiles[0][0].startswith("ppm") and len(arguments) > 1 else None
-    return str(arguments[0]), white
+    codec, _, _, arguments = [*getattr(image, "tile", []), ("", None, 0, "")][0]
+    raw_mode, white = (*arguments, None)[:2] if isinstance(arguments, tuple) else (arguments, None)
+    return str(raw_mode), white if codec.startswith("ppm") else None
 
 
 def _as_stored(shades: NDArray[Any], raw_mode: str, white: int | None) -> NDArray[np.integer[Any]]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from beit.config.errors import UserError, require
 from beit.data.base import SPLITS, Source, Split, Splits
-from beit.data.decode import ImageError
+from beit.data.decode import USUAL, Decoding, ImageError
 from beit.data.label_maps.colors import ColorKey
 from beit.data.label_maps.maps import MapFiles
 from beit.data.label_maps.table import (
@@ -51,9 +51,7 @@ _CLASHES = {
 # Pairs
 
 
-def open_map_files(
-    parts: Sequence[Part], max_megapixels: float, key: ColorKey
-) -> tuple[FileSource, MapFiles]:
+def open_map_files(parts: Sequence[Part], decoding: Decoding, key: ColorKey) -> tuple[FileSource, MapFiles]:
     """The images in `parts` and their label maps, whose colours `key` tells.
 
     Raises :class:`UserError` for an image without a map, or with two.
@@ -73,8 +71,8 @@ def open_map_files(
             f"--data {root}: the image {path} has no label map {MAPS}{_stem(path, IMAGES)}.png{more}; "
             f"add it, or take the image away"
         )
-    images = FileSource(unlabeled(parts), max_megapixels)
-    return images, MapFiles(images, maps, max_megapixels, key)
+    images = FileSource(unlabeled(parts), decoding)
+    return images, MapFiles(images, maps, decoding, key)
 
 
 def check_layout(listing: Listing) -> None:
@@ -213,7 +211,7 @@ def open_pairs(
     reduce_zero_label: bool = False,
     class_table: str | None = None,
     classes: Sequence[str] | None = None,
-    max_megapixels: float = 64,
+    decoding: Decoding = USUAL,
 ) -> Splits[PairSource]:
     """The images of `data` by split (see :func:`open_splits`), with their label maps.
 
@@ -235,15 +233,15 @@ def open_pairs(
     key = ColorKey(path)
 
     def open_split(split: Split) -> PairSource:
-        images, maps = open_map_files(parts[split], max_megapixels, key)
-        images.notes += notes_on_spare_maps(listings)
+        images, maps = open_map_files(parts[split], decoding, key)
+        images.with_remarks().notes += notes_on_spare_maps(listings)
         file_of, count, _ = maps.numbers(_SAMPLE)
         if classes is not None:
             table = table_of_model(classes, reduce_zero_label, path)
         elif path is not None:
             table = table_of_data(path, reduce_zero_label, list(file_of), count)
         else:
-            _, to_count = open_map_files(parts.get("train", parts[split]), max_megapixels, key)
+            _, to_count = open_map_files(parts.get("train", parts[split]), decoding, key)
             table = counted_table(*to_count.numbers(), len(to_count), reduce_zero_label)
         for number, name in file_of.items():
             table.require(number, name)

@@ -230,7 +230,7 @@ def table_of_data(path: str, reduce_zero_label: bool, numbers: Sequence[int], co
     table = read_class_table(path, reduce_zero_label)
     notes = [f"classes from {path}", *table.notes, table.zero]
     highest = max((number for number in numbers if number <= table.last), default=0)
-    if table.last - highest > len(table.names) / 2:
+    if table.last - highest > len(table.names) / 2 or highest == 0:  # as black and white masks have it
         notes.append(
             f"{table.last - highest} of {len(table.names)} classes occur in none of the {count} label maps looked "
             f"at, nor any number above {highest}; is {path} their table?"

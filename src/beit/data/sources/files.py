@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from beit.data.base import Source
-from beit.data.decode import ImageError, decode_image, upright_size
+from beit.data.decode import USUAL, Decoding, ImageError, decode_image, reading, upright_size
 from beit.data.sources.listing import Listing
-from beit.data.sources.subsets import origin
+from beit.data.sources.subsets import origin, spread
 
 
 class Files(NamedTuple):
@@ -37,7 +38,7 @@ MEMORY = 512 << 20
 class FileSource:
     """Image files on disk or inside tars. All tables are tensors, so that loader processes share them."""
 
-    def __init__(self, files: Files, max_megapixels: float = 64, *, pillow: bool = False) -> None:
+    def __init__(self, files: Files, decoding: Decoding = USUAL) -> None:
         members = [member for listing in files.listings for member in listing.members]
         self._paths = _Strings([member.path for member in members])
         spans = [(member.shard, member.offset, member.size) for member in members]
@@ -47,7 +48,7 @@ class FileSource:
         self._roots = [listing.root for listing in files.listings]
         self._tars = [listing.tars for listing in files.listings]
         self._labels = torch.tensor(files.labels or [], dtype=torch.int64)
-        self._max_megapixels, self._pillow = max_megapixels, pillow
+        self._decoding = decoding
         self._decoded: dict[int, Tensor] = {}
         self.classes = files.classes
         self.notes = list(files.notes)
@@ -86,7 +87,7 @@ class FileSource:
         """The file's bytes, or no more than the `last`; :class:`ImageError` when it cannot be read."""
         name, file, offset, size = self._place(index)
         # The largest sensible file: 8 bytes for every allowed pixel, and room for metadata.
-        limit = int(self._max_megapixels * 8e6) + (64 << 20)
+        limit = int(self._decoding.limits.megapixels * 8e6) + (64 << 20)
         try:
             with open(file, "rb", buffering=0) as stream:
                 available = os.fstat(stream.fileno()).st_size - offset if size < 0 else size
@@ -103,7 +104,7 @@ class FileSource:
 
     def decode(self, data: bytes, index: int) -> Tensor:
         """The image in the file's bytes, as uint8 (3, H, W)."""
-        return decode_image(data, self.name(index), self._max_megapixels, pillow=self._pillow)
+        return decode_image(data, self.name(index), self._decoding)
 
     def image(self, index: int) -> Tensor:
         """uint8 (3, H, W), not to be changed: where all images fit into memory, each is decoded once."""
@@ -117,7 +118,21 @@ class FileSource:
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of the image, from its header alone."""
-        return upright_size(self.read(index), self.name(index), self._max_megapixels)
+        return upright_size(self.read(index), self.name(index), self._decoding.limits)
+
+    def with_remarks(self) -> Self:
+        """This source, with notes on what an even choice of the files holds that images do not show."""
+        from beit.data.rasters import read_raster, remarks  # which few sets need
+
+        rasters = []
+        for index in spread(len(self), 16):
+            if self.key(index).lower().endswith((".tif", ".tiff", ".png")):
+                # Damaged files are met where they are used.
+                with suppress(ImageError), reading(self.name(index)):
+                    rasters.append(read_raster(self.read(index), self._decoding.limits))
+        stated = self._decoding.value_range is not None
+        self.notes += remarks([raster for raster in rasters if raster], stated)
+        return self
 
     def label(self, index: int) -> int:
         return int(self._labels[index])

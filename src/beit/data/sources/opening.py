@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from beit.config.errors import UserError, require
 from beit.data.base import SPLITS, Source, Split, Splits
+from beit.data.decode import USUAL, Decoding
 from beit.data.sources.files import Files, FileSource
 from beit.data.sources.holdout import ClassesOf, Holdout, hold_back
 from beit.data.sources.listing import list_data, list_images
@@ -33,7 +34,7 @@ def open_splits(
     holdout: Holdout,
     labeled: bool = False,
     classes: Sequence[str] | None = None,
-    max_megapixels: float = 64,
+    decoding: Decoding = USUAL,
     pillow: bool = False,
 ) -> Splits[Source]:
     """The images of `data` by split.
@@ -47,7 +48,7 @@ def open_splits(
         bool(data), "--data is missing; name a folder of images, tar shards, a set such as cifar10, or demo"
     )
     own = replace(holdout, share=0, eval_data=()) if holdout.eval_data else holdout
-    options = Options(labeled, max_megapixels, pillow)
+    options = Options(labeled, decoding._replace(pillow=pillow))
     openers = _open_roots(data, own, options, classes)
     splits = Splits(openers)
     if holdout.eval_data:
@@ -65,8 +66,7 @@ class Options(NamedTuple):
     """How files are opened."""
 
     labeled: bool
-    max_megapixels: float
-    pillow: bool
+    decoding: Decoding
 
 
 def _open_roots(
@@ -98,7 +98,7 @@ def _open_roots(
 
 def _open_files(parts: Parts, split: Split, options: Options, classes: Sequence[str] | None) -> FileSource:
     files = label_members(parts, split, classes) if options.labeled else unlabeled(parts[split])
-    return FileSource(files, options.max_megapixels, pillow=options.pillow)
+    return FileSource(files, options.decoding).with_remarks()
 
 
 def _require_classes(source: Source, classes: Sequence[str] | None, names: str) -> None:
@@ -113,12 +113,12 @@ def _require_classes(source: Source, classes: Sequence[str] | None, names: str) 
         )
 
 
-def open_images(values: Sequence[str], max_megapixels: float = 64) -> FileSource:
+def open_images(values: Sequence[str], decoding: Decoding = USUAL) -> FileSource:
     """The image files, and every image in the folders and tar shards that `values` name, in their order, whatever the
     layout."""
     listings = [list_images(value) for value in values]
     notes = [note for listing in listings for note in listing.notes]
-    return FileSource(Files(listings, notes), max_megapixels)
+    return FileSource(Files(listings, notes), decoding).with_remarks()
 
 
 def _is_set(value: str) -> bool:

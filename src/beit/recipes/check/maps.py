@@ -29,7 +29,7 @@ from beit.data.label_maps.table import (
 )
 from beit.data.sources.listing import Listing, list_data
 from beit.recipes.check.inspection import inspect_all
-from beit.stages.session import holdout_of
+from beit.stages.session import decoding_of, holdout_of
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def inspect_maps(config: CheckConfig) -> MapReport | None:
     for split in SPLITS:
         try:
             if split in parts:
-                _, files[split] = open_map_files(parts[split], config.max_megapixels, key)
+                _, files[split] = open_map_files(parts[split], decoding_of(config), key)
         except UserError as error:
             report.mistakes.append(str(error))
     table = _classes(report, listings, next(iter(files.values()), None))

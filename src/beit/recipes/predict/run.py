@@ -28,6 +28,7 @@ from beit.recipes.predict.maps import label_maps
 from beit.recipes.predict.output import Reading, Record, label_tables, results_file, summary
 from beit.stages.batches import each_batch, report_skipped
 from beit.stages.inference import classifier_view, open_machine_alone, print_notes, require_writable_file
+from beit.stages.session import decoding_of
 from beit.tokenizers.base import VisualTokenizer
 
 
@@ -71,7 +72,7 @@ def open_prediction(config: PredictConfig) -> tuple[Reading, FileSource, Iterato
         model = load_model(config.model)
     machine = open_machine_alone(config)
     reading = reading_of(model.to(machine.compute.device), config)
-    source = open_images(config.images, config.max_megapixels)
+    source = open_images(config.images, decoding_of(config))
     print_notes(source.notes)
     if config.workers == "auto" and len(source) <= config.batch_size:
         machine = machine._replace(workers=0)  # starting a process takes longer than a few images
