@@ -7,18 +7,38 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from beit.config.errors import UserError, require
+
 LONGEST = 4
 """The longer side of a scaled image is at most so many times `base`: 2048 for 512 (mmsegmentation)."""
 
 
 def white(images: Tensor) -> float:
-    """The value of white in `images`."""
-    return 255.0 if images.dtype == torch.uint8 else 1.0
+    """The value of white in `images`; UserError for numbers of which none is agreed to be white."""
+    if images.dtype == torch.uint8:
+        return 255.0
+    if not images.is_floating_point():
+        raise UserError(f"images are of {images.dtype}; give uint8, or floats in [0, 1]")
+    return 1.0
 
 
 def to_unit(images: Tensor) -> Tensor:
     """`images` as floats in [0, 1]."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images
+    return images.float() / 255 if white(images) == 255 else images
+
+
+def require_unit(images: Tensor) -> None:
+    """UserError for floats further outside [0, 1] than interpolation takes them. It costs a look at all of them, so
+    that training does without; nothing is looked at where a graph is recorded."""
+    recorded = torch.compiler.is_compiling() or images.is_meta
+    if recorded or not images.is_floating_point() or not images.numel():
+        return
+    low, high = map(float, images.detach().aminmax())
+    require(
+        not (low < -0.25 or high > 1.25),
+        f"images run from {low:.3g} to {high:.3g}; give uint8, or floats in [0, 1]: pixels of 0 to 255 are to be "
+        f"divided by 255, and the model itself subtracts its mean",
+    )
 
 
 def scale_size(size: tuple[int, int], base: int | None, ratio: float = 1.0) -> tuple[int, int]:

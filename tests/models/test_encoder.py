@@ -50,6 +50,32 @@ def test_published_parameter_counts(config: EncoderConfig, head: str, parameters
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.uint16, torch.bool])
+@pytest.mark.parametrize("training", [False, True])
+def test_whole_numbers_other_than_bytes_are_refused(tiny: Tiny, dtype: torch.dtype, training: bool) -> None:
+    encoder = BeitEncoder(tiny(depth=1)).train(training)
+    images = torch.zeros(2, 3, *encoder.config.image_size).to(dtype)
+    with pytest.raises(UserError, match=rf"images are of {dtype}; give uint8, or floats in \[0, 1\]"):
+        encoder(images)
+
+
+@pytest.mark.parametrize("wrong", [lambda x: 255 * x, lambda x: (x - 0.5) / 0.25, lambda x: x + 0.3])
+def test_floats_that_are_no_images_are_refused_when_judged(
+    tiny: Tiny, monkeypatch: MonkeyPatch, wrong: Callable[[Tensor], Tensor]
+) -> None:
+    encoder = BeitEncoder(tiny(depth=1)).eval()
+    images = torch.linspace(0, 1, 2 * 3 * math.prod(encoder.config.image_size)).view(
+        2, 3, *encoder.config.image_size
+    )
+    for fits in (images, 1.5 * images - 0.25, (255 * images).to(torch.uint8)):
+        assert encoder(fits).isfinite().all()
+    with pytest.raises(UserError, match=r"images run from .*give uint8, or floats in \[0, 1\]"):
+        encoder(wrong(images))
+    encoder.train()(wrong(images))  # costs nothing in training
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    encoder.eval()(wrong(images))  # nor in a graph
+
+
 def test_state_dict_has_the_official_names(tiny: Tiny) -> None:
     keys = set(BeitEncoder(tiny(depth=1)).state_dict())
     block = {"norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "gamma_1", "gamma_2"}

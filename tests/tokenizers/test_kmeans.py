@@ -29,6 +29,13 @@ def fitted(pixel_norm: str = "none", vocab_size: int = 12) -> PatchKMeans:
     return model
 
 
+def test_what_is_no_image_is_refused() -> None:
+    images = torch.rand(2, 3, 16, 16, generator=seeded(4))
+    for wrong in (255 * images, (255 * images).long()):
+        with pytest.raises(UserError, match=r"give uint8, or floats in \[0, 1\]"):
+            fitted().eval().encode(wrong)
+
+
 def test_separable_points_are_separated() -> None:
     truth = torch.eye(8)[:5] * 10
     labels = torch.arange(500) % 5

@@ -28,7 +28,7 @@ from beit.models.position import (
     sincos_embedding,
     token_places,
 )
-from beit.pixels import white
+from beit.pixels import require_unit, white
 
 
 class BeitEncoder(nn.Module):
@@ -84,6 +84,8 @@ class BeitEncoder(nn.Module):
     def embed(self, images: Tensor, places: Tensor | None = None) -> Tensor:
         """(B, 3, H, W) -> patches (B, N, D), row by row, or those at `places` (B, K), int64; without positions."""
         self.grid_of(images)
+        if not self.training:
+            require_unit(images)
         patches: Tensor = self.patch_embed(self.normalize(images), places)
         return patches
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.config.errors import UserError
+from beit.pixels import require_unit
 
 
 class VisualTokenizer(nn.Module, ABC):
@@ -36,7 +37,9 @@ class VisualTokenizer(nn.Module, ABC):
         """Images in [0, 1], float32 (B, 3, H, W), from tokens (B, h, w)."""
 
     def require_whole_tokens(self, images: Tensor) -> None:
-        """UserError for images with sides that are no multiples of `stride`."""
+        """UserError for images with sides that are no multiples of `stride`, or, but in training, not in [0, 1]."""
+        if not self.training:
+            require_unit(images)
         height, width = images.shape[-2:]
         if height % self.stride or width % self.stride:
             raise UserError(
