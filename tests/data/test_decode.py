@@ -7,6 +7,7 @@ import io
 import os
 import resource
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from pillow_heif import register_heif_opener
 
-from beit.data.decode import Decoding, ImageError, decode_image, upright_size
+from beit.data.decode import Decoding, ImageError, _open_heif, decode_image, upright_size
 from beit.data.sources.opening import open_images
 from beit.pixels import Limits
 
@@ -60,6 +62,43 @@ def png(values: np.ndarray, color_type: int) -> bytes:
 def test_lossless_formats_are_exact(kind: str) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
     np.testing.assert_array_equal(pixels(encode(photo(), kind, **options)), np.array(photo()))
+
+
+def test_pictures_of_phones_and_archives_are_found_and_read(tmp_path: Path) -> None:
+    register_heif_opener()
+    exact = {
+        "jp2": {"irreversible": False},
+        "j2k": {"irreversible": False},
+        "avif": {"quality": 100, "subsampling": "4:4:4"},
+    }
+    kinds = {
+        "jp2": "JPEG2000",
+        "j2k": "JPEG2000",
+        "avif": "AVIF",
+        "jfif": "JPEG",
+        "heic": "HEIF",
+        "HIF": "HEIF",
+    }
+    large = photo(64, 96)
+    for suffix, kind in kinds.items():
+        large.save(tmp_path / f"a.{suffix}", kind, **exact.get(suffix, {"quality": 95}))
+    source = open_images([str(tmp_path)])
+    assert len(source) == len(kinds)
+    for index in range(len(source)):
+        error = np.abs(source.image(index).permute(1, 2, 0).numpy().astype(int) - np.array(large).astype(int))
+        assert error.max() == 0 if source.key(index)[-3:] in ("jp2", "j2k") else error.mean() < 3, source.key(
+            index
+        )
+        assert source.size(index) == (64, 96)
+
+
+def test_the_package_that_reads_heic_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    register_heif_opener()
+    data = encode(photo(64, 64), "HEIF")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    _open_heif.cache_clear()
+    with pytest.raises(ImageError, match=r"HEIC needs `pip install beit\[heif\]`"):
+        pixels(data)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])

@@ -29,7 +29,7 @@ except ImportError:  # deprecated since torchvision 0.29: once it is gone, Pillo
     decode_with_torchvision = None
 
 # Only formats that hold pixels: Pillow would hand others (EPS, PSD, FITS ...) to interpreters of much wider scope.
-_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
 
 
 class ImageError(Exception):
@@ -97,6 +97,10 @@ def open_pillow(data: bytes, name: str, limits: Limits) -> Image.Image:
     with reading(name):
         if not data:
             raise ValueError("the file is empty")
+        if data[4:8] == b"ftyp" and any(
+            brand in data[8:40] for brand in (b"heic", b"heix", b"hevc", b"heim")
+        ):
+            _open_heif()
         try:
             image = Image.open(io.BytesIO(data), formats=_known_formats())
         except Image.DecompressionBombError as error:
@@ -146,6 +150,17 @@ def _torchvision(data: bytes, mode: ImageReadMode) -> Tensor:
     writable = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     decoded: Tensor = decode_with_torchvision(writable, mode, apply_exif_orientation=True)
     return decoded
+
+
+@cache
+def _open_heif() -> None:
+    """Have Pillow read HEIC, as phones write it."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise ValueError("HEIC needs `pip install beit[heif]`") from error
+    register_heif_opener()
+    _known_formats.cache_clear()
 
 
 @cache

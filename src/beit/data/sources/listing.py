@@ -21,7 +21,8 @@ from beit.data.base import split_of
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp"}
-    | {".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2", ".avif"}
+    | {".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"}
+    | {".jpx", ".avif", ".heic", ".heif", ".hif"}
 )
 # Folders of thumbnails and resource forks that file systems and archivers leave behind.
 _LITTER = frozenset(("__MACOSX", "@eaDir", "lost+found"))
