@@ -13,7 +13,7 @@ from torch import nn
 from beit.atomic import appearing
 from beit.checkpoints.foreign import dalle, formats, huggingface, timm, unilm
 from beit.checkpoints.foreign.survey import Survey
-from beit.checkpoints.kinds import KINDS, kind_of, options_of
+from beit.checkpoints.kinds import KINDS, config_of, entry_of, kind_of, options_of
 from beit.checkpoints.own import save_model
 from beit.checkpoints.preparation import in_full
 from beit.checkpoints.reference import Pixel, Stated, locate
@@ -104,6 +104,8 @@ def _destination(destination: str | Path, to: str, push: str | None) -> Path:
 
 def holders(model: nn.Module) -> tuple[Target, ...]:
     """The formats that hold such a model."""
+    if entry_of(model) is not None and config_of(model).channels != 3:
+        return ("beit",)
     if isinstance(model, SemanticSegmenter) and model.decoder != "upernet":
         return ("beit",)
     if isinstance(model, MaskedImageModel) and model.decoder is not None:
@@ -128,6 +130,8 @@ def _require_holder(model: nn.Module, to: Target) -> None:
             f"{to} has masked image models that see all patches: it cannot hold this one's decoder.* "
             f"(encoder_sees visible); {remedy}"
         )
+    if entry_of(model) is not None and (count := config_of(model).channels) != 3:
+        raise UserError(f"{to} has models of RGB images alone: it cannot hold {count} channels; {remedy}")
     segmenter_in_timm = isinstance(model, SemanticSegmenter) and to == "timm"
     reason = "timm's BEiT has no decoders, hence no decode_head" if segmenter_in_timm else _CONTENTS[to]
     raise UserError(f"{reason}: it cannot hold a {type(model).__name__}; {remedy}")

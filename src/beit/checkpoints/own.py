@@ -31,7 +31,7 @@ from beit.tokenizers.base import VisualTokenizer
 from beit.untrusted import Facts, listed, printable, read_json, typed
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
-_PIXEL, _PAIR = tuple[float, float, float], tuple[int, int]
+_PIXEL, _PAIR = tuple[float, ...], tuple[int, int]
 _TYPES: Facts = {
     "image_size": _PAIR,
     "pixel_mean": _PIXEL,
@@ -81,7 +81,7 @@ def save_model(
         raise TypeError(f"{kind} is not a model that can be saved; a {', '.join(KINDS)} is")
     weights = _float32_weights(model)
     architecture = _construction(model)["architecture"]
-    mean, std = entry.pixels
+    mean, std = (values[:1] * config_of(model).channels for values in entry.pixels)
     description = {
         "kind": kind,
         **_construction(model),

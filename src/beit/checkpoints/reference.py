@@ -23,7 +23,7 @@ FORM = (
     "PATH@num_heads=6,grid=24x16,pixel_mean=0.485:0.456:0.406,pixel_std=imagenet,layers=3:5:7:11,"
     "reduce_zero_label=no,strict=no,sha256=HEX"
 )
-Pixel = tuple[float, float, float]
+Pixel = tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -92,9 +92,9 @@ class EncoderConfig(EncoderKnobs):
     """Rows and columns that coordinates of sine-cosine positions are scaled to; null for those of `image_size`."""
     layer_norm_eps: NonNegativeFloat = 1e-6
     """Epsilon of every LayerNorm."""
-    pixel_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Subtracted from images in [0, 1], per channel."""
-    pixel_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    pixel_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    """Subtracted from images in [0, 1], per channel; their number is that of the channels."""
+    pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)
     """Divides images after the subtraction, per channel."""
 
     def __post_init__(self) -> None:
@@ -108,9 +108,16 @@ class EncoderConfig(EncoderKnobs):
         require(divisible, f"--width {self.width} is not divisible by --num-heads {self.num_heads}")
         quarters = self.position != "sincos" or self.width % 4 == 0
         require(quarters, f"--position sincos needs a --width that is a multiple of 4, not {self.width}")
+        alike = 0 < self.channels == len(self.pixel_std)
+        require(alike, f"--pixel-mean has {self.channels} channels, --pixel-std {len(self.pixel_std)}")
         for name, pixel, least in (("mean", self.pixel_mean, -math.inf), ("std", self.pixel_std, 0)):
             fits = all(least < value < math.inf for value in pixel)
             require(fits, f"--pixel-{name} cannot be {pixel}, for images in [0, 1]")
+
+    @property
+    def channels(self) -> int:
+        """Of images."""
+        return len(self.pixel_mean)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -147,6 +154,8 @@ class DiscreteVAEConfig(DiscreteVAEKnobs):
 
     image_size: tuple[int, int] = (112, 112)
     """Height and width in pixels that the tokenizer is meant for; it runs at any multiple of `stride`."""
+    channels: PositiveInt = 3
+    """Of images."""
 
     def __post_init__(self) -> None:
         check_limits(self)

@@ -56,6 +56,8 @@ class PatchKMeansConfig:
     """Whether patches are compared as they are, or each less its mean and divided by its deviation."""
     image_size: Sides
     """Height and width in pixels that the tokenizer is meant for; it runs at any multiple of `stride`."""
+    channels: PositiveInt = 3
+    """Of images."""
 
     def __post_init__(self) -> None:
         check_limits(self)

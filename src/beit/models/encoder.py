@@ -1,6 +1,6 @@
 """BeitEncoder: images -> tokens. One encoder for every task; methods and heads take it.
 
-Shapes: B images of (H, W) pixels, (h, w) the patch grid, N = h w patches, D width.
+Shapes: B images of C channels and (H, W) pixels, (h, w) the patch grid, N = h w patches, D width.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from beit.pixels import require_unit, white
 class BeitEncoder(nn.Module):
     """Vision Transformer of the BEiT paper (section 2.5), plain or with relative position bias and LayerScale.
 
-    images (B, 3, H, W), float in [0, 1] or uint8 -> embed -> patches (B, N, D) -> transform -> (B, 1 + N, D).
+    images (B, C, H, W), float in [0, 1] or uint8 -> embed -> patches (B, N, D) -> transform -> (B, 1 + N, D).
     Given `places` (B, K), embed and transform work on these K patches of each image, as if there were no others.
     H and W are any multiples of the patch size: position information is resized when they are not
     `config.image_size`. Parameter names are those of the official code.
@@ -54,7 +54,7 @@ class BeitEncoder(nn.Module):
         """Blocks from the first on that do not learn; see :meth:`freeze`."""
 
         width, grid = config.width, config.grid
-        self.patch_embed = PatchEmbed(config.patch_size, width)
+        self.patch_embed = PatchEmbed(config.patch_size, width, config.channels)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = (
             nn.Parameter(torch.zeros(1, self.num_prefix_tokens + math.prod(grid), width))
@@ -78,11 +78,11 @@ class BeitEncoder(nn.Module):
         init_weights(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> class token and patches after the last block, (B, 1 + N, D), no final norm."""
+        """(B, C, H, W) -> class token and patches after the last block, (B, 1 + N, D), no final norm."""
         return self.transform(self.embed(images), self.grid_of(images))
 
     def embed(self, images: Tensor, places: Tensor | None = None) -> Tensor:
-        """(B, 3, H, W) -> patches (B, N, D), row by row, or those at `places` (B, K), int64; without positions."""
+        """(B, C, H, W) -> patches (B, N, D), row by row, or those at `places` (B, K), int64; without positions."""
         self.grid_of(images)
         if not self.training:
             require_unit(images)
@@ -129,13 +129,19 @@ class BeitEncoder(nn.Module):
         return (pixels - channels(self.config.pixel_mean)) / channels(self.config.pixel_std)
 
     def grid_of(self, images: Tensor) -> Grid:
-        """Rows and columns of patches of images (B, 3, H, W)."""
+        """Rows and columns of patches of images (B, C, H, W)."""
         height, width = images.shape[-2:]
-        side = self.config.patch_size
-        if images.dim() != 4 or images.shape[1] != 3 or height % side or width % side or not height * width:
+        side, count = self.config.patch_size, self.config.channels
+        if (
+            images.dim() != 4
+            or images.shape[1] != count
+            or height % side
+            or width % side
+            or not height * width
+        ):
             raise UserError(
                 f"images of shape {tuple(images.shape)} do not fit an encoder with patches of {side}x{side} "
-                f"pixels; give (batch, 3, height, width) with sides that are multiples of {side}"
+                f"pixels; give (batch, {count}, height, width) with sides that are multiples of {side}"
             )
         return height // side, width // side
 

@@ -34,7 +34,7 @@ class EncoderWithHead(nn.Module):
 class MaskedImageModel(nn.Module):
     """Masked image modelling (paper section 2.3): predicts the visual token of every hidden patch.
 
-    With vocab_size = 3 * patch_size**2 it predicts pixels instead (table 4, "- visual tokens"): its rows then
+    With vocab_size = channels * patch_size**2 it predicts pixels instead (table 4, "- visual tokens"): its rows then
     answer to :meth:`pixel_targets`.
 
     encoder_sees: "all" patches, with a mask token in place of each hidden one (BEiT); or the "visible" ones alone, of

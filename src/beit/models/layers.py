@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 
 class PatchEmbed(nn.Module):
-    """Cuts images (B, 3, H, W) into square patches and projects each linearly: (B, N, D), row by row.
+    """Cuts images (B, C, H, W) into square patches and projects each linearly: (B, N, D), row by row.
 
     The weight is kept as the convolution of the official code, for its name and shape. Applied as one matrix
     product over the cut patches it is three times faster on a CPU than the strided convolution.
     """
 
-    def __init__(self, patch_size: int, width: int) -> None:
+    def __init__(self, patch_size: int, width: int, channels: int = 3) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images: Tensor, places: Tensor | None = None) -> Tensor:
         """All patches (B, N, D), or those at `places` (B, K): (B, K, D)."""

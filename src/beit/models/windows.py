@@ -100,7 +100,7 @@ def whole_image(model: SemanticSegmenter, images: Tensor) -> Tensor:
     if down or right:
         unit = to_unit(images)
         mean = torch.stack([unit.new_full((), value) for value in config.pixel_mean])
-        images = mean.view(1, 3, 1, 1).repeat(len(unit), 1, height + down, width + right)
+        images = mean.view(1, -1, 1, 1).repeat(len(unit), 1, height + down, width + right)
         images[..., :height, :width] = unit
     logits: Tensor = model(images)
     return logits[..., :height, :width]

@@ -15,7 +15,7 @@ from beit.pixels import require_unit
 class VisualTokenizer(nn.Module, ABC):
     """Turns images into grids of visual tokens and back (paper section 2.1).
 
-    Images are float in [0, 1] or uint8, (B, 3, H, W), with sides that are multiples of `stride`; the tokenizer maps
+    Images are float in [0, 1] or uint8, (B, C, H, W), with sides that are multiples of `stride`; the tokenizer maps
     pixels as its network wants them. A grid is (h, w) = (H // stride, W // stride).
     """
 

@@ -90,7 +90,7 @@ class DalleEncoder(nn.Module):
     def __init__(self, config: DiscreteVAEConfig, channels: int | None = None) -> None:
         super().__init__()
         widths = _group_widths(config)
-        layers: OrderedDict[str, nn.Module] = OrderedDict(input=_conv(3, config.width, 7))
+        layers: OrderedDict[str, nn.Module] = OrderedDict(input=_conv(config.channels, config.width, 7))
         for index, (n_in, n_out) in enumerate(pairwise([config.width, *widths]), start=1):
             group = _group(n_in, n_out, config, kernels=(3, 3, 3, 1))
             if index < len(widths):
@@ -118,7 +118,7 @@ class DalleDecoder(nn.Module):
         for index, (n_in, n_out) in enumerate(pairwise([config.code_width, *widths]), start=1):
             group = _group(n_in, n_out, config, kernels=(1, 3, 3, 3), upsample=index > 1)
             layers[f"group_{index}"] = nn.Sequential(group)
-        layers["output"] = _output(widths[-1], 6)
+        layers["output"] = _output(widths[-1], 2 * config.channels)
         self.blocks = nn.Sequential(layers)
 
     def forward(self, weights: Tensor) -> Tensor:

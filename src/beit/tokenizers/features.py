@@ -45,7 +45,7 @@ class FeatureKMeans(KMeansTokenizer):
             raise UserError(
                 f"layer {layer} is not one of the {config.depth} blocks; give 0 to {config.depth - 1}"
             )
-        super().__init__(vocab_size, config.width, config.patch_size, config.image_size)
+        super().__init__(vocab_size, config.width, config.patch_size, config.image_size, config.channels)
         self.encoder = cast(nn.Module, encoder)
         self.layer = layer
         self.register_buffer("mean", torch.zeros(config.width))

@@ -1,6 +1,6 @@
 """Tokenizers made by k-means: the token of a patch is the number of the centre nearest to it.
 
-    images (B, 3, H, W) -> vectors (B, h w, D), what is compared -> nearest of the centres (V, D) -> tokens (B, h, w)
+    images (B, C, H, W) -> vectors (B, h w, D), what is compared -> nearest of the centres (V, D) -> tokens (B, h, w)
         -> for each token the mean of the patches that it stands for
 
 Nothing is learned by gradient: the codebook is computed at once, from a sample of patches, in seconds.
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from beit.config.architecture import Sides
 from beit.config.errors import UserError
 from beit.config.tokenizer import PatchKMeansConfig
 from beit.pixels import to_unit
@@ -39,13 +40,13 @@ class KMeansTokenizer(VisualTokenizer):
     centers: Tensor
     """float32 (V, D)."""
     patches: Tensor
-    """float32 (V, 3, stride, stride): the mean patch of each token, in [0, 1]."""
+    """float32 (V, C, stride, stride): the mean patch of each token, in [0, 1]."""
 
-    def __init__(self, vocab_size: int, width: int, stride: int, image_size: tuple[int, int]) -> None:
+    def __init__(self, vocab_size: int, width: int, stride: int, image_size: Sides, channels: int) -> None:
         super().__init__()
         self.vocab_size, self.stride, self.image_size = vocab_size, stride, image_size
         self.register_buffer("centers", torch.zeros(vocab_size, width))
-        self.register_buffer("patches", torch.zeros(vocab_size, 3, stride, stride))
+        self.register_buffer("patches", torch.zeros(vocab_size, channels, stride, stride))
 
     @abstractmethod
     def read(self, images: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ class KMeansTokenizer(VisualTokenizer):
         self, vectors: Tensor, patches: Tensor, rng: torch.Generator, poll: Callable[[], None] = lambda: None
     ) -> None:
         """Compute the codebook from a sample of patches: vectors (M, D) as `read` gives them, and the patches
-        themselves (M, 3, stride, stride) in [0, 1], all on the CPU. `poll` is called now and then, and may raise.
+        themselves (M, C, stride, stride) in [0, 1], all on the CPU. `poll` is called now and then, and may raise.
 
         UserError where there are fewer patches than entries.
         """
@@ -91,10 +92,10 @@ class KMeansTokenizer(VisualTokenizer):
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
-        """Images in [0, 1], (B, 3, H, W), each token int64 (B, h, w) as its mean patch."""
+        """Images in [0, 1], (B, C, H, W), each token int64 (B, h, w) as its mean patch."""
         count, rows, columns = tokens.shape
         cells = self.patches[tokens].permute(0, 3, 1, 4, 2, 5)
-        return cells.reshape(count, 3, rows * self.stride, columns * self.stride)
+        return cells.reshape(count, -1, rows * self.stride, columns * self.stride)
 
     def _vectors(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Vectors to compare, (B, h w, D), and the grid (h, w)."""
@@ -109,7 +110,8 @@ class PatchKMeans(KMeansTokenizer):
     kind = "kmeans"
 
     def __init__(self, config: PatchKMeansConfig) -> None:
-        super().__init__(config.vocab_size, 3 * config.stride**2, config.stride, config.image_size)
+        size, stride, channels = config.vocab_size, config.stride, config.channels
+        super().__init__(size, channels * stride**2, stride, config.image_size, channels)
         self.config = config
 
     def read(self, images: Tensor) -> Tensor:
@@ -123,9 +125,9 @@ class PatchKMeans(KMeansTokenizer):
 
 
 def cut_patches(images: Tensor, stride: int) -> Tensor:
-    """Images (B, 3, H, W), float in [0, 1] or uint8, as patches in [0, 1], by rows: (B, h w, 3, stride, stride)."""
-    height, width = images.shape[-2:]
-    cells = to_unit(images).reshape(-1, 3, height // stride, stride, width // stride, stride)
+    """Images (B, C, H, W), float in [0, 1] or uint8, as patches in [0, 1], by rows: (B, h w, C, stride, stride)."""
+    channels, height, width = images.shape[-3:]
+    cells = to_unit(images).reshape(-1, channels, height // stride, stride, width // stride, stride)
     return cells.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
 

@@ -40,7 +40,7 @@ class ElboLoss(NamedTuple):
     """Means over the batch, in nats."""
 
     loss: Tensor
-    """(nll + kl_weight * kl) / (3 H W): what is minimised."""
+    """(nll + kl_weight * kl) / (C H W): what is minimised."""
     nll: Tensor
     """-log p(x | z), summed over the pixels of an image."""
     kl: Tensor
@@ -58,8 +58,8 @@ def unmap_pixels(pixels: Tensor) -> Tensor:
 
 
 def median_images(statistics: Tensor) -> Tensor:
-    """The median of the pixel distribution as images in [0, 1]: (B, 6, H, W) -> (B, 3, H, W)."""
-    return unmap_pixels(statistics[:, :3].sigmoid())
+    """The median of the pixel distribution as images in [0, 1]: (B, 2 C, H, W) -> (B, C, H, W)."""
+    return unmap_pixels(statistics.chunk(2, dim=1)[0].sigmoid())
 
 
 def gumbel_softmax(logits: Tensor, temperature: float) -> Tensor:

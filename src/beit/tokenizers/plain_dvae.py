@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from beit.pixels import white
 from beit.tokenizers.base import CategoricalTokenizer
 
-Pixel = tuple[float, float, float]
+Pixel = tuple[float, ...]
 
 
 class Layer(NamedTuple):

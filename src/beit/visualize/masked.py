@@ -55,7 +55,7 @@ def draw_pixels(
     patches[batch.mask.flatten()] = predicted
     columns = patches.view(len(batch.image), -1, patches.shape[1]).transpose(1, 2)
     rebuilt = F.fold(columns, config.image_size, config.patch_size, stride=config.patch_size)
-    mean, std = (rebuilt.new_tensor(value).view(3, 1, 1) for value in (config.pixel_mean, config.pixel_std))
+    mean, std = (rebuilt.new_tensor(value).view(-1, 1, 1) for value in (config.pixel_mean, config.pixel_std))
     sheet = contact_sheet(
         {
             "image": batch.image,

@@ -30,8 +30,8 @@ class ClassificationView:
     magnitude: float = 9.0
     magnitude_std: float = 0.5
     erasing: float = 0.25
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
         red, green, blue = (min(255, round(255 * value)) for value in self.mean)

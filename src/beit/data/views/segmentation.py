@@ -58,7 +58,7 @@ class SegmentationView:
     category_share: float = 0.75
     flip: float = 0.5
     photometric: bool = True
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
         self._fill = torch.tensor([round(255 * value) for value in self.mean], dtype=torch.uint8)

@@ -70,7 +70,10 @@ def recipe_of(model: MaskedImageModel, config: EvaluateConfig) -> PretrainConfig
         values = {"out": "-", "image_size": encoder.image_size, "patch_size": encoder.patch_size}
         if model.num_masked is not None:  # the one number that it can be asked about
             values |= {"encoder_sees": "visible", "masking": "random", "num_masked": model.num_masked}
-        if model.vocab_size == 3 * encoder.patch_size**2 and describe(config.model).get("tokenizer") is None:
+        if (
+            model.vocab_size == encoder.channels * encoder.patch_size**2
+            and describe(config.model).get("tokenizer") is None
+        ):
             values |= {"target": "pixels", "pixel_norm": describe(config.model).get("pixel_norm", "none")}
     if values.get("target") != "pixels":
         values["tokenizer"] = config.tokenizer or values.get("tokenizer")
