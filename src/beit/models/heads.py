@@ -31,7 +31,7 @@ class EncoderWithHead(nn.Module):
         return [*lower, [*last, *head]]
 
 
-class MaskedImageModel(nn.Module):
+class MaskedImageModel(EncoderWithHead):
     """Masked image modelling (paper section 2.3): predicts the visual token of every hidden patch.
 
     With vocab_size = 3 * patch_size**2 it predicts pixels instead (table 4, "- visual tokens"): its rows then
