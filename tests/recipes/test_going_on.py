@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from run_results import log, metrics, weights
-from tiny_runs import SHORT, finetune_config, pretrain_config, segment_config, tokenizer_config
+from tiny_runs import SHORT, finetune_config, pretrain_config, probe_config, segment_config, tokenizer_config
 
 import beit
 from beit.checkpoints.conversion import convert
@@ -22,6 +23,7 @@ from beit.models.heads import MaskedImageModel
 from beit.presets import Facts, resolve
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
+from beit.recipes.probe.run import probe
 from beit.recipes.segment import segment
 from beit.recipes.tokenizer.run import tokenizer
 from beit.tokenizers.dvae import DiscreteVAE
@@ -87,7 +89,7 @@ def test_what_does_not_fit_is_new_and_said(
     segment(segment_config(regions, tmp_path / "segmenter", init=str(pretrained)))
     for run in ("classifier", "segmenter"):
         said = started(images, tmp_path / f"from-{run}", tmp_path / run, tokenizer=str(trained_tokenizer))
-        assert "new norm, mask token and head" in said
+        assert "new mask token, head and norm" in said
         assert beit.load_encoder(tmp_path / f"from-{run}").config.bias == "block"
 
 
@@ -165,6 +167,28 @@ def test_a_preset_takes_its_network_from_the_start() -> None:
     named = PretrainConfig(data="x", out="y", tokenizer="t", init="i", preset="tiny")
     resolved, _ = resolve(named, Facts(network=network))
     assert (resolved.width, resolved.image_size, resolved.batch_size) == (48, (32, 32), 64)
+
+
+def test_every_verb_starts_from_a_plain_vit(
+    images: Path, trained_tokenizer: Path, colours: Path, regions: Path, tmp_path: Path
+) -> None:
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 0}
+    theirs = timm.create_model("vit_tiny_patch16_224", **small, reg_tokens=2, init_values=0.1)
+    torch.save({"model": theirs.state_dict()}, tmp_path / "dino.pth")
+    source = f"{tmp_path}/dino.pth@num_heads=2"
+    norm = theirs.state_dict()["norm.weight"]
+    said = started(images, tmp_path / "pretrain", source, tokenizer=str(trained_tokenizer), lr=1e-9)
+    assert "its final norm is kept" in said and "new mask token, head and norm, as far" in said
+    torch.testing.assert_close(beit.load_model(tmp_path / "pretrain").norm.weight, norm)
+    visible = {"encoder_sees": "visible", "decoder_width": 32, "tokenizer": str(trained_tokenizer)}
+    started(images, tmp_path / "visible", source, **visible)
+    finetune(finetune_config(colours, tmp_path / "finetune", init=source))
+    segment(segment_config(regions, tmp_path / "segment", init=source))
+    probe(probe_config(colours, tmp_path / "probe", Path(source), steps=2))
+    for run in ("finetune", "probe"):
+        assert beit.load_encoder(tmp_path / run).norm is not None
+    for run in ("pretrain", "visible", "finetune", "segment", "probe"):
+        assert beit.load_encoder(tmp_path / run).num_prefix_tokens == 3
 
 
 @pytest.mark.parametrize("kind", ["dvae", "fsq"])

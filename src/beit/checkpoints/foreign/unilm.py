@@ -19,6 +19,7 @@ from torch import nn
 
 from beit.checkpoints.foreign import upernet
 from beit.checkpoints.foreign.key_map import KeyMap
+from beit.checkpoints.foreign.plain import EMBEDDED, pixels_of, renamed
 from beit.checkpoints.foreign.shapes import with_table
 from beit.checkpoints.foreign.survey import Foreign
 from beit.checkpoints.reading.safe_pickle import Inert
@@ -49,12 +50,21 @@ KEYS = KeyMap(
     ],
     ignored=INDICES,
 )
+_OF_PLAIN = [
+    *("register_tokens", EMBEDDED, "blocks.{}.attn.qkv.bias", "norm.*"),
+    *(name for name in ENCODER if not name.endswith(("q_bias", "v_bias"))),
+]
+PLAIN_KEYS = KeyMap(
+    [
+        *((f"encoder.{name}", name) for name in _OF_PLAIN),
+        *((name, name) for name in ("mask_token", "fc_norm.*", "head.*")),
+    ]
+)
+"""Other vision transformers, under these names by :func:`renamed`: read alone."""
 _CONTAINERS = ("model", "module", "state_dict", "model_state_dict", "net", "network")
 """Keys that trainers keep the weights under."""
 _WRAPPERS = ("module.", "model.", "net.", "network.", "_orig_mod.")
 """What stands before all names where a wrapper's weights were saved."""
-_PLAIN_VIT = {"blocks.0.attn.qkv.bias", "dist_token"}
-"""What other vision transformers have under names that are otherwise the same."""
 _BACKBONE = "backbone."
 _PYRAMIDS = (8, 16)
 """Patch sizes that the released code has a pyramid for."""
@@ -73,10 +83,8 @@ def reads(file: TensorFile) -> bool:
 def open_file(file: TensorFile) -> Foreign:
     """A model of the released code, of mmsegmentation, or of another trainer."""
     contents, weights = file.contents, _weights(file.contents) or {}
-    if plain := sorted(_PLAIN_VIT & {*weights}):
-        raise UserError(
-            f"{file.path} is a ViT with {', '.join(plain)}, not a BEiT; give a BEiT, or train one with beit pretrain"
-        )
+    plain = "blocks.0.attn.qkv.bias" in weights
+    weights, notes = renamed(weights) if plain else (weights, [])
     segments = _is_segmenter(weights)
     arguments, meta = contents.get("args"), contents.get("meta") if segments else None
     run = arguments.attributes if isinstance(arguments, Inert) else {}
@@ -90,16 +98,20 @@ def open_file(file: TensorFile) -> Foreign:
     in_bytes = all(0 <= x < 256 for color in palette for x in color)
     origin = {name: run.get(name) for name in ("model", "epochs")}
     averages = [key for key in ("model_ema", "state_dict_ema") if key in contents]
+    facts = dict(statistics) if isinstance(imagenet, bool) else {}
+    if plain:
+        facts, doubts = pixels_of(imagenet="head.weight" not in weights)
+        notes += doubts
     return Foreign(
-        format=NAME,
+        format="vit" if plain else NAME,
         file=file,
         tensors=file.tensors(weights),
-        table=SEGMENTER_KEYS if segments else KEYS,
-        facts=dict(statistics) if isinstance(imagenet, bool) else {},
+        table=SEGMENTER_KEYS if segments else PLAIN_KEYS if plain else KEYS,
+        facts=facts,
         classes=[*_as(Sequence[str], meta.get("CLASSES"))] or None,
         provenance={name: value for name, value in origin.items() if isinstance(value, str | int)},
         extra={"palette": [list(color) for color in palette]} if palette and in_bytes else {},
-        notes=[f"{key}: not read, the weights as trained are" for key in averages],
+        notes=notes + [f"{key}: not read, the weights as trained are" for key in averages],
     )
 
 

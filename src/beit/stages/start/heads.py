@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from beit.checkpoints.adapt import drop_norm
 from beit.checkpoints.store import describe
 from beit.config.errors import UserError
 from beit.config.finetune import FinetuneConfig
@@ -34,6 +35,7 @@ def starting_segmenter(
 ) -> tuple[SemanticSegmenter, list[str]]:
     """The segmenter before its first step, and a line for everything that was taken over, changed or drawn."""
     encoder, start, notes = starting_encoder(config)
+    drop_norm(encoder)  # which the decoder does not read
     upernet = config.decoder == "upernet"
     layers = config.layers
     if layers is None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from beit.checkpoints.adapt import changes, replace_rates, resize_encoder
+from beit.checkpoints.adapt import changes, drop_norm, replace_rates, resize_encoder
 from beit.checkpoints.store import describe
 from beit.config.architecture import sides
 from beit.config.pretrain import PretrainConfig
@@ -29,8 +29,12 @@ def starting_masked_model(
     with changes() as adapting:
         encoder = resize_encoder(encoder, sides(config.image_size))
         encoder = replace_rates(encoder, drop_path_rate=config.drop_path_rate, dropout=config.dropout)
+    norm = drop_norm(encoder)
     model = masked_image_model(config, encoder, vocab_size)
     init_weights(model, config.init_scheme, keep=encoder)
+    if norm is not None:
+        model.norm.load_state_dict(norm.state_dict())
+        notes.append("its final norm is kept")
     return model, [*notes, *adapting, _take_over(model, start, config, tokenizer)]
 
 
@@ -53,7 +57,7 @@ def _take_over(
 ) -> str:
     """Keep what a masked image model needs to predict hidden patches, and its head if that predicts the same."""
     if not isinstance(start, MaskedImageModel):
-        return "new norm, mask token and head, which --init does not have"
+        return "new mask token, head and norm, as far as --init has none"
     kept, words = ["norm."], "norm kept, new mask token and head, for --init predicts in another way"
     shape = ("encoder_sees", "decoder_depth", "decoder_width")
     if all(getattr(start, name) == getattr(model, name) for name in shape):
