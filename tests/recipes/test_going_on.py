@@ -15,6 +15,7 @@ from tiny_runs import SHORT, finetune_config, pretrain_config, probe_config, seg
 import beit
 from beit.checkpoints.conversion import convert
 from beit.checkpoints.own import save_model
+from beit.cli.flags import parse
 from beit.config.architecture import DiscreteVAEConfig
 from beit.config.errors import UserError
 from beit.config.pretrain import PretrainConfig
@@ -164,6 +165,13 @@ def test_a_preset_takes_its_network_from_the_start() -> None:
     assert {name: getattr(resolved, name) for name in start} == start and resolved.masking == "block"
     assert resolved.image_size == 48  # as many patches as there are tokens
     assert "the network of --init" in {choice.reason for choice in choices}
+    # Sides and patches that the preset does not go with are no mistake yet: the start may.
+    words = ["--data", "x", "--out", "y", "--tokenizer", "t", "--preset", "base", "--image-size", "518"]
+    parsed, _ = parse(PretrainConfig, "beit pretrain", [*words, "--init", "i"])
+    resolved, _ = resolve(parsed, Facts(network={**network, "patch_size": 14}))
+    assert (resolved.image_size, resolved.patch_size) == (518, 14)
+    with pytest.raises(UserError, match="--image-size 518x518 is not a multiple"):
+        parse(PretrainConfig, "beit pretrain", words)
     named = PretrainConfig(data="x", out="y", tokenizer="t", init="i", preset="tiny")
     resolved, _ = resolve(named, Facts(network=network))
     assert (resolved.width, resolved.image_size, resolved.batch_size) == (48, (32, 32), 64)

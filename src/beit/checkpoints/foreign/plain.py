@@ -23,15 +23,15 @@ _STRANGE = {
     **dict.fromkeys(("q_norm", "k_norm"), "norms of queries and keys"),
     **dict.fromkeys(("norm_pre", "pre_layrnorm"), "a norm before the blocks"),
     **dict.fromkeys(("rope", "rotary"), "rotary positions"),
-    **{"attn_pool": "pooling by attention", "rel_pos.": "windows"},
+    **{"attn_pool": "pooling by attention", "rel_pos_h": "windows"},
     **dict.fromkeys(("head_dist", "distillation_classifier"), "a second head, of distillation"),
 }
 
 
-def refuse_strange(path: Path, unknown: Iterable[str]) -> None:
-    """UserError where weights that are `unknown` are those of a part that no encoder here has."""
+def refuse_strange(path: Path, names: Iterable[str]) -> None:
+    """UserError where `names` of weights are those of a part that no encoder here has."""
     for part, words in _STRANGE.items():
-        if any(part in key for key in unknown):
+        if any(part in key for key in names):
             raise UserError(
                 f"{path} has {words} ({part}), which no encoder here has; give a plain ViT or BEiT"
             )

@@ -63,6 +63,8 @@ PLAIN_KEYS = KeyMap(
 """Other vision transformers, under these names by :func:`renamed`: read alone."""
 _CONTAINERS = ("model", "module", "state_dict", "model_state_dict", "net", "network")
 """Keys that trainers keep the weights under."""
+AVERAGES = ("model_ema", "state_dict_ema")
+"""Those of averaged weights."""
 _WRAPPERS = ("module.", "model.", "net.", "network.", "_orig_mod.")
 """What stands before all names where a wrapper's weights were saved."""
 _BACKBONE = "backbone."
@@ -80,9 +82,9 @@ def reads(file: TensorFile) -> bool:
     return weights is not None and ("patch_embed.proj.weight" in weights or _is_segmenter(weights))
 
 
-def open_file(file: TensorFile) -> Foreign:
-    """A model of the released code, of mmsegmentation, or of another trainer."""
-    contents, weights = file.contents, _weights(file.contents) or {}
+def open_file(file: TensorFile, averaged: bool) -> Foreign:
+    """A model of the released code, of mmsegmentation, or of another trainer; its weights, or those `averaged`."""
+    contents, weights = file.contents, _weights(file.contents, averaged) or {}
     plain = "blocks.0.attn.qkv.bias" in weights
     weights, notes = renamed(weights) if plain else (weights, [])
     segments = _is_segmenter(weights)
@@ -97,7 +99,7 @@ def open_file(file: TensorFile) -> Foreign:
     palette = _as(Sequence[tuple[int, int, int]], meta.get("PALETTE"))
     in_bytes = all(0 <= x < 256 for color in palette for x in color)
     origin = {name: run.get(name) for name in ("model", "epochs")}
-    averages = [key for key in ("model_ema", "state_dict_ema") if key in contents]
+    words = {True: "the averaged weights are read", False: "not read, the weights as trained are"}
     facts = dict(statistics) if isinstance(imagenet, bool) else {}
     if plain:
         facts, doubts = pixels_of(imagenet="head.weight" not in weights)
@@ -111,16 +113,22 @@ def open_file(file: TensorFile) -> Foreign:
         classes=[*_as(Sequence[str], meta.get("CLASSES"))] or None,
         provenance={name: value for name, value in origin.items() if isinstance(value, str | int)},
         extra={"palette": [list(color) for color in palette]} if palette and in_bytes else {},
-        notes=notes + [f"{key}: not read, the weights as trained are" for key in averages],
+        notes=notes + [f"{x}: {words[x == _place(contents, averaged)]}" for x in AVERAGES if x in contents],
     )
 
 
-def _weights(contents: Any) -> dict[str, Any] | None:
+def _place(contents: Facts, averaged: bool) -> str | None:
+    """The key that the weights lie under, if they lie under one."""
+    names = (*AVERAGES, *_CONTAINERS) if averaged else (*_CONTAINERS, *AVERAGES)
+    return next((key for key in names if isinstance(contents.get(key), dict)), None)
+
+
+def _weights(contents: Any, averaged: bool = False) -> dict[str, Any] | None:
     """The state dict among what a trainer saved, without the names of wrappers."""
     if not isinstance(contents, dict):
         return None
-    inner = (contents[key] for key in _CONTAINERS if isinstance(contents.get(key), dict))
-    weights = {str(key): value for key, value in next(inner, contents).items()}
+    place = _place(contents, averaged)
+    weights = {str(key): x for key, x in (contents if place is None else contents[place]).items()}
     while weights and (
         wrapper := next((name for name in _WRAPPERS if all(key.startswith(name) for key in weights)), None)
     ):
