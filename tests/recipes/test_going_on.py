@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from run_results import log, metrics, weights
+from run_results import log, metrics, same_weights, stopped_in_step, weights
 from tiny_runs import SHORT, finetune_config, pretrain_config, probe_config, segment_config, tokenizer_config
 
 import beit
@@ -73,6 +74,22 @@ def test_with_the_same_tokenizer_pretraining_goes_on_where_it_stood(
     before, after = (beit.load_model(tmp_path / run) for run in ("before", "after"))
     assert before.encoder.config == after.encoder.config
     assert not before.token_head.weight.equal(after.token_head.weight)  # it has learned
+
+
+def test_a_run_that_goes_on_is_killed_and_continued_as_any_other(
+    images: Path, pretrained: Path, trained_tokenizer: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pretrained, tmp_path / "start")
+    given: dict[str, Any] = {"tokenizer": str(trained_tokenizer), "save_every": "1", "steps": 3}
+    started(images, tmp_path / "whole", tmp_path / "start", **given)
+    with stopped_in_step(3):
+        started(images, tmp_path / "run", tmp_path / "start", **given)
+    said = started(images, tmp_path / "run", tmp_path / "start", **given)
+    assert "continuing after step 2" in said and same_weights(tmp_path / "whole", tmp_path / "run")
+    records = [json.loads((tmp_path / run / "results.json").read_text())["first"] for run in ("whole", "run")]
+    assert records[0] == records[1] and "eval/loss" in records[0]
+    shutil.rmtree(tmp_path / "start")  # which a finished run does without
+    started(images, tmp_path / "run", tmp_path / "start", **given)
 
 
 def test_what_does_not_fit_is_new_and_said(
