@@ -234,6 +234,8 @@ FROM_ENCODER: Knobs = {
     "layer_decay": Knob(0.5, layer_scales, {1, 0.5, 0.25, 0.125}),
 }
 
+GOING_ON: Knobs = {"layer_decay": Knob(0.5, layer_scales, {1, 0.5, 0.25, 0.125})}
+
 FROZEN: Knobs = {
     "freeze": Knob(1, lambda a: a.model.encoder.frozen_blocks),
     "layer_decay": Knob(0.5, layer_scales, {1, 0.5}),  # of two blocks one is left, below the head

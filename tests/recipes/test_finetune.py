@@ -320,7 +320,7 @@ def test_a_run_goes_on_without_the_weights_it_started_from_but_not_with_another_
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"width": 32}, r"--width 32 contradicts --init .* whose encoder has width 16; drop --width"),
+        ({"width": 32}, r"--width 32 contradicts --init .* whose network has width 16; drop --width"),
         ({"position": "absolute"}, "--position absolute contradicts --init"),
         ({"layer_scale_init": 0.0}, "--layer-scale-init 0.0 contradicts --init"),
         ({"normalization": "imagenet"}, "--normalization imagenet contradicts --init"),

@@ -50,6 +50,7 @@ RUNS: Mapping[str, tuple[str, knobs.Knobs, Mapping[str, Any]]] = {
     "kmeans": ("tokenizer", knobs.KMEANS, {}),
     "features": ("tokenizer", knobs.FEATURES, {"teacher": "pretrained", "image_size": 32}),
     "pretrain": ("pretrain", knobs.PRETRAIN, {"tokenizer": "trained_tokenizer"}),
+    "going_on": ("pretrain", knobs.GOING_ON, {"init": "pretrained", "tokenizer": "trained_tokenizer"}),
     "pixels": ("pretrain", knobs.PIXELS, {}),
     "bare": ("pretrain", knobs.BARE, {}),
     "finetune": ("finetune", knobs.FINETUNE, {}),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from beit.config.architecture import EncoderConfig, Sides, sides
 from beit.models.encoder import BeitEncoder
@@ -76,6 +76,13 @@ def replace_rates(encoder: BeitEncoder, *, drop_path_rate: float, dropout: float
         if before != after:
             logger.info("%s %g instead of %g", name.replace("_", " "), after, before)
     return _encoder_with(config, encoder.state_dict(), encoder)
+
+
+def drop_norm(encoder: BeitEncoder) -> nn.LayerNorm | None:
+    """Take the final norm out of an encoder whose last block is read by another; the norm, if there was one."""
+    norm, encoder.norm = encoder.norm, None
+    encoder.config = dataclasses.replace(encoder.config, final_norm=False)
+    return norm
 
 
 def _encoder_with(config: EncoderConfig, weights: dict[str, Tensor], like: BeitEncoder) -> BeitEncoder:

@@ -21,7 +21,7 @@ from beit.untrusted import read_json
 
 FORM = (
     "PATH@num_heads=6,grid=24x16,pixel_mean=0.485:0.456:0.406,pixel_std=imagenet,layers=3:5:7:11,"
-    "reduce_zero_label=no,strict=no,sha256=HEX"
+    "reduce_zero_label=no,weights=ema,strict=no,sha256=HEX"
 )
 Pixel = tuple[float, ...]
 
@@ -43,6 +43,8 @@ class Stated:
     reduce_zero_label: bool | None = None
     """Whether the label maps of a segmenter count from 1, with 0 for no class; by default what a configuration tells,
     or yes for the 150 classes of ADE20K."""
+    weights: str | None = None
+    """`ema` for averaged weights beside those as trained; by default they are read where there are no others."""
     strict: bool = True
     """Refuse unknown and missing weights. Otherwise unknown ones are left out, and missing ones drawn anew."""
 
@@ -196,6 +198,7 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "pixel_std": lambda text: _pixel(text, 1),
     "layers": lambda text: tuple(map(int, text.split(":"))),
     "reduce_zero_label": {"yes": True, "no": False}.__getitem__,
+    "weights": {"ema": "ema"}.__getitem__,
     "strict": {"yes": True, "no": False}.__getitem__,
     "sha256": _sha256,
 }

@@ -15,6 +15,7 @@ import tyro
 from beit.config.errors import UserError
 from beit.config.files import layered, overlaid, read_yaml
 from beit.config.run import TrainingConfig
+from beit.config.start import StartConfig
 from beit.config.use import TrainConfig
 from beit.config.values import FILE_ONLY, flag_of, in_words
 from beit.presets import AUTO, Values, find, resolve
@@ -65,9 +66,16 @@ def parse(
     if not issubclass(config_type, TrainingConfig):
         return config_type(**typed), common
     config = config_type(**{**typed, "preset": preset}).as_typed(typed)
-    resolved, _ = resolve(config)  # of auto, to see what does not fit before anything is opened
+    # What hangs on the network of a model that a run goes on from is seen when that is read.
+    goes_on = "init" in typed and not issubclass(config_type, StartConfig)
+    try:
+        resolved, _ = resolve(config)  # of auto, to see what does not fit before anything is opened
+    except UserError:
+        if not goes_on:
+            raise
+        return config, common
     resolved.refuse_idle(values)
-    return config if preset == AUTO else resolved, common
+    return config if preset == AUTO or goes_on else resolved, common
 
 
 def _preset(file: Values, flags: Values) -> str | None:

@@ -90,6 +90,12 @@ class EncoderConfig(EncoderKnobs):
     """One relative position bias for all blocks, one for each block, or none; once made, never null."""
     position_grid: tuple[PositiveInt, PositiveInt] | None = None
     """Rows and columns that coordinates of sine-cosine positions are scaled to; null for those of `image_size`."""
+    num_registers: Annotated[int, Ge(0)] = 0
+    """Tokens of no place between the class token and the patches (DINOv2's registers, DeiT's distillation token)."""
+    qv_bias: bool = True
+    """Whether queries and values have biases."""
+    final_norm: bool = False
+    """Whether the encoder keeps a norm for whoever reads its blocks, as plain ViTs do; BEiT's lies in its heads."""
     layer_norm_eps: NonNegativeFloat = 1e-6
     """Epsilon of every LayerNorm."""
     pixel_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -110,6 +116,8 @@ class EncoderConfig(EncoderKnobs):
         require(quarters, f"--position sincos needs a --width that is a multiple of 4, not {self.width}")
         alike = 0 < self.channels == len(self.pixel_std)
         require(alike, f"--pixel-mean has {self.channels} channels, --pixel-std {len(self.pixel_std)}")
+        placed = not self.num_registers or self.bias == "none"
+        require(placed, "registers have no place in a relative position bias; choose bias none")
         for name, pixel, least in (("mean", self.pixel_mean, -math.inf), ("std", self.pixel_std, 0)):
             fits = all(least < value < math.inf for value in pixel)
             require(fits, f"--pixel-{name} cannot be {pixel}, for images in [0, 1]")

@@ -34,6 +34,12 @@ class PretrainConfig(EncoderKnobs, TrainingConfig):
     """The visual tokenizer: a run or model, ours or not (as SOURCE of `beit convert`; OpenAI's is `dall-e`). Not
     needed with `--target pixels`."""
 
+    init: str | None = None
+    """Go on from this run or model, ours or not (as SOURCE of `beit convert`): its network, and its head where that
+    predicts the tokens of `tokenizer`; null for first values drawn at random."""
+    layer_decay: PositiveShare = 1.0
+    """With `init`: each layer learns at this share of the rate of the layer above it."""
+
     labels: str | None = None
     """File with one class for each image, as that of `beit finetune`; null: class folders. Labels are read for the
     k-NN figure and the choice of model-best/ alone, where there are any."""
@@ -52,8 +58,8 @@ class PretrainConfig(EncoderKnobs, TrainingConfig):
     init_scheme: InitScheme = "beit"
     """First values: normal with a deviation of .02 whatever the width (paper), or as torch's own layers draw them,
     with one that follows the width."""
-    normalization: Literal["half", "imagenet"] = "half"
-    """Pixel mean and deviation of the encoder: 0.5 and 0.5, or ImageNet's."""
+    normalization: Literal["half", "imagenet"] | None = None
+    """Pixel mean and deviation of the encoder, 0.5 and 0.5, or ImageNet's; null for those of `init`, else half."""
 
     masking: Literal["block", "random", "none"] = "block"
     """Hide blocks of patches (paper algorithm 1), single patches, or nothing."""
@@ -121,6 +127,7 @@ class PretrainConfig(EncoderKnobs, TrainingConfig):
             f"--masking {self.masking}": rules[self.masking],
             "--encoder-sees all": {"decoder_depth", "decoder_width"} if self.encoder_sees == "all" else (),
             "--target pixels": {"token_image_size"} if self.target == "pixels" else (),
+            "a run without --init": {"layer_decay"} if self.init is None else (),
         }
 
     def hidden_patches(self) -> int | None:
@@ -134,7 +141,7 @@ class PretrainConfig(EncoderKnobs, TrainingConfig):
 
     def architecture(self) -> EncoderConfig:
         """The encoder these knobs describe."""
-        mean, std = PIXEL_STATISTICS[self.normalization]
+        mean, std = PIXEL_STATISTICS[self.normalization or "half"]
         return EncoderConfig(
             image_size=sides(self.image_size),
             position=self.position,

@@ -76,8 +76,8 @@ _OF_GRADIENTS = {
 IDLE: Mapping[str, Collection[str]] = {
     "dvae": _OF_PATCHES | _OF_FEATURES,
     "fsq": _OF_PATCHES | _OF_FEATURES | _OF_DISTRIBUTIONS,
-    "kmeans": _OF_FEATURES | _OF_DISTRIBUTIONS | _OF_GRADIENTS,
-    "features": _OF_PATCHES | _OF_DISTRIBUTIONS | _OF_GRADIENTS | {"stride"},
+    "kmeans": _OF_FEATURES | _OF_DISTRIBUTIONS | _OF_GRADIENTS | {"init"},
+    "features": {"init"} | _OF_PATCHES | _OF_DISTRIBUTIONS | _OF_GRADIENTS | {"stride"},
 }
 """The knobs that each kind has no use for."""
 
@@ -90,6 +90,8 @@ class TokenizerConfig(DiscreteVAEKnobs, TrainingConfig):
     kind: Literal["auto", "dvae", "kmeans", "fsq", "features"] = "dvae"
     """auto: that of the preset, as where none is given; dvae: a discrete VAE; kmeans: the nearest of a few patches;
     fsq: the same network with finite scalar quantisation; features: the nearest of a few features of `teacher`."""
+    init: str | None = None
+    """dvae, fsq: go on from this run or model, ours or not (as SOURCE of `beit convert`), whose network it is."""
     pixel_norm: Literal["none", "patch"] = "none"
     """kmeans: compare patches as they are, or each less its mean and divided by its deviation."""
     teacher: str | None = None
@@ -133,6 +135,8 @@ class TokenizerConfig(DiscreteVAEKnobs, TrainingConfig):
     def check(self) -> None:
         super().check()
         require(self.kind != "auto", "--kind auto needs a preset that chooses; name a kind")
+        begins = self.init is None or self.is_trained
+        require(begins, f"--kind {self.kind} is computed at once and has no use for --init; drop it")
         if self.kind == "features":
             require(
                 self.teacher is not None, "--kind features needs --teacher, a run or model with an encoder"

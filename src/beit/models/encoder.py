@@ -19,6 +19,7 @@ from beit.config.architecture import EncoderConfig, InitScheme
 from beit.config.errors import UserError
 from beit.models.layers import Block, PatchEmbed
 from beit.models.position import (
+    CLS_TOKENS,
     Grid,
     RelativePositionBias,
     bias_table_rows,
@@ -40,8 +41,8 @@ class BeitEncoder(nn.Module):
     `config.image_size`. Parameter names are those of the official code.
     """
 
-    num_prefix_tokens = 1
-    """Tokens before the patches: the class token."""
+    num_prefix_tokens: int
+    """Tokens before the patches: the class token, then registers."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -54,10 +55,14 @@ class BeitEncoder(nn.Module):
         """Blocks from the first on that do not learn; see :meth:`freeze`."""
 
         width, grid = config.width, config.grid
+        self.num_prefix_tokens = CLS_TOKENS + config.num_registers
         self.patch_embed = PatchEmbed(config.patch_size, width, config.channels)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        registers = config.num_registers
+        self.register_tokens = nn.Parameter(torch.zeros(1, registers, width)) if registers else None
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.final_norm else None
         self.pos_embed = (
-            nn.Parameter(torch.zeros(1, self.num_prefix_tokens + math.prod(grid), width))
+            nn.Parameter(torch.zeros(1, CLS_TOKENS + math.prod(grid), width))
             if config.position == "absolute"
             else None
         )
@@ -72,6 +77,7 @@ class BeitEncoder(nn.Module):
                 dropout=config.dropout,
                 layer_norm_eps=config.layer_norm_eps,
                 bias_rows=bias_table_rows(grid) if config.bias == "block" else None,
+                qv_bias=config.qv_bias,
             )
             for layer in range(config.depth)
         )
@@ -106,6 +112,10 @@ class BeitEncoder(nn.Module):
         """All tokens after the named blocks (0 the first, -1 the last), each (B, 1 + N, D), no final norm."""
         grid = self.grid_of(images)
         return self._run_blocks(self._tokens(self.embed(images), grid), grid, [*map(self._layer, layers)])
+
+    def normed(self, tokens: Tensor) -> Tensor:
+        """Tokens after a block, (B, P + N, D), as features are read: by the norm of an encoder that keeps one."""
+        return tokens if self.norm is None else self.norm(tokens)
 
     def attention(self, images: Tensor, layer: int = -1) -> Tensor:
         """Attention that block `layer` pays, (B, heads, 1 + N, 1 + N): rows sum to one, row and column 0 class."""
@@ -151,9 +161,8 @@ class BeitEncoder(nn.Module):
         Group 0: class token, position embedding, patch projection. Group k: block k - 1. The last group, with
         the full learning rate, is everything else: the shared bias here, and what a head adds (official rule).
         """
-        stem = [self.cls_token, *self.patch_embed.parameters()]
-        if self.pos_embed is not None:
-            stem.append(self.pos_embed)
+        tables = [x for x in (self.pos_embed, self.register_tokens) if x is not None]
+        stem = [self.cls_token, *self.patch_embed.parameters(), *tables]
         blocks = [list(block.parameters()) for block in self.blocks]
         lower = {id(parameter) for group in (stem, *blocks) for parameter in group}
         rest = [parameter for parameter in self.parameters() if id(parameter) not in lower]
@@ -187,13 +196,16 @@ class BeitEncoder(nn.Module):
         return None
 
     def _tokens(self, patches: Tensor, grid: Grid, places: Tensor | None = None) -> Tensor:
-        """Patches -> class token first, position embeddings added: (B, 1 + N, D). places: of these tokens among all
-        of `grid`, (B, T)."""
+        """Patches -> class token first, position embeddings added, registers between: (B, P + N, D). places: of the
+        tokens without registers among all of `grid`, (B, T)."""
         tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         embedding = self.position_embedding(grid)
-        if embedding is None:
+        if embedding is not None:
+            tokens = tokens + (embedding if places is None else F.embedding(places, embedding[0]))
+        if self.register_tokens is None:
             return tokens
-        return tokens + (embedding if places is None else F.embedding(places, embedding[0]))
+        registers = self.register_tokens.expand(len(tokens), -1, -1)
+        return torch.cat([tokens[:, :CLS_TOKENS], registers, tokens[:, CLS_TOKENS:]], dim=1)
 
     def _run_blocks(
         self, tokens: Tensor, grid: Grid, keep: Sequence[int], places: Tensor | None = None
@@ -252,8 +264,8 @@ def init_weights(
     ============================================  =================================  =============================
     what                                          beit                               torch
     ============================================  =================================  =============================
-    cls_token, mask_token, pos_embed              normal(0, 0.02) cut at +- `cut`    the same
-                                                  standard deviations
+    cls_token, mask_token, pos_embed,             normal(0, 0.02) cut at +- `cut`    the same
+    register_tokens                               standard deviations
     weight of every linear layer and convolution  the same                           uniform +- 1 / sqrt(inputs)
     attn.proj.weight, mlp.fc2.weight of block l   then divided by sqrt(2 l),         not divided
                                                   l = 1 ... L
@@ -274,7 +286,7 @@ def init_weights(
         if is_matrix and scheme == "torch":
             edge = 1 / math.sqrt(parameter[0].numel())
             parameter.uniform_(-edge, edge)
-        elif is_matrix or leaf in ("cls_token", "mask_token", "pos_embed"):
+        elif is_matrix or leaf in ("cls_token", "mask_token", "pos_embed", "register_tokens"):
             _normal(parameter, 0.02, cut)
         else:
             nn.init.constant_(parameter, 1.0 if leaf == "weight" else 0.0)

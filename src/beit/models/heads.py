@@ -31,7 +31,7 @@ class EncoderWithHead(nn.Module):
         return [*lower, [*last, *head]]
 
 
-class MaskedImageModel(nn.Module):
+class MaskedImageModel(EncoderWithHead):
     """Masked image modelling (paper section 2.3): predicts the visual token of every hidden patch.
 
     With vocab_size = channels * patch_size**2 it predicts pixels instead (table 4, "- visual tokens"): its rows then
@@ -86,7 +86,8 @@ class MaskedImageModel(nn.Module):
             tokens, norm = self._all_tokens(images, mask, grid), self.norm
         else:
             tokens, norm = self._tokens_of_visible(images, mask, grid, self.decoder), self.decoder.norm
-        rows = F.pad(predict, (self.encoder.num_prefix_tokens, 0)).flatten().nonzero().squeeze(1)
+        prefix = tokens.shape[1] - predict.shape[1]
+        rows = F.pad(predict, (prefix, 0)).flatten().nonzero().squeeze(1)
         # The norm works on each token alone, so only the predicted ones go through it.
         logits: Tensor = self.token_head(norm(tokens.flatten(0, 1).index_select(0, rows)))
         return logits
@@ -127,7 +128,8 @@ class MaskedImageModel(nn.Module):
 class ImageClassifier(EncoderWithHead):
     """An encoder, pooled, normed and classified by one linear layer (paper section 2.6).
 
-    pool "mean" averages the patches, without the class token; "cls" takes the class token. The head's first weights
+    pool "mean" averages the patches, without the class token; "cls" takes the class token; "cls_mean" puts it before
+    that mean. Where the encoder keeps a norm, it comes before the pooling, and none after. The head's first weights
     are scaled by `init_scale`, so that training starts from nearly equal class probabilities (released code).
     """
 
@@ -135,7 +137,7 @@ class ImageClassifier(EncoderWithHead):
         self,
         encoder: BeitEncoder,
         num_classes: int,
-        pool: Literal["mean", "cls"] = "mean",
+        pool: Literal["mean", "cls", "cls_mean"] = "mean",
         init_scale: float = 0.001,
         init_scheme: InitScheme = "beit",
     ) -> None:
@@ -145,21 +147,25 @@ class ImageClassifier(EncoderWithHead):
         self.num_classes = num_classes
         self.pool = pool
         # Two names for the one norm, as in the official code: its weights mean different things.
-        self.fc_norm = nn.LayerNorm(width, eps=eps) if pool == "mean" else None
-        self.norm = nn.LayerNorm(width, eps=eps) if pool == "cls" else None
-        self.head = nn.Linear(width, num_classes)
+        has_norm = encoder.config.final_norm
+        require(has_norm or pool != "cls_mean", "pool cls_mean needs an encoder that keeps its final norm")
+        self.fc_norm = nn.LayerNorm(width, eps=eps) if pool == "mean" and not has_norm else None
+        self.norm = nn.LayerNorm(width, eps=eps) if pool == "cls" and not has_norm else None
+        self.head = nn.Linear(width * (2 if pool == "cls_mean" else 1), num_classes)
         init_weights(self, init_scheme, cut=None, keep=encoder)
         with torch.no_grad():
             self.head.weight.mul_(init_scale)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), float in [0, 1] or uint8 -> logits (B, num_classes)."""
-        tokens = self.encoder(images)
-        if self.fc_norm is not None:
-            pooled = self.fc_norm(tokens[:, self.encoder.num_prefix_tokens :].mean(dim=1))
-        else:
-            assert self.norm is not None
-            pooled = self.norm(tokens[:, 0])
+        tokens = self.encoder.normed(self.encoder(images))
+        pooled = (
+            tokens[:, 0] if self.pool == "cls" else tokens[:, self.encoder.num_prefix_tokens :].mean(dim=1)
+        )
+        if self.pool == "cls_mean":
+            pooled = torch.cat([tokens[:, 0], pooled], dim=1)
+        for norm in (self.fc_norm, self.norm):
+            pooled = pooled if norm is None else norm(pooled)
         if self.training:
             logits: Tensor = self.head(pooled)
             return logits
@@ -170,7 +176,8 @@ class ImageClassifier(EncoderWithHead):
 
 
 class LinearProbe(nn.Module):
-    """One linear layer on what a frozen encoder holds after block `layer` (0 the first), without a norm.
+    """One linear layer on what a frozen encoder holds after block `layer` (0 the first), without a norm, but for an
+    encoder that keeps one.
 
     pool "mean" averages the patches (paper appendix D); "cls_mean" puts the class token before that mean
     (released code).
@@ -234,7 +241,7 @@ def layer_features(
     first = encoder.num_prefix_tokens
     features = []
     for tokens in encoder.states(images, layers):
-        tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+        tokens = encoder.normed(tokens.to(torch.promote_types(tokens.dtype, torch.float32)))
         patches = tokens[:, first:].mean(dim=1)
         features.append(patches if pool == "mean" else torch.cat([tokens[:, 0], patches], dim=1))
     return torch.stack(features, dim=1)

@@ -77,16 +77,19 @@ class DropPath(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention over (B, T, D) with an additive bias for every pair of tokens.
 
-    Queries and values have biases. Keys have none, because a constant added to all scores of a query cancels in
-    the softmax. `relative_position_bias_table`, where this block owns one, is read by the encoder.
+    Queries and values have biases, unless `qv_bias` is False. Keys have none, because a constant added to all scores
+    of a query cancels in the softmax. `relative_position_bias_table`, where this block owns one, is read by the
+    encoder.
     """
 
-    def __init__(self, width: int, num_heads: int, dropout: float, bias_rows: int | None = None) -> None:
+    def __init__(
+        self, width: int, num_heads: int, dropout: float, bias_rows: int | None = None, qv_bias: bool = True
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(width))
-        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.q_bias = nn.Parameter(torch.zeros(width)) if qv_bias else None
+        self.v_bias = nn.Parameter(torch.zeros(width)) if qv_bias else None
         self.relative_position_bias_table = (
             None if bias_rows is None else nn.Parameter(torch.zeros(bias_rows, num_heads))
         )
@@ -113,7 +116,9 @@ class Attention(nn.Module):
 
     def _query_key_value(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, D) -> three of (B, H, T, D / H)."""
-        qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv_bias = None
+        if self.q_bias is not None and self.v_bias is not None:
+            qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(tokens, self.qkv.weight, qkv_bias)
         query, key, value = qkv.view(*tokens.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         return query, key, value
@@ -145,10 +150,11 @@ class Block(nn.Module):
         dropout: float,
         layer_norm_eps: float,
         bias_rows: int | None,
+        qv_bias: bool = True,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=layer_norm_eps)
-        self.attn = Attention(width, num_heads, dropout, bias_rows)
+        self.attn = Attention(width, num_heads, dropout, bias_rows, qv_bias)
         self.norm2 = nn.LayerNorm(width, eps=layer_norm_eps)
         self.mlp = Mlp(width, int(width * mlp_ratio), dropout)
         self.drop_path = DropPath(drop_path_rate)

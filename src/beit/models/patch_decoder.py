@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from beit.config.architecture import MAX_DEPTH
 from beit.config.errors import require
 from beit.models.layers import Block
-from beit.models.position import Grid, sincos_embedding
+from beit.models.position import CLS_TOKENS, Grid, sincos_embedding
 
 HEAD_WIDTH = 32
 """Dimensions of an attention head."""
@@ -60,7 +60,7 @@ class PatchDecoder(nn.Module):
         first = tokens.shape[1] - places.shape[1]
         hidden = mask_token.to(tokens.dtype).expand(len(tokens), grid[0] * grid[1], -1)
         patches = hidden.scatter(1, places[..., None].expand(-1, -1, self.width), tokens[:, first:])
-        tokens = torch.cat([tokens[:, :first], patches], dim=1)
+        tokens = torch.cat([tokens[:, :CLS_TOKENS], patches], dim=1)  # without registers
         tokens = tokens + sincos_embedding(grid, self.grid, self.width, mask_token.dtype, mask_token.device)
         for block in self.blocks:
             tokens = block(tokens, None)

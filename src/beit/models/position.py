@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Grid = tuple[int, int]
+CLS_TOKENS = 1
+"""Rows of a table of position embeddings before those of the patches: the class token's."""
 CLS_ROWS = 3
 """Last rows of every bias table: class token to patch, patch to class token, class token to itself."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 from beit.config.errors import UserError
@@ -50,6 +50,8 @@ class Facts:
     """Rows and columns of the tokens of the tokenizer that is given."""
     width: int | None = None
     """Channels of the encoder that a task starts from; None from scratch."""
+    network: Values = field(default_factory=dict)
+    """The knobs that a run takes from the model that it goes on from."""
 
 
 NOTHING_KNOWN = Facts()
@@ -105,22 +107,27 @@ def configure(config_type: type[Config], preset: str, **values: Any) -> Config:
 
 
 def resolve(config: Config, facts: Facts = NOTHING_KNOWN) -> tuple[Config, list[Choice]]:
-    """`config` with every value: what was typed, which it remembers, over its preset over the defaults; and what auto
-    chose from `facts`. One without a preset has all its values.
+    """`config` with every value: what was typed, which it remembers, over the network that it goes on from, over its
+    preset, over the defaults; and what auto chose from `facts`. One without a preset has all its other values.
 
     Raises:
         UserError: there is no such preset, or the values do not fit one another.
     """
-    if config.preset is None:
-        return config, []
     config_type, typed, choices = type(config), config.typed, list[Choice]()
+    network = {name: value for name, value in facts.network.items() if name not in typed}
+    if config.preset is None:
+        return (replace(config, **network).as_typed(typed) if network else config), []
     if config.preset == AUTO:
-        choices = importlib.import_module("beit.presets.auto").choose(verb_of(config_type), facts, typed)
+        if facts.grid:  # as many patches as tokens
+            network.pop("image_size", None)
+        auto = importlib.import_module("beit.presets.auto")
+        choices = [Choice(network, "the network of --init")] if network else []
+        choices += auto.choose(verb_of(config_type), facts, {**network, **typed})
         layers = [choice.values for choice in choices]
     else:
         layers = [find(config_type, config.preset).values]
         if typed.get("from_scratch"):
             scratch = importlib.import_module("beit.presets.scratch")
             layers.insert(0, scratch.network_of(config.preset, config_type))
-    values = layered(config_type, [*layers, typed, {"preset": None}])
+    values = layered(config_type, [*layers, network, typed, {"preset": None}])
     return config_type(**values).as_typed(typed), choices

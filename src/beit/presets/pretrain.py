@@ -32,7 +32,7 @@ RECIPES = {
         "85.2 top-1 on ImageNet-1k (paper table 1)",
     ),
     "base-22k": Preset(
-        {**ENCODERS["base"], "epochs": 150.0, "warmup_steps": 10_000},
+        {**ENCODERS["base"], "normalization": "half", "epochs": 150.0, "warmup_steps": 10_000},
         "base on ImageNet-22k",
         "released README, IN-22k command",
         "14.2 million images, 150 epochs",

@@ -23,7 +23,8 @@ from beit.metrics.classification import classification_sums, share_of_right, wit
 from beit.models.memory import activations_of_encoder
 from beit.stages.auto.choices import settle
 from beit.stages.session import Feed, Outcome, finished, open_images, open_session
-from beit.stages.start import encoder_facts, rates, starting_classifier
+from beit.stages.start.encoder import encoder_facts, rates
+from beit.stages.start.heads import starting_classifier
 from beit.stages.tasks.labels import few_labels, label_images
 from beit.stages.train import train
 from beit.training.method import Evaluation, Learner, Method, Notes, Product, Step, StepOutput

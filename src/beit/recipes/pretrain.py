@@ -26,6 +26,7 @@ from beit.stages.auto.choices import settle
 from beit.stages.session import Feed, Images, Outcome, finished, open_images, open_session
 from beit.stages.tasks.masked_modelling import (
     evaluation_view,
+    masked_image_model,
     masked_image_modelling,
     masking_of,
     patches_to_predict,
@@ -56,12 +57,18 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool =
         session, config = settle(session, images, tokenizer)
         identity = weights_sha256(tokenizer)
         session.freeze(tokenizer)
+        model, about = first_model(config, tokenizer.vocab_size, identity)
         token_size = token_image_size(config, tokenizer)
-        method = token_method(config, tokenizer, identity, token_size)
+        method = token_method(config, model, tokenizer, identity)
     else:
         session, config = settle(session, images)
         token_size = sides(config.image_size)
-        method = pixel_method(config)
+        model, about = first_model(config, 3 * config.patch_size**2)
+        method = pixel_method(config, model)
+    if config.init is not None:
+        from beit.stages.start.prediction import going_on
+
+        method = going_on(config, model, method, about)
     fed = feed(config, images, token_size)
     session = set_steps(session, lambda _: method, fed)
     from beit.stages.scores.monitor import FeatureMonitor  # watches the method, and is no part of it
@@ -71,10 +78,10 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool =
 
 
 def token_method(
-    config: PretrainConfig, tokenizer: VisualTokenizer, identity: str, token_size: tuple[int, int]
+    config: PretrainConfig, model: MaskedImageModel, tokenizer: VisualTokenizer, identity: str
 ) -> Method:
-    """Predict the visual tokens of a trained tokenizer, read from views of `token_size` (H, W)."""
-    model = masked_image_model(config, tokenizer.vocab_size)
+    """Predict the visual tokens of a trained tokenizer, whose weights have the hash `identity`."""
+    token_size = token_image_size(config, tokenizer)
     baselines = TokenBaselines(model.encoder.config.grid, tokenizer.vocab_size)
 
     def step(model: nn.Module, batch: PretrainBatch, index: int) -> StepOutput:
@@ -101,9 +108,8 @@ def token_method(
     )
 
 
-def pixel_method(config: PretrainConfig) -> Method:
+def pixel_method(config: PretrainConfig, network: MaskedImageModel) -> Method:
     """Predict the normalised pixels of the patches (ablation, paper table 4: without visual tokens)."""
-    network = masked_image_model(config, 3 * config.patch_size**2)
 
     def step(model: nn.Module, batch: PretrainBatch, index: int) -> StepOutput:
         predict = patches_to_predict(config, batch.mask)
@@ -122,19 +128,17 @@ def pixel_method(config: PretrainConfig) -> Method:
     )
 
 
-def masked_image_model(config: PretrainConfig, vocab_size: int) -> MaskedImageModel:
-    """The model before its first step."""
-    visible = config.encoder_sees == "visible"
-    model = MaskedImageModel(
-        BeitEncoder(config.architecture()),
-        vocab_size,
-        encoder_sees=config.encoder_sees,
-        num_masked=masking_of(config).num_masked if visible else None,
-        decoder_depth=config.decoder_depth if visible else None,
-        decoder_width=config.decoder_width if visible else None,
-    )
+def first_model(
+    config: PretrainConfig, vocab_size: int, tokenizer: str | None = None
+) -> tuple[MaskedImageModel, list[str]]:
+    """The model before its first step, and what it keeps of another; `tokenizer` is a hash of its weights."""
+    if config.init is not None:
+        from beit.stages.start.prediction import starting_masked_model
+
+        return starting_masked_model(config, vocab_size, tokenizer)
+    model = masked_image_model(config, BeitEncoder(config.architecture()), vocab_size)
     init_weights(model, config.init_scheme)
-    return model
+    return model, []
 
 
 def feed(config: PretrainConfig, images: Images, token_size: tuple[int, int]) -> Feed:

@@ -25,7 +25,8 @@ from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import Inference
 from beit.stages.auto.choices import settle
 from beit.stages.session import Feed, Images, Outcome, finished, open_images, open_session
-from beit.stages.start import encoder_facts, rates, starting_segmenter
+from beit.stages.start.encoder import encoder_facts, rates
+from beit.stages.start.heads import starting_segmenter
 from beit.stages.tasks.segmentation import evaluate_batch, predict_classes, require_memory_for_all
 from beit.stages.train import train
 from beit.training.device import Compute

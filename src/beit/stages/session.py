@@ -7,6 +7,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -27,7 +28,7 @@ from beit.data.sources.holdout import Holdout
 from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import Subset, limited
 from beit.pixels import Limits
-from beit.presets import AUTO, Choice, resolve
+from beit.presets import AUTO, NOTHING_KNOWN, Choice, Facts, resolve
 from beit.training.console import Console
 from beit.training.device import Compute, open_compute
 from beit.training.plan import Plan
@@ -55,6 +56,8 @@ class Session(NamedTuple, Generic[Config]):
     """The time that the steps were chosen for."""
     seconds: float | None = None
     """What the run is expected to take, where a rehearsal told."""
+    facts: Facts = NOTHING_KNOWN
+    """What is known of the model that `--init` names."""
 
     def freeze(self, network: nn.Module) -> None:
         """Put `network` where the run computes, never to be trained."""
@@ -85,8 +88,15 @@ def open_session(verb: str, config: Config, *, dry_run: bool, overwrite: bool) -
     """
     began = time.monotonic()
     config = _with_parts(config)
+    facts = NOTHING_KNOWN
+    if (init := getattr(config, "init", None)) is not None:
+        from beit.stages.network import facts_of_start
+
+        # What a finished run began with need not be there any more; what learns from it says so.
+        with suppress(UserError):
+            facts = facts_of_start(config, init)
     # Auto chooses for nothing known, to see what does not fit before anything is opened.
-    resolved, _ = resolve(config)
+    resolved, _ = resolve(config, facts)
     stored = None if overwrite else stored_run(config.out, run_request(verb, resolved))
     if stored is not None and stored.status.get("state") == "done":
         console = Console(os.environ.get("RANK", "0") == "0")
@@ -99,7 +109,8 @@ def open_session(verb: str, config: Config, *, dry_run: bool, overwrite: bool) -
         config = resolved
     compute = open_compute(config.device)
     torch.manual_seed(config.seed)
-    return Session(verb, config, compute, Console(compute.main), dry_run, overwrite, began)
+    console = Console(compute.main)
+    return Session(verb, config, compute, console, dry_run, overwrite, began, facts=facts)
 
 
 def _with_parts(config: Config) -> Config:

@@ -226,13 +226,15 @@ class Loop:
         return line_of(step, self.plan.steps, epoch, figures)
 
     def measure_start(self) -> None:
-        """Measure the model before its first step, where the recipe has a way to."""
-        if figures := self.measure():
+        """Measure the model before its first step, where the recipe has a way to, or judge it whole."""
+        if self.evaluation.at_start:
+            self.state.first = self.evaluate()
+        elif figures := self.measure():
             self.state.first = figures
             self.run.console.say(self.record(figures))
 
-    def evaluate(self) -> None:
-        """Evaluate and draw the model as it is after this step, and keep it if it is the best so far."""
+    def evaluate(self) -> dict[str, float]:
+        """Evaluate and draw the model as it is after this step, and keep it if it is the best so far; its figures."""
         state, evaluation, monitor = self.state, self.evaluation, f"eval/{self.evaluation.monitor}"
         self.last_evaluated = state.step
         self.compute.share_buffers(state.result)  # what is judged is the model that the main rank saves
@@ -253,6 +255,7 @@ class Loop:
                 samples = self.batches.samples(evaluation.batch_size)
                 if samples:
                     evaluation.draw(state.result, samples, self.run.path / SAMPLES, state.step)
+        return figures
 
     def test(self) -> None:
         """Judge the model that is kept, once, on images that nothing was chosen by."""

@@ -71,6 +71,8 @@ class Evaluation:
     """Whether the model of the best evaluation is kept, in model-best/."""
     measure: Measure | None = None
     """Further figures, without `eval/`; also of the model before its first step, as a yardstick."""
+    at_start: bool = False
+    """Whether a model is judged before its first step as well: one that has learned before."""
     batch_size: int | None = None
     """Images at a time: 1 where they differ in size; None for as many as a training pass has."""
     draw: Draw | None = None

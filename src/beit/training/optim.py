@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-NO_DECAY = ("pos_embed", "cls_token")
+NO_DECAY = ("pos_embed", "cls_token", "register_tokens")
 """Parameters without weight decay besides vectors and biases (released code). The mask token and tables of
 relative position bias are decayed there, and so here."""
 WARMUP_RATIO = 1e-6

@@ -8,7 +8,7 @@ from beit.checkpoints.foreign import dalle, huggingface, timm, unilm
 from beit.checkpoints.foreign.survey import Foreign, Survey, survey_encoder
 from beit.checkpoints.reading.torch_file import INDEX, TensorFile, open_shards, open_tensor_file
 from beit.checkpoints.reference import Stated
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.untrusted import listed, printable, read_json
 
 WEIGHT_FILES = tuple(
@@ -30,6 +30,9 @@ def survey(path: Path, stated: Stated) -> Survey:
         raise UserError(f"{path} holds neither {' nor '.join(WEIGHT_FILES)}")
     weights = places[0]
     file = open_shards(weights) if weights.name.endswith(INDEX) else open_tensor_file(weights)
+    averaged = stated.weights == "ema"
+    holds = isinstance(file.contents, dict) and not file.contents.keys().isdisjoint(unilm.AVERAGES)
+    require(holds or not averaged, f"{path} holds no averaged weights; drop weights=ema")
     if foreign := _configured(path, file):
         return survey_encoder(foreign, stated)
     if dalle.reads(file):
@@ -41,7 +44,7 @@ def survey(path: Path, stated: Stated) -> Survey:
     if dalle.reads_plain(file):
         return dalle.survey_plain(file, stated)
     if unilm.reads(file):
-        return survey_encoder(unilm.open_file(file), stated)
+        return survey_encoder(unilm.open_file(file, averaged), stated)
     raise UserError(
         f"{path} is of no known format: {_contents(file)}; give a BEiT or a tokenizer under the names of the "
         f"released code, timm, Hugging Face or DALL-E"

@@ -17,6 +17,7 @@ from beit.checkpoints.foreign import huggingface_images as images
 from beit.checkpoints.foreign import huggingface_segmentation as segmentation
 from beit.checkpoints.foreign import upernet
 from beit.checkpoints.foreign.key_map import KeyMap, write_folder
+from beit.checkpoints.foreign.plain import pixels_of, renamed
 from beit.checkpoints.foreign.shapes import PositionFlags, flags_of, positions_of, with_table
 from beit.checkpoints.foreign.survey import Foreign, ModelKind
 from beit.checkpoints.kinds import kind_of
@@ -63,8 +64,24 @@ _INDICES = [f"{module}.{_BIAS}.relative_position_index" for module in ("beit.enc
 _CLASSIFIER_KEYS = KeyMap([*_ROWS, ("norm.*", "beit.layernorm.*")], ignored=_INDICES)
 _MASKED_KEYS = KeyMap([*_ROWS, ("norm.*", "layernorm.*")], ignored=_INDICES)
 """The norm before the head lies elsewhere in each of the two models."""
+_PLAIN_KEYS = KeyMap(
+    [
+        *_ROWS,
+        ("encoder.norm.*", "beit.layernorm.*"),
+        ("encoder.register_tokens", "beit.embeddings.register_tokens"),
+        ("encoder.embedded_tokens", "beit.embeddings.distillation_token"),
+    ],
+    ignored=[f"{_ATTENTION}.key.bias", "beit.pooler.dense.weight", "beit.pooler.dense.bias"],
+)
+"""Other vision transformers, whose bias of keys cancels: read alone."""
+_PLAIN = ("vit", "deit", "vit_mae", "dinov2", "dinov2_with_registers")
+"""Their `model_type`."""
 # The names that 5.x uses in memory -> those of 4.x, in this order.
 _IN_4X = [
+    (rf"^({'|'.join(_PLAIN)})\.", "beit."),
+    (r"(\.\d+)\.norm1\.", r"\1.layernorm_before."),
+    (r"(\.\d+)\.norm2\.", r"\1.layernorm_after."),
+    (r"\.layer_scale([12])\.lambda1$", r".lambda_\1"),
     (r"^beit\.shared_position_bias\.", f"beit.encoder.{_BIAS}."),
     (r"^beit\.layers\.(\d+)\.", r"beit.encoder.layer.\1."),
     (rf"(\.\d+)\.{_BIAS}\.", rf"\1.attention.attention.{_BIAS}."),
@@ -86,27 +103,29 @@ _IN_4X = [
 
 
 def is_config(config: Facts) -> bool:
-    return config.get("model_type") == "beit"
+    return config.get("model_type") in ("beit", *_PLAIN)
 
 
 def reads(file: TensorFile) -> bool:
     """Whether a file, perhaps without a configuration, has these names."""
-    names = {"beit.embeddings.cls_token", "embeddings.cls_token"}
-    return isinstance(file.contents, dict) and not names.isdisjoint(file.contents)
+    contents = file.contents
+    return isinstance(contents, dict) and any(str(key).endswith("embeddings.cls_token") for key in contents)
 
 
 def open_folder(file: TensorFile, config: Facts, processor: Facts) -> Foreign:
     """A model and what lies beside it. Without a configuration, an empty one, nothing but the weights speaks."""
-    tensors = file.tensors(file.contents)
+    weights, undecoded = renamed(file.contents)
+    tensors = file.tensors(weights)
     prefix = "beit." if "embeddings.cls_token" in tensors else ""  # a bare BeitModel
     tensors = {_in_4x(prefix + key): tensor for key, tensor in tensors.items()}
+    plain = f"{_ATTENTION.format(0)}.key.bias" in tensors or config.get("model_type") in _PLAIN
     masked = "lm_head.weight" in tensors
     if masked and "beit.layernorm.weight" in tensors:
         raise UserError(
             f"{file.path} is a masked image model with two final norms, layernorm and beit.layernorm "
             f"(use_mean_pooling=false), which BEiT does not have"
         )
-    facts = _facts(file, config)
+    facts = _plain_facts(file, config) if plain else _facts(file, config)
     classes, notes = _class_names(config.get("id2label"), file)
     extra: dict[str, Any] = {}
     if "decode_head.classifier.weight" in tensors:
@@ -120,12 +139,17 @@ def open_folder(file: TensorFile, config: Facts, processor: Facts) -> Foreign:
         extra, doubts = images.preparation_of(processor, facts["image_size"])
         extra |= {"multilabel": True} if config.get("problem_type") == _SEVERAL else {}
         notes += doubts
+    pixels = images.pixels_of(processor)
+    if plain and not pixels:
+        pixels, doubts = pixels_of(imagenet=config.get("model_type", "vit") != "vit")
+        notes += doubts
+    notes += undecoded
     return Foreign(
         format=NAME,
         file=file,
         tensors=tensors,
-        table=_MASKED_KEYS if masked else _CLASSIFIER_KEYS,
-        facts={**facts, **images.pixels_of(processor)},
+        table=_PLAIN_KEYS if plain else _MASKED_KEYS if masked else _CLASSIFIER_KEYS,
+        facts={**facts, **pixels},
         notes=notes,
         classes=classes,
         provenance={key: config[key] for key in ("_name_or_path",) if key in config},
@@ -172,6 +196,17 @@ def _facts(file: TensorFile, config: Facts) -> dict[str, Any]:
         "pool": "mean" if config.get("use_mean_pooling", True) else "cls",
         "auxiliary": bool(config.get("use_auxiliary_head", True)),
     }
+
+
+def _plain_facts(file: TensorFile, config: Facts) -> dict[str, Any]:
+    """The same of another vision transformer, whose positions, LayerScale and kind its weights tell."""
+    if not config:
+        return {}
+    of_dino, width = "dinov2" in config["model_type"], config.get("hidden_size", 768)
+    own = {"layer_norm_eps": 1e-6, "intermediate_size": width * config.get("mlp_ratio", 4)} if of_dino else {}
+    facts = _facts(file, {**own, **config}) | {"pool": "cls_mean" if of_dino else "cls"}
+    told = ("position", "bias", "biases", "layer_scale_init", "kind")
+    return {name: value for name, value in facts.items() if name not in told}
 
 
 _POSITIONS = PositionFlags(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, get_type_hints
 
@@ -12,7 +13,7 @@ from beit.checkpoints.reference import Stated, agreed
 from beit.config.architecture import MAX_DEPTH, EncoderConfig
 from beit.config.errors import UserError, require
 from beit.models.encoder import BeitEncoder
-from beit.models.position import CLS_ROWS, Grid, bias_table_rows
+from beit.models.position import CLS_ROWS, CLS_TOKENS, Grid, bias_table_rows
 from beit.untrusted import Facts, typed
 
 Shape = tuple[int, ...]
@@ -52,6 +53,8 @@ def with_table(model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
     one: other libraries have tables alone."""
     weights, encoder = dict(model.state_dict()), model.encoder
     assert isinstance(encoder, BeitEncoder)
+    if getattr(model, "pool", None) == "cls":  # where the norm of each token is that of the class token
+        weights = {re.sub(r"^encoder\.norm\.", "norm.", name): x for name, x in weights.items()}
     if encoder.config.position != "sincos":
         return weights, []
     table = encoder.position_embedding(encoder.grid)
@@ -90,6 +93,9 @@ def infer(shapes: Mapping[str, Shape], facts: Facts, stated: Stated) -> EncoderC
         # Where there are both, the shared one is added to that of each block: see Survey.assemble.
         "bias": "block" if BLOCK_BIAS in rows else "shared" if SHARED_BIAS in rows else "none",
         "layer_scale_init": 0.1 if "encoder.blocks.0.gamma_1" in shapes else None,
+        "num_registers": shapes.get("encoder.register_tokens", (1, 0))[1],
+        "qv_bias": any(name.endswith((".q_bias", ".v_bias")) for name in shapes),
+        "final_norm": "encoder.norm.weight" in shapes,
     }
     return EncoderConfig(
         image_size=(grid[0] * patch, grid[1] * patch),
@@ -151,13 +157,12 @@ def _position_rows(shapes: Mapping[str, Shape]) -> tuple[dict[str, int], int | N
 def _grid(grid: Grid | None, kinds: Mapping[str, int]) -> Grid:
     """The grid that position information of so many rows is for; where nothing tells it, a square. The one place
     where a square is taken for granted."""
-    prefix = BeitEncoder.num_prefix_tokens
     for kind, rows in kinds.items():
         if grid is None and kind == EMBEDDING:
-            grid = (math.isqrt(max(rows - prefix, 0)),) * 2
+            grid = (math.isqrt(max(rows - CLS_TOKENS, 0)),) * 2
         elif grid is None:
             grid = ((math.isqrt(max(rows - CLS_ROWS, 0)) + 1) // 2,) * 2
-        needed = prefix + math.prod(grid) if kind == EMBEDDING else bias_table_rows(grid)
+        needed = CLS_TOKENS + math.prod(grid) if kind == EMBEDDING else bias_table_rows(grid)
         if min(grid) < 1 or needed != rows:
             raise UserError(
                 f"its position information has {rows} rows, and a grid of {grid[0]}x{grid[1]} patches needs "

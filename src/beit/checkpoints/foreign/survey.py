@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from beit.checkpoints.foreign import upernet
 from beit.checkpoints.foreign.key_map import KeyMap, in_float32
+from beit.checkpoints.foreign.plain import converted, refuse_strange
 from beit.checkpoints.foreign.shapes import SHARED_BIAS, Shape, infer
 from beit.checkpoints.kinds import KINDS, options_of
 from beit.checkpoints.own import without_weights
@@ -108,6 +109,7 @@ class Survey(NamedTuple):
             notes.append(f"{listed(self.missing)}: not in the file, drawn anew")
         if self.unknown:
             notes.append(f"{listed(self.unknown)}: unknown, left out")
+        weights = converted(weights)
         _add_shared_bias(weights, model)
         model.load_state_dict(weights, strict=not self.missing, assign=True)
         return model.eval(), notes
@@ -210,7 +212,7 @@ def survey_encoder(foreign: Foreign, stated: Stated) -> Survey:
         notes.append("the shared position bias is added to that of each block")
     words, _, idle_names = _KINDS[kind]
     idle = {name for name in spare if name.startswith(idle_names)}
-    unknown += [key for name in spare if name not in idle for key in keys[name]]
+    unknown += [key for name in spare if name not in idle for key in keys.get(name, (name,))]
     notes += [f"{listed(idle)}: left out, {words} has none"] if idle else []
     weights = {name: [tensors[key] for key in parts] for name, parts in keys.items() if name not in spare}
     return Survey(
@@ -286,8 +288,9 @@ def compare(path: Path, shapes: Mapping[str, Shape], model: nn.Module) -> tuple[
 def shapes_of(
     path: Path, tensors: Mapping[str, Stored], keys: Mapping[str, Sequence[str]]
 ) -> dict[str, Shape]:
-    """The shape of each of our names, whose tensors `keys` lie one below the other. UserError where they do not fit,
-    and unless weights have numbers with a point, and counts are whole."""
+    """The shape of each of our names, whose tensors `keys` lie one below the other, once :func:`converted`. UserError
+    where they do not fit, and unless weights have numbers with a point, and counts are whole."""
+    refuse_strange(path, tensors)
     shapes: dict[str, Shape] = {}
     for name, parts in keys.items():
         count = name.endswith("num_batches_tracked")
@@ -301,4 +304,5 @@ def shapes_of(
         if any(shape[1:] != first[1:] or not shape for shape in others):
             raise UserError(f"{path}: {listed(parts)} do not have the same width")
         shapes[name] = (sum(shape[0] for shape in (first, *others)), *first[1:]) if others else first
-    return shapes
+    empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    return {name: tuple(tensor.shape) for name, tensor in converted(empty).items()}

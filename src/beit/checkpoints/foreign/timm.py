@@ -13,9 +13,10 @@ from pathlib import Path
 from torch import nn
 
 from beit.checkpoints.foreign.key_map import KeyMap, write_folder
+from beit.checkpoints.foreign.plain import renamed
 from beit.checkpoints.foreign.shapes import PositionFlags, flags_of, positions_of, with_table
 from beit.checkpoints.foreign.survey import Foreign
-from beit.checkpoints.foreign.unilm import ENCODER, INDICES
+from beit.checkpoints.foreign.unilm import ENCODER, INDICES, PLAIN_KEYS
 from beit.checkpoints.preparation import Preparation, preparation, stated_preparation
 from beit.checkpoints.reading.torch_file import TensorFile
 from beit.config.architecture import sides
@@ -35,6 +36,8 @@ KEYS = KeyMap(
 
 _ARCHITECTURE = re.compile(r"beit(?:v2)?_(base|large)_patch")
 """BEiT v2's classifiers are networks of the same kind; `beit3` is another."""
+_PLAIN = re.compile(r"(?:vit|deit|deit3)_(tiny|small|base|medium|large|huge|giant)_(?:distilled_)?patch")
+_HEADS = {"tiny": 3, "small": 6, "medium": 8, "base": 12, "large": 16, "huge": 16, "giant": 16}
 # What a name says where `model_args` do not.
 _OF_ALL = {"mlp_ratio": 4, "use_rel_pos_bias": True}
 _OF_SIZE: Mapping[str, Facts] = {
@@ -47,20 +50,22 @@ _POSITIONS = PositionFlags("use_abs_pos_emb", "use_rel_pos_bias", "use_shared_re
 
 
 def is_config(config: Facts) -> bool:
-    return bool(_ARCHITECTURE.match(str(config.get("architecture", ""))))
+    name = str(config.get("architecture", ""))
+    return bool(_ARCHITECTURE.match(name) or _PLAIN.match(name))
 
 
 def open_folder(file: TensorFile, config: Facts) -> Foreign:
     # Older folders hold the inner dict alone.
     inner = config.get("pretrained_cfg", config)
-    named = _ARCHITECTURE.match(config["architecture"])
-    assert named is not None
-    arguments = {**_OF_ALL, **_OF_SIZE[named[1]], **config.get("model_args", {})}
+    plain, named = (x.match(config["architecture"]) for x in (_PLAIN, _ARCHITECTURE))
+    by_name: Facts = {"num_heads": _HEADS[plain[1]]} if plain else _OF_ALL
+    by_name = {**by_name, **_OF_SIZE[named[1]]} if named else by_name
+    arguments = {**by_name, **config.get("model_args", {})}
     size = arguments.get("img_size") or inner.get("input_size", ())[1:] or None
     facts = {
         **{ours: arguments.get(theirs) for theirs, ours in _FIELDS.items()},
         "image_size": sides(size),
-        **positions_of(arguments, _POSITIONS),
+        **({} if plain else positions_of(arguments, _POSITIONS)),
         "drop_path_rate": arguments.get("drop_path_rate"),
         "pixel_mean": inner.get("mean"),
         "pixel_std": inner.get("std"),
@@ -68,13 +73,13 @@ def open_folder(file: TensorFile, config: Facts) -> Foreign:
         "pool": _POOLS.get(config.get("global_pool", "")),
     }
     # None is no LayerScale there.
-    scale = {"layer_scale_init": arguments["init_values"]}
+    scale = {} if plain else {"layer_scale_init": arguments["init_values"]}
     names = config.get("label_names", inner.get("label_names"))
     return Foreign(
         format=NAME,
         file=file,
-        tensors=file.tensors(file.contents),
-        table=KEYS,
+        tensors=file.tensors(renamed(file.contents)[0] if plain else file.contents),
+        table=PLAIN_KEYS if plain else KEYS,
         facts={name: value for name, value in facts.items() if value is not None} | scale,
         classes=list(as_type(names, Sequence[str])) if isinstance(names, list) else None,
         provenance={"architecture": config["architecture"]},

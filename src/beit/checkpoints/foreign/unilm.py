@@ -19,6 +19,7 @@ from torch import nn
 
 from beit.checkpoints.foreign import upernet
 from beit.checkpoints.foreign.key_map import KeyMap
+from beit.checkpoints.foreign.plain import EMBEDDED, pixels_of, renamed
 from beit.checkpoints.foreign.shapes import with_table
 from beit.checkpoints.foreign.survey import Foreign
 from beit.checkpoints.reading.safe_pickle import Inert
@@ -49,12 +50,23 @@ KEYS = KeyMap(
     ],
     ignored=INDICES,
 )
+_OF_PLAIN = [
+    *("register_tokens", EMBEDDED, "blocks.{}.attn.qkv.bias", "norm.*"),
+    *(name for name in ENCODER if not name.endswith(("q_bias", "v_bias"))),
+]
+PLAIN_KEYS = KeyMap(
+    [
+        *((f"encoder.{name}", name) for name in _OF_PLAIN),
+        *((name, name) for name in ("mask_token", "fc_norm.*", "head.*")),
+    ]
+)
+"""Other vision transformers, under these names by :func:`renamed`: read alone."""
 _CONTAINERS = ("model", "module", "state_dict", "model_state_dict", "net", "network")
 """Keys that trainers keep the weights under."""
+AVERAGES = ("model_ema", "state_dict_ema")
+"""Those of averaged weights."""
 _WRAPPERS = ("module.", "model.", "net.", "network.", "_orig_mod.")
 """What stands before all names where a wrapper's weights were saved."""
-_PLAIN_VIT = {"blocks.0.attn.qkv.bias", "dist_token"}
-"""What other vision transformers have under names that are otherwise the same."""
 _BACKBONE = "backbone."
 _PYRAMIDS = (8, 16)
 """Patch sizes that the released code has a pyramid for."""
@@ -70,13 +82,11 @@ def reads(file: TensorFile) -> bool:
     return weights is not None and ("patch_embed.proj.weight" in weights or _is_segmenter(weights))
 
 
-def open_file(file: TensorFile) -> Foreign:
-    """A model of the released code, of mmsegmentation, or of another trainer."""
-    contents, weights = file.contents, _weights(file.contents) or {}
-    if plain := sorted(_PLAIN_VIT & {*weights}):
-        raise UserError(
-            f"{file.path} is a ViT with {', '.join(plain)}, not a BEiT; give a BEiT, or train one with beit pretrain"
-        )
+def open_file(file: TensorFile, averaged: bool) -> Foreign:
+    """A model of the released code, of mmsegmentation, or of another trainer; its weights, or those `averaged`."""
+    contents, weights = file.contents, _weights(file.contents, averaged) or {}
+    plain = "blocks.0.attn.qkv.bias" in weights
+    weights, notes = renamed(weights) if plain else (weights, [])
     segments = _is_segmenter(weights)
     arguments, meta = contents.get("args"), contents.get("meta") if segments else None
     run = arguments.attributes if isinstance(arguments, Inert) else {}
@@ -89,26 +99,36 @@ def open_file(file: TensorFile) -> Foreign:
     palette = _as(Sequence[tuple[int, int, int]], meta.get("PALETTE"))
     in_bytes = all(0 <= x < 256 for color in palette for x in color)
     origin = {name: run.get(name) for name in ("model", "epochs")}
-    averages = [key for key in ("model_ema", "state_dict_ema") if key in contents]
+    words = {True: "the averaged weights are read", False: "not read, the weights as trained are"}
+    facts = dict(statistics) if isinstance(imagenet, bool) else {}
+    if plain:
+        facts, doubts = pixels_of(imagenet="head.weight" not in weights)
+        notes += doubts
     return Foreign(
-        format=NAME,
+        format="vit" if plain else NAME,
         file=file,
         tensors=file.tensors(weights),
-        table=SEGMENTER_KEYS if segments else KEYS,
-        facts=dict(statistics) if isinstance(imagenet, bool) else {},
+        table=SEGMENTER_KEYS if segments else PLAIN_KEYS if plain else KEYS,
+        facts=facts,
         classes=[*_as(Sequence[str], meta.get("CLASSES"))] or None,
         provenance={name: value for name, value in origin.items() if isinstance(value, str | int)},
         extra={"palette": [list(color) for color in palette]} if palette and in_bytes else {},
-        notes=[f"{key}: not read, the weights as trained are" for key in averages],
+        notes=notes + [f"{x}: {words[x == _place(contents, averaged)]}" for x in AVERAGES if x in contents],
     )
 
 
-def _weights(contents: Any) -> dict[str, Any] | None:
+def _place(contents: Facts, averaged: bool) -> str | None:
+    """The key that the weights lie under, if they lie under one."""
+    names = (*AVERAGES, *_CONTAINERS) if averaged else (*_CONTAINERS, *AVERAGES)
+    return next((key for key in names if isinstance(contents.get(key), dict)), None)
+
+
+def _weights(contents: Any, averaged: bool = False) -> dict[str, Any] | None:
     """The state dict among what a trainer saved, without the names of wrappers."""
     if not isinstance(contents, dict):
         return None
-    inner = (contents[key] for key in _CONTAINERS if isinstance(contents.get(key), dict))
-    weights = {str(key): value for key, value in next(inner, contents).items()}
+    place = _place(contents, averaged)
+    weights = {str(key): x for key, x in (contents if place is None else contents[place]).items()}
     while weights and (
         wrapper := next((name for name in _WRAPPERS if all(key.startswith(name) for key in weights)), None)
     ):

@@ -149,7 +149,7 @@ def _features(encoder: BeitEncoder, layer: int) -> Reading:
     """The class token and the mean of the patches after block `layer`."""
 
     def features(batch: LabeledBatch) -> dict[str, Tensor]:
-        tokens = encoder.states(batch.image, [layer])[0].float()
+        tokens = encoder.normed(encoder.states(batch.image, [layer])[0].float())
         return {"mean": tokens[:, encoder.num_prefix_tokens :].mean(dim=1), "cls": tokens[:, 0]}
 
     view = LabeledView(EvaluationView(encoder.config.image_size))

@@ -4,16 +4,20 @@ finite scalar quantisation."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from beit.checkpoints.store import load_tokenizer
 from beit.config.architecture import DiscreteVAEConfig
+from beit.config.errors import given_by
 from beit.config.tokenizer import FiniteScalarVAEConfig, TokenizerConfig
 from beit.data.batches import ImageBatch
 from beit.models.memory import activations_of_tokenizer
 from beit.recipes.tokenizer.judging import evaluation, notes
+from beit.stages.network import TOKENIZER_KNOBS, require_equal
 from beit.stages.session import Images, Session
 from beit.tokenizers.dvae import DiscreteVAE
 from beit.tokenizers.fsq import FiniteScalarVAE
@@ -44,23 +48,37 @@ def reconstruction_method(config: TokenizerConfig, session: Session[Any], images
             session.console.say(collapse_warning(figures, config))
         return figures
 
+    model, about = starting_tokenizer(config)
+    if isinstance(model, FiniteScalarVAE):
+        step = quantization_step(config)
+        about.append(f"finite scalar quantisation to levels {' x '.join(map(str, model.config.levels))}")
+    else:
+        step = reconstruction_step(config, images.plan(config).steps)
+    return Method(
+        learner=Learner(model=model, step=step, summarise=summarise),
+        evaluation=replace(evaluation(config, session, images), at_start=config.init is not None),
+        notes=notes(config, model, *about, activations=activations_of_tokenizer(model.config)),
+    )
+
+
+def starting_tokenizer(config: TokenizerConfig) -> tuple[DiscreteVAE | FiniteScalarVAE, list[str]]:
+    """The tokenizer before its first step, and a line where it goes on from another."""
     architecture = config.architecture()
     assert isinstance(architecture, DiscreteVAEConfig)
     model: DiscreteVAE | FiniteScalarVAE
     if isinstance(architecture, FiniteScalarVAEConfig):
-        model, step = FiniteScalarVAE(architecture), quantization_step(config)
-        about = [f"finite scalar quantisation to levels {' x '.join(map(str, architecture.levels))}"]
+        model = FiniteScalarVAE(architecture)
     else:
-        model, step, about = (
-            DiscreteVAE(architecture),
-            reconstruction_step(config, images.plan(config).steps),
-            [],
-        )
-    return Method(
-        learner=Learner(model=model, step=step, summarise=summarise),
-        evaluation=evaluation(config, session, images),
-        notes=notes(config, model, *about, activations=activations_of_tokenizer(architecture)),
-    )
+        model = DiscreteVAE(architecture)
+    if config.init is None:
+        return model, []
+    with given_by("--init"):
+        start: Any = load_tokenizer(config.init)
+    require_equal(config, "kind", config.kind, start.kind or "plain_dvae")
+    for knob in TOKENIZER_KNOBS:
+        require_equal(config, knob, getattr(config, knob), getattr(start.config, knob))
+    model.load_state_dict(start.state_dict())
+    return model, [f"from {config.init} ({start.kind}), whose weights are all kept"]
 
 
 def reconstruction_step(config: TokenizerConfig, steps: int) -> Step:

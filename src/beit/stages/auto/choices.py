@@ -11,10 +11,7 @@ import time
 
 import torch
 
-from beit.checkpoints.store import describe
 from beit.config.architecture import sides
-from beit.config.errors import given_by
-from beit.config.run import TrainingConfig
 from beit.data.base import Source
 from beit.data.decode import ImageError
 from beit.data.sources.subsets import spread
@@ -38,26 +35,25 @@ def settle(
     if config.preset is None:
         return session, config
     resolved, choices = session.compute.from_main(
-        lambda: resolve(config, facts_of(config, session.compute, images, tokenizer))
+        lambda: resolve(config, facts_of(session, images, tokenizer))
     )
     return session._replace(config=resolved, choices=tuple(choices)), resolved
 
 
-def facts_of(
-    config: TrainingConfig, compute: Compute, images: Images, tokenizer: VisualTokenizer | None
-) -> Facts:
+def facts_of(session: Session[Config], images: Images, tokenizer: VisualTokenizer | None) -> Facts:
     """What the choices hang on."""
+    config, compute = session.config, session.compute
     seconds = config.budget_seconds() or dataclasses.replace(config, budget=BUDGET).budget_seconds()
     classes = images.train.classes
     size = sides(getattr(config, "token_image_size", None)) or tokenizer.image_size if tokenizer else None
     stride = 1 if tokenizer is None else tokenizer.stride
-    return Facts(
+    return dataclasses.replace(
+        session.facts,
         side=median_side(images.train),
         images=len(images.train),
         labels_per_class=len(images.train) / len(classes) if classes else None,
         work=(seconds or 0) * rate_of(compute, choose_precision(config.precision, compute.device)),
         grid=None if size is None else (size[0] // stride, size[1] // stride),
-        width=_width_of_init(getattr(config, "init", None)),
     )
 
 
@@ -83,12 +79,3 @@ def rate_of(compute: Compute, precision: Precision) -> float:
                 start = time.monotonic()
             done += 1
     return compute.world * done * MATRIX**3 / (time.monotonic() - start)
-
-
-def _width_of_init(init: str | None) -> int | None:
-    if init is None:
-        return None
-    with given_by("--init"):
-        architecture = describe(init).get("architecture") or {}
-    width = architecture.get("encoder", architecture).get("width")
-    return width if isinstance(width, int) else None

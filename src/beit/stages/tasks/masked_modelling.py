@@ -15,6 +15,7 @@ from beit.data.batches import PretrainBatch
 from beit.data.views.pretraining import PretrainEvaluationView
 from beit.masking import BlockwiseMasking, NoMasking, RandomMasking
 from beit.metrics.tokens import TokenBaselines, patch_sums, token_accuracy
+from beit.models.encoder import BeitEncoder
 from beit.models.heads import MaskedImageModel
 from beit.tokenizers.base import VisualTokenizer
 
@@ -49,9 +50,23 @@ def token_image_size(config: PretrainConfig, tokenizer: VisualTokenizer) -> tupl
         raise UserError(
             f"the tokenizer {config.tokenizer} makes {size[0] / tokenizer.stride:g}x{size[1] / tokenizer.stride:g} "
             f"tokens of {size[0]}x{size[1]} px, but the encoder has {grid[0]}x{grid[1]} patches; make it as "
-            f"many with --token-image-size {fitting[0]} {fitting[1]}, or change --image-size or --patch-size"
+            f"many with --token-image-size {fitting[0]} {fitting[1]}, or change --image-size or, without --init, "
+            f"--patch-size"
         )
     return size
+
+
+def masked_image_model(config: PretrainConfig, encoder: BeitEncoder, vocab_size: int) -> MaskedImageModel:
+    """The model around `encoder` that the configuration describes."""
+    visible = config.encoder_sees == "visible"
+    return MaskedImageModel(
+        encoder,
+        vocab_size,
+        encoder_sees=config.encoder_sees,
+        num_masked=masking_of(config).num_masked if visible else None,
+        decoder_depth=config.decoder_depth if visible else None,
+        decoder_width=config.decoder_width if visible else None,
+    )
 
 
 def masking_of(config: PretrainConfig) -> BlockwiseMasking | RandomMasking | NoMasking:

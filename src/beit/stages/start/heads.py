@@ -1,21 +1,18 @@
-"""What training a task starts from: a pre-trained model, one trained on such a task, or values drawn at random."""
+"""The classifier or segmenter that fine-tuning starts with, and what it keeps of another."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from beit.checkpoints.adapt import changes, expand_shared_bias, replace_rates, resize_encoder
-from beit.checkpoints.store import describe, kind_of, load_model
-from beit.config.architecture import EncoderConfig
-from beit.config.errors import UserError, given_by
+from beit.checkpoints.adapt import drop_norm
+from beit.checkpoints.store import describe
+from beit.config.errors import UserError
 from beit.config.finetune import FinetuneConfig
 from beit.config.segment import SegmentConfig
-from beit.config.start import StartConfig
-from beit.config.values import flag_of
-from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter, released_layers
+from beit.stages.start.encoder import starting_encoder
 
 PUP_CHANNELS = 256
 """Width of SETR's decoder."""
@@ -38,6 +35,7 @@ def starting_segmenter(
 ) -> tuple[SemanticSegmenter, list[str]]:
     """The segmenter before its first step, and a line for everything that was taken over, changed or drawn."""
     encoder, start, notes = starting_encoder(config)
+    drop_norm(encoder)  # which the decoder does not read
     upernet = config.decoder == "upernet"
     layers = config.layers
     if layers is None:
@@ -65,48 +63,6 @@ def starting_segmenter(
         *notes,
         _take_over_decoder(model, start, config, classes, f"{config.decoder} decoder of {about}"),
     ]
-
-
-def starting_encoder(config: StartConfig) -> tuple[BeitEncoder, nn.Module | None, list[str]]:
-    """The encoder before its first step, the model of `config.init` that it comes from (None: drawn at random), and
-    what was taken over and changed."""
-    if config.init is None:
-        encoder = BeitEncoder(config.architecture())
-        init_weights(encoder, config.init_scheme, cut=None)
-        return encoder, None, [f"from scratch: {_in_words(encoder.config)}"]
-    with given_by("--init"), changes() as loading:
-        start = load_model(config.init)
-    source = getattr(start, "encoder", None)
-    if not isinstance(source, BeitEncoder):
-        raise UserError(
-            f"--init {config.init} is a {kind_of(start)} and has no encoder; give a pre-trained model"
-        )
-    _require_agreement(config, source.config)
-    with changes() as adapting:
-        encoder = source if config.stated_size is None else resize_encoder(source, config.stated_size)
-        if encoder.config.bias == "shared" and config.stated().get("bias") != "shared":
-            encoder = expand_shared_bias(encoder)
-        encoder = replace_rates(encoder, drop_path_rate=config.drop_path_rate, dropout=config.dropout)
-    first = f"from {config.init} ({kind_of(start)}): {_in_words(source.config)}"
-    return encoder, start, [first, *loading, *adapting, *_freeze(config, encoder)]
-
-
-def _freeze(config: StartConfig, encoder: BeitEncoder) -> list[str]:
-    """Freeze what the configuration says of `encoder`, and say so."""
-    if config.freeze is None:
-        return []
-    depth = encoder.config.depth
-    blocks = depth if config.freeze == "all" else config.freeze
-    if blocks > depth:
-        raise UserError(
-            f"--freeze {blocks} of the {depth} blocks of {config.init}; choose 0 to {depth}, or all"
-        )
-    encoder.freeze(blocks)
-    return [f"patches, positions and {blocks} of {depth} blocks are frozen"]
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Heads
 
 
 @torch.no_grad()
@@ -166,53 +122,3 @@ def _classes_of(init: str) -> tuple[str, ...] | None:
     """The class names of a model, where it has them."""
     names = describe(init).get("classes")
     return None if names is None else tuple(map(str, names))
-
-
-# ------------------------------------------------------------------------------------------------------------
-# What is refused
-
-
-def _require_agreement(config: StartConfig, encoder: EncoderConfig) -> None:
-    """UserError where a knob of the architecture contradicts the encoder of `init`."""
-    if isinstance(config, SegmentConfig):
-        config.require_whole_patches(encoder.patch_size)
-    for field, value in config.stated().items():
-        present = getattr(encoder, field)
-        is_expanded = field == "bias" and (present, value) == ("shared", "block")
-        if value != present and not is_expanded:
-            name = "normalization" if field.startswith("pixel_") else field
-            name = "position" if field == "bias" and config.bias is None else name
-            flag = flag_of(name)
-            raise UserError(
-                f"{flag} {getattr(config, name)} contradicts --init {config.init}, whose encoder has {field} "
-                f"{present}; drop {flag}, or drop --init to train from scratch"
-            )
-
-
-def encoder_facts(config: EncoderConfig) -> dict[str, str]:
-    """What a run that continues needs of the model it started from: architecture and pixels. Weights are in its
-    checkpoints."""
-    pixels = f"pixels around {config.pixel_mean} by {config.pixel_std}"
-    return {
-        "encoder": f"{_in_words(config)}, {config.num_heads} heads, {config.positions} positions, {pixels}"
-    }
-
-
-def rates(config: StartConfig, encoder: BeitEncoder) -> str:
-    """How fast the layers learn, for the announcement."""
-    if config.init is None:
-        return "every layer learns at the full rate (--layer-decay is for --init)"
-    depth, frozen = encoder.config.depth, encoder.frozen_blocks
-    if frozen == depth:
-        return "the head alone learns, at the full rate"
-    lowest, above = ("patches", depth + 1) if config.freeze is None else (f"block {frozen}", depth - frozen)
-    slowest = config.layer_decay**above
-    return f"layers learn at {slowest:.2g} of the rate ({lowest}) to 1 (head), {config.layer_decay:g} a layer"
-
-
-def _in_words(config: EncoderConfig) -> str:
-    height, width = config.image_size
-    return (
-        f"{config.depth} blocks of width {config.width}, {height}x{width} px in {config.patch_size}x"
-        f"{config.patch_size} patches"
-    )

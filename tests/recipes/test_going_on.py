@@ -1,0 +1,233 @@
+"""`--init` of `beit pretrain` and `beit tokenizer`: what is taken over, what is new, and that nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from run_results import log, metrics, same_weights, stopped_in_step, weights
+from tiny_runs import SHORT, finetune_config, pretrain_config, probe_config, segment_config, tokenizer_config
+
+import beit
+from beit.checkpoints.conversion import convert
+from beit.checkpoints.own import save_model
+from beit.cli.flags import parse
+from beit.config.architecture import DiscreteVAEConfig
+from beit.config.errors import UserError
+from beit.config.pretrain import PretrainConfig
+from beit.config.tokenizer import TokenizerConfig
+from beit.models.heads import MaskedImageModel
+from beit.presets import Facts, resolve
+from beit.recipes.finetune import finetune
+from beit.recipes.pretrain import pretrain
+from beit.recipes.probe.run import probe
+from beit.recipes.segment import segment
+from beit.recipes.tokenizer.run import tokenizer
+from beit.tokenizers.dvae import DiscreteVAE
+
+pytestmark = pytest.mark.slow
+
+
+def going_on(images: Path, out: Path, init: Path | str, **values: Any) -> PretrainConfig:
+    """A run of two steps of the network of `init`, none of whose knobs is given."""
+    length = {"steps": 2, "epochs": None, **SHORT}
+    return PretrainConfig(**{"data": str(images), "out": str(out), "init": str(init), **length, **values})
+
+
+def started(images: Path, out: Path, init: Path | str, **values: Any) -> str:
+    """What such a run says."""
+    pretrain(going_on(images, out, init, **values))
+    return log(out)
+
+
+def last(run: Path, figure: str) -> float:
+    value: float = json.loads((run / "results.json").read_text())["last"][figure]
+    return value
+
+
+def first(run: Path, figure: str) -> float:
+    record = metrics(run)[0]
+    assert record["step"] == 0
+    value: float = record[figure]
+    return value
+
+
+@pytest.mark.parametrize("sees", ["all", "visible"])
+def test_with_the_same_tokenizer_pretraining_goes_on_where_it_stood(
+    sees: str, images: Path, trained_tokenizer: Path, tmp_path: Path
+) -> None:
+    visible = (
+        {"encoder_sees": "visible", "decoder_depth": 2, "decoder_width": 32} if sees == "visible" else {}
+    )
+    given = {"tokenizer": str(trained_tokenizer), "eval_images": 100, "normalization": "imagenet"}
+    pretrain(pretrain_config(images, tmp_path / "before", **given, **visible))
+    said = started(images, tmp_path / "after", tmp_path / "before", **given)
+    assert "norm, mask token and head kept" in said and "before the first step" in said
+    # Of the same images, masks and weights; a head or a mask token that was lost would show.
+    for figure in ("eval/loss", "eval/token_accuracy"):
+        assert first(tmp_path / "after", figure) == pytest.approx(last(tmp_path / "before", figure), rel=1e-5)
+    before, after = (beit.load_model(tmp_path / run) for run in ("before", "after"))
+    assert before.encoder.config == after.encoder.config
+    assert not before.token_head.weight.equal(after.token_head.weight)  # it has learned
+
+
+def test_a_run_that_goes_on_is_killed_and_continued_as_any_other(
+    images: Path, pretrained: Path, trained_tokenizer: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pretrained, tmp_path / "start")
+    given: dict[str, Any] = {"tokenizer": str(trained_tokenizer), "save_every": "1", "steps": 3}
+    started(images, tmp_path / "whole", tmp_path / "start", **given)
+    with stopped_in_step(3):
+        started(images, tmp_path / "run", tmp_path / "start", **given)
+    said = started(images, tmp_path / "run", tmp_path / "start", **given)
+    assert "continuing after step 2" in said and same_weights(tmp_path / "whole", tmp_path / "run")
+    records = [json.loads((tmp_path / run / "results.json").read_text())["first"] for run in ("whole", "run")]
+    assert records[0] == records[1] and "eval/loss" in records[0]
+    shutil.rmtree(tmp_path / "start")  # which a finished run does without
+    started(images, tmp_path / "run", tmp_path / "start", **given)
+
+
+def test_what_does_not_fit_is_new_and_said(
+    images: Path, pretrained: Path, trained_tokenizer: Path, colours: Path, regions: Path, tmp_path: Path
+) -> None:
+    tokenizer(tokenizer_config(images, tmp_path / "other", seed=1))
+    said = started(images, tmp_path / "a", pretrained, tokenizer=str(tmp_path / "other"))
+    assert "norm and mask token kept, new head" in said
+    given: dict[str, Any] = {"tokenizer": str(trained_tokenizer), "token_image_size": (16, 24)}
+    said = started(images, tmp_path / "b", pretrained, image_size=(32, 48), **given)
+    assert "shared_bias positions resized from 4x4 to 4x6 patches" in said and "head kept" in said
+    said = started(images, tmp_path / "c", pretrained, target="pixels")
+    assert "mask token kept, new head" in said
+    finetune(finetune_config(colours, tmp_path / "classifier", init=str(pretrained)))
+    segment(segment_config(regions, tmp_path / "segmenter", init=str(pretrained)))
+    for run in ("classifier", "segmenter"):
+        said = started(images, tmp_path / f"from-{run}", tmp_path / run, tokenizer=str(trained_tokenizer))
+        assert "new mask token, head and norm" in said
+        assert beit.load_encoder(tmp_path / f"from-{run}").config.bias == "block"
+
+
+def test_layers_may_learn_the_slower_the_lower_they_are(
+    images: Path, pretrained: Path, trained_tokenizer: Path, tmp_path: Path
+) -> None:
+    given = {"tokenizer": str(trained_tokenizer), "layer_decay": 1e-6}
+    started(images, tmp_path / "run", pretrained, **given)
+    before, after = weights(pretrained), weights(tmp_path / "run")
+    patches, head = "encoder.patch_embed.proj.weight", "token_head.weight"
+    torch.testing.assert_close(after[patches], before[patches], rtol=0, atol=1e-8)
+    assert float((after[head] - before[head]).abs().max()) > 1e-5
+
+
+def test_a_released_file_goes_on_with_the_tokenizer_of_its_kind(
+    images: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    vae = DiscreteVAE(DiscreteVAEConfig(vocab_size=512, width=64, blocks_per_group=1, image_size=(32, 32)))
+    save_model(vae, tmp_path / "vae", provenance={})
+    convert(tmp_path / "vae", tmp_path / "dalle", to="dalle")
+    model = MaskedImageModel(beit.load_encoder(pretrained), 512)
+    save_model(model, tmp_path / "model", provenance={})
+    convert(tmp_path / "model", tmp_path / "beit.pth", to="unilm")
+    given = {"tokenizer": f"{tmp_path}/dalle@grid=4x4", "lr": 1e-12}
+    said = started(images, tmp_path / "run", f"{tmp_path}/beit.pth@num_heads=2", **given)
+    assert "norm, mask token and head kept" in said
+    loaded = beit.load_model(tmp_path / "run")
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"patch_size": 16}, "--patch-size 16 contradicts --init"),
+        ({"position": "absolute"}, "--position absolute contradicts --init"),
+        ({"normalization": "imagenet"}, "--normalization imagenet contradicts --init"),
+        (
+            {"image_size": 64},
+            "make it as many with --token-image-size 32 32, or change --image-size or, without",
+        ),
+        ({"init": "nowhere"}, "--init: nowhere does not exist"),
+    ],
+    ids=str,
+)
+def test_what_contradicts_the_start_is_refused(
+    given: dict[str, Any],
+    message: str,
+    images: Path,
+    pretrained: Path,
+    trained_tokenizer: Path,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UserError, match=message):
+        started(
+            images, tmp_path / "run", **{"init": pretrained, "tokenizer": str(trained_tokenizer), **given}
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_preset_takes_its_network_from_the_start() -> None:
+    start = {"patch_size": 8, "width": 48, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0, "position": "none"}
+    network = {
+        **start,
+        "bias": "shared",
+        "layer_scale_init": None,
+        "image_size": (32, 32),
+        "encoder_sees": "all",
+    }
+    config = PretrainConfig(data="x", out="y", tokenizer="t", init="i")
+    resolved, choices = resolve(config, Facts(side=300, grid=(6, 6), network=network))
+    assert {name: getattr(resolved, name) for name in start} == start and resolved.masking == "block"
+    assert resolved.image_size == 48  # as many patches as there are tokens
+    assert "the network of --init" in {choice.reason for choice in choices}
+    # Sides and patches that the preset does not go with are no mistake yet: the start may.
+    words = ["--data", "x", "--out", "y", "--tokenizer", "t", "--preset", "base", "--image-size", "518"]
+    parsed, _ = parse(PretrainConfig, "beit pretrain", [*words, "--init", "i"])
+    resolved, _ = resolve(parsed, Facts(network={**network, "patch_size": 14}))
+    assert (resolved.image_size, resolved.patch_size) == (518, 14)
+    with pytest.raises(UserError, match="--image-size 518x518 is not a multiple"):
+        parse(PretrainConfig, "beit pretrain", words)
+    named = PretrainConfig(data="x", out="y", tokenizer="t", init="i", preset="tiny")
+    resolved, _ = resolve(named, Facts(network=network))
+    assert (resolved.width, resolved.image_size, resolved.batch_size) == (48, (32, 32), 64)
+
+
+def test_every_verb_starts_from_a_plain_vit(
+    images: Path, trained_tokenizer: Path, colours: Path, regions: Path, tmp_path: Path
+) -> None:
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 0}
+    theirs = timm.create_model("vit_tiny_patch16_224", **small, reg_tokens=2, init_values=0.1)
+    torch.save({"model": theirs.state_dict()}, tmp_path / "dino.pth")
+    source = f"{tmp_path}/dino.pth@num_heads=2"
+    norm = theirs.state_dict()["norm.weight"]
+    said = started(images, tmp_path / "pretrain", source, tokenizer=str(trained_tokenizer), lr=1e-9)
+    assert "its final norm is kept" in said and "new mask token, head and norm, as far" in said
+    torch.testing.assert_close(beit.load_model(tmp_path / "pretrain").norm.weight, norm)
+    visible = {"encoder_sees": "visible", "decoder_width": 32, "tokenizer": str(trained_tokenizer)}
+    started(images, tmp_path / "visible", source, **visible)
+    finetune(finetune_config(colours, tmp_path / "finetune", init=source))
+    segment(segment_config(regions, tmp_path / "segment", init=source))
+    probe(probe_config(colours, tmp_path / "probe", Path(source), steps=2))
+    for run in ("finetune", "probe"):
+        assert beit.load_encoder(tmp_path / run).norm is not None
+    for run in ("pretrain", "visible", "finetune", "segment", "probe"):
+        assert beit.load_encoder(tmp_path / run).num_prefix_tokens == 3
+
+
+@pytest.mark.parametrize("kind", ["dvae", "fsq"])
+def test_a_tokenizer_goes_on_where_it_stood(kind: str, images: Path, tmp_path: Path) -> None:
+    codes = {"vocab_size": 240 if kind == "fsq" else 16, "ema_decay": None, "eval_images": 100}
+    tokenizer(tokenizer_config(images, tmp_path / "before", kind=kind, **codes))
+    values = {**SHORT, "steps": 2, "eval_images": 100, "init": str(tmp_path / "before")}
+    config = TokenizerConfig(data=str(images), out=str(tmp_path / "after"), **values)
+    tokenizer(config)
+    assert first(tmp_path / "after", "eval/reconstruction_mae") == pytest.approx(
+        last(tmp_path / "before", "eval/reconstruction_mae"), rel=1e-5
+    )
+    assert f"({kind}), whose weights are all kept" in log(tmp_path / "after")
+    with pytest.raises(UserError, match="--vocab-size 512 contradicts --init"):
+        tokenizer(
+            TokenizerConfig(**{**config.typed, "out": str(tmp_path / "no"), "vocab_size": 512, "kind": kind})
+        )
