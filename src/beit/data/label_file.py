@@ -9,7 +9,10 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +22,16 @@ from torch import Tensor
 
 from beit.config.errors import UserError
 from beit.data.base import Source, Split, check_classes, read_text
+from beit.data.sources.files import path_of
+from beit.data.sources.listing import IMAGE_SUFFIXES
 from beit.data.sources.subsets import Subset
+from beit.untrusted import display
 
-_HEADINGS = {"image", "image_path", "path", "file", "filename", "file_name", "name"}
+_HEADINGS = {"id", "image", "image_id", "image_path", "img", "path", "file", "filename", "file_name", "name"}
 _SEPARATORS = {"\t": "a tab", ";": "a semicolon"}
+_OPEN_NAME = re.compile(r'"(?:[^"]|"")*')
+_LONGEST_NAME = 8
+"""Lines of a file that the name of an image may take."""
 _Row = tuple[str, str, Sequence[str]]
 """A place in a file, for messages, an image and its classes."""
 
@@ -65,19 +74,27 @@ class LabelFile:
         label_of = {row: label for label, row in enumerate(sets)}
         self._labels = {image: label_of[row] for image, row in members.items()}
         self._used: set[str] = set()
-        self._image_at: dict[str, str] = {}
+        self._image_at = _images_at(rows, self.path)
         for image, label in self._labels.items():
-            for place in _places(image, self.path):
-                if self._labels[self._image_at.setdefault(place, image)] != label:
-                    raise UserError(
-                        f"--labels {path} gives {image} two times, and not the same classes; keep one"
-                    )
+            if any(self._labels[self._image_at[place]] != label for place in _places(image, self.path)):
+                raise UserError(
+                    f"--labels {path} gives {display(image)} two times, and not the same classes; keep one"
+                )
 
     def apply(self, source: Source, split: Split = "train") -> Relabeled | None:
         """The images of `source` that the file names, with their labels; the others are left out, with a note. None
         for a `test` that has no labels.
         """
-        images = {index: image for index in range(len(source)) if (image := self._find(source, index))}
+        names = (
+            _find(self._image_at, source.key(index), path_of(source, index)) for index in range(len(source))
+        )
+        images = {index: image for index, image in enumerate(names) if image}
+        bare = Counter(image for image in images.values() if _is_bare(image))
+        if several := [image for image, count in bare.items() if count > 1]:
+            raise UserError(
+                f"--labels {self.path}: '{display(several[0])}' may mean {bare[several[0]]} images; write names with "
+                "their endings"
+            )
         if not images and split == "test":
             return None
         if not images and split == "val" and len(source):
@@ -86,9 +103,10 @@ class LabelFile:
                 f"labelled ones with --eval-data"
             )
         if not images and split == "train":
+            first = display(next(iter(self._labels)))
             raise UserError(
-                f"--labels {self.path} names none of the images of --data (it has '{next(iter(self._labels))}', and "
-                f"an image there is '{source.key(0)}'); write paths relative to --data"
+                f"--labels {self.path} names none of the images of --data (it has '{first}', and an image there is "
+                f"'{display(source.key(0))}'); write paths relative to --data"
             )
         self._used.update(images.values())
         labels = [self._labels[image] for image in images.values()]
@@ -103,24 +121,45 @@ class LabelFile:
         if not rest:
             return []
         return [
-            f"{len(rest):,} images that {self.path} names are not among those used, the first being '{rest[0]}'"
+            f"{len(rest):,} images that {self.path} names are not among those used, the first being "
+            f"'{display(rest[0])}'"
         ]
-
-    def _find(self, source: Source, index: int) -> str | None:
-        image = self._image_at.get(source.key(index))
-        return image or self._image_at.get(os.path.abspath(source.name(index)))
 
 
 def classes_in_file(path: str) -> Callable[[str, str], Sequence[str]]:
-    """The classes that a file of labels gives an image, told by its key and its name; none where it is not named."""
+    """The classes that a file of labels gives an image, told by its key and its path; none where it is not named."""
     rows = read_label_rows(Path(path))
-    row_at = {place: row for image, row in rows.items() for place in _places(image, Path(path))}
-    return lambda key, name: row_at.get(key) or row_at.get(os.path.abspath(name)) or ()
+    image_at = _images_at(rows, Path(path))
+    return lambda key, place: rows.get(_find(image_at, key, place) or "", ())
 
 
-def _places(image: str, file: Path) -> set[str]:
-    """Where the image may be that `file` calls by this path: beneath --data, or as seen from the file's folder."""
-    return {os.path.normpath(image), os.path.abspath(file.parent / image)}
+def _images_at(images: Collection[str], file: Path) -> dict[str, str]:
+    """The images that `file` names by where they may lie: beneath --data, or as seen from the file's folder; failing
+    that from the current one, or without the space around the name."""
+    image_at: dict[str, str] = {}
+    for image in images:
+        for place in _places(image, file):
+            image_at.setdefault(place, image)
+    for image in images:
+        for place in (os.path.abspath(image), *_places(image.strip(), file)):
+            image_at.setdefault(place, image)
+    return image_at
+
+
+def _places(image: str, file: Path) -> tuple[str, str]:
+    return os.path.normpath(image), os.path.abspath(file.parent / image)
+
+
+def _find(image_at: Mapping[str, str], key: str, path: str) -> str | None:
+    """What the image at `path`, beneath --data at `key`, is called in the file; perhaps without its ending."""
+    places = (key, os.path.abspath(path))
+    whole = (image_at[place] for place in places if place in image_at)
+    stems = (image_at.get(os.path.splitext(place)[0]) for place in places)
+    return next(whole, None) or next((image for image in stems if image and _is_bare(image)), None)
+
+
+def _is_bare(image: str) -> bool:
+    return os.path.splitext(image)[1].lower() not in IMAGE_SUFFIXES
 
 
 def _marked(sets: Sequence[tuple[int, ...]], num_classes: int) -> Tensor:
@@ -158,13 +197,19 @@ class Relabeled(Subset):
 
 def read_label_rows(path: Path) -> Mapping[str, Sequence[str]]:
     """Paths of images and their classes as the file at `path` has them; UserError for whatever is no such file."""
-    name, readers = f"--labels {path}", {".csv": _csv_rows, ".json": _json_rows}
+    name = f"--labels {path}"
+    readers = {".csv": _csv_rows, ".json": _json_rows, ".jsonl": _json_lines}
     if path.suffix.lower() not in readers:
         raise UserError(f"{name} must end in {' or '.join(readers)}, to say what it holds")
     rows: dict[str, list[str]] = {}
-    for place, image, classes in readers[path.suffix.lower()](name, read_text(path, name)):
-        if image in rows:
-            raise UserError(f"{place}: {image} is there already; join the two")
+    # A name may hold any bytes, and line breaks; classes are text.
+    text = read_text(path, name, errors="surrogateescape", newline="")
+    for place, image, classes in readers[path.suffix.lower()](name, text):
+        if not image or image in rows:
+            fault = f"{display(image)} is there already; join the two" if image else "names no image"
+            raise UserError(f"{place}: {fault}")
+        if re.search("[\0\ud800-\udfff]", "".join(classes)):
+            raise UserError(f"{place} cannot be read: the class is not text in UTF-8")
         rows[image] = [text.strip() for text in classes if text.strip()]
     if not rows:
         raise UserError(f"{name} is empty; write a line `image,class;class` for each image")
@@ -172,15 +217,31 @@ def read_label_rows(path: Path) -> Mapping[str, Sequence[str]]:
 
 
 def _csv_rows(name: str, text: str) -> Iterator[_Row]:
-    lines = [(f"{name}, line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = list(_records(name, text))
     table = [_cells(place, line) for place, line in lines]
     start = int(_is_heading(*table[:2])) if table else 0
+    # Beside the label, `beit predict` writes how likely it is, and others.
+    is_prediction = start > 0 and table[0][1:3] == ["label", "probability"]
     for (place, line), cells in zip(lines[start:], table[start:], strict=True):
-        if len(cells) != 2:
+        if len(cells) != 2 and not (is_prediction and len(cells) == len(table[0])):
             others = [mark for sign, mark in _SEPARATORS.items() if sign in line and len(cells) == 1]
             fault = f"{others[0]} between its columns" if others else f"{len(cells)} columns"
             raise UserError(f"{place} has {fault}; write `image,class;class`")
-        yield place, cells[0].strip(), cells[1].split(";")
+        yield place, cells[0], [cells[1]] if is_prediction else cells[1].split(";")
+
+
+def _records(name: str, text: str) -> Iterator[tuple[str, str]]:
+    """The lines of a CSV, with their places. A line begins with a quote that it does not close where the name of an
+    image has line breaks; the quote of a mistake is closed by none of the next lines."""
+    lines = (text if "\n" in text else text.replace("\r", "\n")).split("\n")
+    stop = 0
+    while stop < len(lines):
+        start = stop
+        ends = range(start + 1, min(start + _LONGEST_NAME, len(lines)) + 1)
+        closed = (end for end in ends if not _OPEN_NAME.fullmatch("\n".join(lines[start:end])))
+        stop = next(closed, start + 1)
+        if lines[start].strip():
+            yield f"{name}, line {start + 1}", "\n".join(lines[start:stop])
 
 
 def _cells(place: str, line: str) -> list[str]:
@@ -212,3 +273,12 @@ def _json_rows(name: str, text: str) -> Iterator[_Row]:
                 yield name, image, classes
             case _:
                 raise UserError(f'{name} must look like {{"image.jpg": ["class", "class"], ...}}')
+
+
+def _json_lines(name: str, text: str) -> Iterator[_Row]:
+    for number, line in enumerate(text.rstrip().split("\n"), 1):
+        with suppress(ValueError, TypeError, KeyError):
+            row = json.loads(line)
+            yield f"{name}, line {number}", str(row["image"]), [str(row["label"])]
+            continue
+        raise UserError(f'{name}, line {number} must look like {{"image": "a.jpg", "label": "class"}}')

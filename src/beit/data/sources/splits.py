@@ -71,7 +71,7 @@ def _split(listing: Listing, holdout: Holdout, paired: bool) -> dict[Split, Part
         if holdout.classes_of is None:
             classes = _class_names(train)
         else:
-            classes = [holdout.classes_of(pool.key(index), pool.name(index)) for index in range(len(pool))]
+            classes = [holdout.classes_of(pool.key(index), pool.path(index)) for index in range(len(pool))]
         choice = hold_back(pool, classes, holdout, listing.root)
         if choice.held_back:
             notes.append(choice.note)
