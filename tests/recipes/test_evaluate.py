@@ -135,6 +135,7 @@ def test_what_is_left_out_is_told(classifier: Path, tmp_path: Path, capsys: Any)
     assert sorted(notes) == [
         f"{data}: 1 images outside the class folders ignored",
         f"{data}: other/ ignored (1 images)",
+        f"{data}: train is train/, val is val/",
         "judged on all",
     ]
 

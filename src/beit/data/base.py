@@ -21,7 +21,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _ADDITION = r"[\W_]*(?:images?|imgs?|pictures?|photos?|sets?|data|split|\d{4})"
 _SPLIT = re.compile(
     r"(?:(?:images?|imgs?)[\W_]*)?"
-    r"(?:(?P<train>train|training|trn)"
+    r"(?:(?P<train>train|training|trn|trainval)"
     r"|(?P<val>val|validation|valid|dev)"
     r"|(?P<test>test|testing|eval|evaluation))"
     rf"(?:{_ADDITION})*",

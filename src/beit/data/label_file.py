@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,9 +30,9 @@ from beit.untrusted import display
 
 _HEADINGS = {"id", "image", "image_id", "image_path", "img", "path", "file", "filename", "file_name", "name"}
 _SEPARATORS = {"\t": "a tab", ";": "a semicolon"}
-_OPEN_NAME = re.compile(r'"(?:[^"]|"")*')
-_LONGEST_NAME = 8
-"""Lines of a file that the name of an image may take."""
+_NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d+)?", re.IGNORECASE)
+FEW_NUMBERS = 20
+"""Labels that are numbers and may well be classes."""
 _Row = tuple[str, str, Sequence[str]]
 """A place in a file, for messages, an image and its classes."""
 
@@ -61,6 +62,7 @@ class LabelFile:
         own_names = sorted({name for row in rows.values() for name in row})
         names = tuple(own_names if classes is None else classes)
         check_classes(names, own_names, f"--labels {path}", "the model")
+        self._notes = _notes_on_numbers(names, len(rows), f"--labels {path}") if classes is None else []
         for image, own in rows.items():
             if not multilabel and len(set(own)) != 1:
                 count = len(set(own)) or "no"
@@ -85,16 +87,11 @@ class LabelFile:
         """The images of `source` that the file names, with their labels; the others are left out, with a note. None
         for a `test` that has no labels.
         """
-        names = (
-            _find(self._image_at, source.key(index), path_of(source, index)) for index in range(len(source))
-        )
-        images = {index: image for index, image in enumerate(names) if image}
-        bare = Counter(image for image in images.values() if _is_bare(image))
-        if several := [image for image, count in bare.items() if count > 1]:
-            raise UserError(
-                f"--labels {self.path}: '{display(several[0])}' may mean {bare[several[0]]} images; write names with "
-                "their endings"
-            )
+        places = ((source.key(index), path_of(source, index)) for index in range(len(source)))
+        images = {i: image for i, place in enumerate(places) if (image := _find(self._image_at, *place))}
+        counts = Counter(filter(_is_bare, images.values()))
+        if several := [display(image) for image, count in counts.items() if count > 1]:
+            raise UserError(f"--labels {self.path}: '{several[0]}' may mean several images; write its ending")
         if not images and split == "test":
             return None
         if not images and split == "val" and len(source):
@@ -113,36 +110,43 @@ class LabelFile:
         relabeled = Relabeled(source, list(images), labels, self.labels.classes)
         if missing := len(source) - len(images):
             relabeled.notes.append(f"{missing:,} images are not in {self.path} and are left out")
+        relabeled.notes += self._notes if split == "train" else []
         return relabeled
 
     def unused(self) -> list[str]:
         """A note about images that the file names and no source so far has, where there are any."""
         rest = [image for image in self._labels if image not in self._used]
-        if not rest:
-            return []
-        return [
-            f"{len(rest):,} images that {self.path} names are not among those used, the first being "
-            f"'{display(rest[0])}'"
-        ]
+        about = f"{len(rest):,} images that {self.path} names are not among those used, the first being "
+        return [f"{about}'{display(rest[0])}'"] if rest else []
 
 
 def classes_in_file(path: str) -> Callable[[str, str], Sequence[str]]:
     """The classes that a file of labels gives an image, told by its key and its path; none where it is not named."""
     rows = read_label_rows(Path(path))
     image_at = _images_at(rows, Path(path))
-    return lambda key, place: rows.get(_find(image_at, key, place) or "", ())
+    return lambda key, place: rows.get(_find(image_at, key, place) or "\0", ())
+
+
+def _notes_on_numbers(classes: Sequence[str], images: int, origin: str) -> list[str]:
+    """What is said of classes that are called by numbers. UserError where these are measured values, not classes:
+    many with fractions, or whole ones of which few occur twice."""
+    whole = all(map(str.isdecimal, classes))
+    if not all(map(_NUMBER.fullmatch, classes)) or (whole and len(classes) <= FEW_NUMBERS):
+        return []
+    text = f"{origin} has {len(classes):,} numbers for labels, such as {classes[-1]}, each a class of its own"
+    if len(classes) > (images / 2 if whole else FEW_NUMBERS):
+        raise UserError(f"{text}; values cannot be learned, but classes: join them to a few, as low and high")
+    return [f"{text}, of which none is nearer to another"]
 
 
 def _images_at(images: Collection[str], file: Path) -> dict[str, str]:
     """The images that `file` names by where they may lie: beneath --data, or as seen from the file's folder; failing
     that from the current one, or without the space around the name."""
+    exact = ((place, image) for image in images for place in _places(image, file))
+    close = ((place, image) for image in images for place in _places(image.strip(), file))
     image_at: dict[str, str] = {}
-    for image in images:
-        for place in _places(image, file):
-            image_at.setdefault(place, image)
-    for image in images:
-        for place in (os.path.abspath(image), *_places(image.strip(), file)):
-            image_at.setdefault(place, image)
+    for place, image in chain(exact, ((os.path.abspath(image), image) for image in images), close):
+        image_at.setdefault(place, image)
     return image_at
 
 
@@ -202,55 +206,46 @@ def read_label_rows(path: Path) -> Mapping[str, Sequence[str]]:
     if path.suffix.lower() not in readers:
         raise UserError(f"{name} must end in {' or '.join(readers)}, to say what it holds")
     rows: dict[str, list[str]] = {}
-    # A name may hold any bytes, and line breaks; classes are text.
+    # A name may hold any bytes, and line breaks; so may a class that `beit predict` wrote.
     text = read_text(path, name, errors="surrogateescape", newline="")
     for place, image, classes in readers[path.suffix.lower()](name, text):
-        if not image or image in rows:
-            fault = f"{display(image)} is there already; join the two" if image else "names no image"
-            raise UserError(f"{place}: {fault}")
-        if re.search("[\0\ud800-\udfff]", "".join(classes)):
-            raise UserError(f"{place} cannot be read: the class is not text in UTF-8")
-        rows[image] = [text.strip() for text in classes if text.strip()]
+        if image in rows:
+            raise UserError(f"{place}: {display(image)} is there already; join the two")
+        rows[image] = [text for text in classes if text.strip()]
     if not rows:
         raise UserError(f"{name} is empty; write a line `image,class;class` for each image")
     return rows
 
 
 def _csv_rows(name: str, text: str) -> Iterator[_Row]:
-    lines = list(_records(name, text))
-    table = [_cells(place, line) for place, line in lines]
-    start = int(_is_heading(*table[:2])) if table else 0
+    table = list(_csv_table(name, text))
+    start = int(_is_heading(*(cells for _, cells in table[:2]))) if table else 0
     # Beside the label, `beit predict` writes how likely it is, and others.
-    is_prediction = start > 0 and table[0][1:3] == ["label", "probability"]
-    for (place, line), cells in zip(lines[start:], table[start:], strict=True):
-        if len(cells) != 2 and not (is_prediction and len(cells) == len(table[0])):
-            others = [mark for sign, mark in _SEPARATORS.items() if sign in line and len(cells) == 1]
+    columns = len(table[0][1]) if start and table[0][1][1:3] == ["label", "probability"] else 2
+    for place, cells in table[start:]:
+        if len(cells) != columns:
+            others = [mark for sign, mark in _SEPARATORS.items() if sign in cells[0] and len(cells) == 1]
             fault = f"{others[0]} between its columns" if others else f"{len(cells)} columns"
             raise UserError(f"{place} has {fault}; write `image,class;class`")
-        yield place, cells[0], [cells[1]] if is_prediction else cells[1].split(";")
+        if columns == 2 and re.search("[\0\ud800-\udfff]", cells[1]):
+            raise UserError(f"{place} cannot be read: the class is not text in UTF-8")
+        yield place, cells[0], [x.strip() for x in cells[1].split(";")] if columns == 2 else [cells[1]]
 
 
-def _records(name: str, text: str) -> Iterator[tuple[str, str]]:
-    """The lines of a CSV, with their places. A line begins with a quote that it does not close where the name of an
-    image has line breaks; the quote of a mistake is closed by none of the next lines."""
-    lines = (text if "\n" in text else text.replace("\r", "\n")).split("\n")
-    stop = 0
-    while stop < len(lines):
-        start = stop
-        ends = range(start + 1, min(start + _LONGEST_NAME, len(lines)) + 1)
-        closed = (end for end in ends if not _OPEN_NAME.fullmatch("\n".join(lines[start:end])))
-        stop = next(closed, start + 1)
-        if lines[start].strip():
-            yield f"{name}, line {start + 1}", "\n".join(lines[start:stop])
-
-
-def _cells(place: str, line: str) -> list[str]:
-    """A line's cells. Each is read by itself: a stray quote would otherwise swallow all that follow."""
+def _csv_table(name: str, text: str) -> Iterator[tuple[str, list[str]]]:
+    """Lines with their places. In quotes a name may hold line breaks, but what follows may not: a stray quote would
+    swallow the lines below."""
+    reader, place = csv.reader(io.StringIO(text, newline=""), strict=True), f"{name}, line 1"
     try:
-        return next(csv.reader([line], strict=True))
+        for cells in reader:
+            if re.search("[\r\n]", "".join(cells[1:])):
+                raise csv.Error("unexpected end of data")
+            if cells:
+                yield place, cells
+            place = f"{name}, line {reader.line_num + 1}"
     except csv.Error as error:
-        open_quote = "end of data" in str(error)
-        reason = "a quote is opened and never closed" if open_quote else f"it is no CSV ({error})"
+        is_open = re.search("end of data|field larger", str(error))
+        reason = "a quote is opened and never closed" if is_open else f"it is no CSV ({error})"
         raise UserError(f"{place}: {reason}; mend or remove its quotes") from error
 
 
@@ -270,15 +265,16 @@ def _json_rows(name: str, text: str) -> Iterator[_Row]:
     for row in content if isinstance(content, tuple) else [None]:
         match row:
             case (image, list(classes)) if all(isinstance(text, str) for text in classes):
-                yield name, image, classes
+                yield name, image, [text.strip() for text in classes]
             case _:
                 raise UserError(f'{name} must look like {{"image.jpg": ["class", "class"], ...}}')
 
 
 def _json_lines(name: str, text: str) -> Iterator[_Row]:
     for number, line in enumerate(text.rstrip().split("\n"), 1):
-        with suppress(ValueError, TypeError, KeyError):
+        place = f"{name}, line {number}"
+        try:
             row = json.loads(line)
-            yield f"{name}, line {number}", str(row["image"]), [str(row["label"])]
-            continue
-        raise UserError(f'{name}, line {number} must look like {{"image": "a.jpg", "label": "class"}}')
+            yield place, str(row["image"]), [str(row["label"])]
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f'{place} must look like {{"image": "a.jpg", "label": "class"}}') from error

@@ -95,8 +95,7 @@ def label_maps(model: SemanticSegmenter, config: PredictConfig) -> Reading:
         files, count = file_names(source), 0
         write_legend(legend, folder / "classes.tsv")
         for batch, classes in passes:
-            index = int(batch.number)
-            name, file = source.name(index), files[index]
+            name, file = source.name(index := int(batch.number)), files[index]
             if isinstance(classes, TooLarge):
                 report_skipped(name, str(classes))
                 continue
