@@ -99,7 +99,8 @@ def test_several_processes_are_refused(
     classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each would print the figures of its own share as those of the whole."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="without torchrun"):
         evaluate(config(classifier, labelled(tmp_path / "data")))
 
