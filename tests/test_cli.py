@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,8 @@ FINETUNE = ["--data", "x", "--out", "y", "--init", "i"]
     ("arguments", "expected"),
     [
         (["pretrian"], "did you mean pretrain?"),
+        (["check", "--data", "demo", "demo"], "--data demo demo names the same images twice"),
+        (["check", "--data", "x", "--layout", "folders"], "must be one of 'splits', 'classes'"),
         (["pretrain", *TRAINING, "--stepz", "3"], "did you mean --steps?"),
         (
             ["pretrain", *TRAINING, "--clip-grad", "null", "--lr", "fast"],
@@ -187,6 +190,89 @@ def test_a_value_out_of_range_is_refused_by_its_flag(
     error = capsys.readouterr().err
     assert error.startswith(f"beit: {flag.split()[0]} must ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags", "bounds"),
+    [
+        ("finetune", ("--layer-decay", "0"), "--layer-decay must be positive and at most 1, not 0.0"),
+        ("finetune", ("--layer-decay", "2"), "--layer-decay must be positive and at most 1, not 2.0"),
+        ("pretrain", ("--flip", "-1"), "--flip must be at least 0 and at most 1, not -1.0"),
+        ("pretrain", ("--image-size", "1000000"), "--image-size must be positive and at most 8192, not"),
+        ("pretrain", ("--image-size", "32", "1000000"), "--image-size must be positive and at most 8192"),
+        ("pretrain", ("--token-image-size", "1000000"), "--token-image-size must be positive and at most"),
+        ("finetune", ("--image-size", "1000000"), "--image-size must be positive and at most 8192"),
+        ("tokenizer", ("--image-size", "1000000"), "--image-size must be positive and at most 8192"),
+        ("segment", ("--crop", "1000000"), "--crop must be positive and at most 8192"),
+    ],
+)
+def test_all_bounds_are_in_one_message(
+    verb: str, flags: Sequence[str], bounds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = {"pretrain": TRAINING, "tokenizer": FINETUNE[:4]}.get(verb, FINETUNE)
+    assert run(verb, *start, *flags) == 2
+    assert bounds in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 8 TB")]
+)
+def test_a_lack_of_memory_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("beit.cli.main._dispatch", fail)
+    assert run("presets") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("beit: out of memory") and message.count("\n") == 1
+    error.args = ("another",)
+    if not isinstance(error, MemoryError):
+        with pytest.raises(RuntimeError, match="another"):
+            main(["presets"])
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "0"},
+        {"WORLD_SIZE": "2"},
+        {"MASTER_ADDR": "node1"},
+        {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "node1"},
+        {"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"},
+        {"RANK": "x", "WORLD_SIZE": "2", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"},
+        {"RANK": "0", "WORLD_SIZE": "many", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"},
+    ],
+)
+@pytest.mark.parametrize("verb", ["tokenizer", "evaluate"])
+def test_ranks_that_are_told_in_part(
+    verb: str,
+    environment: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    model = Path(__file__).parent / "checkpoints/fixtures/tokenizer"
+    where = ["--model", str(model)] if verb == "evaluate" else ["--out", str(tmp_path / "run")]
+    assert run(verb, "--data", str(tmp_path), *where) == 2 or environment.get("RANK", "0") != "0"
+    error = capsys.readouterr().err
+    assert environment.get("RANK", "0") != "0" or ("start no ranks" in error and error.count("\n") == 1)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags", [("--tensorboard",), ("--wandb", "flowers")])
+def test_a_package_that_is_missing_is_told_before_anything_is_made(
+    flags: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("beit.training.run.trackers.find_spec", lambda name: None)
+    assert run("tokenizer", "--data", "demo", "--out", str(tmp_path / "run"), *flags) == 2
+    assert f"pip install 'beit[{flags[0][2:]}]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

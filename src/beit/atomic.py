@@ -36,8 +36,10 @@ def replace_file(path: Path, write: Callable[[Path], object], *, durable: bool =
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Put `text` in the place of `path`; see :func:`replace_file`."""
-    replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"), durable=durable)
+    """Put `text` in the place of `path`; see :func:`replace_file`. What is no UTF-8, as in names, is escaped as JSON
+    does it."""
+    content = text.encode("utf-8", "backslashreplace")
+    replace_file(path, lambda draft: draft.write_bytes(content), durable=durable)
 
 
 def replace_folder(path: Path, fill: Callable[[Path], object]) -> None:

@@ -1,8 +1,9 @@
-"""What a stranger wrote, made fit for use: a JSON object, values as their types, text in a message."""
+"""What a stranger wrote, made fit for use: a JSON object, values as their types, text and names in a message."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -64,6 +65,13 @@ def printable(text: str, most: int = 80) -> str:
     start = text[: most + 1]
     start = start if start.isprintable() else ascii(start)
     return start if len(start) <= most else f"{start[:most]}..."
+
+
+def display(name: str) -> str:
+    """The name of a file, which may hold any bytes, as a terminal may show it: what is not printable by its escape.
+    The name itself stays what it is wherever it is kept or looked up."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def listed(names: Iterable[str], most: int = 4) -> str:

@@ -66,7 +66,7 @@ def test_nothing_can_be_gone_unnoticed(name: str, to: str, tmp_path: Path) -> No
     [
         ("mean", "huggingface", {"num_hidden_layers": 7}, r"missing encoder\.blocks\.2"),
         ("mean", "huggingface", {"num_hidden_layers": 1}, r"unknown beit\.encoder\.layer\.1"),
-        ("mean", "huggingface", {"num_hidden_layers": 10**6}, "depth must be at most 512"),
+        ("mean", "huggingface", {"num_hidden_layers": 10**6}, "depth must be positive and at most 512"),
         ("mean", "huggingface", {"num_hidden_layers": "2"}, "not one of BEiT's"),
         ("mean", "huggingface", {"hidden_size": 99}, "width is 99 by one account and 32"),
         ("mean", "huggingface", {"intermediate_size": 5}, "hidden is 5 by one account and 128"),

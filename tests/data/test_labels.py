@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,49 @@ def test_images_that_are_named_and_not_there_are_noted(photos: Path, tmp_path: P
         labels.apply(open_splits([str(photos)], holdout=Holdout(0.1))["val"], "val")
 
 
+def numbered(values: Sequence[object], tmp_path: Path) -> list[str]:
+    """What is said of labels that are these numbers, to those who train on them."""
+    source = open_splits([str(write_images(tmp_path / "p", {"a": 1}))], holdout=Holdout(0))["train"]
+    rows = [f"a/{index}.png,{value}" for index, value in enumerate(values)]
+    (tmp_path / "l.csv").write_text("\n".join(rows))
+    relabeled = LabelFile(tmp_path / "l.csv", multilabel=False).apply(source)
+    assert relabeled is not None
+    return [note for note in relabeled.notes if "numbers" in note]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (
+            [0.5 * (index % 10) for index in range(60)],
+            "10 numbers for labels, such as 4.5, each a class of its",
+        ),
+        (
+            [-1, 0, 1, 2, 3],
+            "5 numbers for labels, such as 3, each a class of its own, of which none is nearer",
+        ),
+        (range(1, 91), "values cannot be learned"),
+        ([index % 90 for index in range(200)], "90 numbers for labels"),
+        ([index % 10 for index in range(40)], None),
+        (["v1.0", "2.0", "3.5"], None),
+        ([f"{index:02d}x" for index in range(60)], None),
+        ([0.731 + index / 1000 for index in range(21)], "has 21 numbers for labels, such as 0.751"),
+        ([f"{index}e-3" for index in range(40)], "values cannot be learned, but classes: join them to a few"),
+        ([f'"{index},5"' for index in range(40)], "values cannot be learned"),
+        ([-index for index in range(40)], "values cannot be learned"),
+        (["nan", "word", *range(40)], None),
+    ],
+)
+def test_labels_that_are_numbers(values: Sequence[object], expected: str | None, tmp_path: Path) -> None:
+    refused = expected is not None and ("values" in expected or "21" in expected)
+    if refused:
+        with pytest.raises(UserError, match=expected) as error:
+            numbered(values, tmp_path)
+        assert "\n" not in str(error.value)
+    else:
+        assert [expected in note for note in numbered(values, tmp_path)] == [True] * (expected is not None)
+
+
 def test_as_many_classes_as_imagenet_22k_take_no_time(tmp_path: Path) -> None:
     file = tmp_path / "labels.csv"
     file.write_text("".join(f"{index}.png,class {index}\n" for index in range(21_841)))
@@ -136,7 +180,11 @@ def test_as_many_classes_as_imagenet_22k_take_no_time(tmp_path: Path) -> None:
             "line 2 has a semicolon between its columns; write `image,class;class`",
         ),
         ("l.csv", "a.png\tx\nb.png\ty\n", "line 1 has a tab between its columns"),
-        ("l.jsonl", '{"a.png": ["x"]}\n', "must end in .csv or .json"),
+        ("l.tsv", "a.png\tx\n", "must end in .csv or .json or .jsonl, to say"),
+        ("l.jsonl", '{"a.png": ["x"]}\n', "line 1 must look like"),
+        ("l.jsonl", '{"image": "a.png", "label": "x"}\n7\n', "line 2 must look like"),
+        ("l.csv", 'image,label,probability\na.png,x,0.5\nb.png,y\n"c.png,z,1\n', "line 4: a quote is opened"),
+        ("l.csv", "image,label,probability\na.png,x,0.5\nb.png,y,0.5,z\n", "line 3 has 4 columns"),
         ("l.json", '{"a.png": ["x", ""], "b.png": [" "], "c.png": ["y"]}', "gives b.png no classes"),
         ("l.json", "{", "not valid JSON"),
         ("l.json", '{"a.png": "x"}', "must look like"),

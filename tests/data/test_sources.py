@@ -107,7 +107,8 @@ def test_own_splits_win_and_siblings_are_named(tmp_path: Path) -> None:
     train, held = both(tmp_path)
     assert (keys(train), keys(held)) == (["train/a.png", "train/b.png"], ["valid/c.png"])
     text = " ".join(train.notes)
-    assert "extra/ ignored" in text and "loose images ignored" in text and "test/" not in text
+    assert "extra/ ignored" in text and "loose images ignored" in text and "test/ ignored" not in text
+    assert f"{tmp_path}: train is train/, val is valid/, test is test/" in train.notes
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,7 @@ def test_classes_of_a_model_bind(tmp_path: Path) -> None:
 
 def test_a_folder_called_like_a_split_beside_classes_is_told(tmp_path: Path) -> None:
     notes = everything(write_images(tmp_path, "cat/a.png", "dog/a.png", "test/a.png")).notes
-    assert [note for note in notes if "test/ is trained on like the folders beside it" in note] == notes
+    assert notes == [f"{tmp_path}: test/ is a class like what lies beside (else say --layout splits)"]
     assert not everything(write_images(tmp_path / "cat", "b.png")).notes
 
 

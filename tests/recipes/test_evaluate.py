@@ -99,7 +99,8 @@ def test_several_processes_are_refused(
     classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each would print the figures of its own share as those of the whole."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="without torchrun"):
         evaluate(config(classifier, labelled(tmp_path / "data")))
 
@@ -135,6 +136,7 @@ def test_what_is_left_out_is_told(classifier: Path, tmp_path: Path, capsys: Any)
     assert sorted(notes) == [
         f"{data}: 1 images outside the class folders ignored",
         f"{data}: other/ ignored (1 images)",
+        f"{data}: train is train/, val is val/",
         "judged on all",
     ]
 

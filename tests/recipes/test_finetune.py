@@ -38,7 +38,7 @@ COLORS = {"blue": (40, 60, 220), "green": (60, 200, 80), "red": (220, 40, 40)}
 
 def plant(root: Path, names: dict[str, str], each: int = 16, split: str = "") -> Path:
     """A folder of `each` noisy images for every class in `names`, of the colour it stands for."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(len(split))
     for name, color in names.items():
         (root / split / name).mkdir(parents=True)
         for index in range(each):

@@ -144,6 +144,7 @@ ELSEWHERE = {
     *("preset", "budget"),  # in tests of their own
     *("data", "eval_data", "out", "devices", "init", "tokenizer", "teacher"),  # in runs to the end
     *("labels", "multilabel", "classes"),  # likewise
+    "layout",  # in the tests of layouts
     *("mixup", "cutmix", "cutmix_share", "label_smoothing", "tensorboard", "wandb"),  # above
     "device",  # above
     *("clip_grad", "keep"),  # in the tests of the loop

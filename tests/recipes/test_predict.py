@@ -18,6 +18,7 @@ from PIL import Image
 import beit
 from beit.cli.main import main
 from beit.data.decode import decode_image
+from beit.data.label_file import classes_in_file, read_label_rows
 from beit.data.views.evaluation import EvaluationView
 
 REAL = os.environ.get("BEIT_REAL_DATA")
@@ -69,6 +70,23 @@ def test_a_folder_with_broken_files(folder: Path, probed: Path, tmp_path: Path, 
         shares = [float(row[name]) for name in ("probability", "probability_2", "probability_3")]
         assert shares == sorted(shares, reverse=True)
         assert sum(shares) == pytest.approx(1, abs=1e-4)
+
+
+def test_names_of_any_bytes_come_out_as_they_are(
+    folder: Path, probed: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """And what is broken under such a name is told by one that a terminal can show."""
+    odd = os.fsdecode(b"deep/caf\xe9\xe2\x80\xaf9.41\t.png")
+    (folder / "wide.png").rename(folder / odd)
+    (folder / "broken_text.png").rename(folder / "broken\u202f\x1b[2J.png")
+    for out in (tmp_path / "x.csv", tmp_path / "x.jsonl"):
+        assert run("predict", "--model", probed, folder, "--out", out, "--workers", "0") == 0
+        output = capsys.readouterr()
+        assert "broken\\u202f\\x1b[2J.png: not an image" in output.err and "\x1b" not in output.err
+        labels = classes_in_file(str(out))
+        assert labels("", str(folder / odd)) == ["red"] and len(read_label_rows(out)) == 5
+    assert run("predict", "--model", probed, folder / odd) == 0
+    assert capsys.readouterr().out.startswith(f"{folder}/deep/caf\\xe9")
 
 
 def test_lines_can_be_piped_on(folder: Path, probed: Path, tmp_path: Path, capsys: Any) -> None:

@@ -176,6 +176,8 @@ def test_ade20k_as_published(tmp_path: Path) -> None:
     for part in ("images", "annotations"):
         for split in ("training", "validation"):
             shutil.copytree(sample / part / "validation", root / part / split)
+    for image in (root / "images/training").iterdir():
+        image.write_bytes(image.read_bytes() + b"\0")  # or nothing would be left to train on
     shutil.copy(sample / "objectInfo150.csv", root)
     run = tmp_path / "run"
     small = {"crop": 64, "patch_size": 16, "width": 16, "depth": 2, "num_heads": 2, "channels": 8}

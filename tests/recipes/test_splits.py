@@ -6,18 +6,32 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny_runs import finetune_config, pretrain_config, probe_config
+from PIL import Image
+from run_results import same_weights, stopped_in_step
+from tiny_runs import finetune_config, pretrain_config, probe_config, segment_config, tokenizer_config
 
+from beit.atomic import remove
 from beit.config.errors import UserError
-from beit.config.use import EvaluateConfig
+from beit.config.use import CheckConfig, EvaluateConfig
+from beit.data.base import Source
+from beit.data.label_maps.pairs import PairSource
+from beit.data.sources import named
+from beit.data.sources.holdout import Holdout
+from beit.data.sources.listing import list_data
+from beit.data.sources.opening import open_splits
+from beit.recipes.check.run import inspect
 from beit.recipes.evaluate.run import evaluate
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
 from beit.recipes.probe.run import probe
+from beit.recipes.segment import open_label_maps
+from beit.recipes.tokenizer.run import tokenizer
 from beit.stages.session import open_images
+from beit.training.run.directory import LAYOUT
 
 RULE = {"holdout": None, "eval_images": 4}
 
@@ -125,9 +139,115 @@ def test_a_run_without_val_and_one_with_other_data_for_it(
         pretrain_config(colours, tmp_path / "other", target="pixels", **other | {"holdout": 0.5})
 
 
+def test_a_run_inside_its_data_goes_on(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pictures are not trained on: it ends as one elsewhere does, and the next run sees the same images."""
+    shutil.copytree(images, tmp_path / "photos")
+    monkeypatch.chdir(tmp_path / "photos")
+    inside = tokenizer_config(Path("."), Path("runs/tok"))
+    with stopped_in_step(3):
+        tokenizer(inside)
+    assert list(Path("runs/tok/samples").glob("*.png"))
+    tokenizer(inside)
+    tokenizer(tokenizer_config(Path("."), tmp_path / "elsewhere"))
+    assert same_weights(Path("runs/tok"), tmp_path / "elsewhere")
+    assert held_back(Path("runs/tok")) == held_back(tmp_path / "elsewhere")
+    tokenizer(inside, overwrite=True)
+    opened = open_images(inside)
+    assert len(opened.train) + len(opened.held_back) == 41
+    assert "./runs/tok: a run, ignored" in opened.train.notes
+
+
+@pytest.mark.parametrize("left", range(len(LAYOUT)))
+def test_a_deletion_that_is_cut_short_leaves_no_pictures_to_train_on(left: int, tmp_path: Path) -> None:
+    for path in ("0.png", "run/samples/0.png", "run/config.yaml", "run/status.json"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / path, "PNG")
+    for name in LAYOUT[:left]:
+        remove(tmp_path / "run" / name)
+    keys = [member.path for listing in list_data([str(tmp_path)]) for member in listing.members]
+    assert keys == ["0.png"]
+
+
+def key_set(source: Source) -> set[str]:
+    return {source.key(index) for index in range(len(source))}
+
+
 def test_images_to_judge_on_are_not_trained_on(tested: Path) -> None:
     train = tested / "train"
-    for sources in ({"data": (str(train), str(train / "red"))}, {"eval_data": str(train / "red")}):
-        config = pretrain_config(train, tested / "none", target="pixels", holdout=None)
-        with pytest.raises(UserError, match="both to be trained on and to be judged on, the first being"):
-            open_images(dataclasses.replace(config, **sources))
+    config = pretrain_config(train, tested / "none", target="pixels", holdout=None)
+    images = open_images(dataclasses.replace(config, eval_data=str(train / "red")))
+    assert images.all_held_back is not None and len(images.all_held_back) == 20
+    assert {key.partition("/")[0] for key in key_set(images.train)} == {"blue", "green"}
+    [note] = [note for note in images.train.notes if "20 images are left out of training" in note]
+    assert note.endswith(f"the first being {train}/red/00.png")
+    with pytest.raises(UserError, match="leaves no image to train on but those to judge on"):
+        open_images(dataclasses.replace(config, data=str(train / "red"), eval_data=str(train)))
+
+
+def test_equal_bytes_on_both_sides_are_left_out_of_training(tested: Path, tmp_path: Path) -> None:
+    """Whether the other side is a folder of the set, or held back of another root; labels and label maps alike."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    shutil.copytree(tested, one)
+    shutil.copy(one / "Testing/blue/00.png", one / "train/red/of the test.png")
+    shutil.copytree(tested / "train", two / "train")
+    shutil.copytree(tested / "train" / "green", two / "val" / "green")
+    config = pretrain_config(one, tmp_path / "none", target="pixels", holdout=None)
+    images = open_images(config)
+    assert images.test is not None and len(images.test) == 22
+    # Of equal images of one pool each side has all or none.
+    assert len(images.train) == 48 and "train/red/of the test.png" not in key_set(images.train)
+    assert open_images(config).fingerprint == images.fingerprint
+    report = inspect(CheckConfig(data=str(one), workers=0))
+    assert [(Path(a).name, Path(b).name) for a, b in report.leaked] == [("of the test.png", "00.png")]
+    images = open_images(dataclasses.replace(config, data=str(two)))
+    assert len(images.train) == 40 and not any("green" in key for key in key_set(images.train))
+    with pytest.raises(UserError, match="no image to train on is of class green"):
+        finetune(finetune_config(two, tmp_path / "none", holdout=None))
+    assert not (tmp_path / "none").exists()
+
+
+def test_equal_bytes_with_label_maps(regions: Path, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(regions, root)
+    for folder, suffix in (("images", "jpg"), ("annotations", "png")):
+        shutil.copy(root / folder / f"validation/3.{suffix}", root / folder / f"training/copy.{suffix}")
+    images = open_label_maps(segment_config(root, tmp_path / "none"))
+    assert isinstance(images.train, PairSource) and len(images.train) == 16
+    assert "images/training/copy.jpg" not in key_set(images.train)
+    assert images.train.label(0).shape == images.train.image(0).shape[1:]
+
+
+def test_a_class_without_an_image_to_train_on_is_named(colours: Path, tmp_path: Path) -> None:
+    rows = [f"train/{name}/{i:02d}.png,{name}" for name in ("red", "blue") for i in range(9)]
+    file = tmp_path / "labels.csv"
+    file.write_text("\n".join([*rows, "val/green/00.png,green", "val/red/00.png,red"]))
+    refused = "no image to train on is of class green; add some"
+    with pytest.raises(UserError, match=refused):
+        finetune(finetune_config(colours, tmp_path / "run", labels=str(file), holdout=None))
+    file.write_text("\n".join([*rows, "gone.png,green", "val/red/00.png,red"]))
+    with pytest.raises(UserError, match=refused):
+        finetune(finetune_config(colours, tmp_path / "run", labels=str(file), multilabel=True, holdout=None))
+    file.write_text("\n".join(rows))
+    with pytest.raises(UserError, match=r"no image to train on is of class (blue|green|red)"):
+        finetune(finetune_config(colours, tmp_path / "run", limit=2, holdout=None))
+    assert not (tmp_path / "run").exists()
+
+
+def test_flags_about_what_is_held_back_say_where_they_are_idle(
+    colours: Path, tested: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def notes(data: Path, **values: Any) -> list[str]:
+        config = pretrain_config(data, data / "none", target="pixels", **{"holdout": None, **values})
+        return [note for note in open_images(config).train.notes if "without effect" in note]
+
+    because = f"{colours}: {{}} without effect, because val is val/"
+    assert notes(colours, holdout=0.3) == [because.format("--holdout")]
+    assert notes(colours, group_by=r"(\d)\.png") == [because.format("--group-by")]
+    assert notes(colours, holdout=0.3, group_by=r"(\d)\.png") == [because.format("--holdout and --group-by")]
+    assert notes(colours) == notes(tested) == notes(tested, holdout=0.3, group_by=r"(\d)\.png") == []
+    monkeypatch.setattr(named, "NamedSource", lambda name, split: SimpleNamespace(notes=[]))
+    splits = open_splits(["imagenette"], holdout=Holdout(0.3))
+    assert splits["train"].notes == ["--data imagenette: --holdout without effect, because it has a val"]
+    assert open_splits(["imagenette"], holdout=Holdout())["train"].notes == []
+    with_other = notes(tested, group_by=r"(\d)\.png", eval_data=str(colours / "val"))
+    assert with_other == [f"{tested}: --group-by without effect, because no image is held back"]

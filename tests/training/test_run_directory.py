@@ -31,7 +31,6 @@ from beit.training.run.checkpoints import (
 )
 from beit.training.run.directory import RunDirectory
 from beit.training.run.opening import RELEASES, RNG_VERSION, Request, open_run, stored_run
-from beit.training.run.trackers import TensorBoardTracker, WandbTracker
 
 CONFIG = {"lr": 1e-5, "image_size": (32, 32), "data": Path("photos"), "precision": "auto", "workers": "auto"}
 
@@ -420,17 +419,6 @@ def test_a_terminal_gets_a_bar_and_the_log_gets_lines(
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
-
-
-def test_trackers_that_are_not_installed_name_their_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in ("torch.utils.tensorboard", "wandb"):
-        monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=r"beit\[tensorboard\]"):
-        TensorBoardTracker(tmp_path, 0)
-    with pytest.raises(UserError, match=r"beit\[wandb\]"):
-        WandbTracker(tmp_path, "project", "id", {})
 
 
 def test_a_beginning_cut_short_anywhere_can_be_made_again(

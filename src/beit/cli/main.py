@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import os
+import re
 import select
 import sys
 from collections.abc import Callable, Sequence
@@ -37,6 +39,7 @@ from beit.config.use import (
     SuggestConfig,
     TrainConfig,
 )
+from beit.untrusted import printable
 
 
 class Verb(NamedTuple):
@@ -78,6 +81,8 @@ VERBS: dict[str, Verb] = {
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold any bytes
     try:
         status = _dispatch(arguments)
         sys.stdout.flush()
@@ -86,6 +91,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         status = 2 if isinstance(error, UserError) else 75 if isinstance(error, Interrupted) else 1
     except KeyboardInterrupt:
         _complain("interrupted at once, without saving")
+        status = 1
+    except (MemoryError, RuntimeError) as error:  # torch makes a plain RuntimeError of it
+        if not isinstance(error, MemoryError) and not re.search("allocate|out of memory", str(error)):
+            raise
+        reason = printable(str(error) or type(error).__name__, 200)
+        _complain(f"out of memory ({reason}); make the network, images or batches smaller", everywhere=True)
         status = 1
     except OSError as error:
         if not _reader_left(error):
@@ -97,9 +108,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _complain(message: object, everywhere: bool = False) -> None:
     """One line on standard error; of what all ranks meet alike only the first speaks, unless `everywhere`."""
-    rank = int(os.environ.get("RANK", "0"))
-    if rank == 0 or everywhere:
-        print(f"beit{f' (rank {rank})' if rank else ''}: {message}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or everywhere:
+        print(f"beit{f' (rank {rank})' if rank != '0' else ''}: {message}", file=sys.stderr)
 
 
 def _reader_left(error: OSError) -> bool:

@@ -44,7 +44,9 @@ def positions(position: Position, bias: Bias | None) -> tuple[Position, Bias]:
     return position, bias or "none"
 
 
-Sides = tuple[PositiveInt, PositiveInt]
+Side = Annotated[PositiveInt, Le(2**13)]
+"""A length in pixels: that of the largest images that are read, for networks of larger ones fit no machine."""
+Sides = tuple[Side, Side]
 """Height and width in pixels."""
 
 
@@ -160,7 +162,7 @@ class DiscreteVAEKnobs:
 class DiscreteVAEConfig(DiscreteVAEKnobs):
     """Architecture of a :class:`beit.tokenizers.DiscreteVAE` (DALL-E, arXiv 2102.12092; defaults: OpenAI's)."""
 
-    image_size: tuple[int, int] = (112, 112)
+    image_size: Sides = (112, 112)
     """Height and width in pixels that the tokenizer is meant for; it runs at any multiple of `stride`."""
     channels: PositiveInt = 3
     """Of images."""

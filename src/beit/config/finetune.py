@@ -19,7 +19,8 @@ class FinetuneConfig(StartConfig):
     """Start from this run or model, pre-trained or a classifier, ours or not (as SOURCE of `beit convert`)."""
 
     labels: str | None = None
-    """File of labels: .csv (`image,class;class` in each line) or .json ({image: [classes]}); null: class folders."""
+    """File of labels: .csv (`image,class;class` in each line), .json ({image: [classes]}), or .csv or .jsonl that
+    `beit predict` wrote; null: class folders."""
     multilabel: bool = False
     """An image may have several classes, or none: a yes or no for each class (binary cross-entropy)."""
     label_share: PositiveShare | None = None

@@ -22,6 +22,8 @@ from beit.config.values import (
     flag_of,
 )
 
+LayoutName = Literal["splits", "classes"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingConfig:
@@ -43,6 +45,9 @@ class DataConfig(DecodingConfig):
     data: str | tuple[str, ...]
     """Folders of images, tar shards (`shards-{000..099}.tar`), torchvision data sets by name, or `demo`: the
     built-in set (a folder of that name is `./demo`)."""
+    layout: LayoutName | None = None
+    """What folders called `train`, `val` or `test` hold: these `splits`, or images like all `classes` beside them;
+    null where what lies beside them leaves no doubt."""
     limit: PositiveInt | None = None
     """Use only this many images: a fixed choice, spread over the set."""
     holdout: ShareBelowOne | None = None
@@ -54,8 +59,8 @@ class DataConfig(DecodingConfig):
     """Regular expression on the path of an image below the root; images of which its first group is the same, as of
     `(patient\\d+)`, are held back together."""
     labels: str | None = None
-    """File with the classes of images (.csv or .json), of which each gives its share to the images held back; null:
-    class folders, where there are any."""
+    """File with the classes of images (.csv, .json, .jsonl), of which each gives its share to the images held back;
+    null: class folders, where there are any."""
     max_bad: Share = 0.05
     """Stop when more than this share of the images cannot be read."""
 
@@ -65,6 +70,8 @@ class DataConfig(DecodingConfig):
             bool(self.sources),
             "--data names no images; give a folder, tar shards, a data set's name, or demo",
         )
+        once = len({*self.sources}) == len(self.sources)
+        require(once, f"--data {' '.join(self.sources)} names the same images twice; name them once")
         require(
             self.eval_data is None or self.holdout is None,
             "--eval-data and --holdout exclude each other; give one",

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge
 
-from beit.config.architecture import DiscreteVAEConfig, DiscreteVAEKnobs, Sides
+from beit.config.architecture import DiscreteVAEConfig, DiscreteVAEKnobs, Side, Sides
 from beit.config.errors import UserError, require
 from beit.config.run import TrainingConfig
 from beit.config.values import (
@@ -98,7 +98,7 @@ class TokenizerConfig(DiscreteVAEKnobs, TrainingConfig):
     """features: the encoder of this run or model, ours or not (as SOURCE of `beit convert`), stays as it is."""
     teacher_layer: int | None = None
     """features: the block that is read (0 the first, -1 the last); null for the one two thirds of the way up."""
-    image_size: int = 112
+    image_size: Side = 112
     """Side of the training crops in pixels."""
     kl_weight: NonNegativeFloat = 6.6
     """Weight of the KL divergence to the uniform prior; at another stride s start from 6.6 (s / 8)^2."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import types
 import typing
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 from numbers import Real
 from typing import Annotated, Any, Literal
 
@@ -42,9 +44,8 @@ def check_limits(config: object) -> None:
     for name, limits in _limits_of(config_type).items():
         value = getattr(config, name)
         for number in value if isinstance(value, (tuple, list)) else (value,):
-            for limit in limits if isinstance(number, Real) else ():
-                if problem := _problem(number, limit):
-                    raise UserError(f"{flag_of(name)} {problem}")
+            if isinstance(number, Real) and (problem := _problem(number, limits)):
+                raise UserError(f"{flag_of(name)} {problem}")
 
 
 @functools.cache
@@ -65,22 +66,16 @@ def _limits_in(hint: Any) -> Iterator[Any]:
         yield from _limits_in(part)
 
 
-def _problem(value: Any, limit: Limit) -> str | None:
-    """What is wrong with a number, if anything is; none may be infinite."""
-    match limit:
-        case Gt(0):
-            fits, problem = value > 0, f"must be positive, not {value}"
-        case Ge(0):
-            fits, problem = value >= 0, f"must not be negative, but is {value}"
-        case Ge(least):
-            fits, problem = value >= least, f"must be at least {least}, not {value}"
-        case Le(most):
-            fits, problem = value <= most, f"must be at most {most}, not {value}"
-        case Lt(bound):
-            fits, problem = value < bound, f"must be below {bound}, not {value}"
-        case _:
-            raise NotImplementedError(f"a limit without words: {limit}")
-    return None if fits and math.isfinite(value) else problem
+_WORDS = {"Gt": "above", "Ge": "at least", "Lt": "below", "Le": "at most"}
+
+
+def _problem(value: Any, limits: Sequence[Limit]) -> str | None:
+    """What is wrong with a number, if anything is, with all its limits; none may be infinite."""
+    bounds = [(type(limit).__name__, astuple(limit)[0]) for limit in limits]
+    if math.isfinite(value) and all(getattr(operator, sign.lower())(value, bound) for sign, bound in bounds):
+        return None
+    words = ("positive" if limit == ("Gt", 0) else f"{_WORDS[limit[0]]} {limit[1]}" for limit in bounds)
+    return f"must be {' and '.join(words)}, not {value}"
 
 
 def as_type(value: object, hint: object) -> Any:

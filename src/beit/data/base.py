@@ -21,7 +21,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _ADDITION = r"[\W_]*(?:images?|imgs?|pictures?|photos?|sets?|data|split|\d{4})"
 _SPLIT = re.compile(
     r"(?:(?:images?|imgs?)[\W_]*)?"
-    r"(?:(?P<train>train|training|trn)"
+    r"(?:(?P<train>train|training|trn|trainval)"
     r"|(?P<val>val|validation|valid|dev)"
     r"|(?P<test>test|testing|eval|evaluation))"
     rf"(?:{_ADDITION})*",
@@ -48,7 +48,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
     def name(self, index: int) -> str:
-        """What messages call the image: a path, printable."""
+        """What messages call the image: a path, printable. See :func:`beit.data.sources.files.path_of`."""
 
     def key(self, index: int) -> str:
         """The image's lasting identity, for choices by hash: its path relative to the root."""
@@ -107,10 +107,14 @@ def check_classes(classes: Sequence[str], names: Iterable[str], data: str, origi
         raise UserError(f"{data} holds {content}; a classifier needs at least two")
 
 
-def read_text(path: str | Path, name: str) -> str:
-    """The text of the file at `path`, which messages call `name`; UserError unless it is text in UTF-8."""
+def read_text(path: str | Path, name: str, errors: str = "strict", newline: str | None = None) -> str:
+    """The text of the file at `path`, which messages call `name`; UserError unless it is text in UTF-8.
+
+    `errors` and `newline` are those of :func:`open`.
+    """
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        with open(path, encoding="utf-8-sig", errors=errors, newline=newline) as file:
+            return file.read()
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or "it is not text in UTF-8"
         raise UserError(f"{name} cannot be read: {reason}") from error

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +23,16 @@ from torch import Tensor
 
 from beit.config.errors import UserError
 from beit.data.base import Source, Split, check_classes, read_text
+from beit.data.sources.files import path_of
+from beit.data.sources.listing import IMAGE_SUFFIXES
 from beit.data.sources.subsets import Subset
+from beit.untrusted import display
 
-_HEADINGS = {"image", "image_path", "path", "file", "filename", "file_name", "name"}
+_HEADINGS = {"id", "image", "image_id", "image_path", "img", "path", "file", "filename", "file_name", "name"}
 _SEPARATORS = {"\t": "a tab", ";": "a semicolon"}
+_NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d+)?", re.IGNORECASE)
+FEW_NUMBERS = 20
+"""Labels that are numbers and may well be classes."""
 _Row = tuple[str, str, Sequence[str]]
 """A place in a file, for messages, an image and its classes."""
 
@@ -52,6 +62,7 @@ class LabelFile:
         own_names = sorted({name for row in rows.values() for name in row})
         names = tuple(own_names if classes is None else classes)
         check_classes(names, own_names, f"--labels {path}", "the model")
+        self._notes = _notes_on_numbers(names, len(rows), f"--labels {path}") if classes is None else []
         for image, own in rows.items():
             if not multilabel and len(set(own)) != 1:
                 count = len(set(own)) or "no"
@@ -65,19 +76,22 @@ class LabelFile:
         label_of = {row: label for label, row in enumerate(sets)}
         self._labels = {image: label_of[row] for image, row in members.items()}
         self._used: set[str] = set()
-        self._image_at: dict[str, str] = {}
+        self._image_at = _images_at(rows, self.path)
         for image, label in self._labels.items():
-            for place in _places(image, self.path):
-                if self._labels[self._image_at.setdefault(place, image)] != label:
-                    raise UserError(
-                        f"--labels {path} gives {image} two times, and not the same classes; keep one"
-                    )
+            if any(self._labels[self._image_at[place]] != label for place in _places(image, self.path)):
+                raise UserError(
+                    f"--labels {path} gives {display(image)} two times, and not the same classes; keep one"
+                )
 
     def apply(self, source: Source, split: Split = "train") -> Relabeled | None:
         """The images of `source` that the file names, with their labels; the others are left out, with a note. None
         for a `test` that has no labels.
         """
-        images = {index: image for index in range(len(source)) if (image := self._find(source, index))}
+        places = ((source.key(index), path_of(source, index)) for index in range(len(source)))
+        images = {i: image for i, place in enumerate(places) if (image := _find(self._image_at, *place))}
+        counts = Counter(filter(_is_bare, images.values()))
+        if several := [display(image) for image, count in counts.items() if count > 1]:
+            raise UserError(f"--labels {self.path}: '{several[0]}' may mean several images; write its ending")
         if not images and split == "test":
             return None
         if not images and split == "val" and len(source):
@@ -86,41 +100,70 @@ class LabelFile:
                 f"labelled ones with --eval-data"
             )
         if not images and split == "train":
+            first = display(next(iter(self._labels)))
             raise UserError(
-                f"--labels {self.path} names none of the images of --data (it has '{next(iter(self._labels))}', and "
-                f"an image there is '{source.key(0)}'); write paths relative to --data"
+                f"--labels {self.path} names none of the images of --data (it has '{first}', and an image there is "
+                f"'{display(source.key(0))}'); write paths relative to --data"
             )
         self._used.update(images.values())
         labels = [self._labels[image] for image in images.values()]
         relabeled = Relabeled(source, list(images), labels, self.labels.classes)
         if missing := len(source) - len(images):
             relabeled.notes.append(f"{missing:,} images are not in {self.path} and are left out")
+        relabeled.notes += self._notes if split == "train" else []
         return relabeled
 
     def unused(self) -> list[str]:
         """A note about images that the file names and no source so far has, where there are any."""
         rest = [image for image in self._labels if image not in self._used]
-        if not rest:
-            return []
-        return [
-            f"{len(rest):,} images that {self.path} names are not among those used, the first being '{rest[0]}'"
-        ]
-
-    def _find(self, source: Source, index: int) -> str | None:
-        image = self._image_at.get(source.key(index))
-        return image or self._image_at.get(os.path.abspath(source.name(index)))
+        about = f"{len(rest):,} images that {self.path} names are not among those used, the first being "
+        return [f"{about}'{display(rest[0])}'"] if rest else []
 
 
 def classes_in_file(path: str) -> Callable[[str, str], Sequence[str]]:
-    """The classes that a file of labels gives an image, told by its key and its name; none where it is not named."""
+    """The classes that a file of labels gives an image, told by its key and its path; none where it is not named."""
     rows = read_label_rows(Path(path))
-    row_at = {place: row for image, row in rows.items() for place in _places(image, Path(path))}
-    return lambda key, name: row_at.get(key) or row_at.get(os.path.abspath(name)) or ()
+    image_at = _images_at(rows, Path(path))
+    return lambda key, place: rows.get(_find(image_at, key, place) or "\0", ())
 
 
-def _places(image: str, file: Path) -> set[str]:
-    """Where the image may be that `file` calls by this path: beneath --data, or as seen from the file's folder."""
-    return {os.path.normpath(image), os.path.abspath(file.parent / image)}
+def _notes_on_numbers(classes: Sequence[str], images: int, origin: str) -> list[str]:
+    """What is said of classes that are called by numbers. UserError where these are measured values, not classes:
+    many with fractions, or whole ones of which few occur twice."""
+    whole = all(map(str.isdecimal, classes))
+    if not all(map(_NUMBER.fullmatch, classes)) or (whole and len(classes) <= FEW_NUMBERS):
+        return []
+    text = f"{origin} has {len(classes):,} numbers for labels, such as {classes[-1]}, each a class of its own"
+    if len(classes) > (images / 2 if whole else FEW_NUMBERS):
+        raise UserError(f"{text}; values cannot be learned, but classes: join them to a few, as low and high")
+    return [f"{text}, of which none is nearer to another"]
+
+
+def _images_at(images: Collection[str], file: Path) -> dict[str, str]:
+    """The images that `file` names by where they may lie: beneath --data, or as seen from the file's folder; failing
+    that from the current one, or without the space around the name."""
+    exact = ((place, image) for image in images for place in _places(image, file))
+    close = ((place, image) for image in images for place in _places(image.strip(), file))
+    image_at: dict[str, str] = {}
+    for place, image in chain(exact, ((os.path.abspath(image), image) for image in images), close):
+        image_at.setdefault(place, image)
+    return image_at
+
+
+def _places(image: str, file: Path) -> tuple[str, str]:
+    return os.path.normpath(image), os.path.abspath(file.parent / image)
+
+
+def _find(image_at: Mapping[str, str], key: str, path: str) -> str | None:
+    """What the image at `path`, beneath --data at `key`, is called in the file; perhaps without its ending."""
+    places = (key, os.path.abspath(path))
+    whole = (image_at[place] for place in places if place in image_at)
+    stems = (image_at.get(os.path.splitext(place)[0]) for place in places)
+    return next(whole, None) or next((image for image in stems if image and _is_bare(image)), None)
+
+
+def _is_bare(image: str) -> bool:
+    return os.path.splitext(image)[1].lower() not in IMAGE_SUFFIXES
 
 
 def _marked(sets: Sequence[tuple[int, ...]], num_classes: int) -> Tensor:
@@ -158,38 +201,51 @@ class Relabeled(Subset):
 
 def read_label_rows(path: Path) -> Mapping[str, Sequence[str]]:
     """Paths of images and their classes as the file at `path` has them; UserError for whatever is no such file."""
-    name, readers = f"--labels {path}", {".csv": _csv_rows, ".json": _json_rows}
+    name = f"--labels {path}"
+    readers = {".csv": _csv_rows, ".json": _json_rows, ".jsonl": _json_lines}
     if path.suffix.lower() not in readers:
         raise UserError(f"{name} must end in {' or '.join(readers)}, to say what it holds")
     rows: dict[str, list[str]] = {}
-    for place, image, classes in readers[path.suffix.lower()](name, read_text(path, name)):
+    # A name may hold any bytes, and line breaks; so may a class that `beit predict` wrote.
+    text = read_text(path, name, errors="surrogateescape", newline="")
+    for place, image, classes in readers[path.suffix.lower()](name, text):
         if image in rows:
-            raise UserError(f"{place}: {image} is there already; join the two")
-        rows[image] = [text.strip() for text in classes if text.strip()]
+            raise UserError(f"{place}: {display(image)} is there already; join the two")
+        rows[image] = [text for text in classes if text.strip()]
     if not rows:
         raise UserError(f"{name} is empty; write a line `image,class;class` for each image")
     return rows
 
 
 def _csv_rows(name: str, text: str) -> Iterator[_Row]:
-    lines = [(f"{name}, line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    table = [_cells(place, line) for place, line in lines]
-    start = int(_is_heading(*table[:2])) if table else 0
-    for (place, line), cells in zip(lines[start:], table[start:], strict=True):
-        if len(cells) != 2:
-            others = [mark for sign, mark in _SEPARATORS.items() if sign in line and len(cells) == 1]
+    table = list(_csv_table(name, text))
+    start = int(_is_heading(*(cells for _, cells in table[:2]))) if table else 0
+    # Beside the label, `beit predict` writes how likely it is, and others.
+    columns = len(table[0][1]) if start and table[0][1][1:3] == ["label", "probability"] else 2
+    for place, cells in table[start:]:
+        if len(cells) != columns:
+            others = [mark for sign, mark in _SEPARATORS.items() if sign in cells[0] and len(cells) == 1]
             fault = f"{others[0]} between its columns" if others else f"{len(cells)} columns"
             raise UserError(f"{place} has {fault}; write `image,class;class`")
-        yield place, cells[0].strip(), cells[1].split(";")
+        if columns == 2 and re.search("[\0\ud800-\udfff]", cells[1]):
+            raise UserError(f"{place} cannot be read: the class is not text in UTF-8")
+        yield place, cells[0], [x.strip() for x in cells[1].split(";")] if columns == 2 else [cells[1]]
 
 
-def _cells(place: str, line: str) -> list[str]:
-    """A line's cells. Each is read by itself: a stray quote would otherwise swallow all that follow."""
+def _csv_table(name: str, text: str) -> Iterator[tuple[str, list[str]]]:
+    """Lines with their places. In quotes a name may hold line breaks, but what follows may not: a stray quote would
+    swallow the lines below."""
+    reader, place = csv.reader(io.StringIO(text, newline=""), strict=True), f"{name}, line 1"
     try:
-        return next(csv.reader([line], strict=True))
+        for cells in reader:
+            if re.search("[\r\n]", "".join(cells[1:])):
+                raise csv.Error("unexpected end of data")
+            if cells:
+                yield place, cells
+            place = f"{name}, line {reader.line_num + 1}"
     except csv.Error as error:
-        open_quote = "end of data" in str(error)
-        reason = "a quote is opened and never closed" if open_quote else f"it is no CSV ({error})"
+        is_open = re.search("end of data|field larger", str(error))
+        reason = "a quote is opened and never closed" if is_open else f"it is no CSV ({error})"
         raise UserError(f"{place}: {reason}; mend or remove its quotes") from error
 
 
@@ -209,6 +265,16 @@ def _json_rows(name: str, text: str) -> Iterator[_Row]:
     for row in content if isinstance(content, tuple) else [None]:
         match row:
             case (image, list(classes)) if all(isinstance(text, str) for text in classes):
-                yield name, image, classes
+                yield name, image, [text.strip() for text in classes]
             case _:
                 raise UserError(f'{name} must look like {{"image.jpg": ["class", "class"], ...}}')
+
+
+def _json_lines(name: str, text: str) -> Iterator[_Row]:
+    for number, line in enumerate(text.rstrip().split("\n"), 1):
+        place = f"{name}, line {number}"
+        try:
+            row = json.loads(line)
+            yield place, str(row["image"]), [str(row["label"])]
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f'{place} must look like {{"image": "a.jpg", "label": "class"}}') from error

@@ -25,7 +25,7 @@ from beit.stages.auto.choices import settle
 from beit.stages.session import Feed, Outcome, finished, open_images, open_session
 from beit.stages.start.encoder import encoder_facts, rates
 from beit.stages.start.heads import starting_classifier
-from beit.stages.tasks.labels import few_labels, label_images
+from beit.stages.tasks.labels import few_labels, label_images, require_classes
 from beit.stages.train import train
 from beit.training.method import Evaluation, Learner, Method, Notes, Product, Step, StepOutput
 from beit.training.metrics import over_count
@@ -41,6 +41,7 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
     images = open_images(config, partial(open_splits, labeled=config.labels is None))
     images, labels = label_images(images, config.labels, multilabel=config.multilabel)
     images = few_labels(config, images)
+    require_classes(images, labels)
     session, config = settle(session, images)
     model, about = starting_classifier(config, labels.classes)
     encoder = model.encoder.config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,12 +13,12 @@ from beit.config.use import EvaluateConfig, PredictConfig
 from beit.data.views.evaluation import EvaluationView
 from beit.data.views.geometry import Filter
 from beit.stages.batches import Machine, open_machine
-from beit.training.device import open_compute
+from beit.training.device import open_compute, world_size
 
 
 def open_machine_alone(config: EvaluateConfig | PredictConfig) -> Machine:
     """This machine, for a verb that trains nothing. UserError for several ranks: each would judge its own share."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         raise UserError("only training takes several processes; start this command alone, without torchrun")
     return open_machine(config, open_compute(config.device))
 

@@ -17,9 +17,13 @@ from beit.training.run.directory import HELD_BACK, TRAINED_ON, run_of
 
 
 def write_images(run: Path, train: Source, held_back: Source) -> None:
-    """Keep in `run` the names of the images that are `held_back`, one a line, and hashes of those trained on."""
-    names = [full_name(held_back, index) for index in range(len(held_back))]
-    write_text(run / HELD_BACK, "".join(f"{name}\n" for name in names))
+    """Keep in `run` the names of the images that are `held_back`, one a line, and hashes of those trained on.
+
+    A name that is not printable is written with Python's escapes, after a quote, with which no path begins.
+    """
+    names = (full_name(held_back, index) for index in range(len(held_back)))
+    lines = (x if x.isprintable() else '"' + x.encode("unicode_escape").decode() for x in names)
+    write_text(run / HELD_BACK, "".join(f"{line}\n" for line in lines))
     hashes = np.sort(_hashes(train))
     replace_file(run / TRAINED_ON, lambda draft: np.save(draft, hashes, allow_pickle=False))
 
@@ -29,7 +33,11 @@ def held_back_of(model: str) -> frozenset[str]:
     run = run_of(model)
     if run is None or not (run / HELD_BACK).is_file():
         return frozenset()
-    return frozenset(read_text(run / HELD_BACK, str(run / HELD_BACK)).splitlines())
+    lines = read_text(run / HELD_BACK, str(run / HELD_BACK)).splitlines()
+    return frozenset(
+        line[1:].encode().decode("unicode_escape", "ignore") if line.startswith('"') else line
+        for line in lines
+    )
 
 
 def count_trained_on(model: str, source: Source) -> int | None:

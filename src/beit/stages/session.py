@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,7 @@ from beit.config.run import DataConfig, DecodingConfig, TrainingConfig
 from beit.data.base import Source, Splits
 from beit.data.decode import Decoding
 from beit.data.loaders import View
-from beit.data.sources.files import full_name
-from beit.data.sources.holdout import Holdout
+from beit.data.sources.holdout import Holdout, without_copies
 from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import Subset, limited
 from beit.pixels import Limits
@@ -34,6 +33,7 @@ from beit.training.device import Compute, open_compute
 from beit.training.plan import Plan
 from beit.training.run.directory import RESULTS
 from beit.training.run.opening import Request, stored_run
+from beit.training.run.trackers import require_trackers
 from beit.untrusted import read_json
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -107,6 +107,7 @@ def open_session(verb: str, config: Config, *, dry_run: bool, overwrite: bool) -
         config = type(config)(**{**values, "preset": None}).as_typed(config.typed)
     elif config.preset != AUTO:
         config = resolved
+    require_trackers(config)
     compute = open_compute(config.device)
     torch.manual_seed(config.seed)
     console = Console(compute.main)
@@ -176,21 +177,11 @@ def open_images(config: TrainingConfig, opener: OpenSplits = open_splits) -> Ima
     if "val" not in splits and config.holdout != 0:
         raise UserError(f"--data {names} leaves no image for evaluation; add images, or --holdout 0")
     val = splits.get("val") or Subset(train, [])
-    if config.eval_data is not None or len(config.sources) > 1:  # within one root splits are apart
-        _require_apart(splits["train"], [val, splits.get("test") or Subset(train, [])])
+    test = splits.get("test")
+    train = without_copies(train, [val, *([test] if test else [])])
+    require(len(train) > 0, f"--data {names} leaves no image to train on but those to judge on; add others")
     judged = limited(val, config.eval_images, config.seed)
-    return Images(train, judged, splits.get("test"), val, value_range_of(config))
-
-
-def _require_apart(train: Source, judged: Sequence[Source]) -> None:
-    """UserError where images that a run is judged on are among those that it is trained on."""
-    names = {full_name(source, index) for source in judged for index in range(len(source))}
-    both = [index for index in range(len(train)) if full_name(train, index) in names]
-    if both:
-        raise UserError(
-            f"--data: {len(both):,} images are both to be trained on and to be judged on, the first being "
-            f"{train.name(both[0])}; name no folder within another in --data, and others in --eval-data"
-        )
+    return Images(train, judged, test, val, value_range_of(config))
 
 
 def open_data(config: DataConfig, opener: OpenSplits, holdout: Holdout) -> Splits[Source]:
@@ -221,7 +212,7 @@ def holdout_of(config: DataConfig) -> Holdout:
         from beit.data.label_file import classes_in_file
 
         classes_of = classes_in_file(config.labels)
-    return Holdout(config.holdout, config.group_by, classes_of, config.eval_sources)
+    return Holdout(config.holdout, config.group_by, classes_of, config.eval_sources, config.layout)
 
 
 @dataclass(frozen=True, kw_only=True)

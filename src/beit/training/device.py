@@ -6,6 +6,7 @@ import atexit
 import functools
 import os
 import platform
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -138,13 +139,26 @@ def open_compute(device: str = "auto", timeout_minutes: float = 30.0) -> Compute
         timeout_minutes: how long a rank waits for the others before it gives up.
     """
     chosen = choose_device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if world_size() == 1:
         return Compute(chosen)
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)
     host_group = _join_ranks("nccl" if chosen.type == "cuda" else "gloo", timeout_minutes)
     return Compute(chosen, dist.get_rank(), dist.get_world_size(), host_group)
+
+
+def world_size() -> int:
+    """How many ranks torchrun or SLURM started; UserError where the environment tells it in part."""
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    values = [os.environ.get(name, "") for name in names]
+    if values[1] == "1" or not any(values):
+        return 1
+    match = re.fullmatch(r"(\d+) (\d+) \S+ \d+", " ".join(values))
+    if match is None or int(match[1]) >= int(match[2]):
+        there = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True) if value)
+        raise UserError(f"{there} alone start no ranks ({', '.join(names)} do); use torchrun, or unset them")
+    return int(match[2])
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from beit.data.base import Source
 from beit.data.decode import USUAL, Decoding, ImageError, decode_image, reading, upright_size
 from beit.data.sources.listing import Listing
 from beit.data.sources.subsets import origin, spread
+from beit.untrusted import display
 
 
 class Files(NamedTuple):
@@ -57,7 +58,7 @@ class FileSource:
         return len(self._spans)
 
     def _place(self, index: int) -> tuple[str, str, int, int]:
-        """Name for messages, file to open, offset, size (-1: to the end)."""
+        """Path, file to open, offset, size (-1: to the end)."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         part = int(np.searchsorted(self._ends, index, side="right"))
@@ -65,27 +66,32 @@ class FileSource:
         shard, offset, size = self._spans[index].tolist()
         if shard < 0:
             file = os.path.join(self._roots[part], path)
-            return _printable(file), file, 0, -1
+            return file, file, 0, -1
         tar = self._tars[part][shard]
-        return _printable(f"{tar}:{path}"), tar, offset, size
+        return f"{tar}:{path}", tar, offset, size
+
+    def path(self, index: int) -> str:
+        """Where the image lies, in a tar as TAR:PATH: the name that results and labels go by, of any bytes."""
+        return self._place(index)[0]
 
     def name(self, index: int) -> str:
-        return self._place(index)[0]
+        return display(self.path(index))
 
     def key(self, index: int) -> str:
         return self._paths[index]
 
     def length(self, index: int) -> int:
         """Bytes of the file; :class:`ImageError` when there is none."""
-        name, file, _, size = self._place(index)
+        path, file, _, size = self._place(index)
         try:
             return os.path.getsize(file) if size < 0 else size
         except OSError as error:
-            raise ImageError(name, error.strerror or str(error)) from error
+            raise ImageError(display(path), error.strerror or str(error)) from error
 
     def read(self, index: int, last: int | None = None) -> bytes:
         """The file's bytes, or no more than the `last`; :class:`ImageError` when it cannot be read."""
-        name, file, offset, size = self._place(index)
+        path, file, offset, size = self._place(index)
+        name = display(path)
         # The largest sensible file: 8 bytes for every allowed pixel, and room for metadata.
         limit = int(self._decoding.limits.megapixels * 8e6) + (64 << 20)
         try:
@@ -146,13 +152,19 @@ class FileSource:
         return f"{len(self):,} files {self._paths.digest()}"
 
 
+def path_of(source: Source, index: int) -> str:
+    """Where an image lies, as data and not for display: its path in any bytes, or its place in a set."""
+    source, index = origin(source, index)
+    return source.path(index) if isinstance(source, FileSource) else source.name(index)
+
+
 def full_name(source: Source, index: int) -> str:
     """What an image is called from everywhere: its path, by whatever link its folder was named, or its place in a
     set."""
     source, index = origin(source, index)
-    folder, name = os.path.split(source.name(index))
     if not isinstance(source, FileSource):
         return source.name(index)
+    folder, name = os.path.split(source.path(index))
     return os.path.join(_without_links(os.path.abspath(folder)), name)
 
 
@@ -176,9 +188,3 @@ class _Strings:
     def digest(self) -> str:
         both = self._bytes.numpy().tobytes() + self._ends.numpy().tobytes()
         return hashlib.blake2b(both, digest_size=16).hexdigest()
-
-
-def _printable(name: str) -> str:
-    """Names of files may hold anything; messages may not."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

@@ -11,12 +11,15 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import NamedTuple, Protocol, cast
 
 from beit.config.errors import UserError
+from beit.config.run import LayoutName
 from beit.data.base import Source, stable_hash
 from beit.data.decode import ImageError
 from beit.data.sources.files import full_name
+from beit.data.sources.subsets import origin, select
 
 SHARE, SHARE_OF_FEW, FEW = 0.05, 0.2, 2000
 """What is held back of the images; and of labelled images where a root has fewer of them than FEW."""
@@ -40,12 +43,14 @@ class Holdout:
     """The classes of an image by its key and its name, from a file; they count instead of folders."""
     eval_data: tuple[str, ...] = ()
     """Other data to be `val`."""
+    layout: LayoutName | None = None
+    """Whether folders named like splits are splits, where names leave it open."""
     listed: frozenset[str] = frozenset()
     """The full names of the images to hold back, where a run has chosen some of them before."""
 
 
 class Pool(Source, Protocol):
-    """The training images of one root."""
+    """A source that is made of no other."""
 
     def length(self, index: int) -> int:
         """Bytes that the image takes; raises :class:`ImageError`."""
@@ -63,16 +68,15 @@ class Choice(NamedTuple):
     """The same in words."""
 
 
-def hold_back(pool: Pool, classes: Sequence[Sequence[str]], holdout: Holdout, root: str) -> Choice:
+def hold_back(pool: Source, classes: Sequence[Sequence[str]], holdout: Holdout, root: str) -> Choice:
     """What is held back of the images in `pool`, which have `classes`. UserError where --group-by fits no path."""
     size = len(pool)
-    was_listed = (bool(holdout.listed) and full_name(pool, i) in holdout.listed for i in range(size))
-    if listed := [index for index, is_listed in enumerate(was_listed) if is_listed]:
+    if listed := [i for i in range(size) if holdout.listed and full_name(pool, i) in holdout.listed]:
         return Choice(listed, f"{root}: the model's run held {len(listed):,} of {size:,} images back as val")
     if holdout.share == 0 or size < 2:
-        return Choice([], "")
+        return Choice([], idle_note(root, holdout, "no image is held back"))
     keys = [pool.key(index) for index in range(size)]
-    together, about = equal_images(pool), ""
+    together, about = equal_images([pool]), ""
     if holdout.group_by is not None:
         groups = _named_groups(keys, holdout.group_by)
         if not groups:
@@ -89,6 +93,12 @@ def hold_back(pool: Pool, classes: Sequence[Sequence[str]], holdout: Holdout, ro
     return Choice(
         held_back, f"{root}: {len(held_back):,} of {size:,} training images held back as val{about}"
     )
+
+
+def idle_note(root: str, holdout: Holdout, reason: str) -> str:
+    """That flags about what is held back have no effect, where there are any."""
+    flags = ["--holdout"] * bool(holdout.share) + ["--group-by"] * (holdout.group_by is not None)
+    return f"{root}: {' and '.join(flags)} without effect, because {reason}" if flags else ""
 
 
 def _true_classes(classes: Sequence[Sequence[str]], units: Sequence[int]) -> Sequence[Sequence[str]]:
@@ -193,19 +203,31 @@ def units_of(size: int, together: Iterable[Sequence[int]]) -> list[int]:
     return [root(index) for index in range(size)]
 
 
-def equal_images(pool: Pool) -> Members:
-    """Sets of images with the same bytes. Files of one length are compared by their ends, and only where these agree
-    in whole, so that a large set costs a short read of each file."""
+def without_copies(train: Source, judged: Sequence[Source]) -> Source:
+    """`train` but for the images of the same bytes as one of `judged`, with a note."""
+    size = len(train)
+    groups = equal_images([train, *judged], lambda group: group[0] < size <= group[-1])
+    copies = {index for group in groups for index in group if index < size}
+    if not copies:
+        return train
+    rest = select(train, [index for index in range(size) if index not in copies])
+    first = f"the first being {train.name(min(copies))}"
+    rest.notes.append(f"{len(copies):,} images are left out of training, being judged on too, {first}")
+    return rest
 
-    def end(index: int) -> bytes:
-        return pool.read(index, _TAIL)
 
-    def content(index: int) -> bytes:
-        return hashlib.blake2b(pool.read(index), digest_size=16).digest()
+def equal_images(sources: Sequence[Source], matters: Callable[[list[int]], object] = bool) -> Members:
+    """Sets of images with the same bytes that matter, numbered through all `sources`. Files of one length are
+    compared by their ends, and only where these agree in whole: a large set costs a short read of each file."""
+    places = [cast(tuple[Pool, int], origin(source, i)) for source in sources for i in range(len(source))]
 
-    groups: Members = [list(range(len(pool)))]
-    for trait in (pool.length, end, content):
-        groups = [same for group in groups for same in _equal(group, trait)]
+    def content(number: int, last: int | None = None) -> bytes:
+        source, index = places[number]
+        return hashlib.blake2b(source.read(index, last), digest_size=16).digest()
+
+    groups: Members = [list(range(len(places)))]
+    for trait in (lambda n: places[n][0].length(places[n][1]), partial(content, last=_TAIL), content):
+        groups = [same for group in groups for same in _equal(group, trait) if matters(same)]
     return groups
 
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,8 @@ IMAGE_SUFFIXES = frozenset(
 )
 # Folders of thumbnails and resource forks that file systems and archivers leave behind.
 _LITTER = frozenset(("__MACOSX", "@eaDir", "lost+found"))
+_RUN, _RESULTS = {"config.yaml", "status.json"}, {"maps", "classes.tsv"}
+"""What is in the folder of every run, and in that of predicted label maps, which may have overlays too."""
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -76,12 +79,30 @@ class Listing:
 def list_data(values: Sequence[str]) -> list[Listing]:
     """One listing for each folder among `values`, and one for all the tars together, in order of appearance."""
     with _about("--data"):
+        for value in values:
+            if run := _run_around(value):
+                raise UserError(f"{value}: what lies in the run {run} is no data; name a folder of images")
         shards = [_tar_paths(value) for value in values]
         listings = [_scan_folder(value) for value, tars in zip(values, shards, strict=True) if tars is None]
         if tars := [tar for part in shards for tar in part or ()]:
             place = next(place for place, part in enumerate(shards) if part)
             listings.insert(place, _scan_tars(tars))
+        _require_apart([listing.root for listing in listings if not listing.tars])
+        _require_apart([tar for listing in listings for tar in listing.tars])
     return listings
+
+
+def _require_apart(places: Sequence[str]) -> None:
+    """UserError where one of the `places` is another, or lies in it: its images would count twice."""
+    for outer, inner in pairwise(sorted(os.path.join(os.path.realpath(place), "") for place in places)):
+        if inner.startswith(outer):
+            raise UserError(f"names {inner[:-1]} and {outer[:-1]}, which holds it; drop the former")
+
+
+def _run_around(place: str) -> Path | None:
+    """The run that `place` is, or lies in."""
+    path = Path(os.path.abspath(place))
+    return next((run for run in (path, *path.parents) if all((run / name).is_file() for name in _RUN)), None)
 
 
 def list_images(value: str) -> Listing:
@@ -176,7 +197,12 @@ def _walk(
     folder: str, others: Counter[str], omissions: list[str], prefix: str = "", chain: tuple[str, ...] = ()
 ) -> Iterator[str]:
     chain = chain or (os.path.realpath(folder),)
-    for entry in list(os.scandir(folder)):
+    entries = list(os.scandir(folder))
+    names = {entry.name for entry in entries}
+    if prefix and (names >= _RUN or names - {"overlays"} == _RESULTS):
+        omissions.append(f"{folder}: {'a run' if names >= _RUN else 'label maps of beit predict'}, ignored")
+        return
+    for entry in entries:
         name = entry.name
         if name.startswith(".") or name in _LITTER:
             continue

@@ -16,7 +16,7 @@ from beit.config.errors import UserError, require
 from beit.data.base import SPLITS, Source, Split, Splits
 from beit.data.decode import USUAL, Decoding
 from beit.data.sources.files import Files, FileSource
-from beit.data.sources.holdout import ClassesOf, Holdout, hold_back
+from beit.data.sources.holdout import ClassesOf, Holdout, hold_back, idle_note
 from beit.data.sources.listing import list_data, list_images
 from beit.data.sources.splits import (
     Parts,
@@ -55,7 +55,7 @@ def open_splits(
 
         def open_val() -> Source:
             known = classes or (splits["train"].classes if labeled and "train" in splits else None)
-            others = _open_roots(holdout.eval_data, Holdout(share=0), options, known)
+            others = _open_roots(holdout.eval_data, Holdout(share=0, layout=holdout.layout), options, known)
             return next(others[split]() for split in ("val", "test", "train") if split in others)
 
         openers["val"] = open_val
@@ -133,6 +133,14 @@ def _open_set(value: str, holdout: Holdout) -> dict[Split, Callable[[], Source]]
     kind = DemoSource if value == "demo" else partial(NamedSource, value)
     names = DemoSource.splits if value == "demo" else NAMED_SETS[value].splits
     openers: dict[Split, Callable[[], Source]] = {split: partial(kind, split) for split in names}
+    if "val" in openers and (note := idle_note(f"--data {value}", holdout, "it has a val")):
+
+        def train() -> Source:
+            source = kind("train")
+            source.notes.append(note)
+            return source
+
+        openers["train"] = train
     if "val" in openers or (holdout.share == 0 and not holdout.listed):
         return openers
 

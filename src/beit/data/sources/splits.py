@@ -4,16 +4,17 @@ for what is held back."""
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import NamedTuple
 
-from beit.config.errors import UserError
-from beit.data.base import Split, check_classes, split_of
+from beit.config.errors import UserError, given_by
+from beit.config.run import LayoutName
+from beit.data.base import SPLITS, Split, check_classes, split_of
 from beit.data.sources.files import Files, FileSource
-from beit.data.sources.holdout import Holdout, hold_back
+from beit.data.sources.holdout import Holdout, hold_back, idle_note
 from beit.data.sources.listing import Listing, Member
 
 
@@ -25,6 +26,8 @@ class Part(NamedTuple):
     folder: str
     """Where the members lie, to be followed by class folders; "" or ending in "/"."""
     notes: list[str]
+    doubt: str = ""
+    """Why the folders beneath may be no classes."""
 
     def alone(self) -> Listing:
         """The listing with these members alone."""
@@ -53,28 +56,25 @@ def unlabeled(parts: Sequence[Part]) -> Files:
 
 
 def _split(listing: Listing, holdout: Holdout, paired: bool) -> dict[Split, Part]:
-    layout = find_splits([member.path for member in listing.members], paired=paired)
-    notes = [f"{listing.root}: {name} ignored ({n:,} images)" for name, n in layout.ignored.items()]
-    notes += [
-        f"{listing.root}: {name} is trained on like the folders beside it, for there is no train/; where it holds "
-        "images to judge on, name the others in --data, and it in --eval-data"
-        for name in layout.doubtful
-    ]
-    notes = [*listing.notes, *notes]
+    with given_by(f"--data {listing.root}"):
+        layout = find_splits([m.path for m in listing.members], paired=paired, layout=holdout.layout)
+    notes = [*listing.notes, *(f"{listing.root}: {note}" for note in layout.notes)]
     parts: dict[Split, Part] = {}
     for split, folder in layout.folders.items():
         members = [member for member in listing.members if member.path.startswith(folder)]
-        parts[split] = Part(listing, members, folder, notes)
+        parts[split] = Part(listing, members, folder, notes, layout.doubt)
+    if "val" in parts:
+        notes += filter(None, [idle_note(listing.root, holdout, f"val is {layout.folders['val']}")])
     if "train" in parts and "val" not in parts:
         train = parts["train"]
         pool = FileSource(unlabeled([train]))
         if holdout.classes_of is None:
             classes = _class_names(train)
         else:
-            classes = [holdout.classes_of(pool.key(index), pool.name(index)) for index in range(len(pool))]
+            classes = [holdout.classes_of(pool.key(index), pool.path(index)) for index in range(len(pool))]
         choice = hold_back(pool, classes, holdout, listing.root)
+        notes += filter(None, [choice.note])
         if choice.held_back:
-            notes.append(choice.note)
             chosen = set(choice.held_back)
             rest = [member for index, member in enumerate(train.members) if index not in chosen]
             parts["train"] = train._replace(members=rest)
@@ -99,37 +99,79 @@ class Layout(NamedTuple):
 
     folders: Mapping[Split, str]
     """Prefixes of paths: "" for everything, or ending in "/"."""
-    ignored: Mapping[str, int]
-    """What is in no split, by name, and how many images it holds."""
-    doubtful: Sequence[str] = ()
-    """Folders that are called like splits, but lie beside others without one for training."""
+    notes: Sequence[str] = ()
+    """What folders called like splits were taken for, and what is in no split."""
+    doubt: str = ""
+    """Why the folders may be no classes."""
 
 
-def find_splits(paths: Sequence[str], *, paired: bool) -> Layout:
-    """The splits of a root with images at `paths`: a folder for training with those for `val` and `test` beside it,
-    in the root, in the one folder that an archive unpacked to, or in ADE20K's `images/` beside `annotations/`. Where
-    there are folders for evaluation alone, nothing is trained on. Everything else is one pool to train on.
+def find_splits(paths: Sequence[str], *, paired: bool, layout: LayoutName | None = None) -> Layout:
+    """The splits of a root with images at `paths`, as `layout` says or names tell: folders for two splits or more, or
+    for one that stands alone, in the root, in the one folder that an archive unpacked to, or in ADE20K's `images/`
+    beside `annotations/`. Beside others, a folder called like a split is a class if it holds no folders. Everything
+    else is one pool to train on.
 
-    paired: the label maps in `annotations/` are used.
+    paired: the label maps in `annotations/` are used. Raises :class:`UserError` where there are two readings.
     """
-    top = children(paths, "")
-    base = ""
-    ignored: dict[str, int] = {}
+    top, base, notes = children(paths, ""), _base_of_splits(paths), list[str]()
     if {"images", "annotations"} <= top.keys():
         base = "images/"
-        ignored = {} if paired else {"annotations/ (label maps for segmentation)": top["annotations"]}
-    elif len(top) == 1 and "train" in map(split_of, children(paths, f"{next(iter(top))}/")):
-        base = f"{next(iter(top))}/"
-    names = children(paths, base)
-    found: dict[Split, str] = {}
-    for name in sorted(names, key=lambda name: (len(name), name)):  # train/ rather than train_images/
-        if (split := split_of(name)) is not None:
-            found.setdefault(split, name)
-    if "train" not in found and len(found) < len(names):
-        return Layout({"train": base}, ignored, [f"{base}{name}/" for name in found.values()])
-    others = {name: count for name, count in names.items() if name not in found.values()}
-    ignored |= {f"{base}{name}/" if name else "loose images": count for name, count in others.items()}
-    return Layout({split: f"{base}{name}/" for split, name in found.items()}, ignored)
+        maps = f"annotations/ (label maps for segmentation) ignored ({top['annotations']:,} images)"
+        notes += [] if paired else [maps]
+    names, inner = children(paths, base), _inner_folders(paths, base)
+    alike = sorted(filter(split_of, names), key=lambda name: (len(name), name))
+    named = {split_of(name): name for name in reversed(alike)}  # train/ rather than train_images/
+    if layout == "splits" and not alike:
+        raise UserError("holds no folder called train, val or test; name one so, or drop --layout splits")
+    if layout is None and len(named) < 2 and (doubt := _two_readings(inner, names, base)):
+        raise UserError(doubt)
+    if layout != "classes" and (layout or len(named) > 1 or (alike and not names.keys() - {"", alike[0]})):
+        folders: dict[Split, str] = {split: f"{base}{named[split]}/" for split in SPLITS if split in named}
+        notes.append(", ".join(f"{split} is {folder}" for split, folder in folders.items()))
+        rest = {f"{base}{name}/" if name else "loose images": names[name] for name in names}
+        notes += [f"{at} ignored ({rest[at]:,} images)" for at in rest if at not in folders.values()]
+        return Layout(folders, notes)
+    notes += [f"{base}{name}/ is a class like what lies beside (else say --layout splits)" for name in alike]
+    return Layout({"train": base}, notes, "" if layout else _doubt_about_classes(inner))
+
+
+def _two_readings(inner: Mapping[str, set[str]], names: Mapping[str, int], base: str) -> str:
+    """Why folders with these `inner` ones, among `names`, may or may not be splits; empty where that is clear."""
+    for name, within in inner.items():
+        split, own, others = split_of(name), sorted(filter(split_of, within)), names.keys() - {name}
+        if split is None and len({split_of(folder) for folder in own}) > 1:
+            return f"{base}{name}/ has {', '.join(own)} inside; name it in --data, or say --layout classes"
+        if split and ((within - {""} and others - {""}) or (others == {""} and split != "train")):
+            beside = ", ".join(f"{other}/" if other else "loose images" for other in sorted(others)[:3])
+            readings = "splits (which leaves these out) or --layout classes (which trains on all alike)"
+            return f"{base}{name}/ may be the images for {split}, or a class like {beside}; say --layout {readings}"
+    return ""
+
+
+def _doubt_about_classes(inner: Mapping[str, set[str]]) -> str:
+    """Why folders with these `inner` ones may be no classes; empty where they leave no doubt."""
+    kinds = {frozenset(folders) for folders in inner.values()}
+    if len(inner) < 2 or len(kinds) > 1 or "" in (first := min(kinds)) or len(first) < 2:
+        return ""
+    some, within = (", ".join(sorted(folders)[:3]) for folders in (inner, first))
+    remedy = "if the outer ones are the classes, say --layout classes; if they are splits, call them train, val, test"
+    return f"each of {some} holds the folders {within}: {remedy}"
+
+
+def _base_of_splits(paths: Sequence[str]) -> str:
+    """The folder around those of splits, where an archive unpacked to one; "" where there are none."""
+    around = os.path.commonpath([os.path.dirname(path) for path in (min(paths), max(paths))]).split("/")
+    bases = ("".join(f"{name}/" for name in around[:depth]) for depth in range(len(around) + 1))
+    return next((base for base in bases if any(map(split_of, children(paths, base)))), "")
+
+
+def _inner_folders(paths: Sequence[str], prefix: str) -> dict[str, set[str]]:
+    """Of the folders directly beneath `prefix` the names of those beneath; "" for images that lie there."""
+    inner = defaultdict[str, set[str]](set)
+    for path in paths:
+        if path.startswith(prefix) and (name := folder_of(path, prefix)):
+            inner[name].add(folder_of(path, f"{prefix}{name}/"))
+    return inner
 
 
 def children(paths: Sequence[str], prefix: str) -> dict[str, int]:
@@ -165,6 +207,9 @@ def label_members(parts: Parts, split: Split, classes: Sequence[str] | None) -> 
     by_number = numbered and not _numbers_follow_folders(everything)
     label = _by_number if by_number else _by_folder
     origin = "the model" if classes else "the training split"
+    for part in everything:
+        if part.doubt and not (classes or by_number):
+            raise UserError(f"--data {part.listing.root}: {part.doubt}")
     if not classes and split != "train" and "train" in parts:
         classes = label(parts["train"], None, origin)[1]
     own = parts[split]

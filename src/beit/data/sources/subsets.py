@@ -132,7 +132,11 @@ def limited(source: Source, count: int | None, seed: int) -> Source:
     """At most `count` images of `source`, None for all."""
     if count is None or count >= len(source):
         return source
-    indices = seeded_choice(source, count, seed)
+    return select(source, seeded_choice(source, count, seed))
+
+
+def select(source: Source, indices: Sequence[int]) -> Subset:
+    """Some images of `source`, as what it is."""
     return source.chosen(indices) if isinstance(source, Subset) else Subset(source, indices)
 
 

@@ -57,7 +57,7 @@ class DataReport:
     duplicates: list[list[str]]
     """Groups of files with the same bytes."""
     leaked: list[tuple[str, str]]
-    """Training files, and files of `val` or `test` with the same bytes."""
+    """Training files, which training leaves out, and files of `val` or `test` with the same bytes."""
     notes: list[str]
     """What training ignores, and why."""
     maps: MapReport | None = None
@@ -114,8 +114,9 @@ def _open_splits(config: CheckConfig) -> dict[Split, Source]:
     for split in plain:
         try:
             sources[split] = labeled[split]
-        except (KeyError, UserError):  # no labels
+        except (KeyError, UserError) as error:  # no labels, or wrong ones
             sources[split] = plain[split]
+            plain[split].notes += [f"for training with labels: {error}"] * isinstance(error, UserError)
     return {split: limited(source, config.limit, 0) for split, source in sources.items()}
 
 
@@ -130,9 +131,9 @@ def _same_bytes(
                 group = groups.setdefault(image.digest, {name: [] for name in SPLITS})
                 group[split].append(source.name(index))
     leaks = [
-        (group["train"][0], name)
+        (copy, name)
         for group in groups.values()
-        if group["train"]
+        for copy in group["train"]
         for name in group["val"] + group["test"]
     ]
     same = [[name for names in group.values() for name in names] for group in groups.values()]
@@ -210,9 +211,8 @@ def show(report: DataReport, console: Console, max_bad: float = 0.05) -> None:
         _print_list(console, "label maps and classes that segmentation would not take", report.maps.mistakes)
     _print_list(console, "damaged files", [f"{name}: {reason}" for name, reason in report.broken])
     _print_list(console, "files with the same bytes", [" = ".join(group) for group in report.duplicates])
-    _print_list(
-        console, "files of val and test that are also trained on", [f"{b} = {a}" for a, b in report.leaked]
-    )
+    copies = [f"{a} = {b}" for a, b in report.leaked]
+    _print_list(console, "left out of training, being in val or test too", copies)
     console.print(_verdict(report, max_bad), soft_wrap=True)
 
 
@@ -222,6 +222,7 @@ def _verdict(report: DataReport, max_bad: float) -> str:
     if train is None or len(train.broken) == train.images:
         return "[red]training would refuse: there is no image to train on[/]"
     bad = len(train.broken)
+    used = train.images - len({name for name, _ in [*report.leaked, *train.broken]})
     if bad >= HANDFUL and bad > max_bad * train.images:
         return f"[red]training would stop: {bad / train.images:.1%} damaged files exceed --max-bad {max_bad:g}[/]"
     if report.maps and (mistakes := report.maps.mistakes):
@@ -229,7 +230,7 @@ def _verdict(report: DataReport, max_bad: float) -> str:
         return f"[red]not ready for segmentation: {mend}[/]"
     usable = val.images - len(val.broken) if val else 0
     once = f", {test.images - len(test.broken):,} (test) to judge on once at the end" if test else ""
-    return f"ready: {train.images - bad:,} images to train on, {usable:,} (val) to evaluate on{once}"
+    return f"ready: {used:,} images to train on, {usable:,} (val) to evaluate on{once}"
 
 
 def _print_counts(

@@ -28,7 +28,7 @@ from beit.data.sources.files import FileSource
 from beit.data.views.segmentation import resized_image
 from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import Inference
-from beit.recipes.predict.output import Reading, Record, summary, write_errors
+from beit.recipes.predict.output import Reading, Record, name_in_line, summary, write_errors
 from beit.stages.batches import report_skipped
 from beit.stages.tasks.segmentation import TooLarge, predict_classes
 from beit.visualize.label_maps import overlay
@@ -95,7 +95,7 @@ def label_maps(model: SemanticSegmenter, config: PredictConfig) -> Reading:
         files, count = file_names(source), 0
         write_legend(legend, folder / "classes.tsv")
         for batch, classes in passes:
-            name, file = source.name(int(batch.number)), files[int(batch.number)]
+            name, file = source.name(index := int(batch.number)), files[index]
             if isinstance(classes, TooLarge):
                 report_skipped(name, str(classes))
                 continue
@@ -103,7 +103,7 @@ def label_maps(model: SemanticSegmenter, config: PredictConfig) -> Reading:
             if config.overlays:
                 write_overlay(batch.original[0], classes, legend, folder / "overlays" / f"{file}.jpg", name)
             names = shares(classes, legend.names)
-            record = {"image": name, "label_map": f"maps/{file}.png", "classes": names}
+            record = {"image": source.path(index), "label_map": f"maps/{file}.png", "classes": names}
             show(record)
             count += 1
             yield record
@@ -126,7 +126,7 @@ def shares(classes: Tensor, names: Sequence[str]) -> dict[str, float]:
 def show(record: Record) -> None:
     """A line for the image, with the classes that take up most of it."""
     classes = list(record["classes"].items())[:CLASSES_SHOWN]
-    print("\t".join([record["image"], *(f"{name} {share:.1%}" for name, share in classes)]))
+    print("\t".join([name_in_line(record["image"]), *(f"{name} {share:.1%}" for name, share in classes)]))
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import tempfile
 import zipfile
@@ -23,9 +24,10 @@ from beit.atomic import appearing
 from beit.config.errors import RunFailed
 from beit.data.loaders import View
 from beit.data.sources.files import FileSource
+from beit.untrusted import display
 
 Record = dict[str, Any]
-"""What is known of one image: `image`, its name, and arrays or primitives."""
+"""What is known of one image: `image`, its path in any bytes, and arrays or primitives."""
 ROWS = 20
 """Images in a table on a terminal; the first ones alone when a file has them all."""
 
@@ -88,11 +90,13 @@ def results_file(path: Path) -> Iterator[Callable[[Record], None]]:
 
 
 class _Lines:
-    """A JSON object in each line."""
+    """A JSON object in each line. Bytes of a name that are no UTF-8 are surrogate escapes, as Python has them."""
+
+    errors = "backslashreplace"  # which makes of a surrogate what JSON writes for it
 
     def __init__(self, path: Path, files: ExitStack) -> None:
         """Open `path`; `files` closes what is opened."""
-        self.file = files.enter_context(path.open("w", encoding="utf-8", newline=""))
+        self.file = files.enter_context(path.open("w", encoding="utf-8", errors=self.errors, newline=""))
 
     def write(self, record: Record) -> None:
         self.file.write(json.dumps(record, ensure_ascii=False, default=np.ndarray.tolist) + "\n")
@@ -102,7 +106,9 @@ class _Lines:
 
 
 class _Table(_Lines):
-    """image, label, probability, label_2, probability_2, ..."""
+    """image, label, probability, label_2, probability_2, ... Names keep their bytes."""
+
+    errors = "surrogateescape"
 
     def __init__(self, path: Path, files: ExitStack) -> None:
         super().__init__(path, files)
@@ -166,7 +172,7 @@ def label_tables(records: Iterator[Record], out: str | None) -> Iterator[Record]
     for record in () if terminal.is_terminal else records:
         if out is None:
             cells = [f"{entry['label']}\t{entry['probability']:.4f}" for entry in record["top"]]
-            print("\t".join([record["image"], *cells]))
+            print("\t".join([name_in_line(record["image"]), *cells]))
         yield record
     while rows := list(islice(records, ROWS)):
         if out is None or not count:
@@ -177,6 +183,11 @@ def label_tables(records: Iterator[Record], out: str | None) -> Iterator[Record]
         yield from rows
     if out is not None and count > ROWS:
         terminal.print(f"... and {count - ROWS:,} more in {escape(out)}", highlight=False)
+
+
+def name_in_line(name: str) -> str:
+    """A path in a line for other programs: as it is, but for what would break the line or the output."""
+    return display(name) if re.search("[\x00-\x1f\x7f\ud800-\udfff]", name) else name
 
 
 def _label_table(records: Sequence[Record], *, first: bool) -> Table:
@@ -190,5 +201,5 @@ def _label_table(records: Sequence[Record], *, first: bool) -> Table:
         best, *others = record["top"]
         then = ", ".join(f"{escape(o['label'])} {o['probability']:.1%}" for o in others[:2])
         share = f"{best['probability']:.1%}"
-        table.add_row(escape(record["image"]), f"[bold]{escape(best['label'])}[/]", share, then)
+        table.add_row(escape(display(record["image"])), f"[bold]{escape(best['label'])}[/]", share, then)
     return table

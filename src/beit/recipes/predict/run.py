@@ -59,9 +59,9 @@ def predict(config: PredictConfig) -> int:
 def predictions(config: PredictConfig) -> Iterator[Record]:
     """What `config.model` makes of `config.images`, image by image as it is known. No file is written but label maps.
 
-    A record has `image`, the name, and by the kind of the model: `label`, `probability` and `top`, the likeliest
-    labels with theirs; `label_map` and `classes`; `tokens`, int64 (h, w); or `mean` and `cls`, float32 (D,). Damaged
-    images are named on standard error and left out.
+    A record has `image`, its path as it is, and by the kind of the model: `label`, `probability` and `top`, the
+    likeliest labels with theirs; `label_map` and `classes`; `tokens`, int64 (h, w); or `mean` and `cls`, float32
+    (D,). Damaged images are named on standard error and left out.
     """
     return open_prediction(config)[2]
 
@@ -161,7 +161,7 @@ def _records(source: FileSource, passes: Iterable[tuple[Any, Any]]) -> Iterator[
     for batch, results in passes:
         columns = {name: value.cpu().numpy() for name, value in results.items()}
         for row, number in enumerate(batch.label.tolist()):
-            yield {"image": source.name(number), **{name: column[row] for name, column in columns.items()}}
+            yield {"image": source.path(number), **{name: column[row] for name, column in columns.items()}}
 
 
 def _require_out(config: PredictConfig, reading: Reading) -> None:

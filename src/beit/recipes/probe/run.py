@@ -35,7 +35,7 @@ from beit.stages.auto.choices import settle
 from beit.stages.batches import Machine, num_workers
 from beit.stages.scores.features import FeatureSource
 from beit.stages.session import Feed, Images, Outcome, Session, finished, open_images, open_session
-from beit.stages.tasks.labels import label_images
+from beit.stages.tasks.labels import label_images, require_classes
 from beit.stages.train import train
 from beit.training.device import Precision
 from beit.training.method import Batches, Evaluation, Learner, Method, Notes, Product, StepOutput
@@ -53,6 +53,7 @@ def probe(config: ProbeConfig, *, dry_run: bool = False, overwrite: bool = False
     config = session.config
     images = open_images(config, partial(open_splits, labeled=config.labels is None))
     images, labels = label_images(images, config.labels)
+    require_classes(images, labels)
     require(
         len(images.held_back) > 0,
         "--holdout 0 leaves no image to choose the layer on; drop it, or name some with --eval-data",

@@ -17,6 +17,7 @@ from beit.config.run import DataConfig
 from beit.data.base import Source
 from beit.data.batches import LabeledBatch
 from beit.data.label_file import classes_in_file
+from beit.data.sources.files import path_of
 from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import Numbered, Subset, spread
 from beit.data.views.evaluation import EvaluationView, LabeledView
@@ -110,7 +111,7 @@ class Scoring:
         if self.config.labels is None:
             return [self.classes.get(source.key(index), -1) for index in range(len(source))]
         classes_of = classes_in_file(self.config.labels)
-        names = [classes_of(source.key(index), source.name(index)) for index in range(len(source))]
+        names = [classes_of(source.key(index), path_of(source, index)) for index in range(len(source))]
         return [
             self.classes.setdefault(name[0], len(self.classes)) if len(name) == 1 else -1 for name in names
         ]

@@ -6,11 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from beit.config.errors import UserError
 from beit.data.label_file import LabelFile, Labels, read_label_rows
 from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import label_share, labels_per_class
 from beit.stages.session import Images, open_images
+from beit.untrusted import listed
 
 if TYPE_CHECKING:
     from beit.config.finetune import FinetuneConfig
@@ -44,6 +47,16 @@ def labels_for_figures(config: PretrainConfig, images: Images) -> Images | None:
         return open_images(config, partial(open_splits, labeled=True))
     except UserError:
         return None
+
+
+def require_classes(images: Images, labels: Labels) -> None:
+    """UserError where a class has no image to train on."""
+    train = images.train
+    there = labels.targets(torch.tensor(sorted({train.label(i) for i in range(len(train))}))).any(0).tolist()
+    if absent := [name for name, is_there in zip(labels.classes, there, strict=True) if not is_there]:
+        raise UserError(
+            f"--data: no image to train on is of class {listed(absent)}; add some, or choose more"
+        )
 
 
 def few_labels(config: FinetuneConfig, images: Images) -> Images:

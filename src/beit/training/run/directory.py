@@ -33,8 +33,8 @@ METRICS, RESULTS, REPORT = "metrics.jsonl", "results.json", "report.html"
 HELD_BACK, TRAINED_ON = "held-back.txt", "trained-on.npy"
 SAMPLES, MODEL, MODEL_BEST, CHECKPOINTS = "samples", "model", "model-best", "checkpoints"
 TRACKERS = ("tensorboard", "wandb")
-FILES = (STATUS, LOG, METRICS, RESULTS, REPORT, HELD_BACK, TRAINED_ON)
-LAYOUT = (*FILES, SAMPLES, MODEL, MODEL_BEST, CHECKPOINTS, *TRACKERS, CONFIG)
+FILES = (LOG, METRICS, RESULTS, REPORT, HELD_BACK, TRAINED_ON)
+LAYOUT = (*FILES, SAMPLES, MODEL, MODEL_BEST, CHECKPOINTS, *TRACKERS, STATUS, CONFIG)
 """All that is a run's own, in the order in which it is deleted: what marks the folder as a run goes last."""
 
 Choice = TypeVar("Choice")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,13 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
+def require_trackers(config: TrainingConfig) -> None:
+    """UserError where what `config` asks for is not installed."""
+    for name in ("tensorboard", "wandb"):
+        if getattr(config, name) and find_spec(name) is None:
+            raise UserError(f"--{name} needs a package that is not installed: pip install 'beit[{name}]'")
+
+
 def open_trackers(config: TrainingConfig, run: RunDirectory, step: int) -> list[Tracker]:
     """Those that `config` asks for, of a run that goes on from `step`."""
     trackers: list[Tracker] = []
@@ -33,10 +41,8 @@ class TensorBoardTracker:
     """Event files in RUN/tensorboard."""
 
     def __init__(self, folder: Path, resume_step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError("--tensorboard needs TensorBoard: pip install 'beit[tensorboard]'") from None
+        from torch.utils.tensorboard import SummaryWriter
+
         # Steps after the resumed one were logged before the kill and will come again.
         self._writer: Any = SummaryWriter(str(folder), purge_step=resume_step + 1)
 
@@ -53,10 +59,8 @@ class WandbTracker:
     """A Weights & Biases run that continues when the run continues."""
 
     def __init__(self, folder: Path, project: str, identity: str, config: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise UserError("--wandb needs Weights & Biases: pip install 'beit[wandb]'") from None
+        import wandb
+
         self._run: Any = wandb.init(
             project=project,
             id=identity,
