@@ -25,6 +25,7 @@ from beit.data.sources.opening import open_images
 from beit.recipes.predict.run import predictions
 from beit.stages.inference import require_writable_file
 from beit.tokenizers.kmeans import kmeans
+from beit.untrusted import display
 from beit.visualize.pictures import to_pil
 
 STYLE = (
@@ -95,17 +96,22 @@ def _margin(top: Sequence[dict[str, float]]) -> float:
 
 def _write(suggestions: Sequence[Suggestion], config: SuggestConfig) -> None:
     """The table with an empty column for classes, and the page."""
-    with appearing(Path(config.out)) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+    with (
+        appearing(Path(config.out)) as draft,
+        draft.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
         csv.writer(file).writerows([("image", "class"), *((name, "") for name, _ in suggestions)])
     source = open_images(config.images)
-    places = {source.name(index): index for index in range(len(source))}
+    places = {source.path(index): index for index in range(len(source))}
     cells = []
     for name, reason in suggestions:
         picture = to_pil(source.image(places[name]))
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
         picture.save(buffer := io.BytesIO(), "JPEG")
         data = base64.b64encode(buffer.getvalue()).decode()
-        caption = f"<figcaption>{html.escape(name)}<br><small>{html.escape(reason)}</small></figcaption>"
+        caption = (
+            f"<figcaption>{html.escape(display(name))}<br><small>{html.escape(reason)}</small></figcaption>"
+        )
         cells.append(f'<figure><img src="data:image/jpeg;base64,{data}" alt="">{caption}</figure>')
     title = f"<!doctype html><meta charset=utf-8><title>to label</title><style>{STYLE}</style>"
     page = f"{title}<main>{''.join(cells)}</main>"
