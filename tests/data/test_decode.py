@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from beit.data.decode import ImageError, decode_image
+from beit.data.label_maps.maps import decode_label_map
 
 REAL = os.environ.get("BEIT_REAL_DATA")
 AWKWARD = Path(REAL or ".") / "awkward"
@@ -222,3 +223,20 @@ def test_awkward_pictures_show_what_they_should() -> None:
     # An infrared picture with values 7301..8206 of 65535.
     gray = pixels((AWKWARD / "gray16.png").read_bytes())
     assert gray.min() == round(7301 / 257) and gray.max() == round(8206 / 257)
+
+
+@pytest.mark.parametrize(
+    "need",
+    [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")],
+)
+def test_a_lack_of_memory_is_no_damage(need: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise need
+
+    for place in ("beit.data.decode.to_rgb", "PIL.Image.open"):
+        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            patch.setattr(place, fail)
+            decode_image(encode(photo(), "PNG"), "x.png")
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr("beit.data.label_maps.maps.upright", fail)
+        decode_label_map(encode(photo().convert("L"), "PNG"), "x.png", 64)

@@ -55,6 +55,7 @@ def decode_image(data: bytes, name: str, max_megapixels: float = 64, *, pillow: 
                     return _from_sixteen_bits(_torchvision(data, ImageReadMode.UNCHANGED))
             rgb = to_rgb(image)
     except Exception as error:  # a hostile file may fail in any way a parser can fail: all mean a bad file
+        refuse_need(error)
         raise ImageError(name, _reason(error)) from error
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
@@ -72,12 +73,19 @@ def open_pillow(data: bytes, name: str, max_megapixels: float = 64) -> Image.Ima
     except UnidentifiedImageError as error:
         raise ImageError(name, "not an image in a known format") from error
     except Exception as error:
+        refuse_need(error)
         raise ImageError(name, _reason(error)) from error
     width, height = image.size
     if width * height > max_megapixels * 1e6:
         size = f"{width}x{height} is {width * height / 1e6:.0f} megapixels"
         raise ImageError(name, f"{size}; the limit (--max-megapixels) is {max_megapixels:g}")
     return image
+
+
+def refuse_need(error: Exception) -> None:
+    """MemoryError where `error` tells of the machine's need, and not of damage. Torch has its own words for it."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        raise MemoryError(str(error)) from error
 
 
 def upright_size(data: bytes, name: str, max_megapixels: float = 64) -> tuple[int, int]:

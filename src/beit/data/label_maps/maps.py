@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.config.errors import UserError
-from beit.data.decode import ImageError, open_pillow, upright
+from beit.data.decode import ImageError, open_pillow, refuse_need, upright
 from beit.data.sources.files import Files, FileSource
 from beit.data.sources.listing import Listing
 from beit.data.sources.subsets import spread
@@ -80,6 +80,7 @@ def decode_label_map(data: bytes, name: str, max_megapixels: float) -> NDArray[n
             image.load()
             numbers = np.array(upright(image))
     except Exception as error:  # a damaged file may fail in any way a parser can fail
+        refuse_need(error)
         raise ImageError(name, str(error) or type(error).__name__) from error
     return numbers.astype(np.uint8) if numbers.dtype == np.bool_ else numbers // scale
 
