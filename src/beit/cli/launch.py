@@ -47,13 +47,13 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number, rank in enumerate(ranks):
+        for place, rank in enumerate(ranks):
             if rank.poll() is None:
-                print(f"beit: rank {number} gave no sign of life, and is killed", file=sys.stderr)
+                print(f"beit: rank {place} gave no sign of life, and is killed", file=sys.stderr)
                 rank.kill()
 
 
-def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
+def _wait(ranks: Sequence[subprocess.Popen[str]]) -> int:
     status, deadline = 0, float("inf")
     while None in [rank.poll() for rank in ranks] and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -80,7 +80,7 @@ class RunLock:
 
     def require_own(self) -> None:
         """RunFailed where the directory was deleted, moved or replaced since: what is there now is not this run's."""
-        own = self._file and self._file.fileno()
+        own = None if self._file is None else self._file.fileno()
         if own is not None and not (self._path.exists() and os.path.samefile(self._path, own)):
             raise RunFailed(f"--out {self._path.parent} was deleted, moved or begun anew; this run stops")
 
