@@ -219,6 +219,7 @@ def run(tmp_path: Path) -> Path:
 def test_every_flipped_bit_of_a_description_is_noticed(run: Path) -> None:
     file = run / "model" / "model.json"
     whole, description = file.read_bytes(), read_description(run)
+    assert b'"checksum"' in whole
     chance = random.Random(0)
     for _ in range(200):
         flipped = bytearray(whole)

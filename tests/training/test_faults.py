@@ -332,10 +332,13 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
-def test_what_stops_the_launcher_stops_each_rank_once(number: signal.Signals, tmp_path: Path) -> None:
-    """Sent to its whole group, as a terminal does."""
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_what_stops_the_launcher_stops_each_rank_once(
+    send: Callable[[int, int], None], number: signal.Signals, tmp_path: Path
+) -> None:
+    """Sent to it alone, or to its whole group, as a terminal does."""
     with launcher(tmp_path) as process:
-        os.killpg(process.pid, number)
+        send(process.pid, number)
         assert process.wait(60) == 75
     assert [(tmp_path / rank).read_text() for rank in "01"] == [f"{number.name} "] * 2
 
