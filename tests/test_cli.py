@@ -402,6 +402,9 @@ def test_a_configuration_of_an_earlier_release_is_read_unchanged(verb: str) -> N
         ("steps: !!python/object/apply:os.system ['true']", "not valid YAML"),
         ("- a\n- b", "name: value"),
         ("steps: [", "not valid YAML"),
+        ("steps: &a [1]\nlr: *a", "alias"),
+        ("steps: " + 100_000 * "9", "not valid YAML"),
+        ("steps: " + 5000 * "[" + 5000 * "]", "not valid YAML"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(text: str, expected: str, tmp_path: Path) -> None:
@@ -409,7 +412,7 @@ def test_a_wrong_file_is_refused_by_name(text: str, expected: str, tmp_path: Pat
     file.write_text(text)
     with pytest.raises(UserError, match=r"wrong\.yaml") as error:
         read_yaml(file, PretrainConfig)
-    assert expected in str(error.value)
+    assert expected in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
 def test_exponents_without_a_point_are_numbers(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -32,6 +33,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} cannot be read ({error}); copy or download it again") from None
     require(isinstance(content, dict), f"{path} is no JSON object")
     return dict(content)
+
+
+def checksum_of(content: object) -> str:
+    """Of what JSON can say, in whatever order it says it."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _is_deep(content: object) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import resource
 import subprocess
 import sys
@@ -203,13 +205,29 @@ def test_a_model_of_ours_needs_no_format_of_others(tmp_path: Path) -> None:
 
 def edit(run: Path, **changes: Any) -> None:
     file = run / "model" / "model.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    description = {**json.loads(file.read_text()), **changes}
+    del description["checksum"]
+    file.write_text(json.dumps(description))
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     save_model(MODELS["pretrained"](), tmp_path / "model", provenance={})
     return tmp_path
+
+
+def test_every_flipped_bit_of_a_description_is_noticed(run: Path) -> None:
+    file = run / "model" / "model.json"
+    whole, description = file.read_bytes(), read_description(run)
+    assert b'"checksum"' in whole
+    chance = random.Random(0)
+    for _ in range(200):
+        flipped = bytearray(whole)
+        flipped[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        file.write_bytes(flipped)
+        with contextlib.suppress(UserError):
+            unnoticed = read_description(run)
+            assert b'"checksum"' not in flipped or unnoticed == description, "only white space may differ"
 
 
 def test_damaged_weights_are_refused(run: Path) -> None:

@@ -19,6 +19,8 @@ from PIL import Image
 from pillow_heif import register_heif_opener
 
 from beit.data.decode import Decoding, ImageError, _open_heif, decode_image, upright_size
+from beit.data.label_maps.colors import ColorKey
+from beit.data.label_maps.maps import decode_label_map
 from beit.data.sources.opening import open_images
 from beit.pixels import Limits
 
@@ -404,3 +406,20 @@ def test_awkward_pictures_show_what_they_should() -> None:
     # An infrared picture with values 7301..8206 of 65535.
     gray = pixels((AWKWARD / "gray16.png").read_bytes())
     assert gray.min() == round(7301 / 257) and gray.max() == round(8206 / 257)
+
+
+@pytest.mark.parametrize(
+    "need",
+    [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")],
+)
+def test_a_lack_of_memory_is_no_damage(need: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise need
+
+    for place in ("beit.data.decode.to_rgb", "PIL.Image.open"):
+        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            patch.setattr(place, fail)
+            decode_image(encode(photo(), "PNG"), "x.png")
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr("beit.data.label_maps.maps.upright", fail)
+        decode_label_map(encode(photo().convert("L"), "PNG"), "x.png", Limits(), ColorKey(None))

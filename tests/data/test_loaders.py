@@ -22,6 +22,7 @@ from beit.data.decode import ImageError
 from beit.data.loaders import Loader, WorkerError, evaluation_batches
 from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.pretraining import PretrainViews
+from beit.patience import Silence
 
 
 class Numbers:
@@ -287,3 +288,75 @@ def test_files_that_vanish_during_a_run_are_damaged_files(tmp_path: Path) -> Non
     loader = Loader(source, plain, batch_size=6, seed=0, on_bad=lambda *bad: told.append(bad))
     assert 4 not in numbers(list(loader.batches(0, 4)))
     assert told == [(str(tmp_path / "04.png"), "No such file or directory")]
+
+
+class Silent(Numbers):
+    """Whoever reads image 5 in another process is stopped there, as by a file system that hangs."""
+
+    def __init__(self) -> None:
+        super().__init__(12)
+        self.main = os.getpid()
+
+    def image(self, index: int) -> Tensor:
+        if index == 5 and os.getpid() != self.main:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().image(index)
+
+
+def test_a_silent_worker_is_given_up_and_named_with_its_image() -> None:
+    loader = Loader(Silent(), plain, batch_size=4, seed=0, workers=2, timeout=1)
+    started = time.monotonic()
+    with pytest.raises(Silence, match=r"loader process \d+ is silent over number 5: .*--timeout"):
+        list(loader.batches(0, 3))
+    assert time.monotonic() - started < 60 and not multiprocessing.active_children()
+
+
+def test_a_worker_that_is_stopped_with_its_work_done_is_given_up() -> None:
+    """Its batches are announced, but whoever takes them has to ask it for them."""
+    batches = Loader(Numbers(64), plain, batch_size=4, seed=0, workers=1, timeout=1).batches(0, 16)
+    next(batches)
+    [worker] = multiprocessing.active_children()
+    time.sleep(0.5)
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGSTOP)
+    with pytest.raises(Silence, match=f"loader process {worker.pid} is silent"):
+        list(batches)
+
+
+class Slow(Numbers):
+    def image(self, index: int) -> Tensor:
+        time.sleep(0.4)
+        return super().image(index)
+
+
+def test_a_slow_worker_is_not_a_silent_one() -> None:
+    assert len(list(Loader(Slow(8), plain, batch_size=8, seed=0, workers=1, timeout=2).batches(0, 1))) == 1
+
+
+def test_a_worker_that_is_killed_is_told_where_a_batch_is_awaited() -> None:
+    """And not wherever the main thread happens to be: in a step, an evaluation, a save."""
+    batches = Loader(Numbers(64), plain, batch_size=4, seed=0, workers=1).batches(0, 16)
+    next(batches)
+    [worker] = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        pass  # a step
+    with pytest.raises(WorkerError, match=f"a loader process died .pid {worker.pid}"):
+        list(batches)
+
+
+class Needy(Numbers):
+    def image(self, index: int) -> Tensor:
+        if index == 5:
+            raise MemoryError
+        return super().image(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_lack_of_memory_stops_and_is_no_damage(workers: int) -> None:
+    loader = Loader(Needy(8), plain, batch_size=4, seed=0, workers=workers, max_bad=1)
+    with pytest.raises(RunFailed, match="memory ran out over number 5: lower --workers"):
+        list(loader.batches(0, 2))
+    assert loader.bad_files == 0

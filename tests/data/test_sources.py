@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -21,7 +22,7 @@ from beit.data.decode import ImageError
 from beit.data.sources import files
 from beit.data.sources.files import FileSource
 from beit.data.sources.holdout import Holdout
-from beit.data.sources.opening import open_splits
+from beit.data.sources.opening import open_images, open_splits
 from beit.data.sources.subsets import limited
 
 REAL = os.environ.get("BEIT_REAL_DATA")
@@ -180,6 +181,75 @@ def test_fingerprint_tells_when_files_come_or_go(tmp_path: Path) -> None:
     assert first == everything(tmp_path).fingerprint
     write_images(tmp_path, "c.png")
     assert first != everything(tmp_path).fingerprint
+
+
+def test_fingerprint_tells_when_contents_change_under_their_names(tmp_path: Path) -> None:
+    write_images(tmp_path, "a.png", "b.png")
+    first = everything(tmp_path).fingerprint
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(content[:-1] + b"?")
+    assert first != everything(tmp_path).fingerprint
+    (tmp_path / "a.png").write_bytes(content)
+    assert first == everything(tmp_path).fingerprint
+    (tmp_path / "a.png").write_bytes(content + b"?")
+    assert first != everything(tmp_path).fingerprint
+
+
+def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(tmp_path: Path) -> None:
+    write_images(tmp_path, "a.png", "b.png")
+    source = everything(tmp_path)
+    (tmp_path / "a.png").unlink()
+    os.mkfifo(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "a.tar")
+    for images in (source, open_images([str(tmp_path / "a.png")])):
+        with pytest.raises(ImageError, match=r"a\.png: it is no regular file"):
+            images.image(0)
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "a.tar").rename(tmp_path / "tars" / "a.tar")
+    assert "it is no regular file" in mistake(tmp_path / "tars")
+
+
+def test_trouble_of_a_moment_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path, "a.png")
+    source = everything(tmp_path)
+    whole, pauses, status = source.read(0), list[float](), os.stat
+    troubles = iter([errno.EIO, errno.ESTALE, errno.EMFILE])
+
+    def troubled(path: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith("a.png") and (number := next(troubles, None)) is not None:
+            raise OSError(number, os.strerror(number))
+        return status(path, **options)
+
+    monkeypatch.setattr(files.time, "sleep", pauses.append)
+    monkeypatch.setattr(os, "stat", troubled)
+    assert source.read(0) == whole and len(pauses) == 3
+    troubles = iter([errno.EIO] * 4)
+    with pytest.raises(ImageError, match="Input/output error"):
+        source.read(0)
+    troubles = iter([errno.EMFILE] * 4)
+    with pytest.raises(MemoryError, match="Too many open files"):
+        source.read(0)
+    troubles = iter([errno.EACCES])
+    with pytest.raises(ImageError, match="Permission denied"):
+        source.read(0)
+    assert len(pauses) == 9 and sum(pauses[:3]) < 10
+
+
+def test_links_that_lead_nowhere_end_no_listing(tmp_path: Path) -> None:
+    write_images(tmp_path, "a.png")
+    for one, other in (("x", "y"), ("y", "x"), ("u.png", "v.png"), ("v.png", "u.png")):
+        (tmp_path / one).symlink_to(other)
+    source = everything(tmp_path)
+    assert [source.key(index) for index in range(len(source))] == ["a.png", "u.png", "v.png"]
+
+
+def test_a_tar_that_was_cut_at_a_border_is_told(tmp_path: Path) -> None:
+    tar = pack(tmp_path / "s.tar", {"a.png": picture(), "b.png": picture()})
+    assert everything(tar).notes == []
+    with tarfile.open(tar) as archive:
+        last = archive.getmembers()[-1].offset
+    os.truncate(tar, last)
+    assert everything(tar).notes == [f"{tar}: has no end mark; if it was cut short, fetch it again"]
 
 
 def test_names_of_any_bytes_survive(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ SHARED: Knobs = {
     "nonfinite": Knob("skip", lambda a: a.state.guard.policy),
     "precision": Knob("bf16", lambda a: a.precision),
     "workers": Knob(1, lambda a: a.arguments["Loader"]["workers"]),
+    "timeout": Knob("90s", lambda a: a.arguments["Loader"]["timeout"], 90.0),
     "seed": Knob(7, lambda a: a.arguments["Loader"]["seed"]),
     "save_every": Knob("3m", lambda a: [a.plan.should_save(1, s) for s in (179, 180)], [False, True]),
     "log_every": Knob(9, lambda a: [s for s in range(STEPS) if a.plan.should_report(s)], [0, 9, 18, 27, 36]),

@@ -49,7 +49,7 @@ def test_an_unfinished_run_says_how_to_go_on(probed: Path, tmp_path: Path) -> No
     status = json.loads((run / "status.json").read_text())
     (run / "status.json").write_text(json.dumps({**status, "state": "interrupted", "step": 40}))
     facts = info(InfoConfig(path=str(run)))["run"]
-    assert facts["to continue"] == f"beit probe --config {run / 'config.yaml'}"
+    assert facts["to continue"] == f"beit probe --config {run}/config.yaml --out {run}", "it was moved"
     assert (facts["state"], facts["step"], facts["checkpoint"]) == ("interrupted", 40, 60)
     assert facts["last"]["loss"] > 0
 
@@ -71,7 +71,7 @@ def test_a_killed_run_is_told_from_a_running_one(probed: Path, tmp_path: Path) -
         assert facts()["state"] == "running" and "to continue" not in facts()
         process.kill()
     assert facts()["state"] == "killed" and "its process is gone" in facts()["reason"]
-    assert facts()["to continue"] == f"beit probe --config {run / 'config.yaml'}"
+    assert facts()["to continue"] == f"beit probe --config {run}/config.yaml --out {run}"
     page = report(ReportConfig(runs=(str(run),))).read_text()
     assert "Killed at step 40 of" in page and "its process is gone" in page and "Still running" not in page
     # Asked by the process that runs it, the lock must stay a lock: closing its file would give it up.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -23,10 +24,11 @@ from beit.config.finetune import FinetuneConfig
 from beit.config.pretrain import PretrainConfig
 from beit.config.run import TrainingConfig
 from beit.config.segment import SegmentConfig
-from beit.config.use import DemoConfig
+from beit.config.use import DemoConfig, InfoConfig
 from beit.presets import find
 from beit.recipes.demo import part
 from beit.recipes.finetune import finetune
+from beit.recipes.info import info
 from beit.recipes.pretrain import pretrain
 from beit.recipes.probe.run import probe
 from beit.recipes.tokenizer.run import tokenizer
@@ -122,6 +124,46 @@ def test_a_finished_run_is_left_alone_and_another_configuration_refused(
     assert (trained_tokenizer / "metrics.jsonl").read_bytes() == before
     with pytest.raises(UserError, match=r"vocab_size was 16 and is now 32"):
         tokenizer(tokenizer_config(images, trained_tokenizer, vocab_size=32))
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_finished_run_whose_model_is_lost_makes_it_again(
+    damage: str, images: Path, trained_tokenizer: Path, tmp_path: Path
+) -> None:
+    run, model = tmp_path / "run", tmp_path / "run" / "model"
+    shutil.copytree(trained_tokenizer, run)
+    if damage == "gone":
+        shutil.rmtree(model)
+    else:
+        (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:-1])
+    tokenizer(tokenizer_config(images, run))
+    assert same_weights(run, trained_tokenizer) and "continuing after step 4 of 4" in log(run)
+
+
+def test_a_run_and_its_images_may_move(images: Path, trained_tokenizer: Path, tmp_path: Path) -> None:
+    here, run = tmp_path / "here", tmp_path / "run"
+    shutil.copytree(images, here)
+    with stopped_in_step(3):
+        tokenizer(tokenizer_config(here, run, save_every="1"))
+    there, moved = here.rename(tmp_path / "there"), run.rename(tmp_path / "moved")
+    command = info(InfoConfig(path=str(moved)))["run"]["to continue"].split()
+    assert command[-2:] == ["--out", str(moved)]
+    content = (there / "00.jpg").read_bytes()
+    (there / "00.jpg").write_bytes((there / "01.jpg").read_bytes())
+    with pytest.raises(UserError, match="began with other images"):
+        tokenizer(tokenizer_config(there, moved, save_every="1"))
+    (there / "00.jpg").write_bytes(content)
+    tokenizer(tokenizer_config(there, moved, save_every="1"))
+    assert same_weights(moved, trained_tokenizer)
+
+
+def test_a_stored_value_that_is_none_is_refused(images: Path, tmp_path: Path) -> None:
+    with stopped_in_step(3):
+        tokenizer(tokenizer_config(images, tmp_path / "run", precision="auto"))
+    file = tmp_path / "run" / "config.yaml"
+    file.write_text(re.sub(r"precision: \w+", "precision: float31", file.read_text()))
+    with pytest.raises(UserError, match="precision is 'float31'"):
+        tokenizer(tokenizer_config(images, tmp_path / "run", precision="auto"))
 
 
 def test_a_finished_run_needs_its_images_no_more(

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +97,30 @@ def test_two_ranks_train_stop_and_go_on_as_one(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("continuing after step 10") == 1, "only the main rank speaks"
     assert_same_training(tmp_path / "two", tmp_path / "alone", 2e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_is_gone_or_silent_ends_the_other(number: signal.Signals, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+    mishap = ["accumulate=1", "batch_norm=0", "timeout=10s", "killed_at=9", f"killed_by={int(number)}"]
+    command = [sys.executable, str(HERE / "toy_recipe.py"), str(tmp_path / "run"), *mishap]
+    main, other = (
+        subprocess.Popen(
+            command, env={**os.environ, **place, "RANK": rank}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in "01"
+    )
+    try:
+        said = main.communicate(timeout=120)[1]
+    finally:
+        main.kill()
+        other.kill()
+        other.communicate()
+    assert main.returncode == 1
+    assert "rank 0 lost touch with another rank in step 10; the checkpoint of step 9 is intact" in said
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -110,7 +110,7 @@ def train(
 ) -> dict[str, Any]:
     """Run the toy in `out`."""
     toy = toy or Toy()
-    compute = open_compute("cpu", timeout_minutes=1) if compute is None else compute
+    compute = open_compute("cpu", toy.timeout_seconds()) if compute is None else compute
     console = Console(compute.main)
     config = {name: value for name, value in dataclasses.asdict(toy).items() if name not in MISHAPS}
     request = Request("toy", config | {"choice": "auto"})
@@ -212,7 +212,7 @@ def main() -> int:
     values: dict[str, Any] = {}
     for argument in sys.argv[2:]:
         key, _, text = argument.partition("=")
-        if key == "nonfinite":
+        if key in ("nonfinite", "timeout"):
             values[key] = text
             continue
         values[key] = (int(text),) if key == "poison" else float(text) if "." in text else int(text)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,20 @@ def test_a_run_that_has_just_begun_or_been_damaged(tmp_path: Path) -> None:
     (run / "config.yaml").write_text("data: !!python/object:os.system x\n")
     text = Page(write_report([read_run(run)])).text
     assert "No figures have been logged yet." in text and "config.yaml could not be read" in text
+    bomb = "a: &a [1]\n" + "".join(
+        f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghij")
+    )
+    (run / "config.yaml").write_text(bomb)
+    hostile = [
+        f'{{"step": 1, "loss": {400 * "9"}}}',
+        f'{{"step": {400 * "9"}}}',
+        9000 * "[",
+        '{"step": 2, "loss": 3}',
+    ]
+    (run / "metrics.jsonl").write_text("".join(f"{line}\n" for line in hostile))
+    record = read_run(run)
+    assert record.config == {} and list(record.curves["loss"].values) == [3]
+    assert record.problems == ["2 lines of metrics.jsonl could not be read", "config.yaml could not be read"]
 
     run = fake_run(tmp_path / "damaged", "pretrain")
     (run / "status.json").write_text('{"state": "run')

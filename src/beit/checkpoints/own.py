@@ -28,7 +28,7 @@ from beit.checkpoints.kinds import KINDS, config_of, entry_of, kind_of, options_
 from beit.config.errors import UserError, require
 from beit.config.files import plain
 from beit.tokenizers.base import VisualTokenizer
-from beit.untrusted import Facts, listed, printable, read_json, typed
+from beit.untrusted import Facts, checksum_of, listed, printable, read_json, typed
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 _PIXEL, _PAIR = tuple[float, ...], tuple[int, int]
@@ -94,6 +94,7 @@ def save_model(
         "weights_sha256": _sha256_of(weights),
         "provenance": {**_this_process(), **provenance},
     }
+    description["checksum"] = checksum_of(description)
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / WEIGHTS, lambda draft: write_weights(weights, draft))
     write_text(folder / DESCRIPTION, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
@@ -202,6 +203,11 @@ def _open(path: Path) -> tuple[Path, dict[str, Any], nn.Module]:
     classes, outputs = description.get("classes"), getattr(model, "num_classes", None)
     if classes is not None and outputs is not None and len(classes) != outputs:
         raise UserError(f"{file} names {len(classes)} classes, and its head has {outputs}; mend classes")
+    checksum = description.pop("checksum", None)  # older releases wrote none
+    if checksum not in (None, checksum_of(description)):
+        raise UserError(
+            f"{file} was damaged or changed since it was saved; drop its `checksum` if that was you"
+        )
     # As this release writes it: a file of an earlier one may leave knobs out that came later.
     return folder / WEIGHTS, {**description, **plain(_construction(model))}, model
 

@@ -14,7 +14,7 @@ import re
 import select
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, TextIO
 
 from beit.cli.flags import TRAINED, Arguments, parse
 from beit.cli.launch import launch
@@ -126,6 +126,25 @@ def _reader_left(error: OSError) -> bool:
     return True
 
 
+def _outlast_readers() -> None:
+    """From now on, output that nobody can read any more goes nowhere, and ends nothing."""
+
+    def lasting(stream: TextIO, act: Callable[..., object]) -> Callable[..., object]:
+        def do(*arguments: str) -> object:
+            try:
+                return act(*arguments)
+            except OSError:  # what is still in the buffer goes the same way
+                return os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+        return do
+
+    for output in ("stdout", "stderr"):
+        stream = getattr(sys, output) or open(os.devnull, "w")  # noqa: SIM115  # closed from the start
+        setattr(sys, output, stream)
+        for name in ("write", "flush"):
+            setattr(stream, name, lasting(stream, getattr(stream, name)))
+
+
 def _dispatch(arguments: Arguments) -> int:
     """Run one command; the exit status."""
     name = arguments[0] if arguments else "--help"
@@ -158,6 +177,7 @@ def _overview() -> str:
 
 def _train(name: str, arguments: Arguments) -> int:
     """Run a command that trains, in as many processes as it takes; the exit status."""
+    _outlast_readers()
     config_type: type[TrainingConfig | TrainConfig] = VERBS[name].config
     config, common = parse(config_type, f"beit {name}", arguments)
     if common.print_config:

@@ -25,7 +25,13 @@ EXCLUSIVE = (
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads ``1e-3`` as a number; plain PyYAML takes it for text."""
+    """Safe YAML that reads ``1e-3`` as a number, which plain PyYAML takes for text, and knows no aliases: a few lines
+    of them make gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias (*name); write the value out")
+        return super().compose_node(parent, index)
 
 
 _Loader.add_implicit_resolver(
@@ -72,16 +78,22 @@ def read_record(
     """The fields that a run's own configuration at `path`, called `name` in messages, gives, checked as by
     :func:`read_yaml`, and those of its keys that are none: a run may be older or newer than this program."""
     name = name or str(path)
+    values = read_values(path, name)
+    hints = typing.get_type_hints(config_type)
+    return fields_of(values, config_type, name), [str(key) for key in values if key not in hints]
+
+
+def read_values(path: str | Path, name: str) -> dict[str, Any]:
+    """Values by name from the YAML file at `path`, called `name` in messages; UserError for any other content."""
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{name} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(values, dict):
         raise UserError(f"{name} must hold one `name: value` a line")
-    hints = typing.get_type_hints(config_type)
-    return fields_of(values, config_type, name), [str(key) for key in values if key not in hints]
+    return values
 
 
 def fields_of(values: Mapping[str, Any], config_type: type, name: str) -> dict[str, Any]:

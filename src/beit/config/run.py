@@ -104,11 +104,11 @@ def _as_tuple(values: str | tuple[str, ...]) -> tuple[str, ...]:
     return (values,) if isinstance(values, str) else tuple(values)
 
 
-def seconds_of(budget: str) -> float:
-    """A time as `--budget` takes it, in seconds."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", budget)
+def seconds_of(text: str, flag: str = "--budget") -> float:
+    """A time as `--budget` takes it, in seconds; `flag` gave it."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
     if match is None or float(match[1]) <= 0:
-        raise UserError(f"--budget {budget} is no time; write it as 90s, 30m or 2h")
+        raise UserError(f"{flag} {text} is no time; write it as 90s, 30m or 2h")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
@@ -171,6 +171,8 @@ class TrainingConfig(DataConfig):
     """auto: bf16 where this machine is fast at it, else float32."""
     workers: NonNegativeInt | Literal["auto"] = "auto"
     """Processes that load images, for each device. Does not change the result."""
+    timeout: str = "5m"
+    """Give up on a file, a loader process or another device that is silent for so long (`90s`, `5m`)."""
     seed: NonNegativeInt = 0
     """Seed of everything random."""
 
@@ -222,6 +224,10 @@ class TrainingConfig(DataConfig):
     def budget_seconds(self) -> float | None:
         """`budget` in seconds."""
         return None if self.budget is None else seconds_of(self.budget)
+
+    def timeout_seconds(self) -> float:
+        """`timeout` in seconds."""
+        return seconds_of(self.timeout, "--timeout")
 
     def save_interval(self) -> tuple[int | None, float | None]:
         """`save_every` as (steps, None) or (None, minutes)."""

@@ -65,7 +65,7 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Changes when images are added, removed or renamed; a run compares it when it is resumed."""
+        """Changes when images are added, removed, renamed or changed; a run compares it when it is resumed."""
 
 
 SourceOfSplit = TypeVar("SourceOfSplit", bound=Source)

@@ -56,6 +56,12 @@ class Decoding(NamedTuple):
 USUAL = Decoding()
 
 
+def refuse_need(error: Exception) -> None:
+    """MemoryError where `error` tells of the machine's need, and not of damage. Torch has its own words for it."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        raise MemoryError(str(error)) from error
+
+
 @contextmanager
 def reading(name: str) -> Iterator[None]:
     """Whatever fails inside is an :class:`ImageError` with `name`: a hostile file fails in any way a parser can."""
@@ -66,6 +72,7 @@ def reading(name: str) -> Iterator[None]:
     except ImageError:
         raise
     except Exception as error:
+        refuse_need(error)
         raise ImageError(name, _reason(error)) from error
 
 

@@ -10,20 +10,23 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import signal
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import lru_cache
+from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from beit.config.errors import RunFailed, UserError
 from beit.data.base import Source
 from beit.data.decode import ImageError
+from beit.patience import DEFAULT, OutOfPatience, Silence, patience
 
 View = Callable[..., Any]
 """(image, rng) -> sample, or with labels (image, label, rng) -> sample; a sample is a NamedTuple of tensors."""
@@ -35,11 +38,12 @@ HANDFUL = 5  # damaged files that never stop a run, however small the set
 _ORDER, _SAMPLES = 1, 2  # first word of the seeds: no order shares its stream with a sample
 _EVALUATION = 2**32 - 1  # stands for the epoch in the seeds of evaluation samples; no training run gets there
 _REPLACEMENTS = 100  # tries before a set counts as unreadable
-_PATIENCE = 900  # seconds without a batch after which a worker counts as hung
+_LANES = 64  # workers whose progress is followed
+_DEATH = getattr(signal, "SIGCHLD", signal.SIGINT)  # Windows has no signal for it
 
 
 class WorkerError(RunFailed):
-    """A loader process died or hangs; the message says which and what to do."""
+    """A loader process died; the message says which and what to do."""
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -59,7 +63,8 @@ class Loader:
     through `on_bad(name, reason)` and replaced by another; when more than the share `max_bad` of the images read
     were damaged (and at least five files), the run stops with :class:`RunFailed`. With `labeled`, the view is
     called as view(image, label, rng); a label that does not fit stops the run with :class:`UserError`.
-    `repeats` shows every image that many times in a row, differently drawn (repeated augmentation).
+    `repeats` shows every image that many times in a row, differently drawn (repeated augmentation). Nobody may be
+    silent over an image for more than `timeout` seconds.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Loader:
         labeled: bool = False,
         repeats: int = 1,
         pin_memory: bool = False,
+        timeout: float = DEFAULT,
     ) -> None:
         if batch_size < 1 or batch_size % (world * accumulate):
             raise UserError(
@@ -85,7 +91,7 @@ class Loader:
                 f"micro-batches; choose a multiple of {world * accumulate}"
             )
         self._size = len(source)
-        self._fetcher = _Fetcher(source, view, seed, labeled=labeled, replace=True)
+        self._fetcher = _Fetcher(source, view, seed, labeled=labeled, replace=True, timeout=timeout)
         self._batch_size, self._seed, self._repeats = batch_size, seed, repeats
         self._rank, self._world, self._accumulate = rank, world, accumulate
         self._workers, self._pin_memory = workers, pin_memory
@@ -132,6 +138,7 @@ def evaluation_batches(
     workers: int = 0,
     on_bad: OnBad | None = None,
     labeled: bool = False,
+    timeout: float = DEFAULT,
 ) -> Iterator[tuple[list[int], Any]]:
     """Every image of `source` once, dealt out to the ranks in turn: batches, and the numbers of the images in them.
     Damaged ones are reported and left out.
@@ -145,7 +152,7 @@ def evaluation_batches(
         for start in range(0, len(share), batch_size)
     ]
     damage = _Damage(1.0, on_bad)
-    fetcher = _Fetcher(source, view, seed, labeled=labeled, replace=False)
+    fetcher = _Fetcher(source, view, seed, labeled=labeled, replace=False, timeout=timeout)
     for work, fetched in zip(works, fetch(fetcher, works, workers), strict=True):
         damage.record(fetched)
         if fetched.batch is not None:
@@ -194,9 +201,17 @@ class _Fetched(NamedTuple):
 class _Fetcher(Dataset[_Fetched]):
     """Turns work into batches of `view`; damaged images are replaced by others, or left out."""
 
-    def __init__(self, source: Source, view: View, seed: int, *, labeled: bool, replace: bool) -> None:
+    def __init__(
+        self, source: Source, view: View, seed: int, *, labeled: bool, replace: bool, timeout: float
+    ) -> None:
         self._source, self._view, self._seed = source, view, seed
-        self._labeled, self._replace = labeled, replace
+        self._labeled, self._replace, self.timeout = labeled, replace, timeout
+        self.progress = torch.zeros(_LANES, 2, dtype=torch.int64)
+        """Of each worker, how many images it has begun, and the last of them; shared with workers."""
+
+    def place(self, worker: int) -> str:
+        """Where `worker` was last seen."""
+        return f" over {self._source.name(int(self.progress[worker % _LANES, 1]))}"
 
     def __getitem__(self, work: Work) -> _Fetched:
         samples: list[Any] = []
@@ -208,12 +223,17 @@ class _Fetcher(Dataset[_Fetched]):
                     samples.append(sample)
         except (UserError, RunFailed) as error:
             return _Fetched(None, len(samples) + len(bad), bad, error)
+        except MemoryError:  # the need of the machine, and no damage
+            need = f"memory ran out over {self._source.name(index)}: lower --workers or --batch-size"
+            return _Fetched(None, len(samples) + len(bad), bad, RunFailed(need))
         batch = type(samples[0])(*map(torch.stack, zip(*samples, strict=True))) if samples else None
         return _Fetched(batch, len(samples) + len(bad), bad)
 
     def _load(self, index: int, rng: np.random.Generator, bad: list[tuple[int, ImageError]]) -> Any:
         """The sample of image `index`, or of another one drawn from its own generator when it is damaged."""
+        lane = self.progress.numpy()[getattr(get_worker_info(), "id", 0) % _LANES]
         for _ in range(_REPLACEMENTS if self._replace else 1):
+            lane[:] = lane[0] + 1, index
             try:
                 image = self._source.image(index)
                 labels = (self._source.label(index),) if self._labeled else ()
@@ -270,6 +290,21 @@ def _fetch_here(fetcher: Dataset[Any], works: Iterable[Any]) -> Iterator[Any]:
 def _fetch_ahead(
     fetcher: Dataset[Any], works: Iterable[Any], workers: int, pin_memory: bool
 ) -> Generator[Any]:
+    iterator = _start_workers(fetcher, works, workers, pin_memory)
+    try:
+        while (fetched := _wait_for_next(iterator, fetcher)) is not None:
+            yield fetched
+    except (OutOfPatience, RuntimeError, OSError, EOFError) as error:
+        raise _worker_error(error, iterator, fetcher) from error
+    finally:
+        # A traceback may keep the iterator alive to the end of the process, and its workers with it.
+        iterator._shutdown_workers()
+        for worker in iterator._workers:  # one that hangs hears nothing else
+            worker.kill()
+
+
+def _start_workers(fetcher: Dataset[Any], works: Iterable[Any], workers: int, pin_memory: bool) -> Any:
+    getattr(fetcher, "progress", torch.zeros(0)).share_memory_()
     with warnings.catch_warnings():
         # More workers than cores pay where reading is slow, and --workers has been asked for.
         warnings.filterwarnings("ignore", "This DataLoader will create")
@@ -279,33 +314,49 @@ def _fetch_ahead(
             sampler=works,
             num_workers=workers,
             pin_memory=pin_memory,
-            # Forked workers share the tables of a source, and their death is noticed at once.
+            # Forked workers share the tables of a source.
             multiprocessing_context="fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn",
             worker_init_fn=_start_worker,
-            timeout=_PATIENCE,
+            timeout=1,  # then it looks whether all are alive
             # Without a generator of its own, the loader would draw its base seed from the global one.
             generator=torch.Generator(),
         )
-        iterator: Any = iter(loader)
-    try:
-        yield from iterator
-    except RuntimeError as error:
-        raise _worker_error(error) from error
-    finally:
-        # A traceback may keep the iterator alive to the end of the process, and its workers with it.
-        iterator._shutdown_workers()
+        on_death = signal.getsignal(_DEATH)
+        iterator = iter(loader)
+    # The loader's own handler raises wherever the main thread is; deaths are looked for where a batch is awaited.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(_DEATH, on_death)
+    return iterator
 
 
-def _worker_error(error: RuntimeError) -> RuntimeError:
-    reason = str(error).partition("\n")[0]
-    if "timed out" in reason:
-        return WorkerError(
-            f"no batch for {_PATIENCE} seconds: a loader process hangs; check the disk of --data"
-        )
-    if "exited unexpectedly" not in reason and "killed by signal" not in reason:
+def _wait_for_next(iterator: Any, fetcher: Any) -> Any:
+    """The next batch, None after the last; patient as long as any worker gets on."""
+    progress = getattr(fetcher, "progress", torch.zeros(0))
+    while True:
+        before = progress.clone()
+        with patience(getattr(fetcher, "timeout", 3 * DEFAULT)):
+            while torch.equal(before, progress):
+                try:
+                    return next(iterator, None)
+                except RuntimeError as error:
+                    if "DataLoader timed out" not in str(error):
+                        raise
+
+
+def _worker_error(error: BaseException, iterator: Any, fetcher: Any) -> BaseException:
+    """What `error`, which ended the work ahead, comes from, in words; itself where it comes from no process."""
+    reason, workers = str(error).partition("\n")[0], iterator._workers
+    if isinstance(error, OutOfPatience):
+        worker = workers[(number := iterator._task_info[iterator._rcvd_idx][0])]
+        worker.kill()
+        place = fetcher.place(number) if isinstance(fetcher, _Fetcher) else ""
+        return Silence(f"loader process {worker.pid} is silent{place}: a disk hangs, or --timeout is short")
+    dead = wait([worker.sentinel for worker in workers], 1)
+    if not dead and "exited unexpectedly" not in reason:
         return error
+    pids = ", ".join(str(worker.pid) for worker in workers if worker.sentinel in dead)
     return WorkerError(
-        f"a loader process died ({reason}); most often memory ran out: lower --workers. "
+        f"a loader process died (pid {pids}: {reason}); most often memory ran out: lower --workers. "
         f'In a script, training must be called under `if __name__ == "__main__":`'
     )
 
@@ -313,5 +364,5 @@ def _worker_error(error: RuntimeError) -> RuntimeError:
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
     # Ctrl-C and SIGTERM reach the whole process group; the main process ends its step and then stops the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in {"SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"} & signal.Signals.__members__.keys():
+        signal.signal(signal.Signals[number], signal.SIG_IGN)

@@ -66,7 +66,8 @@ def describe_run(path: Path) -> Facts:
         "problems": list(run.problems) or None,
     }
     if run.state not in ("done", "running"):
-        facts["to continue"] = f"beit {run.verb} --config {path / 'config.yaml'}"
+        place = shlex.quote(str(path))  # which config.yaml does not know, where the run has moved
+        facts["to continue"] = f"beit {run.verb} --config {place}/config.yaml --out {place}"
     return facts
 
 

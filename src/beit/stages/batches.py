@@ -13,6 +13,7 @@ from rich.progress import Progress
 from beit.config.errors import RunFailed
 from beit.data.base import Source
 from beit.data.loaders import OnBad, View, evaluation_batches
+from beit.patience import DEFAULT
 from beit.training.device import Compute, Precision, choose_precision, eval_mode, to_device
 
 if TYPE_CHECKING:
@@ -28,12 +29,15 @@ class Machine(NamedTuple):
     compute: Compute
     precision: Precision
     workers: int
+    timeout: float = DEFAULT
+    """Seconds that any of them may be silent."""
 
 
 def open_machine(config: TrainingConfig | EvaluateConfig | PredictConfig, compute: Compute) -> Machine:
     """What `config` asks for of the machine that `compute` has joined."""
     precision = choose_precision(config.precision, compute.device)
-    return Machine(compute, precision, num_workers(config.workers, compute))
+    timeout = config.timeout_seconds() if hasattr(config, "timeout_seconds") else DEFAULT
+    return Machine(compute, precision, num_workers(config.workers, compute), timeout)
 
 
 def num_workers(workers: int | Literal["auto"], compute: Compute) -> int:
@@ -73,6 +77,7 @@ def each_batch(
         workers=machine.workers,
         on_bad=on_bad,
         labeled=labeled,
+        timeout=machine.timeout,
     )
     hidden = not (title and compute.main and sys.stderr.isatty())
     # Lines for a pipe, printed between two batches, must not end up above the bar.

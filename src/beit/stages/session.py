@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from beit.checkpoints.own import is_own, read_description
+from beit.checkpoints.own import is_own, load_own, read_description
 from beit.checkpoints.reference import PARTS, part_of
 from beit.config.errors import UserError, require
 from beit.config.files import fields_of
@@ -99,16 +99,19 @@ def open_session(verb: str, config: Config, *, dry_run: bool, overwrite: bool) -
     resolved, _ = resolve(config, facts)
     stored = None if overwrite else stored_run(config.out, run_request(verb, resolved))
     if stored is not None and stored.status.get("state") == "done":
-        console = Console(os.environ.get("RANK", "0") == "0")
-        console.say(f"{config.out} is finished; nothing to do (--overwrite starts afresh)")
-        return None
+        # One whose model is gone or damaged goes on, and makes it again from its last state.
+        with suppress(UserError):
+            load_own(Path(config.out))
+            console = Console(os.environ.get("RANK", "0") == "0")
+            console.say(f"{config.out} is finished; nothing to do (--overwrite starts afresh)")
+            return None
     if stored is not None:
         values = fields_of(stored.config, type(config), f"{config.out}/config.yaml")
         config = type(config)(**{**values, "preset": None}).as_typed(config.typed)
     elif config.preset != AUTO:
         config = resolved
     require_trackers(config)
-    compute = open_compute(config.device)
+    compute = open_compute(config.device, config.timeout_seconds())
     torch.manual_seed(config.seed)
     console = Console(compute.main)
     return Session(verb, config, compute, console, dry_run, overwrite, began, facts=facts)
@@ -157,7 +160,7 @@ class Images(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """Changes when images of any split are added, removed or renamed."""
+        """Changes when images of any split are added, removed, renamed or changed."""
         return " and ".join(part.fingerprint for part in (self.train, self.held_back, self.test) if part)
 
     def plan(self, config: TrainingConfig) -> Plan:

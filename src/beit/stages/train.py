@@ -166,6 +166,7 @@ class RunBatches:
             labeled=feed.labeled,
             repeats=feed.repeats,
             pin_memory=compute.device.type == "cuda",
+            timeout=machine.timeout,
         )
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -46,8 +46,9 @@ class Console:
         if self._log is None:
             self._unlogged.append(text)
         else:
-            self._log.write(f"{text}\n")
-            self._log.flush()
+            with suppress(OSError):  # of a full disk; what it keeps in memory is tried again
+                self._log.write(f"{text}\n")
+                self._log.flush()
 
     def log_to(self, path: Path) -> None:
         """Append to `path` from now on, beginning with what was said before."""
@@ -62,7 +63,8 @@ class Console:
     def close(self) -> None:
         """Let go of the log file."""
         if self._log is not None:
-            self._log.close()
+            with suppress(OSError):
+                self._log.close()
             self._log = None
 
     @contextmanager

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from beit.config.errors import UserError
+from beit.patience import DEFAULT
 
 Precision = Literal["bf16", "float32"]
 Result = TypeVar("Result")
@@ -131,12 +132,12 @@ class Compute:
         return result
 
 
-def open_compute(device: str = "auto", timeout_minutes: float = 30.0) -> Compute:
+def open_compute(device: str = "auto", timeout: float = DEFAULT) -> Compute:
     """Join the ranks that torchrun or SLURM started, or compute alone.
 
     Args:
         device: `auto`, `cpu`, `cuda` (also `cuda:1`) or `mps`.
-        timeout_minutes: how long a rank waits for the others before it gives up.
+        timeout: seconds that a rank waits for the others before it gives up.
     """
     chosen = choose_device(device)
     if world_size() == 1:
@@ -144,7 +145,7 @@ def open_compute(device: str = "auto", timeout_minutes: float = 30.0) -> Compute
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)
-    host_group = _join_ranks("nccl" if chosen.type == "cuda" else "gloo", timeout_minutes)
+    host_group = _join_ranks("nccl" if chosen.type == "cuda" else "gloo", timeout)
     return Compute(chosen, dist.get_rank(), dist.get_world_size(), host_group)
 
 
@@ -162,9 +163,9 @@ def world_size() -> int:
 
 
 @functools.cache
-def _join_ranks(backend: str, timeout_minutes: float) -> dist.ProcessGroup:
+def _join_ranks(backend: str, seconds: float) -> dist.ProcessGroup:
     """Meet the other ranks, once in a process; the group for values on the host."""
-    timeout = timedelta(minutes=timeout_minutes)
+    timeout = timedelta(seconds=seconds)
     dist.init_process_group(backend, timeout=timeout)
     atexit.register(dist.destroy_process_group)
     group = dist.new_group(backend="gloo", timeout=timeout)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.config.errors import Interrupted, RunFailed
+from beit.patience import Silence
 from beit.training.console import StepProgress, duration
 from beit.training.device import Compute, Precision, autocast, eval_mode, reseed, to_device
 from beit.training.failures import explained
@@ -46,14 +47,11 @@ def fit(
     save_model: SaveModel,
     seconds: float = 0.0,
 ) -> dict[str, Any]:
-    """Train the model of `method` to the end of `plan`, from wherever `run` stands; then the run is done.
+    """Train the model of `method` from wherever `run` stands to the end of `plan`. Returns what results.json holds.
 
     Killed anywhere and called again with the same arguments, it ends with the same weights, bit for bit on a CPU,
     if the step draws random numbers from torch alone, and the batches of the same steps have the same data.
     `seconds` is what the preparation of a new run took, which counts.
-
-    Returns:
-        The content of results.json.
 
     Raises:
         Interrupted: asked to stop by a signal, and saved.
@@ -77,7 +75,14 @@ def fit(
             explained(saver, compute),
             run.console.progress(plan.steps, state.step) as progress,
         ):
-            loop.train(progress)
+            try:
+                loop.train(progress)
+            except Silence:
+                # Of a run that was asked to stop, unless part of the next step is done, the last one is kept.
+                if not loop.stop.requested or compute.world * plan.config.accumulate > 1:
+                    raise
+                loop.save()
+                loop.leave()
             return loop.finish()
     finally:
         for tracker in loop.trackers:
@@ -254,7 +259,8 @@ class Loop:
             with self.eval_mode():
                 samples = self.batches.samples(evaluation.batch_size)
                 if samples:
-                    evaluation.draw(state.result, samples, self.run.path / SAMPLES, state.step)
+                    place = self.run.path / SAMPLES
+                    self.run.bear(SAMPLES, partial(evaluation.draw, state.result, samples, place, state.step))
         return figures
 
     def test(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -69,10 +70,11 @@ class NonFiniteGuard:
         self.skipped += bool(bad)
         if bad and (self.policy == "stop" or self._in_a_row >= MOST_IN_A_ROW):
             repeated = f", {self._in_a_row} times on end" if self._in_a_row > 1 else ""
+            here = f"the loss ({loss:.4g} on this rank) or the norm of the gradient ({norm:.4g})"
+            what = "the loss of another rank" if math.isfinite(loss) and math.isfinite(norm) else here
             raise RunFailed(
-                f"step {step}: the loss ({loss:.4g} on this rank) or the norm of the gradient ({norm:.4g}) is not"
-                f" finite{repeated}, and nothing was updated; try a lower --lr, --clip-grad, --precision float32 or"
-                " --nonfinite skip"
+                f"step {step}: {what} is not finite{repeated}, and nothing was updated; try a lower --lr,"
+                " --clip-grad, --precision float32 or --nonfinite skip"
             )
 
     def state_dict(self) -> dict[str, int]:

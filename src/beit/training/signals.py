@@ -6,15 +6,19 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from beit.config.errors import Interrupted
+from beit.patience import shorten
 from beit.training.device import Compute
 
-STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
-"""SIGUSR1 is what SLURM is commonly told to send some time before it kills a job."""
+STOPPING = tuple(signal.Signals[n] for n in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, n))
+"""SIGHUP is what a terminal sends that is closed, and SIGUSR1 what SLURM is commonly told to send some time before it
+kills a job."""
+WAIT = 10.0
+"""Seconds for which a run that was asked to stop waits for a batch that hangs."""
 NOTICE = b"beit: stopping; the state is saved first (Ctrl-C again: leave at once)\n"
 
 
@@ -42,7 +46,9 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python delivers signals nowhere else
-            self._before = {number: signal.signal(number, self._note) for number in STOPPING}
+            # What is ignored stays so: under nohup, a closed terminal is nothing to stop for.
+            heard = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(
@@ -58,7 +64,9 @@ class StopSignals:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not self.requested:
-            os.write(2, NOTICE)  # print() is not safe in a signal handler
+            with suppress(OSError):  # of a terminal that is closed
+                os.write(2, NOTICE)  # print() is not safe in a signal handler
+            shorten(WAIT)
         self.requested = True
 
 

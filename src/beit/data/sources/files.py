@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
+import time
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -32,6 +35,11 @@ class Files(NamedTuple):
     classes: tuple[str, ...] | None = None
 
 
+PASSING = (errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.ESTALE)
+NEED = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+"""Trouble of a file system that may pass, and what a machine is short of: no damage of the file."""
+SAMPLE, ENDING = 1000, 1 << 14
+"""Files of which the fingerprint knows the last bytes, and how many."""
 MEMORY = 512 << 20
 """Bytes of decoded images that are kept at most, in all the loader processes of a device together."""
 
@@ -88,13 +96,16 @@ class FileSource:
         except OSError as error:
             raise ImageError(display(path), error.strerror or str(error)) from error
 
-    def read(self, index: int, last: int | None = None) -> bytes:
-        """The file's bytes, or no more than the `last`; :class:`ImageError` when it cannot be read."""
+    def read(self, index: int, last: int | None = None, trials: int = 3) -> bytes:
+        """The file's bytes, or no more than the `last`; :class:`ImageError` when it cannot be read, in several trials
+        where the trouble may pass, MemoryError for the need of the machine."""
         path, file, offset, size = self._place(index)
         name = display(path)
         # The largest sensible file: 8 bytes for every allowed pixel, and room for metadata.
         limit = int(self._decoding.limits.megapixels * 8e6) + (64 << 20)
         try:
+            if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would block its reader
+                raise ImageError(name, "it is no regular file")
             with open(file, "rb", buffering=0) as stream:
                 available = os.fstat(stream.fileno()).st_size - offset if size < 0 else size
                 if available > limit:
@@ -103,6 +114,11 @@ class FileSource:
                 stream.seek(offset + skipped)
                 data = stream.read(available - skipped)
         except OSError as error:
+            if trials and error.errno in (*NEED, *PASSING):
+                time.sleep(4.0 / 4**trials)
+                return self.read(index, last, trials - 1)
+            if error.errno in NEED:
+                raise MemoryError(error.strerror) from error
             raise ImageError(name, error.strerror or str(error)) from error
         if size >= 0 and len(data) < size - skipped:
             raise ImageError(name, "the tar has been cut short")
@@ -147,9 +163,15 @@ class FileSource:
         classes = f", {len(self.classes):,} classes" if self.classes else ""
         return f"{len(self):,} images{classes}, from {', '.join(self._roots)}"
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        return f"{len(self):,} files {self._paths.digest()}"
+        digest = hashlib.blake2b(digest_size=16)  # of the sizes of all files, and the ends of some
+        for index in range(len(self)):
+            with suppress(ImageError):  # which whoever reads it is told
+                digest.update(b"%d " % self.length(index))
+                if index % (1 + len(self) // SAMPLE) == 0:
+                    digest.update(self.read(index, ENDING))
+        return f"{len(self):,} files {self._paths.digest()} {digest.hexdigest()}"
 
 
 def path_of(source: Source, index: int) -> str:

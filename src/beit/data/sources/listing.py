@@ -206,7 +206,7 @@ def _walk(
         name = entry.name
         if name.startswith(".") or name in _LITTER:
             continue
-        if entry.is_dir():
+        if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
             real = os.path.realpath(entry.path) if entry.is_symlink() else f"{chain[-1]}{os.sep}{name}"
             if real in chain:
                 omissions.append(f"{entry.path}: a link to a folder that contains it, ignored")
@@ -215,7 +215,7 @@ def _walk(
         elif _suffix(name) not in IMAGE_SUFFIXES:
             others[_suffix(name)] += 1
         # A dangling link counts as an image, so that it is reported as damaged; a pipe would block its reader.
-        elif entry.is_file() or not os.path.exists(entry.path):
+        elif os.path.isfile(entry.path) or not os.path.exists(entry.path):
             yield prefix + name
 
 
@@ -233,7 +233,7 @@ def _scan_tars(tars: Sequence[tuple[str, str]]) -> Listing:
     seen: set[str] = set()
     for shard, (tar, prefix) in enumerate(tars):
         ignored: Counter[str] = Counter()
-        contents = list(_tar_members(tar, shard, ignored))
+        contents = list(_tar_members(tar, shard, ignored, omissions))
         # Shards that each number their members from 0: the shard's name keeps their paths apart.
         mark = "" if seen.isdisjoint(member.path for member in contents) else f"{Path(tar).stem}~"
         seen.update(member.path for member in contents)
@@ -255,8 +255,10 @@ def _scan_tars(tars: Sequence[tuple[str, str]]) -> Listing:
     return Listing(root, sorted(members), paths, numbers, omissions)
 
 
-def _tar_members(tar: str, shard: int, ignored: Counter[str]) -> Iterator[Member]:
+def _tar_members(tar: str, shard: int, ignored: Counter[str], omissions: list[str]) -> Iterator[Member]:
     try:
+        if not os.path.isfile(tar):  # a pipe would block its reader
+            raise tarfile.ReadError("it is no regular file")
         length = os.path.getsize(tar)
         with open(tar, "rb") as file:
             head = file.read(6)
@@ -284,6 +286,8 @@ def _tar_members(tar: str, shard: int, ignored: Counter[str]) -> Iterator[Member
             # A whole tar ends with empty blocks; one that stops within a header was cut short.
             if 0 < length - archive.offset < tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("it ends within a header")
+            if length == archive.offset:
+                omissions.append(f"{tar}: has no end mark; if it was cut short, fetch it again")
     except PermissionError:
         raise
     except (tarfile.TarError, OSError) as error:

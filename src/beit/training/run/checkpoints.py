@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from beit.atomic import replace_folder
+from beit.untrusted import checksum_of
 
 FORMAT = 1
 STATE, MANIFEST = "state.pt", "manifest.json"
@@ -36,9 +37,9 @@ def write_checkpoint(root: Path, step: int, state: Mapping[str, Any], facts: Map
 
     def fill(folder: Path) -> None:
         _write_state(folder / STATE, state)
-        files = {STATE: {"bytes": (folder / STATE).stat().st_size, "sha256": _file_hash(folder / STATE)}}
+        files = {STATE: {"bytes": (folder / STATE).stat().st_size, "sha256": file_hash(folder / STATE)}}
         content = {"format": FORMAT, "step": step, **facts, "files": files}
-        manifest = {"content": content, "sha256": _content_hash(content)}
+        manifest = {"content": content, "sha256": checksum_of(content)}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
     root.mkdir(exist_ok=True)
@@ -88,7 +89,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         content, checksum = manifest["content"], manifest["sha256"]
-        if _content_hash(content) != checksum:
+        if checksum_of(content) != checksum:
             raise BrokenCheckpoint(f"{MANIFEST} does not match its own checksum")
         if content["format"] != FORMAT:
             raise BrokenCheckpoint(f"it has format {content['format']}, and this version reads {FORMAT}")
@@ -96,7 +97,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             size = (folder / name).stat().st_size
             if size != expected["bytes"]:
                 raise BrokenCheckpoint(f"{name} has {size:,} bytes instead of {expected['bytes']:,}")
-            if _file_hash(folder / name) != expected["sha256"]:
+            if file_hash(folder / name) != expected["sha256"]:
                 raise BrokenCheckpoint(f"{name} does not match its checksum")
     except FileNotFoundError as error:
         raise BrokenCheckpoint(f"{Path(error.filename).name} is missing") from error
@@ -125,10 +126,7 @@ def prune(root: Path, keep: int, broken: Collection[int], report: Callable[[str]
             report(f"the old checkpoint of step {step} could not be deleted: {error}")
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of the content of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _content_hash(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

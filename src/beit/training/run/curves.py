@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+LARGEST = sys.float_info.max
 NOT_FIGURES = {"step", "epoch", "images", "seconds", "time"}
 
 
@@ -44,11 +45,11 @@ def read_curves(path: Path) -> tuple[dict[str, Curve], int]:
         try:
             record = json.loads(line)
             step = float(record["step"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             unreadable += 1
             continue
         for name, value in record.items():
-            if name not in NOT_FIGURES and type(value) in (int, float) and math.isfinite(value):
+            if name not in NOT_FIGURES and type(value) in (int, float) and abs(value) <= LARGEST:
                 points.setdefault(name, {})[step] = value
     curves = {name: Curve(*np.array(sorted(of_name.items()), float).T) for name, of_name in points.items()}
     return curves, unreadable

@@ -6,14 +6,14 @@ checkpoints/step-N/
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
 import os
 import shlex
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -24,7 +24,7 @@ from beit.config.files import to_yaml
 from beit.training.console import Console
 from beit.training.device import Compute, describe_machine, describe_versions
 from beit.training.metrics import json_ready
-from beit.training.run.checkpoints import newest_checkpoint, prune, read_state, write_checkpoint
+from beit.training.run.checkpoints import file_hash, newest_checkpoint, prune, read_state, write_checkpoint
 from beit.training.run.lock import RunLock
 from beit.untrusted import read_json
 
@@ -57,11 +57,16 @@ class RunDirectory:
         compute: Compute,
         console: Console,
         began: float,
+        changeable: Collection[str] = (),
+        facts: Mapping[str, str] = {},
     ) -> None:
+        """`facts` and the configuration, but for its `changeable` knobs, are those of every state of the run."""
         self.path, self.verb, self.config, self.console = path, verb, config, console
         self._status, self._lock, self._compute = status, lock, compute
         self._elapsed_before, self._began = float(status.get("elapsed", 0.0)), began
         self._broken: list[int] = []
+        # What belongs to its identity, and lines of metrics.jsonl.
+        self._changeable, self._facts, self._unwritten = changeable, facts, ""
 
     @property
     def identity(self) -> str:
@@ -96,18 +101,42 @@ class RunDirectory:
         """Change what status.json says."""
         self._status |= {**changes, "updated": _now(), "elapsed": round(self.elapsed, 1)}
         if self._compute.main:
-            write_text(self.path / STATUS, json.dumps(self._status, indent=2) + "\n", durable=False)
+            text = json.dumps(self._status, indent=2) + "\n"
+            self.bear(STATUS, lambda: write_text(self._own(STATUS), text, durable=False))
 
     def write_metrics(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         if self._compute.main:
-            with (self.path / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(json_ready(record), allow_nan=False) + "\n")
+            self._unwritten += json.dumps(json_ready(record), allow_nan=False) + "\n"
+            self.bear(METRICS, self._append_metrics)
+
+    def _append_metrics(self) -> None:
+        """All lines that are not written yet, or none."""
+        text = self._unwritten.encode()
+        with self._own(METRICS).open("ab", buffering=0) as file:
+            size = file.tell()
+            if text and file.write(text) < len(text):
+                file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._unwritten = ""
+
+    def bear(self, name: str, write: Callable[[], None]) -> None:
+        """Do `write`; what fails is told, and borne: whether the run goes on is decided where it is saved."""
+        try:
+            write()
+        except OSError as error:
+            self.console.say(f"{name} could not be written: {error}")
+
+    def _own(self, name: str) -> Path:
+        """Where `name` is written, while the directory is still this run's."""
+        if self._lock is not None:
+            self._lock.require_own()
+        return self.path / name
 
     def replace_model(self, write: Callable[[Path], None], place: str = MODEL) -> None:
         """Let `write` fill a folder, and put it in the place of model/, or of model-best/."""
         if self._compute.main:
-            replace_folder(self.path / place, write)
+            replace_folder(self._own(place), write)
 
     def holds_best(self, step: int | None) -> bool:
         """Whether model-best/ is of `step` (None: whether there is none); one of another step is removed."""
@@ -132,7 +161,7 @@ class RunDirectory:
             ready = {
                 key: json_ready(value) if isinstance(value, dict) else value for key, value in results.items()
             }
-            write_text(self.path / RESULTS, json.dumps(ready, indent=2, allow_nan=False) + "\n")
+            write_text(self._own(RESULTS), json.dumps(ready, indent=2, allow_nan=False) + "\n")
         self.write_status(state="done", reason=None)
 
     # States to resume from.
@@ -145,14 +174,8 @@ class RunDirectory:
         """
         if not self._compute.main:
             return
-        config = json.dumps(self.config, sort_keys=True).encode()
-        facts = {
-            "world_size": self._compute.world,
-            "config_sha256": hashlib.sha256(config).hexdigest(),
-            "metrics_bytes": self._sync_metrics(),
-            "written": _now(),
-        }
-        write_checkpoint(self.checkpoints, step, state, facts)
+        facts = {"world_size": self._compute.world, "run": self._nature(), "written": _now()}
+        write_checkpoint(self._own(CHECKPOINTS), step, state, facts | self._sync_metrics())
         self._broken = [other for other in self._broken if other != step]
         prune(self.checkpoints, keep, self._broken, self.console.say)
         self._broken = []
@@ -163,11 +186,9 @@ class RunDirectory:
         metrics.jsonl is cut back to where that state was saved, so that no step is in it twice.
 
         Raises:
-            RunFailed: there are checkpoints, and all are broken.
+            RunFailed: there are checkpoints, and all are broken, or the newest is of another run.
         """
-        manifest, self._broken = self._compute.from_main(
-            lambda: newest_checkpoint(self.checkpoints, self.console.say)
-        )
+        manifest, self._broken = self._compute.from_main(self._newest_checkpoint)
         if manifest is None and self._broken:
             raise RunFailed(
                 f"no checkpoint in {self.checkpoints} can be used; --overwrite starts the run afresh"
@@ -177,32 +198,50 @@ class RunDirectory:
                 f"no checkpoint is left in {self.checkpoints}; starting again from the first step"
             )
         if self._compute.main:
-            self._cut_metrics(0 if manifest is None else manifest["metrics_bytes"])
+            self._cut_metrics(manifest or {"metrics_bytes": 0})
         return None if manifest is None else read_state(self.checkpoints, manifest["step"])
 
-    def _sync_metrics(self) -> int:
-        """Bring metrics.jsonl to the disk before the checkpoint that counts on it; its size."""
-        path = self.path / METRICS
-        if not path.exists():
-            return 0
-        sync(path)
-        return path.stat().st_size
+    def _newest_checkpoint(self) -> tuple[dict[str, Any] | None, list[int]]:
+        manifest, broken = newest_checkpoint(self.checkpoints, self.console.say)
+        then = {} if manifest is None else manifest.get("run", {})  # runs of 0.1 have none
+        if self._is_nameless and "id" in then:  # its status.json is gone
+            self._status["id"] = then["id"]
+        now = self._nature()
+        for name in sorted(name for name in then.keys() & now.keys() if then[name] != now[name]):
+            raise RunFailed(
+                f"the newest of {self.checkpoints} is of another run ({name} {then[name]!r}, and {now[name]!r} here);"
+                f" move it away, or start afresh with --overwrite"
+            )
+        return manifest, broken
 
-    def _cut_metrics(self, size: int) -> None:
+    def _nature(self) -> dict[str, Any]:
+        """What all states of this run have in common, and those of no other."""
+        config = {name: value for name, value in self.config.items() if name not in self._changeable}
+        return {**config, **self._facts, "id": self.identity, "rng_version": self._status.get("rng_version")}
+
+    def _sync_metrics(self) -> dict[str, Any]:
+        """Bring metrics.jsonl to the disk before the checkpoint that counts on it; its size and checksum."""
+        self._append_metrics()
         path = self.path / METRICS
+        sync(path)
+        return {"metrics_bytes": path.stat().st_size, "metrics_sha256": file_hash(path)}
+
+    def _cut_metrics(self, manifest: Mapping[str, Any]) -> None:
+        path, size = self.path / METRICS, manifest["metrics_bytes"]
         if not path.exists() and size == 0:
             return
-        if path.exists() and path.stat().st_size >= size:
+        if is_long := path.exists() and path.stat().st_size >= size:
             os.truncate(path, size)
-        else:
+        if not is_long or manifest.get("metrics_sha256") not in (None, file_hash(path)):
             self.console.say(
-                f"{METRICS} is shorter than the checkpoint says; figures of past steps are missing"
+                f"{METRICS} is not as the checkpoint knows it: figures of past steps are lost or wrong"
             )
 
     # Beginning and leaving.
 
     def begin(self) -> None:
         """Clear away what a killed process left half written, and record that the run is running, here and now."""
+        self._is_nameless = "id" not in self._status
         origin = {"id": uuid.uuid4().hex[:12], "started": _now(), "step": 0, "steps": None}
         self._status = {"state": "running", "verb": self.verb, **origin, **self._status}
         self.write_status(
@@ -224,7 +263,7 @@ class RunDirectory:
     def _write_config(self) -> None:
         if self._compute.main:
             text = to_yaml(self.config, f"beit {self.verb} --config THIS-FILE")
-            write_text(self.path / CONFIG, text)
+            write_text(self._own(CONFIG), text)
 
     def __enter__(self) -> Self:
         return self

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import IO, ClassVar, Self
 
-from beit.config.errors import UserError
+from beit.config.errors import RunFailed, UserError
 
 HELD = (errno.EACCES, errno.EAGAIN)
 LOCK = ".lock"
@@ -77,6 +77,12 @@ class RunLock:
             except OSError as error:
                 return True if error.errno in HELD else None
         return False
+
+    def require_own(self) -> None:
+        """RunFailed where the directory was deleted, moved or replaced since: what is there now is not this run's."""
+        own = None if self._file is None else self._file.fileno()
+        if own is not None and not (self._path.exists() and os.path.samefile(self._path, own)):
+            raise RunFailed(f"--out {self._path.parent} was deleted, moved or begun anew; this run stops")
 
     def release(self) -> None:
         """Let others have the directory."""

@@ -8,16 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from beit.atomic import remove
 from beit.config.errors import UserError
-from beit.config.files import plain
+from beit.config.files import plain, read_values
 from beit.training.console import Console
 from beit.training.device import Compute
 from beit.training.run.directory import CONFIG, LAYOUT, LOG, SAMPLES, STATUS, RunDirectory
 from beit.training.run.lock import RunLock
-from beit.untrusted import read_json
+from beit.untrusted import read_json, typed
 
 CHANGEABLE = frozenset(
     {
@@ -30,11 +28,15 @@ CHANGEABLE = frozenset(
         "out",
         "save_every",
         "tensorboard",
+        "timeout",
         "wandb",
         "workers",
     }
 )
 """Knobs that may differ when a run continues."""
+PLACES = frozenset({"data", "eval_data", "labels", "label_maps"})
+"""Where its images lie, which may move until it is done: the facts tell whether they are the same."""
+STATUS_TYPES = {"id": str, "verb": str, "step": int, "rng_version": int, "elapsed": float, "typed": dict}
 
 RNG_VERSION = 2
 """The version of how random numbers are drawn and images held back. Runs of another would end with other weights."""
@@ -107,6 +109,8 @@ def open_run(
         compute=compute,
         console=console,
         began=time.monotonic() if request.began is None else request.began,
+        changeable=CHANGEABLE | PLACES,
+        facts=request.facts,
     )
     try:
         run.begin()
@@ -186,12 +190,8 @@ def _reconcile(path: Path, request: Request) -> Stored:
         raise UserError(f"--out {path} holds a {status['verb']} run, not a {verb} run; choose another --out")
     if status.get("state") != "done":  # what differs from another release's run is beside the point
         _require_same_version(path, request, status)
-    written = _read_config(path)
-    stored = plain(request.defaults) | written
-    if request.typed is None or "preset" not in written:  # a release that did not store what was typed
-        merged, differences = _compare_values(request, stored)
-    else:
-        merged, differences = _compare_typed(request, stored, status.get("typed"))
+    stored = plain(request.defaults) | _read_config(path)
+    merged, differences = _compare(request, stored, status)
     if differences:
         raise UserError(
             f"--out {path} holds a run with another configuration: {'; '.join(differences)}."
@@ -200,54 +200,46 @@ def _reconcile(path: Path, request: Request) -> Stored:
     return Stored(merged, status)
 
 
-def _compare_values(request: Request, stored: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The configuration to go on with, and what of it is not as stored."""
-    config = plain(request.config)
-    if request.typed is not None:  # defaults and presets were others then
-        config = config | stored | plain(request.typed)
-    merged, differences = {}, []
-    for key in [*config, *(key for key in stored if key not in config)]:
-        new, old = config.get(key), stored.get(key)
-        merged[key] = old if new == "auto" and key in stored and key not in CHANGEABLE else new
-        if merged[key] != old and key not in CHANGEABLE and key != "preset":
-            differences.append(f"{key} was {old!r} and is now {new!r}")
-    return merged, differences
-
-
-def _compare_typed(
-    request: Request, stored: dict[str, Any], then: dict[str, Any] | None
+def _compare(
+    request: Request, stored: dict[str, Any], status: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The configuration to go on with, and what was typed otherwise `then`, or left out, or is not as stored."""
+    """The configuration to go on with, and what was typed otherwise before, or left out, or is not as stored."""
+    changeable = CHANGEABLE if status.get("state") == "done" else CHANGEABLE | PLACES
     config, now = plain(request.config), plain(request.typed)
+    if now is None:
+        now = {key: value for key, value in config.items() if value != "auto" or key not in stored}
     is_whole = stored.keys() <= now.keys() | {"preset"}
-    then = {} if then is None or is_whole else then
+    then = {} if is_whole else status.get("typed", {})
+    # A release that did not store what was typed had other presets.
+    compared = [key for key in now if key not in changeable and (key != "preset" or key in stored)]
     differences = [
         f"{key} was {then.get(key, stored.get(key))!r} and is now {now[key]!r}"
-        for key in now
-        if key not in CHANGEABLE and now[key] != then.get(key, stored.get(key))
+        for key in compared
+        if now[key] != then.get(key, stored.get(key))
     ]
     differences += [
         f"{key} was {then[key]!r} and is now left out"
         for key in then
         if key not in CHANGEABLE and key not in now
     ]
-    changed = CHANGEABLE & (now.keys() | then.keys())
+    changed = changeable & (now.keys() | then.keys())
     return config | stored | {key: config[key] for key in changed if key in config}, differences
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        stored = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-        if isinstance(stored, dict):
-            return stored
-    except (OSError, ValueError, yaml.YAMLError):
-        pass
-    raise UserError(f"{path / CONFIG} cannot be read; --overwrite starts the run afresh")
+        return read_values(path / CONFIG, str(path / CONFIG))
+    except UserError as error:
+        raise UserError(f"{error}; --overwrite starts the run afresh") from None
 
 
 def _read_status(path: Path) -> dict[str, Any]:
-    """What status.json says; nothing if it was never written."""
+    """What status.json says; nothing if it was never written, or is gone."""
     try:
-        return read_json(path / STATUS) or {}
-    except UserError:
-        return {}
+        status = read_json(path / STATUS) or {}
+        typed({name: status[name] for name in STATUS_TYPES.keys() & status.keys()}, STATUS_TYPES)
+        return status
+    except UserError as error:
+        raise UserError(
+            f"{path / STATUS} is damaged: delete it, and the run goes on from its states"
+        ) from error

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 
 from beit.config.errors import UserError
+from beit.config.files import read_values
 from beit.training.console import duration
 from beit.training.run.curves import Curve, read_curves
 from beit.training.run.lock import RunLock
@@ -107,10 +107,10 @@ def read_run(folder: Path) -> RunRecord:
     if unreadable:
         problems.append(f"{unreadable} lines of metrics.jsonl could not be read")
     config_text = _read_text(folder / "config.yaml")
+    config: dict[str, Any] = {}
     try:
-        config = yaml.safe_load(config_text)
-    except yaml.YAMLError:
-        config = None
+        config = read_values(folder / "config.yaml", "config.yaml") if config_text else {}
+    except UserError:
         problems.append("config.yaml could not be read")
     log = ANSI_ESCAPE.sub("", _read_text(folder / "log.txt").replace("\r\n", "\n"))
     # A progress bar rewrites its line: only what it said last counts.
@@ -118,7 +118,7 @@ def read_run(folder: Path) -> RunRecord:
     return RunRecord(
         name=folder.resolve().name,
         folder=folder,
-        config=config if isinstance(config, dict) else {},
+        config=config,
         config_text=config_text,
         status=_read_json(folder / "status.json", problems),
         results=_read_json(folder / "results.json", problems),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -72,14 +73,19 @@ class Saver:
 
     def _write(self, content: Mapping[str, Any]) -> tuple[bool, str | None]:
         """Checkpoint first, then model/: whether the checkpoint is written, and what went wrong, if anything did."""
-        has_state = False
+        problem = self._attempt(lambda: self.run.save(self.state.step, content, self.plan.config.keep))
+        return problem is None, problem or self._attempt(self.write_model)
+
+    def _attempt(self, write: Callable[[], object]) -> str | None:
+        """What went wrong in `write`, if anything did, beside what there is room for."""
         try:
-            self.run.save(self.state.step, content, self.plan.config.keep)
-            has_state = True
-            self.write_model()
+            write()
         except OSError as error:
-            return has_state, str(error)
-        return has_state, None
+            # Weights, two moments, and the average where there is one.
+            needed = (3 + (self.state.ema is not None)) * sum(x.nbytes for x in self.state.model.parameters())
+            free = shutil.disk_usage(self.run.path).free
+            return f"{error} ({free / 2**20:,.1f} MiB free, about {needed / 2**20:,.1f} needed)"
+        return None
 
     def write_best(self) -> bool:
         """Put the model of this step in model-best/; called on every rank. What fails is told and borne: then the one
@@ -89,17 +95,10 @@ class Saver:
         """
         if self.saved_step != self.state.step:
             return False
-        problem = self.compute.from_main(self._write_best)
+        problem = self.compute.from_main(lambda: self._attempt(lambda: self._replace(MODEL_BEST)))
         if problem is not None:
             self.run.console.say(f"model-best/ of step {self.state.step} could not be saved: {problem}")
         return problem is None
-
-    def _write_best(self) -> str | None:
-        try:
-            self._replace(MODEL_BEST)
-        except OSError as error:
-            return str(error)
-        return None
 
     def write_model(self) -> None:
         """Bring model/ up to this step."""
