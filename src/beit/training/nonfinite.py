@@ -72,7 +72,7 @@ class NonFiniteGuard:
             raise RunFailed(
                 f"step {step}: the loss ({loss:.4g} on this rank) or the norm of the gradient ({norm:.4g}) is not"
                 f" finite{repeated}, and nothing was updated; try a lower --lr, --clip-grad, --precision float32 or"
-                " --nonfinite skip"
+                " --nonfinite skip, with --overwrite to start afresh"
             )
 
     def state_dict(self) -> dict[str, int]:
