@@ -61,7 +61,7 @@ def test_parameter_objects_have_at_most_12_fields(house: House) -> None:
 def test_pretraining_imports_few_files(house: House) -> None:
     closure = house.closure(ENTRY)
     assert len(closure) <= 72
-    assert house.lines(closure) <= 11_000
+    assert house.lines(closure) <= 11_300
 
 
 def test_the_package_stays_within_its_budget(house: House) -> None:

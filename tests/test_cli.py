@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -14,11 +15,13 @@ import pytest
 import yaml
 
 from beit import UserError, presets
+from beit.cli.flags import CommonFlags
+from beit.cli.help import GROUPS
 from beit.cli.main import VERBS, main
 from beit.config.files import layered, plain, read_record, read_yaml, to_yaml
 from beit.config.pretrain import PretrainConfig
 from beit.config.tokenizer import TokenizerConfig
-from beit.config.values import FILE_ONLY, flag_of
+from beit.config.values import FILE_ONLY, counted, flag_of
 from beit.presets import configure, find, recipes_of
 
 
@@ -48,6 +51,37 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     text = capsys.readouterr().out
     assert all(f"  {verb} " in text for verb in VERBS)
+    assert run("help") == 0
+    assert capsys.readouterr().out == text
+    assert run("help", "check") == 0
+    assert "usage: beit check" in capsys.readouterr().out
+    assert run("-V") == run("--version") == 0
+    first, second = capsys.readouterr().out.split()
+    assert first == second == importlib.metadata.version("beit")
+
+
+def test_flags_come_in_groups_the_common_ones_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("pretrain", "--help") == 0
+    groups = re.findall(r"(\w+) options\b[\W]*?(--\w[\w-]*)", capsys.readouterr().out)
+    assert groups == [
+        *(("data", "--data"), ("model", "--tokenizer"), ("mask", "--num-masked"), ("training", "--preset")),
+        *(("machine", "--device"), ("output", "--out")),
+    ]
+    fields = {field.name for verb in VERBS.values() for field in dataclasses.fields(verb.config)}
+    common = {field.name for field in dataclasses.fields(CommonFlags)}
+    assert {name for names in GROUPS.values() for name in names.split()} <= fields | common
+
+
+def test_presets_of_one_verb_fit_the_terminal_small_ones_first(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert run("presets", "pretrain") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    names = [line.strip() for line in lines if re.match(r"  \w", line)]
+    assert set(names) == recipes_of("pretrain").keys()
+    assert names.index("tiny") < names.index("small") < names.index("base") < names.index("large")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -55,11 +89,14 @@ def test_every_verb_explains_its_flags(verb: str, capsys: pytest.CaptureFixture[
     assert run(verb, "--help") == 0
     text = capsys.readouterr().out
     assert f"usage: beit {verb}" in text
+    words = VERBS[verb].words
+    assert not words or "positional arguments" in text
+    assert all(re.search(rf"(?m)^[\s│|]*\[?{word.upper()}\b", text) for word in words)
     fields = [field for field in dataclasses.fields(VERBS[verb].config) if field.metadata != FILE_ONLY]
-    flags = [flag_of(field.name) for field in fields]
+    flags = [flag_of(field.name) for field in fields if field.name not in words]
     common = ["--preset", "--config", "--print-config", "--dry-run", "--overwrite"]
     for flag in [*flags, *(common if verb in presets.VERBS else [])]:
-        assert re.search(rf"{flag}\b", text), flag
+        assert len(re.findall(rf"(?m)^[\s│|]*{flag}\b(?!-)", text)) == 1, flag
     assert "annotated" not in text.lower(), "limits are no part of a type that a user reads"
 
 
@@ -142,15 +179,18 @@ FINETUNE = ["--data", "x", "--out", "y", "--init", "i"]
             ["tokenizer", "--data", "x", "--out", "y", "--budget", "1h", "--steps", "3"],
             "--steps, or give its --budget",
         ),
-        (["report"], "needs --runs"),
+        (["report"], "needs RUNS"),
         (["report", "no/such/run"], "no/such/run"),
         (["report", "--out", "page.html", "no/such/run"], "no/such/run"),
         (["probe", "--data", "x", "--out", "y"], "needs --init"),
         (["evaluate", "--data", "x", "--model", "no/such/model"], "no/such/model does not exist"),
         (["evaluate", "--data", "x", "--model", "m", "--out", "x.txt"], "must end in .json"),
         (["predict", "--model", "no/such/model", "a.jpg", "b.jpg"], "no/such/model does not exist"),
-        (["predict", "--model", "m"], "needs --images"),
-        (["info"], "needs --path"),
+        (["predict", "--model", "m"], "needs IMAGES"),
+        (["info"], "needs PATH"),
+        (["check"], "needs DATA"),
+        (["check", "no/such/folder", "--limit", "3"], "no/such/folder"),
+        (["presets", "demo"], "--verb cannot be 'demo'"),
         (["info", "no/such/run"], "no/such/run does not exist"),
     ],
 )
@@ -299,6 +339,14 @@ def test_a_flag_without_effect_is_refused(
     where = ["--data", "photos", "--out", "run"] + ["--tokenizer", "t"] * ("pixels" not in words)
     assert run("pretrain", *where, *words.split()) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "words"),
+    [(1, "image", "1 image"), (2048, "image", "2,048 images"), (0, "class", "0 classes")],
+)
+def test_things_are_counted_in_english(number: int, noun: str, words: str) -> None:
+    assert counted(number, noun) == words
 
 
 def test_a_reader_that_leaves_is_no_mistake() -> None:

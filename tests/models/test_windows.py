@@ -149,6 +149,23 @@ def test_every_scale_is_made_from_the_original_in_one_step(monkeypatch: pytest.M
         assert torch.equal(mirrored, plain.flip(-1))
 
 
+@pytest.mark.parametrize("multi_scale", [False, True])
+@pytest.mark.parametrize("stride", [None, (9, 12)])
+def test_windows_are_counted_as_they_are_seen(
+    stride: tuple[int, int] | None, multi_scale: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[int]()
+
+    def record(model: SemanticSegmenter, images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        return images
+
+    monkeypatch.setattr("beit.models.windows.whole_image", record)
+    inference = Inference(None if not multi_scale else 48, (16, 16), stride, multi_scale)
+    inference.scores(segmenter(), torch.rand(1, 3, 40, 61), (40, 61))
+    assert inference.windows((40, 61)) == sum(seen)
+
+
 @torch.no_grad()
 def test_one_window_over_the_whole_image_is_one_pass() -> None:
     model, images = segmenter(), torch.rand(1, 3, 16, 16)

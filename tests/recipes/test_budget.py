@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from run_results import log, metrics, same_weights, stopped_in_step
+from tiny_runs import tokenizer_config
 
 from beit.cli.main import main
 from beit.config.errors import UserError
@@ -20,8 +22,8 @@ from beit.recipes.pretrain import pretrain
 from beit.recipes.probe.run import probe
 from beit.recipes.tokenizer.run import tokenizer
 from beit.stages import train as train_stage
-from beit.stages.auto.rehearsal import Pace
 from beit.stages.scores.features import FeatureSource
+from beit.training.plan import Pace
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +54,7 @@ def steps_in_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def slow(*arguments: Any, **options: Any) -> Pace:
         measure(*arguments, **options)
-        return Pace(step=10.0, evaluation=1.0, save=0.0)
+        return Pace(step=10.0, evaluation=1.0)
 
     monkeypatch.setattr(train_stage, "measure", slow)
 
@@ -134,3 +136,66 @@ def test_a_dry_run_shows_the_choices_and_writes_nothing(
     text = capsys.readouterr().out
     assert "8x8 tokens" in text and "are left of 4s; a step takes" in text
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("steps_in_a_minute")
+def test_the_time_of_a_run_of_given_steps_is_told_before_it_starts(
+    images: Path, trained_tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a rehearsal that leaves the weights as they were, at the start and in a dry run."""
+    typed = [
+        "--data",
+        images,
+        "--tokenizer",
+        trained_tokenizer,
+        "--depth",
+        "1",
+        "--width",
+        "16",
+        "--batch-size",
+        "4",
+    ]
+    words = ["pretrain", *typed, "--steps", "360", "--evaluations", "6", "--workers", "0"]
+    cli(*words, "--out", tmp_path / "run", "--dry-run")
+    assert re.search(
+        r"time +about 1 h 0\d min for the whole run, of which 6 s evaluating", capsys.readouterr().out
+    )
+    cli("tokenizer", "--data", images, "--out", tmp_path / "codes", "--dry-run")
+    assert "time       not measured" in capsys.readouterr().out
+
+
+def test_a_step_too_long_to_rehearse_is_told_by_a_few_images(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = list[int]()
+
+    def timed(method: Any, source: Any, plan: Any, *arguments: Any, **options: Any) -> Pace:
+        batches.append(plan.config.batch_size)
+        return Pace(step=60.0)
+
+    monkeypatch.setattr(train_stage, "measure", timed)
+    words = [
+        "--target",
+        "pixels",
+        "--batch-size",
+        "512",
+        "--steps",
+        "10",
+        "--preset",
+        "tiny",
+        "--device",
+        "cpu",
+    ]
+    cli("pretrain", "--data", images, "--out", tmp_path / "run", *words, "--dry-run")
+    assert batches == [8]
+    assert re.search(r"time +about 10 h 4\d min", capsys.readouterr().out)
+
+
+def test_weights_do_not_hang_on_the_rehearsal(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer(tokenizer_config(images, tmp_path / "with", steps=12))
+    assert "time       about" in log(tmp_path / "with")
+    monkeypatch.setattr(train_stage, "estimate", lambda *arguments: None)
+    tokenizer(tokenizer_config(images, tmp_path / "without", steps=12))
+    assert same_weights(tmp_path / "with", tmp_path / "without")

@@ -25,7 +25,7 @@ from beit.config.pretrain import PretrainConfig
 from beit.config.run import TrainingConfig
 from beit.config.segment import SegmentConfig
 from beit.config.use import DemoConfig, InfoConfig
-from beit.presets import find
+from beit.presets import configure, find
 from beit.recipes.demo import part
 from beit.recipes.finetune import finetune
 from beit.recipes.info import info
@@ -285,6 +285,20 @@ def test_a_batch_larger_than_the_data_is_told(
     recipe(config(colours, tmp_path / "run", **{**start, "batch_size": 1024}), dry_run=True)
     note = f"a batch of 1,024 shows some images more than once; --preset {presets} for few images"
     assert note in capsys.readouterr().out
+
+
+def test_the_preset_in_use_is_not_recommended(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for preset, advice in (("tiny", ""), ("base", "; --preset tiny is for few images")):
+        where = {"data": str(images), "out": str(tmp_path / "run"), "target": "pixels", "batch_size": 64}
+        pretrain(
+            configure(
+                PretrainConfig, preset, depth=1, width=64, num_heads=4, image_size=32, steps=1, **where
+            ),
+            dry_run=True,
+        )
+        assert f"shows some images more than once{advice}\n" in capsys.readouterr().out
 
 
 def test_a_tokenizer_of_another_grid_is_refused_with_the_remedy(

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from beit.training.device import Compute, choose_device, choose_precision, open_
 from beit.training.metrics import MetricWindow, json_ready, line_of
 from beit.training.nonfinite import NonFiniteGuard
 from beit.training.optim import adamw
+from beit.training.plan import Pace, Plan
 from beit.training.state import TrainingState
 
 HERE = Path(__file__).parent
@@ -145,7 +147,8 @@ def test_nothing_is_updated_from_a_step_that_is_not_finite(fused: bool, policy: 
 
 def test_a_run_stops_at_the_step_that_is_not_finite(tmp_path: Path) -> None:
     with pytest.raises(
-        RunFailed, match=r"^step 14: the loss \(nan on this rank\) .*not finite, and nothing was"
+        RunFailed,
+        match=r"^step 14: the loss \(nan on this rank\) .*not finite, and nothing was.*--overwrite to start",
     ):
         train(tmp_path / "run", Toy(poison=(13,)))
     status = json.loads((tmp_path / "run" / "status.json").read_text())
@@ -236,8 +239,33 @@ def test_a_window_averages_tensors_over_the_steps_that_count(alone: Compute) -> 
 
 def test_what_is_written_is_json_and_readable() -> None:
     assert json_ready({"loss": float("nan"), "step": 3}) == {"loss": None, "step": 3}
-    line = line_of(1200, 5000, 1.5, {"loss": 6.2994, "lr": 1.5e-5, "images_per_second": 12345.6})
-    assert line == "step 1200/5000  epoch 1.50  loss 6.299  lr 1.50e-05  images/s 12,346"
+    line = line_of(1200, 5000, 1.5, {"images_per_second": 12345.6, "loss": 6.2994, "lr": 1.5e-5})
+    assert line == "step 1,200 of 5,000, epoch 1.50: loss 6.299, learning rate 1.50e-05, 12,346 images/s"
+    figures = {"eval/reconstruction_mae": 0.058, "eval/cell_mean_mae": 0.049, "eval/knn_chance": 0.1}
+    line = line_of(7, 9, 1, figures, figures)
+    assert line.endswith("held-back images: reconstruction error 0.05800, mean colour of each cell 0.04900")
+    assert "chance 10.0 %" in line_of(7, 9, 1, figures, {}), "a constant is said once"
+
+
+@pytest.mark.parametrize(("steps", "evaluations"), [(24, 3), (25, 4), (7, 7), (1, 10), (10, 1)])
+def test_what_is_left_counts_the_evaluations_that_follow(steps: int, evaluations: int) -> None:
+    plan = Plan(Toy(steps=steps, evaluations=evaluations, save_every="5"), images=48)
+    for step in range(steps):
+        follow = sum(plan.should_evaluate(later) for later in range(step, steps + 1))
+        assert plan.evaluations_after(step) == follow
+        left = Pace(step=2.0, evaluation=10.0, save=1.0, test=5.0).left(plan, step)
+        assert left == (2 * (steps - step), 10 * follow + 5, 1 + (steps - step) // 5)
+
+
+def test_a_pace_goes_halfway_towards_what_is_measured() -> None:
+    assert Pace().after(step=4.0).after(step=2.0, save=1.0) == Pace(step=3.0, save=1.0)
+
+
+def test_the_time_of_a_run_counts_its_evaluations(tmp_path: Path) -> None:
+    started = time.monotonic()
+    results = train(tmp_path / "run", on_evaluation=lambda: time.sleep(0.05))
+    assert 3 * 3 * 0.05 < results["seconds"] <= time.monotonic() - started
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["seconds"] == results["seconds"]
 
 
 def test_random_numbers_of_different_places_are_unrelated() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import torch
 import yaml
 
 from beit.config.errors import Interrupted, UserError
-from beit.training.console import Console, duration
+from beit.training.console import Console, bar, duration
 from beit.training.device import open_compute
 from beit.training.run.checkpoints import (
     BrokenCheckpoint,
@@ -392,7 +394,7 @@ def test_the_console_logs_what_it_prints(tmp_path: Path, capsys: pytest.CaptureF
     console.say("found 3 images [bold]")
     console.log_to(tmp_path / "log.txt")
     with console.progress(10, 0) as progress:
-        progress.advance(1)
+        progress.advance(1, 9.0)
         progress.report("step 1/10  loss 2", "loss 2")
     Console(main=False).say("nobody hears")
     assert capsys.readouterr().out == (tmp_path / "log.txt").read_text()
@@ -400,18 +402,45 @@ def test_the_console_logs_what_it_prints(tmp_path: Path, capsys: pytest.CaptureF
     console.close()
 
 
-def test_a_terminal_gets_a_bar_and_the_log_gets_lines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class FakeTerminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_terminal_gets_a_display_of_its_width_and_the_log_gets_lines(
+    width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    terminal = FakeTerminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    figures = (
+        "masked-token loss 5.123, masked-token accuracy 12.3 %, by copying a neighbour 5.2, 340 images/s"
+    )
     console = Console()
     console.log_to(tmp_path / "log.txt")
-    with console.progress(10, 0) as progress:
-        progress.advance(5)
-        progress.report("step 5/10  loss 2", "loss 2  9 images/s")
-        console.say("evaluated [all]")
+    with console.progress(5000, 0) as progress:
+        progress.advance(1250, 725.0)
+        progress.report("step 1,250 of 5,000: loss 2", figures)
+        with bar("evaluating", 2048) as judging:
+            judging.move(512)
+            judging.display.refresh()
+            console.say("evaluated [all]")
+            progress.report("held-back images: loss 3", "held-back: loss 3", training=False)
     console.close()
-    assert (tmp_path / "log.txt").read_text() == "step 5/10  loss 2\nevaluated [all]\n"
+    assert (tmp_path / "log.txt").read_text().splitlines() == [
+        *("step 1,250 of 5,000: loss 2", "evaluated [all]", "held-back images: loss 3")
+    ]
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split("[\r\n]", terminal.getvalue())]
+    assert max(map(len, lines)) <= width
+    shown = " ".join(" ".join(lines).split())
+    assert (
+        "1,250 of 5,000 12 min 05 s left" in shown
+        and "512 of 2,048" in shown
+        and figures in shown
+        and "held-back: loss 3" in shown
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from beit.figures import BASELINES, FIGURES
 from beit.training.run.curves import Curve, read_curves
 from beit.visualize.curves import MAX_POINTS, draw_charts
-from beit.visualize.figures import BASELINES, FIGURES
 
 
 def curve(*values: float) -> Curve:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from beit.cli.help import explain
 from beit.config.errors import UserError
 from beit.config.files import layered, overlaid, read_yaml
 from beit.config.run import TrainingConfig
@@ -59,8 +60,10 @@ def parse(
         layers.append(find(config_type, preset).values)
     below = layered(config_type, layers)
     if words != arguments:
-        _explain(config_type, below, program)
-    missing = [flag_of(name) for name in knobs if name not in below | typed]
+        is_training = issubclass(config_type, TRAINED)
+        explain((config_type, CommonFlags) if is_training else (config_type,), positional, below, program)
+    spelling = {name: name.upper() for name in positional}
+    missing = [spelling.get(name, flag_of(name)) for name in knobs if name not in below | typed]
     if missing:
         raise UserError(f"{program} needs {' and '.join(missing)}; {program} --help explains")
     if not issubclass(config_type, TrainingConfig):
@@ -83,17 +86,6 @@ def _preset(file: Values, flags: Values) -> str | None:
     is_whole = {"steps", "epochs"} <= file.keys()
     preset: str | None = flags.get("preset", None if is_whole else file.get("preset", AUTO))
     return preset
-
-
-def _explain(config_type: type, default: Values, program: str) -> None:
-    """Print the flags and leave. tyro is shown an unvalidated twin of the class, for a value may be missing."""
-    bases = (config_type, CommonFlags) if issubclass(config_type, TRAINED) else (config_type,)
-    hidden = dict.fromkeys(_file_only(config_type), tyro.conf.Suppress[object])
-    own = {"__post_init__": lambda self: None, "__annotations__": hidden, **dict.fromkeys(hidden)}
-    twin: Any = type(config_type.__name__, bases, own)
-    twin = dataclasses.dataclass(frozen=True, kw_only=True)(twin)
-    values = {name: default.get(name, tyro.MISSING) for name in typing.get_type_hints(config_type)}
-    tyro.cli(twin, prog=program, args=["--help"], default=twin(**values), description=config_type.__doc__)
 
 
 def _file_only(config_type: type) -> set[str]:

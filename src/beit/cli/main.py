@@ -58,7 +58,7 @@ VERBS: dict[str, Verb] = {
         PlanConfig, "plan", "what train would do with your images here: sizes, times, commands", ("data",)
     ),
     "train": Verb(TrainConfig, "train.run", "from images to a model in one command"),
-    "check": Verb(CheckConfig, "check.run", "look a data set over before anything is trained"),
+    "check": Verb(CheckConfig, "check.run", "look a data set over before anything is trained", ("data",)),
     "tokenizer": Verb(TokenizerConfig, "tokenizer.run", "make the visual tokenizer"),
     "pretrain": Verb(PretrainConfig, "pretrain", "masked image modelling"),
     "finetune": Verb(FinetuneConfig, "finetune", "classification, from a pre-trained model or from scratch"),
@@ -74,7 +74,7 @@ VERBS: dict[str, Verb] = {
     "convert": Verb(
         ConvertConfig, "convert", "write a model in the format of another library", ("source", "destination")
     ),
-    "presets": Verb(PresetsConfig, "presets", "recipes and released models by name"),
+    "presets": Verb(PresetsConfig, "presets", "recipes and released models by name", ("verb",)),
 }
 
 
@@ -148,9 +148,11 @@ def _outlast_readers() -> None:
 def _dispatch(arguments: Arguments) -> int:
     """Run one command; the exit status."""
     name = arguments[0] if arguments else "--help"
-    if name in ("-h", "--help"):
+    if name == "help" and arguments[1:]:
+        return _dispatch([arguments[1], "--help"])
+    if name in ("-h", "--help", "help"):
         print(_overview())
-    elif name == "--version":
+    elif name in ("-V", "--version"):
         from importlib.metadata import version
 
         print(version("beit"))
@@ -171,7 +173,7 @@ def _overview() -> str:
     verbs = "\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
     return (
         "usage: beit COMMAND [--flags]\n\nLearn vision models from unlabelled images (BEiT).\n\n"
-        f"{verbs}\n\nbeit COMMAND --help lists its flags."
+        f"{verbs}\n\nbeit help COMMAND lists its flags, beit -V says which version this is."
     )
 
 

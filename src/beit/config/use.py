@@ -238,6 +238,9 @@ class ReportConfig:
 class PresetsConfig:
     """List recipes and released models by name, with their sources."""
 
+    verb: Literal["tokenizer", "pretrain", "finetune", "segment", "probe"] | None = None
+    """The command whose recipes are listed; null for all of them, and the released models."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:

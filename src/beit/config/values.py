@@ -35,6 +35,12 @@ def flag_of(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: 1 image, 2,048 images, 3 classes."""
+    plural = "" if number == 1 else "es" if noun.endswith(("s", "x", "ch")) else "s"
+    return f"{number:,} {noun}{plural}"
+
+
 def check_limits(config: object) -> None:
     """UserError naming the first field of a dataclass whose value, or a part of it, its type does not allow.
 

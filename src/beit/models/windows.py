@@ -59,6 +59,18 @@ class Inference(NamedTuple):
         """Those in which the network sees an image that `scores` takes in `size`."""
         return [scale_size(size, self.resize, scale) for scale in SCALES] if self.multi_scale else [size]
 
+    def windows(self, size: Size) -> int:
+        """How many times the network sees an image that `scores` takes in `size`, or a part of it."""
+
+        def count(shape: Size) -> int:
+            if self.stride is None:
+                return 1
+            axes = zip(shape, self.crop, self.stride, strict=True)
+            rows, columns = (len(_starts(length, min(length, side), step)) for length, side, step in axes)
+            return rows * columns
+
+        return sum(map(count, self.sizes(size))) * (2 if self.multi_scale else 1)
+
     @property
     def input_side(self) -> int | None:
         """The shorter side of the images that `scores` takes; None for originals, of which several scales are to be

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from beit.config.files import read_record
 from beit.config.use import ReportConfig, TrainConfig
+from beit.training.console import bar
 from beit.training.run.record import read_standing
 from beit.untrusted import read_json
 from beit.visualize.report import write_report
@@ -13,8 +14,9 @@ from beit.visualize.report import write_report
 
 def report(config: ReportConfig) -> Path:
     """Write the page, say where, and return its path."""
-    records = [read_standing(run) for name in config.runs for run in _parts_of(Path(name))]
-    path = write_report(records, Path(config.out) if config.out else None)
+    with bar("drawing", None):
+        records = [read_standing(run) for name in config.runs for run in _parts_of(Path(name))]
+        path = write_report(records, Path(config.out) if config.out else None)
     print(f"wrote {path} (one self-contained page: open it in any browser)")
     return path
 

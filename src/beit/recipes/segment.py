@@ -29,6 +29,7 @@ from beit.stages.start.encoder import encoder_facts, rates
 from beit.stages.start.heads import starting_segmenter
 from beit.stages.tasks.segmentation import evaluate_batch, predict_classes, require_memory_for_all
 from beit.stages.train import train
+from beit.training.console import bar
 from beit.training.device import Compute
 from beit.training.method import Evaluation, Learner, Method, Notes, Product, StepOutput
 from beit.training.optim import polynomial_schedule
@@ -51,8 +52,8 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
     encoder = model.encoder.config
     inference = Inference(config.resize, encoder.image_size, config.strides(encoder.image_size))
     # 2,000 maps take seconds; a mistake that shows in the first evaluation takes the steps until then.
-    for judged in (held_back, cast(PairSource | None, images.test)):
-        if judged:
+    with bar("reading label maps", None, shown=session.compute.main):
+        for judged in filter(None, (held_back, cast(PairSource | None, images.test))):
             judged.verify_labels()
             require_memory_for_all(model, inference, judged, session.compute.device)
     feed = Feed(

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from beit.config.run import TrainingConfig
-from beit.presets import recipes_of, verb_of
+from beit.config.values import counted
+from beit.presets import AUTO, recipes_of, verb_of
 from beit.stages.overlap import notes_on_start
 from beit.stages.session import Feed, Session
 from beit.training.console import duration
 from beit.training.device import Precision, describe_machine
 from beit.training.method import Method, Notes
-from beit.training.metrics import short_number
+from beit.training.metrics import brief_line
 from beit.training.plan import Plan
 from beit.training.run.directory import MODEL, MODEL_BEST
 
@@ -22,7 +23,7 @@ def announce(session: Session[Any], method: Method, feed: Feed, plan: Plan, prec
     """What will be done, with what, where, and how large it is."""
     config, say = session.config, session.console.say
     machine = describe_machine(session.compute)
-    device = machine.get("gpu") or f"{machine['cpu']} with {machine['threads']} threads"
+    device = machine.get("gpu") or f"{machine['cpu']} with {counted(machine['threads'], 'thread')}"
     sizes = [(x.numel(), x.requires_grad) for x in method.learner.model.parameters()]
     parameters, learning = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
     trained = method.learner.step is not None
@@ -50,7 +51,8 @@ def announce(session: Session[Any], method: Method, feed: Feed, plan: Plan, prec
     for line in method.notes.about:
         say(f"           {line}")
     if trained:
-        say(f"training   {plan.steps:,} steps of {config.batch_size} images ({epochs:.1f} epochs)")
+        batch = counted(config.batch_size, "image")
+        say(f"training   {counted(plan.steps, 'step')} of {batch} ({epochs:.1f} epochs)")
         say(
             f"rate       {plan.peak:.3g} at this batch size ({config.lr:.3g} at "
             f"{config.lr_batch_size}, {config.lr_scaling} scaling) after {warmup:,} steps of warm-up{shortened}"
@@ -58,7 +60,18 @@ def announce(session: Session[Any], method: Method, feed: Feed, plan: Plan, prec
     say(
         f"machine    {session.compute.world} x {device}, {precision}, about {memory:.2g} GiB besides torch itself"
     )
+    say(f"time       {_time(session, plan)}")
     say(f"results    {config.out}")
+
+
+def _time(session: Session[Any], plan: Plan) -> str:
+    """How long the run will take."""
+    seconds = session.expected_seconds(plan)
+    if seconds is None or session.pace is None:
+        return "not measured"
+    _, evaluating, saving = session.pace.left(plan)
+    whole = f"about {duration(seconds)} for the whole run"
+    return f"{whole}, of which {duration(evaluating)} evaluating and {duration(saving)} saving"
 
 
 def conclude(session: Session[Any], notes: Notes, results: Mapping[str, Any], bad_files: int) -> None:
@@ -74,7 +87,7 @@ def conclude(session: Session[Any], notes: Notes, results: Mapping[str, Any], ba
     say(f"done in {duration(results['seconds'])}; the model is in {Path(out) / MODEL}")
     if (Path(out) / MODEL_BEST).exists():
         best = results["best"]
-        figure = f"{best['monitor']} {short_number(best[best['monitor']])}"
+        figure = brief_line({best["monitor"]: best[best["monitor"]]})
         say(
             f"{Path(out) / MODEL_BEST} holds that of the best evaluation: {figure} after step {best['step']:,}, "
             f"{best['remark']}"
@@ -107,8 +120,8 @@ def _few_images(config: TrainingConfig, images: int) -> list[str]:
     """A recipe for many images takes few steps on a handful of them: a line that says so, with the way out."""
     if images >= config.batch_size:
         return []
-    presets = [name for name in ("small-data", "tiny") if name in recipes_of(verb_of(type(config)))]
-    return [
-        f"a batch of {config.batch_size:,} shows some images more than once; --preset {' and '.join(presets)} "
-        f"{'are' if presets[1:] else 'is'} for few images"
-    ]
+    preset, recipes = config.typed.get("preset", AUTO), recipes_of(verb_of(type(config)))
+    others = [name for name in ("small-data", "tiny") if name in recipes and preset not in (name, AUTO)]
+    are = "are" if others[1:] else "is"
+    advice = f"; --preset {' and '.join(others)} {are} for few images" if others else ""
+    return [f"a batch of {config.batch_size:,} shows some images more than once{advice}"]

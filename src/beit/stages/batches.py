@@ -7,13 +7,11 @@ import sys
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
-from rich.console import Console as Terminal
-from rich.progress import Progress
-
 from beit.config.errors import RunFailed
 from beit.data.base import Source
 from beit.data.loaders import OnBad, View, evaluation_batches
 from beit.patience import DEFAULT
+from beit.training.console import bar
 from beit.training.device import Compute, Precision, choose_precision, eval_mode, to_device
 
 if TYPE_CHECKING:
@@ -79,13 +77,7 @@ def each_batch(
         labeled=labeled,
         timeout=machine.timeout,
     )
-    hidden = not (title and compute.main and sys.stderr.isatty())
-    # Lines for a pipe, printed between two batches, must not end up above the bar.
-    beside = sys.stdout.isatty()
-    with Progress(
-        console=Terminal(stderr=True), transient=True, disable=hidden, redirect_stdout=beside
-    ) as bar:
-        task = bar.add_task(title, total=len(source))
+    with bar(title, len(source), shown=bool(title) and compute.main) as progress:
         for images, batch in batches:
             batch = to_device(batch, compute.device)
             try:
@@ -93,7 +85,7 @@ def each_batch(
                     result = apply(batch)
             except RunFailed as error:
                 raise RunFailed(f"{', '.join(map(source.name, images))}: {error}") from error
-            bar.advance(task, len(batch[0]) * compute.world)
+            progress.move(len(batch[0]) * compute.world)
             yield batch, result
 
 

@@ -28,9 +28,9 @@ from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import Subset, limited
 from beit.pixels import Limits
 from beit.presets import AUTO, NOTHING_KNOWN, Choice, Facts, resolve
-from beit.training.console import Console
+from beit.training.console import Console, bar
 from beit.training.device import Compute, open_compute
-from beit.training.plan import Plan
+from beit.training.plan import Pace, Plan
 from beit.training.run.directory import RESULTS
 from beit.training.run.opening import Request, stored_run
 from beit.training.run.trackers import require_trackers
@@ -54,10 +54,17 @@ class Session(NamedTuple, Generic[Config]):
     """What was chosen in this start, with reasons."""
     budget: str | None = None
     """The time that the steps were chosen for."""
-    seconds: float | None = None
-    """What the run is expected to take, where a rehearsal told."""
     facts: Facts = NOTHING_KNOWN
     """What is known of the model that `--init` names."""
+    pace: Pace | None = None
+    """What a rehearsal found."""
+
+    def expected_seconds(self, plan: Plan) -> float | None:
+        """What the whole run will take, its start included, where a rehearsal told; the same on all ranks."""
+        if self.pace is None:
+            return None
+        left = sum(self.pace.left(plan))
+        return self.compute.from_main(lambda: time.monotonic() - self.began + left)
 
     def freeze(self, network: nn.Module) -> None:
         """Put `network` where the run computes, never to be trained."""
@@ -189,7 +196,8 @@ def open_images(config: TrainingConfig, opener: OpenSplits = open_splits) -> Ima
 
 def open_data(config: DataConfig, opener: OpenSplits, holdout: Holdout) -> Splits[Source]:
     """The images of `config.data` by split."""
-    return opener(config.sources, holdout=holdout, decoding=decoding_of(config))
+    with bar("looking for images", None, shown=os.environ.get("RANK", "0") == "0"):
+        return opener(config.sources, holdout=holdout, decoding=decoding_of(config))
 
 
 def decoding_of(config: DecodingConfig) -> Decoding:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.checkpoints.store import save_model
+from beit.config.errors import RunFailed
 from beit.data.base import Source
 from beit.data.loaders import Loader, View, evaluation_batches
 from beit.data.sources.subsets import Subset, spread
@@ -24,10 +25,11 @@ from beit.stages.auto.rehearsal import fit_into, measure
 from beit.stages.batches import Machine, each_batch, open_machine, report_skipped
 from beit.stages.overlap import write_images
 from beit.stages.session import Config, Feed, Outcome, Session, run_request
-from beit.training.console import duration
+from beit.training.console import Console, duration
 from beit.training.device import to_device
 from beit.training.loop import fit
 from beit.training.method import Method, Product
+from beit.training.plan import Pace
 from beit.training.run.directory import TRAINED_ON
 from beit.training.run.opening import open_run
 from beit.training.signals import stoppable_preparation
@@ -36,24 +38,29 @@ PICTURES = 8
 """Images in a drawing."""
 REHEARSAL, LONGEST_REHEARSAL = 0.05, 5.0
 """The steps of a rehearsal take this share of the budget, and so many seconds at most."""
+FEW, FEWEST = 8, 10
+"""Images of a pass that tell whether a step takes seconds, and the steps of the shortest run that is rehearsed."""
 
 
 def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
     """Announce `method` and train it to its end, from wherever the run stands."""
     compute, console = session.compute, session.console
     machine = open_machine(session.config, compute)
-    rehearsal, seconds = RunBatches(session, feed, machine._replace(workers=0)), 0.0
+    rehearsal = RunBatches(session, feed, machine._replace(workers=0))
     is_prepared = method.prepare is None
     if is_prepared:  # what must be prepared can only be judged after that, and timed
         rehearsal.rehearse(method)
     elif session.config.budget is not None:
-        seconds, is_prepared = _prepare(method, rehearsal, machine), True
+        _prepare(method, rehearsal, machine)
+        is_prepared = True
     session = set_steps(session, lambda _: method, feed)
+    if is_prepared and session.pace is None:
+        session = session._replace(pace=estimate(session, method, feed))
     config, plan = session.config, feed.images.plan(session.config)
     if session.dry_run:
         announce(session, method, feed, plan, machine.precision)
         console.say("dry run: nothing was written")
-        return Outcome(config, seconds=session.seconds)
+        return Outcome(config, seconds=session.expected_seconds(plan))
     facts = {"images": feed.images.fingerprint, **method.product.facts}
     if method.product.tokenizer_hash is not None:
         facts["tokenizer"] = method.product.tokenizer_hash
@@ -65,23 +72,53 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
             write_images(run.path, feed.images.train, feed.images.all_held_back or feed.images.held_back)
         batches = RunBatches(session, feed, machine)
         if not is_prepared:
-            seconds = _prepare(method, batches, machine)
+            _prepare(method, batches, machine)
         description = {**method.product.description, "value_range": feed.images.value_range}
         save = partial(_save, session, dataclasses.replace(method.product, description=description))
-        results = fit(method, batches, plan, run, compute, machine.precision, save, seconds)
+        results = fit(method, batches, plan, run, compute, machine.precision, save, session.pace)
         conclude(session, method.notes, results, batches.bad_files)
         if run.budget is not None:
             console.say(f"took {duration(run.elapsed)} of a budget of {run.budget}")
     return Outcome(config, results)
 
 
-def _prepare(method: Method, batches: RunBatches, machine: Machine) -> float:
-    """Compute what `method` needs before its first step; the seconds that it took."""
+def _prepare(method: Method, batches: RunBatches, machine: Machine) -> None:
+    """Compute what `method` needs before its first step."""
     assert method.prepare is not None
-    started = time.perf_counter()
     with stoppable_preparation(machine.compute) as stop:
         method.prepare(batches, machine.precision, stop)
-    return time.perf_counter() - started
+
+
+def estimate(session: Session[Any], method: Method, feed: Feed) -> Pace | None:
+    """The pace of a run whose steps are given, by a rehearsal of seconds, however large it is; None without steps
+    and on several ranks. What is wrong with the run is left to it to say."""
+    config, compute = session.config, session.compute
+    too_short = feed.images.plan(config).steps < FEWEST  # a rehearsal would take as long
+    if method.learner.step is None or compute.world > 1 or too_short:
+        return None
+    try:
+        if compute.device.type == "cpu" and config.batch_size > FEW * config.accumulate:
+            few = session._replace(config=dataclasses.replace(config, batch_size=FEW, accumulate=1))
+            pace, times = rehearse(few, method, feed, 0.0), config.batch_size / FEW
+            if times * pace.step > LONGEST_REHEARSAL:
+                return pace._replace(step=times * pace.step)
+        return rehearse(session, method, feed, LONGEST_REHEARSAL / 2)
+    except (RunFailed, RuntimeError, MemoryError):
+        return None
+
+
+def rehearse(session: Session[Any], method: Method, feed: Feed, seconds: float) -> Pace:
+    """The pace of the session's configuration; its steps are timed for about `seconds`."""
+    config, compute = session.config, session.compute
+    machine = open_machine(config, compute)
+    batches = RunBatches(session._replace(console=Console(main=False)), feed, machine)
+    together = (method.evaluation.batch_size or batches.per_pass) * compute.world
+    judged = (feed.images.held_back, feed.images.test or ())
+    held_back, test = (math.ceil(len(images) / together) for images in judged)
+    if method.evaluation.measure is not None:  # which shows the network about as many images again
+        held_back *= 2
+    plan, passes = feed.images.plan(config), (held_back, test)
+    return measure(method, batches, plan, compute, machine.precision, passes=passes, seconds=seconds)
 
 
 def set_steps(
@@ -99,23 +136,9 @@ def set_steps(
     if budget is None:
         return session
     long = dataclasses.replace(config, steps=10**6, budget=None)  # the rehearsal may not come to its end
-    machine = open_machine(config, compute)
-    batches = RunBatches(session._replace(config=long), feed, machine)
     with torch.random.fork_rng(devices=[]):
-        method = make_method(long)
-        together = (method.evaluation.batch_size or batches.per_pass) * compute.world
-        passes = math.ceil(len(feed.images.held_back) / together)
-        if method.evaluation.measure is not None:  # which shows the network about as many images again
-            passes *= 2
-        pace = measure(
-            method,
-            batches,
-            feed.images.plan(long),
-            compute,
-            machine.precision,
-            passes=passes,
-            seconds=min(LONGEST_REHEARSAL, REHEARSAL * budget),
-        )
+        seconds = min(LONGEST_REHEARSAL, REHEARSAL * budget)
+        pace = rehearse(session._replace(config=long), make_method(long), feed, seconds)
     left = max(0.0, budget - (time.monotonic() - session.began))
     steps, evaluations = compute.from_main(lambda: fit_into(left, pace, config))
     steps, remark = within_epochs(session.verb, len(feed.images.train), config.batch_size, steps)
@@ -126,12 +149,8 @@ def set_steps(
     values = {"steps": steps, "evaluations": evaluations}
     settled = dataclasses.replace(config, steps=steps, evaluations=evaluations, budget=None)
     choices = (*session.choices, Choice(values, reason))
-    return session._replace(
-        config=settled.as_typed(config.typed),
-        choices=choices,
-        budget=config.budget,
-        seconds=compute.from_main(lambda: budget - left + pace.of(steps, evaluations)),
-    )
+    settled = settled.as_typed(config.typed)
+    return session._replace(config=settled, choices=choices, budget=config.budget, pace=pace)
 
 
 def _save(session: Session[Any], product: Product, model: nn.Module, folder: Path, step: int) -> None:
@@ -207,6 +226,7 @@ class RunBatches:
             seed=self._config.seed,
             labeled=self._feed.labeled,
             on_bad=self._report_bad,
+            title="evaluating",
         )
         return (sums for _, sums in passes)
 

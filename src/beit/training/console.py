@@ -1,4 +1,7 @@
-"""What a run says: to the terminal or a file of plain lines, and all of it to log.txt. Only the main rank speaks."""
+"""What a run says: to the terminal or a file of plain lines, and all of it to log.txt. Only the main rank speaks.
+
+A terminal has one live display, at its bottom: a bar for each piece of work under way, and lines below them.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, NamedTuple
 
 from rich.console import Console as Terminal
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
+from rich.text import Text
 
 
 class Console:
@@ -27,14 +25,13 @@ class Console:
         self._main = main
         self._log: IO[str] | None = None
         self._unlogged: list[str] = []
-        self._progress: Progress | None = None
 
     def say(self, text: str = "") -> None:
-        """Print `text` above the progress bar, and log it."""
+        """Print `text`, above the bars where there are any, and log it."""
         if not self._main:
             return
-        if self._progress is not None:
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if _display is not None and sys.stdout.isatty():
+            _display.console.print(text, markup=False, highlight=False)
         else:
             print(text, flush=True)
         self.log(text)
@@ -69,45 +66,86 @@ class Console:
 
     @contextmanager
     def progress(self, steps: int, done: int) -> Iterator[StepProgress]:
-        """Follow a run of `steps` steps: a bar on a terminal, plain lines elsewhere."""
-        if not (self._main and sys.stdout.isatty()):
-            yield StepProgress(self)
-            return
-        columns = (
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Terminal(file=sys.stdout), transient=True) as bar:
-            self._progress = bar
-            try:
-                yield StepProgress(self, bar, bar.add_task("", total=steps, completed=done))
-            finally:
-                self._progress = None
+        """Follow a run of `steps` steps: a bar and its figures on a terminal, plain lines elsewhere."""
+        with bar("steps", steps, done=done, shown=self._main, file=sys.stdout) as steps_bar:
+            yield StepProgress(self, steps_bar)
 
 
 class StepProgress:
-    """Where a run stands: a bar that moves with every step, or a line with every report."""
+    """Where a run stands: a display that moves with every step, or a line with every report."""
 
-    def __init__(self, console: Console, bar: Progress | None = None, task: TaskID | None = None) -> None:
-        self._console, self._bar, self._task = console, bar, task
+    def __init__(self, console: Console, steps: Bar) -> None:
+        self._console, (self._display, self._task) = console, steps
 
-    def advance(self, step: int) -> None:
-        """`step` steps are done."""
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=step)
+    def advance(self, step: int, left: float | None) -> None:
+        """`step` steps are done, and about `left` seconds are left, if anybody knows."""
+        self._display.update(self._task, completed=step, left=left)
 
-    def report(self, line: str, short: str) -> None:
-        """The figures of a stretch of steps: `short` beside the bar, else `line`; the log gets `line`."""
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, description=short)
-            self._console.log(line)
-        else:
-            self._console.say(line)
+    def report(self, line: str, short: str, *, training: bool = True) -> None:
+        """The figures of a stretch of training, or of an evaluation: `short` below the bar, and `line`, of which a
+        terminal shows those of evaluations alone; the log gets all."""
+        setattr(self._display, "training" if training else "judged", short)
+        (self._console.log if training and not self._display.disable else self._console.say)(line)
+
+
+class Display(Progress):
+    """Bars, and below them lines that wrap at the width of the terminal."""
+
+    training, judged = "", ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        yield from map(Text, filter(None, (self.training, self.judged)))
+
+
+_display: Display | None = None
+"""What is live on the terminal, of which there is one."""
+
+
+class Standing(ProgressColumn):
+    """How much of a piece of work is done, and how long the rest will take."""
+
+    def render(self, task: Task) -> Text:
+        done = f"{task.completed:,.0f} of {task.total:,.0f}" if task.total is not None else ""
+        left = task.fields.get("left", task.time_remaining)
+        return Text(done if left is None or task.finished else f"{done}  {duration(left)} left")
+
+
+class Bar(NamedTuple):
+    """A piece of work under way, as a display has it."""
+
+    display: Display
+    task: TaskID
+
+    def move(self, by: int = 1) -> None:
+        """So much more is done."""
+        self.display.advance(self.task, by)
+
+
+@contextmanager
+def bar(
+    title: str, total: int | None, *, done: int = 0, shown: bool = True, file: IO[str] | None = None
+) -> Iterator[Bar]:
+    """A bar of `total` parts (None: so many as there are) while inside: among those on the terminal, else the first,
+    if `file` (by default standard error) is one and the bar is to be `shown`."""
+    global _display
+    outer, display, file = _display, _display if shown else None, file or sys.stderr
+    if display is None:
+        columns = (TextColumn("{task.description}"), BarColumn(None), Standing(Column(no_wrap=True)))
+        # Lines for a pipe, printed while the bar is shown, must not end up above it.
+        beside, hidden = sys.stdout.isatty(), not (shown and file.isatty())
+        look: Any = {"transient": True, "expand": True, "redirect_stdout": beside, "disable": hidden}
+        display = Display(*columns, console=Terminal(file=file), **look)
+        display.start()
+        _display = outer if hidden else display
+    task = display.add_task(title, total=total, completed=done)
+    try:
+        yield Bar(display, task)
+    finally:
+        display.remove_task(task)
+        if not display.tasks and not display.disable:
+            display.stop()
+            _display = None
 
 
 def duration(seconds: float) -> str:

@@ -20,9 +20,9 @@ from beit.training.console import StepProgress, duration
 from beit.training.device import Compute, Precision, autocast, eval_mode, reseed, to_device
 from beit.training.failures import explained
 from beit.training.method import Batches, Method
-from beit.training.metrics import MEASURED, accumulate, line_of, short_number
+from beit.training.metrics import MEASURED, accumulate, brief_line, line_of
 from beit.training.optim import adamw, parameter_groups, set_learning_rate
-from beit.training.plan import Plan
+from beit.training.plan import Pace, Plan
 from beit.training.run.directory import SAMPLES, RunDirectory
 from beit.training.run.saver import Saver
 from beit.training.run.trackers import open_trackers
@@ -45,38 +45,38 @@ def fit(
     compute: Compute,
     precision: Precision,
     save_model: SaveModel,
-    seconds: float = 0.0,
+    pace: Pace | None = None,
 ) -> dict[str, Any]:
     """Train the model of `method` from wherever `run` stands to the end of `plan`. Returns what results.json holds.
 
     Killed anywhere and called again with the same arguments, it ends with the same weights, bit for bit on a CPU,
     if the step draws random numbers from torch alone, and the batches of the same steps have the same data.
-    `seconds` is what the preparation of a new run took, which counts.
+    `pace` is what a rehearsal found; the time that is left is told by it, and by what the parts turn out to take.
 
     Raises:
         Interrupted: asked to stop by a signal, and saved.
         RunFailed: a loss or gradient that is not finite, no memory, saves that fail, ranks that are gone.
     """
     state = initial_state(method, plan, compute)
-    state.seconds = seconds
     checkpoint = run.restore()
     if checkpoint is not None:
         state.load_state_dict(checkpoint, compute)
-        run.console.say(f"continuing after step {state.step} of {plan.steps}")
+        run.console.say(f"continuing after step {state.step:,} of {plan.steps:,}")
     # Killed between a state and its model-best/, or gone back to an older state: the best is found again.
     if method.evaluation.keep_best and not run.holds_best(state.best.get("step")):
         state.best = {}
     saver = Saver(state, plan, run, compute, save_model)
     loop = Loop(method, batches, plan, run, compute, precision, saver)
+    loop.pace = pace or loop.pace
     run.write_status(step=state.step, steps=plan.steps)
     try:
         with (
             loop.stop,
             explained(saver, compute),
-            run.console.progress(plan.steps, state.step) as progress,
+            run.console.progress(plan.steps, state.step) as loop.progress,
         ):
             try:
-                loop.train(progress)
+                loop.train()
             except Silence:
                 # Of a run that was asked to stop, unless part of the next step is done, the last one is kept.
                 if not loop.stop.requested or compute.world * plan.config.accumulate > 1:
@@ -131,8 +131,10 @@ class Loop:
         self.trackers = open_trackers(plan.config, run, self.state.step) if compute.main else []
         self.last_evaluated = -1
         """The last step that was followed by an evaluation."""
+        self.progress: StepProgress
+        self.pace = Pace()
 
-    def train(self, progress: StepProgress) -> None:
+    def train(self) -> None:
         """From the step after `state.step` to the last one."""
         state, plan = self.state, self.plan
         micro_batches = iter(self.batches.train(state.step, plan.steps))
@@ -146,9 +148,9 @@ class Loop:
                 return
             set_learning_rate(state.optimizer, plan.learning_rate(self.learner.schedule, state.step))
             self.take_step(micro_batches)
-            progress.advance(state.step)
+            self.progress.advance(state.step, self.seconds_left if self.pace.step else None)
             if plan.should_report(state.step):
-                self.report(progress)
+                self.report()
             wish = STOP if self.stop.requested else SAVE if self.saver.is_due() else GO_ON
             wish = self.compute.largest(wish)  # the most urgent wish of any rank is done by all
             if wish != GO_ON:
@@ -180,7 +182,6 @@ class Loop:
         self.update(totals)
         state.step += 1
         seconds = time.perf_counter() - started
-        state.seconds += seconds
         state.window.time(seconds, waited)
 
     def update(self, totals: dict[str, Tensor]) -> None:
@@ -196,7 +197,11 @@ class Loop:
         state.window.add(totals | {"grad_norm": norm}, counts=~bad)
         state.guard.watch(state.step + 1, bad, totals["loss"], norm)
 
-    def report(self, progress: StepProgress) -> None:
+    @property
+    def seconds_left(self) -> float:
+        return sum(self.pace.left(self.plan, self.state.step))
+
+    def report(self) -> None:
         """Write the figures of the steps since the last report."""
         state, plan, window = self.state, self.plan, self.state.window
         state.guard.check()
@@ -211,24 +216,27 @@ class Loop:
             "data_wait": window.waited / window.seconds,
             **self.learner.summarise(means),
         }
-        line = self.record(figures)
-        left = duration((plan.steps - state.step) * plan.config.batch_size / images_per_second)
-        progress.report(
-            f"{line}  left {left}",
-            f"loss {short_number(measured['loss'])}  {images_per_second:,.0f} images/s",
-        )
+        self.pace = self.pace.after(step=window.seconds / window.steps)
+        line = f"{self.record(figures)}; {duration(self.seconds_left)} left"
+        self.progress.report(line, f"{brief_line(figures)}, {images_per_second:,.0f} images/s")
         self.run.write_status(step=state.step)
         window.clear()
 
     def record(self, figures: dict[str, float]) -> str:
         """One line of metrics.jsonl for the step just done; the same to read."""
         step, epoch = self.state.step, self.plan.epoch(self.state.step)
+        line = line_of(step, self.plan.steps, epoch, figures, self.state.last)
         self.state.last |= figures
         images = step * self.plan.config.batch_size
         self.run.write_metrics({"step": step, "epoch": epoch, "images": images, **figures})
         for tracker in self.trackers:
             tracker.log(step, figures)
-        return line_of(step, self.plan.steps, epoch, figures)
+        return line
+
+    def say_judged(self, figures: dict[str, float]) -> None:
+        """Record the figures of an evaluation, and say them."""
+        short = f"held-back images, step {self.state.step:,}: {brief_line(figures)}"
+        self.progress.report(self.record(figures), short, training=False)
 
     def measure_start(self) -> None:
         """Measure the model before its first step, where the recipe has a way to, or judge it whole."""
@@ -236,10 +244,11 @@ class Loop:
             self.state.first = self.evaluate()
         elif figures := self.measure():
             self.state.first = figures
-            self.run.console.say(self.record(figures))
+            self.say_judged(figures)
 
     def evaluate(self) -> dict[str, float]:
         """Evaluate and draw the model as it is after this step, and keep it if it is the best so far; its figures."""
+        started = time.perf_counter()
         state, evaluation, monitor = self.state, self.evaluation, f"eval/{self.evaluation.monitor}"
         self.last_evaluated = state.step
         self.compute.share_buffers(state.result)  # what is judged is the model that the main rank saves
@@ -252,7 +261,7 @@ class Loop:
         if is_best and evaluation.keep_best:
             self.save()  # without these figures yet: a run that goes on from here evaluates again
         if figures:
-            self.run.console.say(self.record(figures))
+            self.say_judged(figures)
         if is_best and (not evaluation.keep_best or self.saver.write_best()):
             state.note_best(figures, monitor)
         if evaluation.draw is not None and self.compute.main:
@@ -261,6 +270,7 @@ class Loop:
                 if samples:
                     place = self.run.path / SAMPLES
                     self.run.bear(SAMPLES, partial(evaluation.draw, state.result, samples, place, state.step))
+        self.pace = self.pace.after(evaluation=time.perf_counter() - started)
         return figures
 
     def test(self) -> None:
@@ -313,8 +323,10 @@ class Loop:
         self.network.train()
 
     def save(self) -> None:
+        started = time.perf_counter()
         self.state.guard.check()  # nothing is saved before its last step is known to be finite
         self.saver.save()
+        self.pace = self.pace.after(save=time.perf_counter() - started)
         self.run.write_status(step=self.state.step)
 
     def leave(self) -> NoReturn:
@@ -336,7 +348,7 @@ class Loop:
             "steps": state.step,
             "epochs": plan.epoch(state.step),
             "images": state.step * plan.config.batch_size,
-            "seconds": round(state.seconds, 3),
+            "seconds": round(self.run.elapsed, 3),
             "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
             "skipped_steps": state.guard.skipped,
             "first": state.first,

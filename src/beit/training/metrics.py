@@ -11,9 +11,6 @@ from torch import Tensor
 
 from beit.training.device import Compute
 
-LABELS = {"grad_norm": "gradient", "images_per_second": "images/s", "data_wait": "waiting"}
-"""What a line to read calls some figures."""
-
 Summary = Callable[[Mapping[str, Tensor]], dict[str, float]]
 """Turns tensors, averaged or summed element by element, into the figures people read."""
 
@@ -94,10 +91,24 @@ class MetricWindow:
         self.steps, self.seconds, self.waited = state["steps"], state["seconds"], state["waited"]
 
 
-def line_of(step: int, steps: int, epoch: float, figures: Mapping[str, float]) -> str:
-    """Figures as a line to read."""
-    text = "  ".join(f"{LABELS.get(name, name)} {short_number(value)}" for name, value in figures.items())
-    return f"step {step}/{steps}  epoch {epoch:.2f}  {text}"
+def line_of(
+    step: int, steps: int, epoch: float, figures: Mapping[str, float], last: Mapping[str, Any] | None = None
+) -> str:
+    """Figures as a line to read, without constants that are among the `last` ones."""
+    from beit.figures import CONSTANT, in_words, plain  # the words are no part of a step
+
+    images = {"eval": ", held-back images", "test": ", test images"}
+    of = images.get(next(iter(figures), "").partition("/")[0], "")
+    constants = {name for name in figures if last and name in last and plain(name) in CONSTANT}
+    news = {name: value for name, value in figures.items() if name not in constants}
+    return f"step {step:,} of {steps:,}, epoch {epoch:.2f}{of}: {in_words(news)}"
+
+
+def brief_line(figures: Mapping[str, float]) -> str:
+    """The figures that matter most."""
+    from beit.figures import headlines, in_words
+
+    return in_words(headlines(figures))
 
 
 def short_number(value: float) -> str:

@@ -74,7 +74,7 @@ class NonFiniteGuard:
             what = "the loss of another rank" if math.isfinite(loss) and math.isfinite(norm) else here
             raise RunFailed(
                 f"step {step}: {what} is not finite{repeated}, and nothing was updated; try a lower --lr,"
-                " --clip-grad, --precision float32 or --nonfinite skip"
+                " --clip-grad, --precision float32 or --nonfinite skip, with --overwrite to start afresh"
             )
 
     def state_dict(self) -> dict[str, int]:

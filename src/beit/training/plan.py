@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from beit.config.run import TrainingConfig
 from beit.training.optim import Schedule
@@ -59,6 +60,34 @@ class Plan:
         by_clock = minutes is not None and seconds_since >= 60 * minutes
         return step == self.steps or by_count or by_clock
 
+    def evaluations_after(self, step: int) -> int:
+        """How many evaluations follow the step `step`, one due right after it included."""
+        return (self.steps - 1) // self._eval_every - max(step - 1, 0) // self._eval_every + 1
+
     @cached_property
     def _eval_every(self) -> int:
         return math.ceil(self.steps / self.config.evaluations)
+
+
+class Pace(NamedTuple):
+    """Seconds that the parts of a run take: as a rehearsal finds them, then as they turn out; 0 for the unknown."""
+
+    step: float = 0.0
+    evaluation: float = 0.0
+    """With its drawing."""
+    save: float = 0.0
+    test: float = 0.0
+    """To judge once, at the end."""
+
+    def after(self, **seconds: float) -> Pace:
+        """This pace once a part has taken `seconds`: halfway between what was thought and that."""
+        thought = self._asdict()
+        return self._replace(**{part: ((thought[part] or took) + took) / 2 for part, took in seconds.items()})
+
+    def left(self, plan: Plan, step: int = 0) -> tuple[float, float, float]:
+        """Seconds of training, evaluating and saving from the end of step `step` to that of the run."""
+        training, (count, minutes) = (plan.steps - step) * self.step, plan.config.save_interval()
+        saves = (
+            1 + (plan.steps - step) // (count or plan.steps + 1) + training // (60 * (minutes or math.inf))
+        )
+        return training, plan.evaluations_after(step) * self.evaluation + self.test, saves * self.save

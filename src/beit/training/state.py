@@ -36,8 +36,6 @@ class TrainingState:
         self.guard = NonFiniteGuard(nonfinite)
         self.step = 0
         """Optimiser steps done."""
-        self.seconds = 0.0
-        """Time spent in steps, over all starts of the run."""
         self.last: dict[str, Any] = {}
         """The newest figures, of training and of evaluation."""
         self.first: dict[str, Any] = {}
@@ -89,7 +87,6 @@ class TrainingState:
             "window": self.window.state_dict(compute),
             "guard": self.guard.state_dict(),
             "step": self.step,
-            "seconds": self.seconds,
             "last": self.last,
             "first": self.first,
             "best": self.best,
@@ -107,6 +104,6 @@ class TrainingState:
             module.load_state_dict(state["companions"][name])
         self.window.load_state_dict(state["window"], compute)
         self.guard.load_state_dict(state["guard"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step = state["step"]
         self.last, self.best = dict(state["last"]), dict(state["best"])
         self.first = dict(state.get("first", {}))  # runs of 0.1 have none

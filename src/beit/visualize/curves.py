@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from beit.figures import Figure, figure_of
 from beit.training.run.curves import Curve
-from beit.visualize.figures import Figure, figure_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +58,7 @@ class Chart(NamedTuple):
 def draw_charts(runs: Mapping[str, Mapping[str, Curve]]) -> list[Chart]:
     """One chart for every figure of any run; training and held-back curves, references and all runs on one axis.
 
-    `runs` maps the name of a run to its curves. Charts come in the order of :data:`.figures.FIGURES`, unknown
+    `runs` maps the name of a run to its curves. Charts come in the order of :data:`beit.figures.FIGURES`, unknown
     figures after the known results and before those about the process.
     """
     drawn = [name for curves in runs.values() for name in curves if not name.startswith("test/")]
@@ -95,7 +95,7 @@ def _run_lines(figure: Figure, curves: Mapping[str, Curve], color: str, run: str
     ]
     if train is not None:
         faint = held_back is not None
-        label = "training" if figure.group == "result" else "lately"
+        label = "training" if figure.group == "result" else "last tenth"
         if run and not faint:
             run, label = run.removesuffix(", "), ""
         value, width = figure.format(train.recent), 1.2 if faint else 1.8

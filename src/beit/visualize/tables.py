@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from beit.figures import Figure, figure_of, plain
 from beit.training.run.curves import NOT_FIGURES, Curve
 from beit.training.run.record import RunRecord, find, flatten, regions
-from beit.visualize.figures import Figure, figure_of, plain
 
 NOT_RESULTS = NOT_FIGURES | {"epochs", "parameters", "skipped_steps", "steps", "vocab_size"}
 Line = tuple[str, list[str]]
@@ -82,7 +82,7 @@ def _lines(columns: Sequence[Mapping[str, str]]) -> list[Line]:
 
 
 def figure_rows(records: Sequence[RunRecord]) -> list[Row]:
-    """The table of figures: results only, in the order of :data:`.figures.FIGURES`, unknown ones after."""
+    """The table of figures: results only, in the order of :data:`beit.figures.FIGURES`, unknown ones after."""
     per_run = [_cells(record) for record in records]
     names = dict.fromkeys(name for cells in per_run for name in cells)
     figures = sorted((figure_of(name, names) for name in names), key=Figure.order)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+from beit.figures import BASELINES, figure_of
 from beit.training.run.record import RunRecord, regions
-from beit.visualize.figures import BASELINES, figure_of
 
 LEVEL = 0.01
 """Relative difference below which two figures count as equal."""

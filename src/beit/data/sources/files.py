@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from beit.config.values import counted
 from beit.data.base import Source
 from beit.data.decode import USUAL, Decoding, ImageError, decode_image, reading, upright_size
 from beit.data.sources.listing import Listing
@@ -160,8 +161,8 @@ class FileSource:
         return int(self._labels[index])
 
     def describe(self) -> str:
-        classes = f", {len(self.classes):,} classes" if self.classes else ""
-        return f"{len(self):,} images{classes}, from {', '.join(self._roots)}"
+        classes = f", {counted(len(self.classes), 'class')}" if self.classes else ""
+        return f"{counted(len(self), 'image')}{classes}, from {', '.join(self._roots)}"
 
     @cached_property
     def fingerprint(self) -> str:

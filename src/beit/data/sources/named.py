@@ -16,6 +16,7 @@ from torch import Tensor
 
 from beit.config.errors import UserError
 from beit.config.files import cache_folder
+from beit.config.values import counted
 from beit.data.base import Split
 from beit.data.decode import ImageError, to_rgb
 
@@ -100,8 +101,8 @@ class NamedSource:
         return int(self._labels[index])
 
     def describe(self) -> str:
-        classes = f", {len(self.classes):,} classes" if self.classes else ""
-        return f"{len(self):,} images{classes}, from {self._name} ({self._split})"
+        classes = f", {counted(len(self.classes), 'class')}" if self.classes else ""
+        return f"{counted(len(self), 'image')}{classes}, from {self._name} ({self._split})"
 
     @property
     def fingerprint(self) -> str:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 from beit.config.errors import UserError
 from beit.config.use import CheckConfig
+from beit.config.values import counted
 from beit.data.base import SPLITS, Source, Split
 from beit.data.decode import ImageError
 from beit.data.label_maps.pairs import IMAGES
@@ -27,6 +27,7 @@ from beit.data.sources.subsets import limited
 from beit.recipes.check.inspection import inspect_all
 from beit.recipes.check.maps import MapReport, inspect_maps, show_maps
 from beit.stages.session import holdout_of, open_data
+from beit.training.console import bar
 
 _SIDES = (0, 32, 64, 128, 224, 384, 512, 1024)
 _LINES = 20  # of a list that are printed; the report object holds all
@@ -71,28 +72,23 @@ class DataReport:
 
 def check(config: CheckConfig) -> DataReport:
     """Read every image of `config.data` once and print what was found."""
-    console = Console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("reading images", total=None)
-        report = inspect(config, lambda done, total: progress.update(task, completed=done, total=total))
-    show(report, console, config.max_bad)
+    report = inspect(config)
+    show(report, Console(), config.max_bad)
     return report
 
 
-def inspect(
-    config: CheckConfig, on_progress: Callable[[int, int], object] = lambda done, total: None
-) -> DataReport:
-    """Decode every image of all splits; prints nothing.
+def inspect(config: CheckConfig) -> DataReport:
+    """Decode every image of all splits; prints nothing but a bar on a terminal.
 
     Raises :class:`UserError` where training would: no such folder, no image, a compressed tar.
     """
     sources = _open_splits(config)
-    total = sum(map(len, sources.values()))
     images: dict[Split, list[_Image]] = {split: [] for split in sources}
-    for split, source in sources.items():
-        for image in inspect_all(_inspect, source, config.workers):
-            images[split].append(image)
-            on_progress(sum(map(len, images.values())), total)
+    with bar("reading images", sum(map(len, sources.values()))) as progress:
+        for split, source in sources.items():
+            for image in inspect_all(_inspect, source, config.workers):
+                images[split].append(image)
+                progress.move()
     reports = {split: _split_report(source, images[split]) for split, source in sources.items()}
     duplicates, leaks = _same_bytes(sources, images)
     has_maps = any(source.key(0).startswith(IMAGES) for source in sources.values())
@@ -230,7 +226,7 @@ def _verdict(report: DataReport, max_bad: float) -> str:
         return f"[red]not ready for segmentation: {mend}[/]"
     usable = val.images - len(val.broken) if val else 0
     once = f", {test.images - len(test.broken):,} (test) to judge on once at the end" if test else ""
-    return f"ready: {used:,} images to train on, {usable:,} (val) to evaluate on{once}"
+    return f"ready: {counted(used, 'image')} to train on, {usable:,} (val) to evaluate on{once}"
 
 
 def _print_counts(

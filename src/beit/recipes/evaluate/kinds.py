@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from beit.metrics.classification import (
 from beit.metrics.segmentation import by_class, confusion_by_name, segmentation_figures
 from beit.models.heads import ImageClassifier, LinearProbe
 from beit.models.segmentation import SemanticSegmenter
-from beit.models.windows import Inference
+from beit.models.windows import Inference, Size
 from beit.recipes.evaluate.images import Judged, holdout_to_judge, judged_images
 from beit.stages.batches import Machine
 from beit.stages.inference import classifier_view
@@ -54,6 +54,8 @@ class TestSet(NamedTuple):
     view: View
     labeled: bool = False
     """Whether the view takes labels."""
+    windows: Callable[[Size], int] | None = None
+    """How many times an image of (H, W) pixels is seen, where the view leaves images in their sizes."""
 
 
 Kind = tuple[TestSet, Evaluation]
@@ -143,7 +145,9 @@ def segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine: Machine
             "confusion": confusion_by_name(sums["confusion"], names),
         }
 
-    test_set = TestSet(split, source, SegmentationEvaluationView(inference.input_side), labeled=True)
+    test_set = TestSet(
+        split, source, SegmentationEvaluationView(inference.input_side), True, inference.windows
+    )
     evaluation = Evaluation(
         evaluate_batch=partial(evaluate_batch, inference), summarise=summarise, batch_size=1
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from beit.atomic import write_text
 from beit.checkpoints.store import kind_of, load_model
 from beit.config.errors import RunFailed, UserError, given_by
 from beit.config.use import EvaluateConfig
+from beit.config.values import counted
 from beit.data.loaders import HANDFUL
+from beit.data.sources.subsets import Subset
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
 from beit.recipes.evaluate.kinds import Kind, TestSet, classifier, segmenter, tokenizer
@@ -24,6 +27,7 @@ from beit.recipes.evaluate.tables import show
 from beit.stages.batches import Machine, each_batch, report_skipped
 from beit.stages.inference import open_machine_alone, print_notes, require_writable_file
 from beit.tokenizers.base import VisualTokenizer
+from beit.training.console import duration
 from beit.training.method import Evaluation
 from beit.training.metrics import accumulate
 
@@ -75,18 +79,17 @@ def measure(
 
     print_notes(source.notes)
     sums: dict[str, Tensor] = {}
-    passes = each_batch(
-        partial(evaluation.evaluate_batch, model),
-        source,
-        test_set.view,
-        machine,
-        batch_size=evaluation.batch_size or config.batch_size,
-        seed=config.seed,
-        labeled=test_set.labeled,
-        on_bad=on_bad,
-        title="evaluating",
-    )
-    for _, part in passes:
+    apply, view = partial(evaluation.evaluate_batch, model), test_set.view
+    batch_size, labeled = evaluation.batch_size or config.batch_size, test_set.labeled
+    if test_set.windows is not None:
+        alone, started = machine._replace(workers=0), time.monotonic()
+        for batch, _ in each_batch(apply, Subset(source, [0]), view, alone, batch_size=1, labeled=labeled):
+            (height, width), seconds = batch.image.shape[2:], len(source) * (time.monotonic() - started)
+            windows, whole = test_set.windows((height, width)), counted(len(source), "image")
+            seen = f"{counted(windows, 'window')} for an image of {width}x{height} px"
+            print_notes([f"{seen}; {whole} take about {duration(seconds)}"])
+    look: Any = {"seed": config.seed, "labeled": labeled, "on_bad": on_bad, "title": "evaluating"}
+    for _, part in each_batch(apply, source, view, machine, batch_size=batch_size, **look):
         accumulate(sums, part)
     images, bad = len(source), len(damaged)
     if bad == images:

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from beit.figures import FIGURES, figure_of
 from beit.training.metrics import short_number
-from beit.visualize.figures import FIGURES, figure_of
 
 FEW_CLASSES = 12
 """Classes that fit into a confusion matrix on a terminal."""

@@ -108,8 +108,8 @@ def label_maps(model: SemanticSegmenter, config: PredictConfig) -> Reading:
             count += 1
             yield record
         print(
-            f"{summary('label maps', count, len(source))}; wrote {folder / 'maps'}, in which {legend.first} is "
-            f"{legend.names[0]} and so on (classes.tsv)",
+            f"{summary('label maps', count, len(source))}; wrote {folder / 'maps'}, whose numbers "
+            f"{folder / 'classes.tsv'} explains",
             file=sys.stderr,
         )
 

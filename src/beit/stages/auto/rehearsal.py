@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 import torch
 
@@ -19,28 +18,19 @@ from beit.config.run import TrainingConfig
 from beit.training.device import Compute, Precision, autocast, eval_mode, to_device
 from beit.training.loop import initial_state
 from beit.training.method import Batches, Method
-from beit.training.plan import Plan
+from beit.training.plan import Pace, Plan
 
 WARM_UP, TIMED = 1, 1
 """Steps that are not timed, and the fewest that are."""
+SHARE = 0.05
+"""Share of a run's steps that its rehearsal takes at most."""
 RESERVE = 0.05
 """Share of a budget that is left free: a machine is not always equally fast."""
 EVALUATION_SHARE = 0.2
 """Evaluations may take this share of a budget; beyond it there are fewer."""
+MOST_STEPS = 10**6
 WRITING = 2e8
 """Bytes a second that a disk writes at least."""
-
-
-class Pace(NamedTuple):
-    """Seconds that the parts of a run take."""
-
-    step: float
-    evaluation: float
-    save: float
-
-    def of(self, steps: int, evaluations: int) -> float:
-        """Seconds of a run, without its beginning."""
-        return steps * self.step + evaluations * self.evaluation + self.save
 
 
 def fit_into(seconds: float, pace: Pace, config: TrainingConfig) -> tuple[int, int]:
@@ -62,16 +52,17 @@ def measure(
     compute: Compute,
     precision: Precision,
     *,
-    passes: int,
+    passes: tuple[int, int],
     seconds: float,
 ) -> Pace:
-    """The pace of `method`, whose evaluation takes so many `passes`, on this machine; about `seconds` are spent on
-    steps. The method is left as it was."""
+    """The pace of `method`, whose evaluation and final test take so many `passes`, on this machine; about `seconds`
+    are spent on steps. The method is left as it was."""
     with _untouched(method), torch.random.fork_rng(devices=[]):
         step, size = _time_steps(method, batches, plan, compute, precision, seconds)
         with eval_mode(compute.device, precision):
-            evaluation = _time_evaluation(method, batches, passes, compute)
-    return Pace(step, evaluation, size / WRITING)
+            a_pass, drawing = _time_evaluation(method, batches, compute)
+    evaluation, test = (count * a_pass for count in passes)
+    return Pace(step, evaluation + drawing, size / WRITING, test)
 
 
 @contextmanager
@@ -95,10 +86,12 @@ def _time_steps(
     assert take_step is not None, "a run of no steps is not rehearsed"
     state = initial_state(method, plan, compute)
     network = compute.distribute(state.model).train()
-    micro_batches = iter(batches.train(0, plan.steps))
+    micro_batches = iter(batches.train(0, MOST_STEPS))  # a rehearsal may be longer than its run
     began = start = time.monotonic()
-    done = 0
-    while not compute.largest(int(done >= WARM_UP + TIMED and time.monotonic() - began > seconds)):
+    done, most = 0, SHARE * plan.steps
+    while not compute.largest(
+        int(done >= WARM_UP + TIMED and (time.monotonic() - began > seconds or done > most))
+    ):
         if done == WARM_UP:
             start = time.monotonic()
         for _ in range(plan.config.accumulate):
@@ -115,20 +108,20 @@ def _time_steps(
     return (time.monotonic() - start) / (done - WARM_UP), parameters * (16 if state.ema is None else 20)
 
 
-def _time_evaluation(method: Method, batches: Batches, passes: int, compute: Compute) -> float:
-    """Seconds of an evaluation in so many passes, by the second of them, and of its drawing."""
+def _time_evaluation(method: Method, batches: Batches, compute: Compute) -> tuple[float, float]:
+    """Seconds of a pass over held-back images, the second one, and of a drawing."""
     evaluation, model = method.evaluation, method.learner.model.eval()
     sums = batches.evaluate(partial(evaluation.evaluate_batch, model), evaluation.batch_size) or ()
     times = [time.monotonic()]
     for _ in itertools.islice(sums, 2):
         _wait_for(compute)
         times.append(time.monotonic())
-    seconds = passes * (times[-1] - times[-2]) if times[1:] else 0.0
+    seconds = times[-1] - times[-2] if times[1:] else 0.0
     start = time.monotonic()
     if evaluation.draw is not None and compute.main and (samples := batches.samples(evaluation.batch_size)):
         with TemporaryDirectory() as folder:
             evaluation.draw(model, samples, Path(folder), 0)
-    return seconds + time.monotonic() - start
+    return seconds, time.monotonic() - start
 
 
 def _wait_for(compute: Compute) -> None:

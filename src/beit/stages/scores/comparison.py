@@ -31,5 +31,6 @@ def _right(path: str, source: Source, machine: Machine) -> Tensor:
         machine,
         batch_size=64,
         labeled=True,
+        title="comparing",
     )
     return cat([right.cpu() for _, right in batches])

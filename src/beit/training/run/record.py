@@ -79,7 +79,7 @@ class RunRecord:
     @property
     def time(self) -> str | None:
         """How long it took, in words."""
-        seconds = find({"results": self.results, "status": self.status}, "seconds")
+        seconds = find(self.results, "seconds") or self.status.get("elapsed")
         return duration(seconds) if isinstance(seconds, int | float) else None
 
     @property

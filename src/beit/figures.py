@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 BASELINES = ("unigram_loss", "position_unigram_loss", "copy_neighbour_loss")
+HEADLINES = (
+    *("reconstruction_mae", "cell_mean_mae", "perplexity", "miou", "aacc", "knn_top1", "f1", "top1", "loss"),
+    *("token_accuracy", "copy_neighbour_loss", "effective_rank"),
+)
+"""What matters most, in order: a terminal shows the first three of them that there are."""
+CONSTANT = ("knn_chance", "effective_rank_ceiling", "class_agreement_chance")
+"""The same at every evaluation of a run."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,13 @@ class Figure:
     """`process`: says how the training went rather than what came of it."""
     log_scale: bool = False
     """Drawn on a logarithmic axis when its values span far."""
+
+    def phrase(self, value: float) -> str:
+        """Name and value for a line of plain text."""
+        text, title = self._digits(value).replace("\u00a0", " "), self.title.removeprefix("Baseline: ")
+        if self.name == "images_per_second":
+            return f"{text} images/s"
+        return f"{title[:1].lower() if title[1:2].islower() else title[:1]}{title[1:]} {text}"
 
     def format(self, value: float) -> str:
         return self._digits(value).replace("e-0", "e-").replace("-", "\u2212")
@@ -59,7 +73,7 @@ _TABLE = (
     ),
     Figure(
         "copy_neighbour_loss",
-        "Baseline: copy the nearest patch",
+        "Baseline: copying the nearest patch",
         "The loss of the best mixture of the token of the nearest visible patch and the overall frequencies.",
     ),
     _score(
@@ -189,3 +203,18 @@ def figure_of(name: str, present: Container[str] = ()) -> Figure:
     if name == "loss" and any(baseline in present for baseline in BASELINES):
         return MASKED_TOKEN_LOSS
     return FIGURES.get(name) or Figure(name, name)
+
+
+def headlines(figures: Mapping[str, float]) -> dict[str, float]:
+    """The three that matter most."""
+    full_name = {plain(name): name for name in figures}
+    return {full_name[name]: figures[full_name[name]] for name in [*filter(full_name.get, HEADLINES)][:3]}
+
+
+def in_words(figures: Mapping[str, float]) -> str:
+    """A line of figures, results first."""
+    present = {plain(name) for name in figures}
+    pairs = [(figure_of(name, present), value) for name, value in figures.items()]
+    return ", ".join(
+        figure.phrase(value) for figure, value in sorted(pairs, key=lambda pair: pair[0].order())
+    )
