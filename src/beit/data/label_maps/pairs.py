@@ -254,8 +254,7 @@ def split_pairs(listings: Sequence[Listing], holdout: Holdout) -> Parts:
     """The parts of `listings` by split, training first; label maps go with their images."""
     if holdout.eval_data:
         parts = dict(split_listings(listings, replace(holdout, share=0), paired=True))
-        other = Holdout(share=0, layout=holdout.layout)
-        others = split_listings(_listings(holdout.eval_data), other, paired=True)
+        others = split_listings(_listings(holdout.eval_data), Holdout(0, layout=holdout.layout), paired=True)
         parts["val"] = others.get("val") or others.get("test") or others["train"]
     else:
         parts = dict(split_listings(listings, holdout, paired=True))
