@@ -157,9 +157,7 @@ def test_the_time_of_a_run_of_given_steps_is_told_before_it_starts(
     ]
     words = ["pretrain", *typed, "--steps", "360", "--evaluations", "6", "--workers", "0"]
     cli(*words, "--out", tmp_path / "run", "--dry-run")
-    assert re.search(
-        r"time +about 1 h 0\d min for the whole run, of which 6 s evaluating", capsys.readouterr().out
-    )
+    assert re.search(r"time +about 1 h 0\d min for the whole run", capsys.readouterr().out)
     cli("tokenizer", "--data", images, "--out", tmp_path / "codes", "--dry-run")
     assert "time       not measured" in capsys.readouterr().out
 

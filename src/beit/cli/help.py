@@ -13,8 +13,7 @@ from beit.config.values import FILE_ONLY
 
 GROUPS = {
     "data": "data eval_data labels label_maps label_share labels_per_class multilabel classes reduce_zero_label "
-    "split limit holdout group_by image_size token_image_size resize crop max_bad max_megapixels "
-    "baseline_images eval_images",
+    "split limit holdout group_by image_size token_image_size resize crop max_bad max_megapixels",
     "model": "model init from_scratch tokenizer kind teacher teacher_layer vocab_size patch_size width depth "
     "num_heads mlp_ratio position bias init_scheme layer_scale_init normalization stride blocks_per_group code_width "
     "pool init_scale decoder layers channels transposed window multi_scale layer top_k",
@@ -31,15 +30,13 @@ def explain(
     bases: tuple[type, ...], positional: Sequence[str], values: Mapping[str, Any], program: str
 ) -> None:
     """Print the flags for the fields of `bases`, with `values` for defaults, and leave."""
-    names = [
-        field.name for base in bases for field in dataclasses.fields(base) if field.metadata != FILE_ONLY
-    ]
+    names = [knob.name for base in bases for knob in dataclasses.fields(base) if knob.metadata != FILE_ONLY]
     members = {group: [name for name in words.split() if name in names] for group, words in GROUPS.items()}
     members["training"] += [name for name in names if not any(name in group for group in members.values())]
     parts = {group: _part(bases, fields, positional, values) for group, fields in members.items() if fields}
     groups = [(group, type(part), dataclasses.field(default=part)) for group, part in parts.items()]
     whole = dataclasses.make_dataclass("Flags", groups, namespace={"__doc__": program})
-    look = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalMetavarFromFieldName)
+    look = (tyro.conf.OmitArgPrefixes,)
     tyro.cli(whole, prog=program, args=["--help"], description=bases[0].__doc__, config=look)
 
 

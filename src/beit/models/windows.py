@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
+from math import prod
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -61,15 +62,11 @@ class Inference(NamedTuple):
 
     def windows(self, size: Size) -> int:
         """How many times the network sees an image that `scores` takes in `size`, or a part of it."""
-
-        def count(shape: Size) -> int:
-            if self.stride is None:
-                return 1
-            axes = zip(shape, self.crop, self.stride, strict=True)
-            rows, columns = (len(_starts(length, min(length, side), step)) for length, side, step in axes)
-            return rows * columns
-
-        return sum(map(count, self.sizes(size))) * (2 if self.multi_scale else 1)
+        count, stride = 0, self.stride
+        for shape in self.sizes(size):
+            sides = [] if stride is None else zip(shape, self.crop, stride, strict=True)
+            count += prod(len(_starts(length, min(length, side), step)) for length, side, step in sides)
+        return 2 * count if self.multi_scale else count
 
     @property
     def input_side(self) -> int | None:

@@ -60,18 +60,9 @@ def announce(session: Session[Any], method: Method, feed: Feed, plan: Plan, prec
     say(
         f"machine    {session.compute.world} x {device}, {precision}, about {memory:.2g} GiB besides torch itself"
     )
-    say(f"time       {_time(session, plan)}")
-    say(f"results    {config.out}")
-
-
-def _time(session: Session[Any], plan: Plan) -> str:
-    """How long the run will take."""
     seconds = session.expected_seconds(plan)
-    if seconds is None or session.pace is None:
-        return "not measured"
-    _, evaluating, saving = session.pace.left(plan)
-    whole = f"about {duration(seconds)} for the whole run"
-    return f"{whole}, of which {duration(evaluating)} evaluating and {duration(saving)} saving"
+    say(f"time       {'not measured' if seconds is None else f'about {duration(seconds)} for the whole run'}")
+    say(f"results    {config.out}")
 
 
 def conclude(session: Session[Any], notes: Notes, results: Mapping[str, Any], bad_files: int) -> None:

@@ -61,10 +61,8 @@ class Session(NamedTuple, Generic[Config]):
 
     def expected_seconds(self, plan: Plan) -> float | None:
         """What the whole run will take, its start included, where a rehearsal told; the same on all ranks."""
-        if self.pace is None:
-            return None
-        left = sum(self.pace.left(plan))
-        return self.compute.from_main(lambda: time.monotonic() - self.began + left)
+        left = self.pace and sum(self.pace.left(plan))
+        return self.compute.from_main(lambda: None if left is None else time.monotonic() - self.began + left)
 
     def freeze(self, network: nn.Module) -> None:
         """Put `network` where the run computes, never to be trained."""

@@ -93,8 +93,8 @@ def estimate(session: Session[Any], method: Method, feed: Feed) -> Pace | None:
     """The pace of a run whose steps are given, by a rehearsal of seconds, however large it is; None without steps
     and on several ranks. What is wrong with the run is left to it to say."""
     config, compute = session.config, session.compute
-    too_short = feed.images.plan(config).steps < FEWEST  # a rehearsal would take as long
-    if method.learner.step is None or compute.world > 1 or too_short:
+    # Of fewer steps a rehearsal would take as long.
+    if method.learner.step is None or compute.world > 1 or feed.images.plan(config).steps < FEWEST:
         return None
     try:
         if compute.device.type == "cpu" and config.batch_size > FEW * config.accumulate:
@@ -117,8 +117,8 @@ def rehearse(session: Session[Any], method: Method, feed: Feed, seconds: float) 
     held_back, test = (math.ceil(len(images) / together) for images in judged)
     if method.evaluation.measure is not None:  # which shows the network about as many images again
         held_back *= 2
-    plan, passes = feed.images.plan(config), (held_back, test)
-    return measure(method, batches, plan, compute, machine.precision, passes=passes, seconds=seconds)
+    run = method, batches, feed.images.plan(config), compute, machine.precision
+    return measure(*run, passes=(held_back, test), seconds=seconds)
 
 
 def set_steps(

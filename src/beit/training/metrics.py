@@ -97,8 +97,9 @@ def line_of(
     """Figures as a line to read, without constants that are among the `last` ones."""
     from beit.figures import CONSTANT, in_words, plain  # the words are no part of a step
 
-    images = {"eval": ", held-back images", "test": ", test images"}
-    of = images.get(next(iter(figures), "").partition("/")[0], "")
+    of = {"eval": ", held-back images", "test": ", test images"}.get(
+        next(iter(figures), "").partition("/")[0], ""
+    )
     constants = {name for name in figures if last and name in last and plain(name) in CONSTANT}
     news = {name: value for name, value in figures.items() if name not in constants}
     return f"step {step:,} of {steps:,}, epoch {epoch:.2f}{of}: {in_words(news)}"

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from beit.config.errors import UserError
-from beit.config.values import counted
 from beit.data.base import Source, stable_hash
 
 
@@ -107,7 +106,7 @@ class Concatenation(_Joined):
         return int(self._ends[-1])
 
     def describe(self) -> str:
-        return f"{counted(len(self), 'image')}: {'; '.join(source.describe() for source in self._sources)}"
+        return f"{len(self):,} images: {'; '.join(source.describe() for source in self._sources)}"
 
     @property
     def fingerprint(self) -> str:

@@ -16,7 +16,6 @@ from rich.table import Table
 
 from beit.config.errors import UserError
 from beit.config.use import CheckConfig
-from beit.config.values import counted
 from beit.data.base import SPLITS, Source, Split
 from beit.data.decode import ImageError
 from beit.data.label_maps.pairs import IMAGES
@@ -226,7 +225,7 @@ def _verdict(report: DataReport, max_bad: float) -> str:
         return f"[red]not ready for segmentation: {mend}[/]"
     usable = val.images - len(val.broken) if val else 0
     once = f", {test.images - len(test.broken):,} (test) to judge on once at the end" if test else ""
-    return f"ready: {counted(used, 'image')} to train on, {usable:,} (val) to evaluate on{once}"
+    return f"ready: {used:,} images to train on, {usable:,} (val) to evaluate on{once}"
 
 
 def _print_counts(

@@ -28,7 +28,6 @@ RESERVE = 0.05
 """Share of a budget that is left free: a machine is not always equally fast."""
 EVALUATION_SHARE = 0.2
 """Evaluations may take this share of a budget; beyond it there are fewer."""
-MOST_STEPS = 10**6
 WRITING = 2e8
 """Bytes a second that a disk writes at least."""
 
@@ -86,12 +85,10 @@ def _time_steps(
     assert take_step is not None, "a run of no steps is not rehearsed"
     state = initial_state(method, plan, compute)
     network = compute.distribute(state.model).train()
-    micro_batches = iter(batches.train(0, MOST_STEPS))  # a rehearsal may be longer than its run
+    micro_batches = iter(batches.train(0, 10**6))  # a rehearsal may be longer than its run
     began = start = time.monotonic()
-    done, most = 0, SHARE * plan.steps
-    while not compute.largest(
-        int(done >= WARM_UP + TIMED and (time.monotonic() - began > seconds or done > most))
-    ):
+    done, least, most = 0, WARM_UP + TIMED, SHARE * plan.steps
+    while not compute.largest(int(done >= least and (time.monotonic() > began + seconds or done > most))):
         if done == WARM_UP:
             start = time.monotonic()
         for _ in range(plan.config.accumulate):

@@ -75,9 +75,7 @@ class FeatureMonitor:
 
         batch_size = max(1, min(256, config.batch_size // (compute.world * config.accumulate)))
         for source in (self._bank, self._queries):
-            source.compute(
-                features, view, machine, batch_size=batch_size, title="measuring features", stop=stop
-            )
+            source.compute(features, view, machine, batch_size=batch_size, title="features", stop=stop)
         return compute.from_main(self._figures)
 
     def conclusion(self, results: Mapping[str, Any]) -> list[str]:
