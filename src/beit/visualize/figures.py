@@ -6,7 +6,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from typing import Literal
 
-BASELINES = ("unigram_loss", "position_unigram_loss", "copy_neighbour_loss")
+from beit.verdicts.rules import BASELINES, RIVALS, SCORES
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Figure:
 
 
 def _score(name: str, title: str, meaning: str) -> Figure:
-    """A figure from 0 to 1, the higher the better."""
-    return Figure(name, title, meaning, "percent", "higher")
+    """A figure from 0 to 1, the higher the better, among what needs no network."""
+    return Figure(name, title, meaning, "percent", "higher", tuple(f"{rival}_{name}" for rival in RIVALS))
 
 
 _TABLE = (
@@ -157,6 +157,11 @@ _TABLE = (
     ),
     Figure("codes_used", "Codes used", "Entries of the codebook that occur at all.", "count"),
     Figure("kl", "Distance from even token use", "Kullback-Leibler divergence from it, in nats."),
+    *(
+        Figure(f"{rival}_{score}", f"Baseline: {words}", style="percent")
+        for rival, words in RIVALS.items()
+        for score in SCORES
+    ),
     Figure("lr", "Learning rate", group="process"),
     Figure("temperature", "Gumbel-softmax temperature", group="process"),
     Figure("kl_weight", "Weight of the distance from even use", group="process"),

@@ -23,6 +23,7 @@ from beit.recipes.evaluate.pretrained import pretrained
 from beit.recipes.evaluate.tables import show
 from beit.stages.batches import Machine, each_batch, report_skipped
 from beit.stages.inference import open_machine_alone, print_notes, require_writable_file
+from beit.stages.judgement import Judgement
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.method import Evaluation
 from beit.training.metrics import accumulate
@@ -41,6 +42,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     figures = about | measure(model, test_set, evaluation, config, machine)
     # A file or pipe has no width to keep to.
     show(figures, Console(width=None if sys.stdout.isatty() else 200))
+    print(*(verdict["text"] for verdict in figures["verdict"]), sep="\n")
     if config.out is not None:
         write_text(Path(config.out), json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
         print(f"wrote {config.out}")
@@ -86,7 +88,8 @@ def measure(
         on_bad=on_bad,
         title="evaluating",
     )
-    for _, part in passes:
+    judgement = Judgement(machine.compute, config.group_by)
+    for part in judgement.keep(source, passes):
         accumulate(sums, part)
     images, bad = len(source), len(damaged)
     if bad == images:
@@ -97,7 +100,8 @@ def measure(
             f"`beit check` lists them"
         )
     about = {"data": source.describe(), "images": images - bad, "damaged": bad}
-    return about | evaluation.summarise(machine.compute.sums(sums))
+    figures = about | evaluation.summarise(machine.compute.sums(sums))
+    return figures | judgement.of_figures({**figures, "split": test_set.split})
 
 
 def _require_flags_for(model: nn.Module, config: EvaluateConfig) -> None:
