@@ -7,6 +7,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 BASELINES = ("unigram_loss", "position_unigram_loss", "copy_neighbour_loss")
+"""Losses of what predicts tokens without a model."""
+RIVALS = {
+    "commonest": "always the commonest class",
+    "histogram": "a linear classifier of colour histograms",
+    "pixels": "the nearest training images by their pixels",
+    "place": "the commonest class of each place",
+}
+"""What needs no network: its scores are called `commonest_top1` and so on."""
+SCORES = {
+    "f1": "F1 over all classes is {} on {}",
+    "top1": "{} of {} are named right",
+    "miou": "Predicted and true regions overlap by {} on average over the classes (mIoU), on {}",
+}
 HEADLINES = (
     *("reconstruction_mae", "cell_mean_mae", "perplexity", "miou", "aacc", "knn_top1", "f1", "top1", "loss"),
     *("token_accuracy", "copy_neighbour_loss", "effective_rank"),
@@ -59,8 +72,8 @@ class Figure:
 
 
 def _score(name: str, title: str, meaning: str) -> Figure:
-    """A figure from 0 to 1, the higher the better."""
-    return Figure(name, title, meaning, "percent", "higher")
+    """A figure from 0 to 1, the higher the better, among what needs no network."""
+    return Figure(name, title, meaning, "percent", "higher", tuple(f"{rival}_{name}" for rival in RIVALS))
 
 
 _TABLE = (
@@ -171,6 +184,11 @@ _TABLE = (
     ),
     Figure("codes_used", "Codes used", "Entries of the codebook that occur at all.", "count"),
     Figure("kl", "Distance from even token use", "Kullback-Leibler divergence from it, in nats."),
+    *(
+        Figure(f"{rival}_{score}", f"Baseline: {words}", style="percent")
+        for rival, words in RIVALS.items()
+        for score in SCORES
+    ),
     Figure("lr", "Learning rate", group="process"),
     Figure("temperature", "Gumbel-softmax temperature", group="process"),
     Figure("kl_weight", "Weight of the distance from even use", group="process"),

@@ -80,9 +80,13 @@ def test_the_untrained_network_stands_beside_and_the_best_is_kept(run: Path) -> 
     assert isinstance(beit.load_model(run / "model-best"), beit.MaskedImageModel)
     text = log(run)
     assert "61 training images name 22 held-back ones by k-NN" in text  # two of them are damaged
+    before = 100 * first["eval/knn_top1"]
     assert (
-        f"of 21 held-back images, {first['eval/knn_top1']:.1%} before the first step (chance 33.3%)" in text
+        f"of 21 held-back images right, {before:.1f} % before the first step; guessing would get 33.3 %"
+        in text
     )
+    interval = results(run)["interval"]
+    assert (interval["figure"], interval["images"]) == ("eval/knn_top1", 21)
 
 
 def test_stopped_anywhere_it_ends_the_same(run: Path, colours: Path, tmp_path: Path) -> None:

@@ -69,7 +69,12 @@ def test_a_kind_is_saved_judged_and_used(
     assert results["steps"] == (4 if kind == "fsq" else 0)
     assert list((run / "samples").glob("*.png"))
     log = (run / "log.txt").read_text()
-    assert f"next: beit pretrain --data {colours} --tokenizer {run} --out {run.parent / 'pretrain'}\n" in log
+    following = f"next: beit pretrain --data {colours} --tokenizer {run} --out {run.parent / 'pretrain'}\n"
+    collapsed = kind == "fsq"  # in four steps
+    assert (following in log, "to mend first: --overwrite with --kind kmeans" in log) == (
+        not collapsed,
+        collapsed,
+    )
     assert ("--teacher" in log and " was trained on " in log) == (kind == "features")
 
     figures = evaluate(

@@ -12,7 +12,8 @@ from torch import Tensor
 
 
 def classification_sums(logits: Tensor, targets: Tensor, *, multilabel: bool = False) -> dict[str, Tensor]:
-    """Loss and right answers on a batch, as sums over its images, and their `count`.
+    """Loss and right answers on a batch, as sums over its images, and their `count`; and `each`, (B, 2) or (B, 3):
+    of each image, whether its likeliest class is right, and 1; or the classes named and true, named, and true.
 
     logits: (B, C), or (B, layers, C) for several classifiers, whose sums are then of shape (layers,).
     targets: bool (B, C).
@@ -26,16 +27,14 @@ def classification_sums(logits: Tensor, targets: Tensor, *, multilabel: bool = F
     count = torch.tensor(len(logits), device=logits.device)
     sums = {"count": count, "loss": losses.sum(0), **hits(logits, targets)}
     if multilabel:
-        # Classes named (probability above one half), true, and both; and images that have a class at all.
-        answers = logits > 0
-        both = (answers & targets).sum()
-        sums |= {
-            "named": answers.sum(),
-            "true": targets.sum(),
-            "both": both,
-            "labeled": targets.any(-1).sum(),
-        }
-    return sums
+        answers = logits > 0  # probability above one half
+        each = torch.stack([marks.sum(-1) for marks in (answers & targets, answers, targets)], dim=1)
+        counts = (*each.sum(0), targets.any(-1).sum())
+        sums |= dict(zip(("both", "named", "true", "labeled"), counts, strict=True))
+    else:
+        right = targets.gather(-1, logits.topk(1).indices).long()
+        each = torch.cat([right, torch.ones_like(right)], dim=1)
+    return sums if logits.dim() > 2 else sums | {"each": each}
 
 
 def hits(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:

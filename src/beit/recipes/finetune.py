@@ -6,6 +6,7 @@ label -> smoothed target -> mixed alike ------------------------------> cross-en
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from beit.data.views.mixing import BatchMixing, smoothed
 from beit.metrics.classification import classification_sums, share_of_right, with_f1
 from beit.models.memory import activations_of_encoder
 from beit.stages.auto.choices import settle
+from beit.stages.scores.yardsticks import beside_classifier
 from beit.stages.session import Feed, Outcome, finished, open_images, open_session
 from beit.stages.start.encoder import encoder_facts, rates
 from beit.stages.start.heads import starting_classifier
@@ -54,6 +56,7 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
         repeats=config.repeats,
     )
     description = {"interpolation": "bicubic", "crop_pct": crop_pct, "multilabel": config.multilabel}
+    judging = evaluation(config.multilabel, labels.to(session.compute.device))
     method = Method(
         learner=Learner(
             model=model,
@@ -61,7 +64,7 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
             layer_decay=config.decay_of_layers,
             layer_groups=model.layer_groups(),
         ),
-        evaluation=evaluation(config.multilabel, labels.to(session.compute.device)),
+        evaluation=replace(judging, yardsticks=beside_classifier(images, labels)),
         product=Product(
             classes=labels.classes, description=description, facts=encoder_facts(model.encoder.config)
         ),

@@ -8,6 +8,7 @@ label map -> resized, cropped, flipped ------------------------------------> cro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from beit.models.memory import activations_of_segmenter
 from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import Inference
 from beit.stages.auto.choices import settle
+from beit.stages.scores.yardsticks import beside_segmenter
 from beit.stages.session import Feed, Images, Outcome, finished, open_images, open_session
 from beit.stages.start.encoder import encoder_facts, rates
 from beit.stages.start.heads import starting_segmenter
@@ -72,7 +74,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
             layer_decay=config.decay_of_layers,
             layer_groups=model.layer_groups(),
         ),
-        evaluation=evaluation,
+        evaluation=replace(evaluation, yardsticks=beside_segmenter(images)),
         product=Product(
             classes=source.classes,
             description=description(config, source, inference),

@@ -70,7 +70,7 @@ def conclude(session: Session[Any], notes: Notes, results: Mapping[str, Any], ba
     out, say = session.config.out, session.console.say
     if bad_files:
         say(f"damaged files skipped: {bad_files:,}")
-    for line in notes.conclusion(results):
+    for line in (*notes.conclusion(results), *(verdict["text"] for verdict in results["verdict"])):
         say(line)
     for name in ("eval/loss", "eval/reconstruction_mae"):  # judged before the first step where a run goes on
         if (before := results["first"].get(name)) is not None:
@@ -84,17 +84,23 @@ def conclude(session: Session[Any], notes: Notes, results: Mapping[str, Any], ba
             f"{best['remark']}"
         )
     say(f"next: beit report {out}")
-    if notes.next_command:
+    mends = dict.fromkeys(verdict["mend"] for verdict in results["verdict"] if verdict["mend"])
+    for mend in mends:
+        say(f"to mend first: {mend}")
+    if notes.next_command and not mends:
         say(f"next: {notes.next_command}")
 
 
 def _in_words(feed: Feed) -> str:
-    """What the run is judged on."""
+    """What the run is judged on, and how little it tells where it is few."""
+    from beit.verdicts.rules import few_images
+
+    few = few_images(len(feed.images.test or feed.images.held_back)) if feed.labeled else ""
     val = len(feed.images.held_back)
     test = "" if feed.images.test is None else f", {len(feed.images.test):,} (test) once at the end"
     if not val:
         return f"none held back, so that nothing is chosen and no verdict given{test}"
-    return f"{val:,} (val) to evaluate on{test}"
+    return f"{val:,} (val) to evaluate on{test}{few and f'; {few}'}"
 
 
 def _seen_before(config: TrainingConfig, feed: Feed) -> list[str]:

@@ -58,8 +58,8 @@ def each_batch(
     labeled: bool = False,
     on_bad: OnBad | None = None,
     title: str = "",
-) -> Generator[tuple[Any, Result]]:
-    """Batches of this rank's share of `source`, each once, on the device, with what `apply` makes of them.
+) -> Generator[tuple[list[int], Any, Result]]:
+    """Numbers of images of this rank's share of `source`, their batch on the device, and what `apply` makes of it.
 
     `batch_size` is that of this rank; damaged images are told to `on_bad` and left out. A RunFailed of `apply` gets
     the names of its images. With a `title`, a terminal shows progress under it.
@@ -86,7 +86,7 @@ def each_batch(
             except RunFailed as error:
                 raise RunFailed(f"{', '.join(map(source.name, images))}: {error}") from error
             progress.move(len(batch[0]) * compute.world)
-            yield batch, result
+            yield images, batch, result
 
 
 def report_skipped(name: str, reason: str) -> None:

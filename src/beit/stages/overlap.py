@@ -24,7 +24,7 @@ def write_images(run: Path, train: Source, held_back: Source) -> None:
     names = (full_name(held_back, index) for index in range(len(held_back)))
     lines = (x if x.isprintable() else '"' + x.encode("unicode_escape").decode() for x in names)
     write_text(run / HELD_BACK, "".join(f"{line}\n" for line in lines))
-    hashes = np.sort(_hashes(train))
+    hashes = np.sort(image_hashes(train))
     replace_file(run / TRAINED_ON, lambda draft: np.save(draft, hashes, allow_pickle=False))
 
 
@@ -49,7 +49,7 @@ def count_trained_on(model: str, source: Source) -> int | None:
         hashes = np.load(run / TRAINED_ON, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{run / TRAINED_ON} cannot be read ({error}); remove it to do without") from error
-    return int(np.isin(_hashes(source), hashes).sum())
+    return int(np.isin(image_hashes(source), hashes).sum())
 
 
 def notes_on_start(flag: str, model: str, judged: Mapping[str, Source]) -> list[str]:
@@ -62,6 +62,7 @@ def notes_on_start(flag: str, model: str, judged: Mapping[str, Source]) -> list[
     return [f"{flag} {model} was trained on {' and '.join(shares)}, by their paths"]
 
 
-def _hashes(source: Source) -> NDArray[np.uint64]:
+def image_hashes(source: Source) -> NDArray[np.uint64]:
+    """A number for each image, the same in every run."""
     hashes = (stable_hash(full_name(source, index)) for index in range(len(source)))
     return np.fromiter(hashes, dtype=np.uint64, count=len(source))

@@ -75,7 +75,8 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
             _prepare(method, batches, machine)
         description = {**method.product.description, "value_range": feed.images.value_range}
         save = partial(_save, session, dataclasses.replace(method.product, description=description))
-        results = fit(method, batches, plan, run, compute, machine.precision, save, session.pace)
+        verdict = partial(batches.judgement.verdict, run.path, method.evaluation.monitor)
+        results = fit(method, batches, plan, run, compute, machine.precision, save, session.pace, verdict)
         conclude(session, method.notes, results, batches.bad_files)
         if run.budget is not None:
             console.say(f"took {duration(run.elapsed)} of a budget of {run.budget}")
@@ -169,8 +170,11 @@ class RunBatches:
 
     def __init__(self, session: Session[Any], feed: Feed, machine: Machine) -> None:
         """UserError where the batch size cannot be split over ranks and passes."""
+        from beit.stages.judgement import Judgement  # watches what is judged, and is no part of the training
+
         self._config, self._console, self._feed, self.machine = session.config, session.console, feed, machine
         config, compute = session.config, session.compute
+        self.judgement = Judgement(compute, config.group_by)
         self._loader = Loader(
             feed.images.train,
             feed.view,
@@ -228,7 +232,7 @@ class RunBatches:
             on_bad=self._report_bad,
             title="evaluating",
         )
-        return (sums for _, sums in passes)
+        return self.judgement.keep(source, passes)
 
     def samples(self, batch_size: int | None) -> list[Any]:
         # Spread over the set, because neighbours in it are alike.

@@ -19,7 +19,7 @@ from beit.patience import Silence
 from beit.training.console import StepProgress, duration
 from beit.training.device import Compute, Precision, autocast, eval_mode, reseed, to_device
 from beit.training.failures import explained
-from beit.training.method import Batches, Method
+from beit.training.method import Batches, Measure, Method
 from beit.training.metrics import MEASURED, accumulate, brief_line, line_of
 from beit.training.optim import adamw, parameter_groups, set_learning_rate
 from beit.training.plan import Pace, Plan
@@ -35,6 +35,7 @@ EVALUATION = 2**32
 
 SaveModel = Callable[[nn.Module, Path, int], None]
 """`save_model(model, folder, step)`: writes the model to use; called on the main rank, with each checkpoint."""
+Conclude = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 def fit(
@@ -46,12 +47,14 @@ def fit(
     precision: Precision,
     save_model: SaveModel,
     pace: Pace | None = None,
+    conclude: Conclude = lambda results: {},
 ) -> dict[str, Any]:
     """Train the model of `method` from wherever `run` stands to the end of `plan`. Returns what results.json holds.
 
     Killed anywhere and called again with the same arguments, it ends with the same weights, bit for bit on a CPU,
     if the step draws random numbers from torch alone, and the batches of the same steps have the same data.
     `pace` is what a rehearsal found; the time that is left is told by it, and by what the parts turn out to take.
+    `conclude`: results -> what they hold besides.
 
     Raises:
         Interrupted: asked to stop by a signal, and saved.
@@ -83,7 +86,7 @@ def fit(
                     raise
                 loop.save()
                 loop.leave()
-            return loop.finish()
+            return loop.finish(conclude)
     finally:
         for tracker in loop.trackers:
             tracker.close()
@@ -239,12 +242,16 @@ class Loop:
         self.progress.report(self.record(figures), short, training=False)
 
     def measure_start(self) -> None:
-        """Measure the model before its first step, where the recipe has a way to, or judge it whole."""
-        if self.evaluation.at_start:
-            self.state.first = self.evaluate()
-        elif figures := self.measure():
-            self.state.first = figures
+        """Measure the model before its first step, and what needs none, where the recipe has a way to; or judge it
+        whole."""
+        evaluation, figures = self.evaluation, self.measure(self.evaluation.yardsticks)
+        if not evaluation.at_start:
+            figures |= _as_held_back(self.measure(evaluation.measure))
+        if figures:
             self.say_judged(figures)
+        if evaluation.at_start:
+            figures |= self.evaluate()
+        self.state.first = figures
 
     def evaluate(self) -> dict[str, float]:
         """Evaluate and draw the model as it is after this step, and keep it if it is the best so far; its figures."""
@@ -256,7 +263,7 @@ class Loop:
         if totals == {}:
             self.run.console.say(f"step {state.step}: no held-back image can be read: nothing is evaluated")
         judged = _as_held_back(evaluation.summarise(totals)) if totals else {}
-        figures = judged | self.measure()
+        figures = judged | _as_held_back(self.measure(evaluation.measure))
         is_best = bool(judged) and state.is_best(figures, monitor, evaluation.monitor_mode)
         if is_best and evaluation.keep_best:
             self.save()  # without these figures yet: a run that goes on from here evaluates again
@@ -296,16 +303,15 @@ class Loop:
         self.leave_evaluation_if_asked()
         return self.compute.sums(totals)
 
-    def measure(self) -> dict[str, float]:
+    def measure(self, measure: Measure | None) -> dict[str, float]:
         """What the recipe measures besides, if anything."""
-        measure = self.evaluation.measure
         if measure is None:
             return {}
         figures: Mapping[str, float] = {}
         with self.eval_mode("float32"), suppress(StopRequested):  # which passes take less, the recipe knows
             figures = measure(self.state.result, self.precision, self.stop)
         self.leave_evaluation_if_asked()
-        return _as_held_back(figures)
+        return dict(figures)
 
     def leave_evaluation_if_asked(self) -> None:
         """Stop, if any rank was asked to meanwhile; the evaluation is done again when the run goes on."""
@@ -338,7 +344,7 @@ class Loop:
             f"interrupted and saved at step {step} of {self.plan.steps}; the same command continues"
         )
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, conclude: Conclude) -> dict[str, Any]:
         """Write the final figures, and model/ if the run was killed between its last checkpoint and its model."""
         state, plan = self.state, self.plan
         self.saver.write_model()
@@ -356,6 +362,7 @@ class Loop:
             "best": state.best,
             **details,
         }
+        results |= conclude(results)
         self.run.finish(results)
         return results
 

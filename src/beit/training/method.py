@@ -28,7 +28,8 @@ Step = Callable[[nn.Module, Any, int], StepOutput]
 """`step(model, batch, index)`: one micro-batch of the optimiser step `index`, from 0. It must call `model(...)`
 itself, or several ranks would not share gradients, and use every trainable parameter."""
 EvaluateBatch = Callable[[nn.Module, Any], dict[str, Tensor]]
-"""`evaluate_batch(model, batch)`: sums over the batch, `count` among them. It must not communicate."""
+"""`evaluate_batch(model, batch)`: sums over the batch, `count` among them; and `each`, (B, K), of what
+:data:`beit.metrics.intervals.FIGURES` takes of each image. It must not communicate."""
 Measure = Callable[[nn.Module, Precision, StopSignals], Mapping[str, float]]
 """`measure(model, precision, stop)`: figures that take a pass of their own, alike on every rank. All ranks call it;
 it polls the signals, and leaves by StopRequested on all of them together."""
@@ -73,6 +74,8 @@ class Evaluation:
     """Further figures, without `eval/`; also of the model before its first step, as a yardstick."""
     at_start: bool = False
     """Whether a model is judged before its first step as well: one that has learned before."""
+    yardsticks: Measure | None = None
+    """Figures of what needs no model, with `eval/` or `test/`: once, before the first step."""
     batch_size: int | None = None
     """Images at a time: 1 where they differ in size; None for as many as a training pass has."""
     draw: Draw | None = None

@@ -13,9 +13,9 @@ import jinja2
 from beit.atomic import write_text
 from beit.config.errors import UserError
 from beit.training.run.record import MIME_TYPES, Picture, RunRecord, distinct_names
+from beit.verdicts.rules import Verdict, verdicts
 from beit.visualize.curves import RUN_COLORS, Chart, draw_charts
 from beit.visualize.tables import ClassRow, Row, class_rows, differences, facts, figure_rows
-from beit.visualize.verdicts import Verdict, verdicts
 
 EARLIER_PICTURES = 4
 VERB_TITLES = {

@@ -9,7 +9,8 @@ from beit.figures import Figure, figure_of, plain
 from beit.training.run.curves import NOT_FIGURES, Curve
 from beit.training.run.record import RunRecord, find, flatten, regions
 
-NOT_RESULTS = NOT_FIGURES | {"epochs", "parameters", "skipped_steps", "steps", "vocab_size"}
+NOT_RESULTS = NOT_FIGURES | {"epochs", "knn_images", "parameters", "skipped_steps", "steps", "vocab_size"}
+SHOWN_ELSEWHERE = ("best", "first", "classes.", "interval.")
 Line = tuple[str, list[str]]
 """A name and its value in each run."""
 
@@ -99,7 +100,7 @@ def _cells(record: RunRecord) -> dict[str, Cell]:
     }
     for path, value in flatten(record.results):
         name = plain(path.removeprefix("last."))
-        elsewhere = name in cells or name in NOT_RESULTS or path.startswith(("best", "first", "classes."))
+        elsewhere = name in cells or name in NOT_RESULTS or path.startswith(SHOWN_ELSEWHERE)
         if isinstance(value, int | float) and not isinstance(value, bool) and not elsewhere:
             cells[name] = Cell(figure_of(name).format(value), ())
     return cells

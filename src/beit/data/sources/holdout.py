@@ -78,7 +78,7 @@ def hold_back(pool: Source, classes: Sequence[Sequence[str]], holdout: Holdout, 
     keys = [pool.key(index) for index in range(size)]
     together, about = equal_images([pool]), ""
     if holdout.group_by is not None:
-        groups = _named_groups(keys, holdout.group_by)
+        groups = named_groups(keys, holdout.group_by)
         if not groups:
             raise UserError(
                 f"--group-by {holdout.group_by} matches no path in {root}, such as {keys[0]}; correct it"
@@ -242,7 +242,7 @@ def _equal(indices: Sequence[int], trait: Callable[[int], Hashable]) -> Members:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _named_groups(keys: Sequence[str], pattern: str) -> Members:
+def named_groups(keys: Sequence[str], pattern: str) -> Members:
     groups: defaultdict[str | None, list[int]] = defaultdict(list)
     for index, key in enumerate(keys):
         if match := re.search(pattern, key):

@@ -76,16 +76,6 @@ def origin(source: Source, index: int) -> tuple[Source, int]:
     return source, index
 
 
-class Numbered(Subset):
-    """A source whose labels are the numbers of its images: what is computed finds its image again."""
-
-    def __init__(self, source: Source) -> None:
-        super().__init__(source, range(len(source)))
-
-    def label(self, index: int) -> int:
-        return index
-
-
 class Concatenation(_Joined):
     """Several sources one after the other; with labels, they must agree on the classes."""
 

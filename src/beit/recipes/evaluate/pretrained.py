@@ -124,6 +124,6 @@ def count_tokens(
         batch_size=config.batch_size,
         title="counting tokens",
     )
-    for _, tokens in passes:
+    for *_, tokens in passes:
         baselines.observe(tokens)
     return baselines

@@ -26,6 +26,7 @@ from beit.recipes.evaluate.pretrained import pretrained
 from beit.recipes.evaluate.tables import show
 from beit.stages.batches import Machine, each_batch, report_skipped
 from beit.stages.inference import open_machine_alone, print_notes, require_writable_file
+from beit.stages.judgement import Judgement
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.console import duration
 from beit.training.method import Evaluation
@@ -45,6 +46,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     figures = about | measure(model, test_set, evaluation, config, machine)
     # A file or pipe has no width to keep to.
     show(figures, Console(width=None if sys.stdout.isatty() else 200))
+    print(*(verdict["text"] for verdict in figures["verdict"]), sep="\n")
     if config.out is not None:
         write_text(Path(config.out), json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
         print(f"wrote {config.out}")
@@ -83,13 +85,15 @@ def measure(
     batch_size, labeled = evaluation.batch_size or config.batch_size, test_set.labeled
     if test_set.windows is not None:
         alone, started = machine._replace(workers=0), time.monotonic()
-        for batch, _ in each_batch(apply, Subset(source, [0]), view, alone, batch_size=1, labeled=labeled):
+        for _, batch, _ in each_batch(apply, Subset(source, [0]), view, alone, batch_size=1, labeled=labeled):
             (height, width), seconds = batch.image.shape[2:], len(source) * (time.monotonic() - started)
             windows, whole = test_set.windows((height, width)), counted(len(source), "image")
             seen = f"{counted(windows, 'window')} for an image of {width}x{height} px"
             print_notes([f"{seen}; {whole} take about {duration(seconds)}"])
     look: Any = {"seed": config.seed, "labeled": labeled, "on_bad": on_bad, "title": "evaluating"}
-    for _, part in each_batch(apply, source, view, machine, batch_size=batch_size, **look):
+    passes = each_batch(apply, source, view, machine, batch_size=batch_size, **look)
+    judgement = Judgement(machine.compute, config.group_by)
+    for part in judgement.keep(source, passes):
         accumulate(sums, part)
     images, bad = len(source), len(damaged)
     if bad == images:
@@ -100,7 +104,8 @@ def measure(
             f"`beit check` lists them"
         )
     about = {"data": source.describe(), "images": images - bad, "damaged": bad}
-    return about | evaluation.summarise(machine.compute.sums(sums))
+    figures = about | evaluation.summarise(machine.compute.sums(sums))
+    return figures | judgement.of_figures({**figures, "split": test_set.split})
 
 
 def _require_flags_for(model: nn.Module, config: EvaluateConfig) -> None:

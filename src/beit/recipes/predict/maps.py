@@ -47,8 +47,6 @@ class WholeImage(NamedTuple):
     """uint8 (B, 3, h, w)."""
     original: Tensor
     """uint8 (B, 3, H, W)."""
-    number: Tensor
-    """int64 (B,)."""
 
 
 class Legend(NamedTuple):
@@ -79,8 +77,8 @@ def label_maps(model: SemanticSegmenter, config: PredictConfig) -> Reading:
     legend = Legend.from_description(description, model.num_classes)
     inference = Inference.from_description(description).with_window(config.window)
 
-    def view(image: Tensor, number: int, rng: np.random.Generator) -> WholeImage:
-        return WholeImage(resized_image(image, inference.input_side), image, torch.tensor(number))
+    def view(image: Tensor, rng: np.random.Generator) -> WholeImage:
+        return WholeImage(resized_image(image, inference.input_side), image)
 
     def apply(batch: WholeImage) -> Tensor | TooLarge:
         try:
@@ -89,13 +87,13 @@ def label_maps(model: SemanticSegmenter, config: PredictConfig) -> Reading:
             return error
         return classes.to(torch.uint8 if model.num_classes < 256 else torch.int32).cpu()
 
-    def records(source: FileSource, passes: Iterable[tuple[Any, Any]]) -> Iterator[Record]:
+    def records(source: FileSource, passes: Iterable[tuple[Any, Any, Any]]) -> Iterator[Record]:
         """A record for each good image, once its map is there: `image`, `label_map`, its file, and `classes`, shares
         of the image by name, the largest first."""
         files, count = file_names(source), 0
         write_legend(legend, folder / "classes.tsv")
-        for batch, classes in passes:
-            name, file = source.name(index := int(batch.number)), files[index]
+        for [number], batch, classes in passes:
+            name, file = source.name(number), files[number]
             if isinstance(classes, TooLarge):
                 report_skipped(name, str(classes))
                 continue
@@ -103,7 +101,7 @@ def label_maps(model: SemanticSegmenter, config: PredictConfig) -> Reading:
             if config.overlays:
                 write_overlay(batch.original[0], classes, legend, folder / "overlays" / f"{file}.jpg", name)
             names = shares(classes, legend.names)
-            record = {"image": source.path(index), "label_map": f"maps/{file}.png", "classes": names}
+            record = {"image": source.path(number), "label_map": f"maps/{file}.png", "classes": names}
             show(record)
             count += 1
             yield record

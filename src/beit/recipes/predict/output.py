@@ -40,11 +40,11 @@ class Reading(NamedTuple):
     suffixes: tuple[str, ...]
     """Kinds of files they may be written to; none for a folder."""
     view: View
-    """An image, its number and a generator -> a sample."""
+    """An image and a generator -> a sample."""
     apply: Callable[[Any], Any]
     """A batch on the device -> results."""
-    records: Callable[[FileSource, Iterable[tuple[Any, Any]]], Iterator[Record]]
-    """The images, and their batches with results -> a record for each image."""
+    records: Callable[[FileSource, Iterable[tuple[Any, Any, Any]]], Iterator[Record]]
+    """The images, and numbers of them with their batch and its results -> a record for each image."""
 
 
 def summary(noun: str, count: int, images: int) -> str:

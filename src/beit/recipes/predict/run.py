@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from beit.checkpoints.store import describe, kind_of, load_model
 from beit.config.errors import UserError, given_by
 from beit.config.use import PredictConfig
-from beit.data.batches import LabeledBatch
+from beit.data.batches import ImageBatch
 from beit.data.sources.files import FileSource
 from beit.data.sources.opening import open_images
-from beit.data.sources.subsets import Numbered
-from beit.data.views.evaluation import EvaluationView, LabeledView
+from beit.data.views.evaluation import EvaluationView
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe
 from beit.models.segmentation import SemanticSegmenter
@@ -78,11 +77,10 @@ def open_prediction(config: PredictConfig) -> tuple[Reading, FileSource, Iterato
         machine = machine._replace(workers=0)  # starting a process takes longer than a few images
     passes = each_batch(
         reading.apply,
-        Numbered(source),
+        source,
         reading.view,
         machine,
         batch_size=config.batch_size if reading.suffixes else 1,  # images of label maps differ in size
-        labeled=True,
         on_bad=report_skipped,
         title="predicting",
     )
@@ -103,7 +101,7 @@ def reading_of(model: nn.Module, config: PredictConfig) -> Reading:
     elif isinstance(model, SemanticSegmenter):
         reading = label_maps(model, config)
     elif isinstance(model, VisualTokenizer):
-        view = LabeledView(EvaluationView(model.image_size))
+        view = EvaluationView(model.image_size)
         tokens = partial(_tokens, model)
         reading = Reading("tokens", (".jsonl", ".npz"), view, tokens, _records)
     elif isinstance(encoder, BeitEncoder):
@@ -126,21 +124,21 @@ def _labels(model: ImageClassifier | LinearProbe, config: PredictConfig) -> Read
     # Where an image may have several classes, each has a probability of its own.
     shares = torch.sigmoid if description.get("multilabel") else partial(torch.softmax, dim=1)
 
-    def probabilities(batch: LabeledBatch) -> dict[str, Tensor]:
+    def probabilities(batch: ImageBatch) -> dict[str, Tensor]:
         values, rows = shares(model(batch.image).float()).topk(min(config.top_k, len(names)))
         return {"values": values, "rows": rows}
 
-    def records(source: FileSource, passes: Iterable[tuple[Any, Any]]) -> Iterator[Record]:
+    def records(source: FileSource, passes: Iterable[tuple[Any, Any, Any]]) -> Iterator[Record]:
         for record in _records(source, passes):
             likeliest = zip(record["values"].tolist(), record["rows"].tolist(), strict=True)
             top = [{"label": names[row], "probability": round(value, 6)} for value, row in likeliest]
             yield {"image": record["image"], **top[0], "top": top}
 
-    view = LabeledView(classifier_view(model.encoder.config.image_size, description))
+    view = classifier_view(model.encoder.config.image_size, description)
     return Reading("labels", (".csv", ".jsonl"), view, probabilities, records)
 
 
-def _tokens(model: VisualTokenizer, batch: LabeledBatch) -> dict[str, Tensor]:
+def _tokens(model: VisualTokenizer, batch: ImageBatch) -> dict[str, Tensor]:
     """The grids of visual tokens."""
     return {"tokens": model.encode(batch.image)}
 
@@ -148,19 +146,19 @@ def _tokens(model: VisualTokenizer, batch: LabeledBatch) -> dict[str, Tensor]:
 def _features(encoder: BeitEncoder, layer: int) -> Reading:
     """The class token and the mean of the patches after block `layer`."""
 
-    def features(batch: LabeledBatch) -> dict[str, Tensor]:
+    def features(batch: ImageBatch) -> dict[str, Tensor]:
         tokens = encoder.normed(encoder.states(batch.image, [layer])[0].float())
         return {"mean": tokens[:, encoder.num_prefix_tokens :].mean(dim=1), "cls": tokens[:, 0]}
 
-    view = LabeledView(EvaluationView(encoder.config.image_size))
+    view = EvaluationView(encoder.config.image_size)
     return Reading("features", (".npz",), view, features, _records)
 
 
-def _records(source: FileSource, passes: Iterable[tuple[Any, Any]]) -> Iterator[Record]:
+def _records(source: FileSource, passes: Iterable[tuple[Any, Any, Any]]) -> Iterator[Record]:
     """Named results of batches, image by image."""
-    for batch, results in passes:
+    for numbers, _, results in passes:
         columns = {name: value.cpu().numpy() for name, value in results.items()}
-        for row, number in enumerate(batch.label.tolist()):
+        for row, number in enumerate(numbers):
             yield {"image": source.path(number), **{name: column[row] for name, column in columns.items()}}
 
 

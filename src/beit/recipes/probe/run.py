@@ -20,7 +20,8 @@ from beit.checkpoints.store import load_encoder, weights_sha256
 from beit.config.architecture import default_crop, sides
 from beit.config.errors import UserError, given_by, require
 from beit.config.probe import ProbeConfig
-from beit.data.batches import LabeledBatch
+from beit.data.batches import ImageBatch, LabeledBatch
+from beit.data.label_file import Labels
 from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import Subset, spread
 from beit.data.views.evaluation import EvaluationView, LabeledView
@@ -34,6 +35,7 @@ from beit.recipes.probe.features import FeatureBatch, feature_view
 from beit.stages.auto.choices import settle
 from beit.stages.batches import Machine, num_workers
 from beit.stages.scores.features import FeatureSource
+from beit.stages.scores.yardsticks import beside_classifier
 from beit.stages.session import Feed, Images, Outcome, Session, finished, open_images, open_session
 from beit.stages.tasks.labels import label_images, require_classes
 from beit.stages.train import train
@@ -62,7 +64,7 @@ def probe(config: ProbeConfig, *, dry_run: bool = False, overwrite: bool = False
     with given_by("--init"):
         encoder = load_encoder(config.init, sides(config.image_size))
     session.freeze(encoder)
-    probing = Probing(config, session, encoder, images, labels.classes)
+    probing = Probing(config, session, encoder, images, labels)
     return train(session, probing.method(), probing.feed())
 
 
@@ -75,10 +77,10 @@ class Probing:
         session: Session[ProbeConfig],
         encoder: BeitEncoder,
         images: Images,
-        classes: Sequence[str],
+        labels: Labels,
     ) -> None:
         self.config, self.session, self.encoder, self.images = config, session, encoder, images
-        self.classes, self.num_classes = classes, len(classes)
+        self.labels, self.classes, self.num_classes = labels, labels.classes, len(labels.classes)
         self.size = encoder.config.image_size
         self.crop_pct = default_crop(self.size) if config.crop_pct is None else config.crop_pct
         self.layers = range(encoder.config.depth)
@@ -124,6 +126,7 @@ class Probing:
                 evaluate_batch=self.evaluate,
                 summarise=self.summarise,
                 summarise_test=self.summarise_test,
+                yardsticks=beside_classifier(self.images, self.labels),
                 monitor="top1",
                 monitor_mode="max",
             ),
@@ -155,7 +158,7 @@ class Probing:
             next_command=f"beit predict --model {config.out} IMAGE...",
         )
 
-    def features(self, batch: LabeledBatch) -> Tensor:
+    def features(self, batch: ImageBatch | LabeledBatch) -> Tensor:
         with torch.no_grad():
             return layer_features(self.encoder, batch.image, self.layers, self.config.pool)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,33 +59,9 @@ def notes(config: TokenizerConfig, model: VisualTokenizer, *further: str, activa
     return Notes(
         about=[about, *further],
         activations=activations,
-        conclusion=conclusion,
         next_command=f"beit pretrain --data {' '.join(config.sources)} --tokenizer {config.out} "
         f"--out {Path(config.out).parent / 'pretrain'}",
     )
-
-
-def conclusion(results: Mapping[str, Any]) -> Sequence[str]:
-    """The tokens in words: what they keep, and what they say."""
-    figures = {name.removeprefix("eval/"): value for name, value in results["last"].items()}
-    if "reconstruction_mae" not in figures:
-        return []
-    lines = [
-        f"reconstruction error {figures['reconstruction_mae']:.4f}, beside {figures['cell_mean_mae']:.4f} of one "
-        f"colour for each token; {figures['codes_used']:,.0f} codes in use, as many as {figures['perplexity']:,.0f} "
-        "used equally"
-    ]
-    if "predictability" in figures:
-        lines.append(
-            f"copying a neighbour saves {figures['predictability']:.0%} of the surprise at a hidden token "
-            f"({figures['unigram_loss']:.2f} nats by frequency alone)"
-        )
-    if "class_agreement" in figures:
-        lines.append(
-            f"the class of an image follows from its token frequencies in {figures['class_agreement']:.1%} of the "
-            f"cases; chance {figures['class_agreement_chance']:.1%}"
-        )
-    return lines
 
 
 def draw(model: nn.Module, batches: Sequence[ImageBatch], folder: Path, step: int) -> None:

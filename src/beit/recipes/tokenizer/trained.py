@@ -32,9 +32,7 @@ from beit.tokenizers.objective import (
     with_codebook_usage,
 )
 from beit.training.method import Learner, Method, Step, StepOutput
-
-COLLAPSED = 0.01
-"""A codebook of which a smaller share carries all the images has collapsed."""
+from beit.verdicts.rules import collapse
 
 
 def reconstruction_method(config: TokenizerConfig, session: Session[Any], images: Images) -> Method:
@@ -44,8 +42,9 @@ def reconstruction_method(config: TokenizerConfig, session: Session[Any], images
         figures = with_codebook_usage(means)
         # Few codes win the argmax while the KL divergence gains its weight and the temperature is high.
         is_cool = figures.get("temperature", 0) <= (config.temperature + config.final_temperature) / 2
-        if is_cool and figures["perplexity"] < COLLAPSED * config.vocab_size:
-            session.console.say(collapse_warning(figures, config))
+        counts = figures["perplexity"], figures["codes_used"], config.vocab_size
+        if is_cool and (collapsed := collapse(*counts)):
+            session.console.say(f"WARNING: {collapsed.text} Try {collapsed.mend}")
         return figures
 
     model, about = starting_tokenizer(config)
@@ -122,13 +121,3 @@ def reconstruction_metrics(
         "cell_mean_mae": cell_mean_mae(batch.image, config.stride),
         "codes": count_codes(tokens, config.vocab_size).float(),
     }
-
-
-def collapse_warning(figures: Mapping[str, float], config: TokenizerConfig) -> str:
-    """What is wrong with a codebook of which so few codes are in use, and what to try."""
-    remedies = ["a higher --kl-weight"] if config.kind == "dvae" else []
-    return (
-        f"WARNING: the codebook is collapsing: {figures['codes_used']:.0f} of {config.vocab_size} codes in use, as "
-        f"many as {figures['perplexity']:.1f} used equally. Tokens like these teach an encoder nothing; try "
-        f"{', '.join([*remedies, 'a lower --lr'])}, or a smaller --vocab-size"
-    )

@@ -8,27 +8,21 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from beit.config.files import read_record
-from beit.config.finetune import FinetuneConfig
 from beit.config.run import TrainingConfig
 from beit.config.use import TrainConfig
-from beit.data.base import Source
-from beit.data.sources.opening import open_splits
+from beit.presets.trials import seed_spread
 from beit.recipes.train.parts import Part, begin, choose_parts, restored, stored
-from beit.stages.batches import open_machine
-from beit.stages.scores.comparison import compare_classifiers
-from beit.stages.session import open_images
-from beit.stages.tasks.labels import label_images
 from beit.training.console import Console, duration
-from beit.training.device import Compute, open_compute
+from beit.training.device import open_compute
 from beit.training.run.directory import CONFIG, REPORT, RESULTS
 from beit.training.run.opening import Request, open_run
 from beit.training.run.record import read_standing
 from beit.untrusted import read_json
+from beit.verdicts.comparison import comparisons
 from beit.visualize.report import write_report
 
 TITLES = {
@@ -75,7 +69,7 @@ def train(
             console.say(f"\n{number} of {len(steps)}: {TITLES[part.name]}\n")
             part.run(overwrite=overwrite)
         records = {part.name: read_standing(Path(part.config.out)) for part in steps}
-        lines = verdict(steps, compute)
+        lines = verdict(steps)
         for line in lines:
             console.say(line)
         results = {name: record.results.get("last", {}) for name, record in records.items()}
@@ -114,7 +108,7 @@ def in_words(parts: Sequence[Part]) -> list[str]:
     return lines
 
 
-def verdict(parts: Sequence[Part], compute: Compute) -> list[str]:
+def verdict(parts: Sequence[Part]) -> list[str]:
     """What the models are, and what pre-training was worth, in words."""
     lines, configs = [], {part.name: part.config for part in parts}
     for name, figure, words in (
@@ -126,25 +120,11 @@ def verdict(parts: Sequence[Part], compute: Compute) -> list[str]:
             compared = alone if type(alone) is type(configs[name]) else None
             beside = "" if compared is None else f"; from scratch {_score(compared, figure):.1%} ({SAME})"
             lines.append(f"{name}: {_score(configs[name], figure):.1%} {words}{beside}")
-    taught, alone = configs.get("classifier"), configs.get("scratch")
-    if isinstance(taught, FinetuneConfig) and alone and compute.world == 1 and not taught.multilabel:
-        judged = _judged(taught)
-        gain = compare_classifiers(taught.out, alone.out, judged, open_machine(taught, compute))
-        lines.append(
-            f"on {len(judged):,} images that were never trained on pre-training is worth {100 * gain.mean:.1f} "
-            f"points, between {100 * gain.low:.1f} and {100 * gain.high:.1f} with 95 % confidence"
-        )
-    return lines
+    records = [read_standing(Path(part.config.out)) for part in parts]
+    return [*lines, *comparisons(records, seed_spread)]
 
 
 def _score(config: TrainingConfig, figure: str) -> float:
     """On `test`, else on the held-back images."""
     last = read_standing(Path(config.out)).results["last"]
     return float(last.get(f"test/{figure}", last.get(f"eval/{figure}", float("nan"))))
-
-
-def _judged(config: FinetuneConfig) -> Source:
-    """The images that a classifier is judged on."""
-    images = open_images(config, partial(open_splits, labeled=config.labels is None))
-    images, _ = label_images(images, config.labels)
-    return images.test or images.held_back

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from beit.data.base import Source
-from beit.data.batches import LabeledBatch
+from beit.data.batches import ImageBatch
 from beit.data.decode import ImageError
-from beit.data.sources.subsets import Numbered, Subset
-from beit.data.views.evaluation import ImageView, LabeledView
+from beit.data.sources.subsets import Subset
+from beit.data.views.evaluation import ImageView
 from beit.stages.batches import Machine, each_batch
 from beit.training.signals import StopRequested, StopSignals
 
@@ -31,7 +31,7 @@ class FeatureSource(Subset):
 
     def compute(
         self,
-        apply: Callable[[LabeledBatch], Tensor],
+        apply: Callable[[ImageBatch], Tensor],
         view: ImageView,
         machine: Machine,
         *,
@@ -47,18 +47,16 @@ class FeatureSource(Subset):
         self.whole.zero_()
         passes = each_batch(
             apply,
-            Numbered(self._source),
-            LabeledView(view),
+            self._source,
+            view,
             machine,
             batch_size=batch_size,
-            labeled=True,
             on_bad=self._reasons.__setitem__,
             title=title,
         )
         with suppress(StopRequested), closing(passes):
-            for batch, features in passes:
+            for numbers, _, features in passes:
                 stop.poll()
-                numbers = batch.label.cpu()
                 self.features[numbers] = features.float().cpu()
                 self.whole[numbers] = True
         stop.poll_together(machine.compute)

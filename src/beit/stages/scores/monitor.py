@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from beit.config.architecture import EncoderConfig, default_crop
 from beit.config.pretrain import PretrainConfig
 from beit.data.base import Source
-from beit.data.batches import LabeledBatch
+from beit.data.batches import ImageBatch
 from beit.data.sources.subsets import Subset, labels_per_class, seeded_choice
 from beit.data.views.evaluation import EvaluationView
 from beit.metrics.neighbours import effective_rank, knn_accuracy
@@ -55,12 +55,8 @@ class FeatureMonitor:
         if self._classes:
             evaluation = replace(evaluation, monitor="knn_top1", monitor_mode="max", keep_best=True)
             labels = f"{self._bank.fingerprint} and {self._queries.fingerprint}"
-            product = replace(product, facts={**product.facts, "labels": labels})
-        notes = replace(
-            notes,
-            about=[*notes.about, self._about()],
-            conclusion=lambda results: [*method.notes.conclusion(results), *self.conclusion(results)],
-        )
+            product = replace(product, facts={**product.facts, "labels": labels}, details=self._details)
+        notes = replace(notes, about=[*notes.about, self._about()])
         return replace(method, evaluation=evaluation, product=product, notes=notes)
 
     def measure(self, model: nn.Module, precision: Precision, stop: StopSignals) -> Mapping[str, float]:
@@ -70,7 +66,7 @@ class FeatureMonitor:
         machine = Machine(compute, precision, num_workers(config.workers, compute))
         view = EvaluationView(self._encoder.image_size, crop_share=default_crop(self._encoder.image_size))
 
-        def features(batch: LabeledBatch) -> Tensor:
+        def features(batch: ImageBatch) -> Tensor:
             return layer_features(model.encoder, batch.image, range(self._encoder.depth), "mean")
 
         batch_size = max(1, min(256, config.batch_size // (compute.world * config.accumulate)))
@@ -78,31 +74,8 @@ class FeatureMonitor:
             source.compute(features, view, machine, batch_size=batch_size, title="features", stop=stop)
         return compute.from_main(self._figures)
 
-    def conclusion(self, results: Mapping[str, Any]) -> list[str]:
-        """Whether pre-training helped: the figures before the first step and at the end."""
-        before, after = results["first"], results["last"]
-        lines = []
-        if "eval/knn_top1" in before and "eval/knn_top1" in after:
-            lines.append(self._verdict(before["eval/knn_top1"], after["eval/knn_top1"]))
-        if "eval/effective_rank" in before and "eval/effective_rank" in after:
-            rank, ceiling = after["eval/effective_rank"], after["eval/effective_rank_ceiling"]
-            lines.append(
-                f"features of the last block fill {rank:.1f} dimensions of at most {ceiling:.0f}, "
-                f"{before['eval/effective_rank']:.1f} before the first step"
-            )
-        return lines
-
-    def _verdict(self, first: float, last: float) -> str:
-        images = max(1, int(self._queries.whole.sum()))
-        # Two standard errors of the difference, as if it were other images that were judged before.
-        noise = 2 * ((first * (1 - first) + last * (1 - last)) / images) ** 0.5
-        effect = "helped" if last > first else "hurt"
-        if abs(last - first) <= noise:
-            effect = "made no clear difference"
-        return (
-            f"pre-training {effect}: k-NN names {last:.1%} of {images:,} held-back images, {first:.1%} before the "
-            f"first step (chance {1 / self._classes:.1%})"
-        )
+    def _details(self) -> dict[str, int]:
+        return {"knn_images": int(self._queries.whole.sum())}
 
     def _about(self) -> str:
         bank, queries = f"{len(self._bank):,} training images", f"{len(self._queries):,} held-back ones"

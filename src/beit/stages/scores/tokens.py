@@ -15,12 +15,11 @@ from torch import Tensor
 from beit.config.errors import UserError
 from beit.config.run import DataConfig
 from beit.data.base import Source
-from beit.data.batches import LabeledBatch
 from beit.data.label_file import classes_in_file
 from beit.data.sources.files import path_of
 from beit.data.sources.opening import open_splits
-from beit.data.sources.subsets import Numbered, Subset, spread
-from beit.data.views.evaluation import EvaluationView, LabeledView
+from beit.data.sources.subsets import Subset, spread
+from beit.data.views.evaluation import EvaluationView
 from beit.masking import BlockwiseMasking
 from beit.metrics.agreement import class_agreement
 from beit.metrics.tokens import (
@@ -84,23 +83,19 @@ class Scoring:
         grid = [side // tokenizer.stride for side in tokenizer.image_size]
         tokens, whole = torch.zeros(len(source), *grid), torch.zeros(len(source))
 
-        def encode(batch: LabeledBatch) -> None:
-            numbers = batch.label.cpu()
-            tokens[numbers] = tokenizer.encode(batch.image).float().cpu()  # exact up to 2^24
-            whole[numbers] = 1
-
         passes = each_batch(
-            encode,
-            Numbered(source),
-            LabeledView(EvaluationView(tokenizer.image_size)),
+            lambda batch: tokenizer.encode(batch.image),
+            source,
+            EvaluationView(tokenizer.image_size),
             machine,
             batch_size=self.batch_size,
-            labeled=True,
             title="scoring tokens",
         )
         with suppress(StopRequested), closing(passes):
-            for _ in passes:
+            for numbers, _, encoded in passes:
                 stop.poll()
+                tokens[numbers] = encoded.float().cpu()  # exact up to 2^24
+                whole[numbers] = 1
         stop.poll_together(machine.compute)
         sums = machine.compute.sums({"tokens": tokens, "whole": whole})
         read = sums["whole"] > 0

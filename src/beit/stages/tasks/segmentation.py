@@ -30,10 +30,13 @@ class TooLarge(RunFailed):
 
 
 def evaluate_batch(inference: Inference, model: nn.Module, batch: SegmentationBatch) -> dict[str, Tensor]:
-    """Sums over a batch of one image, at the size of its label map. TooLarge where the memory does not suffice."""
+    """Sums over a batch of one image, at the size of its label map, and `each`: its pixels of every class that are
+    named right, that are there, and that are named so. TooLarge where the memory does not suffice."""
     segmenter, size = cast(SemanticSegmenter, model), pair(batch.label_map.shape[1:])
     with within_memory(segmenter, inference, size, batch.image.device):
-        return segmentation_sums(inference.scores(segmenter, batch.image, size), batch.label_map)
+        sums = segmentation_sums(inference.scores(segmenter, batch.image, size), batch.label_map)
+    table = sums["confusion"]
+    return sums | {"each": torch.cat([table.diagonal(), table.sum(1), table.sum(0)])[None]}
 
 
 def predict_classes(inference: Inference, model: nn.Module, image: Tensor, shape: Sequence[int]) -> Tensor:

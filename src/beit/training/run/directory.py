@@ -30,10 +30,10 @@ from beit.untrusted import read_json
 
 CONFIG, STATUS, LOG = "config.yaml", "status.json", "log.txt"
 METRICS, RESULTS, REPORT = "metrics.jsonl", "results.json", "report.html"
-HELD_BACK, TRAINED_ON = "held-back.txt", "trained-on.npy"
+HELD_BACK, TRAINED_ON, JUDGED = "held-back.txt", "trained-on.npy", "judged.npz"
 SAMPLES, MODEL, MODEL_BEST, CHECKPOINTS = "samples", "model", "model-best", "checkpoints"
 TRACKERS = ("tensorboard", "wandb")
-FILES = (LOG, METRICS, RESULTS, REPORT, HELD_BACK, TRAINED_ON)
+FILES = (LOG, METRICS, RESULTS, REPORT, HELD_BACK, TRAINED_ON, JUDGED)
 LAYOUT = (*FILES, SAMPLES, MODEL, MODEL_BEST, CHECKPOINTS, *TRACKERS, STATUS, CONFIG)
 """All that is a run's own, in the order in which it is deleted: what marks the folder as a run goes last."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +41,17 @@ class Picture:
 class RunRecord:
     """What a run directory says; whatever is missing is empty."""
 
-    name: str
-    folder: Path
-    config: Mapping[str, Any]
-    config_text: str
-    status: Mapping[str, Any]
-    results: Mapping[str, Any]
-    model: Mapping[str, Any]
-    curves: Mapping[str, Curve]
-    pictures: Sequence[Picture]
-    log_tail: str
-    problems: Sequence[str]
+    name: str = ""
+    folder: Path = Path()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    status: Mapping[str, Any] = field(default_factory=dict)
+    results: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    pictures: Sequence[Picture] = ()
+    log_tail: str = ""
+    problems: Sequence[str] = ()
     """What could not be read, in words."""
 
     @property

@@ -1,0 +1,94 @@
+"""What the images that a model was judged on say of it: intervals, the verdict, and what comparisons need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from beit.data.base import Source
+from beit.data.sources.holdout import named_groups, units_of
+from beit.figures import SCORES
+from beit.metrics.intervals import FIGURES, bootstrap, wilson
+from beit.stages.overlap import image_hashes
+from beit.training.device import Compute
+from beit.training.run.curves import Curve
+from beit.training.run.record import RunRecord, read_run
+from beit.verdicts.comparison import Judged
+from beit.verdicts.rules import Verdict, verdicts
+
+COUNTED = ("top1", "knn_top1")
+"""Scores that are shares of images."""
+
+
+class Judgement:
+    """What is kept of each image at the last evaluation, or of those that are judged once, by all ranks together."""
+
+    def __init__(self, compute: Compute, group_by: str | None) -> None:
+        self._compute, self._group_by = compute, group_by
+        self._source: Source | None = None
+        self._table: dict[str, Tensor] = {}
+
+    def keep(
+        self, source: Source, passes: Iterable[tuple[list[int], Any, dict[str, Tensor]]]
+    ) -> Iterator[dict[str, Tensor]]:
+        """The sums of the passes over `source`, without what they have of each image."""
+        self._source, self._table = source, {"whole": torch.zeros(len(source), dtype=torch.bool)}
+        for numbers, _, sums in passes:
+            self._table["whole"][numbers] = True
+            if (each := sums.pop("each", None)) is not None:
+                empty = torch.zeros(len(source), each.shape[1], dtype=torch.int64)
+                self._table.setdefault("each", empty)[numbers] = each.long().cpu()
+            yield sums
+
+    def interval(
+        self, score: str, figures: Mapping[str, Any], images: int | None = None
+    ) -> tuple[Judged | None, dict[str, Any] | None]:
+        """What is kept of the images, and the interval of `score` on them, or on so many `images`: by Wilson of a
+        share of images that stand for themselves, by the bootstrap of other scores; None where there is none."""
+        table, judged = self._compute.sums(self._table), None
+        if self._source is not None and "each" in table:
+            keys = [self._source.key(index) for index in range(len(self._source))]
+            groups = named_groups(keys, self._group_by) if self._group_by else ()
+            columns = image_hashes(self._source), units_of(len(keys), groups), table["each"].long()
+            whole = table["whole"].bool().numpy()
+            judged = Judged(score, *(np.asarray(column)[whole] for column in columns))
+        count = int(table["whole"].sum()) if images is None and table else images
+        name = next((name for name in (f"test/{score}", f"eval/{score}", score) if name in figures), "")
+        value = figures.get(name, math.nan)
+        if not count or value is None or not math.isfinite(value) or not (judged or score in COUNTED):
+            return judged, None
+        units = len({*judged.unit.tolist()}) if judged else count
+        if judged is None or (score in COUNTED and units == count):
+            low, high = wilson(round(value * count), count)
+        else:
+            low, high = bootstrap(FIGURES[score], judged.rows, units=judged.unit)
+        return judged, {"figure": name, "low": low, "high": high, "images": count, "units": units}
+
+    def verdict(self, run: Path, score: str, results: Mapping[str, Any]) -> dict[str, Any]:
+        """`verdict` and `interval` of results.json; the images that were judged are kept in the run."""
+        judged, interval = self.interval(score, results["last"], results.get("knn_images"))
+
+        def conclude() -> list[Verdict]:
+            if judged is not None:
+                judged.write(run)
+            return verdicts(replace(read_run(run), status={}, results={**results, "interval": interval}))
+
+        said = [verdict._asdict() for verdict in self._compute.from_main(conclude)]
+        return {"verdict": said, "interval": interval}
+
+    def of_figures(self, figures: Mapping[str, Any]) -> dict[str, Any]:
+        """`verdict` and `interval` of the figures of an evaluation, as if a run had come to them on a `split`."""
+        score = next((name for name in SCORES if name in figures), "")
+        split = {"val": "held-back", "train": "training"}.get(figures["split"], figures["split"])
+        results = {**figures, "split": split, "interval": self.interval(score, figures)[1]}
+        numbers = {name: np.full(1, value) for name, value in figures.items() if isinstance(value, float)}
+        curves = {f"eval/{name}": Curve(np.zeros(1), value) for name, value in numbers.items()}
+        said = verdicts(RunRecord(curves=curves, results=results))
+        return {"verdict": [verdict._asdict() for verdict in said], "interval": results["interval"]}

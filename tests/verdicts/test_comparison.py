@@ -1,0 +1,68 @@
+"""Two runs side by side: paired on the images that both were judged on, and honest where they were not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from beit.presets.trials import seed_spread
+from beit.training.run.record import RunRecord
+from beit.verdicts.comparison import JUDGED, Judged, comparisons, read_judged
+
+
+def run(folder: Path, right: Any, *, first: int = 0, **config: Any) -> RunRecord:
+    """A run that was judged on images from number `first` on, with these answers."""
+    folder.mkdir()
+    rows = np.stack([np.asarray(right, dtype=np.int64), np.ones(len(right), dtype=np.int64)], 1)
+    images = np.arange(first, first + len(right))
+    Judged("top1", images.astype(np.uint64), images, rows).write(folder)
+    return RunRecord(name=folder.name, folder=folder, status={"verb": "finetune"}, config=config)
+
+
+def test_runs_are_compared_on_the_images_of_both(tmp_path: Path) -> None:
+    """Of 200 images that the second has, the first has half; on these they differ as they do not on all."""
+    numbers = np.arange(200)
+    scratch = run(tmp_path / "scratch", numbers[:100] < 70)
+    pretrained = run(tmp_path / "pretrained", (numbers < 72) | (numbers > 100))
+    [line] = comparisons([scratch, pretrained], seed_spread)
+    assert line.startswith(
+        "pretrained cannot be told apart from scratch: 72.0 and 70.0 % on the same 100 images"
+    )
+    assert line.endswith("seeds of this recipe differ: not known.")
+    better = run(tmp_path / "better", numbers[:100] < 90)
+    [line] = comparisons([scratch, better], seed_spread)
+    assert line.startswith("better is better than scratch: 90.0 and 70.0 % on the same 100 images")
+    assert "a difference of 20.0 points (95 % interval 1" in line
+
+
+def test_what_cannot_be_compared_is_said_or_left_out(tmp_path: Path) -> None:
+    first = run(tmp_path / "first", [1, 0, 1])
+    elsewhere = run(tmp_path / "elsewhere", [1, 1, 0], first=3)
+    [line] = comparisons([first, elsewhere], seed_spread)
+    assert "were not judged on the same images" in line
+    for content in (b"", b"PK\x03\x04 cut off", b"no archive"):
+        (elsewhere.folder / JUDGED).write_bytes(content)
+        assert read_judged(elsewhere) is None and comparisons([first, elsewhere], seed_spread) == []
+    (elsewhere.folder / JUDGED).unlink()
+    assert comparisons([first, elsewhere], seed_spread) == [] == comparisons([], seed_spread)
+
+
+@pytest.mark.parametrize(
+    ("verb", "config", "spread"),
+    [
+        ("segment", {"preset": "camvid", "steps": 1101, "decoder": "upernet"}, 0.002),
+        ("segment", {"preset": "camvid", "steps": 1100, "decoder": "upernet"}, None),
+        ("finetune", {"preset": "tiny", "steps": 625}, 0.008),
+        ("finetune", {"preset": None, "steps": 625}, None),
+    ],
+)
+def test_seeds_differ_by_what_was_tried(
+    verb: str, config: dict[str, Any], spread: float, tmp_path: Path
+) -> None:
+    assert seed_spread(verb, config) == spread
+    if spread and verb == "finetune":
+        [line] = comparisons([run(tmp_path / name, [1, 0, 1], **config) for name in "ab"], seed_spread)
+        assert line.endswith("differ: up to 0.8 points.") and "cannot be told apart" in line

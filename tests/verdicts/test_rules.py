@@ -1,0 +1,150 @@
+"""What is said of figures: for few classes and dead ones, few images, collapse, divergence; and what is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from beit.metrics.intervals import wilson
+from beit.training.run.curves import Curve
+from beit.training.run.record import RunRecord
+from beit.verdicts.rules import Verdict, few_images, verdicts
+
+
+def judge(results: dict[str, Any] | None = None, /, **curves: list[float]) -> list[Verdict]:
+    """The verdicts on a run with these values at equal steps; `eval_` stands for `eval/`."""
+    named = {name.replace("eval_", "eval/"): np.array(values, float) for name, values in curves.items()}
+    read = {name: Curve(np.arange(len(values), dtype=float), values) for name, values in named.items()}
+    return verdicts(RunRecord(curves=read, results=results or {}))
+
+
+def said(results: dict[str, Any] | None = None, /, **curves: list[float]) -> str:
+    return " ".join(verdict.text for verdict in judge(results, **curves))
+
+
+def score(share: float, images: int, name: str = "top1", **rivals: float) -> list[Verdict]:
+    """The verdicts on a finished run whose score is such a share of its held-back images."""
+    low, high = wilson(round(share * images), images)
+    interval = {"low": low, "high": high, "images": images, "units": images}
+    beside = {f"eval_{rival}_{name}": [value] for rival, value in rivals.items()}
+    return judge({"interval": interval}, **{f"eval_{name}": [share]}, **beside)
+
+
+def test_two_classes_can_be_told_apart_well() -> None:
+    [verdict] = score(0.99, 200, commonest=0.5, histogram=0.72, pixels=0.6)
+    assert verdict.tone == "good" and not verdict.mend
+    assert (
+        "99.0 % of 200 held-back images are named right (95 % interval 96.4 to 99.7 %)"
+        in verdict.text.replace(" % to", " to")
+    )
+    assert (
+        "always the commonest class 50.0 %; a linear classifier of colour histograms 72.0 %" in verdict.text
+    )
+
+
+def test_a_result_within_chance_says_the_mend() -> None:
+    """Ants and bees: 63.3 % of 30 photographs, which half right would give one time in ten."""
+    [verdict] = score(19 / 30, 30, commonest=0.5, histogram=0.7, pixels=0.57)
+    assert verdict.tone == "bad" and verdict.text.startswith("Within chance of knowing nothing")
+    assert "few images tell little" in verdict.text and "more labels" in verdict.mend
+
+
+def test_what_a_histogram_does_as_well_is_not_good() -> None:
+    [verdict] = score(0.72, 400, commonest=0.5, histogram=0.7)
+    assert verdict.tone == "open" and verdict.mend
+    assert verdict.text.startswith("Not shown to be better than a linear classifier of colour histograms")
+    [verdict] = score(0.72, 400, commonest=0.5, histogram=0.6)
+    assert (verdict.tone, verdict.mend) == ("good", "")
+
+
+def test_few_images_are_never_good_and_say_what_they_stand_for() -> None:
+    [verdict] = score(1.0, 20, commonest=0.5)
+    assert verdict.tone == "open" and "13 of 20 right stand for 43.3 % to 81.9 %" in verdict.text
+    assert few_images(0) == few_images(50) == ""
+
+
+@pytest.mark.parametrize(("dead", "tones"), [(0, ["good"]), (2, ["open", "open"]), (9, ["open", "bad"])])
+def test_classes_that_are_never_found_are_named(dead: int, tones: list[str]) -> None:
+    """CamVid: 14 % mIoU with 9 of 12 classes at zero beats any rule of thumb, and is no success."""
+    classes = {f"class {i}": {"iou": 0.0 if i < dead else 0.5, "share": 1 / 12} for i in range(12)}
+    classes["nowhere"] = {"iou": 0.0, "share": 0.0}
+    interval = {"low": 0.13, "high": 0.15, "images": 101, "units": 101}
+    found = judge({"classes": classes, "interval": interval}, eval_miou=[0.14], eval_place_miou=[0.08])
+    assert [verdict.tone for verdict in found] == tones
+    if dead:
+        assert f"{dead} of 12 classes are never found: class 0" in found[1].text
+        assert bool(found[1].mend) == (dead == 9)
+
+
+def test_groups_are_said() -> None:
+    interval = {"low": 0.4, "high": 0.8, "images": 300, "units": 12}
+    assert "over 12 groups" in said({"interval": interval}, eval_top1=[0.6], eval_commonest_top1=[0.3])
+
+
+def test_learned_by_heart_is_a_rise_beyond_the_noise_of_so_few_images() -> None:
+    few = {"interval": {"low": 0.5, "high": 0.8, "images": 30, "units": 30}}
+    many = {"interval": {"low": 0.5, "high": 0.8, "images": 2000, "units": 2000}}
+    rising = {"eval_loss": [0.9, 0.631, 0.652], "eval_top1": [0.5, 0.66, 0.66]}
+    assert "by heart" not in said(few, **rising) and "by heart" in said(many, **rising)
+    # A loss that rises while more images are named right is overconfident, and the classifier is better.
+    assert "by heart" not in said(many, eval_loss=[0.9, 0.63, 0.8], eval_top1=[0.5, 0.66, 0.7])
+    assert "by heart" in said(eval_loss=[5, 4, 4.5]) and "by heart" not in said(eval_loss=[5, 4, 4.01])
+
+
+def test_divergence_and_collapse_say_what_to_mend() -> None:
+    [diverged] = judge(loss=[2.3, 1.9, 2.9])
+    assert diverged.tone == "bad" and "was 2.3 at the beginning" in diverged.text
+    assert "--overwrite and a third of the --lr" in diverged.mend
+    assert judge(loss=[2.3, 1.9, 2.4]) == [] == judge(loss=[2.0, 9.0], nll=[2.0, 1.0])
+    assert judge(loss=[-0.005, 0.003]) == []
+    [codes] = judge({"vocab_size": 512}, perplexity=[90, 3.2], codes_used=[90, 9])
+    assert codes.tone == "bad" and "9 codes occur, 3.2 in effective use" in codes.text and codes.mend
+    [codes] = judge({"vocab_size": 16}, perplexity=[3.2], codes_used=[9])
+    assert codes.tone == "plain"
+    [rank] = judge(eval_effective_rank=[1.3], eval_effective_rank_ceiling=[191])
+    assert rank.tone == "bad" and "1.3 of at most 191 dimensions" in rank.text and rank.mend
+
+
+def test_masked_tokens_are_judged_beside_the_best_baseline() -> None:
+    baselines = {"eval_unigram_loss": [6, 6], "eval_copy_neighbour_loss": [5, 5]}
+    [context] = judge(eval_loss=[5, 4.0], **baselines)
+    assert (
+        context.text.startswith("The model uses context: 20 % below the best baseline") and not context.mend
+    )
+    assert "against 5.00 for the best baseline (copy neighbour)" in context.text
+    [context] = judge(eval_loss=[5, 4.99], **baselines)
+    assert context.text.startswith("Level with the best baseline") and context.mend
+    # A low training loss is no evidence when held-back images say otherwise.
+    # The baselines of a tokenizer's codes are no baselines of its loss.
+    assert judge(loss=[1, 0.9], eval_unigram_loss=[0.5], eval_reconstruction_mae=[0.1]) == []
+    assert "Not yet using context: 4.0 % above" in said(eval_loss=[5.0, 5.2], loss=[5, 1.0], **baselines)
+
+
+def test_pre_training_helped_where_k_nn_gained_more_than_chance_gives() -> None:
+    def verdict(images: int) -> Verdict:
+        interval = {"low": 0.3, "high": 0.5, "images": images, "units": images}
+        [verdict] = judge({"interval": interval}, eval_knn_top1=[0.241, 0.3, 0.41], eval_knn_chance=[0.1] * 3)
+        return verdict
+
+    assert verdict(500).tone == "good"
+    assert verdict(500).text.startswith(
+        "Pre-training helped: neighbours name 41.0 % of 500 held-back images right, 24.1"
+    )
+    assert verdict(40).text.startswith("Pre-training made no clear difference") and verdict(40).mend
+
+
+def test_reconstructions_are_judged_beside_the_mean_of_a_cell() -> None:
+    assert "Tokens carry shape: reconstructions are 25 % closer" in said(
+        reconstruction_mae=[0.2, 0.06], cell_mean_mae=[0.08, 0.08]
+    )
+    assert "not yet as close" in said(reconstruction_mae=[0.2, 0.1], cell_mean_mae=[0.08, 0.08])
+
+
+@pytest.mark.parametrize(
+    "interval", [7, [1], {"low": "<b>", "high": 1, "images": 2, "units": 2}, {"low": 0.1}]
+)
+def test_a_results_file_that_makes_no_sense_is_not_believed(interval: object) -> None:
+    [verdict] = judge({"interval": interval, "classes": 7}, eval_top1=[0.6], eval_commonest_top1=[0.3])
+    assert verdict.tone == "plain"
