@@ -41,16 +41,12 @@ def photographs(folder: str | None, count: int) -> list[bytes]:
     files = []
     for seed in range(count):
         rng = np.random.default_rng(seed)
-        spectrum = (
-            np.hypot(np.fft.fftfreq(375)[:, None], np.fft.fftfreq(500)) + 1e-3
-        )  # photographs have 1/f spectra
+        spectrum = np.hypot(np.fft.fftfreq(375)[:, None], np.fft.fftfreq(500)) + 1e-3  # photographs have 1/f spectra
         noise = np.fft.fft2(rng.normal(size=(3, 375, 500)), axes=(1, 2)) / spectrum
         pixels = np.fft.ifft2(noise, axes=(1, 2)).real
         pixels = 128 + 55 * (pixels - pixels.mean()) / pixels.std()
         buffer = io.BytesIO()
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)).save(
-            buffer, "JPEG", quality=90
-        )
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)).save(buffer, "JPEG", quality=90)
         files.append(buffer.getvalue())
     return files
 
@@ -91,9 +87,7 @@ def measure(pipeline: Callable[[bytes, int], object], files: list[bytes]) -> flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     real = os.environ.get("BEIT_REAL_DATA")
     parser.add_argument("folder", nargs="?", default=real and os.path.join(real, "imagenet_sample"))
     parser.add_argument("--count", type=int, default=200)

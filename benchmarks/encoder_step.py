@@ -54,9 +54,7 @@ def transformers(config: EncoderConfig, vocab_size: int) -> tuple[nn.Module, Los
     )
     return (
         model,
-        lambda images, mask, tokens: (
-            model(normalized(images), bool_masked_pos=mask.flatten(1), labels=tokens).loss
-        ),
+        lambda images, mask, tokens: model(normalized(images), bool_masked_pos=mask.flatten(1), labels=tokens).loss,
     )
 
 
@@ -94,9 +92,7 @@ class TimmMaskedImageModel(Beit):
 
 def timm(config: EncoderConfig, vocab_size: int) -> tuple[nn.Module, Loss]:
     model = TimmMaskedImageModel(config, vocab_size)
-    return model, lambda images, mask, tokens: F.cross_entropy(
-        model(normalized(images), mask).float(), tokens
-    )
+    return model, lambda images, mask, tokens: F.cross_entropy(model(normalized(images), mask).float(), tokens)
 
 
 def normalized(images: Tensor) -> Tensor:
@@ -105,9 +101,7 @@ def normalized(images: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", choices=sorted(ENCODERS), default="tiny")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--patch-size", type=int, default=16)
@@ -122,9 +116,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    fields = {
-        key: x for key, x in ENCODERS[options.encoder].items() if key in EncoderConfig.__dataclass_fields__
-    }
+    fields = {key: x for key, x in ENCODERS[options.encoder].items() if key in EncoderConfig.__dataclass_fields__}
     config = EncoderConfig(
         image_size=(options.image_size,) * 2, patch_size=options.patch_size, drop_path_rate=0.1, **fields
     )
@@ -161,15 +153,11 @@ def main() -> None:
     )
     for name, seconds in best.items():
         line = f"{name:13} {options.batch_size / seconds:9.1f} images/s  {seconds * 1e3:9.1f} ms"
-        line += (
-            f"  {best['transformers'] / seconds:5.2f} x transformers  {best['timm'] / seconds:5.2f} x timm"
-        )
+        line += f"  {best['transformers'] / seconds:5.2f} x transformers  {best['timm'] / seconds:5.2f} x timm"
         print(line + (f"  {memory[name]:6.2f} GiB above the weights" if memory else ""))
 
 
-def stopwatch(
-    model: nn.Module, loss: Loss, batch: tuple[Tensor, Tensor, Tensor], bf16: bool
-) -> Callable[[], float]:
+def stopwatch(model: nn.Module, loss: Loss, batch: tuple[Tensor, Tensor, Tensor], bf16: bool) -> Callable[[], float]:
     """A function that runs one step and returns its seconds."""
     device = batch[0].device
 

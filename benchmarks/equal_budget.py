@@ -87,9 +87,7 @@ class Grid:
         """All runs of a row, on `core`; those that are done are no-ops."""
         row, folder = ROWS[name], self.out / name
         if name == "scratch":
-            self.finetune(
-                folder / "same-steps", core, ("--from-scratch", *self.network, "--steps", str(self.steps))
-            )
+            self.finetune(folder / "same-steps", core, ("--from-scratch", *self.network, "--steps", str(self.steps)))
             self.finetune(
                 folder / "same-time",
                 core,
@@ -117,9 +115,7 @@ class Grid:
             self.run(core, "tokenizer", folder / "first-tokenizer", *first.tokenizer)
             budget = f"{FIRST_ROUND * self.seconds:.0f}s"
             tokenizer = ("--tokenizer", str(folder / "first-tokenizer"))
-            self.run(
-                core, "pretrain", teacher, *tokenizer, *first.pretrain, *self.network, "--budget", budget
-            )
+            self.run(core, "pretrain", teacher, *tokenizer, *first.pretrain, *self.network, "--budget", budget)
             before = elapsed(folder / "first-tokenizer") + elapsed(teacher)
             flags = (*flags, "--teacher", str(teacher))
         if row.share is not None:
@@ -206,9 +202,7 @@ def work(grid: Grid, names: Sequence[str], cores: Sequence[int]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=10)

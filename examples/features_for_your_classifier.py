@@ -33,9 +33,7 @@ def features(encoder: beit.BeitEncoder, files: list[Path], batch_size: int = 64)
     return torch.cat(batches)
 
 
-def fit_linear(
-    inputs: Tensor, labels: Tensor, num_classes: int, weight_decay: float = 1e-3
-) -> torch.nn.Linear:
+def fit_linear(inputs: Tensor, labels: Tensor, num_classes: int, weight_decay: float = 1e-3) -> torch.nn.Linear:
     """Multinomial logistic regression."""
     classifier = torch.nn.Linear(inputs.shape[1], num_classes)
     optimizer = torch.optim.LBFGS(classifier.parameters(), max_iter=200, line_search_fn="strong_wolfe")

@@ -43,9 +43,7 @@ def compare(run: str, tokenizer: str, photographs: str, steps: int = 10) -> dict
     """Masked-token losses under both rules, and under the new one after `steps` steps of training with it."""
     model, visual_tokenizer = beit.load_model(run), beit.load_tokenizer(tokenizer)
     assert isinstance(model, beit.MaskedImageModel)
-    files = sorted(file for file in Path(photographs).iterdir() if file.suffix.lower() in (".jpg", ".png"))[
-        :64
-    ]
+    files = sorted(file for file in Path(photographs).iterdir() if file.suffix.lower() in (".jpg", ".png"))[:64]
     images = read(files, model.encoder.config.image_size)
     with torch.no_grad():
         tokens = visual_tokenizer.encode(read(files, visual_tokenizer.image_size))

@@ -13,9 +13,7 @@ import beit
 def pretrain_on(photographs: str, out: str, steps: int | None = None) -> None:
     """Leave two runs, `out`/tokenizer and `out`/pretrain, and `out`/report.html; `steps` shortens both."""
     shorter = {} if steps is None else {"steps": steps, "epochs": None}
-    tokenizer = beit.configure(
-        beit.TokenizerConfig, "tiny", data=photographs, out=f"{out}/tokenizer", **shorter
-    )
+    tokenizer = beit.configure(beit.TokenizerConfig, "tiny", data=photographs, out=f"{out}/tokenizer", **shorter)
     encoder = beit.configure(
         beit.PretrainConfig,
         "tiny",

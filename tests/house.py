@@ -57,9 +57,7 @@ class House:
             ):
                 docstrings.update(range(node.lineno, (node.end_lineno or 0) + 1))
         lines = enumerate(map(str.strip, self.texts[module].splitlines()), 1)
-        return sum(
-            bool(line) and not line.startswith("#") and number not in docstrings for number, line in lines
-        )
+        return sum(bool(line) and not line.startswith("#") and number not in docstrings for number, line in lines)
 
     def rooms(self) -> dict[str, list[str]]:
         """The modules of each folder of the package; those beside the folders as `root`."""

@@ -25,9 +25,7 @@ def test_imports_keep_the_contracts_of_pyproject() -> None:
     assert check.returncode == 0, check.stdout + check.stderr
 
 
-@pytest.mark.parametrize(
-    "module", ["beit", "beit.cli.main", "beit.config.files", "beit.presets", "beit.masking"]
-)
+@pytest.mark.parametrize("module", ["beit", "beit.cli.main", "beit.config.files", "beit.presets", "beit.masking"])
 def test_is_free_of_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

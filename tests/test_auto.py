@@ -148,9 +148,7 @@ def test_pretraining_takes_the_grid_of_its_tokenizer() -> None:
     assert config.architecture().grid == (6, 9)
 
 
-@pytest.mark.parametrize(
-    "facts", [Facts(side=side, work=work) for side in (32, 96, 300) for work in (1e14, 1e19)]
-)
+@pytest.mark.parametrize("facts", [Facts(side=side, work=work) for side in (32, 96, 300) for work in (1e14, 1e19)])
 def test_what_auto_chooses_for_the_verbs_fits_together(facts: Facts) -> None:
     tokenizer, _ = resolve(TokenizerConfig(data="x", out="y"), facts)
     grid = tokenizer.image_size // tokenizer.stride

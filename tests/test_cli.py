@@ -64,7 +64,7 @@ def test_flags_come_in_groups_the_common_ones_first(capsys: pytest.CaptureFixtur
     assert run("pretrain", "--help") == 0
     groups = re.findall(r"(\w+) options\b[\W]*?(--\w[\w-]*)", capsys.readouterr().out)
     assert groups == [
-        *(("data", "--data"), ("model", "--tokenizer"), ("mask", "--num-masked"), ("training", "--preset")),
+        *(("data", "--data"), ("model", "--init"), ("mask", "--num-masked"), ("training", "--preset")),
         *(("machine", "--device"), ("output", "--out")),
     ]
     fields = {field.name for verb in VERBS.values() for field in dataclasses.fields(verb.config)}
@@ -327,9 +327,7 @@ def test_a_package_that_is_missing_is_told_before_anything_is_made(
         ),
     ],
 )
-def test_a_flag_without_effect_is_refused(
-    words: str, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_flag_without_effect_is_refused(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--data", "photos", "--out", "run"] + ["--tokenizer", "t"] * ("pixels" not in words)
     assert run("pretrain", *where, *words.split()) == 2
     assert message in capsys.readouterr().err
@@ -365,9 +363,7 @@ def test_flags_beat_the_file_beats_the_preset_beats_the_defaults(
 ) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("lr: 2e-3\nwidth: 96\n")
-    values = resolved(
-        capsys, "pretrain", *TRAINING, "--preset", "tiny", "--config", str(file), "--width", "48"
-    )
+    values = resolved(capsys, "pretrain", *TRAINING, "--preset", "tiny", "--config", str(file), "--width", "48")
     tiny = find(PretrainConfig, "tiny").values
     assert values["width"] == 48
     assert values["lr"] == 2e-3
@@ -381,9 +377,7 @@ def test_a_length_in_steps_replaces_one_in_epochs_from_below(capsys: pytest.Capt
 
 
 def test_a_warm_up_in_epochs_replaces_one_in_steps_from_below(capsys: pytest.CaptureFixture[str]) -> None:
-    values = resolved(
-        capsys, "tokenizer", "--data", "x", "--out", "y", "--preset", "tiny", "--warmup-epochs", "2"
-    )
+    values = resolved(capsys, "tokenizer", "--data", "x", "--out", "y", "--preset", "tiny", "--warmup-epochs", "2")
     assert (values["warmup_steps"], values["warmup_epochs"]) == (None, 2.0)
 
 
@@ -391,9 +385,7 @@ def test_null_switches_a_knob_off(capsys: pytest.CaptureFixture[str]) -> None:
     assert resolved(capsys, "pretrain", *TRAINING, "--clip-grad", "null")["clip_grad"] is None
 
 
-@pytest.mark.parametrize(
-    "arguments", [["pretrain", *TRAINING], ["finetune", *FINETUNE], ["probe", *FINETUNE]]
-)
+@pytest.mark.parametrize("arguments", [["pretrain", *TRAINING], ["finetune", *FINETUNE], ["probe", *FINETUNE]])
 def test_images_have_one_side_or_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert resolved(capsys, *arguments, "--image-size", "64", "96")["image_size"] == [64, 96]
     assert resolved(capsys, *arguments, "--image-size", "64")["image_size"] == 64

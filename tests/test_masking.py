@@ -34,9 +34,7 @@ def test_at_most_has_the_statistics_of_the_released_generator() -> None:
     assert 60 <= hidden.min() <= 68
     assert hidden.max() == 75
     assert rate[[0, 0, -1, -1], [0, -1, 0, -1]].mean() == pytest.approx(0.040, abs=0.01)
-    assert np.concatenate([rate[0], rate[-1], rate[:, 0], rate[:, -1]]).mean() == pytest.approx(
-        0.134, abs=0.01
-    )
+    assert np.concatenate([rate[0], rate[-1], rate[:, 0], rate[:, -1]]).mean() == pytest.approx(0.134, abs=0.01)
     assert rate[6:8, 6:8].mean() == pytest.approx(0.716, abs=0.01)
     # Exclusive positions would leave the last row and column visible for ever; the rule is symmetric.
     assert rate[-1] == pytest.approx(rate[0], abs=0.02)
@@ -94,8 +92,7 @@ def regions(mask: np.ndarray) -> Iterator[set[tuple[int, int]]]:
 def test_at_most_is_the_released_rule_to_the_bit() -> None:
     """And the paper's rule as it was: digests of masks drawn before `exact` changed."""
     digests = [
-        hashlib.sha256(draw(BlockwiseMasking(count=count), 200).tobytes()).hexdigest()[:12]
-        for count in counts[1:]
+        hashlib.sha256(draw(BlockwiseMasking(count=count), 200).tobytes()).hexdigest()[:12] for count in counts[1:]
     ]
     assert digests == ["7a4b0476599a", "2e36bbdd00d0"]
 

@@ -9,12 +9,7 @@ import importlib
 from pathlib import Path
 
 _TABLE = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
-_HOMES = {
-    alias.name: node.module
-    for node in _TABLE.body
-    if isinstance(node, ast.ImportFrom)
-    for alias in node.names
-}
+_HOMES = {alias.name: node.module for node in _TABLE.body if isinstance(node, ast.ImportFrom) for alias in node.names}
 __all__ = sorted(_HOMES)
 
 

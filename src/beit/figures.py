@@ -78,12 +78,8 @@ def _score(name: str, title: str, meaning: str) -> Figure:
 
 _TABLE = (
     Figure("loss", "Loss", "What training makes smaller.", better="lower"),
-    Figure(
-        "unigram_loss", "Baseline: token frequencies", "The loss of guessing from how frequent tokens are."
-    ),
-    Figure(
-        "position_unigram_loss", "Baseline: frequencies by position", "The same at each place of the grid."
-    ),
+    Figure("unigram_loss", "Baseline: token frequencies", "The loss of guessing from how frequent tokens are."),
+    Figure("position_unigram_loss", "Baseline: frequencies by position", "The same at each place of the grid."),
     Figure(
         "copy_neighbour_loss",
         "Baseline: copying the nearest patch",
@@ -96,9 +92,7 @@ _TABLE = (
         "still be a good model; compare it with other runs on the same tokenizer.",
     ),
     _score("top1", "Top-1 accuracy", "Share of images whose most likely class is the right one."),
-    _score(
-        "top5", "Top-5 accuracy", "Share with the right class among the five likeliest, if there are more."
-    ),
+    _score("top5", "Top-5 accuracy", "Share with the right class among the five likeliest, if there are more."),
     _score("f1", "F1 over all classes", "Harmonic mean of precision and recall, a class named from 50 % on."),
     _score(
         "mean_average_precision",
@@ -143,15 +137,11 @@ _TABLE = (
     Figure("elbo_reconstruction_sampled", "Bound: reconstruction from drawn tokens", "The mean of 8 draws."),
     Figure("elbo_prior", "Bound: prior", "log p(likeliest tokens | what the encoder sees).", better="higher"),
     Figure("elbo_prior_std", "Bound: prior, deviation over images"),
-    Figure(
-        "elbo_prior_sampled", "Bound: prior of drawn tokens", "Minus the divergence from the tokenizer's."
-    ),
+    Figure("elbo_prior_sampled", "Bound: prior of drawn tokens", "Minus the divergence from the tokenizer's."),
     Figure("elbo_prior_unigram", "Bound: prior of token frequencies", "What guessing by frequency gives."),
     Figure("elbo_prior_uniform", "Bound: prior of knowing nothing", "What even guessing gives."),
     Figure("chance_loss", "Loss of knowing nothing (ln V)"),
-    _score(
-        "miou", "Mean intersection over union", "Overlap of true and predicted regions, averaged by class."
-    ),
+    _score("miou", "Mean intersection over union", "Overlap of true and predicted regions, averaged by class."),
     _score("macc", "Mean pixel accuracy of a class", "Every class counts the same."),
     _score("aacc", "Pixel accuracy", "Share of all pixels that are named right."),
     Figure(
@@ -233,6 +223,4 @@ def in_words(figures: Mapping[str, float]) -> str:
     """A line of figures, results first."""
     present = {plain(name) for name in figures}
     pairs = [(figure_of(name, present), value) for name, value in figures.items()]
-    return ", ".join(
-        figure.phrase(value) for figure, value in sorted(pairs, key=lambda pair: pair[0].order())
-    )
+    return ", ".join(figure.phrase(value) for figure, value in sorted(pairs, key=lambda pair: pair[0].order()))

@@ -138,9 +138,7 @@ def bombs() -> dict[str, tuple[bytes, str]]:
     pairs = memoized(value + b"N\x86" for value in number)
     call = b"h\x01h\x00\x85R"
     legacy = (
-        pickle.dumps(0x1950A86A20F9469CFC6C, 2)
-        + pickle.dumps(1001, 2)
-        + pickle.dumps({"little_endian": True}, 2)
+        pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
     )
     module = b"ctorch.nn.modules.container\nSequential\n"
     network = b"\x80\x04" + module + b")R\x94"  # every further module holds the one before it fifty times
@@ -196,9 +194,7 @@ def bombs() -> dict[str, tuple[bytes, str]]:
         "keys of one hash": (
             program(
                 b"\x80\x04}("
-                + b"".join(
-                    b"\x8a\x0e" + (k * (2**61 - 1)).to_bytes(14, "little") + b"N" for k in range(2, 10**5)
-                )
+                + b"".join(b"\x8a\x0e" + (k * (2**61 - 1)).to_bytes(14, "little") + b"N" for k in range(2, 10**5))
                 + b"u."
             ),
             "as a key",

@@ -75,9 +75,7 @@ def test_what_is_of_no_known_format_is_shown_and_has_a_remedy(tmp_path: Path) ->
         load_model(file)
     assert "\n" not in str(error.value)
     torch.save({"model": released(), "trainer": KINDS["probe"].model}, file)
-    with pytest.raises(
-        UserError, match=r"LinearProbe'.*save its weights alone, torch\.save\(model\.state_dict"
-    ):
+    with pytest.raises(UserError, match=r"LinearProbe'.*save its weights alone, torch\.save\(model\.state_dict"):
         load_model(file)
 
 

@@ -93,9 +93,7 @@ def test_sine_cosine_positions_are_written_as_a_table(to: str, tmp_path: Path) -
 
 
 def test_what_a_file_cannot_tell_is_said_and_has_its_default(tmp_path: Path) -> None:
-    model = tiny(
-        "mean", image_size=(16, 24), position="absolute", pixel_mean=(0.1, 0.2, 0.3), layer_norm_eps=1e-5
-    )
+    model = tiny("mean", image_size=(16, 24), position="absolute", pixel_mean=(0.1, 0.2, 0.3), layer_norm_eps=1e-5)
     save_model(model, tmp_path / "own", provenance={})
     notes = "\n".join(convert(tmp_path / "own", tmp_path / "file.pth", "unilm"))
     assert (
@@ -147,9 +145,7 @@ def test_how_images_are_shown_travels_or_is_named_as_lost(tmp_path: Path) -> Non
 def test_a_crop_keeps_its_pixels_in_a_preprocessor(side: int, share: float) -> None:
     size = (side, side)
     for mode in ("center", "squash"):
-        written = images.content(
-            EncoderConfig(image_size=size, patch_size=1), Preparation("bilinear", share, mode)
-        )
+        written = images.content(EncoderConfig(image_size=size, patch_size=1), Preparation("bilinear", share, mode))
         told, notes = images.preparation_of(written, size)
         assert notes == []
         assert images.before_cut(size, told["crop_pct"]) == images.before_cut(size, share)
@@ -303,12 +299,9 @@ def test_a_run_of_the_released_code_tells_its_normalisation(tmp_path: Path) -> N
 
     model = tiny(position="shared_bias")
     weights = {
-        key.removeprefix("encoder.").replace("token_head", "lm_head"): x
-        for key, x in model.state_dict().items()
+        key.removeprefix("encoder.").replace("token_head", "lm_head"): x for key, x in model.state_dict().items()
     }
-    arguments = argparse.Namespace(
-        model="beit_tiny", imagenet_default_mean_and_std=True, output_dir=Path("x")
-    )
+    arguments = argparse.Namespace(model="beit_tiny", imagenet_default_mean_and_std=True, output_dir=Path("x"))
     run = {
         "model": weights,
         "optimizer": {"state": {0: {"exp_avg": torch.zeros(9)}}},
@@ -337,12 +330,9 @@ def test_a_run_of_the_released_code_tells_its_normalisation(tmp_path: Path) -> N
         ("rel_pos_bias.relative_position_bias_table", lambda x: x[:-1], "has 51 rows"),
     ],
 )
-def test_weights_of_a_wrong_type_or_shape_are_refused(
-    key: str, change: Any, message: str, tmp_path: Path
-) -> None:
+def test_weights_of_a_wrong_type_or_shape_are_refused(key: str, change: Any, message: str, tmp_path: Path) -> None:
     weights = {
-        name.removeprefix("encoder.").replace("token_head", "lm_head"): x
-        for name, x in tiny().state_dict().items()
+        name.removeprefix("encoder.").replace("token_head", "lm_head"): x for name, x in tiny().state_dict().items()
     }
     save_file({**weights, key: change(weights[key]).clone()}, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match=message):
@@ -420,9 +410,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert load_encoder(tmp_path / "again").grid == (2, 8)
 
 
-def test_folders_that_are_there_are_filled_or_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_that_are_there_are_filled_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(tiny("mean"), tmp_path / "own", provenance={})
     here = tmp_path / "here"
     here.mkdir()

@@ -68,9 +68,7 @@ def test_every_hostile_file_is_refused_in_one_line(tmp_path: Path) -> None:
     assert int(megabytes) < 150
 
 
-def test_every_hostile_description_is_refused_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_hostile_description_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(tiny("mean"), tmp_path, provenance={})
     file = tmp_path / "model.json"
     good = json.loads(file.read_text())

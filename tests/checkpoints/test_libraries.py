@@ -18,12 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import shaken, tiny
 from torch import Tensor, nn
-from transformers import (
-    AutoImageProcessor,
-    BeitConfig,
-    BeitForImageClassification,
-    BeitForMaskedImageModeling,
-)
+from transformers import AutoImageProcessor, BeitConfig, BeitForImageClassification, BeitForMaskedImageModeling
 
 from beit import UserError, load_model, load_tokenizer
 from beit.checkpoints import convert
@@ -42,9 +37,7 @@ REAL = os.environ.get("BEIT_REAL_DATA")
 POSITIONS = {"shared_bias": 0.1, "block_bias": 0.1, "absolute": None}
 
 
-def assert_equal_outputs(
-    ours: nn.Module, theirs: nn.Module, call: Callable[[nn.Module, Tensor], Tensor]
-) -> None:
+def assert_equal_outputs(ours: nn.Module, theirs: nn.Module, call: Callable[[nn.Module, Tensor], Tensor]) -> None:
     """In float64 within 1e-9, in float32 within 2e-5. `call` gives their logits of normalised images."""
     inputs: tuple[Tensor, ...] = (MASK,) if hasattr(ours, "mask_token") else ()
     with torch.no_grad():
@@ -183,9 +176,7 @@ def test_a_second_final_norm_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("position", "pool"), [("block_bias", "avg"), ("shared_bias", "token"), ("absolute", "avg")]
-)
+@pytest.mark.parametrize(("position", "pool"), [("block_bias", "avg"), ("shared_bias", "token"), ("absolute", "avg")])
 def test_classifiers_of_timm(position: str, pool: str, tmp_path: Path) -> None:
     theirs = timm.create_model(
         "beit_base_patch16_224",
@@ -279,9 +270,7 @@ def test_a_tokenizer_of_ours_runs_in_the_dalle_package(tmp_path: Path) -> None:
     images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = encoder(map_pixels(images))
-        torch.testing.assert_close(
-            model.logits(images), logits, rtol=1e-5, atol=1e-5 * float(logits.abs().max())
-        )
+        torch.testing.assert_close(model.logits(images), logits, rtol=1e-5, atol=1e-5 * float(logits.abs().max()))
 
 
 def plain(layout: str) -> tuple[nn.Sequential, nn.Sequential, nn.Embedding]:

@@ -80,9 +80,7 @@ def assert_equal_outputs(ours: Any, theirs: Any) -> None:
     """In float64 within 1e-9, in float32 within 2e-5 of the largest; their logits lie a quarter as dense."""
     images = torch.rand(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     config = ours.encoder.config
-    mean, std = (
-        torch.tensor(x, dtype=torch.float64).view(3, 1, 1) for x in (config.pixel_mean, config.pixel_std)
-    )
+    mean, std = (torch.tensor(x, dtype=torch.float64).view(3, 1, 1) for x in (config.pixel_mean, config.pixel_std))
     with torch.no_grad():
         for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 2e-5)):
             logits = theirs.to(dtype)(((images - mean) / std).to(dtype)).logits
@@ -111,8 +109,7 @@ def test_transformers_reads_our_files(position: str, tmp_path: Path) -> None:
     theirs.float().save_pretrained(tmp_path / "again")
     assert_same(load_model(tmp_path / "again", **IMAGENET), model.float())
     assert (
-        load_file(tmp_path / "hf/model.safetensors").keys()
-        == load_file(tmp_path / "again/model.safetensors").keys()
+        load_file(tmp_path / "hf/model.safetensors").keys() == load_file(tmp_path / "again/model.safetensors").keys()
     )
 
 
@@ -152,9 +149,7 @@ def test_the_released_taps_in_a_configuration_are_doubted_and_can_be_stated(
     save(model, tmp_path / "own")
     convert(tmp_path / "own", tmp_path / "hf", "huggingface")
     weights = load_file(tmp_path / "hf/model.safetensors")
-    save_file(
-        {key: x for key, x in weights.items() if ".layer.12." not in key}, tmp_path / "hf/model.safetensors"
-    )
+    save_file({key: x for key, x in weights.items() if ".layer.12." not in key}, tmp_path / "hf/model.safetensors")
     file = tmp_path / "hf/config.json"
     content = json.loads(file.read_text())
     del content["unused_blocks"]
@@ -168,9 +163,7 @@ def test_the_released_taps_in_a_configuration_are_doubted_and_can_be_stated(
     theirs = BeitForSemanticSegmentation.from_pretrained(tmp_path / "hf").eval()
     assert_equal_outputs(as_they_read, theirs)
     assert_same(load_model(tmp_path / "hf", layers=(3, 5, 7, 11), **IMAGENET), model)
-    assert_same(
-        load_model(f"{tmp_path / 'hf'}@layers=3:5:7:11,pixel_mean=imagenet,pixel_std=imagenet"), model
-    )
+    assert_same(load_model(f"{tmp_path / 'hf'}@layers=3:5:7:11,pixel_mean=imagenet,pixel_std=imagenet"), model)
     # By name it needs no statement.
     monkeypatch.setattr(hub, "fetched", lambda place: tmp_path / "hf")
     for name in (
@@ -210,9 +203,7 @@ def test_a_file_of_the_released_code(tmp_path: Path, caplog: pytest.LogCaptureFi
     }
     assert expected <= weights.keys()
     for layer in range(12):
-        weights[f"backbone.blocks.{layer}.attn.relative_position_index"] = torch.zeros(
-            17, 17, dtype=torch.int64
-        )
+        weights[f"backbone.blocks.{layer}.attn.relative_position_index"] = torch.zeros(17, 17, dtype=torch.int64)
     run = {
         "meta": {"CLASSES": tuple(CLASSES), "PALETTE": PALETTE, "iter": 160000, "config": "model = dict()"},
         "state_dict": weights,
@@ -360,6 +351,4 @@ def test_weights_that_are_unknown_missing_or_of_a_wrong_kind(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"missing decode_head\.fpn_convs\.1\.conv\.weight"):
         load_model(tmp_path / "hf")
     drawn: Any = load_model(tmp_path / "hf", strict=False)
-    assert drawn.decode_head.fpn_convs[1].conv.weight.std().item() == pytest.approx(
-        (2 / (32 * 9)) ** 0.5, rel=0.1
-    )
+    assert drawn.decode_head.fpn_convs[1].conv.weight.std().item() == pytest.approx((2 / (32 * 9)) ** 0.5, rel=0.1)

@@ -19,13 +19,7 @@ from torch import nn
 
 from beit.checkpoints.adapt import expand_shared_bias, resize_encoder
 from beit.checkpoints.own import read_description
-from beit.checkpoints.store import (
-    load_encoder,
-    load_model,
-    load_tokenizer,
-    save_model,
-    weights_sha256,
-)
+from beit.checkpoints.store import load_encoder, load_model, load_tokenizer, save_model, weights_sha256
 from beit.config.architecture import DiscreteVAEConfig, EncoderConfig
 from beit.config.errors import UserError
 from beit.models.encoder import BeitEncoder
@@ -42,9 +36,7 @@ def encoder(**changes: Any) -> BeitEncoder:
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "tokenizer": lambda: DiscreteVAE(
-        DiscreteVAEConfig(
-            vocab_size=16, width=8, stride=4, blocks_per_group=1, code_width=8, image_size=(32, 48)
-        )
+        DiscreteVAEConfig(vocab_size=16, width=8, stride=4, blocks_per_group=1, code_width=8, image_size=(32, 48))
     ),
     "pretrained": lambda: MaskedImageModel(encoder(pixel_mean=(0.1, 0.2, 0.3)), 16),
     "visible": lambda: MaskedImageModel(
@@ -73,9 +65,7 @@ KIND_OF = {"UPerNet": "segmenter", "visible": "pretrained"}
 def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, nn.Module, Path]:
     torch.manual_seed(0)
     model = MODELS[request.param]()
-    save_model(
-        model, tmp_path / "run" / "model", provenance={"run": "a test"}, tokenizer_hash="t", classes=CLASSES
-    )
+    save_model(model, tmp_path / "run" / "model", provenance={"run": "a test"}, tokenizer_hash="t", classes=CLASSES)
     return KIND_OF.get(request.param, request.param), model, tmp_path / "run"
 
 
@@ -253,9 +243,7 @@ def test_weights_of_another_model_are_refused(run: Path) -> None:
     tensors["surprise"] = tensors.pop("mask_token").clone()
     tensors["norm.weight"] = torch.ones(3)
     save_file(tensors, file)
-    with pytest.raises(
-        UserError, match=r"mask_token is missing.*norm\.weight is .*\(3,\).*surprise is unknown"
-    ):
+    with pytest.raises(UserError, match=r"mask_token is missing.*norm\.weight is .*\(3,\).*surprise is unknown"):
         load_model(run)
 
 

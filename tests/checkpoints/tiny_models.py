@@ -50,9 +50,7 @@ def shaken_norms(model: nn.Module) -> Any:
     return model.eval()
 
 
-def segmenter(
-    decoder: dict[str, Any] | None = None, num_classes: int = 5, **changes: Any
-) -> SemanticSegmenter:
+def segmenter(decoder: dict[str, Any] | None = None, num_classes: int = 5, **changes: Any) -> SemanticSegmenter:
     """One of UPerNet on four blocks, unless `decoder` says otherwise; with the statistics of ImageNet."""
     small: dict[str, Any] = {
         "image_size": (64, 64),

@@ -46,9 +46,7 @@ def picture(height: int = 40, width: int = 56) -> Tensor:
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("level", [0.0, 0.31, 0.9, 1.0])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_every_operation_is_timms(
-    name: str, level: float, sign: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_operation_is_timms(name: str, level: float, sign: int, monkeypatch: pytest.MonkeyPatch) -> None:
     hparams = {"img_mean": (124, 116, 104), "interpolation": Image.Resampling.BICUBIC}
     theirs = AugmentOp(TIMM[name], prob=1.0, magnitude=10 * level, hparams=hparams)
     if name == "posterize" and level == 1:
@@ -79,9 +77,7 @@ def test_erased_boxes_and_their_noise() -> None:
     areas = np.array([box.height * box.width for box in boxes]) / 224**2
     shapes = np.log([box.height / box.width for box in boxes])
     assert (
-        areas.min() > 0.018
-        and areas.max() < 0.34
-        and areas.mean() == pytest.approx((1 / 50 + 1 / 3) / 2, rel=0.03)
+        areas.min() > 0.018 and areas.max() < 0.34 and areas.mean() == pytest.approx((1 / 50 + 1 / 3) / 2, rel=0.03)
     )
     assert abs(shapes.mean()) < 0.03 and np.abs(shapes).max() < 1.05 * -math.log(0.3)
     box = Box(10, 20, 150, 100)
@@ -105,9 +101,7 @@ def test_the_view_is_a_function_of_its_generator_and_plain_when_all_is_off() -> 
     shown = [plain(square, 0, np.random.default_rng(seed)).image for seed in range(20)]
     assert any(torch.equal(image, square) for image in shown)
     always = ClassificationView((40, 40), min_scale=1.0, flip=1.0, magnitude=0.0, erasing=0.0)
-    assert any(
-        torch.equal(always(square, 0, np.random.default_rng(s)).image, square.flip(-1)) for s in range(20)
-    )
+    assert any(torch.equal(always(square, 0, np.random.default_rng(s)).image, square.flip(-1)) for s in range(20))
 
 
 def test_the_share_of_erased_images() -> None:

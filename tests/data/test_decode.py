@@ -88,9 +88,7 @@ def test_pictures_of_phones_and_archives_are_found_and_read(tmp_path: Path) -> N
     assert len(source) == len(kinds)
     for index in range(len(source)):
         error = np.abs(source.image(index).permute(1, 2, 0).numpy().astype(int) - np.array(large).astype(int))
-        assert error.max() == 0 if source.key(index)[-3:] in ("jp2", "j2k") else error.mean() < 3, source.key(
-            index
-        )
+        assert error.max() == 0 if source.key(index)[-3:] in ("jp2", "j2k") else error.mean() < 3, source.key(index)
         assert source.size(index) == (64, 96)
 
 
@@ -241,15 +239,11 @@ def test_a_range_is_stated_by_png_or_by_the_user() -> None:
     np.testing.assert_array_equal(pixels(with_bits(twelve))[..., 0], expected)
     # As the standard wants it: spread over 16 bits.
     np.testing.assert_array_equal(pixels(with_bits(twelve << 4))[..., 0], np.round((twelve << 4) / 257))
-    np.testing.assert_array_equal(
-        pixels(with_bits(twelve // 16 << 4))[..., 0], np.round((twelve // 16 << 4) / 257)
-    )
+    np.testing.assert_array_equal(pixels(with_bits(twelve // 16 << 4))[..., 0], np.round((twelve // 16 << 4) / 257))
     np.testing.assert_array_equal(pixels(png(twelve, 0), value_range=(0, 4095))[..., 0], expected)
     for eight in (DEEP[..., 0] >> 8).astype(np.uint8), (DEEP[..., :3] >> 8).astype(np.uint8):
         untouched = pixels(tiff(eight), value_range=(0, 4095))
-        np.testing.assert_array_equal(
-            untouched, eight if eight.ndim == 3 else np.repeat(eight[..., None], 3, 2)
-        )
+        np.testing.assert_array_equal(untouched, eight if eight.ndim == 3 else np.repeat(eight[..., None], 3, 2))
     seen = np.dstack([twelve, np.full_like(twelve, 65535)]), np.dstack([twelve, np.zeros_like(twelve)])
     for values, shown in zip(seen, (expected, np.full_like(expected, 255)), strict=True):
         np.testing.assert_array_equal(pixels(png(values, 4), value_range=(0, 4095))[..., 0], shown)
@@ -399,9 +393,7 @@ def test_awkward_pictures_show_what_they_should() -> None:
     scenes = [thumb(f"exif_orientation_{n}.jpg") for n in (3, 6, 8)]
     assert all(np.abs(scene - scenes[0]).mean() < 6 for scene in scenes)
     # Four files made from one photograph.
-    photos = [
-        thumb(name) for name in ("jpeg_named.png", "trailing_garbage.jpg", "palette_photo.png", "photo.bmp")
-    ]
+    photos = [thumb(name) for name in ("jpeg_named.png", "trailing_garbage.jpg", "palette_photo.png", "photo.bmp")]
     assert all(np.abs(photo - photos[0]).mean() < 6 for photo in photos)
     # An infrared picture with values 7301..8206 of 65535.
     gray = pixels((AWKWARD / "gray16.png").read_bytes())

@@ -168,9 +168,7 @@ def test_labels_from_a_file_count_instead_of_folders(tmp_path: Path) -> None:
 
 
 def test_other_data_for_val(tmp_path: Path) -> None:
-    write_images(
-        tmp_path / "one", *(f"train/{kind}/{i}.png" for kind in "ab" for i in range(9)), "val/a/0.png"
-    )
+    write_images(tmp_path / "one", *(f"train/{kind}/{i}.png" for kind in "ab" for i in range(9)), "val/a/0.png")
     write_images(tmp_path / "other", "b/0.png", "b/1.png")
     holdout = Holdout(eval_data=(str(tmp_path / "other"),))
     splits = open_splits([str(tmp_path / "one")], holdout=holdout, labeled=True)

@@ -44,9 +44,7 @@ def test_few_labels_are_balanced_seeded_and_nested(tmp_path: Path) -> None:
     five = labels_per_class(source, 5, seed=0)
     assert Counter(five.label(i) for i in range(len(five))) == {0: 5, 1: 5, 2: 3}
     assert keys(labels_per_class(source, 2, seed=0)) < keys(five)
-    assert any(
-        "1 classes have fewer than 5 images, the first being 'c' with 3" in note for note in five.notes
-    )
+    assert any("1 classes have fewer than 5 images, the first being 'c' with 3" in note for note in five.notes)
     assert five.fingerprint != labels_per_class(source, 5, seed=1).fingerprint
 
 
@@ -199,9 +197,7 @@ def test_as_many_classes_as_imagenet_22k_take_no_time(tmp_path: Path) -> None:
 def test_a_wrong_file_is_refused(name: str, text: str, expected: str, photos: Path, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=expected) as error:
-        LabelFile(tmp_path / name, multilabel=False).apply(
-            open_splits([str(photos)], holdout=Holdout(0.1))["train"]
-        )
+        LabelFile(tmp_path / name, multilabel=False).apply(open_splits([str(photos)], holdout=Holdout(0.1))["train"])
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="cannot be read"):
         LabelFile(tmp_path / "missing.csv", multilabel=False)

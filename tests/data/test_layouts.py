@@ -52,9 +52,7 @@ def refusal(root: Path, labeled: bool = False, **holdout: Any) -> str:
     ],
 )
 @pytest.mark.parametrize("layout", [None, "splits"])
-def test_folders_of_splits(
-    train: str | None, val: str | None, test: str | None, layout: Any, tmp_path: Path
-) -> None:
+def test_folders_of_splits(train: str | None, val: str | None, test: str | None, layout: Any, tmp_path: Path) -> None:
     folders = {"train": train, "val": val, "test": test}
     write_images(tmp_path, *classed(*filter(None, folders.values())))
     splits = open_splits([str(tmp_path)], holdout=Holdout(0, layout=layout), labeled=True)
@@ -63,9 +61,7 @@ def test_folders_of_splits(
     }
     for source in splits.values():
         assert source.classes == KINDS
-        assert any(
-            f": {', '.join(f'{s} is {f}/' for s, f in folders.items() if f)}" in n for n in source.notes
-        )
+        assert any(f": {', '.join(f'{s} is {f}/' for s, f in folders.items() if f)}" in n for n in source.notes)
 
 
 @pytest.mark.parametrize(
@@ -81,12 +77,8 @@ def test_a_class_that_is_called_like_a_split(paths: list[str], tmp_path: Path) -
     write_images(tmp_path, *paths)
     splits = open_splits([str(tmp_path)], holdout=Holdout(0), labeled=True)
     assert list(splits) == ["train"] and keys(splits["train"]) == sorted(paths)
-    assert splits["train"].classes == tuple(
-        sorted(path.split("/")[-2 if "photos" in path else 0] for path in paths)
-    )
-    assert any(
-        "is a class like what lies beside (else say --layout splits)" in x for x in splits["train"].notes
-    )
+    assert splits["train"].classes == tuple(sorted(path.split("/")[-2 if "photos" in path else 0] for path in paths))
+    assert any("is a class like what lies beside (else say --layout splits)" in x for x in splits["train"].notes)
     name = "test" if "trainer/0.png" in paths else "train"
     base = "photos/" if "photos" in paths[0] else ""
     assert opened(tmp_path, layout="splits") == {name: [f"{base}{name}/0.png"]}
@@ -127,20 +119,14 @@ def test_alike_folders_of_one_level_are_no_classes_for_sure(tmp_path: Path) -> N
     write_images(tmp_path, *classed("fold_a", "fold_b", "fold_c"))
     assert len(opened(tmp_path)["train"]) == 12
     message = refusal(tmp_path, labeled=True)
-    assert (
-        "each of fold_a, fold_b, fold_c holds the folders cat, dog" in message
-        and "--layout classes" in message
-    )
+    assert "each of fold_a, fold_b, fold_c holds the folders cat, dog" in message and "--layout classes" in message
     report = inspect(CheckConfig(data=str(tmp_path), workers=0, holdout=0))
     assert [note for note in report.notes if note.startswith("for training with labels: --data")]
     assert not report.splits["train"].classes
     splits = open_splits([str(tmp_path)], holdout=Holdout(0, layout="classes"), labeled=True)
     assert splits["train"].classes == ("fold_a", "fold_b", "fold_c")
     known = ("fold_a", "fold_b", "fold_c", "fold_d")
-    assert (
-        open_splits([str(tmp_path)], holdout=Holdout(0), labeled=True, classes=known)["train"].classes
-        == known
-    )
+    assert open_splits([str(tmp_path)], holdout=Holdout(0), labeled=True, classes=known)["train"].classes == known
 
 
 @pytest.mark.parametrize(
@@ -221,10 +207,7 @@ def test_runs_and_predicted_maps_are_no_data(tmp_path: Path) -> None:
     write_images(tmp_path / "bare", "maps/0.png", "classes.tsv")
     assert opened(tmp_path) == whole
     notes = open_splits([str(tmp_path)], holdout=Holdout(0), labeled=True)["train"].notes
-    assert (
-        f"{tmp_path}/runs/tok: a run, ignored" in notes
-        and f"{tmp_path}/cat/deep/run: a run, ignored" in notes
-    )
+    assert f"{tmp_path}/runs/tok: a run, ignored" in notes and f"{tmp_path}/cat/deep/run: a run, ignored" in notes
     assert f"{tmp_path}/out: label maps of beit predict, ignored" in notes
     for place in ("runs/tok", "runs/tok/samples", "runs/tok/wandb/media"):
         assert f"lies in the run {tmp_path}/runs/tok is no data" in refusal(tmp_path / place)

@@ -134,9 +134,7 @@ def test_the_training_maps_and_the_model_decide_on_classes(tmp_path: Path) -> No
         "numbers",
     ],
 )
-def test_a_model_may_have_other_names_for_the_same_classes(
-    tmp_path: Path, classes: Any, reduced: bool
-) -> None:
+def test_a_model_may_have_other_names_for_the_same_classes(tmp_path: Path, classes: Any, reduced: bool) -> None:
     write_pairs(tmp_path, "validation/a", numbers=NUMBERS + reduced)
     names = ("wall", "building;edifice", "traffic;light;traffic;signal", "sky")
     lines = [f"{number},{name}\n" for number, name in enumerate(names, int(reduced))]
@@ -183,9 +181,7 @@ def test_sparse_data_with_a_table_or_a_model_is_not_black_and_white(tmp_path: Pa
     rare.write_bytes(plain)
     table_file(tmp_path, "value,name\n0,ground\n1,crack\n")
     assert pairs(tmp_path).classes == ("ground", "crack")
-    assert any(
-        "1 of 2 classes occur in none" in note and "above 0;" in note for note in pairs(tmp_path).notes
-    )
+    assert any("1 of 2 classes occur in none" in note and "above 0;" in note for note in pairs(tmp_path).notes)
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,7 @@ def test_mixup_is_timms(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = mixup(images(), smoothed(TARGETS, 0.1), 0.3)
     torch.testing.assert_close(mine, theirs)
     whole = (255 * images()).byte()
-    torch.testing.assert_close(
-        mixup(whole, TARGETS.float(), 0.3)[0], mixup(whole / 255, TARGETS.float(), 0.3)[0]
-    )
+    torch.testing.assert_close(mixup(whole, TARGETS.float(), 0.3)[0], mixup(whole / 255, TARGETS.float(), 0.3)[0])
 
 
 def test_cutmix_is_timms(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,8 +85,7 @@ def test_tars_hold_what_folders_hold(tmp_path: Path) -> None:
 def test_demo_scenes() -> None:
     scenes = DemoSource("train")
     source, reduced = (
-        open_pairs(["demo"], holdout=Holdout(0.005), reduce_zero_label=reduce)["val"]
-        for reduce in (False, True)
+        open_pairs(["demo"], holdout=Holdout(0.005), reduce_zero_label=reduce)["val"] for reduce in (False, True)
     )
     index = int(source.key(7).partition("/")[2])
     truth = torch.from_numpy(scenes.label_map(index)).long()
@@ -153,9 +152,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "2 bits": lambda path: path.write_bytes(_packed_png(NUMBERS, 2)),
     "white is zero": lambda path: tifffile.imwrite(path, NUMBERS, photometric="miniswhite"),
     "fewer shades": lambda path: path.write_bytes(b"P5 6 4 3\n" + NUMBERS.tobytes()),
-    "fewer shades in text": lambda path: path.write_text(
-        f"P2 6 4 9\n{' '.join(map(str, NUMBERS.ravel()))}\n"
-    ),
+    "fewer shades in text": lambda path: path.write_text(f"P2 6 4 9\n{' '.join(map(str, NUMBERS.ravel()))}\n"),
     "fewer of many shades": lambda path: path.write_bytes(b"P5 6 4 1000\n" + NUMBERS.astype(">u2").tobytes()),
 }
 
@@ -177,9 +174,7 @@ BITS: dict[str, Callable[[Path], object]] = {
     "tiff": lambda path: save(path, Image.fromarray(NUMBERS > 1), format="TIFF"),
     "white is zero": lambda path: tifffile.imwrite(path, NUMBERS > 1, photometric="miniswhite"),
     "bitmap": lambda path: path.write_bytes(b"P4 6 4\n" + np.packbits(NUMBERS > 1, axis=1).tobytes()),
-    "bitmap in text": lambda path: path.write_text(
-        f"P1 6 4 {' '.join(map(str, (NUMBERS > 1).ravel() + 0))}\n"
-    ),
+    "bitmap in text": lambda path: path.write_text(f"P1 6 4 {' '.join(map(str, (NUMBERS > 1).ravel() + 0))}\n"),
 }
 
 
@@ -210,9 +205,7 @@ def test_every_number_is_a_class_or_none_or_refused(dtype: Any, reduced: bool) -
 
 
 COLORS = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0], [255, 255, 255]], np.uint8)
-COLORED_CLASSES = (
-    "value,name,r,g,b\n0,a,0,0,0\n1,b,128,0,0\n2,c,0,128,0\n3,d,255,255,255\n255,void,224,224,192\n"
-)
+COLORED_CLASSES = "value,name,r,g,b\n0,a,0,0,0\n1,b,128,0,0\n2,c,0,128,0\n3,d,255,255,255\n255,void,224,224,192\n"
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])

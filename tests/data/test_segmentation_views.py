@@ -178,9 +178,7 @@ def reference(pixel: list[float], change: Distortion) -> list[float]:
 def test_colours_change_as_hsv_says() -> None:
     generator = rng(5)
     colors = generator.integers(0, 256, (3, 6, 40), dtype=np.uint8)
-    colors[:, 0, :8] = np.array(
-        [[int(bit) * 255 for bit in f"{i:03b}"] for i in range(8)]
-    ).T  # corners of the cube
+    colors[:, 0, :8] = np.array([[int(bit) * 255 for bit in f"{i:03b}"] for i in range(8)]).T  # corners of the cube
     colors[:, 1, :20] = colors[:1, 1, :20]  # grays
     changes = [draw_distortion(generator) for _ in range(40)]
     changes += [
@@ -207,8 +205,7 @@ def test_strips_of_a_large_view_are_alike() -> None:
 def test_a_view_changes_the_colours_last_and_alone() -> None:
     image = rulers(40, 40)
     plain, coloured = (
-        SegmentationView((40, 40), scale=(1, 1), flip=0.0, photometric=photometric)
-        for photometric in (False, True)
+        SegmentationView((40, 40), scale=(1, 1), flip=0.0, photometric=photometric) for photometric in (False, True)
     )
     changed = 0  # one draw in sixteen leaves all as it is
     for seed in range(6):
@@ -233,7 +230,5 @@ def test_each_change_is_made_in_half_of_the_images() -> None:
         values = np.array([getattr(change, name) for change in drawn])
         made = values[values != none]
         assert abs(len(made) / len(drawn) - 0.5) < 4 * 0.5 / len(drawn) ** 0.5
-        assert (
-            low <= made.min() < low + 0.02 * (high - low) and high - 0.02 * (high - low) < made.max() <= high
-        )
+        assert low <= made.min() < low + 0.02 * (high - low) and high - 0.02 * (high - low) < made.max() <= high
     assert abs(np.mean([change.contrast_last for change in drawn]) - 0.5) < 0.05

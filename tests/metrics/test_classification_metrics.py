@@ -33,9 +33,7 @@ def test_images_without_a_class_are_neither_right_nor_wrong() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [1.0, 0.0, -1.0]])
     targets = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
     figures = with_f1(classification_sums(logits, targets, multilabel=True))
-    assert (
-        figures["top1"] == pytest.approx(0.5) and "top5" not in figures
-    )  # five of three classes say nothing
+    assert figures["top1"] == pytest.approx(0.5) and "top5" not in figures  # five of three classes say nothing
     assert float(share_of_right(logits, smoothed(targets, 0.1, multilabel=True))) == pytest.approx(0.5)
     assert figures["f1"] == pytest.approx(2 * 2 / (5 + 3))
     assert float(share_of_right(logits[2:], smoothed(targets[2:], 0.1, multilabel=True))) == 0

@@ -51,7 +51,5 @@ def test_a_difference_depends_on_the_pairs_and_not_on_their_order() -> None:
 def test_scores_of_many_images_are_those_of_their_sums() -> None:
     """Two classes: of the pixels of one, 30 are found, 10 missed; of the other, 5 and 5; a third one is nowhere."""
     both, true, named = [30, 5, 0], [40, 10, 0], [35, 15, 0]
-    assert FIGURES["miou"](np.array([both, true, named], float).ravel()) == pytest.approx(
-        (30 / 45 + 5 / 20) / 2
-    )
+    assert FIGURES["miou"](np.array([both, true, named], float).ravel()) == pytest.approx((30 / 45 + 5 / 20) / 2)
     assert FIGURES["f1"](np.array([6.0, 8.0, 10.0])) == pytest.approx(12 / 18)

@@ -66,9 +66,7 @@ def test_votes_are_those_of_the_definition(temperature: float) -> None:
     found = neighbour_votes(*tensors, num_classes=4, neighbours=20, temperature=temperature)
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-9)
     # Fewer images than neighbours: all of them vote.
-    few = neighbour_votes(
-        *map(torch.from_numpy, (queries, bank[:3], labels[:3])), 4, neighbours=20, temperature=1
-    )
+    few = neighbour_votes(*map(torch.from_numpy, (queries, bank[:3], labels[:3])), 4, neighbours=20, temperature=1)
     assert few.sum() > 0
 
 

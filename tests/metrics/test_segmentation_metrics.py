@@ -8,13 +8,7 @@ import torch.nn.functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from beit.config.segment import IGNORE
-from beit.metrics.segmentation import (
-    by_class,
-    confusion,
-    pixel_loss,
-    segmentation_figures,
-    segmentation_sums,
-)
+from beit.metrics.segmentation import by_class, confusion, pixel_loss, segmentation_figures, segmentation_sums
 from beit.training.metrics import json_ready
 
 
@@ -31,12 +25,8 @@ def test_figures_are_those_of_torchmetrics() -> None:
     answer = scores.argmax(1)
     options = {"num_classes": classes, "ignore_index": IGNORE}
     assert figures["miou"] == pytest.approx(float(MulticlassJaccardIndex(**options)(answer, truth)))
-    assert figures["macc"] == pytest.approx(
-        float(MulticlassAccuracy(average="macro", **options)(answer, truth))
-    )
-    assert figures["aacc"] == pytest.approx(
-        float(MulticlassAccuracy(average="micro", **options)(answer, truth))
-    )
+    assert figures["macc"] == pytest.approx(float(MulticlassAccuracy(average="macro", **options)(answer, truth)))
+    assert figures["aacc"] == pytest.approx(float(MulticlassAccuracy(average="micro", **options)(answer, truth)))
     assert figures["loss"] == pytest.approx(float(F.cross_entropy(scores, truth, ignore_index=IGNORE)))
 
 

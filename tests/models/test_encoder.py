@@ -64,9 +64,7 @@ def test_floats_that_are_no_images_are_refused_when_judged(
     tiny: Tiny, monkeypatch: MonkeyPatch, wrong: Callable[[Tensor], Tensor]
 ) -> None:
     encoder = BeitEncoder(tiny(depth=1)).eval()
-    images = torch.linspace(0, 1, 2 * 3 * math.prod(encoder.config.image_size)).view(
-        2, 3, *encoder.config.image_size
-    )
+    images = torch.linspace(0, 1, 2 * 3 * math.prod(encoder.config.image_size)).view(2, 3, *encoder.config.image_size)
     for fits in (images, 1.5 * images - 0.25, (255 * images).to(torch.uint8)):
         assert encoder(fits).isfinite().all()
     with pytest.raises(UserError, match=r"images run from .*give uint8, or floats in \[0, 1\]"):
@@ -147,9 +145,7 @@ def test_sine_cosine_positions_need_quarters_of_the_width() -> None:
 
 @pytest.mark.parametrize("position", ["shared_bias", "block_bias", "absolute", "sincos", "none"])
 @pytest.mark.parametrize("size", [(32, 32), (16, 56), (8, 8)])
-def test_any_multiple_of_the_patch_size(
-    position: str, size: tuple[int, int], tiny: Tiny, shaken: Shaken
-) -> None:
+def test_any_multiple_of_the_patch_size(position: str, size: tuple[int, int], tiny: Tiny, shaken: Shaken) -> None:
     encoder = shaken(BeitEncoder(tiny(position=position)))
     assert isinstance(encoder, BeitEncoder)
     grid = size[0] // 8, size[1] // 8

@@ -38,9 +38,7 @@ def test_rows_are_the_predicted_patches_in_flat_order(model: MaskedImageModel) -
     assert everywhere.shape == (3 * 24, 20)
     torch.testing.assert_close(model(images, mask), model(images, mask, mask))
     torch.testing.assert_close(model(images, mask, predict), everywhere[predict.flatten()])
-    torch.testing.assert_close(
-        model(images, mask.flatten(1), predict.flatten(1)), everywhere[predict.flatten()]
-    )
+    torch.testing.assert_close(model(images, mask.flatten(1), predict.flatten(1)), everywhere[predict.flatten()])
     assert model(images, mask, torch.zeros_like(mask)).shape == (0, 20)
 
 

@@ -81,9 +81,7 @@ ARCHITECTURES = [
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_masked_image_model_equals_transformers(
-    architecture: dict[str, Any], tiny: Tiny, shaken: Shaken
-) -> None:
+def test_masked_image_model_equals_transformers(architecture: dict[str, Any], tiny: Tiny, shaken: Shaken) -> None:
     config = tiny(**architecture)
     oracle = shaken(BeitForMaskedImageModeling(transformers_config(config, vocab_size=50)).double())
     model = MaskedImageModel(BeitEncoder(config), 50).double().eval()
@@ -118,9 +116,7 @@ def test_classifier_equals_transformers(position: str, tiny: Tiny, shaken: Shake
     weights.pop("mask_token")
     model.load_state_dict(weights)
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
-    mean, std = (
-        torch.tensor(x, dtype=torch.float64).view(3, 1, 1) for x in (config.pixel_mean, config.pixel_std)
-    )
+    mean, std = (torch.tensor(x, dtype=torch.float64).view(3, 1, 1) for x in (config.pixel_mean, config.pixel_std))
     with torch.no_grad():
         expected = oracle((images.double() / 255 - mean) / std).logits
         torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-9)

@@ -55,9 +55,7 @@ _IN_MEMORY_5 = [
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_upernet_and_its_auxiliary_head_are_those_of_transformers(
-    training: bool, tiny: Tiny, shaken: Shaken
-) -> None:
+def test_upernet_and_its_auxiliary_head_are_those_of_transformers(training: bool, tiny: Tiny, shaken: Shaken) -> None:
     """Outputs, gradients and running statistics, fed with the same features (float64)."""
     config = BeitConfig(
         hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_labels=5, out_indices=[1, 2, 3, 4]
@@ -102,9 +100,7 @@ def test_upernet_and_its_auxiliary_head_are_those_of_transformers(
 @pytest.mark.parametrize("training", [False, True])
 def test_pup_doubles_after_every_convolution(training: bool, shaken: Shaken) -> None:
     """SETR-PUP as it is written: norm, (convolution, norm, ReLU, bilinear x2) four times, classes."""
-    head = shaken(
-        PupHead(32, 16, 5, num_stages=4, transposed=False, dropout=0.0, layer_norm_eps=1e-6).double()
-    )
+    head = shaken(PupHead(32, 16, 5, num_stages=4, transposed=False, dropout=0.0, layer_norm_eps=1e-6).double())
     assert isinstance(head, PupHead)
     shaken_norms(head)
     head.train(training)
@@ -121,9 +117,7 @@ def test_pup_doubles_after_every_convolution(training: bool, shaken: Shaken) -> 
 
 @pytest.mark.parametrize(("patch_size", "stages"), [(4, 2), (8, 3), (14, 3), (16, 4)])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_pup_reaches_the_pixels_from_any_patch(
-    patch_size: int, stages: int, transposed: bool, tiny: Tiny
-) -> None:
+def test_pup_reaches_the_pixels_from_any_patch(patch_size: int, stages: int, transposed: bool, tiny: Tiny) -> None:
     config = tiny(patch_size=patch_size, image_size=(2 * patch_size, 2 * patch_size))
     model = segmenter(config, decoder="pup", layers=[0, 1, 2], channels=8, transposed=transposed)
     assert len(model.decode_head.up_convs) == stages  # type: ignore[arg-type]
@@ -220,9 +214,7 @@ def test_a_decoder_that_does_not_fit_is_refused(changes: dict[str, Any], tiny: T
 )
 def test_memory_is_told_within_a_factor_of_two(decoder: str, transposed: bool, within: float) -> None:
     """Against what autograd keeps for one more image, encoder and decoder together."""
-    config = EncoderConfig(
-        image_size=(64, 64), patch_size=8, width=32, depth=4, num_heads=2, position="block_bias"
-    )
+    config = EncoderConfig(image_size=(64, 64), patch_size=8, width=32, depth=4, num_heads=2, position="block_bias")
     layers, channels = (0, 1, 2, 3), 64
     model = SemanticSegmenter(
         BeitEncoder(config), 7, decoder=decoder, layers=layers, channels=channels, transposed=transposed

@@ -169,9 +169,7 @@ def test_windows_are_counted_as_they_are_seen(
 @torch.no_grad()
 def test_one_window_over_the_whole_image_is_one_pass() -> None:
     model, images = segmenter(), torch.rand(1, 3, 16, 16)
-    whole, windows = (
-        Inference(None, (16, 16), stride).scores(model, images, (16, 16)) for stride in (None, (8, 8))
-    )
+    whole, windows = (Inference(None, (16, 16), stride).scores(model, images, (16, 16)) for stride in (None, (8, 8)))
     torch.testing.assert_close(whole, model(images))
     torch.testing.assert_close(windows, whole)
 

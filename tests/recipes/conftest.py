@@ -55,9 +55,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for index in range(count):
                 pixels = np.clip(rng.normal(colour, 40, (34, 40, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(place / f"{index:02}.png")
-        (folder / split / "red" / "damaged.png").write_bytes(
-            b"\x89PNG\r\n\x1a\n nothing of " + split.encode()
-        )
+        (folder / split / "red" / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing of " + split.encode())
     return folder
 
 

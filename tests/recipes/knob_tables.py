@@ -39,9 +39,7 @@ SHARED: Knobs = {
     "warmup_steps": Knob(5, lambda a: a.rate(2), PEAK / 2),
     "min_lr": Knob(1e-4, lambda a: a.rate(STEPS), 1e-4 * (6 / 12) ** 0.5),
     "lr_steps": Knob(0.5, lambda a: a.rate(STEPS // 2), 1e-4 * (6 / 12) ** 0.5),
-    "weight_decay": Knob(
-        0.3, lambda a: {g["weight_decay"] for g in a.state.optimizer.param_groups}, {0, 0.3}
-    ),
+    "weight_decay": Knob(0.3, lambda a: {g["weight_decay"] for g in a.state.optimizer.param_groups}, {0, 0.3}),
     "beta1": Knob(0.8, lambda a: a.state.optimizer.defaults["betas"][0]),
     "beta2": Knob(0.95, lambda a: a.state.optimizer.defaults["betas"][1]),
     "ema_decay": Knob(0.7, lambda a: a.state.ema_decay),
@@ -52,9 +50,7 @@ SHARED: Knobs = {
     "seed": Knob(7, lambda a: a.arguments["Loader"]["seed"]),
     "save_every": Knob("3m", lambda a: [a.plan.should_save(1, s) for s in (179, 180)], [False, True]),
     "log_every": Knob(9, lambda a: [s for s in range(STEPS) if a.plan.should_report(s)], [0, 9, 18, 27, 36]),
-    "evaluations": Knob(
-        5, lambda a: [s for s in range(41) if a.plan.should_evaluate(s)], [8, 16, 24, 32, 40]
-    ),
+    "evaluations": Knob(5, lambda a: [s for s in range(41) if a.plan.should_evaluate(s)], [8, 16, 24, 32, 40]),
 }
 
 
@@ -157,9 +153,7 @@ def share_predicted(arrived: Arrived) -> float:
 PRETRAIN: Knobs = {
     **ENCODER,
     "image_size": Knob(64, lambda a: (a.encoder.image_size, a.view.image_size), ((64, 64),) * 2),
-    "token_image_size": Knob(
-        32, lambda a: (a.view.token_size, a.evaluation_view.token_size), ((32, 32),) * 2
-    ),
+    "token_image_size": Knob(32, lambda a: (a.view.token_size, a.evaluation_view.token_size), ((32, 32),) * 2),
     "num_masked": Knob(20, lambda a: a.view.masking.num_masked),
     "min_block": Knob(3, lambda a: a.view.masking.min_block),
     "mask_count": Knob("at_most", lambda a: a.view.masking.count),

@@ -31,9 +31,7 @@ class Toy(DiscreteVAE):
         return self.log_q.T[None, :, None].expand(len(images), -1, -1, -1)
 
     def statistics(self, tokens: Tensor) -> Tensor:
-        mean, scale = (
-            torch.tensor(values)[tokens][:, None].expand(-1, 3, -1, -1) for values in (MEANS, SCALES)
-        )
+        mean, scale = (torch.tensor(values)[tokens][:, None].expand(-1, 3, -1, -1) for values in (MEANS, SCALES))
         return torch.cat([mean, scale.log()], dim=1)
 
 
@@ -68,9 +66,7 @@ BOTH = torch.tensor([[True, True]])
 
 def test_both_terms_are_those_of_the_closed_form_and_bound_the_likelihood() -> None:
     found = figures(POSTERIOR, BOTH)
-    assert found["elbo_reconstruction"] == pytest.approx(
-        math.log(likelihood(0, 0) * likelihood(1, 1)), rel=1e-5
-    )
+    assert found["elbo_reconstruction"] == pytest.approx(math.log(likelihood(0, 0) * likelihood(1, 1)), rel=1e-5)
     assert found["elbo_prior"] == pytest.approx(math.log(0.3 * 0.1), rel=1e-5)
     assert found["elbo_prior_uniform"] == pytest.approx(-2 * math.log(2))
     assert found["elbo_reconstruction"] + found["elbo_prior"] < EXACT

@@ -189,9 +189,7 @@ def test_a_step_too_long_to_rehearse_is_told_by_a_few_images(
     assert re.search(r"time +about 10 h 4\d min", capsys.readouterr().out)
 
 
-def test_weights_do_not_hang_on_the_rehearsal(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_do_not_hang_on_the_rehearsal(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer(tokenizer_config(images, tmp_path / "with", steps=12))
     assert "time       about" in log(tmp_path / "with")
     monkeypatch.setattr(train_stage, "estimate", lambda *arguments: None)

@@ -95,9 +95,7 @@ def test_a_classifier_scores_what_torchmetrics_says(classifier: Path, tmp_path: 
     assert json.loads((tmp_path / "out" / "figures.json").read_text()) == figures
 
 
-def test_several_processes_are_refused(
-    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_processes_are_refused(classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each would print the figures of its own share as those of the whole."""
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -144,9 +142,7 @@ def test_what_is_left_out_is_told(classifier: Path, tmp_path: Path, capsys: Any)
     file.write_text("".join(f"val/{name}/{i}.png,{name}\n" for name in CLASSES for i in (0, 1, 9)))
     figures = evaluate(config(classifier, data, split="all", labels=str(file)))
     assert figures["images"] == 14
-    assert figures["data"].startswith(
-        f"14 chosen of 44 images: 1 images, from {data}; 43 images, from {data}, "
-    )
+    assert figures["data"].startswith(f"14 chosen of 44 images: 1 images, from {data}; 43 images, from {data}, ")
     notes = capsys.readouterr().err
     assert f"30 images are not in {file} and are left out\n7 images that {file} names are not" in notes
     assert "other/ ignored" in notes
@@ -161,11 +157,7 @@ def test_several_classes_an_image(tmp_path: Path, capsys: Any) -> None:
     extra = {"multilabel": True, "crop_pct": 1.0}
     save_model(model, tmp_path / "model", provenance={}, classes=("c", "a", "b"), extra=extra)
     data = labelled(tmp_path / "data", "ab")
-    rows = {
-        f"val/{name}/{i}.png": [["a"], ["b", "c"], [], ["a", "b", "c"]][i % 4]
-        for name in "ab"
-        for i in range(6)
-    }
+    rows = {f"val/{name}/{i}.png": [["a"], ["b", "c"], [], ["a", "b", "c"]][i % 4] for name in "ab" for i in range(6)}
     (tmp_path / "labels.json").write_text(json.dumps(rows))
     with pytest.raises(UserError, match="--labels"):
         evaluate(config(tmp_path / "model", data))
@@ -176,9 +168,7 @@ def test_several_classes_an_image(tmp_path: Path, capsys: Any) -> None:
         beit.PredictConfig(images=(str(data),), model=str(tmp_path / "model"), top_k=3, precision="float32")
     )
     shares = {Path(r["image"]).relative_to(data).as_posix(): r["top"] for r in records}
-    probabilities = [
-        [{t["label"]: t["probability"] for t in shares[name]}[c] for c in "cab"] for name in rows
-    ]
+    probabilities = [[{t["label"]: t["probability"] for t in shares[name]}[c] for c in "cab"] for name in rows]
     truth = [[int(c in row) for c in "cab"] for row in rows.values()]
     scores, targets = torch.tensor(probabilities), torch.tensor(truth)
     for key, metric in (("recall", oracle.multilabel_recall), ("precision", oracle.multilabel_precision)):
@@ -270,18 +260,14 @@ def test_a_run_of_another_version_is_judged_with_what_is_known_of_it(
         file.write("compile: false\nmasking_of_2031: spiral\n")
     figures = evaluate(config(run, images, **SAME))
     assert figures["loss"] == pytest.approx(last_evaluation(pretrained)["loss"], rel=1e-5)
-    assert (
-        f"{run / 'config.yaml'}: compile, masking_of_2031 unknown to this version" in capsys.readouterr().err
-    )
+    assert f"{run / 'config.yaml'}: compile, masking_of_2031 unknown to this version" in capsys.readouterr().err
     (run / "config.yaml").write_text("masking: spiral\n")
     with pytest.raises(UserError, match=rf"^{run / 'config.yaml'}: masking is 'spiral'"):
         evaluate(config(run, images, **SAME))
 
 
 @pytest.mark.parametrize("target", ["tokens", "pixels"])
-def test_images_need_not_be_square(
-    target: str, images: Path, trained_tokenizer: Path, tmp_path: Path
-) -> None:
+def test_images_need_not_be_square(target: str, images: Path, trained_tokenizer: Path, tmp_path: Path) -> None:
     """Pre-training on 3x5 patches, judged as its run was, in the run's folder and outside it."""
     run, alone = tmp_path / "run", tmp_path / "alone"
     tokens = {"tokenizer": str(trained_tokenizer), "token_image_size": (12, 20)} if target == "tokens" else {}

@@ -97,9 +97,7 @@ def test_a_run_learns_and_leaves_what_it_promises(classifier: Path, pretrained: 
     assert "new norm and head for 3 classes, on the mean of the patches" in text
 
 
-def test_the_first_step_starts_from_the_pretrained_encoder(
-    colors: Path, pretrained: Path, tmp_path: Path
-) -> None:
+def test_the_first_step_starts_from_the_pretrained_encoder(colors: Path, pretrained: Path, tmp_path: Path) -> None:
     start = weights(pretrained)
     table = start["encoder.rel_pos_bias.relative_position_bias_table"]
     run = tmp_path / "run"
@@ -111,9 +109,7 @@ def test_the_first_step_starts_from_the_pretrained_encoder(
     assert shared == {n for n in now if n.startswith("encoder.") and "relative_position" not in n}
     assert all(torch.allclose(now[name], start[name], atol=1e-8) for name in shared)
     shared_run = tmp_path / "shared"
-    finetune(
-        finetune_config(colors, shared_run, init=str(pretrained), steps=1, position="shared_bias", pool="cls")
-    )
+    finetune(finetune_config(colors, shared_run, init=str(pretrained), steps=1, position="shared_bias", pool="cls"))
     assert read_description(shared_run)["architecture"]["bias"] == "shared"
     assert "norm kept, new head for 3 classes, on the class token" in log(shared_run)
 
@@ -204,9 +200,7 @@ def test_a_larger_image_keeps_the_whole_classifier(colors: Path, classifier: Pat
     assert read_description(again)["pool"] == "cls" and read_description(larger)["pool"] == "mean"
 
 
-def test_a_head_of_another_library_is_kept_by_its_names(
-    colors: Path, classifier: Path, tmp_path: Path
-) -> None:
+def test_a_head_of_another_library_is_kept_by_its_names(colors: Path, classifier: Path, tmp_path: Path) -> None:
     """Hugging Face's files name their classes, in an order of their own."""
     model, order = beit.load_model(classifier), [2, 0, 1]
     assert isinstance(model, ImageClassifier)
@@ -304,9 +298,7 @@ def test_a_run_goes_on_without_the_weights_it_started_from_but_not_with_another_
     model = beit.load_model(init)
     wider = MaskedImageModel(BeitEncoder(replace(model.encoder.config, width=32)), model.vocab_size)  # type: ignore[arg-type]
     save_model(wider, init / "model", provenance={})
-    with pytest.raises(
-        UserError, match=r"began with other encoder \(2 blocks of width 16.*, now .* width 32"
-    ):
+    with pytest.raises(UserError, match=r"began with other encoder \(2 blocks of width 16.*, now .* width 32"):
         finetune(config)
     with torch.no_grad():
         next(model.encoder.parameters()).add_(1)  # type: ignore[operator, union-attr]
@@ -347,18 +339,14 @@ def test_data_without_enough_classes_is_refused(images: Path, colors: Path, tmp_
     one = plant(tmp_path / "one", {"red": "red"})
     with pytest.raises(UserError, match=r"one class only \('red'\)"):
         finetune(finetune_config(one, tmp_path / "run"))
-    unknown = plant(
-        plant(tmp_path / "more", {"a": "red", "b": "blue"}, split="train"), {"c": "red"}, split="val"
-    )
+    unknown = plant(plant(tmp_path / "more", {"a": "red", "b": "blue"}, split="train"), {"c": "red"}, split="val")
     with pytest.raises(UserError, match="unknown to the training split: 'c'"):
         finetune(finetune_config(unknown, tmp_path / "run"))
     with pytest.raises(UserError, match=r"nowhere.* does not exist"):
         finetune(finetune_config(colors, tmp_path / "run", init=str(tmp_path / "nowhere")))
 
 
-def test_a_start_that_saw_visible_patches_gives_its_encoder(
-    images: Path, colors: Path, tmp_path: Path
-) -> None:
+def test_a_start_that_saw_visible_patches_gives_its_encoder(images: Path, colors: Path, tmp_path: Path) -> None:
     visible = {"encoder_sees": "visible", "target": "pixels", "position": "sincos", "bias": "shared"}
     pretrain(pretrain_config(images, tmp_path / "start", **visible, steps=1))
     run = tmp_path / "run"

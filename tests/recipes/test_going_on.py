@@ -61,9 +61,7 @@ def first(run: Path, figure: str) -> float:
 def test_with_the_same_tokenizer_pretraining_goes_on_where_it_stood(
     sees: str, images: Path, trained_tokenizer: Path, tmp_path: Path
 ) -> None:
-    visible = (
-        {"encoder_sees": "visible", "decoder_depth": 2, "decoder_width": 32} if sees == "visible" else {}
-    )
+    visible = {"encoder_sees": "visible", "decoder_depth": 2, "decoder_width": 32} if sees == "visible" else {}
     given = {"tokenizer": str(trained_tokenizer), "eval_images": 100, "normalization": "imagenet"}
     pretrain(pretrain_config(images, tmp_path / "before", **given, **visible))
     said = started(images, tmp_path / "after", tmp_path / "before", **given)
@@ -162,9 +160,7 @@ def test_what_contradicts_the_start_is_refused(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(UserError, match=message):
-        started(
-            images, tmp_path / "run", **{"init": pretrained, "tokenizer": str(trained_tokenizer), **given}
-        )
+        started(images, tmp_path / "run", **{"init": pretrained, "tokenizer": str(trained_tokenizer), **given})
     assert not (tmp_path / "run").exists()
 
 
@@ -228,6 +224,4 @@ def test_a_tokenizer_goes_on_where_it_stood(kind: str, images: Path, tmp_path: P
     )
     assert f"({kind}), whose weights are all kept" in log(tmp_path / "after")
     with pytest.raises(UserError, match="--vocab-size 512 contradicts --init"):
-        tokenizer(
-            TokenizerConfig(**{**config.typed, "out": str(tmp_path / "no"), "vocab_size": 512, "kind": kind})
-        )
+        tokenizer(TokenizerConfig(**{**config.typed, "out": str(tmp_path / "no"), "vocab_size": 512, "kind": kind}))

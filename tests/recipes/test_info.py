@@ -77,9 +77,7 @@ def test_a_killed_run_is_told_from_a_running_one(probed: Path, tmp_path: Path) -
     # Asked by the process that runs it, the lock must stay a lock: closing its file would give it up.
     lock = RunLock.take(run)
     assert facts()["state"] == "running"
-    elsewhere = subprocess.run(
-        [sys.executable, "-c", f"from pathlib import Path; {take}"], capture_output=True
-    )
+    elsewhere = subprocess.run([sys.executable, "-c", f"from pathlib import Path; {take}"], capture_output=True)
     assert elsewhere.returncode != 0 and b"is in use by process" in elsewhere.stderr
     lock.release()
     (run / ".lock").unlink()

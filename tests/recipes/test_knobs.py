@@ -65,9 +65,7 @@ RUNS: Mapping[str, tuple[str, knobs.Knobs, Mapping[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def arrived(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Arrived]:
+def arrived(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Arrived]:
     """The run of that name in RUNS, made once."""
 
     @cache
@@ -83,9 +81,7 @@ def arrived(
     return run
 
 
-@pytest.mark.parametrize(
-    ("run", "name"), [(run, name) for run, (_, table, _) in RUNS.items() for name in table]
-)
+@pytest.mark.parametrize(("run", "name"), [(run, name) for run, (_, table, _) in RUNS.items() for name in table])
 def test_a_knob_arrives(run: str, name: str, arrived: Callable[[str], Arrived]) -> None:
     knob = RUNS[run][1][name]
     value, expected = knob.place(arrived(run)), knob.value if knob.expected is None else knob.expected
@@ -121,9 +117,7 @@ def test_a_step_smooths_and_then_mixes(
     torch.testing.assert_close(loss, F.cross_entropy(model(images), targets))
 
 
-def test_figures_go_where_they_are_asked_for(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_figures_go_where_they_are_asked_for(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "TensorBoardTracker", lambda folder, step: folder.name)
     monkeypatch.setattr(trackers, "WandbTracker", lambda folder, project, identity, config: project)
     config = tokenizer_config(images, tmp_path / "run", tensorboard=True, wandb="flowers")

@@ -68,16 +68,12 @@ def test_other_ways_to_show_the_images(segmenter: Path, regions: Path) -> None:
     assert min(apart) > 1e-3  # far more than two ways to the same figure differ by
 
 
-def test_an_evaluation_without_a_labelled_pixel_is_refused(
-    segmenter: Path, regions: Path, tmp_path: Path
-) -> None:
+def test_an_evaluation_without_a_labelled_pixel_is_refused(segmenter: Path, regions: Path, tmp_path: Path) -> None:
     shutil.copytree(regions, tmp_path / "data")
     for path in (tmp_path / "data/annotations/validation").iterdir():
         Image.fromarray(np.zeros_like(np.array(opened(path)))).save(path)
     out = tmp_path / "figures.json"
-    with pytest.raises(
-        UserError, match=r"--data: no pixel of the 6 label maps has a class \(255 and 0 stand"
-    ):
+    with pytest.raises(UserError, match=r"--data: no pixel of the 6 label maps has a class \(255 and 0 stand"):
         evaluation(segmenter, tmp_path / "data", out=str(out))
     assert not out.exists()
 
@@ -141,13 +137,8 @@ def test_an_image_too_large_for_the_memory_costs_itself_alone(
     values: dict[str, Any] = {"images": images, "model": str(segmenter), "out": str(out), **PLAIN}
     assert predict(PredictConfig(window="whole", **values)) == 1
     output = capsys.readouterr().err
-    assert (
-        f"skipped {images[0]}: an image of 8000x8000 px in one pass takes 14,901 GiB for attention" in output
-    )
-    assert (
-        "choose --window slide, or make it smaller" in output
-        and "maps for 1 of 2 images; 1 could not" in output
-    )
+    assert f"skipped {images[0]}: an image of 8000x8000 px in one pass takes 14,901 GiB for attention" in output
+    assert "choose --window slide, or make it smaller" in output and "maps for 1 of 2 images; 1 could not" in output
     assert [path.name for path in (out / "maps").iterdir()] == ["0.png"]
 
 
@@ -173,9 +164,7 @@ def test_a_lack_of_memory_is_one_line(
     output = capsys.readouterr().err
     assert output.count("out of memory with an image of 56x44 px; make it smaller") == 2
     assert "label maps for 4 of 6 images; 2 could not be read" in output
-    with pytest.raises(
-        RunFailed, match="out of memory with an image of 56x44 px; choose --window slide"
-    ) as caught:
+    with pytest.raises(RunFailed, match="out of memory with an image of 56x44 px; choose --window slide") as caught:
         evaluation(segmenter, regions, window="whole")
     assert str(caught.value).startswith(f"{folder / '1.jpg'}: ")
 
@@ -234,9 +223,7 @@ def test_predicted_maps_follow_the_data_and_can_be_trained_on(
     assert source.label(0).max() <= 2
 
 
-def test_images_of_one_name_do_not_overwrite_each_other(
-    segmenter: Path, regions: Path, tmp_path: Path
-) -> None:
+def test_images_of_one_name_do_not_overwrite_each_other(segmenter: Path, regions: Path, tmp_path: Path) -> None:
     photo, folder = regions / "images/training/0.jpg", tmp_path / "photos"
     folder.mkdir()
     shutil.copy(photo, folder / "a.jpg")

@@ -81,10 +81,7 @@ def test_the_untrained_network_stands_beside_and_the_best_is_kept(run: Path) -> 
     text = log(run)
     assert "61 training images name 22 held-back ones by k-NN" in text  # two of them are damaged
     before = 100 * first["eval/knn_top1"]
-    assert (
-        f"of 21 held-back images right, {before:.1f} % before the first step; guessing would get 33.3 %"
-        in text
-    )
+    assert f"of 21 held-back images right, {before:.1f} % before the first step; guessing would get 33.3 %" in text
     interval = results(run)["interval"]
     assert (interval["figure"], interval["images"]) == ("eval/knn_top1", 21)
 
@@ -94,9 +91,7 @@ def test_stopped_anywhere_it_ends_the_same(run: Path, colours: Path, tmp_path: P
         with stopped_in_step(step):
             pretrain(pretrain_config(colours, tmp_path / "run", **PIXELS))
     pretrain(pretrain_config(colours, tmp_path / "run", **PIXELS))
-    assert same_weights(run, tmp_path / "run") and same_weights(
-        run / "model-best", tmp_path / "run/model-best"
-    )
+    assert same_weights(run, tmp_path / "run") and same_weights(run / "model-best", tmp_path / "run/model-best")
     ours, theirs = results(tmp_path / "run"), results(run)
     assert (ours["first"], ours["best"]) == (theirs["first"], theirs["best"])
 
@@ -113,9 +108,7 @@ def test_without_labels_there_is_the_rank_alone(images: Path, tmp_path: Path) ->
 
 def test_images_of_several_classes_or_none_held_back_leave_the_rank(colours: Path, tmp_path: Path) -> None:
     file = tmp_path / "labels.csv"
-    file.write_text(
-        "".join(f"train/{kind}/{i:02}.png,{kind};x\n" for kind in ("red", "blue") for i in range(9))
-    )
+    file.write_text("".join(f"train/{kind}/{i:02}.png,{kind};x\n" for kind in ("red", "blue") for i in range(9)))
     several, alone = tmp_path / "several", tmp_path / "alone"
     pretrain(pretrain_config(colours / "train", alone, holdout=0.0, **PIXELS))
     pretrain(pretrain_config(colours, several, labels=str(file), **PIXELS))

@@ -156,9 +156,7 @@ def test_a_released_tokenizer_feeds_pretraining(files: Path, images: Path, tmp_p
     out = tmp_path / "pretrain"
     sizes = ["--image-size", 32, "--patch-size", 8, "--width", 16, "--depth", 1, "--num-heads", 2]
     tokenizer = f"{files / 'dalle'}@grid=4x4"
-    run(
-        "pretrain", "--data", images, "--tokenizer", tokenizer, "--out", out, *sizes, *SHORT, "--holdout", 0.2
-    )
+    run("pretrain", "--data", images, "--tokenizer", tokenizer, "--out", out, *sizes, *SHORT, "--holdout", 0.2)
     assert describe(out)["vocab_size"] == 512
     run("evaluate", "--model", out, "--data", images, "--holdout", 0.2, "--workers", 0, "--batch-size", 8)
     for name in ("pretrained-hf", "pretrained.pth@num_heads=2"):

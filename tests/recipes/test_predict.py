@@ -72,9 +72,7 @@ def test_a_folder_with_broken_files(folder: Path, probed: Path, tmp_path: Path, 
         assert sum(shares) == pytest.approx(1, abs=1e-4)
 
 
-def test_names_of_any_bytes_come_out_as_they_are(
-    folder: Path, probed: Path, tmp_path: Path, capsys: Any
-) -> None:
+def test_names_of_any_bytes_come_out_as_they_are(folder: Path, probed: Path, tmp_path: Path, capsys: Any) -> None:
     """And what is broken under such a name is told by one that a terminal can show."""
     odd = os.fsdecode(b"deep/caf\xe9\xe2\x80\xaf9.41\t.png")
     (folder / "wide.png").rename(folder / odd)
@@ -146,9 +144,7 @@ def test_tar_shards_are_read_like_folders(folder: Path, probed: Path, tmp_path: 
     for value in (str(shards), str(shards / "s-{0..1}.tar")):
         assert run("predict", value, "--model", probed, "--out", tmp_path / "labels.jsonl") == 0
         records = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
-        assert {
-            Path(record["image"]).name.rpartition(":")[2]: record["label"] for record in records
-        } == expected
+        assert {Path(record["image"]).name.rpartition(":")[2]: record["label"] for record in records} == expected
     assert records[0]["image"].endswith("s-1.tar:deep/er/blue.webp")
     assert "s-0.tar:broken_text.png: not an image" in capsys.readouterr().err
     # A folder with images at any depth is a folder, whatever archives lie in it.

@@ -63,9 +63,7 @@ def test_a_run_leaves_a_model_that_sees_what_the_probe_saw(probed: Path, colours
     assert isinstance(model, LinearProbe)
     best = results["layers"][results["best_layer"]]
     assert best["top1"] > 0.9
-    figures = beit.evaluate(
-        beit.EvaluateConfig(model=str(probed), data=str(colours), workers=0, precision="float32")
-    )
+    figures = beit.evaluate(beit.EvaluateConfig(model=str(probed), data=str(colours), workers=0, precision="float32"))
     assert figures["top1"] == pytest.approx(best["top1"], abs=1e-6)
     assert figures["loss"] == pytest.approx(best["loss"], abs=1e-5)
     log = (probed / "log.txt").read_text()
@@ -74,9 +72,7 @@ def test_a_run_leaves_a_model_that_sees_what_the_probe_saw(probed: Path, colours
     assert {"eval/top1", "eval/loss", "eval/knn_top1", "eval/best_layer"} <= lines[-1].keys()
 
 
-def test_the_five_likeliest_count_where_there_are_more_classes(
-    pretrained: Path, tmp_path: Path, capsys: Any
-) -> None:
+def test_the_five_likeliest_count_where_there_are_more_classes(pretrained: Path, tmp_path: Path, capsys: Any) -> None:
     run = tmp_path / "run"
     probe(probe_config("demo", run, pretrained, limit=40, eval_images=40, steps=1))
     rows = read(run, "results.json")["layers"]

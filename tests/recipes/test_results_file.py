@@ -59,9 +59,7 @@ def test_memory_does_not_grow_with_the_records(suffix: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
-def test_a_file_appears_whole_or_not_at_all(
-    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_appears_whole_or_not_at_all(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / f"x{suffix}"
     path.write_text("what was there before")
     record = {"image": "x", "mean": np.zeros(3)} if suffix == ".npz" else labels(0)

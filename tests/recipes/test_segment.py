@@ -59,9 +59,7 @@ def test_a_run_learns_and_leaves_what_it_promises(segmenter: Path) -> None:
     assert list((segmenter / "samples").glob("step-000040-segmentation.*"))
     text = log(segmenter)
     assert "with label maps of 3 classes" in text and "in windows of 32x32 px that are 21x21 px apart" in text
-    assert (
-        "0 ('unlabelled') is ignored" in text and "0 in a label map: no class (--reduce-zero-label)" in text
-    )
+    assert "0 ('unlabelled') is ignored" in text and "0 in a label map: no class (--reduce-zero-label)" in text
 
 
 def test_the_rate_falls_in_a_straight_line_under_its_warm_up(regions: Path, tmp_path: Path) -> None:
@@ -73,15 +71,9 @@ def test_the_rate_falls_in_a_straight_line_under_its_warm_up(regions: Path, tmp_
     assert [line["lr"] for line in metrics(run) if "lr" in line] == pytest.approx(expected)
 
 
-def test_the_first_step_starts_from_the_pretrained_encoder(
-    regions: Path, pretrained: Path, tmp_path: Path
-) -> None:
+def test_the_first_step_starts_from_the_pretrained_encoder(regions: Path, pretrained: Path, tmp_path: Path) -> None:
     run, start = tmp_path / "run", weights(pretrained)
-    segment(
-        segment_config(
-            regions, run, init=str(pretrained), crop=(32, 48), decoder="pup", layers=(0, 1), lr=1e-12
-        )
-    )
+    segment(segment_config(regions, run, init=str(pretrained), crop=(32, 48), decoder="pup", layers=(0, 1), lr=1e-12))
     assert read_description(run)["image_size"] == [32, 48]
     now = weights(run)
     shared = [name for name in start if name.startswith("encoder.") and "rel_pos" not in name]
@@ -117,9 +109,8 @@ def test_other_classes_get_a_new_decoder(
         regions, tmp_path / "run", init=str(segmenter), reduce_zero_label=True, classes=str(table)
     )
     segment(config, dry_run=True)
-    assert (
-        "new upernet decoder of 8 channels on blocks 0, 0, 1, 1, 3 classes, for that of --init has other"
-        in (capsys.readouterr().out)
+    assert "new upernet decoder of 8 channels on blocks 0, 0, 1, 1, 3 classes, for that of --init has other" in (
+        capsys.readouterr().out
     )
     assert not (tmp_path / "run").exists()
 
@@ -153,9 +144,7 @@ def test_a_stopped_run_continues_to_the_same_weights(regions: Path, pretrained: 
     assert any(name.endswith("running_var") for name in trained)
     assert int(trained["decode_head.bottleneck.bn.num_batches_tracked"]) == 8  # four steps of two passes
     figures = [[line.get(name) for name in ("loss", "miou", "eval/miou")] for line in metrics(whole)]
-    assert figures == [
-        [line.get(name) for name in ("loss", "miou", "eval/miou")] for line in metrics(stopped)
-    ]
+    assert figures == [[line.get(name) for name in ("loss", "miou", "eval/miou")] for line in metrics(stopped)]
     ours, theirs = (json.loads((run / "results.json").read_text())["classes"] for run in (whole, stopped))
     assert ours == theirs
 
@@ -242,12 +231,8 @@ def test_a_mistake_is_one_clear_line_and_leaves_no_trace(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_crop_that_does_not_fit_the_encoder_is_refused(
-    regions: Path, pretrained: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(
-        UserError, match="--crop 30 30 does not hold whole patches of 8 px; choose --crop 32 32"
-    ):
+def test_a_crop_that_does_not_fit_the_encoder_is_refused(regions: Path, pretrained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--crop 30 30 does not hold whole patches of 8 px; choose --crop 32 32"):
         segment(segment_config(regions, tmp_path / "run", init=str(pretrained), crop=30))
 
 

@@ -32,9 +32,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
-def test_two_ranks_judge_the_model_that_is_saved(
-    ema_decay: float | None, regions: Path, tmp_path: Path
-) -> None:
+def test_two_ranks_judge_the_model_that_is_saved(ema_decay: float | None, regions: Path, tmp_path: Path) -> None:
     """On CPUs every rank has batch norms of its own, and moving averages of them."""
     run, file = tmp_path / "run", tmp_path / "config.yaml"
     config = segment_config(regions, run, reduce_zero_label=True, lr=1e-2, ema_decay=ema_decay)
@@ -66,9 +64,7 @@ def test_batch_norms_are_shared_by_gpus_alone(
     trained: list[nn.Module] = []
     compute = Compute(torch.device(device), 0, world)
     monkeypatch.setattr(session, "open_compute", lambda device: compute)
-    monkeypatch.setattr(
-        segment_recipe, "train", lambda session, method, feed: trained.append(method.learner.model)
-    )
+    monkeypatch.setattr(segment_recipe, "train", lambda session, method, feed: trained.append(method.learner.model))
     segment(segment_config(regions, tmp_path / "run"))
     norms = [module for module in trained[0].modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     assert len(norms) > 10 and {type(norm) for norm in norms} == {expected}
@@ -103,9 +99,7 @@ def test_a_lack_of_memory_in_an_evaluation_names_the_image(
         return scores(self, model, images, size)
 
     monkeypatch.setattr(Inference, "scores", scarce)
-    expected = (
-        f"{regions / 'images/validation/1.jpg'}: out of memory with an image of 56x44 px; choose --window"
-    )
+    expected = f"{regions / 'images/validation/1.jpg'}: out of memory with an image of 56x44 px; choose --window"
     with pytest.raises(RunFailed, match=re.escape(expected)):
         segment(segment_config(regions, tmp_path / "run", window="whole"))
     run = arrive(segment, segment_config(regions, tmp_path / "drawn", window="whole"))

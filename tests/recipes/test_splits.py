@@ -71,9 +71,7 @@ def judge(model: Path, data: Path, **values: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_verbs_hold_back_the_same_and_test_is_judged_once(
-    tested: Path, encoder: Path, classifier: Path
-) -> None:
+def test_verbs_hold_back_the_same_and_test_is_judged_once(tested: Path, encoder: Path, classifier: Path) -> None:
     assert held_back(encoder) == held_back(classifier) and len(held_back(encoder)) == 12
     assert all(Path(name).is_relative_to(tested / "train") for name in held_back(encoder))
     last = json.loads((classifier / "results.json").read_text())["last"]
@@ -123,9 +121,7 @@ def test_a_probe_chooses_on_val_and_is_judged_on_test(tested: Path, encoder: Pat
 
 
 @pytest.mark.slow
-def test_a_run_without_val_and_one_with_other_data_for_it(
-    tested: Path, colours: Path, tmp_path: Path
-) -> None:
+def test_a_run_without_val_and_one_with_other_data_for_it(tested: Path, colours: Path, tmp_path: Path) -> None:
     finetune(finetune_config(tested, tmp_path / "none", **RULE | {"holdout": 0.0}))
     results = json.loads((tmp_path / "none/results.json").read_text())
     assert "eval/top1" not in results["last"] and not results["best"] and "test/top1" in results["last"]

@@ -100,9 +100,7 @@ def test_every_ablation_of_table_4_trains(
     assert math.isfinite(metrics(run)[-1]["eval/loss"])
 
 
-def test_a_stopped_run_continues_to_the_same_weights(
-    images: Path, trained_tokenizer: Path, tmp_path: Path
-) -> None:
+def test_a_stopped_run_continues_to_the_same_weights(images: Path, trained_tokenizer: Path, tmp_path: Path) -> None:
     values = {"tokenizer": str(trained_tokenizer), "save_every": "1", "ema_decay": 0.9, "drop_path_rate": 0.5}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     pretrain(pretrain_config(images, whole, **values))
@@ -293,9 +291,7 @@ def test_the_preset_in_use_is_not_recommended(
     for preset, advice in (("tiny", ""), ("base", "; --preset tiny is for few images")):
         where = {"data": str(images), "out": str(tmp_path / "run"), "target": "pixels", "batch_size": 64}
         pretrain(
-            configure(
-                PretrainConfig, preset, depth=1, width=64, num_heads=4, image_size=32, steps=1, **where
-            ),
+            configure(PretrainConfig, preset, depth=1, width=64, num_heads=4, image_size=32, steps=1, **where),
             dry_run=True,
         )
         assert f"shows some images more than once{advice}\n" in capsys.readouterr().out

@@ -77,18 +77,14 @@ def test_a_kind_is_saved_judged_and_used(
     )
     assert ("--teacher" in log and " was trained on " in log) == (kind == "features")
 
-    figures = evaluate(
-        EvaluateConfig(model=str(run), data=str(colours), holdout=0.2, workers=0, precision="float32")
-    )
+    figures = evaluate(EvaluateConfig(model=str(run), data=str(colours), holdout=0.2, workers=0, precision="float32"))
     names = {"reconstruction_mae", "codes_used", "copy_neighbour_loss", "class_agreement"}
     assert names <= figures.keys()
     assert {f"eval/{name}" for name in names} <= results["last"].keys()
     assert "kl" not in figures  # of no distribution
 
     grid = 4 if kind != "features" else 32 // 8
-    predict(
-        PredictConfig(images=(str(colours),), model=str(run), out=str(tmp_path / "tokens.jsonl"), workers=0)
-    )
+    predict(PredictConfig(images=(str(colours),), model=str(run), out=str(tmp_path / "tokens.jsonl"), workers=0))
     row = json.loads((tmp_path / "tokens.jsonl").read_text().splitlines()[0])
     assert torch.tensor(row["tokens"]).shape == (grid, grid)
 

@@ -72,17 +72,11 @@ def test_the_run_ends_with_its_verdict(run: Path) -> None:
     [verdict, *_] = results(run)["verdict"]
     assert "of 21 held-back images are named right (95 % interval" in verdict["text"]
     assert (
-        "over 3 groups" in verdict["text"]
-        and "a linear classifier of colour histograms 100.0 %" in verdict["text"]
+        "over 3 groups" in verdict["text"] and "a linear classifier of colour histograms 100.0 %" in verdict["text"]
     )
     text = log(run)
-    assert (
-        verdict["text"] in text
-        and "few images tell little (15 of 22 right stand for" in text.partition("\n")[0]
-    )
-    assert (
-        verdict["mend"] and f"to mend first: {verdict['mend']}" in text and "next: beit predict" not in text
-    )
+    assert verdict["text"] in text and "few images tell little (15 of 22 right stand for" in text.partition("\n")[0]
+    assert verdict["mend"] and f"to mend first: {verdict['mend']}" in text and "next: beit predict" not in text
 
 
 def test_evaluate_and_report_say_it_too(
@@ -91,9 +85,7 @@ def test_evaluate_and_report_say_it_too(
     figures = evaluate(EvaluateConfig(model=str(run), data=str(colours), workers=0, precision="float32"))
     low, high = wilson(round(21 * figures["top1"]), 21)
     assert figures["interval"] == {"figure": "top1", "low": low, "high": high, "images": 21, "units": 21}
-    assert (
-        f"of 21 held-back images are named right (95 % interval {100 * low:.1f} %" in capsys.readouterr().out
-    )
+    assert f"of 21 held-back images are named right (95 % interval {100 * low:.1f} %" in capsys.readouterr().out
     other = tmp_path / "other"
     finetune(finetune_config(colours, other, seed=1, **PLAIN))
     capsys.readouterr()
@@ -113,8 +105,7 @@ def test_the_commonest_class_of_each_place_is_named(regions: Path) -> None:
 
     def at(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         rows, columns = (
-            ((2 * np.arange(side) + 1) * old // (2 * side))
-            for side, old in zip(size, label_map.shape, strict=True)
+            ((2 * np.arange(side) + 1) * old // (2 * side)) for side, old in zip(size, label_map.shape, strict=True)
         )
         return label_map[rows][:, columns]
 

@@ -34,9 +34,7 @@ def tokenizer_config(images: Path, out: Path, **values: Any) -> TokenizerConfig:
 def pretrain_config(images: Path, out: Path, **values: Any) -> PretrainConfig:
     """Four steps of an encoder of two blocks on a 4x4 grid."""
     small = {"image_size": 32, "patch_size": 8, "width": 16, "depth": 2, "num_heads": 2}
-    return PretrainConfig(
-        data=str(images), out=str(out), **{**small, "steps": 4, "epochs": None, **SHORT, **values}
-    )
+    return PretrainConfig(data=str(images), out=str(out), **{**small, "steps": 4, "epochs": None, **SHORT, **values})
 
 
 def finetune_config(data: Path, out: Path, **values: Any) -> FinetuneConfig:

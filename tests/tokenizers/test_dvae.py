@@ -29,9 +29,7 @@ from beit.tokenizers.objective import (
     unmap_pixels,
 )
 
-TINY = DiscreteVAEConfig(
-    vocab_size=37, width=8, stride=4, blocks_per_group=1, code_width=12, image_size=(16, 16)
-)
+TINY = DiscreteVAEConfig(vocab_size=37, width=8, stride=4, blocks_per_group=1, code_width=12, image_size=(16, 16))
 
 
 @pytest.fixture
@@ -45,9 +43,7 @@ def one_hot(tokens: Tensor, vocab_size: int) -> Tensor:
 
 
 def openai_names(module: nn.Module) -> dict[str, Tensor]:
-    return {
-        name.removesuffix("eight").removesuffix("ias"): tensor for name, tensor in module.state_dict().items()
-    }
+    return {name.removesuffix("eight").removesuffix("ias"): tensor for name, tensor in module.state_dict().items()}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -105,9 +101,7 @@ def test_initialisation_keeps_the_variance() -> None:
             assert not parameter.any(), name
         else:
             expected = 1 / math.sqrt(parameter[0].numel())
-            assert parameter.std().item() == pytest.approx(expected, rel=5 / math.sqrt(parameter.numel())), (
-                name
-            )
+            assert parameter.std().item() == pytest.approx(expected, rel=5 / math.sqrt(parameter.numel())), name
 
 
 @pytest.mark.parametrize("stride", [2, 4, 8, 16])
@@ -117,9 +111,9 @@ def test_any_stride(stride: int) -> None:
     )
     tokenizer = DiscreteVAE(config)
     assert isinstance(tokenizer, VisualTokenizer)
-    assert len(
-        [name for name, _ in tokenizer.encoder.blocks.named_children() if "group" in name]
-    ) == math.log2(2 * stride)
+    assert len([name for name, _ in tokenizer.encoder.blocks.named_children() if "group" in name]) == math.log2(
+        2 * stride
+    )
     tokens = tokenizer.encode(torch.rand(2, 3, 3 * stride, 2 * stride))
     assert tokens.shape == (2, 3, 2)
     assert tokens.dtype == torch.int64
@@ -188,9 +182,7 @@ def test_logit_laplace_is_a_density(mean: float, log_scale: float) -> None:
     """Integrated over the logit t of x, in which the density has no poles: dx = x (1 - x) dt."""
     t = torch.linspace(-30, 30, 400_001, dtype=torch.float64)
     pixels = t.sigmoid()
-    statistics = torch.tensor([mean, log_scale], dtype=torch.float64)[None, :, None, None].expand(
-        1, 2, 1, t.numel()
-    )
+    statistics = torch.tensor([mean, log_scale], dtype=torch.float64)[None, :, None, None].expand(1, 2, 1, t.numel())
     density = (-logit_laplace_nll(pixels[None, None, None], statistics)).exp().flatten()
     assert torch.trapezoid(density * pixels * (1 - pixels), t).item() == pytest.approx(1, abs=1e-5)
     # The decoded pixel sigmoid(mean) is the median.

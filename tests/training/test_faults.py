@@ -110,9 +110,7 @@ def test_a_broken_status_is_refused_and_a_run_goes_on_without_it(damage: str, tm
         assert again.restore() == {"step": 1} and again.identity == identity
 
 
-def test_every_changed_bit_of_past_figures_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_changed_bit_of_past_figures_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = saved(tmp_path)
     figures = (run / "metrics.jsonl").read_bytes()
     for bit in range(0, 8 * len(figures), 5):
@@ -160,9 +158,7 @@ def test_figures_and_status_wait_for_room(tmp_path: Path, monkeypatch: pytest.Mo
     assert "metrics.jsonl could not be written: [Errno 28]" in (tmp_path / "run" / "log.txt").read_text()
 
 
-def test_a_line_of_figures_is_written_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_line_of_figures_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Console, "say", lambda self, text="": None)  # to a file as well, here
     with opened(tmp_path) as run:
         run.write_metrics({"step": 1})

@@ -110,9 +110,7 @@ def test_a_rank_that_is_gone_or_silent_ends_the_other(number: signal.Signals, tm
     mishap = ["accumulate=1", "batch_norm=0", "timeout=10s", "killed_at=9", f"killed_by={int(number)}"]
     command = [sys.executable, str(HERE / "toy_recipe.py"), str(tmp_path / "run"), *mishap]
     main, other = (
-        subprocess.Popen(
-            command, env={**os.environ, **place, "RANK": rank}, stderr=subprocess.PIPE, text=True
-        )
+        subprocess.Popen(command, env={**os.environ, **place, "RANK": rank}, stderr=subprocess.PIPE, text=True)
         for rank in "01"
     )
     try:
@@ -173,9 +171,7 @@ def test_a_lack_of_memory_is_explained(tmp_path: Path, monkeypatch: pytest.Monke
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
 
 
-def test_gradients_are_clipped_and_reported_as_they_were(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_are_clipped_and_reported_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     norms: list[float] = []
     update = NonFiniteGuard.update
 
@@ -230,9 +226,7 @@ def alone() -> Compute:
 def test_a_window_averages_tensors_over_the_steps_that_count(alone: Compute) -> None:
     window = MetricWindow()
     for value, counts in ((1.0, True), (float("nan"), False), (3.0, True)):
-        window.add(
-            {"loss": torch.tensor(value), "used": torch.tensor([value, 2 * value])}, torch.tensor(counts)
-        )
+        window.add({"loss": torch.tensor(value), "used": torch.tensor([value, 2 * value])}, torch.tensor(counts))
     means = window.means(alone)
     assert [float(means["loss"]), *means["used"].tolist()] == pytest.approx([2, 2, 4])
 

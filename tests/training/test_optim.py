@@ -9,13 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from beit.training.optim import (
-    adamw,
-    cosine_schedule,
-    parameter_groups,
-    polynomial_schedule,
-    set_learning_rate,
-)
+from beit.training.optim import adamw, cosine_schedule, parameter_groups, polynomial_schedule, set_learning_rate
 
 
 class Model(nn.Module):
@@ -83,8 +77,7 @@ def test_cosine_is_that_of_the_released_code(warmup: int) -> None:
     cosine = final + 0.5 * (peak - final) * (1 + np.cos(math.pi * rest / len(rest)))
     expected = np.concatenate([np.linspace(0, peak, warmup), cosine])
     rates = [
-        cosine_schedule(step, peak=peak, final=final, warmup_steps=warmup, total_steps=total)
-        for step in range(total)
+        cosine_schedule(step, peak=peak, final=final, warmup_steps=warmup, total_steps=total) for step in range(total)
     ]
     np.testing.assert_allclose(rates, expected, rtol=1e-12)
     assert cosine_schedule(total + 5, peak=peak, final=final, warmup_steps=warmup, total_steps=total) == final

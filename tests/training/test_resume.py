@@ -189,9 +189,7 @@ def test_a_crash_is_on_record_and_the_run_continues(tmp_path: Path, whole: dict[
     assert outcome(tmp_path / "run") == whole
 
 
-@pytest.mark.parametrize(
-    "lost", ["model", "ema", "optimizer", "companions", "window", "best", "place", "random"]
-)
+@pytest.mark.parametrize("lost", ["model", "ema", "optimizer", "companions", "window", "best", "place", "random"])
 def test_equality_notices_whatever_a_resume_forgets(
     lost: str, tmp_path: Path, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,9 +210,7 @@ def test_equality_notices_whatever_a_resume_forgets(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_in_a_step_saves_and_leaves(
-    number: signal.Signals, tmp_path: Path, whole: dict[str, Any]
-) -> None:
+def test_a_signal_in_a_step_saves_and_leaves(number: signal.Signals, tmp_path: Path, whole: dict[str, Any]) -> None:
     handler = signal.getsignal(number)
     with pytest.raises(Interrupted, match="saved at step 10 of 24"):
         train(tmp_path / "run", Toy(killed_at=9, killed_by=number))
@@ -352,9 +348,7 @@ def test_a_run_that_cannot_be_saved_fails(
 def test_nothing_is_done_after_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     first = train(run, Toy(steps=3))
-    before = {
-        path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name not in ("log.txt", ".lock")
-    }
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name not in ("log.txt", ".lock")}
     assert train(run, Toy(steps=3)) == first
     assert capsys.readouterr().out.endswith("nothing to do\n")
     assert {path: path.stat().st_mtime_ns for path in before} == before

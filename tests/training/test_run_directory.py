@@ -40,9 +40,7 @@ CONFIG = {"lr": 1e-5, "image_size": (32, 32), "data": Path("photos"), "precision
 def opened(path: Path, verb: str = "toy", overwrite: bool = False, **changes: Any) -> RunDirectory:
     config = CONFIG | changes
     console = Console()
-    return open_run(
-        path, Request(verb, config), compute=open_compute("cpu"), console=console, overwrite=overwrite
-    )
+    return open_run(path, Request(verb, config), compute=open_compute("cpu"), console=console, overwrite=overwrite)
 
 
 def write_old(folder: Path) -> None:
@@ -415,9 +413,7 @@ def test_a_terminal_gets_a_display_of_its_width_and_the_log_gets_lines(
     monkeypatch.setattr("sys.stdout", terminal)
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm")
-    figures = (
-        "masked-token loss 5.123, masked-token accuracy 12.3 %, by copying a neighbour 5.2, 340 images/s"
-    )
+    figures = "masked-token loss 5.123, masked-token accuracy 12.3 %, by copying a neighbour 5.2, 340 images/s"
     console = Console()
     console.log_to(tmp_path / "log.txt")
     with console.progress(5000, 0) as progress:
@@ -450,9 +446,7 @@ def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_a_beginning_cut_short_anywhere_can_be_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_beginning_cut_short_anywhere_can_be_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process that is gone at once, as a killed one is, with its lock."""
     for calls in range(100):
         process = os.fork()

@@ -168,11 +168,7 @@ def toy_method(toy: Toy, compute: Compute) -> Method:
         loss = F.cross_entropy(logits, batch.label)
         if index in toy.poison and last_rank:
             loss = loss * float("nan")
-        if (
-            index == toy.killed_at
-            and last_rank
-            and batch.label.equal(micro_batch(index, places - 1, places).label)
-        ):
+        if index == toy.killed_at and last_rank and batch.label.equal(micro_batch(index, places - 1, places).label):
             os.kill(os.getpid(), toy.killed_by)
         labels = micro_batch(index, 0, 1).label  # of all ranks, as a companion must be alike on them
         seen.count += F.one_hot(labels, CLASSES).sum(0) / (1 + index) / toy.accumulate

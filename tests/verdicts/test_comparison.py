@@ -28,9 +28,7 @@ def test_runs_are_compared_on_the_images_of_both(tmp_path: Path) -> None:
     scratch = run(tmp_path / "scratch", numbers[:100] < 70)
     pretrained = run(tmp_path / "pretrained", (numbers < 72) | (numbers > 100))
     [line] = comparisons([scratch, pretrained], seed_spread)
-    assert line.startswith(
-        "pretrained cannot be told apart from scratch: 72.0 and 70.0 % on the same 100 images"
-    )
+    assert line.startswith("pretrained cannot be told apart from scratch: 72.0 and 70.0 % on the same 100 images")
     assert line.endswith("seeds of this recipe differ: not known.")
     better = run(tmp_path / "better", numbers[:100] < 90)
     [line] = comparisons([scratch, better], seed_spread)
@@ -59,9 +57,7 @@ def test_what_cannot_be_compared_is_said_or_left_out(tmp_path: Path) -> None:
         ("finetune", {"preset": None, "steps": 625}, None),
     ],
 )
-def test_seeds_differ_by_what_was_tried(
-    verb: str, config: dict[str, Any], spread: float, tmp_path: Path
-) -> None:
+def test_seeds_differ_by_what_was_tried(verb: str, config: dict[str, Any], spread: float, tmp_path: Path) -> None:
     assert seed_spread(verb, config) == spread
     if spread and verb == "finetune":
         [line] = comparisons([run(tmp_path / name, [1, 0, 1], **config) for name in "ab"], seed_spread)

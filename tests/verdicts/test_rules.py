@@ -35,13 +35,10 @@ def score(share: float, images: int, name: str = "top1", **rivals: float) -> lis
 def test_two_classes_can_be_told_apart_well() -> None:
     [verdict] = score(0.99, 200, commonest=0.5, histogram=0.72, pixels=0.6)
     assert verdict.tone == "good" and not verdict.mend
-    assert (
-        "99.0 % of 200 held-back images are named right (95 % interval 96.4 to 99.7 %)"
-        in verdict.text.replace(" % to", " to")
+    assert "99.0 % of 200 held-back images are named right (95 % interval 96.4 to 99.7 %)" in verdict.text.replace(
+        " % to", " to"
     )
-    assert (
-        "always the commonest class 50.0 %; a linear classifier of colour histograms 72.0 %" in verdict.text
-    )
+    assert "always the commonest class 50.0 %; a linear classifier of colour histograms 72.0 %" in verdict.text
 
 
 def test_a_result_within_chance_says_the_mend() -> None:
@@ -110,9 +107,7 @@ def test_divergence_and_collapse_say_what_to_mend() -> None:
 def test_masked_tokens_are_judged_beside_the_best_baseline() -> None:
     baselines = {"eval_unigram_loss": [6, 6], "eval_copy_neighbour_loss": [5, 5]}
     [context] = judge(eval_loss=[5, 4.0], **baselines)
-    assert (
-        context.text.startswith("The model uses context: 20 % below the best baseline") and not context.mend
-    )
+    assert context.text.startswith("The model uses context: 20 % below the best baseline") and not context.mend
     assert "against 5.00 for the best baseline (copy neighbour)" in context.text
     [context] = judge(eval_loss=[5, 4.99], **baselines)
     assert context.text.startswith("Level with the best baseline") and context.mend
@@ -142,9 +137,7 @@ def test_reconstructions_are_judged_beside_the_mean_of_a_cell() -> None:
     assert "not yet as close" in said(reconstruction_mae=[0.2, 0.1], cell_mean_mae=[0.08, 0.08])
 
 
-@pytest.mark.parametrize(
-    "interval", [7, [1], {"low": "<b>", "high": 1, "images": 2, "units": 2}, {"low": 0.1}]
-)
+@pytest.mark.parametrize("interval", [7, [1], {"low": "<b>", "high": 1, "images": 2, "units": 2}, {"low": 0.1}])
 def test_a_results_file_that_makes_no_sense_is_not_believed(interval: object) -> None:
     [verdict] = judge({"interval": interval, "classes": 7}, eval_top1=[0.6], eval_commonest_top1=[0.3])
     assert verdict.tone == "plain"

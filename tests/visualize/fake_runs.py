@@ -25,9 +25,7 @@ def images(count: int, side: int = 64, seed: int = 0) -> Tensor:
     for _ in range(count):
         sky, land, disc = rng.uniform(0.2, 1, (3, 3))
         hill = y > 0.6 + 0.15 * np.sin(6 * x + rng.uniform(0, 6))
-        round_ = (x - rng.uniform(0.2, 0.8)) ** 2 + (y - rng.uniform(0.15, 0.6)) ** 2 < rng.uniform(
-            0.01, 0.05
-        )
+        round_ = (x - rng.uniform(0.2, 0.8)) ** 2 + (y - rng.uniform(0.15, 0.6)) ** 2 < rng.uniform(0.01, 0.05)
         picture = sky[:, None, None] * (0.5 + 0.5 * y)
         picture = np.where(round_, disc[:, None, None], picture)
         picture = np.where(hill, land[:, None, None] * (1.3 - y), picture)
@@ -91,8 +89,7 @@ def fake_run(
         lines.append(line)
         if step % (steps // 10) == 0:
             figures = {
-                f"eval/{name}": curve(t) * 1.01 + shift * (name == "loss")
-                for name, curve in FIGURES[verb].items()
+                f"eval/{name}": curve(t) * 1.01 + shift * (name == "loss") for name, curve in FIGURES[verb].items()
             }
             lines.append({"step": step, "epoch": step / 50, "images": step * 64, **figures})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -108,9 +105,7 @@ def fake_run(
         f"data: photos\nout: {folder.name}\nsteps: {steps}\nbatch_size: 64\nlr: 0.0015\nimage_size: 64\n"
         f"seed: {seed}\nnum_masked: null\n{vocabulary}"
     )
-    (folder / "log.txt").write_text(
-        "found 4,096 images in photos\n\x1b[32mencoder: 5.5 million parameters\x1b[0m\n"
-    )
+    (folder / "log.txt").write_text("found 4,096 images in photos\n\x1b[32mencoder: 5.5 million parameters\x1b[0m\n")
     (folder / "model").mkdir()
     model = {"kind": verb, "architecture": {"vocab_size": VOCAB}, "classes": list("abcdefghij")}
     (folder / "model" / "model.json").write_text(json.dumps(model))
@@ -126,9 +121,7 @@ def fake_run(
         (folder / "results.json").write_text(json.dumps(results))
     if pictures:
         for step in (reached // 4, reached // 2, reached):
-            save_picture(
-                fake_sheet(verb, step / steps), folder / "samples" / f"step-{step:06d}-{KINDS[verb]}.png"
-            )
+            save_picture(fake_sheet(verb, step / steps), folder / "samples" / f"step-{step:06d}-{KINDS[verb]}.png")
     return folder
 
 
@@ -146,9 +139,7 @@ def fake_sheet(verb: str, progress: float) -> object:
         )
         seen["tokens"] = torch.stack([token_picture(one, VOCAB, 8) for one in tokens])
         seen["tokens decoded"] = (blurred(batch, 16) * 255).to(torch.uint8)
-        seen["hidden tokens predicted, decoded"] = (blurred(batch, 2 + int(8 * progress)) * 255).to(
-            torch.uint8
-        )
+        seen["hidden tokens predicted, decoded"] = (blurred(batch, 2 + int(8 * progress)) * 255).to(torch.uint8)
     if verb == "tokenizer":
         seen["from its tokens"] = (blurred(batch, 2 + int(14 * progress)) * 255).to(torch.uint8)
         seen["tokens"] = torch.stack([token_picture(one, VOCAB, 8) for one in tokens])

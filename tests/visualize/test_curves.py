@@ -49,9 +49,7 @@ def test_runs_side_by_side_are_told_apart_by_name_and_colour() -> None:
     hard = {"eval/unigram_loss": curve(5, 5), "eval/copy_neighbour_loss": curve(4, 4)}
     chart = draw_charts({"a": {"eval/loss": curve(5, 3)} | hard, "b": {"eval/loss": curve(5, 2)}})[0]
     assert [entry.label.split(",")[0] for entry in chart.legend] == ["a", "a", "b"]
-    assert [entry.value for entry in chart.legend] == ["3.000", "4.000", "2.000"], (
-        "the hardest baseline alone"
-    )
+    assert [entry.value for entry in chart.legend] == ["3.000", "4.000", "2.000"], "the hardest baseline alone"
     assert len({entry.color for entry in chart.legend}) == 2
 
 
@@ -62,16 +60,11 @@ def test_a_drawing_is_small_safe_xml_and_always_the_same() -> None:
     assert len(chart.svg) < 60_000
     root = ElementTree.fromstring(chart.svg)
     tags = {element.tag.rpartition("}")[2] for element in root.iter()}
-    assert (
-        tags.isdisjoint({"script", "image", "a", "foreignObject"})
-        and "prefers-color-scheme: dark" in chart.svg
-    )
+    assert tags.isdisjoint({"script", "image", "a", "foreignObject"}) and "prefers-color-scheme: dark" in chart.svg
     assert chart.svg == draw_charts({"other": {"loss": long}})[0].svg
 
 
-@pytest.mark.parametrize(
-    "values", [[0.0], [1e-9, 1e-9], [3.0] * 50, [-1e30, 1e30], list(range(2 * MAX_POINTS + 1))]
-)
+@pytest.mark.parametrize("values", [[0.0], [1e-9, 1e-9], [3.0] * 50, [-1e30, 1e30], list(range(2 * MAX_POINTS + 1))])
 @pytest.mark.parametrize("name", ["loss", "top1", "grad_norm", "lr"])
 def test_any_finite_values_can_be_drawn(name: str, values: list[float]) -> None:
     assert draw_charts({"run": {name: curve(*values)}})[0].svg.startswith("<svg")

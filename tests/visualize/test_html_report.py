@@ -154,9 +154,7 @@ def test_a_run_that_has_just_begun_or_been_damaged(tmp_path: Path) -> None:
     (run / "config.yaml").write_text("data: !!python/object:os.system x\n")
     text = Page(write_report([read_run(run)])).text
     assert "No figures have been logged yet." in text and "config.yaml could not be read" in text
-    bomb = "a: &a [1]\n" + "".join(
-        f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghij")
-    )
+    bomb = "a: &a [1]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghij"))
     (run / "config.yaml").write_text(bomb)
     hostile = [
         f'{{"step": 1, "loss": {400 * "9"}}}',

@@ -24,9 +24,7 @@ def test_float_and_uint8_images_are_the_same_picture() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "image", [torch.zeros(1, 8, 8), torch.zeros(3, 8), torch.zeros(3, 8, 8, dtype=torch.int64)]
-)
+@pytest.mark.parametrize("image", [torch.zeros(1, 8, 8), torch.zeros(3, 8), torch.zeros(3, 8, 8, dtype=torch.int64)])
 def test_what_is_no_image_is_refused(image: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="expected"):
         pictures.to_uint8(image)
@@ -90,9 +88,7 @@ def test_pictures_are_saved_as_the_smaller_kind_and_leave_nothing_else(tmp_path:
     assert pictures.save_picture(photo, path).suffix == ".jpg"
     written = pictures.save_picture(flat, path)
     assert written == path
-    assert [file.name for file in path.parent.iterdir()] == [path.name], (
-        "the picture of the same step was replaced"
-    )
+    assert [file.name for file in path.parent.iterdir()] == [path.name], "the picture of the same step was replaced"
     with Image.open(written) as picture:
         assert picture.size == (200, 200)
 

@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
-from beit.config.architecture import (
-    DALLE_PIXELS,
-    UNIT_PIXELS,
-    DiscreteVAEConfig,
-    EncoderConfig,
-)
+from beit.config.architecture import DALLE_PIXELS, UNIT_PIXELS, DiscreteVAEConfig, EncoderConfig
 from beit.config.errors import UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
@@ -54,9 +49,7 @@ KINDS: Mapping[str, Kind] = {
         later=("encoder_sees", "num_masked", "decoder_depth", "decoder_width"),
     ),
     "classifier": Kind(ImageClassifier, ("num_classes", "pool")),
-    "segmenter": Kind(
-        SemanticSegmenter, ("num_classes", "decoder", "layers", "channels", "transposed", "auxiliary")
-    ),
+    "segmenter": Kind(SemanticSegmenter, ("num_classes", "decoder", "layers", "channels", "transposed", "auxiliary")),
     "probe": Kind(LinearProbe, ("num_classes", "layer", "pool")),
 }
 

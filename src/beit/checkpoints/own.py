@@ -205,9 +205,7 @@ def _open(path: Path) -> tuple[Path, dict[str, Any], nn.Module]:
         raise UserError(f"{file} names {len(classes)} classes, and its head has {outputs}; mend classes")
     checksum = description.pop("checksum", None)  # older releases wrote none
     if checksum not in (None, checksum_of(description)):
-        raise UserError(
-            f"{file} was damaged or changed since it was saved; drop its `checksum` if that was you"
-        )
+        raise UserError(f"{file} was damaged or changed since it was saved; drop its `checksum` if that was you")
     # As this release writes it: a file of an earlier one may leave knobs out that came later.
     return folder / WEIGHTS, {**description, **plain(_construction(model))}, model
 

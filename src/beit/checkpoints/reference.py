@@ -161,9 +161,7 @@ def agreed(name: str, *values: Any) -> Any:
     """The one value that is not None, or None. Raises :class:`UserError` where several differ."""
     accounts = [tuple(x) if isinstance(x, list | tuple) else x for x in values if x is not None]
     if any(value != accounts[0] for value in accounts):
-        raise UserError(
-            f"{name} is {accounts[0]} by one account and {accounts[-1]} by another; drop or mend it"
-        )
+        raise UserError(f"{name} is {accounts[0]} by one account and {accounts[-1]} by another; drop or mend it")
     return accounts[0] if accounts else None
 
 

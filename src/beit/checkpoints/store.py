@@ -136,8 +136,6 @@ def _survey(path: Path, stated: Stated) -> Survey | None:
 
         return survey(path, stated)
     if (path / "status.json").exists():
-        raise UserError(
-            f"{path} is a run without a finished model; continue it with the command that began it"
-        )
+        raise UserError(f"{path} is a run without a finished model; continue it with the command that began it")
     what = f"holds no {DESCRIPTION} and is of no known format" if path.exists() else "does not exist"
     raise UserError(f"{path} {what}; {REMEDY}")

@@ -26,9 +26,7 @@ GROUPS = {
 """What no group names comes last in `training`, where schedules and augmentations are."""
 
 
-def explain(
-    bases: tuple[type, ...], positional: Sequence[str], values: Mapping[str, Any], program: str
-) -> None:
+def explain(bases: tuple[type, ...], positional: Sequence[str], values: Mapping[str, Any], program: str) -> None:
     """Print the flags for the fields of `bases`, with `values` for defaults, and leave."""
     names = [knob.name for base in bases for knob in dataclasses.fields(base) if knob.metadata != FILE_ONLY]
     members = {group: [name for name in words.split() if name in names] for group, words in GROUPS.items()}
@@ -44,9 +42,7 @@ def _part(
     bases: tuple[type, ...], fields: Sequence[str], positional: Sequence[str], values: Mapping[str, Any]
 ) -> object:
     """An object with the `fields` alone, of an unvalidated twin of `bases`, for a value may be missing."""
-    twin: Any = type(
-        "Part", bases, {"__hash__": object.__hash__, "__eq__": object.__eq__, "__annotations__": {}}
-    )
+    twin: Any = type("Part", bases, {"__hash__": object.__hash__, "__eq__": object.__eq__, "__annotations__": {}})
     for name in set(positional).intersection(fields):
         hint, mark = typing.get_type_hints(bases[0])[name], cast(Any, tyro.conf.Positional)
         words = f"{name.upper()}{'...' * ('tuple' in str(hint))}"

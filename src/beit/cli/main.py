@@ -54,17 +54,13 @@ class Verb(NamedTuple):
 
 VERBS: dict[str, Verb] = {
     "demo": Verb(DemoConfig, "demo", "the whole story on built-in images, in minutes on a CPU"),
-    "plan": Verb(
-        PlanConfig, "plan", "what train would do with your images here: sizes, times, commands", ("data",)
-    ),
+    "plan": Verb(PlanConfig, "plan", "what train would do with your images here: sizes, times, commands", ("data",)),
     "train": Verb(TrainConfig, "train.run", "from images to a model in one command"),
     "check": Verb(CheckConfig, "check.run", "look a data set over before anything is trained", ("data",)),
     "tokenizer": Verb(TokenizerConfig, "tokenizer.run", "make the visual tokenizer"),
     "pretrain": Verb(PretrainConfig, "pretrain", "masked image modelling"),
     "finetune": Verb(FinetuneConfig, "finetune", "classification, from a pre-trained model or from scratch"),
-    "segment": Verb(
-        SegmentConfig, "segment", "a class for every pixel, from a pre-trained model or from scratch"
-    ),
+    "segment": Verb(SegmentConfig, "segment", "a class for every pixel, from a pre-trained model or from scratch"),
     "probe": Verb(ProbeConfig, "probe.run", "linear classifiers and k-NN on every layer of an encoder"),
     "evaluate": Verb(EvaluateConfig, "evaluate.run", "how good a model is on images"),
     "predict": Verb(PredictConfig, "predict.run", "labels, tokens or features of new images", ("images",)),
@@ -196,9 +192,7 @@ def _train(name: str, arguments: Arguments) -> int:
 
 def _function(name: str) -> Callable[..., object]:
     """What runs a command."""
-    function: Callable[..., object] = getattr(
-        importlib.import_module(f"beit.recipes.{VERBS[name].module}"), name
-    )
+    function: Callable[..., object] = getattr(importlib.import_module(f"beit.recipes.{VERBS[name].module}"), name)
     return function
 
 

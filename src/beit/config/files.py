@@ -72,9 +72,7 @@ def read_yaml(path: str | Path, config_type: type) -> dict[str, Any]:
     return values
 
 
-def read_record(
-    path: str | Path, config_type: type, name: str | None = None
-) -> tuple[dict[str, Any], list[str]]:
+def read_record(path: str | Path, config_type: type, name: str | None = None) -> tuple[dict[str, Any], list[str]]:
     """The fields that a run's own configuration at `path`, called `name` in messages, gives, checked as by
     :func:`read_yaml`, and those of its keys that are none: a run may be older or newer than this program."""
     name = name or str(path)

@@ -95,9 +95,7 @@ class DataConfig(DecodingConfig):
             groups = re.compile(pattern).groups
         except re.error as error:
             raise UserError(f"--group-by {pattern} is no regular expression ({error}); correct it") from error
-        require(
-            groups > 0, f"--group-by {pattern} has no group; put brackets around what names one: ({pattern})"
-        )
+        require(groups > 0, f"--group-by {pattern} has no group; put brackets around what names one: ({pattern})")
 
 
 def _as_tuple(values: str | tuple[str, ...]) -> tuple[str, ...]:

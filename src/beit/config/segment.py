@@ -9,14 +9,7 @@ from typing import Literal
 from beit.config.architecture import Sides, sides
 from beit.config.errors import require
 from beit.config.start import StartConfig
-from beit.config.values import (
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    PositiveShare,
-    Share,
-    ShareBelowOne,
-)
+from beit.config.values import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveShare, Share, ShareBelowOne
 
 IGNORE = 255
 """Stands for "no class" in label maps, in files as in tensors."""
@@ -120,9 +113,7 @@ class SegmentConfig(StartConfig):
         if self.window == "whole":
             return None
         down, right = sides(self.stride) or self.two_thirds(crop)
-        gaps = (
-            f"is larger than the windows of {crop[0]}x{crop[1]} px and would leave gaps; choose a smaller one"
-        )
+        gaps = f"is larger than the windows of {crop[0]}x{crop[1]} px and would leave gaps; choose a smaller one"
         require(down <= crop[0] and right <= crop[1], f"--stride {down} {right} {gaps}")
         return down, right
 

@@ -104,9 +104,7 @@ class StartConfig(TrainingConfig):
             )
         # Fine-tuning's form of the default architecture, so that both starts train the same network.
         values: dict[str, Any] = {"position": "block_bias", **self.stated()}
-        return EncoderConfig(
-            image_size=size, drop_path_rate=self.drop_path_rate, dropout=self.dropout, **values
-        )
+        return EncoderConfig(image_size=size, drop_path_rate=self.drop_path_rate, dropout=self.dropout, **values)
 
     def stated(self) -> dict[str, Any]:
         """The fields of an EncoderConfig that knobs of the architecture were given for."""

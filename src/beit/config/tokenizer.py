@@ -12,13 +12,7 @@ from annotated_types import Ge
 from beit.config.architecture import DiscreteVAEConfig, DiscreteVAEKnobs, Side, Sides
 from beit.config.errors import UserError, require
 from beit.config.run import TrainingConfig
-from beit.config.values import (
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    PositiveShare,
-    check_limits,
-)
+from beit.config.values import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveShare, check_limits
 
 LEVELS = {
     math.prod(levels): levels
@@ -128,9 +122,7 @@ class TokenizerConfig(DiscreteVAEKnobs, TrainingConfig):
     ema_decay: float | None = 0.999
 
     def as_typed(self, typed: Mapping[str, Any]) -> Self:
-        return super().as_typed(
-            {key: value for key, value in typed.items() if (key, value) != ("kind", "auto")}
-        )
+        return super().as_typed({key: value for key, value in typed.items() if (key, value) != ("kind", "auto")})
 
     def check(self) -> None:
         super().check()
@@ -138,9 +130,7 @@ class TokenizerConfig(DiscreteVAEKnobs, TrainingConfig):
         begins = self.init is None or self.is_trained
         require(begins, f"--kind {self.kind} is computed at once and has no use for --init; drop it")
         if self.kind == "features":
-            require(
-                self.teacher is not None, "--kind features needs --teacher, a run or model with an encoder"
-            )
+            require(self.teacher is not None, "--kind features needs --teacher, a run or model with an encoder")
         else:
             self.architecture()
         cools = self.final_temperature <= self.temperature

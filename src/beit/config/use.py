@@ -7,14 +7,7 @@ from typing import Any, Literal
 
 from beit.config.errors import require
 from beit.config.run import DataConfig, DecodingConfig, seconds_of
-from beit.config.values import (
-    FILE_ONLY,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    PositiveShare,
-    check_limits,
-)
+from beit.config.values import FILE_ONLY, NonNegativeInt, PositiveFloat, PositiveInt, PositiveShare, check_limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +15,8 @@ class JourneyConfig(DataConfig):
     """What `beit train` and `beit plan` share."""
 
     data: str | tuple[str, ...]
-    """Folders of images, as of the other verbs. With one folder for each class, or --labels, a classifier is trained;
-    with label maps beside the images (`images/` and `annotations/`) a segmenter; else an encoder alone."""
+    """Folders of images, as of the other verbs. With one folder for each class, or a file of labels, a classifier is
+    trained; with label maps beside the images (`images/` and `annotations/`) a segmenter; else an encoder alone."""
     task: Literal["auto", "classify", "segment", "none"] = "auto"
     """What to teach the encoder after pre-training; auto: what the data has labels for; none: nothing."""
     budget: str = "1h"
@@ -38,7 +31,7 @@ class JourneyConfig(DataConfig):
     labels_per_class: PositiveInt | None = None
     """Learn from this many labels of each class alone: a seeded choice."""
     multilabel: bool = False
-    """An image may have several classes, or none (needs --labels)."""
+    """An image may have several classes, or none, which a file of labels says."""
     reduce_zero_label: bool = False
     """Value 0 of a label map is to be ignored, and value 1 is the first class (ADE20K's convention)."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -66,9 +59,7 @@ class JourneyConfig(DataConfig):
         """The values, other than defaults, of the knobs that a verb's configuration has as well."""
         names = {knob.name for knob in fields(config_type)} - {"init", "budget", "out"}
         values = {knob.name: (getattr(self, knob.name), knob.default) for knob in fields(self)}
-        return {
-            name: value for name, (value, default) in values.items() if name in names and value != default
-        }
+        return {name: value for name, (value, default) in values.items() if name in names and value != default}
 
 
 @dataclass(frozen=True, kw_only=True)

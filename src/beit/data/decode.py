@@ -104,9 +104,7 @@ def open_pillow(data: bytes, name: str, limits: Limits) -> Image.Image:
     with reading(name):
         if not data:
             raise ValueError("the file is empty")
-        if data[4:8] == b"ftyp" and any(
-            brand in data[8:40] for brand in (b"heic", b"heix", b"hevc", b"heim")
-        ):
+        if data[4:8] == b"ftyp" and any(brand in data[8:40] for brand in (b"heic", b"heix", b"hevc", b"heim")):
             _open_heif()
         try:
             image = Image.open(io.BytesIO(data), formats=_known_formats())

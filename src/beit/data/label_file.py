@@ -66,9 +66,7 @@ class LabelFile:
         for image, own in rows.items():
             if not multilabel and len(set(own)) != 1:
                 count = len(set(own)) or "no"
-                raise UserError(
-                    f"--labels {path} gives {image} {count} classes; add --multilabel, or name one each"
-                )
+                raise UserError(f"--labels {path} gives {image} {count} classes; add --multilabel, or name one each")
         number = {name: index for index, name in enumerate(names)}
         members = {image: tuple(sorted({number[name] for name in row})) for image, row in rows.items()}
         sets = sorted(set(members.values())) if multilabel else [(index,) for index in range(len(names))]
@@ -252,9 +250,7 @@ def _csv_table(name: str, text: str) -> Iterator[tuple[str, list[str]]]:
 def _is_heading(first: Sequence[str], second: Sequence[str] = ()) -> bool:
     """Whether the first line of a file says what the columns are: it names no file, though the line below does."""
     name = first[0].strip().lower()
-    return name in _HEADINGS or (
-        not os.path.splitext(name)[1] and any(os.path.splitext(x)[1] for x in second[:1])
-    )
+    return name in _HEADINGS or (not os.path.splitext(name)[1] and any(os.path.splitext(x)[1] for x in second[:1]))
 
 
 def _json_rows(name: str, text: str) -> Iterator[_Row]:

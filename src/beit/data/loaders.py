@@ -254,9 +254,7 @@ class _Fetcher(Dataset[_Fetched]):
 # Ahead, in other processes
 
 
-def fetch(
-    fetcher: Dataset[Any], works: Iterable[Any], workers: int, pin_memory: bool = False
-) -> Iterator[Any]:
+def fetch(fetcher: Dataset[Any], works: Iterable[Any], workers: int, pin_memory: bool = False) -> Iterator[Any]:
     """``fetcher[work]`` for each of `works`, in order, computed ahead in `workers` processes (0: in this one)."""
     if workers == 0:
         return _fetch_here(fetcher, works)
@@ -287,9 +285,7 @@ def _fetch_here(fetcher: Dataset[Any], works: Iterable[Any]) -> Iterator[Any]:
         yield fetched
 
 
-def _fetch_ahead(
-    fetcher: Dataset[Any], works: Iterable[Any], workers: int, pin_memory: bool
-) -> Generator[Any]:
+def _fetch_ahead(fetcher: Dataset[Any], works: Iterable[Any], workers: int, pin_memory: bool) -> Generator[Any]:
     iterator = _start_workers(fetcher, works, workers, pin_memory)
     try:
         while (fetched := _wait_for_next(iterator, fetcher)) is not None:

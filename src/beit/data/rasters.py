@@ -123,9 +123,7 @@ def read_tiff(data: bytes, limits: Limits) -> Raster:
                 image.load()
                 return raster_of_picture(ImageOps.exif_transpose(image))._replace(pages=count)
         if page.photometric not in (0, 1, 2):
-            raise ValueError(
-                f"{page.photometric!s} of {page.bitspersample} bits is not read; make it gray or RGB"
-            )
+            raise ValueError(f"{page.photometric!s} of {page.bitspersample} bits is not read; make it gray or RGB")
         values, white = _values(data, page), None
         if values.dtype.kind == "u" and page.bitspersample <= 16:
             most = 2**page.bitspersample - 1
@@ -147,9 +145,7 @@ def _open_tiff(data: bytes) -> Any:
 def _is_plain(page: Any) -> bool:
     """Whether Pillow reads a page as it is. It knows every compression; tifffile needs imagecodecs for most."""
     if page.bitspersample == 16:
-        return (
-            page.dtype == np.uint16 and page.photometric == page.samplesperpixel == 1 and 281 not in page.tags
-        )
+        return page.dtype == np.uint16 and page.photometric == page.samplesperpixel == 1 and 281 not in page.tags
     kind = page.bitspersample in (1, 2, 4, 8) and page.dtype in (np.uint8, np.bool_) and page.photometric < 7
     return bool(kind and page.planarconfig == 1 and {*map(int, page.extrasamples)} <= {1, 2})
 

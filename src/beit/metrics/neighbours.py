@@ -11,9 +11,7 @@ NEIGHBOURS, TEMPERATURE = 20, 0.07
 """How many vote, and how fast a vote loses weight with distance (Wu et al. 2018, their temperature)."""
 
 
-def knn_accuracy(
-    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, num_classes: int
-) -> float:
+def knn_accuracy(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, num_classes: int) -> float:
     """The share of queries (Q, F) whose class, of query_labels (Q,), their neighbours in the bank (M, F) name."""
     answers = knn_votes(queries, bank, bank_labels, num_classes).argmax(dim=1)
     return float((answers == query_labels).double().mean())

@@ -126,8 +126,7 @@ class PupHead(nn.Module):
         self.transposed = transposed
         self.norm = nn.LayerNorm(width, eps=layer_norm_eps)
         self.up_convs = nn.ModuleList(
-            ConvNorm(channels if stage else width, channels, 3, doubling=transposed)
-            for stage in range(num_stages)
+            ConvNorm(channels if stage else width, channels, 3, doubling=transposed) for stage in range(num_stages)
         )
         self.dropout = nn.Dropout2d(dropout)
         self.conv_seg = nn.Conv2d(channels, num_classes, 1)

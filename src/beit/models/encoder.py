@@ -142,13 +142,7 @@ class BeitEncoder(nn.Module):
         """Rows and columns of patches of images (B, C, H, W)."""
         height, width = images.shape[-2:]
         side, count = self.config.patch_size, self.config.channels
-        if (
-            images.dim() != 4
-            or images.shape[1] != count
-            or height % side
-            or width % side
-            or not height * width
-        ):
+        if images.dim() != 4 or images.shape[1] != count or height % side or width % side or not height * width:
             raise UserError(
                 f"images of shape {tuple(images.shape)} do not fit an encoder with patches of {side}x{side} "
                 f"pixels; give (batch, {count}, height, width) with sides that are multiples of {side}"
@@ -223,9 +217,7 @@ class BeitEncoder(nn.Module):
                 break
         return [states[layer] for layer in keep]
 
-    def _blocks_and_biases(
-        self, grid: Grid, places: Tensor | None = None
-    ) -> Iterator[tuple[Block, Tensor | None]]:
+    def _blocks_and_biases(self, grid: Grid, places: Tensor | None = None) -> Iterator[tuple[Block, Tensor | None]]:
         """Each block with its bias (1, heads, 1 + N, 1 + N), for tokens at `places` (B, heads, T, T), in the compute
         dtype, or None; a shared one is computed once."""
         if self.config.bias == "none":

@@ -159,9 +159,7 @@ class ImageClassifier(EncoderWithHead):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), float in [0, 1] or uint8 -> logits (B, num_classes)."""
         tokens = self.encoder.normed(self.encoder(images))
-        pooled = (
-            tokens[:, 0] if self.pool == "cls" else tokens[:, self.encoder.num_prefix_tokens :].mean(dim=1)
-        )
+        pooled = tokens[:, 0] if self.pool == "cls" else tokens[:, self.encoder.num_prefix_tokens :].mean(dim=1)
         if self.pool == "cls_mean":
             pooled = torch.cat([tokens[:, 0], pooled], dim=1)
         for norm in (self.fc_norm, self.norm):

@@ -32,9 +32,9 @@ class PatchEmbed(nn.Module):
 def to_patches(images: Tensor, patch_size: int) -> Tensor:
     """(B, C, H, W) -> (B, N, C * patch_size**2): patches row by row, each flattened as (channel, row, column)."""
     batch, channels, height, width = images.shape
-    cut = images.reshape(
-        batch, channels, height // patch_size, patch_size, width // patch_size, patch_size
-    ).permute(0, 2, 4, 1, 3, 5)
+    cut = images.reshape(batch, channels, height // patch_size, patch_size, width // patch_size, patch_size).permute(
+        0, 2, 4, 1, 3, 5
+    )
     return cut.reshape(batch, -1, channels * patch_size**2)
 
 

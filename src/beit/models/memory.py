@@ -25,9 +25,7 @@ def activations_of_tokenizer(config: DiscreteVAEConfig) -> float:
     return 4 * (2 * blocks + 3 * config.vocab_size * pixels / config.stride**2)
 
 
-def activations_of_encoder(
-    config: EncoderConfig, patches: int | None = None, frozen_blocks: int = 0
-) -> float:
+def activations_of_encoder(config: EncoderConfig, patches: int | None = None, frozen_blocks: int = 0) -> float:
     """Bytes of float32 activations that an encoder keeps for the gradient of one image, of which it sees so many
     `patches`, by default all. Frozen blocks keep nothing, but one at a time has its maps."""
     tokens = 1 + (math.prod(config.grid) if patches is None else patches)

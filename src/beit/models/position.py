@@ -73,9 +73,7 @@ class RelativePositionBias(nn.Module):
 
 
 @lru_cache(maxsize=64)
-def sincos_embedding(
-    grid: Grid, trained: Grid, width: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def sincos_embedding(grid: Grid, trained: Grid, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Sine-cosine position embeddings of the patches of `grid`, (1, 1 + N, width); the class token's is zero.
 
     A quarter of the width each has sines and cosines of the column, and sines and cosines of the row, at frequencies

@@ -121,9 +121,7 @@ class SemanticSegmenter(EncoderWithHead):
 def _require_fit(decoder: str, layers: Sequence[int], depth: int, transposed: bool) -> None:
     ascending = list(layers) == sorted(layers) and 0 < len(layers) <= MAX_DEPTH
     if not ascending or not 0 <= layers[0] <= layers[-1] < depth:
-        raise UserError(
-            f"layers {list(layers)} of {depth} blocks; give ascending numbers from 0 to {depth - 1}"
-        )
+        raise UserError(f"layers {list(layers)} of {depth} blocks; give ascending numbers from 0 to {depth - 1}")
     if decoder == "upernet" and len(layers) != 4:
         raise UserError(f"UPerNet reads four layers, not {len(layers)} ({list(layers)}); give four")
     if decoder == "upernet" and transposed:

@@ -115,9 +115,7 @@ def whole_image(model: SemanticSegmenter, images: Tensor) -> Tensor:
     return logits[..., :height, :width]
 
 
-def sliding_window(
-    predict: Predict, images: Tensor, window: Size, stride: Size, *, max_batch: int = 8
-) -> Tensor:
+def sliding_window(predict: Predict, images: Tensor, window: Size, stride: Size, *, max_batch: int = 8) -> Tensor:
     """Logits (B, C, H, W) of images (B, 3, H, W): of overlapping windows, averaged where they overlap.
 
     window, stride: (height, width) in pixels. The last window of a row or column ends at the edge; along an axis

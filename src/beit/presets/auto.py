@@ -288,9 +288,7 @@ def _masks(typed: Values) -> Iterable[Choice]:
     if not fixed or typed.get("encoder_sees") == "all":
         return
     masks = (
-        {}
-        if {"masking", "min_block", "block_aspect"} & typed.keys()
-        else {"masking": "random", "num_masked": "75%"}
+        {} if {"masking", "min_block", "block_aspect"} & typed.keys() else {"masking": "random", "num_masked": "75%"}
     )
     yield Choice({"encoder_sees": "visible", **masks}, "more images in the time, and a harder task")
 
@@ -300,9 +298,7 @@ def _batch(most: int, lr: float, facts: Facts, typed: Values) -> Iterable[Choice
     batch = min(most, 2 ** max(1, math.floor(math.log2(max(facts.images / 4, 2)))))
     batch *= typed.get("accumulate") or 1
     yield Choice({"batch_size": batch}, f"{facts.images:,} training images")
-    yield Choice(
-        {"lr": lr, "lr_batch_size": most, "lr_scaling": "sqrt"}, "the best of the trials at this size"
-    )
+    yield Choice({"lr": lr, "lr_batch_size": most, "lr_scaling": "sqrt"}, "the best of the trials at this size")
 
 
 def _views(facts: Facts, small: Values, large: Values) -> Choice:

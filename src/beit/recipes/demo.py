@@ -49,8 +49,8 @@ def demo(config: DemoConfig) -> None:
 
 def part(config_type: type[TrainingConfig], config: DemoConfig, **values: Any) -> dict[str, Any]:
     """The demo preset of a verb, with its steps, those of the warm-up among them, times `config.scale`."""
-    preset, lengths = find(config_type, "demo").values, dict[str, int]()
-    if "steps" in preset:
-        lengths["steps"] = max(1, round(preset["steps"] * config.scale))
-        lengths["warmup_steps"] = round(preset["warmup_steps"] * config.scale)
+    preset = find(config_type, "demo").values
+    lengths = {name: round(preset[name] * config.scale) for name in ("steps", "warmup_steps") if name in preset}
+    if "steps" in lengths:
+        lengths["steps"] = max(1, lengths["steps"])
     return own_values(configure(config_type, "demo", data="demo", out=config.out, **lengths, **values))

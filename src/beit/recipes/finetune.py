@@ -65,9 +65,7 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
             layer_groups=model.layer_groups(),
         ),
         evaluation=replace(judging, yardsticks=beside_classifier(images, labels)),
-        product=Product(
-            classes=labels.classes, description=description, facts=encoder_facts(model.encoder.config)
-        ),
+        product=Product(classes=labels.classes, description=description, facts=encoder_facts(model.encoder.config)),
         notes=Notes(
             about=[*about, rates(config, model.encoder)],
             activations=activations_of_encoder(encoder, frozen_blocks=model.encoder.frozen_blocks),

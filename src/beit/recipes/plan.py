@@ -30,8 +30,6 @@ def _flags(config: PlanConfig) -> list[str]:
     said = {"data": config.data} | {k: v for k, v in config.shared_with(TrainConfig).items() if k != "data"}
     words: list[str] = []
     for name, value in said.items():
-        if isinstance(value, bool):
-            words.append(flag_of(name if value else f"no_{name}"))
-        else:
-            words += [flag_of(name), *map(str, value if isinstance(value, tuple) else (value,))]
+        values = () if isinstance(value, bool) else value if isinstance(value, tuple) else (value,)
+        words += [flag_of(f"no_{name}" if value is False else name), *map(str, values)]
     return words

@@ -168,9 +168,7 @@ def notes(config: PretrainConfig, model: MaskedImageModel, about: str) -> Notes:
         seen = f"the encoder sees {patches - hidden} of {patches} patches"
         lines.append(f"{seen}; a decoder {depth} deep and {width} wide predicts the others")
         if hidden < LEAST_HIDDEN * patches:
-            lines.append(
-                "with so few hidden it gains little time: try --num-masked 75%, or --encoder-sees all"
-            )
+            lines.append("with so few hidden it gains little time: try --num-masked 75%, or --encoder-sees all")
     # Of every patch the logits and their softmax, always float32 in part.
     predictions = 4 * 3 * patches * model.vocab_size
     return Notes(

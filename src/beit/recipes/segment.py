@@ -96,9 +96,7 @@ def open_label_maps(config: SegmentConfig) -> Images:
     return open_images(config, opener)
 
 
-def evaluation_of(
-    inference: Inference, source: PairSource
-) -> tuple[Evaluation, Callable[[], Mapping[str, Any]]]:
+def evaluation_of(inference: Inference, source: PairSource) -> tuple[Evaluation, Callable[[], Mapping[str, Any]]]:
     """By mIoU, image by image; and the figures of every class at the last evaluation, for results.json."""
     last_confusion = torch.zeros(len(source.classes), len(source.classes))
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from beit.atomic import appearing, write_text
+from beit.atomic import replace_file, write_text
 from beit.checkpoints.reference import part_of
 from beit.checkpoints.store import describe
 from beit.config.errors import UserError
@@ -28,10 +28,7 @@ from beit.tokenizers.kmeans import kmeans
 from beit.untrusted import display
 from beit.visualize.pictures import to_pil
 
-STYLE = (
-    "body{font-family:system-ui;color-scheme:light dark} main{display:flex;flex-wrap:wrap} "
-    "figure{width:11em;overflow-wrap:anywhere}"
-)
+STYLE = "body{font:1em system-ui;color-scheme:light dark} figure{display:inline-block;width:11em;overflow:hidden}"
 THUMBNAIL = 160
 """Longest side of a picture on the page, in pixels."""
 
@@ -55,10 +52,8 @@ def suggest(config: SuggestConfig) -> list[Suggestion]:
     names = [record["image"] for record in records]
     chosen: dict[str, str] = {}
     if describe(config.model)["kind"] == "classifier":
-        sure = {
-            record["image"]: _margin(record["top"])
-            for record in predictions(PredictConfig(model=config.model, **shared))
-        }
+        labels = predictions(PredictConfig(model=config.model, **shared))
+        sure = {record["image"]: _margin(record["top"]) for record in labels}
         for name in sorted(names, key=sure.__getitem__)[: config.number // 2]:
             chosen[name] = f"unsure: the two likeliest classes are {sure[name]:.1%} apart"
     rest = torch.from_numpy(np.stack([record["mean"] for record in records]))
@@ -96,11 +91,9 @@ def _margin(top: Sequence[dict[str, float]]) -> float:
 
 def _write(suggestions: Sequence[Suggestion], config: SuggestConfig) -> None:
     """The table with an empty column for classes, and the page."""
-    with (
-        appearing(Path(config.out)) as draft,
-        draft.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-    ):
-        csv.writer(file).writerows([("image", "class"), *((name, "") for name, _ in suggestions)])
+    csv.writer(table := io.StringIO()).writerows([("image", "class"), *((name, "") for name, _ in suggestions)])
+    content = table.getvalue().encode(errors="surrogateescape")
+    replace_file(Path(config.out), lambda draft: draft.write_bytes(content))
     source = open_images(config.images)
     places = {source.path(index): index for index in range(len(source))}
     cells = []
@@ -109,10 +102,7 @@ def _write(suggestions: Sequence[Suggestion], config: SuggestConfig) -> None:
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
         picture.save(buffer := io.BytesIO(), "JPEG")
         data = base64.b64encode(buffer.getvalue()).decode()
-        caption = (
-            f"<figcaption>{html.escape(display(name))}<br><small>{html.escape(reason)}</small></figcaption>"
-        )
+        caption = f"<figcaption>{html.escape(display(name))}<br><small>{html.escape(reason)}</small></figcaption>"
         cells.append(f'<figure><img src="data:image/jpeg;base64,{data}" alt="">{caption}</figure>')
     title = f"<!doctype html><meta charset=utf-8><title>to label</title><style>{STYLE}</style>"
-    page = f"{title}<main>{''.join(cells)}</main>"
-    write_text(Path(config.out).with_suffix(".html"), page)
+    write_text(Path(config.out).with_suffix(".html"), title + "".join(cells))

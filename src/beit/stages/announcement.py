@@ -57,9 +57,7 @@ def announce(session: Session[Any], method: Method, feed: Feed, plan: Plan, prec
             f"rate       {plan.peak:.3g} at this batch size ({config.lr:.3g} at "
             f"{config.lr_batch_size}, {config.lr_scaling} scaling) after {warmup:,} steps of warm-up{shortened}"
         )
-    say(
-        f"machine    {session.compute.world} x {device}, {precision}, about {memory:.2g} GiB besides torch itself"
-    )
+    say(f"machine    {session.compute.world} x {device}, {precision}, about {memory:.2g} GiB besides torch itself")
     seconds = session.expected_seconds(plan)
     say(f"time       {'not measured' if seconds is None else f'about {duration(seconds)} for the whole run'}")
     say(f"results    {config.out}")
@@ -108,9 +106,7 @@ def _seen_before(config: TrainingConfig, feed: Feed) -> list[str]:
     judged = {"val": feed.images.held_back, "test": feed.images.test}
     named = {name: source for name, source in judged.items() if source}
     starts = {flag: getattr(config, flag, None) for flag in ("init", "tokenizer", "teacher")}
-    return [
-        line for flag, model in starts.items() if model for line in notes_on_start(f"--{flag}", model, named)
-    ]
+    return [line for flag, model in starts.items() if model for line in notes_on_start(f"--{flag}", model, named)]
 
 
 def _few_images(config: TrainingConfig, images: int) -> list[str]:

@@ -50,6 +50,4 @@ def classifier_view(size: tuple[int, int], description: dict[str, Any]) -> Evalu
             f"the model wants interpolation {interpolation} and crop_mode {mode}, and only {', '.join(filters)} and "
             f"{', '.join(modes)} are known; beit convert it --to beit and change these in its model.json"
         )
-    return EvaluationView(
-        size, crop_share=crop, interpolation=cast(Filter, interpolation), squash=mode == "squash"
-    )
+    return EvaluationView(size, crop_share=crop, interpolation=cast(Filter, interpolation), squash=mode == "squash")

@@ -35,8 +35,7 @@ def held_back_of(model: str) -> frozenset[str]:
         return frozenset()
     lines = read_text(run / HELD_BACK, str(run / HELD_BACK)).splitlines()
     return frozenset(
-        line[1:].encode().decode("unicode_escape", "ignore") if line.startswith('"') else line
-        for line in lines
+        line[1:].encode().decode("unicode_escape", "ignore") if line.startswith('"') else line for line in lines
     )
 
 

@@ -125,9 +125,7 @@ def open_session(verb: str, config: Config, *, dry_run: bool, overwrite: bool) -
 def _with_parts(config: Config) -> Config:
     """`config` with the part that is meant wherever it names a run of `beit train`."""
     named = {name: getattr(config, name, None) for name in PARTS}
-    starts: dict[str, Any] = {
-        name: part_of(value, name) for name, value in named.items() if value is not None
-    }
+    starts: dict[str, Any] = {name: part_of(value, name) for name, value in named.items() if value is not None}
     typed = {**config.typed, **{name: start for name, start in starts.items() if name in config.typed}}
     return dataclasses.replace(config, **starts).as_typed(typed)
 
@@ -178,9 +176,7 @@ def open_images(config: TrainingConfig, opener: OpenSplits = open_splits) -> Ima
     splits = open_data(config, opener, holdout_of(config))
     names = ", ".join(config.sources)
     if "train" not in splits:
-        raise UserError(
-            f"--data {names} holds images for evaluation alone; name that folder itself to train on it"
-        )
+        raise UserError(f"--data {names} holds images for evaluation alone; name that folder itself to train on it")
     train = limited(splits["train"], config.limit, config.seed)
     if "val" not in splits and config.holdout != 0:
         raise UserError(f"--data {names} leaves no image for evaluation; add images, or --holdout 0")

@@ -122,9 +122,7 @@ def rehearse(session: Session[Any], method: Method, feed: Feed, seconds: float) 
     return measure(*run, passes=(held_back, test), seconds=seconds)
 
 
-def set_steps(
-    session: Session[Config], make_method: Callable[[Config], Method], feed: Feed
-) -> Session[Config]:
+def set_steps(session: Session[Config], make_method: Callable[[Config], Method], feed: Feed) -> Session[Config]:
     """`session` with the steps that fit in the time that is given for the run; itself where its steps are given.
 
     A rehearsal tells, of the method that is made of a configuration of many steps. It leaves the run's

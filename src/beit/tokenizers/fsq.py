@@ -57,9 +57,7 @@ class FiniteScalarVAE(VisualTokenizer):
         """What the decoder reads, (B, C, h, w): of channel i one of `levels[i]` values from -1 to 1."""
         self.require_whole_tokens(images)
         pixels = map_pixels(images, next(self.parameters()).dtype)
-        return quantize(
-            self.encoder(pixels.contiguous(memory_format=torch.channels_last)), self.config.levels
-        )
+        return quantize(self.encoder(pixels.contiguous(memory_format=torch.channels_last)), self.config.levels)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -169,9 +169,7 @@ def first_centers(
         if number % 256 == 0:
             poll()
         center = vectors[rows[-1]]
-        distances = torch.minimum(distances, squares - 2 * (vectors @ center) + center.square().sum()).clamp_(
-            min=0
-        )
+        distances = torch.minimum(distances, squares - 2 * (vectors @ center) + center.square().sum()).clamp_(min=0)
         # Where all vectors lie on centres, any will do.
         weights = distances if distances.any() else torch.ones_like(distances)
         rows = torch.cat([rows, torch.multinomial(weights, 1, generator=rng)])

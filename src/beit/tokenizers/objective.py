@@ -157,9 +157,7 @@ def reconstruction_sums(model: VisualTokenizer, images: Tensor) -> dict[str, Ten
 
 def reconstruction_figures(totals: Mapping[str, Tensor]) -> dict[str, float]:
     """The sums over many batches as means over images, and as the use of the codebook."""
-    return with_codebook_usage(
-        {name: value / totals["count"] for name, value in totals.items() if name != "count"}
-    )
+    return with_codebook_usage({name: value / totals["count"] for name, value in totals.items() if name != "count"})
 
 
 def with_codebook_usage(means: Mapping[str, Tensor]) -> dict[str, float]:

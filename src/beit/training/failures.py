@@ -16,10 +16,7 @@ LOST_RANK = ("timed out", "timeout", "connection closed", "connection reset", "b
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether it is a lack of memory, of the GPU or of the machine (of which torch makes a plain RuntimeError)."""
-    return (
-        isinstance(error, torch.OutOfMemoryError | MemoryError)
-        or "can't allocate memory" in str(error).lower()
-    )
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error).lower()
 
 
 @contextmanager

@@ -61,8 +61,7 @@ def fit(
         RunFailed: a loss or gradient that is not finite, no memory, saves that fail, ranks that are gone.
     """
     state = initial_state(method, plan, compute)
-    checkpoint = run.restore()
-    if checkpoint is not None:
+    if (checkpoint := run.restore()) is not None:
         state.load_state_dict(checkpoint, compute)
         run.console.say(f"continuing after step {state.step:,} of {plan.steps:,}")
     # Killed between a state and its model-best/, or gone back to an older state: the best is found again.
@@ -73,11 +72,8 @@ def fit(
     loop.pace = pace or loop.pace
     run.write_status(step=state.step, steps=plan.steps)
     try:
-        with (
-            loop.stop,
-            explained(saver, compute),
-            run.console.progress(plan.steps, state.step) as loop.progress,
-        ):
+        progress = run.console.progress(plan.steps, state.step)
+        with loop.stop, explained(saver, compute), progress as loop.progress:
             try:
                 loop.train()
             except Silence:
@@ -340,9 +336,7 @@ class Loop:
         step = self.state.step
         if self.saver.saved_step != step:
             raise RunFailed(f"stopped after step {step} without saving it; {self.saver.last_resort}")
-        raise Interrupted(
-            f"interrupted and saved at step {step} of {self.plan.steps}; the same command continues"
-        )
+        raise Interrupted(f"interrupted and saved at step {step} of {self.plan.steps}; the same command continues")
 
     def finish(self, conclude: Conclude) -> dict[str, Any]:
         """Write the final figures, and model/ if the run was killed between its last checkpoint and its model."""

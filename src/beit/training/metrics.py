@@ -22,9 +22,7 @@ def scalars(means: Mapping[str, Tensor]) -> dict[str, float]:
     """The summary of metrics that are single numbers already."""
     vectors = [name for name, value in means.items() if value.numel() != 1]
     if vectors:
-        raise ValueError(
-            f"{', '.join(vectors)}: not single numbers, so fit() needs a summarise function for them"
-        )
+        raise ValueError(f"{', '.join(vectors)}: not single numbers, so fit() needs a summarise function for them")
     return {name: float(value) for name, value in means.items()}
 
 
@@ -97,9 +95,7 @@ def line_of(
     """Figures as a line to read, without constants that are among the `last` ones."""
     from beit.figures import CONSTANT, in_words, plain  # the words are no part of a step
 
-    of = {"eval": ", held-back images", "test": ", test images"}.get(
-        next(iter(figures), "").partition("/")[0], ""
-    )
+    of = {"eval": ", held-back images", "test": ", test images"}.get(next(iter(figures), "").partition("/")[0], "")
     constants = {name for name in figures if last and name in last and plain(name) in CONSTANT}
     news = {name: value for name, value in figures.items() if name not in constants}
     return f"step {step:,} of {steps:,}, epoch {epoch:.2f}{of}: {in_words(news)}"
@@ -122,6 +118,5 @@ def short_number(value: float) -> str:
 def json_ready(record: Mapping[str, Any]) -> dict[str, Any]:
     """`record` with null for what is not finite, which JSON cannot say."""
     return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in record.items()
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
     }

@@ -19,9 +19,7 @@ WARMUP_RATIO = 1e-6
 class Schedule(Protocol):
     """The learning rate of a step, from 0."""
 
-    def __call__(
-        self, step: int, *, peak: float, final: float, warmup_steps: int, total_steps: int
-    ) -> float: ...
+    def __call__(self, step: int, *, peak: float, final: float, warmup_steps: int, total_steps: int) -> float: ...
 
 
 def parameter_groups(
@@ -79,9 +77,7 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW over the groups of :func:`parameter_groups`, in one kernel where torch has it. There may be none."""
     kinds = {parameter.device.type for group in groups for parameter in group["params"]}
-    return torch.optim.AdamW(
-        groups or [{"params": []}], lr=lr, betas=betas, eps=eps, fused=kinds <= {"cpu", "cuda"}
-    )
+    return torch.optim.AdamW(groups or [{"params": []}], lr=lr, betas=betas, eps=eps, fused=kinds <= {"cpu", "cuda"})
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -87,7 +87,5 @@ class Pace(NamedTuple):
     def left(self, plan: Plan, step: int = 0) -> tuple[float, float, float]:
         """Seconds of training, evaluating and saving from the end of step `step` to that of the run."""
         training, (count, minutes) = (plan.steps - step) * self.step, plan.config.save_interval()
-        saves = (
-            1 + (plan.steps - step) // (count or plan.steps + 1) + training // (60 * (minutes or math.inf))
-        )
+        saves = 1 + (plan.steps - step) // (count or plan.steps + 1) + training // (60 * (minutes or math.inf))
         return training, plan.evaluations_after(step) * self.evaluation + self.test, saves * self.save

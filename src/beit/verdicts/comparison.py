@@ -45,9 +45,7 @@ def read_judged(run: RunRecord) -> Judged | None:
     return judged if judged.score in FIGURES and len({*map(len, judged[1:])}) == 1 else None
 
 
-def comparisons(
-    runs: Sequence[RunRecord], spread: Callable[[str, Mapping[str, Any]], float | None]
-) -> list[str]:
+def comparisons(runs: Sequence[RunRecord], spread: Callable[[str, Mapping[str, Any]], float | None]) -> list[str]:
     """The best of the runs of each verb beside each other of them, in words. `spread` says of a verb and a
     configuration by how much seeds of that recipe differ in their score; None where nobody knows."""
     kept = [(run, name, read_judged(run)) for run, name in zip(runs, distinct_names(runs), strict=True)]

@@ -37,9 +37,7 @@ def draw_tokens(
     save_picture(sheet, folder / f"step-{step:06d}-masked.png")
 
 
-def draw_pixels(
-    norm: PixelNorm, model: nn.Module, batches: Sequence[PretrainBatch], folder: Path, step: int
-) -> None:
+def draw_pixels(norm: PixelNorm, model: nn.Module, batches: Sequence[PretrainBatch], folder: Path, step: int) -> None:
     """Images, their hidden patches, and the predicted pixels in their place.
 
     With norm "patch" a prediction has the true patch's mean and deviation, which the model is not asked for.

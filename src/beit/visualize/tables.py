@@ -93,9 +93,7 @@ def figure_rows(records: Sequence[RunRecord]) -> list[Row]:
 
 def _cells(record: RunRecord) -> dict[str, Cell]:
     cells = {
-        name: _cell(
-            figure_of(name), *(record.curves.get(f"{images}{name}") for images in ("", "eval/", "test/"))
-        )
+        name: _cell(figure_of(name), *(record.curves.get(f"{images}{name}") for images in ("", "eval/", "test/")))
         for name in dict.fromkeys(map(plain, record.curves))
     }
     for path, value in flatten(record.results):

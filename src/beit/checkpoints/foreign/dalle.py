@@ -58,9 +58,7 @@ def survey(folder: Path, stated: Stated) -> Survey:
     shapes: dict[str, Shape] = {}
     sources, unknown = [], []
     for half, name in zip(KEYS, FILES, strict=True):
-        require(
-            (folder / name).is_file(), f"{folder / name} is missing; a tokenizer is {' and '.join(FILES)}"
-        )
+        require((folder / name).is_file(), f"{folder / name} is missing; a tokenizer is {' and '.join(FILES)}")
         file = open_tensor_file(folder / name)
         tensors = _tensors(file, "state_dict")
         keys, strange = KEYS[half].ours(tensors)
@@ -174,7 +172,5 @@ def _survey(
 ) -> Survey:
     """The tokenizer compared with its files, whose tensors are under our names."""
     missing, spare = compare(files[0][0].path, shapes, model)
-    sources = [
-        (file, {key: parts for key, parts in tensors.items() if key not in spare}) for file, tensors in files
-    ]
+    sources = [(file, {key: parts for key, parts in tensors.items() if key not in spare}) for file, tensors in files]
     return Survey(name, "tokenizer", config, model, sources, [*unknown, *spare], missing)

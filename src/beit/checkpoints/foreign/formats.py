@@ -37,9 +37,7 @@ def survey(path: Path, stated: Stated) -> Survey:
         return survey_encoder(foreign, stated)
     if dalle.reads(file):
         if file.path.name not in dalle.FILES:
-            raise UserError(
-                f"{path} is one half of OpenAI's tokenizer; name the files {' and '.join(dalle.FILES)}"
-            )
+            raise UserError(f"{path} is one half of OpenAI's tokenizer; name the files {' and '.join(dalle.FILES)}")
         return dalle.survey(file.path.parent, stated)  # where the other half lies
     if dalle.reads_plain(file):
         return dalle.survey_plain(file, stated)

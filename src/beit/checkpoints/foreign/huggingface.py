@@ -226,9 +226,7 @@ def _class_names(labels: Any, file: TensorFile) -> tuple[list[str] | None, list[
     if not isinstance(labels, dict):
         return None, []
     if strange := [key for key in labels if not re.fullmatch("[0-9]{1,9}", key)]:
-        raise UserError(
-            f"{file.path.parent / 'config.json'}: id2label names {printable(strange[0])}, no number"
-        )
+        raise UserError(f"{file.path.parent / 'config.json'}: id2label names {printable(strange[0])}, no number")
     numbers = sorted(labels, key=int)
     names = [str(labels[number]) for number in numbers]
     if all(name == f"LABEL_{number}" for name, number in zip(names, numbers, strict=True)):

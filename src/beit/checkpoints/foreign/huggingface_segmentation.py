@@ -44,9 +44,7 @@ def layers_of(config: Facts, path: Path) -> tuple[int, ...] | None:
     """The layers that transformers reads with this configuration; None where it tells none."""
     where = path.parent / "config.json"
     if list(config.get("pool_scales", POOL_SCALES)) != list(POOL_SCALES):
-        raise UserError(
-            f"{where}: pool_scales is {config['pool_scales']!r}, and here it is {list(POOL_SCALES)}"
-        )
+        raise UserError(f"{where}: pool_scales is {config['pool_scales']!r}, and here it is {list(POOL_SCALES)}")
     indices = config.get("out_indices")
     if indices is None:
         return None
@@ -84,19 +82,15 @@ def require_held(model: SemanticSegmenter) -> None:
     config = model.encoder.config
     width, patch, layers = config.width, config.patch_size, [*model.layers]
     faults = {
-        f"{model.channels} over {width} channels: its decoder is as wide as its encoder": model.channels
-        != width,
+        f"{model.channels} over {width} channels: its decoder is as wide as its encoder": model.channels != width,
         f"layers {layers}: it reads every block once at most": len({*layers}) < len(layers),
-        f"one for patches of {patch}: its pyramid is for 16": "pyramid.fpn1.3.weight"
-        not in model.state_dict(),
+        f"one for patches of {patch}: its pyramid is for 16": "pyramid.fpn1.3.weight" not in model.state_dict(),
     }
     if reasons := [reason for reason, is_so in faults.items() if is_so]:
         raise UserError(f"Hugging Face's BEiT cannot hold {'; '.join(reasons)}")
 
 
-def with_unused_block(
-    model: SemanticSegmenter, weights: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], list[str]]:
+def with_unused_block(model: SemanticSegmenter, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """The weights, with a block of zeros above the last where that is read; and a line that says so."""
     if not _unused_blocks(model):
         return dict(weights), []

@@ -25,9 +25,7 @@ class KeyMap:
     """Rows of (our name, theirs). Where they keep one of our tensors in several, `theirs` is a tuple: its parts
     along dimension 0. `ignored`: names of theirs that carry no weights."""
 
-    def __init__(
-        self, rows: Iterable[tuple[str, str | tuple[str, ...]]], ignored: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, rows: Iterable[tuple[str, str | tuple[str, ...]]], ignored: Sequence[str] = ()) -> None:
         self._theirs: dict[str, tuple[str, ...]] = {}
         self._ours: dict[str, str] = {}
         self._ignored = {*ignored}

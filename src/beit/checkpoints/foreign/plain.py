@@ -32,9 +32,7 @@ def refuse_strange(path: Path, names: Iterable[str]) -> None:
     """UserError where `names` of weights are those of a part that no encoder here has."""
     for part, words in _STRANGE.items():
         if any(part in key for key in names):
-            raise UserError(
-                f"{path} has {words} ({part}), which no encoder here has; give a plain ViT or BEiT"
-            )
+            raise UserError(f"{path} has {words} ({part}), which no encoder here has; give a plain ViT or BEiT")
 
 
 def renamed(weights: Facts) -> tuple[dict[str, Any], list[str]]:

@@ -75,9 +75,7 @@ def infer(shapes: Mapping[str, Shape], facts: Facts, stated: Stated) -> EncoderC
     agreed("patch_size", facts.pop("patch_size", None), patch)
     ratio = facts.pop("mlp_ratio", None)
     by_ratio = None if ratio is None else int(width * ratio)
-    hidden = agreed(
-        "hidden", facts.pop("hidden", None), by_ratio, shapes["encoder.blocks.0.mlp.fc1.weight"][0]
-    )
+    hidden = agreed("hidden", facts.pop("hidden", None), by_ratio, shapes["encoder.blocks.0.mlp.fc1.weight"][0])
     rows, heads = _position_rows(shapes)
     heads = _heads(width, stated.num_heads, facts.pop("num_heads", None), heads)
     size = facts.pop("image_size", None)
@@ -110,9 +108,7 @@ def infer(shapes: Mapping[str, Shape], facts: Facts, stated: Stated) -> EncoderC
 def _heads(width: int, *accounts: int | None) -> int:
     heads: int | None = agreed("num_heads", *accounts)
     if heads is None and width % WIDTH_OF_HEAD:
-        raise UserError(
-            f"nothing tells the number of heads of its width {width}; state num_heads (PATH@num_heads=N)"
-        )
+        raise UserError(f"nothing tells the number of heads of its width {width}; state num_heads (PATH@num_heads=N)")
     require(heads is None or heads > 0, f"{heads} attention heads")
     return heads or width // WIDTH_OF_HEAD
 

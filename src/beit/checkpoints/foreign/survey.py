@@ -87,9 +87,7 @@ class Survey(NamedTuple):
         strays = (("unknown", self.unknown), ("missing", self.missing))
         faults = [f"{word} {listed(names)}" for word, names in strays if names]
         if faults and (strict or (self.missing and self.kind == "tokenizer")):
-            raise UserError(
-                f"{path}: {'; '.join(faults)} (strict=False, or PATH@strict=no, goes on without them)"
-            )
+            raise UserError(f"{path}: {'; '.join(faults)} (strict=False, or PATH@strict=no, goes on without them)")
         weights: dict[str, Tensor] = {}
         for file, stored in self.sources:
             loaded = file.load(
@@ -184,9 +182,7 @@ def survey_encoder(foreign: Foreign, stated: Stated) -> Survey:
     keys, unknown = foreign.table.ours(tensors)
     shapes = shapes_of(path, tensors, keys)
     if _ENCODER - set(shapes):
-        raise UserError(
-            f"{path} holds no BEiT encoder (no cls_token, patch_embed and blocks) but {listed(tensors)}"
-        )
+        raise UserError(f"{path} holds no BEiT encoder (no cls_token, patch_embed and blocks) but {listed(tensors)}")
     kind = next(kind for kind, (_, head, _) in _KINDS.items() if head in shapes)
     facts, extra, notes = dict(foreign.facts), dict(foreign.extra), [*foreign.notes]
     expected, pool, layers, auxiliary, biases = (
@@ -238,15 +234,11 @@ def _shared_bias_to_add(
     if config.bias != "block" or (biases is not None and "shared" not in biases):
         return None
     name = next((name for name in spare if SHARED_BIAS.endswith(name)), None)
-    require(
-        bool(name) or biases is None, f"{path} lacks the shared position bias that its configuration names"
-    )
+    require(bool(name) or biases is None, f"{path} lacks the shared position bias that its configuration names")
     return name
 
 
-def _options(
-    kind: ModelKind, shapes: Mapping[str, Shape], pool: str | None, stated: Stated
-) -> dict[str, Any]:
+def _options(kind: ModelKind, shapes: Mapping[str, Shape], pool: str | None, stated: Stated) -> dict[str, Any]:
     """What the model on the encoder is built with, where it is no segmenter."""
     if needless := {"layers", "reduce_zero_label"} & {*stated.names()}:
         raise UserError(f"it is no segmenter; drop {listed(needless)}")
@@ -257,9 +249,7 @@ def _options(
     return {} if kind == "encoder" else {"num_classes": outputs, "pool": pool}
 
 
-def _require_agreement(
-    foreign: Foreign, kind: ModelKind, expected: ModelKind | None, outputs: int | None
-) -> None:
+def _require_agreement(foreign: Foreign, kind: ModelKind, expected: ModelKind | None, outputs: int | None) -> None:
     """UserError where a configuration is of another model than its weights."""
     path, classes = foreign.file.path, foreign.classes
     if expected not in (None, kind):
@@ -277,17 +267,13 @@ def compare(path: Path, shapes: Mapping[str, Shape], model: nn.Module) -> tuple[
     """Weights of `model` that are not among `shapes`, and those that it does not have. UserError for wrong shapes."""
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     if wrong := [
-        f"{key} {shapes[key]} (not {shape})"
-        for key, shape in expected.items()
-        if shapes.get(key, shape) != shape
+        f"{key} {shapes[key]} (not {shape})" for key, shape in expected.items() if shapes.get(key, shape) != shape
     ]:
         raise UserError(f"{path}: weights of unexpected shapes: {listed(wrong)}")
     return sorted(expected.keys() - shapes.keys()), [name for name in shapes if name not in expected]
 
 
-def shapes_of(
-    path: Path, tensors: Mapping[str, Stored], keys: Mapping[str, Sequence[str]]
-) -> dict[str, Shape]:
+def shapes_of(path: Path, tensors: Mapping[str, Stored], keys: Mapping[str, Sequence[str]]) -> dict[str, Shape]:
     """The shape of each of our names, whose tensors `keys` lie one below the other, once :func:`converted`. UserError
     where they do not fit, and unless weights have numbers with a point, and counts are whole."""
     refuse_strange(path, tensors)

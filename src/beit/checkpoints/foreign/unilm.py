@@ -93,9 +93,7 @@ def open_file(file: TensorFile, averaged: bool) -> Foreign:
     meta = meta if isinstance(meta, dict) else {}
     # All segmentation of the released code has ImageNet's, although its encoders were trained with 0.5.
     imagenet = segments or run.get("imagenet_default_mean_and_std")
-    statistics = zip(
-        ("pixel_mean", "pixel_std"), PIXEL_STATISTICS["imagenet" if imagenet else "half"], strict=True
-    )
+    statistics = zip(("pixel_mean", "pixel_std"), PIXEL_STATISTICS["imagenet" if imagenet else "half"], strict=True)
     palette = _as(Sequence[tuple[int, int, int]], meta.get("PALETTE"))
     in_bytes = all(0 <= x < 256 for color in palette for x in color)
     origin = {name: run.get(name) for name in ("model", "epochs")}

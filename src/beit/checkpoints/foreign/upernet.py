@@ -42,9 +42,7 @@ def options(
     layers, notes = stated.layers or configured, []
     if layers is None:
         layers = released_layers("upernet", depth)
-        notes = [
-            f"layers {list(layers)}, which the released code reads of {depth} blocks; the file tells none"
-        ]
+        notes = [f"layers {list(layers)}, which the released code reads of {depth} blocks; the file tells none"]
     elif configured is not None and layers != configured:
         notes = [f"layers {list(layers)}, as stated, and not {list(configured)}, as its configuration has it"]
     classes = shapes["decode_head.conv_seg.weight"]
@@ -54,9 +52,7 @@ def options(
     return {"decoder": "upernet", "layers": layers, "auxiliary": auxiliary, **sizes}, notes
 
 
-def extra(
-    config: EncoderConfig, num_classes: int, facts: Facts, stated: Stated
-) -> tuple[dict[str, Any], list[str]]:
+def extra(config: EncoderConfig, num_classes: int, facts: Facts, stated: Stated) -> tuple[dict[str, Any], list[str]]:
     """Further keys of model.json for a foreign segmenter: those that its file tells, and for the others how the
     released code shows images of any size; and a line where maps that count from 1 are a guess.
 

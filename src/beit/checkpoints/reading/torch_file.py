@@ -75,9 +75,7 @@ class TensorFile(NamedTuple):
                 numbers = _numbers(storage, self.places[storage.key])
                 loaded |= {key: _view(numbers, tensors[key]) for key in keys}
         except _FAULTS as error:
-            raise UserError(
-                f"{self.path} is damaged ({printable(str(error))}); copy or download it again"
-            ) from None
+            raise UserError(f"{self.path} is damaged ({printable(str(error))}); copy or download it again") from None
         return {key: loaded[key] for key in tensors}
 
     def tensors(self, tree: Any) -> dict[str, Tensor | StoredTensor]:
@@ -98,9 +96,7 @@ class TensorFile(NamedTuple):
             for key, value in _dict_of(module, "_parameters").items():
                 if isinstance(value, StoredTensor):
                     yield f"{prefix}{key}", value
-            waiting += [
-                (f"{prefix}{key}.", child) for key, child in children.items() if isinstance(child, Inert)
-            ]
+            waiting += [(f"{prefix}{key}.", child) for key, child in children.items() if isinstance(child, Inert)]
 
 
 def open_tensor_file(path: Path) -> TensorFile:
@@ -119,9 +115,7 @@ def open_tensor_file(path: Path) -> TensorFile:
     except Refused as reason:
         raise UserError(f"{path} is refused: {reason}") from None
     except _FAULTS as error:
-        raise UserError(
-            f"{path} cannot be read ({printable(str(error))}); copy or download it again"
-        ) from None
+        raise UserError(f"{path} cannot be read ({printable(str(error))}); copy or download it again") from None
     raise UserError(
         f"{path} is of no known format: it is neither safetensors nor written by torch.save; download it again"
     )
@@ -183,9 +177,7 @@ def _open_zip(path: Path) -> TensorFile:
             record = records.get(f"{folder}data/{key}")
             if record is None or record.file_size != storage.nbytes:
                 raise Refused(f"its part {key[:40]!r} does not hold {storage.numel} {storage.dtype}")
-            file.seek(
-                record.header_offset + 26
-            )  # the lengths of its name and of what else comes before its content
+            file.seek(record.header_offset + 26)  # the lengths of its name and of what else comes before its content
             before = sum(struct.unpack("<HH", file.read(4)))
             places[key] = Place(path, record.header_offset + 30 + before, record.CRC)
     return TensorFile(path, contents, places, path.stat().st_size)
@@ -271,9 +263,7 @@ def open_shards(index: Path) -> TensorFile:
     for number, file in enumerate(files):
         tensors = file.tensors(file.contents)
         if twice := contents.keys() & tensors.keys():
-            raise UserError(
-                f"{file.path} has {listed(twice)}, which another file of {index.name} has as well"
-            )
+            raise UserError(f"{file.path} has {listed(twice)}, which another file of {index.name} has as well")
         contents |= {key: _of(number, tensor) for key, tensor in tensors.items()}
         places |= {f"{number}/{key}": place for key, place in file.places.items()}
     if lost := named.keys() - contents.keys():

@@ -34,9 +34,7 @@ def fetched(text: str) -> Path:
             if files := [file for pattern in patterns[1:] for file in folder.glob(pattern)]:
                 break
     except RepositoryNotFoundError:
-        raise UserError(
-            f"{text} does not exist, or is private and `hf auth login` has not been run"
-        ) from None
+        raise UserError(f"{text} does not exist, or is private and `hf auth login` has not been run") from None
     except Exception as error:  # whatever a network, its client and the library's checks of names raise
         raise UserError(
             f"{text} cannot be fetched ({_first_line(error)}); download the files by hand and give their folder"

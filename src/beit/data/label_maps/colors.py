@@ -48,9 +48,7 @@ class ColorKey:
         counts = Counter(unknown.tolist())
         most = ((code >> 16, code >> 8 & 255, code & 255) for code, _ in counts.most_common(3))
         more = f" and {len(counts) - 3:,} more" if len(counts) > 3 else ""
-        smooth = (
-            " (resize maps without smoothing, and write no JPEG)" if len(counts) > len(self._numbers) else ""
-        )
+        smooth = " (resize maps without smoothing, and write no JPEG)" if len(counts) > len(self._numbers) else ""
         return (
             f"the colours {', '.join(map(str, most))}{more} in {len(unknown):,} pixels, which {self._path} gives to "
             f"no class, or to two; name them in the table, or correct the map{smooth}"

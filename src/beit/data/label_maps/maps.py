@@ -35,9 +35,7 @@ class MapNumbers(NamedTuple):
 class MapFiles(FileSource):
     """Files of label maps, each as large as the image of the same index in `images`."""
 
-    def __init__(
-        self, images: FileSource, maps: Sequence[Listing], decoding: Decoding, key: ColorKey
-    ) -> None:
+    def __init__(self, images: FileSource, maps: Sequence[Listing], decoding: Decoding, key: ColorKey) -> None:
         super().__init__(Files(list(maps), []), decoding)
         self._images, self._key = images, key
 

@@ -82,9 +82,7 @@ def check_layout(listing: Listing) -> None:
         return
     inner = next((m.path.partition(f"/{MAPS}")[0] for m in listing.members if f"/{MAPS}" in m.path), None)
     folder = _set_around(listing.root) if inner is None else os.path.join(listing.root, inner)
-    remedy = (
-        "put images into images/training and their label maps, of the same names, into annotations/training"
-    )
+    remedy = "put images into images/training and their label maps, of the same names, into annotations/training"
     if folder is not None:
         remedy = f"name the folder {folder} itself"
     missing = " and no ".join(name for name in (IMAGES, MAPS) if name not in tops)
@@ -161,9 +159,7 @@ class SceneMaps:
 class PairSource(Subset):
     """Images with their label maps, those of the numbers `indices`."""
 
-    def __init__(
-        self, images: Source, maps: MapFiles | SceneMaps, table: ClassTable, indices: Sequence[int]
-    ) -> None:
+    def __init__(self, images: Source, maps: MapFiles | SceneMaps, table: ClassTable, indices: Sequence[int]) -> None:
         super().__init__(images, indices)
         self._maps, self.table = maps, table
         self.classes: tuple[str, ...] = table.names
@@ -270,9 +266,7 @@ def _has_maps(part: Part) -> bool:
     return any(_stem(image.path, IMAGES) in map_of for image in part.members)
 
 
-def _open_scenes(
-    holdout: Holdout, reduce_zero_label: bool, classes: Sequence[str] | None
-) -> Splits[PairSource]:
+def _open_scenes(holdout: Holdout, reduce_zero_label: bool, classes: Sequence[str] | None) -> Splits[PairSource]:
     """The built-in scenes."""
     names = DemoSource.label_classes[int(reduce_zero_label) :]
     table = named_table(names, reduce_zero_label, "--data demo")

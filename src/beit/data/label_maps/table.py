@@ -247,9 +247,7 @@ def counted_table(
     Raises :class:`UserError` where those cannot be classes, nor where they are `shades` in the map of that name.
     """
     if not file_of:
-        raise UserError(
-            f"none of {count:,} label maps can be read; `beit check` says what is wrong with them"
-        )
+        raise UserError(f"none of {count:,} label maps can be read; `beit check` says what is wrong with them")
     highest = max(file_of.keys() - {IGNORE}, default=0)
     if highest > MAX_CLASSES:
         raise UserError(

@@ -80,9 +80,7 @@ def hold_back(pool: Source, classes: Sequence[Sequence[str]], holdout: Holdout, 
     if holdout.group_by is not None:
         groups = named_groups(keys, holdout.group_by)
         if not groups:
-            raise UserError(
-                f"--group-by {holdout.group_by} matches no path in {root}, such as {keys[0]}; correct it"
-            )
+            raise UserError(f"--group-by {holdout.group_by} matches no path in {root}, such as {keys[0]}; correct it")
         together += groups
         about = f", none of the {len(groups):,} groups divided"
     units = units_of(size, together)
@@ -90,9 +88,7 @@ def hold_back(pool: Source, classes: Sequence[Sequence[str]], holdout: Holdout, 
     held_back = choose_held_back(keys, rows, units, holdout.share)
     if kinds := len({name for row in rows for name in row}):
         about = f", evenly of {kinds:,} classes (labels are read for this choice){about}"
-    return Choice(
-        held_back, f"{root}: {len(held_back):,} of {size:,} training images held back as val{about}"
-    )
+    return Choice(held_back, f"{root}: {len(held_back):,} of {size:,} training images held back as val{about}")
 
 
 def idle_note(root: str, holdout: Holdout, reason: str) -> str:

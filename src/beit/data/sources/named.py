@@ -43,9 +43,7 @@ NAMED_SETS = {
     "food101": NamedSet("Food101", {"train": {"split": "train"}, "test": {"split": "test"}}),
     "oxford_iiit_pet": NamedSet("OxfordIIITPet", {"train": {"split": "trainval"}, "test": {"split": "test"}}),
     "stl10": NamedSet("STL10", {"train": {"split": "train"}, "test": {"split": "test"}}),
-    "stl10_unlabeled": NamedSet(
-        "STL10", {"train": {"split": "unlabeled"}, "test": {"split": "test"}}, labeled=False
-    ),
+    "stl10_unlabeled": NamedSet("STL10", {"train": {"split": "unlabeled"}, "test": {"split": "test"}}, labeled=False),
 }
 
 

@@ -18,13 +18,7 @@ from beit.data.decode import USUAL, Decoding
 from beit.data.sources.files import Files, FileSource
 from beit.data.sources.holdout import ClassesOf, Holdout, hold_back, idle_note
 from beit.data.sources.listing import list_data, list_images
-from beit.data.sources.splits import (
-    Parts,
-    label_members,
-    split_listings,
-    unlabeled,
-    without_unlabeled_test,
-)
+from beit.data.sources.splits import Parts, label_members, split_listings, unlabeled, without_unlabeled_test
 from beit.data.sources.subsets import Concatenation, Subset
 
 
@@ -44,9 +38,7 @@ def open_splits(
     numbers in tars), so that all splits agree; `classes` fixes them instead, for a model that has its own. `pillow`
     decodes JPEG with Pillow too.
     """
-    require(
-        bool(data), "--data is missing; name a folder of images, tar shards, a set such as cifar10, or demo"
-    )
+    require(bool(data), "--data is missing; name a folder of images, tar shards, a set such as cifar10, or demo")
     own = replace(holdout, share=0, eval_data=()) if holdout.eval_data else holdout
     options = Options(labeled, decoding._replace(pillow=pillow))
     openers = _open_roots(data, own, options, classes)
@@ -104,13 +96,9 @@ def _open_files(parts: Parts, split: Split, options: Options, classes: Sequence[
 def _require_classes(source: Source, classes: Sequence[str] | None, names: str) -> None:
     """UserError unless `source` has classes, those of a model that has its own."""
     if source.classes is None:
-        raise UserError(
-            f"--data {names} has no labels; put the images of each class in a folder of their own"
-        )
+        raise UserError(f"--data {names} has no labels; put the images of each class in a folder of their own")
     if classes is not None and tuple(classes) != source.classes:
-        raise UserError(
-            f"--data {names} has classes other than the model's; choose data with the same classes"
-        )
+        raise UserError(f"--data {names} has classes other than the model's; choose data with the same classes")
 
 
 def open_images(values: Sequence[str], decoding: Decoding = USUAL) -> FileSource:

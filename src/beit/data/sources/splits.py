@@ -247,39 +247,29 @@ def _numbers_follow_folders(parts: Sequence[Part]) -> bool:
     return True
 
 
-def _by_folder(
-    parts: Sequence[Part], classes: Sequence[str] | None, origin: str
-) -> tuple[_Rows, tuple[str, ...]]:
+def _by_folder(parts: Sequence[Part], classes: Sequence[str] | None, origin: str) -> tuple[_Rows, tuple[str, ...]]:
     where = _where(parts)
     rows = [{m: folder_of(m.path, part.folder) for m in part.members} for part in parts]
     folders = {name for row in rows for name in row.values()} - {""}
     if not folders:
         places = ", ".join(os.path.join(part.listing.root, part.folder) for part in parts)
-        raise UserError(
-            f"--data {places} has no class folders; put the images of each class in a folder of its own"
-        )
+        raise UserError(f"--data {places} has no class folders; put the images of each class in a folder of its own")
     names = tuple(classes or sorted(folders))
     check_classes(names, folders, f"--data {where}", origin)
     number_of = {name: number for number, name in enumerate(names)}
     return [{member: number_of[name] for member, name in row.items() if name} for row in rows], names
 
 
-def _by_number(
-    parts: Sequence[Part], classes: Sequence[str] | None, origin: str
-) -> tuple[_Rows, tuple[str, ...]]:
+def _by_number(parts: Sequence[Part], classes: Sequence[str] | None, origin: str) -> tuple[_Rows, tuple[str, ...]]:
     where = _where(parts)
     if len(parts) > 1:
-        raise UserError(
-            f"--data {where}: tars labelled by .cls numbers cannot be joined with folders; name one kind"
-        )
+        raise UserError(f"--data {where}: tars labelled by .cls numbers cannot be joined with folders; name one kind")
     numbers = _read_numbers(parts[0])
     if not numbers:
         raise UserError(f"--data {where} has images without .cls numbers; add KEY.cls beside each KEY.jpg")
     names = tuple(classes or map(str, range(1 + max(numbers.values()))))
     if (largest := max(numbers.values())) >= len(names):
-        raise UserError(
-            f"--data {where} holds class number {largest}, but {origin} has only {len(names)} classes"
-        )
+        raise UserError(f"--data {where} holds class number {largest}, but {origin} has only {len(names)} classes")
     return [numbers], names
 
 

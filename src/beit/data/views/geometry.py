@@ -63,9 +63,7 @@ def center_view(image: Tensor, size: Size, crop_share: float = 1.0, mode: Filter
     rows, columns = int(size[0] / crop_share), int(size[1] / crop_share)
     # A strip of 1 x 1,000,000 pixels would be enormous once resized; four times what a view can show is kept of it.
     fit = 4 * min(image.shape[1] / rows, image.shape[2] / columns)
-    image = _center(
-        image, min(image.shape[1], math.ceil(fit * rows)), min(image.shape[2], math.ceil(fit * columns))
-    )
+    image = _center(image, min(image.shape[1], math.ceil(fit * rows)), min(image.shape[2], math.ceil(fit * columns)))
     _, height, width = image.shape
     # In whole numbers: int(147 * (32 / 98)) is 47.
     covering = max(rows, columns * height // width), max(columns, rows * width // height)

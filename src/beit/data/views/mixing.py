@@ -49,9 +49,7 @@ def cut_box(size: Size, share: float, center: tuple[int, int]) -> Box:
 class BatchMixing:
     """Every batch mixed in one of the two ways, as the released fine-tuning does; an alpha of 0 turns a way off."""
 
-    def __init__(
-        self, mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0, cutmix_share: float = 0.5
-    ) -> None:
+    def __init__(self, mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0, cutmix_share: float = 0.5) -> None:
         self.mixup_alpha, self.cutmix_alpha, self.cutmix_share = mixup_alpha, cutmix_alpha, cutmix_share
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

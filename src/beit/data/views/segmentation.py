@@ -145,9 +145,7 @@ def turn_colors(pixels: Tensor, saturation: float, hue: float) -> Tensor:
     high, low = pixels.amax(0), pixels.amin(0)
     chroma = (high - low).clamp_(min=1e-3)  # gray has no hue, and any will do
     # Sixths of a turn from red. Selecting by lerp, and the floor below, take a tenth of where's and remainder's time.
-    position = torch.lerp(
-        (red - green).div_(chroma).add_(4), (blue - red).div_(chroma).add_(2), _eq(green, high)
-    )
+    position = torch.lerp((red - green).div_(chroma).add_(4), (blue - red).div_(chroma).add_(2), _eq(green, high))
     position = torch.lerp(position, (green - blue).div_(chroma), _eq(red, high)).add_(hue)
     position.sub_((position / 6).floor_(), alpha=6)
     chroma = torch.minimum(chroma.mul_(saturation), high)

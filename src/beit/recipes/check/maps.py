@@ -20,13 +20,7 @@ from beit.data.decode import ImageError
 from beit.data.label_maps.colors import ColorKey
 from beit.data.label_maps.maps import MapFiles
 from beit.data.label_maps.pairs import check_layout, notes_on_spare_maps, open_map_files, split_pairs
-from beit.data.label_maps.table import (
-    ClassTable,
-    counted_table,
-    find_class_table,
-    read_class_names,
-    read_class_table,
-)
+from beit.data.label_maps.table import ClassTable, counted_table, find_class_table, read_class_names, read_class_table
 from beit.data.sources.listing import Listing, list_data
 from beit.recipes.check.inspection import inspect_all
 from beit.stages.session import decoding_of, holdout_of

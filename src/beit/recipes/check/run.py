@@ -126,10 +126,7 @@ def _same_bytes(
                 group = groups.setdefault(image.digest, {name: [] for name in SPLITS})
                 group[split].append(source.name(index))
     leaks = [
-        (copy, name)
-        for group in groups.values()
-        for copy in group["train"]
-        for name in group["val"] + group["test"]
+        (copy, name) for group in groups.values() for copy in group["train"] for name in group["val"] + group["test"]
     ]
     same = [[name for names in group.values() for name in names] for group in groups.values()]
     return [names for names in same if len(names) > 1], leaks

@@ -45,12 +45,8 @@ class Bound:
         if self.tokenizer is None:
             return "nats an image; the prior term alone, for the tokenizer gives pixels no likelihood"
         if self.predict == "all":
-            return (
-                "nats an image; the two terms add up to a lower bound on log p(image | what the encoder sees)"
-            )
-        return (
-            "nats an image; the prior term is of hidden patches alone: what pre-training raises, and no bound"
-        )
+            return "nats an image; the two terms add up to a lower bound on log p(image | what the encoder sees)"
+        return "nats an image; the prior term is of hidden patches alone: what pre-training raises, and no bound"
 
     @torch.no_grad()
     def sums(self, images: Tensor, tokens: Tensor, logits: Tensor, predict: Tensor) -> dict[str, Tensor]:
@@ -63,9 +59,7 @@ class Bound:
 
         def per_image(values: Tensor) -> Tensor:
             """Sums (B,) of the predicted patches' values (M,)."""
-            return torch.zeros(len(images), dtype=torch.float64).index_add_(
-                0, image_of, values.cpu().double()
-            )
+            return torch.zeros(len(images), dtype=torch.float64).index_add_(0, image_of, values.cpu().double())
 
         terms = {"elbo_prior": per_image(log_p.gather(1, tokens[predict][:, None])[:, 0])}
         if self.tokenizer is not None:

@@ -22,9 +22,7 @@ class Judged(NamedTuple):
     source: Source
 
 
-def judged_images(
-    config: EvaluateConfig, opener: OpenSplits = open_splits, *, labeled: bool = False
-) -> Judged:
+def judged_images(config: EvaluateConfig, opener: OpenSplits = open_splits, *, labeled: bool = False) -> Judged:
     """The images of `config.split`, or of the one that the data have; a note says which. Those of several splits must
     agree on their classes where they are `labeled`."""
     holdout = holdout_to_judge(config)

@@ -23,12 +23,7 @@ from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import Subset
 from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.segmentation import SegmentationEvaluationView
-from beit.metrics.classification import (
-    accuracy_by_class,
-    classification_sums,
-    precision_by_class,
-    with_f1,
-)
+from beit.metrics.classification import accuracy_by_class, classification_sums, precision_by_class, with_f1
 from beit.metrics.segmentation import by_class, confusion_by_name, segmentation_figures
 from beit.models.heads import ImageClassifier, LinearProbe
 from beit.models.segmentation import SemanticSegmenter
@@ -114,9 +109,7 @@ def classifier(model: ImageClassifier | LinearProbe, config: EvaluateConfig, mac
         return over_count(sums) | accuracy_by_class(first, second, names)
 
     view = LabeledView(classifier_view(model.encoder.config.image_size, description))
-    return TestSet(split, source, view, labeled=True), Evaluation(
-        evaluate_batch=evaluate_batch, summarise=summarise
-    )
+    return TestSet(split, source, view, labeled=True), Evaluation(evaluate_batch=evaluate_batch, summarise=summarise)
 
 
 def segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine: Machine) -> Kind:
@@ -145,18 +138,12 @@ def segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine: Machine
             "confusion": confusion_by_name(sums["confusion"], names),
         }
 
-    test_set = TestSet(
-        split, source, SegmentationEvaluationView(inference.input_side), True, inference.windows
-    )
-    evaluation = Evaluation(
-        evaluate_batch=partial(evaluate_batch, inference), summarise=summarise, batch_size=1
-    )
+    test_set = TestSet(split, source, SegmentationEvaluationView(inference.input_side), True, inference.windows)
+    evaluation = Evaluation(evaluate_batch=partial(evaluate_batch, inference), summarise=summarise, batch_size=1)
     return test_set, evaluation
 
 
-def _open_labeled(
-    config: EvaluateConfig, classes: list[str] | None, multilabel: bool
-) -> tuple[Judged, Labels]:
+def _open_labeled(config: EvaluateConfig, classes: list[str] | None, multilabel: bool) -> tuple[Judged, Labels]:
     """The images, and what their labels mean among the model's `classes` (None: those of the data)."""
     if config.labels is not None:
         file = LabelFile(config.labels, multilabel=multilabel, classes=classes)
@@ -166,9 +153,7 @@ def _open_labeled(
         labeled.notes += file.unused()
         return Judged(split, labeled), file.labels
     if multilabel:
-        raise UserError(
-            f"{config.model} gives an image several classes; name a file that has them with --labels"
-        )
+        raise UserError(f"{config.model} gives an image several classes; name a file that has them with --labels")
     judged = judged_images(config, partial(open_splits, labeled=True, classes=classes), labeled=True)
     assert judged.source.classes is not None  # open_splits refuses data without labels
     return judged, Labels(judged.source.classes)

@@ -33,9 +33,7 @@ def show(figures: Mapping[str, Any], console: Console) -> None:
     """Print what :func:`beit.recipes.evaluate.run.evaluate` found."""
     damaged = f"; {figures['damaged']:,} damaged files left out" if figures["damaged"] else ""
     console.print(f"model  {escape(figures['model'])} ({figures['kind']})", soft_wrap=True, highlight=False)
-    console.print(
-        f"data   {escape(figures['data'])} ({figures['split']}){damaged}", soft_wrap=True, highlight=False
-    )
+    console.print(f"data   {escape(figures['data'])} ({figures['split']}){damaged}", soft_wrap=True, highlight=False)
     if "inference" in figures:
         console.print(f"shown  {escape(figures['inference'])}", soft_wrap=True, highlight=False)
     if "bound" in figures:

@@ -168,9 +168,7 @@ def write_legend(legend: Legend, path: Path) -> None:
     """The numbers, names and colours of the classes, as `beit segment --classes` reads them."""
     rows = zip(legend.names, legend.palette, strict=True)
     lines = ["value\tname\tr\tg\tb"]
-    lines += [
-        "\t".join(map(str, (number, name, *color))) for number, (name, color) in enumerate(rows, legend.first)
-    ]
+    lines += ["\t".join(map(str, (number, name, *color))) for number, (name, color) in enumerate(rows, legend.first)]
     _write(path, lambda draft: draft.write_text("\n".join(lines) + "\n", encoding="utf-8"))
 
 

@@ -35,8 +35,7 @@ RESERVE = 0.03
 PRETRAINING = {"classifier": 0.7, "segmenter": 0.5, None: 1.0}
 """Share of the time for pre-training, and for the task once; its training from scratch comes on top of both."""
 
-Verb = Callable[..., Outcome]
-VERBS: Mapping[type[TrainingConfig], Verb] = {
+VERBS: Mapping[type[TrainingConfig], Callable[..., Outcome]] = {
     TokenizerConfig: tokenizer,
     PretrainConfig: pretrain,
     FinetuneConfig: finetune,
@@ -70,18 +69,13 @@ class Part(NamedTuple):
     def run(self, *, dry_run: bool = False, overwrite: bool = False) -> Outcome:
         return VERBS[type(self.config)](self.config, dry_run=dry_run, overwrite=overwrite)
 
-    def plan(self) -> Part:
-        """This part with every value of its configuration, and the time that it will take here."""
-        with contextlib.redirect_stdout(io.StringIO()):
-            outcome = self.run(dry_run=True)
-        return Part(self.name, outcome.config, outcome.seconds or 0.0)
-
-    def make(self) -> Part:
-        """The same, of a part that a rehearsal tells nothing of: it is made."""
+    def plan(self, dry_run: bool = True) -> Part:
+        """This part with every value of its configuration, and the time that it takes here. Where a rehearsal tells
+        nothing it is made instead (not `dry_run`)."""
         began = time.monotonic()
         with contextlib.redirect_stdout(io.StringIO()):
-            outcome = self.run()
-        return Part(self.name, outcome.config, time.monotonic() - began)
+            outcome = self.run(dry_run=dry_run)
+        return Part(self.name, outcome.config, (outcome.seconds or 0.0) if dry_run else time.monotonic() - began)
 
 
 class Journey(NamedTuple):
@@ -92,19 +86,13 @@ class Journey(NamedTuple):
     """`classifier`, `segmenter` or None."""
     folder: Path
 
-    @property
-    def pretrains(self) -> bool:
-        return self.config.init is None
-
     def part(self, name: str, config_type: type[TrainingConfig] | None = None, **values: Any) -> Part:
         """A part with what was said of the journey, and `values` over it."""
         config_type = config_type or TYPES[name]
         if name in STARTS:
             knob, other = STARTS[name]
-            values = {**values, knob: str(self.folder / other) if self.pretrains else self.config.init}
-        config = config_type(
-            **{**self.config.shared_with(config_type), "out": str(self.folder / name), **values}
-        )
+            values = {**values, knob: self.config.init or str(self.folder / other)}
+        config = config_type(**{**self.config.shared_with(config_type), "out": str(self.folder / name), **values})
         return Part(name, config)
 
 
@@ -117,9 +105,7 @@ def begin(config: JourneyConfig, folder: Path) -> Journey:
             f"--{few[0].replace('_', '-')} is for a classifier; give --labels or one folder for each class"
         )
     if task is None and config.init is not None:
-        raise UserError(
-            f"--init {config.init} leaves nothing to train: the images have no labels; give --labels"
-        )
+        raise UserError(f"--init {config.init} leaves nothing to train: the images have no labels; give --labels")
     return Journey(config, task, folder)
 
 
@@ -149,18 +135,16 @@ def _choose(journey: Journey, began: float) -> list[Part]:
     config, task = journey.config, journey.task
     ends = began + (1 - RESERVE) * config.budget_seconds()
 
-    def plan(
-        name: str, seconds: float, config_type: type[TrainingConfig] | None = None, **typed: Any
-    ) -> Part:
+    def plan(name: str, seconds: float, config_type: type[TrainingConfig] | None = None, **typed: Any) -> Part:
         return journey.part(name, config_type, budget=f"{max(1.0, seconds):.0f}s", **typed).plan()
 
     def left() -> float:
         return ends - time.monotonic()
 
-    if not journey.pretrains:
+    if config.init is not None:
         assert task is not None, "an encoder that is given and taught nothing is no journey"
         return [plan(task, left())]
-    tokens = journey.part("tokenizer").make()
+    tokens = journey.part("tokenizer").plan(dry_run=False)
     if task is None:
         return [tokens, plan("pretrain", left() - tokens.seconds)]
     trainings, share = 2 if config.scratch else 1, PRETRAINING[task]
@@ -192,9 +176,7 @@ def restored(journey: Journey, values: Mapping[str, Mapping[str, Any]]) -> list[
     for name, fields in values.items():
         config_type = TYPES.get((journey.task or "") if name == "scratch" else name)
         if config_type is None:
-            raise UserError(
-                f"parts: {name!r} is no part of this journey; give one of {', '.join(TYPES)} or scratch"
-            )
+            raise UserError(f"parts: {name!r} is no part of this journey; give one of {', '.join(TYPES)} or scratch")
         known = fields_of(fields, config_type, f"parts: {name}")
         if unknown := fields.keys() - known.keys():
             raise UserError(f"parts: {name} has no {sorted(unknown)[0]!r}")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from beit.config.files import read_record
-from beit.config.run import TrainingConfig
 from beit.config.use import TrainConfig
 from beit.presets.trials import seed_spread
 from beit.recipes.train.parts import Part, begin, choose_parts, restored, stored
@@ -20,7 +19,7 @@ from beit.training.console import Console, duration
 from beit.training.device import open_compute
 from beit.training.run.directory import CONFIG, REPORT, RESULTS
 from beit.training.run.opening import Request, open_run
-from beit.training.run.record import read_standing
+from beit.training.run.record import RunRecord, read_standing
 from beit.untrusted import read_json
 from beit.verdicts.comparison import comparisons
 from beit.visualize.report import write_report
@@ -32,7 +31,7 @@ TITLES = {
     "segmenter": "a class for every pixel",
     "scratch": "the same from scratch, to compare",
 }
-SAME = "same labels and steps, not the same time"
+SAME = "Both had the same labels and steps, not the same time: pre-training took more."
 
 
 def train(
@@ -69,15 +68,13 @@ def train(
             console.say(f"\n{number} of {len(steps)}: {TITLES[part.name]}\n")
             part.run(overwrite=overwrite)
         records = {part.name: read_standing(Path(part.config.out)) for part in steps}
-        lines = verdict(steps)
+        lines = verdict(records)
         for line in lines:
             console.say(line)
         results = {name: record.results.get("last", {}) for name, record in records.items()}
         results |= {"verdict": lines, "seconds": run.elapsed}
         if compute.main:
-            page = write_report(
-                [*records.values()], folder / REPORT, title=folder.name, notes=[*notes, *lines]
-            )
+            page = write_report([*records.values()], folder / REPORT, title=folder.name, notes=[*notes, *lines])
             within = f" of a budget of {run.budget}" if run.budget else ""
             console.say(f"took {duration(run.elapsed)}{within}; open {page} in a browser")
         run.finish(results)
@@ -86,10 +83,8 @@ def train(
 
 def _parts_in(folder: Path, config: TrainConfig, overwrite: bool) -> dict[str, dict[str, Any]] | None:
     """The parts that were given, or chosen at an earlier start; None where they are still to be chosen."""
-    if config.parts is not None or overwrite or not (folder / CONFIG).exists():
-        return config.parts
-    parts: dict[str, dict[str, Any]] | None = read_record(folder / CONFIG, TrainConfig)[0].get("parts")
-    return parts
+    is_new = overwrite or not (folder / CONFIG).exists()
+    return config.parts or (None if is_new else read_record(folder / CONFIG, TrainConfig)[0].get("parts"))
 
 
 def in_words(parts: Sequence[Part]) -> list[str]:
@@ -100,31 +95,15 @@ def in_words(parts: Sequence[Part]) -> list[str]:
         config, size = part.config, ""
         if (encoder_width := getattr(config, "width", None)) is not None and part.name != "tokenizer":
             size = f", an encoder of width {encoder_width} and {config.depth} blocks"  # type: ignore[attr-defined]
-        steps = (
-            f"{config.steps:,} steps of {config.batch_size} images" if config.steps else "as long as it takes"
-        )
+        steps = f"{config.steps:,} steps of {config.batch_size} images" if config.steps else "as long as it takes"
         time = f", {duration(part.seconds)}" if part.seconds else ""
         lines.append(f"{part.name:<{width}}  {steps}{size}{time}")
     return lines
 
 
-def verdict(parts: Sequence[Part]) -> list[str]:
+def verdict(records: Mapping[str, RunRecord]) -> list[str]:
     """What the models are, and what pre-training was worth, in words."""
-    lines, configs = [], {part.name: part.config for part in parts}
-    for name, figure, words in (
-        ("classifier", "top1", "right"),
-        ("segmenter", "miou", "mean overlap (mIoU)"),
-    ):
-        if name in configs:
-            alone = configs.get("scratch")
-            compared = alone if type(alone) is type(configs[name]) else None
-            beside = "" if compared is None else f"; from scratch {_score(compared, figure):.1%} ({SAME})"
-            lines.append(f"{name}: {_score(configs[name], figure):.1%} {words}{beside}")
-    records = [read_standing(Path(part.config.out)) for part in parts]
-    return [*lines, *comparisons(records, seed_spread)]
-
-
-def _score(config: TrainingConfig, figure: str) -> float:
-    """On `test`, else on the held-back images."""
-    last = read_standing(Path(config.out)).results["last"]
-    return float(last.get(f"test/{figure}", last.get(f"eval/{figure}", float("nan"))))
+    tasks = [name for name in ("classifier", "segmenter") if name in records]
+    lines = [f"{name}: {line['text']}" for name in tasks for line in records[name].results["verdict"]]
+    compared = comparisons([*records.values()], seed_spread)
+    return [*lines, *compared, *([SAME] if compared else [])]

@@ -34,9 +34,7 @@ def settle(
     config = session.config
     if config.preset is None:
         return session, config
-    resolved, choices = session.compute.from_main(
-        lambda: resolve(config, facts_of(session, images, tokenizer))
-    )
+    resolved, choices = session.compute.from_main(lambda: resolve(config, facts_of(session, images, tokenizer)))
     return session._replace(config=resolved, choices=tuple(choices)), resolved
 
 

@@ -34,9 +34,7 @@ LEAST, SHARE = 200, 50
 class FeatureMonitor:
     """Measures an encoder by its features of training images, the bank, and of held-back ones that have labels."""
 
-    def __init__(
-        self, session: Session[Any], config: PretrainConfig, encoder: EncoderConfig, images: Images
-    ) -> None:
+    def __init__(self, session: Session[Any], config: PretrainConfig, encoder: EncoderConfig, images: Images) -> None:
         self._session, self._encoder = session, encoder
         most = _images_at_once(images.plan(config))
         shape = (encoder.depth, encoder.width)

@@ -22,12 +22,7 @@ from beit.data.sources.subsets import Subset, spread
 from beit.data.views.evaluation import EvaluationView
 from beit.masking import BlockwiseMasking
 from beit.metrics.agreement import class_agreement
-from beit.metrics.tokens import (
-    TokenBaselines,
-    best_mixtures_of_sums,
-    patch_sums,
-    predictability,
-)
+from beit.metrics.tokens import TokenBaselines, best_mixtures_of_sums, patch_sums, predictability
 from beit.stages.batches import Machine, each_batch
 from beit.stages.session import holdout_of, open_data
 from beit.tokenizers.base import VisualTokenizer
@@ -76,9 +71,7 @@ class Scoring:
         figures = baseline_figures(bank.tokens, judged.tokens, tokenizer.vocab_size)
         return figures | class_agreement(*bank, *judged, tokenizer.vocab_size)
 
-    def tokens(
-        self, tokenizer: VisualTokenizer, source: Source, machine: Machine, stop: StopSignals
-    ) -> Tokens:
+    def tokens(self, tokenizer: VisualTokenizer, source: Source, machine: Machine, stop: StopSignals) -> Tokens:
         """The tokens of the images that can be read, on the host of every rank."""
         grid = [side // tokenizer.stride for side in tokenizer.image_size]
         tokens, whole = torch.zeros(len(source), *grid), torch.zeros(len(source))
@@ -107,9 +100,7 @@ class Scoring:
             return [self.classes.get(source.key(index), -1) for index in range(len(source))]
         classes_of = classes_in_file(self.config.labels)
         names = [classes_of(source.key(index), path_of(source, index)) for index in range(len(source))]
-        return [
-            self.classes.setdefault(name[0], len(self.classes)) if len(name) == 1 else -1 for name in names
-        ]
+        return [self.classes.setdefault(name[0], len(self.classes)) if len(name) == 1 else -1 for name in names]
 
     @cached_property
     def classes(self) -> dict[str, int]:

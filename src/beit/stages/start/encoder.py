@@ -48,9 +48,7 @@ def _freeze(config: StartConfig, encoder: BeitEncoder) -> list[str]:
     depth = encoder.config.depth
     blocks = depth if config.freeze == "all" else config.freeze
     if blocks > depth:
-        raise UserError(
-            f"--freeze {blocks} of the {depth} blocks of {config.init}; choose 0 to {depth}, or all"
-        )
+        raise UserError(f"--freeze {blocks} of the {depth} blocks of {config.init}; choose 0 to {depth}, or all")
     encoder.freeze(blocks)
     return [f"patches, positions and {blocks} of {depth} blocks are frozen"]
 
@@ -69,9 +67,7 @@ def encoder_facts(config: EncoderConfig) -> dict[str, str]:
     """What a run that continues needs of the model it started from: architecture and pixels. Weights are in its
     checkpoints."""
     pixels = f"pixels around {config.pixel_mean} by {config.pixel_std}"
-    return {
-        "encoder": f"{_in_words(config)}, {config.num_heads} heads, {config.positions} positions, {pixels}"
-    }
+    return {"encoder": f"{_in_words(config)}, {config.num_heads} heads, {config.positions} positions, {pixels}"}
 
 
 def rates(config: StartConfig, encoder: BeitEncoder) -> str:

@@ -18,9 +18,7 @@ PUP_CHANNELS = 256
 """Width of SETR's decoder."""
 
 
-def starting_classifier(
-    config: FinetuneConfig, classes: tuple[str, ...]
-) -> tuple[ImageClassifier, list[str]]:
+def starting_classifier(config: FinetuneConfig, classes: tuple[str, ...]) -> tuple[ImageClassifier, list[str]]:
     """The classifier before its first step, and a line for everything that was taken over, changed or drawn."""
     encoder, start, notes = starting_encoder(config)
     pool = config.pool or (start.pool if isinstance(start, ImageClassifier) else "mean")
@@ -30,9 +28,7 @@ def starting_classifier(
     return model, [*notes, _take_over_head(model, start, config, classes)]
 
 
-def starting_segmenter(
-    config: SegmentConfig, classes: tuple[str, ...]
-) -> tuple[SemanticSegmenter, list[str]]:
+def starting_segmenter(config: SegmentConfig, classes: tuple[str, ...]) -> tuple[SemanticSegmenter, list[str]]:
     """The segmenter before its first step, and a line for everything that was taken over, changed or drawn."""
     encoder, start, notes = starting_encoder(config)
     drop_norm(encoder)  # which the decoder does not read

@@ -52,9 +52,7 @@ def going_on(config: PretrainConfig, model: MaskedImageModel, method: Method, ab
     )
 
 
-def _take_over(
-    model: MaskedImageModel, start: nn.Module, config: PretrainConfig, tokenizer: str | None
-) -> str:
+def _take_over(model: MaskedImageModel, start: nn.Module, config: PretrainConfig, tokenizer: str | None) -> str:
     """Keep what a masked image model needs to predict hidden patches, and its head if that predicts the same."""
     if not isinstance(start, MaskedImageModel):
         return "new mask token, head and norm, as far as --init has none"

@@ -54,9 +54,7 @@ def require_classes(images: Images, labels: Labels) -> None:
     train = images.train
     there = labels.targets(torch.tensor(sorted({train.label(i) for i in range(len(train))}))).any(0).tolist()
     if absent := [name for name, is_there in zip(labels.classes, there, strict=True) if not is_there]:
-        raise UserError(
-            f"--data: no image to train on is of class {listed(absent)}; add some, or choose more"
-        )
+        raise UserError(f"--data: no image to train on is of class {listed(absent)}; add some, or choose more")
 
 
 def few_labels(config: FinetuneConfig, images: Images) -> Images:

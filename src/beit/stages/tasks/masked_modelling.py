@@ -77,9 +77,7 @@ def masking_of(config: PretrainConfig) -> BlockwiseMasking | RandomMasking | NoM
     num_masked = config.hidden_patches()
     if config.masking == "random":
         return RandomMasking(grid, num_masked)
-    return BlockwiseMasking(
-        grid, num_masked, config.min_block, count=config.mask_count, aspect=config.block_aspect
-    )
+    return BlockwiseMasking(grid, num_masked, config.min_block, count=config.mask_count, aspect=config.block_aspect)
 
 
 def patches_to_predict(config: PretrainConfig, mask: Tensor) -> Tensor:

@@ -47,9 +47,7 @@ def predict_classes(inference: Inference, model: nn.Module, image: Tensor, shape
 
 
 @contextmanager
-def within_memory(
-    model: SemanticSegmenter, inference: Inference, size: Size, device: torch.device
-) -> Iterator[None]:
+def within_memory(model: SemanticSegmenter, inference: Inference, size: Size, device: torch.device) -> Iterator[None]:
     """Raise :class:`TooLarge` when the memory of `device` does not suffice for an image that is (H, W) `size` large.
 
     An operating system that gives out more than it has may kill the process instead, so that what cannot be is

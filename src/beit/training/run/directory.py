@@ -158,9 +158,7 @@ class RunDirectory:
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write the final figures; the run is done."""
         if self._compute.main:
-            ready = {
-                key: json_ready(value) if isinstance(value, dict) else value for key, value in results.items()
-            }
+            ready = {key: json_ready(value) if isinstance(value, dict) else value for key, value in results.items()}
             write_text(self._own(RESULTS), json.dumps(ready, indent=2, allow_nan=False) + "\n")
         self.write_status(state="done", reason=None)
 
@@ -190,13 +188,9 @@ class RunDirectory:
         """
         manifest, self._broken = self._compute.from_main(self._newest_checkpoint)
         if manifest is None and self._broken:
-            raise RunFailed(
-                f"no checkpoint in {self.checkpoints} can be used; --overwrite starts the run afresh"
-            )
+            raise RunFailed(f"no checkpoint in {self.checkpoints} can be used; --overwrite starts the run afresh")
         if manifest is None and self._status["step"]:
-            self.console.say(
-                f"no checkpoint is left in {self.checkpoints}; starting again from the first step"
-            )
+            self.console.say(f"no checkpoint is left in {self.checkpoints}; starting again from the first step")
         if self._compute.main:
             self._cut_metrics(manifest or {"metrics_bytes": 0})
         return None if manifest is None else read_state(self.checkpoints, manifest["step"])
@@ -233,9 +227,7 @@ class RunDirectory:
         if is_long := path.exists() and path.stat().st_size >= size:
             os.truncate(path, size)
         if not is_long or manifest.get("metrics_sha256") not in (None, file_hash(path)):
-            self.console.say(
-                f"{METRICS} is not as the checkpoint knows it: figures of past steps are lost or wrong"
-            )
+            self.console.say(f"{METRICS} is not as the checkpoint knows it: figures of past steps are lost or wrong")
 
     # Beginning and leaving.
 

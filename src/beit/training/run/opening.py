@@ -200,9 +200,7 @@ def _reconcile(path: Path, request: Request) -> Stored:
     return Stored(merged, status)
 
 
-def _compare(
-    request: Request, stored: dict[str, Any], status: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
+def _compare(request: Request, stored: dict[str, Any], status: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The configuration to go on with, and what was typed otherwise before, or left out, or is not as stored."""
     changeable = CHANGEABLE if status.get("state") == "done" else CHANGEABLE | PLACES
     config, now = plain(request.config), plain(request.typed)
@@ -218,9 +216,7 @@ def _compare(
         if now[key] != then.get(key, stored.get(key))
     ]
     differences += [
-        f"{key} was {then[key]!r} and is now left out"
-        for key in then
-        if key not in CHANGEABLE and key not in now
+        f"{key} was {then[key]!r} and is now left out" for key in then if key not in CHANGEABLE and key not in now
     ]
     changed = changeable & (now.keys() | then.keys())
     return config | stored | {key: config[key] for key in changed if key in config}, differences
@@ -240,6 +236,4 @@ def _read_status(path: Path) -> dict[str, Any]:
         typed({name: status[name] for name in STATUS_TYPES.keys() & status.keys()}, STATUS_TYPES)
         return status
     except UserError as error:
-        raise UserError(
-            f"{path / STATUS} is damaged: delete it, and the run goes on from its states"
-        ) from error
+        raise UserError(f"{path / STATUS} is damaged: delete it, and the run goes on from its states") from error

@@ -94,9 +94,7 @@ class RunRecord:
 def read_run(folder: Path) -> RunRecord:
     """Read a run directory, finished or not. A folder that is none raises UserError."""
     if not folder.is_dir():
-        raise UserError(
-            f"{folder} is not a run directory: there is no such folder; name the --out of a training run"
-        )
+        raise UserError(f"{folder} is not a run directory: there is no such folder; name the --out of a training run")
     if not any((folder / name).is_file() for name in ("status.json", "config.yaml", "metrics.jsonl")):
         raise UserError(
             f"{folder} is not a run directory: it holds no status.json, config.yaml or metrics.jsonl; "

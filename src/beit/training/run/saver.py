@@ -107,6 +107,4 @@ class Saver:
             self._model_step = self.state.step
 
     def _replace(self, place: str) -> None:
-        self.run.replace_model(
-            lambda folder: self.save_model(self.state.result, folder, self.state.step), place
-        )
+        self.run.replace_model(lambda folder: self.save_model(self.state.result, folder, self.state.step), place)
