@@ -258,7 +258,7 @@ def descriptions(good: dict[str, Any]) -> dict[str, tuple[str, str]]:
         "depth": ["2", None],
         "patch_size": [8.0],
         "image_size": ["big", None, 32, [8, 8, 8]],
-        "pixel_mean": ["abc", [0.5], None],
+        "pixel_mean": ["abc", None],
         "layer_norm_eps": ["x"],
         "position": ["weird", ["absolute"]],
         "drop_path_rate": [None, {}],
@@ -271,6 +271,7 @@ def descriptions(good: dict[str, Any]) -> dict[str, tuple[str, str]]:
         "image_size": [[0, 0], [2**62, 2**62]],
         "mlp_ratio": [float("nan"), float("inf"), 1e308],
         "layer_norm_eps": [float("nan"), -1],
+        "pixel_mean": [[0.5]],
         "pixel_std": [[0, 0, 0], [float("inf")] * 3],
         "drop_path_rate": [2],
     }

@@ -395,7 +395,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for arguments, message in [
         ([own, target, "--to", "unilm"], "exists already"),
         ([own, str(tmp_path / "x"), "--to", "keras"], "huggingface"),
-        ([own, "--to", "unilm"], "--destination"),
+        ([own, "--to", "unilm"], "needs DESTINATION"),
         ([own, str(tmp_path / "x"), "third", "--to", "unilm"], "third"),
         ([str(tmp_path / "nothing"), str(tmp_path / "x"), "--to", "unilm"], "nothing does not exist"),
     ]:

@@ -129,7 +129,7 @@ def test_what_is_left_out_is_told(classifier: Path, tmp_path: Path, capsys: Any)
         (data / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(data / "val/a/0.png", data / place)
     figures = evaluate(config(classifier, data, split="all"))
-    assert figures["data"].startswith(f"43 images: 1 images, 7 classes, from {data}; 42 images")
+    assert figures["data"].startswith(f"43 images: 1 image, 7 classes, from {data}; 42 images")
     notes = capsys.readouterr().err.splitlines()
     assert sorted(notes) == [
         f"{data}: 1 images outside the class folders ignored",
@@ -142,7 +142,7 @@ def test_what_is_left_out_is_told(classifier: Path, tmp_path: Path, capsys: Any)
     file.write_text("".join(f"val/{name}/{i}.png,{name}\n" for name in CLASSES for i in (0, 1, 9)))
     figures = evaluate(config(classifier, data, split="all", labels=str(file)))
     assert figures["images"] == 14
-    assert figures["data"].startswith(f"14 chosen of 44 images: 1 images, from {data}; 43 images, from {data}, ")
+    assert figures["data"].startswith(f"14 chosen of 44 images: 1 image, from {data}; 43 images, from {data}, ")
     notes = capsys.readouterr().err
     assert f"30 images are not in {file} and are left out\n7 images that {file} names are not" in notes
     assert "other/ ignored" in notes

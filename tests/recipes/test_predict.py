@@ -190,7 +190,7 @@ def test_mistakes_are_one_line(
         ([image, "--model", tmp_path / "none"], 2, "none does not exist"),
         ([tmp_path / "none.jpg", "--model", probed], 2, "none.jpg: no such folder or file"),
         ([empty, "--model", probed], 2, "--images"),
-        (["--model", probed], 2, "needs --images"),
+        (["--model", probed], 2, "needs IMAGES"),
         ([image, "--model", empty], 2, "of no known format"),
         ([image, "--model", trained_tokenizer], 2, "--out FILE.jsonl or FILE.npz"),
         ([image, "--model", probed, "--out", "x.npz"], 2, "FILE.csv or FILE.jsonl"),

@@ -63,7 +63,7 @@ def test_batch_norms_are_shared_by_gpus_alone(
     """The model that is to be trained, seen before it goes to its device."""
     trained: list[nn.Module] = []
     compute = Compute(torch.device(device), 0, world)
-    monkeypatch.setattr(session, "open_compute", lambda device: compute)
+    monkeypatch.setattr(session, "open_compute", lambda device, timeout: compute)
     monkeypatch.setattr(segment_recipe, "train", lambda session, method, feed: trained.append(method.learner.model))
     segment(segment_config(regions, tmp_path / "run"))
     norms = [module for module in trained[0].modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

@@ -275,7 +275,7 @@ def test_a_reader_that_leaves_ends_no_training(tmp_path: Path) -> None:
     os.close(reading)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
     assert status_of(tmp_path / "run")["state"] == "done"
-    assert "step 40/40" in (tmp_path / "run" / "log.txt").read_text()
+    assert "step 40 of 40" in (tmp_path / "run" / "log.txt").read_text()
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -78,10 +78,11 @@ _WORDS = {"Gt": "above", "Ge": "at least", "Lt": "below", "Le": "at most"}
 def _problem(value: Any, limits: Sequence[Limit]) -> str | None:
     """What is wrong with a number, if anything is, with all its limits; none may be infinite."""
     bounds = [(type(limit).__name__, astuple(limit)[0]) for limit in limits]
-    if math.isfinite(value) and all(getattr(operator, sign.lower())(value, bound) for sign, bound in bounds):
+    finite = isinstance(value, int) or math.isfinite(value)
+    if finite and all(getattr(operator, sign.lower())(value, bound) for sign, bound in bounds):
         return None
     words = ("positive" if limit == ("Gt", 0) else f"{_WORDS[limit[0]]} {limit[1]}" for limit in bounds)
-    return f"must be {' and '.join(words)}, not {value}"
+    return f"must be {' and '.join(words)}, not {value if abs(value) < 1e15 or not finite else 'so large'}"
 
 
 def as_type(value: object, hint: object) -> Any:
