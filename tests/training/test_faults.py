@@ -34,6 +34,14 @@ from beit.training.signals import StopSignals
 SHORT = Toy(steps=4, accumulate=1, evaluations=1, save_every="2", log_every=1)
 
 
+@pytest.fixture(autouse=True)
+def hang_ups() -> Iterator[None]:
+    """A closed terminal is heard of, even where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def opened(path: Path, facts: dict[str, str] | None = None, **config: Any) -> RunDirectory:
     request = Request("toy", {"lr": 0.1, "data": "photos", **config}, facts=facts or {})
     return open_run(path, request, compute=open_compute("cpu"), console=Console())
