@@ -30,8 +30,9 @@ from beit.recipes.segment import segment
 from beit.recipes.tokenizer.run import tokenizer
 from beit.stages.session import Outcome, holdout_of, open_data
 
-RESERVE = 0.03
-"""Share of a budget that is left for the report."""
+RESERVE, BESIDE = 0.03, 10.0
+"""Share of a budget that is left free, and the seconds of each part that no rehearsal sees: its start, the last images,
+and what stands beside its score."""
 PRETRAINING = {"classifier": 0.7, "segmenter": 0.5, None: 1.0}
 """Share of the time for pre-training, and for the task once; its training from scratch comes on top of both."""
 
@@ -133,7 +134,8 @@ def choose_parts(journey: Journey) -> list[Part]:
 
 def _choose(journey: Journey, began: float) -> list[Part]:
     config, task = journey.config, journey.task
-    ends = began + (1 - RESERVE) * config.budget_seconds()
+    trainings, share = 2 if config.scratch and task else 1, PRETRAINING[task]
+    ends = began + (1 - RESERVE) * config.budget_seconds() - BESIDE * (1 + trainings)
 
     def plan(name: str, seconds: float, config_type: type[TrainingConfig] | None = None, **typed: Any) -> Part:
         return journey.part(name, config_type, budget=f"{max(1.0, seconds):.0f}s", **typed).plan()
@@ -147,7 +149,6 @@ def _choose(journey: Journey, began: float) -> list[Part]:
     tokens = journey.part("tokenizer").plan(dry_run=False)
     if task is None:
         return [tokens, plan("pretrain", left() - tokens.seconds)]
-    trainings, share = 2 if config.scratch else 1, PRETRAINING[task]
     unit = (left() - tokens.seconds) / (share + (1 - share) * trainings)
     network = plan("pretrain", share * unit).config
     start = scratch.task_network(dataclasses.asdict(network), TYPES[task])

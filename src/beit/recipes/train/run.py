@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from beit.config.files import read_record
+from beit.config.pretrain import PretrainConfig
+from beit.config.tokenizer import TokenizerConfig
 from beit.config.use import TrainConfig
 from beit.presets.trials import seed_spread
 from beit.recipes.train.parts import Part, begin, choose_parts, restored, stored
@@ -62,8 +64,9 @@ def train(
     steps = restored(journey, parts)
     if dry_run:
         return {}
-    request = Request("train", dataclasses.asdict(config), began=began, budget=budget)
+    request = Request("train", dataclasses.asdict(config), began=began)
     with open_run(folder, request, compute=compute, console=console, overwrite=overwrite) as run:
+        run.write_status(**({"budget": budget} if budget else {}))
         for number, part in enumerate(steps, start=1):
             console.say(f"\n{number} of {len(steps)}: {TITLES[part.name]}\n")
             part.run(overwrite=overwrite)
@@ -89,15 +92,15 @@ def _parts_in(folder: Path, config: TrainConfig, overwrite: bool) -> dict[str, d
 
 def in_words(parts: Sequence[Part]) -> list[str]:
     """What will be done, a line for each part."""
-    width = max(len(part.name) for part in parts)
-    lines = []
+    width, lines = max(len(part.name) for part in parts), list[str]()
     for part in parts:
-        config, size = part.config, ""
-        if (encoder_width := getattr(config, "width", None)) is not None and part.name != "tokenizer":
-            size = f", an encoder of width {encoder_width} and {config.depth} blocks"  # type: ignore[attr-defined]
-        steps = f"{config.steps:,} steps of {config.batch_size} images" if config.steps else "as long as it takes"
-        time = f", {duration(part.seconds)}" if part.seconds else ""
-        lines.append(f"{part.name:<{width}}  {steps}{size}{time}")
+        config = part.config
+        what = f"{config.steps:,} steps of {config.batch_size} images"
+        if isinstance(config, TokenizerConfig):
+            what = f"{config.kind}, {config.vocab_size} codes"
+        elif isinstance(config, PretrainConfig):
+            what += f", an encoder of width {config.width} and {config.depth} blocks"
+        lines.append(f"{part.name:<{width}}  {what}, {duration(part.seconds)}")
     return lines
 
 
