@@ -31,7 +31,7 @@ from beit.recipes.tokenizer.run import tokenizer
 from beit.stages.session import Outcome, holdout_of, open_data
 
 RESERVE, BESIDE = 0.03, 10.0
-"""Share of a budget that is left free, and the seconds of each part that no rehearsal sees: its start, the last images,
+"""Share of a budget that is left free, and seconds of each part that no rehearsal sees: its start, the last images,
 and what stands beside its score."""
 PRETRAINING = {"classifier": 0.7, "segmenter": 0.5, None: 1.0}
 """Share of the time for pre-training, and for the task once; its training from scratch comes on top of both."""
