@@ -55,6 +55,10 @@ HUGGING_FACE: dict[str, dict[str, Any]] = {
 }
 
 
+SMALL_TIMM: dict[str, Any] = {"img_size": (32, 32), "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+"""The knobs of a ViT of timm."""
+
+
 @torch.no_grad()
 def coarse(model: nn.Module) -> nn.Module:
     """With random weights of few digits, so that the sum of a token and its position is exact in float32."""
@@ -65,14 +69,7 @@ def coarse(model: nn.Module) -> nn.Module:
 
 def timm_model(folder: Path, **changes: Any) -> nn.Module:
     """A small ViT of timm, saved by timm."""
-    small: dict[str, Any] = {
-        "img_size": (32, 32),
-        "patch_size": 8,
-        "embed_dim": 32,
-        "depth": 2,
-        "num_heads": 4,
-    }
-    arguments = {**small, "num_classes": 5, **changes}
+    arguments = {**SMALL_TIMM, "num_classes": 5, **changes}
     model = coarse(timm.create_model("vit_tiny_patch16_224", **arguments))
     save_for_hf(model, str(folder), model_args=arguments)
     return model
@@ -135,16 +132,9 @@ def test_features_and_logits_of_transformers(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @torch.no_grad()
 def test_a_beit_of_both_kinds_of_positions_with_and_without_biases(qkv_bias: bool, tmp_path: Path) -> None:
-    small: dict[str, Any] = {
-        "img_size": (32, 32),
-        "patch_size": 8,
-        "embed_dim": 32,
-        "depth": 2,
-        "num_heads": 4,
-    }
     variant = {"use_abs_pos_emb": True, "use_rel_pos_bias": True, "qkv_bias": qkv_bias, "num_classes": 5}
-    theirs = coarse(timm.create_model("beit_base_patch16_224", **small, **variant))
-    save_for_hf(theirs, str(tmp_path), model_args={**small, **variant})
+    theirs = coarse(timm.create_model("beit_base_patch16_224", **SMALL_TIMM, **variant))
+    save_for_hf(theirs, str(tmp_path), model_args={**SMALL_TIMM, **variant})
     torch.save({"model": theirs.state_dict()}, tmp_path / "weights.pth")
     theirs.double()
     for path in (tmp_path, tmp_path / "weights.pth"):

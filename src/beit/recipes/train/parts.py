@@ -106,7 +106,7 @@ def begin(config: JourneyConfig, folder: Path) -> Journey:
             f"--{few[0].replace('_', '-')} is for a classifier; give --labels or one folder for each class"
         )
     if task is None and config.init is not None:
-        raise UserError(f"--init {config.init} leaves nothing to train: the images have no labels; give --labels")
+        raise UserError(f"--init {config.init} leaves nothing to train without a task; give --labels, or drop --init")
     return Journey(config, task, folder)
 
 
