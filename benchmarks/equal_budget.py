@@ -7,7 +7,8 @@ A row is a tokenizer (if it has one), a pre-training, a linear probe, and a fine
 all ordinary runs under OUT/ROW. `--minutes` is what tokenizer and pre-training of a row may take on one core.
 A first round that a tokenizer learns from is counted in. Two rows go side by side, each pinned to a core of its own.
 Nothing else may run meanwhile: the time of a row is the clock's. Stop it whenever you like: the same command goes on
-where it stood. Data with a `test` part are judged on it once, by what was chosen on training images that were held back.
+where it stood. Data with a `test` part are judged on it once, by what was chosen on training images that were held
+back.
 """
 
 from __future__ import annotations
