@@ -12,7 +12,6 @@ import pytest
 import torch
 import torchmetrics.functional.classification as oracle
 from PIL import Image
-from rich.console import Console
 from tiny_runs import pretrain_config, tokenizer_config
 
 import beit
@@ -23,7 +22,6 @@ from beit.config.use import EvaluateConfig
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier
 from beit.recipes.evaluate.run import evaluate
-from beit.recipes.evaluate.tables import show
 from beit.recipes.pretrain import pretrain
 from beit.recipes.tokenizer.run import tokenizer
 
@@ -91,7 +89,7 @@ def test_a_classifier_scores_what_torchmetrics_says(classifier: Path, tmp_path: 
 
     output = capsys.readouterr()
     assert "damaged.png" in output.err
-    assert "Top-1 accuracy" in output.out and "classes by row" in output.out
+    assert "Top-1 accuracy" in output.out and "most often taken for" in output.out
     assert json.loads((tmp_path / "out" / "figures.json").read_text()) == figures
 
 
@@ -112,14 +110,6 @@ def test_classes_are_matched_by_name(classifier: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown to the model: 'x', 'y'; rename or remove") as error:
         evaluate(config(classifier, labelled(tmp_path / "more", "axy")))
     assert "\n" not in str(error.value)
-
-
-def test_the_heading_of_a_small_table_stays_on_its_line(capsys: Any) -> None:
-    classes = {name: {"images": 1, "top1": 1.0} for name in "ab"}
-    confusion = {name: {name: 1} for name in "ab"}
-    figures = {"model": "m", "kind": "classifier", "data": "d", "split": "val", "damaged": 0}
-    show({**figures, "classes": classes, "confusion": confusion}, Console(width=80))
-    assert "\nclasses by row, answers by column\n" in capsys.readouterr().out
 
 
 def test_what_is_left_out_is_told(classifier: Path, tmp_path: Path, capsys: Any) -> None:

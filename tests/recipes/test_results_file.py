@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import tracemalloc
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from beit.config.errors import RunFailed
-from beit.recipes.predict import output
-from beit.recipes.predict.output import WRITERS, label_tables, results_file
+from beit.recipes.predict.output import WRITERS, label_lines, results_file
 
 
 def labels(number: int) -> dict[str, Any]:
@@ -85,20 +82,11 @@ def test_a_file_appears_whole_or_not_at_all(suffix: str, tmp_path: Path, monkeyp
     assert path.read_text() == "what was there before"
 
 
-@pytest.mark.parametrize("out", [None, "labels.csv"])
-def test_a_terminal_shows_tables(out: str | None, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "Console", partial(Console, force_terminal=True, width=100, no_color=True))
-    rows = label_tables(map(labels, range(45)), out)
-    assert [next(rows) for _ in range(20)] == [labels(number) for number in range(20)]
-    early = capsys.readouterr().out
-    assert "019.png" in early
-    assert list(rows) == [labels(number) for number in range(20, 45)]
-    text = early + capsys.readouterr().out
-    assert text.count("probability") == 1 and 'a "dog" 25.0%' in text
-    assert [f"{number:03}.png" in text for number in range(45)] == [
-        out is None or number < 20 for number in range(45)
-    ]
-    assert ("... and 25 more in labels.csv" in text) == (out is not None)
+def test_labels_are_lines_as_they_come(capsys: Any) -> None:
+    rows = label_lines(map(labels, range(3)))
+    assert next(rows) == labels(0)
+    assert capsys.readouterr().out == '000.png\twolf, grey\t0.7500\ta "dog"\t0.2500\n'
+    assert [*rows] == [labels(1), labels(2)]
 
 
 def test_lines_of_json_are_read_back(tmp_path: Path) -> None:

@@ -26,35 +26,18 @@ def knn_votes(
     neighbours: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> Tensor:
-    """The votes (Q, num_classes) of neighbours in the bank (M, F), with its labels int64 (M,), for queries (Q, F).
-
-    The mean of the bank is taken off first: features with a large common part would all be alike. No more neighbours
-    vote than the smallest class has in the bank, or it could never win.
-    """
-    mean, sizes = bank.mean(dim=0), bank_labels.bincount()
-    neighbours = min(neighbours, int(sizes[sizes > 0].min()))
-    return neighbour_votes(
-        queries - mean,
-        bank - mean,
-        bank_labels,
-        num_classes,
-        neighbours=neighbours,
-        temperature=temperature,
-    )
-
-
-def neighbour_votes(
-    queries: Tensor, bank: Tensor, labels: Tensor, num_classes: int, *, neighbours: int, temperature: float
-) -> Tensor:
     """Weighted k-NN by cosine similarity (Wu et al. 2018): votes (Q, num_classes) for queries (Q, F).
 
-    Each of the `neighbours` nearest rows of `bank` (M, F) votes for its class in `labels` (M,) with the weight
-    exp(similarity / temperature), as a share of the nearest row's, so that no temperature is too low for float32.
+    Each of the `neighbours` nearest rows of the bank (M, F) votes for its class, of bank_labels int64 (M,), with the
+    weight exp(similarity / temperature), as a share of the nearest row's, so that no temperature is too low for
+    float32. The mean of the bank is taken off first: features with a large common part would all be alike. No more
+    neighbours vote than the smallest class has in the bank, or it could never win.
     """
-    similarity = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T
-    nearest, rows = similarity.topk(min(neighbours, len(bank)), dim=1)
+    mean, sizes = bank.mean(dim=0), bank_labels.bincount()
+    similarity = F.normalize(queries - mean, dim=1) @ F.normalize(bank - mean, dim=1).T
+    nearest, rows = similarity.topk(min(neighbours, int(sizes[sizes > 0].min())), dim=1)
     votes = torch.zeros(len(queries), num_classes, device=queries.device, dtype=queries.dtype)
-    return votes.scatter_add_(1, labels[rows], ((nearest - nearest[:, :1]) / temperature).exp())
+    return votes.scatter_add_(1, bank_labels[rows], ((nearest - nearest[:, :1]) / temperature).exp())
 
 
 def effective_rank(features: Tensor) -> float:

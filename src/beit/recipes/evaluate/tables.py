@@ -12,8 +12,6 @@ from rich.table import Table
 from beit.figures import FIGURES, figure_of
 from beit.training.metrics import short_number
 
-FEW_CLASSES = 12
-"""Classes that fit into a confusion matrix on a terminal."""
 HARDEST = {"iou": 30, "recall": 20, "top1": 10}
 """By which figure classes are hard, and how many are named where there are more."""
 COLUMNS = {
@@ -34,10 +32,9 @@ def show(figures: Mapping[str, Any], console: Console) -> None:
     damaged = f"; {figures['damaged']:,} damaged files left out" if figures["damaged"] else ""
     console.print(f"model  {escape(figures['model'])} ({figures['kind']})", soft_wrap=True, highlight=False)
     console.print(f"data   {escape(figures['data'])} ({figures['split']}){damaged}", soft_wrap=True, highlight=False)
-    if "inference" in figures:
-        console.print(f"shown  {escape(figures['inference'])}", soft_wrap=True, highlight=False)
-    if "bound" in figures:
-        console.print(f"bound  {escape(figures['bound'])}", soft_wrap=True, highlight=False)
+    for heading, name in (("shown", "inference"), ("bound", "bound")):
+        if name in figures:
+            console.print(f"{heading}  {escape(figures[name])}", soft_wrap=True, highlight=False)
     table = Table(box=None, show_header=False)
     for name in sorted(FIGURES.keys() & figures, key=lambda name: figure_of(name, figures).order()):
         figure, value = figure_of(name, figures), figures[name]
@@ -51,9 +48,6 @@ def _show_classes(figures: Mapping[str, Any], console: Console) -> None:
     """How each class fares that occurs: all of them where there are few, else the hardest."""
     entries = next(iter(figures["classes"].values()))
     measure = next(name for name in HARDEST if name in entries)
-    if measure == "top1" and len(figures["classes"]) <= FEW_CLASSES:
-        _show_matrix(figures, console)
-        return
     classes = {name: entry for name, entry in figures["classes"].items() if entry[measure] is not None}
     title, most = None, HARDEST[measure]
     if len(classes) > most:
@@ -70,21 +64,6 @@ def _show_classes(figures: Mapping[str, Any], console: Console) -> None:
         mistakes = {answer: n for answer, n in confusion[name].items() if answer != name} if confusion else {}
         mistake = [max(mistakes, key=lambda answer: mistakes[answer], default="")] if confusion else []
         table.add_row(escape(name), *(_cell(entry[key]) for key in columns.values()), *map(escape, mistake))
-    console.print(table)
-
-
-def _show_matrix(figures: Mapping[str, Any], console: Console) -> None:
-    """A row for each class, a column for each answer."""
-    # A title would be as narrow as the table.
-    console.print("classes by row, answers by column", style="italic")
-    names = list(figures["classes"])
-    table = Table("class", box=None)
-    for heading in (*map(str, range(len(names))), "top-1"):  # numbers are short; the rows have the names
-        table.add_column(heading, justify="right")
-    for number, name in enumerate(names):
-        row = figures["confusion"][name]
-        cells = [f"{row[answer]:,}" if answer in row else "." for answer in names]
-        table.add_row(escape(f"{number} {name}"), *cells, _cell(figures["classes"][name]["top1"]))
     console.print(table)
 
 

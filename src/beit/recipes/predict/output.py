@@ -8,17 +8,13 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from beit.atomic import appearing
 from beit.config.errors import RunFailed
@@ -28,8 +24,6 @@ from beit.untrusted import display
 
 Record = dict[str, Any]
 """What is known of one image: `image`, its path in any bytes, and arrays or primitives."""
-ROWS = 20
-"""Images in a table on a terminal; the first ones alone when a file has them all."""
 
 
 class Reading(NamedTuple):
@@ -162,44 +156,17 @@ WRITERS: Mapping[str, type[_Lines]] = {".csv": _Table, ".jsonl": _Lines, ".npz":
 
 
 # ------------------------------------------------------------------------------------------------------------
-# The terminal
+# Lines
 
 
-def label_tables(records: Iterator[Record], out: str | None) -> Iterator[Record]:
-    """`records` with `top` as they are, shown on the way: in tables on a terminal; elsewhere, unless the file `out`
-    has it all, in a line for each image with tabs between columns."""
-    terminal, count = Console(), 0
-    for record in () if terminal.is_terminal else records:
-        if out is None:
-            cells = [f"{entry['label']}\t{entry['probability']:.4f}" for entry in record["top"]]
-            print("\t".join([name_in_line(record["image"]), *cells]))
+def label_lines(records: Iterator[Record]) -> Iterator[Record]:
+    """`records` with `top` as they are, each printed on the way: a line with tabs between columns."""
+    for record in records:
+        cells = [f"{entry['label']}\t{entry['probability']:.4f}" for entry in record["top"]]
+        print("\t".join([name_in_line(record["image"]), *cells]))
         yield record
-    while rows := list(islice(records, ROWS)):
-        if out is None or not count:
-            with terminal.capture() as text:
-                terminal.print(_label_table(rows, first=not count))
-            print(text.get(), end="")  # the way around a progress bar
-        count += len(rows)
-        yield from rows
-    if out is not None and count > ROWS:
-        terminal.print(f"... and {count - ROWS:,} more in {escape(out)}", highlight=False)
 
 
 def name_in_line(name: str) -> str:
     """A path in a line for other programs: as it is, but for what would break the line or the output."""
     return display(name) if re.search("[\x00-\x1f\x7f\ud800-\udfff]", name) else name
-
-
-def _label_table(records: Sequence[Record], *, first: bool) -> Table:
-    """A row for each image, under headings in the `first` of several tables."""
-    table = Table(box=None, show_header=first)
-    table.add_column("image", overflow="fold")
-    table.add_column("label")
-    table.add_column("probability", justify="right")
-    table.add_column("then", style="dim", no_wrap=True)
-    for record in records:
-        best, *others = record["top"]
-        then = ", ".join(f"{escape(o['label'])} {o['probability']:.1%}" for o in others[:2])
-        share = f"{best['probability']:.1%}"
-        table.add_row(escape(display(record["image"])), f"[bold]{escape(best['label'])}[/]", share, then)
-    return table

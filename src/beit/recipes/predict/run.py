@@ -24,7 +24,7 @@ from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe
 from beit.models.segmentation import SemanticSegmenter
 from beit.recipes.predict.maps import label_maps
-from beit.recipes.predict.output import Reading, Record, label_tables, results_file, summary
+from beit.recipes.predict.output import Reading, Record, label_lines, results_file, summary
 from beit.stages.batches import each_batch, report_skipped
 from beit.stages.inference import classifier_view, open_machine_alone, print_notes, require_writable_file
 from beit.stages.session import decoding_of
@@ -41,8 +41,8 @@ def predict(config: PredictConfig) -> int:
         return sum(1 for _ in records)
     _require_out(config, reading)
     count = 0
-    if reading.noun == "labels":
-        records = label_tables(records, config.out)
+    if config.out is None:
+        records = label_lines(records)
     with ExitStack() as output:
         write = None if config.out is None else output.enter_context(results_file(Path(config.out)))
         for count, record in enumerate(records, 1):  # noqa: B007

@@ -3,10 +3,9 @@ and whether images of one class have like tokens."""
 
 from __future__ import annotations
 
-from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,11 +22,12 @@ from beit.data.views.evaluation import EvaluationView
 from beit.masking import BlockwiseMasking
 from beit.metrics.agreement import class_agreement
 from beit.metrics.tokens import TokenBaselines, best_mixtures_of_sums, patch_sums, predictability
-from beit.stages.batches import Machine, each_batch
+from beit.stages.batches import Machine
+from beit.stages.scores.features import FeatureSource
 from beit.stages.session import holdout_of, open_data
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.metrics import accumulate
-from beit.training.signals import StopRequested, StopSignals
+from beit.training.signals import StopSignals
 
 BANK = 2000
 """Training images whose tokens are counted, and among which neighbours are sought, at most."""
@@ -73,26 +73,12 @@ class Scoring:
 
     def tokens(self, tokenizer: VisualTokenizer, source: Source, machine: Machine, stop: StopSignals) -> Tokens:
         """The tokens of the images that can be read, on the host of every rank."""
-        grid = [side // tokenizer.stride for side in tokenizer.image_size]
-        tokens, whole = torch.zeros(len(source), *grid), torch.zeros(len(source))
-
-        passes = each_batch(
-            lambda batch: tokenizer.encode(batch.image),
-            source,
-            EvaluationView(tokenizer.image_size),
-            machine,
-            batch_size=self.batch_size,
-            title="scoring tokens",
-        )
-        with suppress(StopRequested), closing(passes):
-            for numbers, _, encoded in passes:
-                stop.poll()
-                tokens[numbers] = encoded.float().cpu()  # exact up to 2^24
-                whole[numbers] = 1
-        stop.poll_together(machine.compute)
-        sums = machine.compute.sums({"tokens": tokens, "whole": whole})
-        read = sums["whole"] > 0
-        return Tokens(sums["tokens"][read].long(), torch.tensor(self.labels(source))[read])
+        height, width = (side // tokenizer.stride for side in tokenizer.image_size)
+        grids, view = FeatureSource(source, (height, width)), EvaluationView(tokenizer.image_size)
+        look: Any = {"batch_size": self.batch_size, "title": "scoring tokens", "stop": stop}
+        grids.compute(lambda batch: tokenizer.encode(batch.image), view, machine, **look)
+        labels = torch.tensor(self.labels(source), dtype=torch.int64)
+        return Tokens(grids.features[grids.whole].long(), labels[grids.whole])  # exact up to 2^24
 
     def labels(self, source: Source) -> list[int]:
         """The class of each image, by the file of labels or by where it lies; -1 for none, and for several."""
