@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,19 @@ def white(images: Tensor) -> float:
 def to_unit(images: Tensor) -> Tensor:
     """`images` as floats in [0, 1]."""
     return images.float() / 255 if white(images) == 255 else images
+
+
+def per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    """`values` (C, 1, 1), in the dtype and on the device of `like`."""
+    # Filled on the device: copying a tensor from the host would make a GPU wait in every step.
+    return torch.cat([like.new_full((1, 1, 1), value) for value in values])
+
+
+def cut_patches(images: Tensor, side: int) -> Tensor:
+    """Images (B, C, H, W) as square patches, row by row: (B, N, C, side, side)."""
+    channels, height, width = images.shape[-3:]
+    cells = images.reshape(-1, channels, height // side, side, width // side, side)
+    return cells.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
 
 def require_unit(images: Tensor) -> None:

@@ -17,11 +17,12 @@ from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import whole_image
+from beit.pixels import cut_patches, to_unit
 from beit.tokenizers.base import VisualTokenizer
 from beit.tokenizers.dvae import DiscreteVAE
 from beit.tokenizers.features import FeatureKMeans
 from beit.tokenizers.fsq import FiniteScalarVAE
-from beit.tokenizers.kmeans import PatchKMeans, cut_patches
+from beit.tokenizers.kmeans import PatchKMeans
 from beit.tokenizers.objective import cell_mean_mae, elbo_loss, reconstruction_mae
 
 BANDS = 13
@@ -46,7 +47,8 @@ def tokenizers() -> list[VisualTokenizer]:
     by_feature = FeatureKMeans(encoder().eval(), 6, 1)
     for model in (by_patch, by_feature):
         with torch.no_grad():
-            vectors, patches = (x.flatten(0, 1) for x in (model.read(images(8)), cut_patches(images(8), 4)))
+            both = model.read(images(8)), cut_patches(to_unit(images(8)), 4)
+        vectors, patches = (x.flatten(0, 1) for x in both)
         model.fit(vectors, patches, torch.Generator().manual_seed(0))
     return [
         by_patch,

@@ -159,9 +159,13 @@ class DiscreteVAEKnobs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiscreteVAEConfig(DiscreteVAEKnobs):
-    """Architecture of a :class:`beit.tokenizers.DiscreteVAE` (DALL-E, arXiv 2102.12092; defaults: OpenAI's)."""
+class TokenArchitecture:
+    """What the architectures of all tokenizers have in common."""
 
+    vocab_size: Annotated[int, Ge(2)]
+    """Entries of the codebook."""
+    stride: PositiveInt
+    """Pixels per token along each axis: side of a patch."""
     image_size: Sides = (112, 112)
     """Height and width in pixels that the tokenizer is meant for; it runs at any multiple of `stride`."""
     channels: PositiveInt = 3
@@ -169,13 +173,21 @@ class DiscreteVAEConfig(DiscreteVAEKnobs):
 
     def __post_init__(self) -> None:
         check_limits(self)
+        size = "{}x{}".format(*self.image_size)
+        whole = not any(side % self.stride for side in self.image_size)
+        require(whole, f"tokenizer image size {size} is not a multiple of --stride {self.stride}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteVAEConfig(DiscreteVAEKnobs, TokenArchitecture):
+    """Architecture of a :class:`beit.tokenizers.DiscreteVAE` (DALL-E, arXiv 2102.12092; defaults: OpenAI's)."""
+
+    def __post_init__(self) -> None:
         is_power = self.stride >= 2 and self.stride.bit_count() == 1
         require(is_power, f"--stride {self.stride} is not a power of two of at least 2")
+        super().__post_init__()
         blocks = self.blocks_per_group * self.stride.bit_length()
         require(blocks <= MAX_DEPTH, f"--blocks-per-group makes {blocks} blocks, more than {MAX_DEPTH}")
-        size, stride = "{}x{}".format(*self.image_size), self.stride
-        whole = all(side > 0 and side % stride == 0 for side in self.image_size)
-        require(whole, f"tokenizer image size {size} is not a multiple of --stride {stride}")
         require(self.width % 4 == 0, f"--width {self.width} of a tokenizer must be a multiple of 4")
 
 

@@ -117,8 +117,6 @@ class PretrainConfig(EncoderKnobs, TrainingConfig):
                 f"--encoder-sees visible needs as many hidden patches in every image, and --mask-count "
                 f"{self.mask_count} varies; choose --mask-count exact",
             )
-            whole = (self.decoder_width or 32) % 32 == 0
-            require(whole, f"--decoder-width {self.decoder_width} is not a multiple of 32")
 
     def idle(self) -> Mapping[str, Collection[str]]:
         blocks = {"min_block", "mask_count", "block_aspect"}

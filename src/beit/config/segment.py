@@ -92,12 +92,6 @@ class SegmentConfig(StartConfig):
         finite = 0 < smallest < math.inf and 0 < largest < math.inf
         require(finite, f"{scale}: both must be finite and above 0")
         require(smallest <= largest, f"{scale}: name the smaller first")
-        if self.layers is not None:
-            flag = f"--layers {' '.join(map(str, self.layers))}"
-            require(bool(self.layers), "--layers needs numbers of blocks, 0 the first; name them, or drop it")
-            require(min(self.layers) >= 0, f"{flag}: blocks are numbered from 0")
-            require([*self.layers] == sorted(self.layers), f"{flag}: name the blocks in ascending order")
-        require(self.decoder == "pup" or not self.transposed, "--transposed is for --decoder pup; drop it")
         slides = self.window == "slide" or self.stride is None
         require(slides, "--stride is for --window slide; drop it, or drop --window")
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from annotated_types import Ge
-
-from beit.config.architecture import DiscreteVAEConfig, DiscreteVAEKnobs, Side, Sides
+from beit.config.architecture import DiscreteVAEConfig, DiscreteVAEKnobs, Side, TokenArchitecture
 from beit.config.errors import UserError, require
 from beit.config.run import TrainingConfig
-from beit.config.values import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveShare, check_limits
+from beit.config.values import NonNegativeFloat, PositiveFloat, PositiveInt, PositiveShare
 
 LEVELS = {
     math.prod(levels): levels
@@ -39,25 +37,11 @@ class FiniteScalarVAEConfig(DiscreteVAEConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchKMeansConfig:
-    """Architecture of a :class:`beit.tokenizers.kmeans.PatchKMeans`."""
+class PatchKMeansConfig(TokenArchitecture):
+    """Architecture of a :class:`beit.tokenizers.kmeans.PatchKMeans`, whose patches have the side `stride`."""
 
-    vocab_size: Annotated[int, Ge(2)]
-    """Entries of the codebook."""
-    stride: PositiveInt
-    """Side of a patch in pixels."""
     pixel_norm: Literal["none", "patch"] = "none"
     """Whether patches are compared as they are, or each less its mean and divided by its deviation."""
-    image_size: Sides
-    """Height and width in pixels that the tokenizer is meant for; it runs at any multiple of `stride`."""
-    channels: PositiveInt = 3
-    """Of images."""
-
-    def __post_init__(self) -> None:
-        check_limits(self)
-        size = "{}x{}".format(*self.image_size)
-        whole = not any(side % self.stride for side in self.image_size)
-        require(whole, f"tokenizer image size {size} is not a multiple of --stride {self.stride}")
 
 
 _OF_PATCHES, _OF_FEATURES = {"pixel_norm"}, {"teacher", "teacher_layer"}

@@ -29,7 +29,7 @@ from beit.models.position import (
     sincos_embedding,
     token_places,
 )
-from beit.pixels import require_unit, white
+from beit.pixels import per_channel, require_unit, white
 
 
 class BeitEncoder(nn.Module):
@@ -128,15 +128,11 @@ class BeitEncoder(nn.Module):
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8, or float in [0, 1] -> (x - pixel_mean) / pixel_std in the precision of the weights."""
-        weight = self.patch_embed.proj.weight
-        scale = white(images)
-
-        def channels(values: Sequence[float]) -> Tensor:
-            # Filled on the device: copying a tensor from the host would make a GPU wait in every step.
-            return torch.cat([weight.new_full((1, 1, 1), scale * value) for value in values])
-
-        pixels = images.to(weight.dtype)
-        return (pixels - channels(self.config.pixel_mean)) / channels(self.config.pixel_std)
+        weight, scale = self.patch_embed.proj.weight, white(images)
+        mean, std = (
+            scale * per_channel(values, weight) for values in (self.config.pixel_mean, self.config.pixel_std)
+        )
+        return (images.to(weight.dtype) - mean) / std
 
     def grid_of(self, images: Tensor) -> Grid:
         """Rows and columns of patches of images (B, C, H, W)."""

@@ -14,9 +14,13 @@ from beit.config.architecture import InitScheme
 from beit.config.errors import require
 from beit.config.pretrain import PixelNorm
 from beit.models.encoder import BeitEncoder, init_weights
-from beit.models.layers import patch_statistics, to_patches
+from beit.models.layers import patch_statistics
 from beit.models.patch_decoder import PatchDecoder, default_decoder_width
 from beit.models.position import Grid
+from beit.pixels import cut_patches
+
+Pool = Literal["mean", "cls", "cls_mean"]
+"""What a classifier reads of the tokens: see :func:`pool_tokens`."""
 
 
 class EncoderWithHead(nn.Module):
@@ -117,7 +121,7 @@ class MaskedImageModel(EncoderWithHead):
     def pixel_targets(self, images: Tensor, predict: Tensor, norm: PixelNorm = "none") -> Tensor:
         """Normalised pixels of the patches in `predict`, (number of True, 3 * patch_size**2), rows as forward's;
         within a row by channel, row, column. norm "patch": each less its own mean, by its own deviation (MAE)."""
-        patches = to_patches(self.encoder.normalize(images), self.encoder.config.patch_size)
+        patches = cut_patches(self.encoder.normalize(images), self.encoder.config.patch_size).flatten(2)
         targets = patches[_flat_mask("predict", predict, patches.shape)]
         if norm == "none":
             return targets
@@ -137,7 +141,7 @@ class ImageClassifier(EncoderWithHead):
         self,
         encoder: BeitEncoder,
         num_classes: int,
-        pool: Literal["mean", "cls", "cls_mean"] = "mean",
+        pool: Pool = "mean",
         init_scale: float = 0.001,
         init_scheme: InitScheme = "beit",
     ) -> None:
@@ -158,18 +162,12 @@ class ImageClassifier(EncoderWithHead):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), float in [0, 1] or uint8 -> logits (B, num_classes)."""
-        tokens = self.encoder.normed(self.encoder(images))
-        pooled = tokens[:, 0] if self.pool == "cls" else tokens[:, self.encoder.num_prefix_tokens :].mean(dim=1)
-        if self.pool == "cls_mean":
-            pooled = torch.cat([tokens[:, 0], pooled], dim=1)
+        pooled = pool_tokens(self.encoder, self.encoder(images), self.pool)
         for norm in (self.fc_norm, self.norm):
             pooled = pooled if norm is None else norm(pooled)
-        if self.training:
-            logits: Tensor = self.head(pooled)
-            return logits
         # Near classes tie in bfloat16: with its 8 bits in the last product five times as many decisions change.
         with torch.autocast(pooled.device.type, enabled=False):
-            logits = self.head(pooled.to(self.head.weight.dtype))
+            logits: Tensor = self.head(pooled.to(self.head.weight.dtype))
         return logits
 
 
@@ -181,9 +179,7 @@ class LinearProbe(nn.Module):
     (released code).
     """
 
-    def __init__(
-        self, encoder: BeitEncoder, num_classes: int, layer: int, pool: Literal["mean", "cls_mean"] = "mean"
-    ) -> None:
+    def __init__(self, encoder: BeitEncoder, num_classes: int, layer: int, pool: Pool = "mean") -> None:
         super().__init__()
         self.encoder = encoder
         self.num_classes = num_classes
@@ -223,7 +219,7 @@ class LayerProbes(nn.Module):
             return torch.einsum("blf,lcf->blc", scaled, self.weight) + self.bias
 
     @torch.no_grad()
-    def probe(self, encoder: BeitEncoder, layer: int, pool: Literal["mean", "cls_mean"]) -> LinearProbe:
+    def probe(self, encoder: BeitEncoder, layer: int, pool: Pool) -> LinearProbe:
         """The classifier of `layer` on the encoder that the features came from."""
         probe = LinearProbe(encoder, self.weight.shape[1], layer, pool)
         probe.head.to(self.weight)
@@ -232,17 +228,19 @@ class LayerProbes(nn.Module):
         return probe
 
 
-def layer_features(
-    encoder: BeitEncoder, images: Tensor, layers: Sequence[int], pool: Literal["mean", "cls_mean"]
-) -> Tensor:
+def layer_features(encoder: BeitEncoder, images: Tensor, layers: Sequence[int], pool: Pool) -> Tensor:
     """What linear probes of `layers` read of images (B, 3, H, W): (B, layers, F), at least float32."""
-    first = encoder.num_prefix_tokens
-    features = []
-    for tokens in encoder.states(images, layers):
-        tokens = encoder.normed(tokens.to(torch.promote_types(tokens.dtype, torch.float32)))
-        patches = tokens[:, first:].mean(dim=1)
-        features.append(patches if pool == "mean" else torch.cat([tokens[:, 0], patches], dim=1))
-    return torch.stack(features, dim=1)
+    states = encoder.states(images, layers)
+    wide = (tokens.to(torch.promote_types(tokens.dtype, torch.float32)) for tokens in states)
+    return torch.stack([pool_tokens(encoder, tokens, pool) for tokens in wide], dim=1)
+
+
+def pool_tokens(encoder: BeitEncoder, tokens: Tensor, pool: Pool) -> Tensor:
+    """Tokens of `encoder` after a block, (B, P + N, D) -> (B, F): the mean of the patches, the class token, or the
+    latter before the former; after the norm of an encoder that keeps one."""
+    tokens = encoder.normed(tokens)
+    parts = {"mean": tokens[:, encoder.num_prefix_tokens :].mean(dim=1), "cls": tokens[:, 0]}
+    return torch.cat([parts[name] for name in pool.split("_")], dim=1)
 
 
 def _flat_mask(name: str, mask: Tensor, patches: Sequence[int]) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from beit.pixels import cut_patches
+
 
 class PatchEmbed(nn.Module):
     """Cuts images (B, C, H, W) into square patches and projects each linearly: (B, N, D), row by row.
@@ -23,19 +25,10 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor, places: Tensor | None = None) -> Tensor:
         """All patches (B, N, D), or those at `places` (B, K): (B, K, D)."""
-        patches = to_patches(images, self.patch_size)
+        patches = cut_patches(images, self.patch_size).flatten(2)
         if places is not None:
             patches = patches.gather(1, places[..., None].expand(-1, -1, patches.shape[-1]))
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
-
-
-def to_patches(images: Tensor, patch_size: int) -> Tensor:
-    """(B, C, H, W) -> (B, N, C * patch_size**2): patches row by row, each flattened as (channel, row, column)."""
-    batch, channels, height, width = images.shape
-    cut = images.reshape(batch, channels, height // patch_size, patch_size, width // patch_size, patch_size).permute(
-        0, 2, 4, 1, 3, 5
-    )
-    return cut.reshape(batch, -1, channels * patch_size**2)
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,12 +137,12 @@ class Block(nn.Module):
         width: int,
         num_heads: int,
         *,
-        mlp_ratio: float,
-        layer_scale_init: float | None,
-        drop_path_rate: float,
-        dropout: float,
         layer_norm_eps: float,
-        bias_rows: int | None,
+        mlp_ratio: float = 4.0,
+        layer_scale_init: float | None = None,
+        drop_path_rate: float = 0.0,
+        dropout: float = 0.0,
+        bias_rows: int | None = None,
         qv_bias: bool = True,
     ) -> None:
         super().__init__()

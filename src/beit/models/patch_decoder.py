@@ -36,17 +36,7 @@ class PatchDecoder(nn.Module):
         self.grid, self.width = grid, width
         self.embed = nn.Linear(source_width, width)
         self.blocks = nn.ModuleList(
-            Block(
-                width,
-                width // HEAD_WIDTH,
-                mlp_ratio=4.0,
-                layer_scale_init=None,
-                drop_path_rate=0.0,
-                dropout=0.0,
-                layer_norm_eps=layer_norm_eps,
-                bias_rows=None,
-            )
-            for _ in range(depth)
+            Block(width, width // HEAD_WIDTH, layer_norm_eps=layer_norm_eps) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width, eps=layer_norm_eps)
 

@@ -141,30 +141,23 @@ def spline_matrix(knots: NDArray[np.float64], points: NDArray[np.float64]) -> ND
 
     Points outside are clamped to the ends. Fewer than four knots give the one polynomial through them.
     """
-    n = len(knots)
+    degree = min(3, len(knots) - 1)
+    ends = np.repeat(knots[[0, -1]], degree + 1)
+    # Not-a-knot: at the second knot and the last but one nothing bends, so that B-splines have no joint there.
+    joints = np.sort(np.concatenate([ends, knots[2:-2]]))
     points = np.clip(points, knots[0], knots[-1])
-    if n < 4:
-        return np.asarray(np.vander(points, n) @ np.linalg.inv(np.vander(knots, n)))
-    # Second derivatives m of the spline are linear in the values y: left @ m = right @ y. Inner rows: the first
-    # derivative is continuous. First and last row: the third one is, across the second and last but one knot.
-    step = np.diff(knots)
-    left, right = np.zeros((n, n)), np.zeros((n, n))
-    for i in range(1, n - 1):
-        before, after = step[i - 1], step[i]
-        left[i, i - 1 : i + 2] = before / 6, (before + after) / 3, after / 6
-        right[i, i - 1 : i + 2] = 1 / before, -1 / before - 1 / after, 1 / after
-    for i, j in ((0, 1), (n - 1, n - 2)):
-        left[i, j - 1 : j + 2] = -1 / step[j - 1], 1 / step[j - 1] + 1 / step[j], -1 / step[j]
-    curvature = np.linalg.solve(left, right)
-    # On its interval, s = a y_i + b y_(i+1) + h^2/6 ((a^3 - a) m_i + (b^3 - b) m_(i+1)), a and b barycentric.
-    below = np.clip(np.searchsorted(knots, points) - 1, 0, n - 2)
-    h = step[below][:, None]
-    b = (points - knots[below])[:, None] / h
-    a = 1 - b
-    value = np.eye(n)
-    line = a * value[below] + b * value[below + 1]
-    bend = (a**3 - a) * curvature[below] + (b**3 - b) * curvature[below + 1]
-    return np.asarray(line + h**2 / 6 * bend)
+    return np.asarray(_b_splines(joints, degree, points) @ np.linalg.inv(_b_splines(joints, degree, knots)))
+
+
+def _b_splines(joints: NDArray[np.float64], degree: int, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The B-splines over `joints` at `points`, (points, joints - degree - 1), by the recursion of Cox and de Boor."""
+    interval = np.searchsorted(joints, points, side="right") - 1
+    values = np.eye(len(joints) - 1)[np.clip(interval, degree, len(joints) - degree - 2)]
+    for order in range(1, degree + 1):
+        span = joints[order:] - joints[:-order]
+        share = (points[:, None] - joints[:-order]) / np.where(span > 0, span, 1)
+        values = share[:, :-1] * values[:, :-1] + (1 - share[:, 1:]) * values[:, 1:]
+    return values
 
 
 def resize_position_embedding(embedding: Tensor, source: Grid, target: Grid) -> Tensor:

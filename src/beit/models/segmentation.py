@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.config.architecture import MAX_DEPTH
-from beit.config.errors import UserError
+from beit.config.errors import require
 from beit.models.decoders import (
     AUXILIARY_CHANNELS,
     FCNHead,
@@ -119,10 +119,10 @@ class SemanticSegmenter(EncoderWithHead):
 
 
 def _require_fit(decoder: str, layers: Sequence[int], depth: int, transposed: bool) -> None:
-    ascending = list(layers) == sorted(layers) and 0 < len(layers) <= MAX_DEPTH
-    if not ascending or not 0 <= layers[0] <= layers[-1] < depth:
-        raise UserError(f"layers {list(layers)} of {depth} blocks; give ascending numbers from 0 to {depth - 1}")
-    if decoder == "upernet" and len(layers) != 4:
-        raise UserError(f"UPerNet reads four layers, not {len(layers)} ({list(layers)}); give four")
-    if decoder == "upernet" and transposed:
-        raise UserError("transposed convolutions are SETR-PUP's; UPerNet has no such choice")
+    flag = f"--layers {' '.join(map(str, layers))}"
+    ascending = [*layers] == sorted(layers) and 0 < len(layers) <= MAX_DEPTH
+    fitting = ascending and 0 <= layers[0] <= layers[-1] < depth
+    require(fitting, f"{flag} of {depth} blocks; give ascending numbers from 0 to {depth - 1}")
+    if decoder == "upernet":
+        require(len(layers) == 4, f"{flag} names {len(layers)} blocks, but UPerNet reads four; give four")
+        require(not transposed, "--transposed is for --decoder pup; drop it")

@@ -19,7 +19,7 @@ from beit.config.errors import UserError
 from beit.config.segment import SegmentConfig
 from beit.models.decoders import resize_map
 from beit.models.segmentation import SemanticSegmenter
-from beit.pixels import scale_size, to_unit
+from beit.pixels import per_channel, scale_size, to_unit
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -108,8 +108,7 @@ def whole_image(model: SemanticSegmenter, images: Tensor) -> Tensor:
     down, right = -height % config.patch_size, -width % config.patch_size
     if down or right:
         unit = to_unit(images)
-        mean = torch.stack([unit.new_full((), value) for value in config.pixel_mean])
-        images = mean.view(1, -1, 1, 1).repeat(len(unit), 1, height + down, width + right)
+        images = per_channel(config.pixel_mean, unit).repeat(len(unit), 1, height + down, width + right)
         images[..., :height, :width] = unit
     logits: Tensor = model(images)
     return logits[..., :height, :width]

@@ -28,9 +28,9 @@ class Preset:
 
     values: Values
     summary: str
-    source: str
-    cost: str
-    expected: str
+    source: str = "ours"
+    cost: str = "not measured"
+    expected: str = "not measured"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,6 @@ RECIPES = {
         "a quarter of base, for one GPU",
         "widths of DeiT-small; learning rate for a batch of 256",
         "about a quarter of base per image",
-        "not measured",
     ),
     "tiny": Preset(
         {
@@ -58,9 +57,8 @@ RECIPES = {
         }
         | {"warmup_epochs": 1.0, "epochs": 30.0, "drop_path_rate": 0.0, "min_crop": 0.2, "ema_decay": None},
         "for a laptop CPU and a few thousand images, on the 8x8 tokens of `beit tokenizer --preset tiny`",
-        "ours",
-        "at depth 6 on 2 CPU cores: 59 images/s at 224 px, 213 at 32 px with 4 px patches (docs/results.md)",
-        "docs/results.md",
+        cost="at depth 6 on 2 CPU cores: 59 images/s at 224 px, 213 at 32 px with 4 px patches (docs/results.md)",
+        expected="docs/results.md",
     ),
     "demo": Preset(
         {"image_size": 64, "patch_size": 8, "width": 128, "depth": 4, "num_heads": 4, "drop_path_rate": 0.0}
@@ -70,8 +68,7 @@ RECIPES = {
         | {"color_jitter": 0.0, "steps": 700, "epochs": None, "evaluations": 3, "eval_images": 256}
         | {"log_every": 20, "save_every": "1m"},
         "the encoder of beit demo",
-        "ours",
-        "3 minutes of one CPU core",
-        "docs/results.md",
+        cost="3 minutes of one CPU core",
+        expected="docs/results.md",
     ),
 }

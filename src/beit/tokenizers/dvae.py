@@ -9,6 +9,7 @@ Parameter names are those of OpenAI's package but for `.w`/`.b`, which are `.wei
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections import OrderedDict
 from itertools import pairwise
 from typing import NamedTuple, cast
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beit.config.architecture import DiscreteVAEConfig
-from beit.tokenizers.base import CategoricalTokenizer
+from beit.tokenizers.base import CategoricalTokenizer, VisualTokenizer
 from beit.tokenizers.objective import gumbel_softmax, map_pixels, median_images
 
 
@@ -31,27 +32,52 @@ class DiscreteVAEOutput(NamedTuple):
     """float32 (B, 6, H, W): three means, then three log-scales of p(x | z)."""
 
 
-class DiscreteVAE(CategoricalTokenizer):
-    """A visual tokenizer that can be trained.
-
-    Args:
-        config: the architecture. The default is OpenAI's: 53,786,240 parameters in the encoder and 43,829,766 in
-            the decoder.
+class PixelAutoencoder(VisualTokenizer):
+    """DALL-E's encoder and decoder, with `channels` between them, by default one for each token.
 
     Images are float in [0, 1] or uint8, (B, 3, H, W); this module maps them to the pixel range of its networks.
     The computation follows `torch.autocast` of the caller (bf16 is meant) except for the layers on either side of
     the tokens and of the pixels, which stay in the dtype of the weights.
     """
 
+    def __init__(self, config: DiscreteVAEConfig, channels: int | None = None) -> None:
+        super().__init__()
+        self.vocab_size, self.stride, self.image_size = config.vocab_size, config.stride, config.image_size
+        channels = channels or config.vocab_size
+        self.encoder = Layers(_encoder_layers(config, channels))
+        self.decoder = Layers(_decoder_layers(config, channels))
+        init_weights(self)
+
+    def encoded(self, images: Tensor) -> Tensor:
+        """What the encoder makes of images, (B, channels, h, w), float32 for float32 weights even under autocast."""
+        self.require_whole_tokens(images)
+        pixels = map_pixels(images, next(self.parameters()).dtype)
+        channels: Tensor = self.encoder(pixels.contiguous(memory_format=torch.channels_last))
+        return channels
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Images in [0, 1], (B, 3, H, W), from tokens int64 (B, h, w)."""
+        return median_images(self.statistics(tokens))
+
+    @abstractmethod
+    def statistics(self, tokens: Tensor) -> Tensor:
+        """The pixel distribution p(x | z) of tokens int64 (B, h, w), (B, 6, H, W)."""
+
+
+class DiscreteVAE(PixelAutoencoder, CategoricalTokenizer):
+    """A visual tokenizer that can be trained.
+
+    Args:
+        config: the architecture. The default is OpenAI's: 53,786,240 parameters in the encoder and 43,829,766 in
+            the decoder.
+    """
+
     kind = "dvae"
 
     def __init__(self, config: DiscreteVAEConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.config = config
-        self.vocab_size, self.stride, self.image_size = config.vocab_size, config.stride, config.image_size
-        self.encoder = DalleEncoder(config)
-        self.decoder = DalleDecoder(config)
-        init_weights(self)
 
     @property
     def codebook(self) -> Tensor:
@@ -66,64 +92,51 @@ class DiscreteVAE(CategoricalTokenizer):
 
     def logits(self, images: Tensor) -> Tensor:
         """Unnormalised log q(z | x), (B, V, h, w), float32 for float32 weights even under autocast."""
-        self.require_whole_tokens(images)
-        pixels = map_pixels(images, next(self.parameters()).dtype)
-        logits: Tensor = self.encoder(pixels.contiguous(memory_format=torch.channels_last))
-        return logits
-
-    @torch.no_grad()
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Images in [0, 1], (B, 3, H, W), from tokens int64 (B, h, w)."""
-        return median_images(self.statistics(tokens))
+        return self.encoded(images)
 
     def statistics(self, tokens: Tensor) -> Tensor:
-        """The pixel distribution p(x | z) of tokens int64 (B, h, w), (B, 6, H, W)."""
         codes = F.embedding(tokens, self.codebook).permute(0, 3, 1, 2)
         statistics: Tensor = self.decoder.blocks[1:](codes)
         return statistics
 
 
-class DalleEncoder(nn.Module):
-    """Mapped pixels (B, 3, H, W) -> logits (B, V, h, w), or as many `channels` (B, channels, h, w); a max-pool of 2
-    after every group but the last."""
+class Layers(nn.Module):
+    """Layers one after the other; a module for their official name, `blocks`."""
 
-    def __init__(self, config: DiscreteVAEConfig, channels: int | None = None) -> None:
+    def __init__(self, layers: OrderedDict[str, nn.Module]) -> None:
         super().__init__()
-        widths = _group_widths(config)
-        layers: OrderedDict[str, nn.Module] = OrderedDict(input=_conv(config.channels, config.width, 7))
-        for index, (n_in, n_out) in enumerate(pairwise([config.width, *widths]), start=1):
-            group = _group(n_in, n_out, config, kernels=(3, 3, 3, 1))
-            if index < len(widths):
-                group["pool"] = nn.MaxPool2d(2)
-            layers[f"group_{index}"] = nn.Sequential(group)
-        layers["output"] = _output(widths[-1], channels or config.vocab_size)
         self.blocks = nn.Sequential(layers)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.blocks(pixels)
-        return logits
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.blocks(x)
+        return output
 
 
-class DalleDecoder(nn.Module):
-    """Distributions over tokens (B, V, h, w), or `channels` (B, channels, h, w) -> pixel statistics (B, 6, H, W).
+def _encoder_layers(config: DiscreteVAEConfig, channels: int) -> OrderedDict[str, nn.Module]:
+    """Mapped pixels (B, 3, H, W) -> (B, channels, h, w); a max-pool of 2 after every group but the last."""
+    widths = _group_widths(config)
+    layers: OrderedDict[str, nn.Module] = OrderedDict(input=_conv(config.channels, config.width, 7))
+    for index, (n_in, n_out) in enumerate(pairwise([config.width, *widths]), start=1):
+        group = _group(n_in, n_out, config, kernels=(3, 3, 3, 1))
+        if index < len(widths):
+            group["pool"] = nn.MaxPool2d(2)
+        layers[f"group_{index}"] = nn.Sequential(group)
+    layers["output"] = _output(widths[-1], channels)
+    return layers
+
+
+def _decoder_layers(config: DiscreteVAEConfig, channels: int) -> OrderedDict[str, nn.Module]:
+    """Distributions over tokens, or codes, (B, channels, h, w) -> pixel statistics (B, 6, H, W).
 
     Groups in the reverse order of the encoder's, each but the first at twice the size of the one before it.
     """
-
-    def __init__(self, config: DiscreteVAEConfig, channels: int | None = None) -> None:
-        super().__init__()
-        widths = _group_widths(config)[::-1]
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        layers["input"] = _FullPrecisionConv1x1(channels or config.vocab_size, config.code_width)
-        for index, (n_in, n_out) in enumerate(pairwise([config.code_width, *widths]), start=1):
-            group = _group(n_in, n_out, config, kernels=(1, 3, 3, 3), upsample=index > 1)
-            layers[f"group_{index}"] = nn.Sequential(group)
-        layers["output"] = _output(widths[-1], 2 * config.channels)
-        self.blocks = nn.Sequential(layers)
-
-    def forward(self, weights: Tensor) -> Tensor:
-        statistics: Tensor = self.blocks(weights)
-        return statistics
+    widths = _group_widths(config)[::-1]
+    layers: OrderedDict[str, nn.Module] = OrderedDict(input=_FullPrecisionConv1x1(channels, config.code_width))
+    for index, (n_in, n_out) in enumerate(pairwise([config.code_width, *widths]), start=1):
+        group = _group(n_in, n_out, config, kernels=(1, 3, 3, 3), upsample=index > 1)
+        layers[f"group_{index}"] = nn.Sequential(group)
+    layers["output"] = _output(widths[-1], 2 * config.channels)
+    return layers
 
 
 class ResidualBlock(nn.Module):

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from beit.config.tokenizer import FiniteScalarVAEConfig
-from beit.tokenizers.base import VisualTokenizer
-from beit.tokenizers.dvae import DalleDecoder, DalleEncoder, init_weights
-from beit.tokenizers.objective import map_pixels, median_images
+from beit.pixels import per_channel
+from beit.tokenizers.dvae import PixelAutoencoder
 
 MARGIN = 1e-3
 """The outermost levels lie so far inside the range of tanh that they can be reached (the paper's code)."""
@@ -35,18 +34,14 @@ class FiniteScalarOutput(NamedTuple):
     """float32 (B, 6, H, W): three means, then three log-scales of p(x | z)."""
 
 
-class FiniteScalarVAE(VisualTokenizer):
+class FiniteScalarVAE(PixelAutoencoder):
     """A visual tokenizer that is trained like :class:`beit.tokenizers.dvae.DiscreteVAE`, by reconstruction alone."""
 
     kind = "fsq"
 
     def __init__(self, config: FiniteScalarVAEConfig) -> None:
-        super().__init__()
+        super().__init__(config, len(config.levels))
         self.config = config
-        self.vocab_size, self.stride, self.image_size = config.vocab_size, config.stride, config.image_size
-        self.encoder = DalleEncoder(config, len(config.levels))
-        self.decoder = DalleDecoder(config, len(config.levels))
-        init_weights(self)
 
     def forward(self, images: Tensor) -> FiniteScalarOutput:
         """The training pass: gradients go through the rounding as if it were not there."""
@@ -55,22 +50,14 @@ class FiniteScalarVAE(VisualTokenizer):
 
     def codes(self, images: Tensor) -> Tensor:
         """What the decoder reads, (B, C, h, w): of channel i one of `levels[i]` values from -1 to 1."""
-        self.require_whole_tokens(images)
-        pixels = map_pixels(images, next(self.parameters()).dtype)
-        return quantize(self.encoder(pixels.contiguous(memory_format=torch.channels_last)), self.config.levels)
+        return quantize(self.encoded(images), self.config.levels)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Tokens, int64 (B, h, w)."""
         return codes_to_tokens(self.codes(images), self.config.levels)
 
-    @torch.no_grad()
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Images in [0, 1], (B, 3, H, W), from tokens int64 (B, h, w)."""
-        return median_images(self.statistics(tokens))
-
     def statistics(self, tokens: Tensor) -> Tensor:
-        """The pixel distribution p(x | z) of tokens int64 (B, h, w), (B, 6, H, W)."""
         codes = tokens_to_codes(tokens, self.config.levels)
         statistics: Tensor = self.decoder(codes.to(next(self.parameters()).dtype))
         return statistics
@@ -79,7 +66,7 @@ class FiniteScalarVAE(VisualTokenizer):
 def quantize(channels: Tensor, levels: tuple[int, ...]) -> Tensor:
     """Channels (B, C, h, w) of any value as codes: each bounded by tanh, rounded to one of its levels, and scaled to
     [-1, 1]. The gradient is that of the bounding alone (straight through the rounding)."""
-    count = _column(levels, channels)
+    count = per_channel(levels, channels)
     half = (count - 1) * (1 + MARGIN) / 2
     offset = (count % 2 == 0).to(channels.dtype) / 2  # an even number of levels lies around -1/2
     bounded = (channels + torch.atanh(offset / half)).tanh() * half - offset
@@ -89,23 +76,18 @@ def quantize(channels: Tensor, levels: tuple[int, ...]) -> Tensor:
 
 def codes_to_tokens(codes: Tensor, levels: tuple[int, ...]) -> Tensor:
     """Codes (B, C, h, w) as the numbers that their levels write, int64 (B, h, w)."""
-    half = _column(levels, codes) // 2
+    half = per_channel(levels, codes) // 2
     digits = (codes * half + half).round().long()
-    return (digits * _column(_places(levels), digits)).sum(dim=1)
+    return (digits * per_channel(_places(levels), digits)).sum(dim=1)
 
 
 def tokens_to_codes(tokens: Tensor, levels: tuple[int, ...]) -> Tensor:
     """The inverse of :func:`codes_to_tokens`, float32."""
-    count = _column(levels, tokens)
-    digits = tokens[:, None] // _column(_places(levels), tokens) % count
+    count = per_channel(levels, tokens)
+    digits = tokens[:, None] // per_channel(_places(levels), tokens) % count
     return (digits - count // 2) / (count // 2)
 
 
 def _places(levels: tuple[int, ...]) -> tuple[int, ...]:
     """What a one is worth at each digit: 1, then the products of the levels before it."""
     return tuple(accumulate(levels[:-1], mul, initial=1))
-
-
-def _column(values: tuple[int, ...], like: Tensor) -> Tensor:
-    """`values` (C, 1, 1) in the dtype and on the device of `like`."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]

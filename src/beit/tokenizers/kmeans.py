@@ -18,7 +18,7 @@ from torch import Tensor
 from beit.config.architecture import Sides
 from beit.config.errors import UserError
 from beit.config.tokenizer import PatchKMeansConfig
-from beit.pixels import to_unit
+from beit.pixels import cut_patches, to_unit
 from beit.tokenizers.base import VisualTokenizer
 
 ITERATIONS = 100
@@ -77,17 +77,11 @@ class KMeansTokenizer(VisualTokenizer):
         """Take what `scale` needs to know from a sample of vectors (M, D)."""
 
     @torch.no_grad()
-    def logits(self, images: Tensor) -> Tensor:
-        """Negative squared distances to the centres, float32 (B, V, h, w): an order of the tokens and no
-        probabilities, so that neither a divergence nor a bound nor samples can be made of them."""
-        vectors, grid = self._vectors(images)
-        distances = vectors.square().sum(dim=2, keepdim=True) - 2 * scores(vectors, self.centers)
-        return -distances.mT.reshape(len(images), self.vocab_size, *grid)
-
-    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """The tokens of the nearest centres, int64 (B, h, w); the first of equals."""
-        vectors, grid = self._vectors(images)
+        self.require_whole_tokens(images)
+        vectors = self.scale(self.read(images).to(self.centers.dtype))
+        grid = images.shape[-2] // self.stride, images.shape[-1] // self.stride
         return scores(vectors, self.centers).argmax(dim=2).view(len(images), *grid)
 
     @torch.no_grad()
@@ -96,12 +90,6 @@ class KMeansTokenizer(VisualTokenizer):
         count, rows, columns = tokens.shape
         cells = self.patches[tokens].permute(0, 3, 1, 4, 2, 5)
         return cells.reshape(count, -1, rows * self.stride, columns * self.stride)
-
-    def _vectors(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Vectors to compare, (B, h w, D), and the grid (h, w)."""
-        self.require_whole_tokens(images)
-        vectors = self.scale(self.read(images).to(self.centers.dtype))
-        return vectors, (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
 
 
 class PatchKMeans(KMeansTokenizer):
@@ -115,20 +103,13 @@ class PatchKMeans(KMeansTokenizer):
         self.config = config
 
     def read(self, images: Tensor) -> Tensor:
-        return cut_patches(images, self.stride).flatten(2)
+        return cut_patches(to_unit(images), self.stride).flatten(2)
 
     def scale(self, vectors: Tensor) -> Tensor:
         if self.config.pixel_norm == "none":
             return vectors
         std, mean = torch.std_mean(vectors, dim=-1, keepdim=True, correction=0)
         return (vectors - mean) / (std + FLAT)
-
-
-def cut_patches(images: Tensor, stride: int) -> Tensor:
-    """Images (B, C, H, W), float in [0, 1] or uint8, as patches in [0, 1], by rows: (B, h w, C, stride, stride)."""
-    channels, height, width = images.shape[-3:]
-    cells = to_unit(images).reshape(-1, channels, height // stride, stride, width // stride, stride)
-    return cells.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from beit.pixels import white
+from beit.pixels import per_channel, white
 from beit.tokenizers.base import CategoricalTokenizer
 
 Pixel = tuple[float, ...]
@@ -58,20 +58,17 @@ class PlainDVAE(CategoricalTokenizer):
         """Unnormalised log-probabilities of the tokens, (B, V, h, w), in the precision of the weights."""
         self.require_whole_tokens(images)
         pixels = images.to(self.codebook.weight.dtype) / white(images)
-        pixels = (pixels - self._channels(self.pixel_mean)) / self._channels(self.pixel_std)
-        logits: Tensor = self.encoder(pixels)
+        logits: Tensor = self.encoder(
+            (pixels - per_channel(self.pixel_mean, pixels)) / per_channel(self.pixel_std, pixels)
+        )
         return logits
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
         """Images in [0, 1], (B, 3, H, W), from tokens int64 (B, h, w)."""
         pixels = self.decoder(self.codebook(tokens).permute(0, 3, 1, 2))
-        images: Tensor = pixels * self._channels(self.pixel_std) + self._channels(self.pixel_mean)
+        images: Tensor = pixels * per_channel(self.pixel_std, pixels) + per_channel(self.pixel_mean, pixels)
         return images.clamp(0, 1)
-
-    def _channels(self, values: Pixel) -> Tensor:
-        weight = self.codebook.weight
-        return torch.cat([weight.new_full((1, 1, 1), value) for value in values])
 
 
 class ResidualBlock(nn.Module):

@@ -13,10 +13,11 @@ from beit.checkpoints.store import load_encoder, weights_sha256
 from beit.config.architecture import sides
 from beit.config.errors import UserError, given_by
 from beit.config.tokenizer import PatchKMeansConfig, TokenizerConfig
+from beit.pixels import cut_patches, to_unit
 from beit.recipes.tokenizer.judging import evaluation, notes
 from beit.stages.session import Images, Session
 from beit.tokenizers.features import FeatureKMeans
-from beit.tokenizers.kmeans import KMeansTokenizer, PatchKMeans, cut_patches
+from beit.tokenizers.kmeans import KMeansTokenizer, PatchKMeans
 from beit.training.device import Precision, eval_mode, to_device
 from beit.training.method import Batches, Learner, Method, Product
 from beit.training.signals import StopRequested, StopSignals
@@ -92,7 +93,7 @@ def sample(
             for images in to_device(batch, device).image.split(PASS):
                 stop.poll()
                 with eval_mode(device, precision):
-                    both = model.read(images).float(), cut_patches(images, model.stride)
+                    both = model.read(images).float(), cut_patches(to_unit(images), model.stride)
                 count, cells = both[0].shape[:2]
                 rows = torch.rand(count, cells, generator=rng).argsort(dim=1)[:, :PER_VIEW].to(device)
                 image = torch.arange(count, device=device)[:, None]

@@ -40,9 +40,6 @@ def starting_segmenter(config: SegmentConfig, classes: tuple[str, ...]) -> tuple
             layers = layers[-1:]  # the others are for auxiliary heads
     channels = config.channels or (encoder.config.width if upernet else PUP_CHANNELS)
     dropout = config.head_dropout
-    blocks, last = " ".join(map(str, layers)), encoder.config.depth - 1
-    if layers[-1] != last:  # blocks above those that the decoder reads would never learn
-        raise UserError(f"--layers {blocks} must end with the last block of the encoder, {last}")
     model = SemanticSegmenter(
         encoder,
         len(classes),
@@ -54,7 +51,10 @@ def starting_segmenter(config: SegmentConfig, classes: tuple[str, ...]) -> tuple
         dropout=(0.1 if upernet else 0.0) if dropout is None else dropout,
     )
     encoder.gradient_checkpointing = config.gradient_checkpointing
-    about = f"{channels} channels on blocks {blocks.replace(' ', ', ')}, {len(classes):,} classes"
+    blocks, last = [*map(str, layers)], encoder.config.depth - 1
+    if layers[-1] != last:  # blocks above those that the decoder reads would never learn
+        raise UserError(f"--layers {' '.join(blocks)} must end with the last block of the encoder, {last}")
+    about = f"{channels} channels on blocks {', '.join(blocks)}, {len(classes):,} classes"
     return model, [
         *notes,
         _take_over_decoder(model, start, config, classes, f"{config.decoder} decoder of {about}"),
