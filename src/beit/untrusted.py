@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 from beit.config.errors import UserError, require
-from beit.config.values import as_type
 
 Facts = Mapping[str, Any]
 """Values by name, as JSON and configurations have them."""
@@ -47,23 +45,6 @@ def _is_deep(content: object) -> bool:
         parts = [part.values() if isinstance(part, dict) else part for part in level]
         level = [part for inner in parts for part in inner if isinstance(part, dict | list)]
     return bool(level)
-
-
-def typed(values: Facts, hints: Facts) -> dict[str, Any]:
-    """`values` as the types of `hints`, lists as tuples. Raises :class:`UserError` for the first that is none."""
-    result = {}
-    for name, value in values.items():
-        try:
-            result[name] = as_type(value, hints[name])
-        except (TypeError, OverflowError):
-            raise UserError(f"{name} is {printable(repr(value))}, not {_in_words(hints[name])}") from None
-    return result
-
-
-def _in_words(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return " or ".join(map(str, get_args(hint)))
-    return hint.__name__ if isinstance(hint, type) else re.sub(r"typing\.|collections\.abc\.", "", str(hint))
 
 
 def printable(text: str, most: int = 80) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,8 @@ from beit.recipes.pretrain import pretrain
 from beit.recipes.probe.run import probe
 from beit.recipes.segment import segment
 from beit.recipes.tokenizer.run import tokenizer
-from beit.training.run import trackers
+from beit.training.device import open_compute
+from beit.training.run.trackers import open_trackers
 
 pytestmark = pytest.mark.slow
 
@@ -118,11 +120,17 @@ def test_a_step_smooths_and_then_mixes(
 
 
 def test_figures_go_where_they_are_asked_for(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers, "TensorBoardTracker", lambda folder, step: folder.name)
-    monkeypatch.setattr(trackers, "WandbTracker", lambda folder, project, identity, config: project)
+    logged: list[Any] = []
+    tracked = SimpleNamespace(log=lambda figures, step: logged.append((step, figures)), finish=logged.clear)
+    wandb = SimpleNamespace(init=lambda project, **options: logged.append(project) or tracked)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
     config = tokenizer_config(images, tmp_path / "run", tensorboard=True, wandb="flowers")
-    run = SimpleNamespace(path=tmp_path, identity="id", config={})
-    assert trackers.open_trackers(config, run, 0) == ["tensorboard", "flowers"]  # type: ignore[arg-type]
+    run: Any = SimpleNamespace(path=tmp_path, identity="id", config={})
+    with open_trackers(config, run, 0, open_compute("cpu")) as trackers:
+        for track in trackers:
+            track(3, {"loss": 0.5})
+        assert logged == ["flowers", (3, {"loss": 0.5})]
+    assert logged == [] and len(list((tmp_path / "tensorboard").glob("events*"))) == 1
 
 
 def test_a_device_is_where_a_run_computes(images: Path, tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ from beit.training.console import Console
 from beit.training.device import open_compute
 from beit.training.nonfinite import NonFiniteGuard
 from beit.training.run.checkpoints import checkpoint_steps
-from beit.training.run.directory import RunDirectory
-from beit.training.run.opening import Request, open_run
+from beit.training.run.directory import Request, RunDirectory
+from beit.training.run.opening import open_run
 from beit.training.signals import StopSignals
 
 SHORT = Toy(steps=4, accumulate=1, evaluations=1, save_every="2", log_every=1)

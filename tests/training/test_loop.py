@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from toy_recipe import Toy, train
 
 from beit.config.errors import RunFailed, UserError
-from beit.training import loop
-from beit.training.device import Compute, choose_device, choose_precision, open_compute
+from beit.training.device import Compute, choose_device, choose_precision, open_compute, seed_of
 from beit.training.metrics import MetricWindow, json_ready, line_of
 from beit.training.nonfinite import NonFiniteGuard
 from beit.training.optim import adamw
@@ -263,9 +262,9 @@ def test_the_time_of_a_run_counts_its_evaluations(tmp_path: Path) -> None:
 
 
 def test_random_numbers_of_different_places_are_unrelated() -> None:
-    seeds = {loop._seed(seed, step, place) for seed in range(3) for step in range(30) for place in range(30)}
+    seeds = {seed_of(seed, step, place) for seed in range(3) for step in range(30) for place in range(30)}
     assert len(seeds) == 3 * 30 * 30
-    assert loop._seed(0, 1, 2) == loop._seed(0, 1, 2)
+    assert seed_of(0, 1, 2) == seed_of(0, 1, 2)
 
 
 def test_device_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:

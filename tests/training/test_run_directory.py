@@ -31,8 +31,8 @@ from beit.training.run.checkpoints import (
     read_state,
     write_checkpoint,
 )
-from beit.training.run.directory import RunDirectory
-from beit.training.run.opening import RELEASES, RNG_VERSION, Request, open_run, stored_run
+from beit.training.run.directory import Request, RunDirectory
+from beit.training.run.opening import RELEASES, RNG_VERSION, open_run, stored_run
 
 CONFIG = {"lr": 1e-5, "image_size": (32, 32), "data": Path("photos"), "precision": "auto", "workers": "auto"}
 

@@ -25,9 +25,10 @@ from beit.config.run import TrainingConfig
 from beit.training.console import Console
 from beit.training.device import Compute, choose_precision, open_compute
 from beit.training.loop import fit
-from beit.training.method import Evaluation, Learner, Method, StepOutput
+from beit.training.method import Evaluation, EvaluationSplit, Learner, Method, StepOutput
 from beit.training.plan import Plan
-from beit.training.run.opening import Request, open_run, stored_run
+from beit.training.run.directory import Request
+from beit.training.run.opening import open_run, stored_run
 
 CLASSES, BATCH, IMAGES = 4, 8, 48
 MISHAPS = ("poison", "sleep", "killed_at", "killed_by")
@@ -139,14 +140,14 @@ class ToyBatches:
                 yield micro_batch(index, part * compute.world + compute.rank, places)
 
     def evaluate(
-        self, apply: Callable[[Any], dict[str, Tensor]], batch_size: int | None
-    ) -> Iterator[dict[str, Tensor]]:
+        self, split: EvaluationSplit, apply: Callable[[Any], dict[str, Tensor]], batch_size: int | None
+    ) -> Iterator[dict[str, Tensor]] | None:
+        return self.passes(apply) if split == "held_back" else None
+
+    def passes(self, apply: Callable[[Any], dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         for index in range(self.compute.rank, 3, self.compute.world):
             self.on_evaluation()
             yield apply(micro_batch(10**6 + index, 0, 1))
-
-    def test(self, apply: Callable[[Any], dict[str, Tensor]], batch_size: int | None) -> None:
-        """None to judge once."""
 
     def samples(self, batch_size: int | None) -> list[ToyBatch]:
         return [micro_batch(10**6, 0, 1)]

@@ -27,8 +27,9 @@ from beit.atomic import replace_file, write_text
 from beit.checkpoints.kinds import KINDS, config_of, entry_of, kind_of, options_of, tokenizer_of_kind
 from beit.config.errors import UserError, require
 from beit.config.files import plain
+from beit.config.values import typed
 from beit.tokenizers.base import VisualTokenizer
-from beit.untrusted import Facts, checksum_of, listed, printable, read_json, typed
+from beit.untrusted import Facts, checksum_of, listed, printable, read_json
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 _PIXEL, _PAIR = tuple[float, ...], tuple[int, int]

@@ -10,7 +10,6 @@ import difflib
 import importlib
 import io
 import os
-import re
 import select
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from typing import NamedTuple, NoReturn, TextIO
 
 from beit.cli.flags import TRAINED, Arguments, parse
 from beit.cli.launch import launch
-from beit.config.errors import Interrupted, RunFailed, UserError
+from beit.config.errors import Interrupted, RunFailed, UserError, out_of_memory
 from beit.config.files import to_yaml
 from beit.config.finetune import FinetuneConfig
 from beit.config.pretrain import PretrainConfig
@@ -88,8 +87,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         _complain("interrupted at once, without saving")
         status = 1
-    except (MemoryError, RuntimeError) as error:  # torch makes a plain RuntimeError of it
-        if not isinstance(error, MemoryError) and not re.search("allocate|out of memory", str(error)):
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
             raise
         reason = printable(str(error) or type(error).__name__, 200)
         _complain(f"out of memory ({reason}); make the network, images or batches smaller", everywhere=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,12 @@ def require(condition: bool, message: str) -> None:
     """Raise :class:`UserError` with `message` unless `condition` holds."""
     if not condition:
         raise UserError(message)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it is a lack of memory, of the GPU or of the machine (of which torch makes a plain RuntimeError)."""
+    said = re.search("out of memory|can't allocate memory", str(error), re.IGNORECASE)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said is not None)
 
 
 @contextmanager

@@ -14,13 +14,9 @@ from typing import Any
 import yaml
 
 from beit.config.errors import UserError
-from beit.config.values import as_type, in_words
+from beit.config.values import EXCLUSIVE, typed
 
-EXCLUSIVE = (
-    ("steps", "epochs", "budget"),
-    ("warmup_steps", "warmup_epochs"),
-    ("label_share", "labels_per_class"),
-)
+ALTERNATIVES = (("steps", "epochs", "budget"), ("warmup_steps", "warmup_epochs"), *EXCLUSIVE)
 """Ways to say one thing: a layer that says one of them silences the others in the layers below."""
 
 
@@ -97,14 +93,7 @@ def read_values(path: str | Path, name: str) -> dict[str, Any]:
 def fields_of(values: Mapping[str, Any], config_type: type, name: str) -> dict[str, Any]:
     """Those of `values`, as YAML or JSON can say them, that are fields of `config_type`, as their types ask."""
     hints = typing.get_type_hints(config_type)
-    fields = {}
-    for key in [key for key in values if key in hints]:
-        try:
-            fields[key] = as_type(values[key], hints[key])
-        except TypeError:
-            expected = in_words(hints[key])
-            raise UserError(f"{name}: {key} is {values[key]!r}, but must be {expected}") from None
-    return fields
+    return typed({key: value for key, value in values.items() if key in hints}, hints, f"{name}: ")
 
 
 def layered(config_type: type, layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -121,7 +110,7 @@ def overlaid(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """`layers` laid over one another; later ones win."""
     values: dict[str, Any] = {}
     for layer in layers:
-        for group in EXCLUSIVE:
+        for group in ALTERNATIVES:
             if sum(layer.get(name) is not None for name in group) == 1:
                 values.update({name: None for name in group if name in values})
         values.update(layer)

@@ -73,8 +73,6 @@ class FinetuneConfig(StartConfig):
         super().check()
         magnitude = self.randaugment
         require(0 <= magnitude <= 10, f"--randaugment must lie between 0 and 10, not {magnitude}")
-        one_choice = self.label_share is None or self.labels_per_class is None
-        require(one_choice, "--label-share and --labels-per-class exclude each other; give one")
         if self.multilabel and self.labels is None:
             raise UserError("--multilabel needs --labels FILE: a folder gives an image one class")
         require(

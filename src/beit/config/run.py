@@ -66,16 +66,9 @@ class DataConfig(DecodingConfig):
 
     def __post_init__(self) -> None:
         check_limits(self)
-        require(
-            bool(self.sources),
-            "--data names no images; give a folder, tar shards, a data set's name, or demo",
-        )
+        require(bool(self.sources), "--data names no images; give a folder, tar shards, a data set's name, or demo")
         once = len({*self.sources}) == len(self.sources)
         require(once, f"--data {' '.join(self.sources)} names the same images twice; name them once")
-        require(
-            self.eval_data is None or self.holdout is None,
-            "--eval-data and --holdout exclude each other; give one",
-        )
         if self.group_by is not None:
             self._require_group(self.group_by)
 
@@ -98,6 +91,28 @@ class DataConfig(DecodingConfig):
         require(groups > 0, f"--group-by {pattern} has no group; put brackets around what names one: ({pattern})")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MachineConfig:
+    """Where a network runs, and who reads its images."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: a GPU where there is one, else the CPU."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """auto: bf16 where this machine is fast at it, else float32."""
+    workers: NonNegativeInt | Literal["auto"] = "auto"
+    """Processes that load images, for each device. Does not change the result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevicesConfig(MachineConfig):
+    """What is trained on one device or several."""
+
+    devices: PositiveInt | Literal["auto"] = "auto"
+    """Processes to start on this machine, one per GPU; auto: every GPU, or one CPU process."""
+    seed: NonNegativeInt = 0
+    """Seed of everything random."""
+
+
 def _as_tuple(values: str | tuple[str, ...]) -> tuple[str, ...]:
     return (values,) if isinstance(values, str) else tuple(values)
 
@@ -111,7 +126,7 @@ def seconds_of(text: str, flag: str = "--budget") -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(DataConfig):
+class TrainingConfig(DevicesConfig, DataConfig):
     """What every training verb shares: length, optimiser, machine, and what is written when.
 
     A configuration is made as it is typed. :func:`beit.presets.resolve` lays that over a preset, or over what `auto`
@@ -161,18 +176,8 @@ class TrainingConfig(DataConfig):
     nonfinite: Literal["stop", "skip"] = "stop"
     """Stop at a loss or gradient that is not finite, or skip that step."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: a GPU where there is one, else the CPU."""
-    devices: PositiveInt | Literal["auto"] = "auto"
-    """Processes to start on this machine, one per GPU; auto: every GPU, or one CPU process."""
-    precision: Literal["auto", "bf16", "float32"] = "auto"
-    """auto: bf16 where this machine is fast at it, else float32."""
-    workers: NonNegativeInt | Literal["auto"] = "auto"
-    """Processes that load images, for each device. Does not change the result."""
     timeout: str = "5m"
     """Give up on a file, a loader process or another device that is silent for so long (`90s`, `5m`)."""
-    seed: NonNegativeInt = 0
-    """Seed of everything random."""
 
     save_every: str = "10m"
     """Save a state to resume from every so many steps (`500`) or minutes (`10m`)."""

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from beit.config.errors import require
-from beit.config.run import DataConfig, DecodingConfig, seconds_of
+from beit.config.run import DataConfig, DecodingConfig, DevicesConfig, MachineConfig, seconds_of
 from beit.config.values import FILE_ONLY, NonNegativeInt, PositiveFloat, PositiveInt, PositiveShare, check_limits
 
 
 @dataclass(frozen=True, kw_only=True)
-class JourneyConfig(DataConfig):
+class JourneyConfig(DevicesConfig, DataConfig):
     """What `beit train` and `beit plan` share."""
 
     data: str | tuple[str, ...]
@@ -34,22 +34,10 @@ class JourneyConfig(DataConfig):
     """An image may have several classes, or none, which a file of labels says."""
     reduce_zero_label: bool = False
     """Value 0 of a label map is to be ignored, and value 1 is the first class (ADE20K's convention)."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: a GPU where there is one, else the CPU."""
-    devices: PositiveInt | Literal["auto"] = "auto"
-    """Processes to start on this machine, one per GPU; auto: every GPU, or one CPU process."""
-    precision: Literal["auto", "bf16", "float32"] = "auto"
-    """auto: bf16 where this machine is fast at it, else float32."""
-    workers: NonNegativeInt | Literal["auto"] = "auto"
-    """Processes that load images, for each device. Does not change the result."""
-    seed: NonNegativeInt = 0
-    """Seed of everything random."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.budget_seconds()
-        one_choice = self.label_share is None or self.labels_per_class is None
-        require(one_choice, "--label-share and --labels-per-class exclude each other; give one")
 
     def budget_seconds(self) -> float:
         """`budget` in seconds."""
@@ -83,7 +71,7 @@ class PlanConfig(JourneyConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(DataConfig):
+class EvaluateConfig(MachineConfig, DataConfig):
     """Judge a model on images: accuracy, mIoU, reconstruction error, or masked-token loss, as its kind asks."""
 
     model: str
@@ -103,12 +91,6 @@ class EvaluateConfig(DataConfig):
     """For a pre-trained model: training images that the baselines count tokens on, at most."""
     batch_size: PositiveInt = 64
     """Images at a time."""
-    workers: NonNegativeInt | Literal["auto"] = "auto"
-    """Processes that load images."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: a GPU where there is one, else the CPU."""
-    precision: Literal["auto", "bf16", "float32"] = "auto"
-    """auto: bf16 where this machine is fast at it, else float32."""
     seed: NonNegativeInt = 0
     """Seed of the masks, and of the choice that `limit` makes."""
     out: str | None = None
@@ -120,7 +102,7 @@ class EvaluateConfig(DataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(DecodingConfig):
+class PredictConfig(MachineConfig, DecodingConfig):
     """What a model makes of images: labels, label maps, tokens, or features, as its kind asks."""
 
     images: tuple[str, ...]
@@ -142,12 +124,6 @@ class PredictConfig(DecodingConfig):
     """Block whose features are written (0 the first, -1 the last); null for the last."""
     batch_size: PositiveInt = 64
     """Images at a time."""
-    workers: NonNegativeInt | Literal["auto"] = "auto"
-    """Processes that load images."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: a GPU where there is one, else the CPU."""
-    precision: Literal["auto", "bf16", "float32"] = "auto"
-    """auto: bf16 where this machine is fast at it, else float32."""
 
     def __post_init__(self) -> None:
         check_limits(self)
@@ -155,7 +131,7 @@ class PredictConfig(DecodingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuggestConfig:
+class SuggestConfig(MachineConfig):
     """Which images to label next: those that stand for many others in the features of a model, and where it is a
     classifier half of them those that it is least sure of."""
 
@@ -169,10 +145,6 @@ class SuggestConfig:
     """File of the labels that are there already: its images are not suggested again."""
     out: str = "to-label.csv"
     """The file to fill in, which `--labels` of the other verbs reads; a page with the pictures is put beside it."""
-    workers: NonNegativeInt | Literal["auto"] = "auto"
-    """Processes that load images."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: a GPU where there is one, else the CPU."""
     seed: NonNegativeInt = 0
     """Seed of the choice."""
 

@@ -7,17 +7,19 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 from numbers import Real
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 
 Limit = Gt | Ge | Lt | Le
 
+EXCLUSIVE = (("label_share", "labels_per_class"), ("eval_data", "holdout"))
+"""Ways to say one thing, of which at most one may be given."""
 FILE_ONLY = {"file_only": True}
 """Metadata of a field that stands in files, and has no flag."""
 
@@ -42,7 +44,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def check_limits(config: object) -> None:
-    """UserError naming the first field of a dataclass whose value, or a part of it, its type does not allow.
+    """UserError naming the first field of a dataclass whose value, or a part of it, its type does not allow, and
+    fields that exclude each other.
 
     Only numbers have limits: null and words such as `auto` pass.
     """
@@ -52,6 +55,9 @@ def check_limits(config: object) -> None:
         for number in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(number, Real) and (problem := _problem(number, limits)):
                 raise UserError(f"{flag_of(name)} {problem}")
+    for group in EXCLUSIVE:
+        given = [flag_of(name) for name in group if getattr(config, name, None) is not None]
+        require(len(given) < 2, f"{' and '.join(given)} exclude each other; give one")
 
 
 @functools.cache
@@ -111,6 +117,18 @@ def as_type(value: object, hint: object) -> Any:
     elif type(value) is hint:
         return value
     raise TypeError(f"{str(value)[:80]!r} is no {hint}")
+
+
+def typed(values: Mapping[str, Any], hints: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+    """`values` as the types of `hints`, lists as tuples. UserError, beginning with `name`, for the first that is
+    none."""
+    result = {}
+    for key, value in values.items():
+        try:
+            result[key] = as_type(value, hints[key])
+        except (TypeError, OverflowError):
+            raise UserError(f"{name}{key} is {repr(value)[:80]}, but must be {in_words(hints[key])}") from None
+    return result
 
 
 def in_words(hint: object) -> str:

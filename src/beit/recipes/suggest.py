@@ -44,7 +44,7 @@ def suggest(config: SuggestConfig) -> list[Suggestion]:
     """Choose among `config.images`, write the table and the page, and return what was chosen, the best first."""
     require_writable_file(config.out)
     labeled = set(read_label_rows(Path(config.labels))) if config.labels else set[str]()
-    shared: dict[str, Any] = {"images": config.images, "workers": config.workers, "device": config.device}
+    shared: dict[str, Any] = {name: getattr(config, name) for name in ("images", "device", "precision", "workers")}
     features = PredictConfig(model=part_of(config.model, "init"), features=True, **shared)
     records = [record for record in predictions(features) if not _endings(record["image"]) & labeled]
     if not records:

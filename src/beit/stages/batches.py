@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from beit.config.errors import RunFailed
+from beit.config.run import MachineConfig, TrainingConfig
 from beit.data.base import Source
 from beit.data.loaders import OnBad, View, evaluation_batches
 from beit.patience import DEFAULT
 from beit.training.console import bar
 from beit.training.device import Compute, Precision, choose_precision, eval_mode, to_device
-
-if TYPE_CHECKING:
-    from beit.config.run import TrainingConfig
-    from beit.config.use import EvaluateConfig, PredictConfig
 
 Result = TypeVar("Result")
 
@@ -31,14 +28,14 @@ class Machine(NamedTuple):
     """Seconds that any of them may be silent."""
 
 
-def open_machine(config: TrainingConfig | EvaluateConfig | PredictConfig, compute: Compute) -> Machine:
-    """What `config` asks for of the machine that `compute` has joined."""
-    precision = choose_precision(config.precision, compute.device)
-    timeout = config.timeout_seconds() if hasattr(config, "timeout_seconds") else DEFAULT
-    return Machine(compute, precision, num_workers(config.workers, compute), timeout)
+def open_machine(config: MachineConfig, compute: Compute, precision: Precision | None = None) -> Machine:
+    """What `config` asks for of the machine that `compute` has joined, at a `precision` that is chosen already."""
+    precision = precision or choose_precision(config.precision, compute.device)
+    timeout = config.timeout_seconds() if isinstance(config, TrainingConfig) else DEFAULT
+    return Machine(compute, precision, _num_workers(config.workers, compute), timeout)
 
 
-def num_workers(workers: int | Literal["auto"], compute: Compute) -> int:
+def _num_workers(workers: int | Literal["auto"], compute: Compute) -> int:
     """Processes that read images for each device."""
     if workers != "auto":
         return workers

@@ -31,8 +31,8 @@ from beit.presets import AUTO, NOTHING_KNOWN, Choice, Facts, resolve
 from beit.training.console import Console, bar
 from beit.training.device import Compute, open_compute
 from beit.training.plan import Pace, Plan
-from beit.training.run.directory import RESULTS
-from beit.training.run.opening import Request, stored_run
+from beit.training.run.directory import RESULTS, Request
+from beit.training.run.opening import stored_run
 from beit.training.run.trackers import require_trackers
 from beit.untrusted import read_json
 

@@ -28,7 +28,7 @@ from beit.stages.session import Config, Feed, Outcome, Session, run_request
 from beit.training.console import Console, duration
 from beit.training.device import to_device
 from beit.training.loop import fit
-from beit.training.method import Method, Product
+from beit.training.method import EvaluationSplit, Method, Product
 from beit.training.plan import Pace
 from beit.training.run.directory import TRAINED_ON
 from beit.training.run.opening import open_run
@@ -205,18 +205,9 @@ class RunBatches:
         return self._loader.batches(start, stop)
 
     def evaluate(
-        self, apply: Callable[[Any], dict[str, Tensor]], batch_size: int | None
+        self, split: EvaluationSplit, apply: Callable[[Any], dict[str, Tensor]], batch_size: int | None
     ) -> Iterator[dict[str, Tensor]] | None:
-        return self._judge(self._feed.images.held_back, apply, batch_size)
-
-    def test(
-        self, apply: Callable[[Any], dict[str, Tensor]], batch_size: int | None
-    ) -> Iterator[dict[str, Tensor]] | None:
-        return self._judge(self._feed.images.test, apply, batch_size)
-
-    def _judge(
-        self, source: Source | None, apply: Callable[[Any], dict[str, Tensor]], batch_size: int | None
-    ) -> Iterator[dict[str, Tensor]] | None:
+        source = self._feed.images.held_back if split == "held_back" else self._feed.images.test
         if not source:
             return None
         passes = each_batch(
@@ -243,7 +234,7 @@ class RunBatches:
         anything is written."""
         model = method.learner.model.to(self.machine.compute.device)
         next(self._each_once(self._feed.images.train, self._feed.view, 1), None)
-        next(self.evaluate(partial(method.evaluation.evaluate_batch, model.eval()), 1) or iter(()), None)
+        next(self.evaluate("held_back", partial(method.evaluation.evaluate_batch, model.eval()), 1) or iter(()), None)
         model.train()
 
     def _each_once(self, source: Source, view: View, batch_size: int) -> Iterator[Any]:

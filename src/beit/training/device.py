@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import functools
+import hashlib
 import os
 import platform
 import re
+import struct
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -230,6 +232,12 @@ def reseed(seed: int, device: torch.device) -> None:
         torch.mps.manual_seed(seed)
 
 
+def seed_of(seed: int, step: int, place: int) -> int:
+    """64 bits, unrelated for any two places of any two steps."""
+    digest = hashlib.blake2b(struct.pack("<QQQ", seed, step, place), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
 def to_device(batch: Any, device: torch.device) -> Any:
     """`batch`, a tensor or a (named) tuple or list of them, on `device`; pinned memory moves in the background."""
     if isinstance(batch, Tensor):
@@ -261,9 +269,8 @@ def describe_machine(compute: Compute) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "memory_gib": round(memory_of(torch.device("cpu")) / 2**30, 1),
     }
-    if hasattr(os, "sysconf"):
-        machine["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     if compute.device.type == "cuda":
         gpu = torch.cuda.get_device_properties(compute.device)
         machine |= {"gpu": gpu.name, "gpu_memory_gib": round(gpu.total_memory / 2**30, 1)}

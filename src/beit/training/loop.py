@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,24 +13,24 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from beit.config.errors import Interrupted, RunFailed
+from beit.config.errors import Interrupted, RunFailed, out_of_memory
 from beit.patience import Silence
 from beit.training.console import StepProgress, duration
-from beit.training.device import Compute, Precision, autocast, eval_mode, reseed, to_device
-from beit.training.failures import explained
-from beit.training.method import Batches, Measure, Method
+from beit.training.device import Compute, Precision, autocast, reseed, seed_of, to_device
+from beit.training.evaluation import Evaluator
+from beit.training.method import Batches, Method
 from beit.training.metrics import MEASURED, accumulate, brief_line, line_of
 from beit.training.optim import adamw, parameter_groups, set_learning_rate
 from beit.training.plan import Pace, Plan
 from beit.training.run.directory import SAMPLES, RunDirectory
 from beit.training.run.saver import Saver
-from beit.training.run.trackers import open_trackers
+from beit.training.run.trackers import Track, open_trackers
 from beit.training.signals import StopRequested, StopSignals
 from beit.training.state import TrainingState
 
 GO_ON, SAVE, STOP = 0, 1, 2
-EVALUATION = 2**32
-"""The place of an evaluation's random numbers, beyond those of any micro-batch."""
+LOST_RANK = ("timed out", "timeout", "connection closed", "connection reset", "broken pipe")
+"""What torch says of it when another rank is gone."""
 
 SaveModel = Callable[[nn.Module, Path, int], None]
 """`save_model(model, folder, step)`: writes the model to use; called on the main rank, with each checkpoint."""
@@ -64,28 +63,29 @@ def fit(
     if (checkpoint := run.restore()) is not None:
         state.load_state_dict(checkpoint, compute)
         run.console.say(f"continuing after step {state.step:,} of {plan.steps:,}")
-    # Killed between a state and its model-best/, or gone back to an older state: the best is found again.
-    if method.evaluation.keep_best and not run.holds_best(state.best.get("step")):
-        state.best = {}
     saver = Saver(state, plan, run, compute, save_model)
-    loop = Loop(method, batches, plan, run, compute, precision, saver)
-    loop.pace = pace or loop.pace
+    # Killed between a state and its model-best/, or gone back to an older state: the best is found again.
+    if method.evaluation.keep_best and not saver.holds_best():
+        state.best = {}
     run.write_status(step=state.step, steps=plan.steps)
-    try:
-        progress = run.console.progress(plan.steps, state.step)
-        with loop.stop, explained(saver, compute), progress as loop.progress:
-            try:
-                loop.train()
-            except Silence:
-                # Of a run that was asked to stop, unless part of the next step is done, the last one is kept.
-                if not loop.stop.requested or compute.world * plan.config.accumulate > 1:
-                    raise
-                loop.save()
-                loop.leave()
+    with (
+        StopSignals(distributed=compute.world > 1) as stop,
+        explained(saver, compute),
+        open_trackers(plan.config, run, state.step, compute) as trackers,
+        run.console.progress(plan.steps, state.step) as progress,
+    ):
+        evaluator = Evaluator(method.evaluation, batches, state, compute, precision, plan.config.seed, stop)
+        loop = Loop(method, batches, plan, run, saver, evaluator, trackers, progress, pace or Pace())
+        try:
+            loop.train()
             return loop.finish(conclude)
-    finally:
-        for tracker in loop.trackers:
-            tracker.close()
+        except StopRequested:
+            loop.save_and_leave()  # an evaluation is done again when the run goes on
+        except Silence:
+            # Of a run that was asked to stop, unless part of the next step is done, the last one is kept.
+            if not stop.requested or compute.world * plan.config.accumulate > 1:
+                raise
+            loop.save_and_leave()
 
 
 def initial_state(method: Method, plan: Plan, compute: Compute) -> TrainingState:
@@ -103,35 +103,49 @@ def initial_state(method: Method, plan: Plan, compute: Compute) -> TrainingState
     return TrainingState(learner.model, optimizer, learner.companions, config.ema_decay, config.nonfinite)
 
 
+@contextmanager
+def explained(saver: Saver, compute: Compute) -> Iterator[None]:
+    """Turn a lack of memory and the loss of another rank into a RunFailed that says what to do."""
+    try:
+        yield
+    except (RunFailed, Interrupted):
+        raise
+    except (RuntimeError, MemoryError) as error:
+        step, config, text = saver.state.step + 1, saver.plan.config, str(error).lower()
+        if out_of_memory(error):
+            raise RunFailed(
+                f"out of memory in step {step}, with --batch-size {config.batch_size} and --accumulate"
+                f" {config.accumulate}: double --accumulate or lower --batch-size; {saver.last_resort}"
+            ) from error
+        if compute.world > 1 and any(sign in text for sign in LOST_RANK):
+            raise RunFailed(
+                f"rank {compute.rank} lost touch with another rank in step {step}; {saver.last_resort}"
+            ) from error
+        raise
+
+
+@dataclass(eq=False)
 class Loop:
     """One call of :func:`fit`, on its way."""
 
-    def __init__(
-        self,
-        method: Method,
-        batches: Batches,
-        plan: Plan,
-        run: RunDirectory,
-        compute: Compute,
-        precision: Precision,
-        saver: Saver,
-    ) -> None:
-        self.learner, self.evaluation, self.details = (
-            method.learner,
-            method.evaluation,
-            method.product.details,
-        )
-        self.batches, self.plan, self.run, self.saver, self.state = batches, plan, run, saver, saver.state
-        self.compute, self.precision = compute, precision
-        self.network = compute.distribute(self.state.model)
+    method: Method
+    batches: Batches
+    plan: Plan
+    run: RunDirectory
+    saver: Saver
+    evaluator: Evaluator
+    trackers: Sequence[Track]
+    progress: StepProgress
+    pace: Pace
+    last_evaluated: int = -1
+    """The last step that was followed by an evaluation."""
+
+    def __post_init__(self) -> None:
+        self.learner, self.state, self.stop = self.method.learner, self.saver.state, self.evaluator.stop
+        self.compute, self.precision = self.saver.compute, self.evaluator.precision
+        self.network = self.compute.distribute(self.state.model)
         """The model as the step calls it: wrapped when there are several ranks."""
         self.parameters = [p for group in self.state.optimizer.param_groups for p in group["params"]]
-        self.stop = StopSignals(distributed=compute.world > 1)
-        self.trackers = open_trackers(plan.config, run, self.state.step) if compute.main else []
-        self.last_evaluated = -1
-        """The last step that was followed by an evaluation."""
-        self.progress: StepProgress
-        self.pace = Pace()
 
     def train(self) -> None:
         """From the step after `state.step` to the last one."""
@@ -152,10 +166,10 @@ class Loop:
                 self.report()
             wish = STOP if self.stop.requested else SAVE if self.saver.is_due() else GO_ON
             wish = self.compute.largest(wish)  # the most urgent wish of any rank is done by all
-            if wish != GO_ON:
-                self.save()
             if wish == STOP:
-                self.leave()
+                self.save_and_leave()
+            if wish == SAVE:
+                self.save()
 
     def take_step(self, micro_batches: Iterator[Any]) -> None:
         """One optimiser step: all its passes, and the update if everything is finite."""
@@ -168,8 +182,7 @@ class Loop:
             batch = to_device(next(micro_batches), compute.device)
             waited += time.perf_counter() - asked_at
             # No generator needs saving: what a pass draws follows from its place among all passes of all ranks.
-            place = index * compute.world + compute.rank
-            reseed(_seed(config.seed, state.step, place), compute.device)
+            reseed(seed_of(config.seed, state.step, index * compute.world + compute.rank), compute.device)
             is_last = index == config.accumulate - 1
             with nullcontext() if is_last else compute.no_sync(self.network):
                 with autocast(compute.device, self.precision):
@@ -180,8 +193,7 @@ class Loop:
             accumulate(totals, shares)
         self.update(totals)
         state.step += 1
-        seconds = time.perf_counter() - started
-        state.window.time(seconds, waited)
+        state.window.time(time.perf_counter() - started, waited)
 
     def update(self, totals: dict[str, Tensor]) -> None:
         """Change the weights by the gradients at hand, and count the step's figures."""
@@ -228,23 +240,24 @@ class Loop:
         self.state.last |= figures
         images = step * self.plan.config.batch_size
         self.run.write_metrics({"step": step, "epoch": epoch, "images": images, **figures})
-        for tracker in self.trackers:
-            tracker.log(step, figures)
+        for track in self.trackers:
+            track(step, figures)
         return line
 
-    def say_judged(self, figures: dict[str, float]) -> None:
+    def record_evaluation(self, figures: dict[str, float]) -> None:
         """Record the figures of an evaluation, and say them."""
-        short = f"held-back images, step {self.state.step:,}: {brief_line(figures)}"
-        self.progress.report(self.record(figures), short, training=False)
+        if figures:
+            short = f"held-back images, step {self.state.step:,}: {brief_line(figures)}"
+            self.progress.report(self.record(figures), short, training=False)
 
     def measure_start(self) -> None:
         """Measure the model before its first step, and what needs none, where the recipe has a way to; or judge it
         whole."""
-        evaluation, figures = self.evaluation, self.measure(self.evaluation.yardsticks)
+        evaluation = self.method.evaluation
+        figures = self.evaluator.measure(evaluation.yardsticks)
         if not evaluation.at_start:
-            figures |= _as_held_back(self.measure(evaluation.measure))
-        if figures:
-            self.say_judged(figures)
+            figures |= under("eval", self.evaluator.measure(evaluation.measure))
+        self.record_evaluation(figures)
         if evaluation.at_start:
             figures |= self.evaluate()
         self.state.first = figures
@@ -252,77 +265,32 @@ class Loop:
     def evaluate(self) -> dict[str, float]:
         """Evaluate and draw the model as it is after this step, and keep it if it is the best so far; its figures."""
         started = time.perf_counter()
-        state, evaluation, monitor = self.state, self.evaluation, f"eval/{self.evaluation.monitor}"
-        self.last_evaluated = state.step
+        state, evaluation = self.state, self.method.evaluation
+        monitor, self.last_evaluated = f"eval/{evaluation.monitor}", state.step
         self.compute.share_buffers(state.result)  # what is judged is the model that the main rank saves
-        totals = self.judge(self.batches.evaluate)
-        if totals == {}:
+        judged = self.evaluator.judge("held_back", evaluation.summarise)
+        if judged == {}:
             self.run.console.say(f"step {state.step}: no held-back image can be read: nothing is evaluated")
-        judged = _as_held_back(evaluation.summarise(totals)) if totals else {}
-        figures = judged | _as_held_back(self.measure(evaluation.measure))
+        figures = under("eval", (judged or {}) | self.evaluator.measure(evaluation.measure))
         is_best = bool(judged) and state.is_best(figures, monitor, evaluation.monitor_mode)
         if is_best and evaluation.keep_best:
             self.save()  # without these figures yet: a run that goes on from here evaluates again
-        if figures:
-            self.say_judged(figures)
+        self.record_evaluation(figures)
         if is_best and (not evaluation.keep_best or self.saver.write_best()):
             state.note_best(figures, monitor)
-        if evaluation.draw is not None and self.compute.main:
-            with self.eval_mode():
-                samples = self.batches.samples(evaluation.batch_size)
-                if samples:
-                    place = self.run.path / SAMPLES
-                    self.run.bear(SAMPLES, partial(evaluation.draw, state.result, samples, place, state.step))
+        if self.compute.main:
+            self.run.bear(SAMPLES, partial(self.evaluator.draw, self.run.path / SAMPLES))
         self.pace = self.pace.after(evaluation=time.perf_counter() - started)
         return figures
 
     def test(self) -> None:
         """Judge the model that is kept, once, on images that nothing was chosen by."""
-        totals, evaluation = self.judge(self.batches.test), self.evaluation
-        if totals == {}:
+        evaluation = self.method.evaluation
+        judged = self.evaluator.judge("test", evaluation.summarise_test or evaluation.summarise)
+        if judged == {}:
             self.run.console.say("no test image can be read, so nothing is judged")
-        elif totals:
-            summarise = evaluation.summarise_test or evaluation.summarise
-            figures = {f"test/{name}": value for name, value in summarise(totals).items()}
-            self.run.console.say(f"judged on test, once: {self.record(figures)}")
-
-    def judge(self, images: Callable[..., Iterable[dict[str, Tensor]] | None]) -> dict[str, Tensor] | None:
-        """Sums over `images`, of all ranks; empty where none can be read, None where there are none."""
-        evaluation, totals = self.evaluation, dict[str, Tensor]()
-        passes = images(partial(evaluation.evaluate_batch, self.state.result), evaluation.batch_size)
-        if passes is None:
-            return None
-        with self.eval_mode(), suppress(StopRequested):
-            for sums in passes:
-                self.stop.poll()
-                accumulate(totals, sums)
-        self.leave_evaluation_if_asked()
-        return self.compute.sums(totals)
-
-    def measure(self, measure: Measure | None) -> dict[str, float]:
-        """What the recipe measures besides, if anything."""
-        if measure is None:
-            return {}
-        figures: Mapping[str, float] = {}
-        with self.eval_mode("float32"), suppress(StopRequested):  # which passes take less, the recipe knows
-            figures = measure(self.state.result, self.precision, self.stop)
-        self.leave_evaluation_if_asked()
-        return dict(figures)
-
-    def leave_evaluation_if_asked(self) -> None:
-        """Stop, if any rank was asked to meanwhile; the evaluation is done again when the run goes on."""
-        if self.compute.largest(STOP if self.stop.requested else GO_ON) == STOP:
-            self.save()
-            self.leave()
-
-    @contextmanager
-    def eval_mode(self, precision: Precision | None = None) -> Iterator[None]:
-        """The model as it is used, not trained; what happens inside leaves no trace in the training."""
-        reseed(_seed(self.plan.config.seed, self.state.step, EVALUATION), self.compute.device)
-        self.state.result.eval()
-        with eval_mode(self.compute.device, precision or self.precision):
-            yield
-        self.network.train()
+        elif judged:
+            self.run.console.say(f"judged on test, once: {self.record(under('test', judged))}")
 
     def save(self) -> None:
         started = time.perf_counter()
@@ -331,8 +299,9 @@ class Loop:
         self.pace = self.pace.after(save=time.perf_counter() - started)
         self.run.write_status(step=self.state.step)
 
-    def leave(self) -> NoReturn:
+    def save_and_leave(self) -> NoReturn:
         """Stop, all ranks after the same step."""
+        self.save()
         step = self.state.step
         if self.saver.saved_step != step:
             raise RunFailed(f"stopped after step {step} without saving it; {self.saver.last_resort}")
@@ -342,7 +311,7 @@ class Loop:
         """Write the final figures, and model/ if the run was killed between its last checkpoint and its model."""
         state, plan = self.state, self.plan
         self.saver.write_model()
-        details = self.details()  # of the last evaluation
+        details = self.method.product.details()  # of the last evaluation
         self.test()
         results = {
             "steps": state.step,
@@ -361,11 +330,6 @@ class Loop:
         return results
 
 
-def _as_held_back(figures: Mapping[str, float]) -> dict[str, float]:
-    return {f"eval/{name}": value for name, value in figures.items()}
-
-
-def _seed(seed: int, step: int, place: int) -> int:
-    """64 bits, unrelated for any two places of any two steps."""
-    digest = hashlib.blake2b(struct.pack("<QQQ", seed, step, place), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+def under(split: str, figures: Mapping[str, float]) -> dict[str, float]:
+    """Figures by the names that they have for a split."""
+    return {f"{split}/{name}": value for name, value in figures.items()}

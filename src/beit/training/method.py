@@ -114,6 +114,10 @@ class Notes:
     """What to type after this."""
 
 
+EvaluationSplit = Literal["held_back", "test"]
+"""The images that are evaluated on the way, and those that are judged once, at the end."""
+
+
 class Batches(Protocol):
     """A run's images in batches, as its recipe views them: this rank's share of them."""
 
@@ -122,14 +126,9 @@ class Batches(Protocol):
         on the CPU or (named) tuples of them."""
 
     def evaluate(
-        self, apply: Callable[[Any], dict[str, Tensor]], batch_size: int | None
+        self, split: EvaluationSplit, apply: Callable[[Any], dict[str, Tensor]], batch_size: int | None
     ) -> Iterable[dict[str, Tensor]] | None:
-        """What `apply` makes of the held-back images, each once, in batches on the device; None where none are."""
-
-    def test(
-        self, apply: Callable[[Any], dict[str, Tensor]], batch_size: int | None
-    ) -> Iterable[dict[str, Tensor]] | None:
-        """The same of the images that are judged once, at the end."""
+        """What `apply` makes of the images of `split`, each once, in batches on the device; None where none are."""
 
     def samples(self, batch_size: int | None) -> Sequence[Any]:
         """A few held-back images to draw, on the device."""

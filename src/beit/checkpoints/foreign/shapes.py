@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from beit.checkpoints.reference import Stated, agreed
 from beit.config.architecture import MAX_DEPTH, EncoderConfig
 from beit.config.errors import UserError, require
+from beit.config.values import typed
 from beit.models.encoder import BeitEncoder
 from beit.models.position import CLS_ROWS, CLS_TOKENS, Grid, bias_table_rows
-from beit.untrusted import Facts, typed
+from beit.untrusted import Facts
 
 Shape = tuple[int, ...]
 WIDTH_OF_HEAD = 64

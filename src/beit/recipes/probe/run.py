@@ -33,7 +33,7 @@ from beit.models.heads import LayerProbes, LinearProbe, layer_features
 from beit.models.memory import activations_of_encoder
 from beit.recipes.probe.features import FeatureBatch, feature_view
 from beit.stages.auto.choices import settle
-from beit.stages.batches import Machine, num_workers
+from beit.stages.batches import open_machine
 from beit.stages.scores.features import FeatureSource
 from beit.stages.scores.yardsticks import beside_classifier
 from beit.stages.session import Feed, Images, Outcome, Session, finished, open_images, open_session
@@ -196,7 +196,7 @@ class Probing:
         """One pass of the encoder over the images that stay as they are, and all of k-NN."""
         config, say = self.config, self.session.console.say
         compute = self.session.compute
-        machine = Machine(compute, precision, num_workers(config.workers, compute))
+        machine = open_machine(config, compute, precision)
         view = EvaluationView(self.size, crop_share=self.crop_pct)
         batch_size = max(1, min(256, config.batch_size // compute.world))
         for source, title in ((self.bank, "training"), (self.held_back, "held-back"), (self.test, "test")):

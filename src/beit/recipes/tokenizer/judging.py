@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from beit.config.tokenizer import TokenizerConfig
 from beit.data.batches import ImageBatch
-from beit.stages.batches import Machine, num_workers
+from beit.stages.batches import open_machine
 from beit.stages.scores.tokens import Scoring
 from beit.stages.session import Images, Session
 from beit.tokenizers.base import VisualTokenizer
@@ -31,7 +31,7 @@ def evaluation(config: TokenizerConfig, session: Session[Any], images: Images) -
     scoring = Scoring(config, images.train, images.held_back, batch_size)
 
     def measure(model: nn.Module, precision: Precision, stop: StopSignals) -> dict[str, float]:
-        machine = Machine(session.compute, precision, num_workers(config.workers, session.compute))
+        machine = open_machine(config, session.compute, precision)
         return scoring.scores(cast(VisualTokenizer, model), machine, stop)
 
     return Evaluation(

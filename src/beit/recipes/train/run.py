@@ -19,8 +19,8 @@ from beit.presets.trials import seed_spread
 from beit.recipes.train.parts import Part, begin, choose_parts, restored, stored
 from beit.training.console import Console, duration
 from beit.training.device import open_compute
-from beit.training.run.directory import CONFIG, REPORT, RESULTS
-from beit.training.run.opening import Request, open_run
+from beit.training.run.directory import CONFIG, REPORT, RESULTS, Request
+from beit.training.run.opening import open_run
 from beit.training.run.record import RunRecord, read_standing
 from beit.untrusted import read_json
 from beit.verdicts.comparison import comparisons

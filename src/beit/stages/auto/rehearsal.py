@@ -108,7 +108,7 @@ def _time_steps(
 def _time_evaluation(method: Method, batches: Batches, compute: Compute) -> tuple[float, float]:
     """Seconds of a pass over held-back images, the second one, and of a drawing."""
     evaluation, model = method.evaluation, method.learner.model.eval()
-    sums = batches.evaluate(partial(evaluation.evaluate_batch, model), evaluation.batch_size) or ()
+    sums = batches.evaluate("held_back", partial(evaluation.evaluate_batch, model), evaluation.batch_size) or ()
     times = [time.monotonic()]
     for _ in itertools.islice(sums, 2):
         _wait_for(compute)

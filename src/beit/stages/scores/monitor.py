@@ -16,7 +16,7 @@ from beit.data.sources.subsets import Subset, labels_per_class, seeded_choice
 from beit.data.views.evaluation import EvaluationView
 from beit.metrics.neighbours import effective_rank, knn_accuracy
 from beit.models.heads import MaskedImageModel, layer_features
-from beit.stages.batches import Machine, num_workers
+from beit.stages.batches import open_machine
 from beit.stages.scores.features import FeatureSource
 from beit.stages.session import Images, Session
 from beit.stages.tasks.labels import labels_for_figures
@@ -61,7 +61,7 @@ class FeatureMonitor:
         """One pass of the encoder of `model` over bank and held-back images, all patches visible."""
         assert isinstance(model, MaskedImageModel)
         config, compute = self._session.config, self._session.compute
-        machine = Machine(compute, precision, num_workers(config.workers, compute))
+        machine = open_machine(config, compute, precision)
         view = EvaluationView(self._encoder.image_size, crop_share=default_crop(self._encoder.image_size))
 
         def features(batch: ImageBatch) -> Tensor:

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from beit.config.errors import RunFailed, UserError
+from beit.config.errors import RunFailed, UserError, out_of_memory
 from beit.data.batches import SegmentationBatch
 from beit.data.decode import ImageError
 from beit.data.label_maps.pairs import PairSource
@@ -22,7 +22,6 @@ from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import Inference, Size, likeliest, pair
 from beit.pixels import scale_size
 from beit.training.device import memory_of
-from beit.training.failures import out_of_memory
 
 
 class TooLarge(RunFailed):

@@ -13,20 +13,19 @@ import shlex
 import sys
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 from beit.atomic import remove, replace_folder, restore_folder, sync, write_text
-from beit.config.errors import Interrupted, RunFailed, UserError
+from beit.config.errors import Interrupted, RunFailed
 from beit.config.files import to_yaml
 from beit.training.console import Console
 from beit.training.device import Compute, describe_machine, describe_versions
 from beit.training.metrics import json_ready
 from beit.training.run.checkpoints import file_hash, newest_checkpoint, prune, read_state, write_checkpoint
 from beit.training.run.lock import RunLock
-from beit.untrusted import read_json
 
 CONFIG, STATUS, LOG = "config.yaml", "status.json", "log.txt"
 METRICS, RESULTS, REPORT = "metrics.jsonl", "results.json", "report.html"
@@ -37,7 +36,39 @@ FILES = (LOG, METRICS, RESULTS, REPORT, HELD_BACK, TRAINED_ON, JUDGED)
 LAYOUT = (*FILES, SAMPLES, MODEL, MODEL_BEST, CHECKPOINTS, *TRACKERS, STATUS, CONFIG)
 """All that is a run's own, in the order in which it is deleted: what marks the folder as a run goes last."""
 
+_OF_MACHINE = {"accumulate", "device", "devices", "max_bad", "timeout", "workers"}
+_OF_OUTPUT = {"keep", "log_every", "out", "save_every", "tensorboard", "wandb"}
+CHANGEABLE = frozenset(_OF_MACHINE | _OF_OUTPUT)
+"""Knobs that may differ when a run continues."""
+PLACES = frozenset({"data", "eval_data", "labels", "label_maps"})
+"""Where its images lie, which may move until it is done: the facts tell whether they are the same."""
+
 Choice = TypeVar("Choice")
+
+
+class Stored(NamedTuple):
+    """What a run directory says of its run; of a new run, what it is going to say."""
+
+    config: dict[str, Any]
+    status: dict[str, Any]
+
+
+class Request(NamedTuple):
+    """A run that is asked for: what it is, and what decides its result."""
+
+    verb: str
+    config: Mapping[str, Any]
+    """The resolved configuration; where it says `auto`, the stored choice is reused."""
+    defaults: Mapping[str, Any] = {}
+    """Values of knobs that a configuration stored by an older release may lack."""
+    facts: Mapping[str, str] = {}
+    """What the run depends on besides its configuration, by name; a run that began with others is refused."""
+    typed: Mapping[str, Any] | None = None
+    """What of the configuration a user gave; the rest is taken as stored. None compares all of it."""
+    budget: str | None = None
+    """The time that the steps were chosen for."""
+    began: float | None = None
+    """When this start began, by :func:`time.monotonic`; None for now."""
 
 
 class RunDirectory:
@@ -47,26 +78,15 @@ class RunDirectory:
     """
 
     def __init__(
-        self,
-        path: Path,
-        *,
-        verb: str,
-        config: dict[str, Any],
-        status: dict[str, Any],
-        lock: RunLock | None,
-        compute: Compute,
-        console: Console,
-        began: float,
-        changeable: Collection[str] = (),
-        facts: Mapping[str, str] = {},
+        self, path: Path, request: Request, stored: Stored, lock: RunLock | None, compute: Compute, console: Console
     ) -> None:
-        """`facts` and the configuration, but for its `changeable` knobs, are those of every state of the run."""
-        self.path, self.verb, self.config, self.console = path, verb, config, console
-        self._status, self._lock, self._compute = status, lock, compute
-        self._elapsed_before, self._began = float(status.get("elapsed", 0.0)), began
+        self.path, self.request, self.console = path, request, console
+        (self.config, self._status), self._lock, self._compute = stored, lock, compute
+        self._elapsed_before = float(self._status.get("elapsed", 0.0))
+        self._began = time.monotonic() if request.began is None else request.began
         self._broken: list[int] = []
-        # What belongs to its identity, and lines of metrics.jsonl.
-        self._changeable, self._facts, self._unwritten = changeable, facts, ""
+        self._unwritten = ""
+        """Lines of metrics.jsonl."""
 
     @property
     def identity(self) -> str:
@@ -138,23 +158,6 @@ class RunDirectory:
         if self._compute.main:
             replace_folder(self._own(place), write)
 
-    def holds_best(self, step: int | None) -> bool:
-        """Whether model-best/ is of `step` (None: whether there is none); one of another step is removed."""
-        return self._compute.from_main(lambda: self._holds_best(step))
-
-    def _holds_best(self, step: int | None) -> bool:
-        place = self.path / MODEL_BEST
-        if not place.exists():
-            return step is None
-        try:
-            provenance = (read_json(place / "model.json") or {}).get("provenance")
-        except UserError:
-            provenance = None
-        if step is not None and isinstance(provenance, dict) and provenance.get("step") == step:
-            return True
-        remove(place)
-        return False
-
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write the final figures; the run is done."""
         if self._compute.main:
@@ -210,8 +213,8 @@ class RunDirectory:
 
     def _nature(self) -> dict[str, Any]:
         """What all states of this run have in common, and those of no other."""
-        config = {name: value for name, value in self.config.items() if name not in self._changeable}
-        return {**config, **self._facts, "id": self.identity, "rng_version": self._status.get("rng_version")}
+        config = {name: value for name, value in self.config.items() if name not in CHANGEABLE | PLACES}
+        return {**config, **self.request.facts, "id": self.identity, "rng_version": self._status.get("rng_version")}
 
     def _sync_metrics(self) -> dict[str, Any]:
         """Bring metrics.jsonl to the disk before the checkpoint that counts on it; its size and checksum."""
@@ -235,7 +238,7 @@ class RunDirectory:
         """Clear away what a killed process left half written, and record that the run is running, here and now."""
         self._is_nameless = "id" not in self._status
         origin = {"id": uuid.uuid4().hex[:12], "started": _now(), "step": 0, "steps": None}
-        self._status = {"state": "running", "verb": self.verb, **origin, **self._status}
+        self._status = {"state": "running", "verb": self.request.verb, **origin, **self._status}
         self.write_status(
             state="running",
             reason=None,
@@ -254,7 +257,7 @@ class RunDirectory:
 
     def _write_config(self) -> None:
         if self._compute.main:
-            text = to_yaml(self.config, f"beit {self.verb} --config THIS-FILE")
+            text = to_yaml(self.config, f"beit {self.request.verb} --config THIS-FILE")
             write_text(self._own(CONFIG), text)
 
     def __enter__(self) -> Self:

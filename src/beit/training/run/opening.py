@@ -3,70 +3,37 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from beit.atomic import remove
 from beit.config.errors import UserError
 from beit.config.files import plain, read_values
+from beit.config.values import typed
 from beit.training.console import Console
 from beit.training.device import Compute
-from beit.training.run.directory import CONFIG, LAYOUT, LOG, SAMPLES, STATUS, RunDirectory
-from beit.training.run.lock import RunLock
-from beit.untrusted import read_json, typed
-
-CHANGEABLE = frozenset(
-    {
-        "accumulate",
-        "device",
-        "devices",
-        "keep",
-        "log_every",
-        "max_bad",
-        "out",
-        "save_every",
-        "tensorboard",
-        "timeout",
-        "wandb",
-        "workers",
-    }
+from beit.training.run.directory import (
+    CHANGEABLE,
+    CONFIG,
+    LAYOUT,
+    LOG,
+    PLACES,
+    SAMPLES,
+    STATUS,
+    Request,
+    RunDirectory,
+    Stored,
 )
-"""Knobs that may differ when a run continues."""
-PLACES = frozenset({"data", "eval_data", "labels", "label_maps"})
-"""Where its images lie, which may move until it is done: the facts tell whether they are the same."""
+from beit.training.run.lock import RunLock
+from beit.untrusted import read_json
+
 STATUS_TYPES = {"id": str, "verb": str, "step": int, "rng_version": int, "elapsed": float, "typed": dict}
 
 RNG_VERSION = 2
 """The version of how random numbers are drawn and images held back. Runs of another would end with other weights."""
 RELEASES = {1: "0.1"}
 """The release that finishes a run of each version; a status.json without one is of version 1."""
-
-
-class Stored(NamedTuple):
-    """What a run directory says of its run; of a new run, what it is going to say."""
-
-    config: dict[str, Any]
-    status: dict[str, Any]
-
-
-class Request(NamedTuple):
-    """A run that is asked for: what it is, and what decides its result."""
-
-    verb: str
-    config: Mapping[str, Any]
-    """The resolved configuration; where it says `auto`, the stored choice is reused."""
-    defaults: Mapping[str, Any] = {}
-    """Values of knobs that a configuration stored by an older release may lack."""
-    facts: Mapping[str, str] = {}
-    """What the run depends on besides its configuration, by name; a run that began with others is refused."""
-    typed: Mapping[str, Any] | None = None
-    """What of the configuration a user gave; the rest is taken as stored. None compares all of it."""
-    budget: str | None = None
-    """The time that the steps were chosen for."""
-    began: float | None = None
-    """When this start began, by :func:`time.monotonic`; None for now."""
 
 
 def open_run(
@@ -100,18 +67,8 @@ def open_run(
     config, status = compute.from_main(claim)
     console.log_to(path / LOG)
     typed = {} if request.typed is None else {"typed": plain(request.typed), "budget": request.budget}
-    run = RunDirectory(
-        path,
-        verb=request.verb,
-        config=config,
-        status={"rng_version": RNG_VERSION, **typed, **status, **request.facts},
-        lock=lock,
-        compute=compute,
-        console=console,
-        began=time.monotonic() if request.began is None else request.began,
-        changeable=CHANGEABLE | PLACES,
-        facts=request.facts,
-    )
+    stored = Stored(config, {"rng_version": RNG_VERSION, **typed, **status, **request.facts})
+    run = RunDirectory(path, request, stored, lock, compute, console)
     try:
         run.begin()
     except BaseException:

@@ -5,33 +5,36 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from beit.config.errors import RunFailed
+from beit.atomic import remove
+from beit.config.errors import RunFailed, UserError
 from beit.training.device import Compute
 from beit.training.plan import Plan
 from beit.training.run.directory import MODEL, MODEL_BEST, RunDirectory
 from beit.training.state import TrainingState
+from beit.untrusted import read_json
 
 MOST_FAILED_SAVES = 3
 
 
+@dataclass(eq=False)
 class Saver:
     """Keeps checkpoints, model/ and model-best/ of `run` up with `state`."""
 
-    def __init__(
-        self,
-        state: TrainingState,
-        plan: Plan,
-        run: RunDirectory,
-        compute: Compute,
-        save_model: Callable[[nn.Module, Path, int], None],
-    ) -> None:
-        self.state, self.plan, self.run, self.compute, self.save_model = state, plan, run, compute, save_model
-        self.saved_step = state.step
+    state: TrainingState
+    plan: Plan
+    run: RunDirectory
+    compute: Compute
+    save_model: Callable[[nn.Module, Path, int], None]
+
+    def __post_init__(self) -> None:
+        self.saved_step = self.state.step
         self._model_step = -1
         self._saved_at = time.monotonic()
         self._failures = 0
@@ -99,6 +102,21 @@ class Saver:
         if problem is not None:
             self.run.console.say(f"model-best/ of step {self.state.step} could not be saved: {problem}")
         return problem is None
+
+    def holds_best(self) -> bool:
+        """Whether model-best/ is of the step that the state knows, or neither is; one of another step is removed."""
+        return self.compute.from_main(self._holds_best)
+
+    def _holds_best(self) -> bool:
+        place, step = self.run.path / MODEL_BEST, self.state.best.get("step")
+        if not place.exists():
+            return step is None
+        with suppress(UserError):
+            provenance = (read_json(place / "model.json") or {}).get("provenance")
+            if step is not None and isinstance(provenance, dict) and provenance.get("step") == step:
+                return True
+        remove(place)
+        return False
 
     def write_model(self) -> None:
         """Bring model/ up to this step."""

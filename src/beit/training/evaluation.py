@@ -1,0 +1,76 @@
+"""A model judged, measured and drawn while it is trained, as it is used and not as it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from beit.training.device import Compute, Precision, eval_mode, reseed, seed_of
+from beit.training.method import Batches, Evaluation, EvaluationSplit, Measure
+from beit.training.metrics import Summary, accumulate
+from beit.training.signals import StopRequested, StopSignals
+from beit.training.state import TrainingState
+
+PLACE = 2**32
+"""The place of an evaluation's random numbers, beyond those of any pass."""
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Asks the model of `state`; what happens here leaves no trace in the training. Every rank asks the same.
+
+    Where any rank is asked to stop, all leave by :class:`StopRequested`.
+    """
+
+    evaluation: Evaluation
+    batches: Batches
+    state: TrainingState
+    compute: Compute
+    precision: Precision
+    seed: int
+    stop: StopSignals
+
+    def judge(self, split: EvaluationSplit, summarise: Summary) -> dict[str, float] | None:
+        """The figures of the images of `split`, of all ranks; empty where none can be read, None where there are
+        none."""
+        evaluate_batch = partial(self.evaluation.evaluate_batch, self.state.result)
+        passes = self.batches.evaluate(split, evaluate_batch, self.evaluation.batch_size)
+        if passes is None:
+            return None
+        totals: dict[str, Tensor] = {}
+        with self.eval_mode(self.precision), suppress(StopRequested):
+            for sums in passes:
+                self.stop.poll()
+                accumulate(totals, sums)
+        self.stop.poll_together(self.compute)
+        totals = self.compute.sums(totals)
+        return summarise(totals) if totals else {}
+
+    def measure(self, measure: Measure | None) -> dict[str, float]:
+        """What the recipe measures besides, if anything."""
+        if measure is None:
+            return {}
+        with self.eval_mode("float32"):  # which passes take less, the recipe knows
+            return dict(measure(self.state.result, self.precision, self.stop))
+
+    def draw(self, folder: Path) -> None:
+        """Draw a few held-back images, where the recipe has a way to and there are any."""
+        if self.evaluation.draw is None:
+            return
+        with self.eval_mode(self.precision):
+            if samples := self.batches.samples(self.evaluation.batch_size):
+                self.evaluation.draw(self.state.result, samples, folder, self.state.step)
+
+    @contextmanager
+    def eval_mode(self, precision: Precision) -> Iterator[None]:
+        """The model as it is used, not trained."""
+        reseed(seed_of(self.seed, self.state.step, PLACE), self.compute.device)
+        self.state.result.eval()
+        with eval_mode(self.compute.device, precision):
+            yield
+        self.state.model.train()
