@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import re
 from collections.abc import Iterator
@@ -24,7 +23,6 @@ from beit import UserError, load_encoder, load_model
 from beit.checkpoints import convert, reference
 from beit.checkpoints.own import save_model
 from beit.checkpoints.reference import Stated, locate, parse
-from beit.checkpoints.remote import hub
 from beit.checkpoints.store import describe
 from beit.cli.main import main
 from beit.config.architecture import DiscreteVAEConfig
@@ -84,9 +82,8 @@ def test_what_a_file_cannot_tell_stands_behind_it(tmp_path: Path) -> None:
     assert load_encoder(file).config.pixel_mean == (0.485, 0.456, 0.406)
     named = f"{tmp_path / 'x.pth'}@num_heads=4,grid=2x8,pixel_mean=imagenet"
     assert load_encoder(named).config == load_encoder(file).config
-    assert load_encoder(named, num_heads=4).config == load_encoder(file).config
     with pytest.raises(UserError, match="num_heads is 4 by one account and 2"):
-        load_encoder(named, num_heads=2)
+        load_model(named, num_heads=2)
     with pytest.raises(UserError, match="drop num_heads"):
         load_model(f"{tmp_path / 'own'}@num_heads=4")
     digest = hashlib.sha256((tmp_path / "x.pth").read_bytes()).hexdigest()
@@ -95,7 +92,8 @@ def test_what_a_file_cannot_tell_stands_behind_it(tmp_path: Path) -> None:
         load_model(f"{tmp_path / 'x.pth'}@sha256={'0' * 64}")
     # A name that is a file's own is no statement.
     (tmp_path / "x.pth").rename(tmp_path / "x.pth@num_heads=2")
-    assert load_encoder(tmp_path / "x.pth@num_heads=2", num_heads=4, grid=(2, 8)).config.num_heads == 4
+    stated: Any = load_model(tmp_path / "x.pth@num_heads=2", num_heads=4, grid=(2, 8))
+    assert stated.encoder.config.num_heads == 4
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -180,7 +178,6 @@ def test_a_name_is_fetched_once_and_checked_from_then_on(
     ("headers", "message"),
     [
         ({"Content-Length": "9999999"}, "it ended after|IncompleteRead"),
-        ({"Content-MD5": base64.b64encode(bytes(16)).decode()}, "damaged on the way"),
         (None, "Not Found"),
     ],
 )
@@ -195,8 +192,7 @@ def test_what_arrives_damaged_is_not_kept(
     assert "download it where there is a network, and give the file" in str(error.value)
     assert "\n" not in str(error.value)
     assert [path.name for path in (tmp_path / "cache/beit_tiny").iterdir()] == [".lock"]
-    md5 = base64.b64encode(hashlib.md5(content).digest()).decode()
-    shelf.files["/beit_tiny.pth"] = content, {"Content-MD5": md5}
+    shelf.files["/beit_tiny.pth"] = content, {}
     with pytest.raises(UserError, match="as stated"):
         load_model(f"beit_tiny@sha256={'0' * 64}")
     assert [path.name for path in (tmp_path / "cache/beit_tiny").iterdir()] == [".lock"]
@@ -255,34 +251,20 @@ def test_the_hub_through_a_local_folder(tmp_path: Path, monkeypatch: pytest.Monk
     import huggingface_hub
 
     fetched: list[Any] = []
-    uploads: list[Any] = []
 
     def snapshot(name: str, allow_patterns: list[str]) -> str:
         fetched.append((name, allow_patterns[-1]))
         return str(tmp_path / "hf")
 
-    class Api:
-        def create_repo(self, name: str, private: bool, exist_ok: bool) -> None:
-            assert private and exist_ok
-
-        def upload_folder(self, repo_id: str, folder_path: Path) -> None:
-            uploads.append((repo_id, sorted(file.name for file in folder_path.iterdir())))
-
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     model = tiny()
     save_model(model, tmp_path / "own", provenance={})
-    notes = convert(tmp_path / "own", tmp_path / "hf", "huggingface", push="me/beit-tiny")
-    assert notes == ["uploaded to hf://me/beit-tiny"]
-    assert uploads == [("me/beit-tiny", ["config.json", "model.safetensors", "preprocessor_config.json"])]
+    convert(tmp_path / "own", tmp_path / "hf", "huggingface")
     for name in ("hf://me/beit-tiny", "microsoft/beit-base-patch16-224-pt22k"):
         assert torch.equal(load_model(name).state_dict()["mask_token"], model.mask_token)
     assert describe("hf://me/beit-tiny")["format"] == "huggingface"
     assert {name for name, _ in fetched} == {"me/beit-tiny", "microsoft/beit-base-patch16-224-pt22k"}
     assert {pattern for _, pattern in fetched} == {"model-*.safetensors"}
-    for name in ("hf://../../etc", "hf://a--b/c", "hf://-a/b", "hf://a/b..c", "hf://a/b.", "hf://a/é"):
-        with pytest.raises(UserError, match="hf://owner/name"):
-            hub.fetched(name)
     with pytest.raises(UserError, match="drop sha256"):
         load_model(f"hf://me/beit-tiny@sha256={'0' * 64}")
     # The Hub's cache calls a large file by its checksum.
@@ -299,10 +281,8 @@ def test_the_hub_through_a_local_folder(tmp_path: Path, monkeypatch: pytest.Monk
         raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(UserError, match=r"cannot be fetched \(no network\); download the files by hand"):
+    with pytest.raises(UserError, match=r"cannot be fetched \(no network\); download its files"):
         load_model("hf://me/beit-tiny")
-    with pytest.raises(UserError, match="--push uploads a folder"):
-        convert(tmp_path / "own", tmp_path / "x", "unilm", push="me/x")
 
 
 def test_without_a_network_the_hub_is_refused_in_a_line(
@@ -312,18 +292,9 @@ def test_without_a_network_the_hub_is_refused_in_a_line(
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # as an environment may say
-    save_model(tiny(), tmp_path / "own", provenance={})
-    for arguments, message in [
-        (["info", "hf://me/beit-tiny"], "hf://me/beit-tiny cannot be fetched"),
-        (
-            ["convert", str(tmp_path / "own"), str(tmp_path / "hf"), "--to", "huggingface", "--push", "me/x"],
-            f"--push me/x failed ([Errno 111] Connection refused); the files are in {tmp_path / 'hf'}",
-        ),
-    ]:
-        with pytest.raises(SystemExit) as leave:
-            main(arguments)
-        error = capsys.readouterr().err
-        assert leave.value.code == 2
-        assert message in error
-        assert error.count("\n") == 1
-    assert load_model(tmp_path / "hf")
+    with pytest.raises(SystemExit) as leave:
+        main(["info", "hf://me/beit-tiny"])
+    error = capsys.readouterr().err
+    assert leave.value.code == 2
+    assert "hf://me/beit-tiny cannot be fetched" in error
+    assert error.count("\n") == 1

@@ -21,6 +21,7 @@ from transformers import AutoImageProcessor, BeitConfig, BeitForSemanticSegmenta
 from beit import SemanticSegmenter, UserError, load_encoder, load_model
 from beit.checkpoints import convert
 from beit.checkpoints.own import save_model
+from beit.checkpoints.reference import Stated
 from beit.checkpoints.remote import hub
 from beit.checkpoints.store import describe
 
@@ -67,7 +68,7 @@ def test_round_trips_are_the_identity(decoder: Any, changes: Any, tmp_path: Path
     for source, to in permutations(("unilm", "huggingface", "beit"), 2):
         if source != "beit":
             target = tmp_path / f"{source}-{to}"
-            convert(tmp_path / source, target, to, **hints(model, source))  # type: ignore[arg-type]
+            convert(f"{tmp_path / source}{Stated(**hints(model, source)).text()}", target, to)  # type: ignore[arg-type]
             assert_same(load_model(target, **hints(model, to)), model)
     back = load_model(tmp_path / "huggingface-beit")
     assert describe(tmp_path / "unilm-huggingface")["classes"] == CLASSES
@@ -256,7 +257,7 @@ PUP = {"decoder": "pup", "channels": 8}
             PUP,
             {},
             "unilm",
-            r"UPerNet alone: it cannot hold SETR-PUP's decode_head\.up_convs and auxiliary_head",
+            r"with UPerNet: it cannot hold SETR-PUP's decode_head\.up_convs and auxiliary_head",
         ),
         (PUP, {}, "huggingface", r"cannot hold SETR-PUP's decode_head\.up_convs"),
         ({}, {}, "timm", r"no decode_head: .*; choose --to unilm or huggingface or beit"),
@@ -350,5 +351,3 @@ def test_weights_that_are_unknown_missing_or_of_a_wrong_kind(tmp_path: Path) -> 
     save_file(good, file)
     with pytest.raises(UserError, match=r"missing decode_head\.fpn_convs\.1\.conv\.weight"):
         load_model(tmp_path / "hf")
-    drawn: Any = load_model(tmp_path / "hf", strict=False)
-    assert drawn.decode_head.fpn_convs[1].conv.weight.std().item() == pytest.approx((2 / (32 * 9)) ** 0.5, rel=0.1)

@@ -55,41 +55,19 @@ def load_model(
     return model
 
 
-def load_encoder(
-    path: str | Path,
-    image_size: int | Sides | None = None,
-    *,
-    num_heads: int | None = None,
-    grid: int | Grid | None = None,
-    pixel_mean: Pixel | None = None,
-    pixel_std: Pixel | None = None,
-    strict: bool = True,
-) -> BeitEncoder:
-    """The encoder of any model at `path`; position information resized when `image_size` is given."""
-    model = load_model(
-        part_of(str(path), "init"),
-        num_heads=num_heads,
-        grid=grid,
-        pixel_mean=pixel_mean,
-        pixel_std=pixel_std,
-        strict=strict,
-    )
+def load_encoder(path: str | Path, image_size: int | Sides | None = None) -> BeitEncoder:
+    """The encoder of any model at `path`, see :func:`load_model`; position information resized when `image_size` is
+    given."""
+    model = load_model(part_of(str(path), "init"))
     encoder = model if isinstance(model, BeitEncoder) else getattr(model, "encoder", None)
     if not isinstance(encoder, BeitEncoder):
         raise UserError(f"{path} is a tokenizer and has no encoder; give a pre-trained model or a classifier")
     return encoder if image_size is None else resize_encoder(encoder, image_size)
 
 
-def load_tokenizer(
-    path: str | Path,
-    *,
-    grid: int | Grid | None = None,
-    pixel_mean: Pixel | None = None,
-    pixel_std: Pixel | None = None,
-) -> VisualTokenizer:
-    """The visual tokenizer at `path`: evaluation mode, float32, CPU."""
-    place = part_of(str(path), "tokenizer")
-    model = load_model(place, grid=grid, pixel_mean=pixel_mean, pixel_std=pixel_std)
+def load_tokenizer(path: str | Path) -> VisualTokenizer:
+    """The visual tokenizer at `path`, see :func:`load_model`: evaluation mode, float32, CPU."""
+    model = load_model(part_of(str(path), "tokenizer"))
     if not isinstance(model, VisualTokenizer):
         raise UserError(f"{path} is a {kind_of(model)} model and no tokenizer; train one with beit tokenizer")
     return model

@@ -216,5 +216,3 @@ class ConvertConfig:
     """The file (unilm) or folder (all others) to write; it must not exist."""
     to: Literal["beit", "unilm", "timm", "huggingface", "dalle"]
     """The format to write."""
-    push: str | None = None
-    """owner/name on the Hugging Face Hub to upload the written folder to; a new repository is private."""

@@ -21,7 +21,7 @@ from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEConfig
 from beit.config.errors import UserError, require
 from beit.tokenizers.dvae import DiscreteVAE
 from beit.tokenizers.plain_dvae import Layer, PlainDVAE
-from beit.untrusted import listed
+from beit.untrusted import Facts, listed
 
 NAME, PLAIN = "dalle", "plain_dvae"
 FILES = ("encoder.pkl", "decoder.pkl")
@@ -71,8 +71,8 @@ def survey(folder: Path, stated: Stated) -> Survey:
     return _survey(NAME, config, model, shapes, sources, unknown)
 
 
-def write(model: nn.Module, folder: Path) -> list[str]:
-    """Writes encoder.pkl and decoder.pkl, each a state dict for the `DALL-E` package's Encoder and Decoder."""
+def write(model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: Facts) -> list[str]:
+    """Makes the folder, with encoder.pkl and decoder.pkl, state dicts for the `DALL-E` package's classes."""
     assert isinstance(model, DiscreteVAE)
     config = model.config
     fixed = {
@@ -83,7 +83,8 @@ def write(model: nn.Module, folder: Path) -> list[str]:
     }
     if wrong := [fact for fact, holds in fixed.items() if not holds]:
         raise UserError(f"the DALL-E package cannot hold a tokenizer with {', '.join(wrong)}")
-    for half, name in zip(("encoder", "decoder"), FILES, strict=True):
+    folder.mkdir()
+    for half, name in zip(KEYS, FILES, strict=True):
         own = {key: tensor for key, tensor in model.state_dict().items() if key.startswith(f"{half}.")}
         with (folder / name).open("wb") as file:
             torch.save(KEYS[half].write(own, NAME), file)

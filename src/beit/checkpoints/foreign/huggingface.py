@@ -120,11 +120,6 @@ def open_folder(file: TensorFile, config: Facts, processor: Facts) -> Foreign:
     tensors = {_in_4x(prefix + key): tensor for key, tensor in tensors.items()}
     plain = f"{_ATTENTION.format(0)}.key.bias" in tensors or config.get("model_type") in _PLAIN
     masked = "lm_head.weight" in tensors
-    if masked and "beit.layernorm.weight" in tensors:
-        raise UserError(
-            f"{file.path} is a masked image model with two final norms, layernorm and beit.layernorm "
-            f"(use_mean_pooling=false), which BEiT does not have"
-        )
     facts = _plain_facts(file, config) if plain else _facts(file, config)
     classes, notes = _class_names(config.get("id2label"), file)
     extra: dict[str, Any] = {}

@@ -72,7 +72,8 @@ class KeyMap:
 
 
 def write_folder(folder: Path, weights: Mapping[str, Tensor], files: Mapping[str, Facts]) -> None:
-    """Writes model.safetensors and NAME.json of `files`, as other libraries have them."""
+    """Makes the folder, with model.safetensors and NAME.json of `files`, as other libraries have them."""
+    folder.mkdir()
     write_weights(weights, folder / WEIGHTS)
     for name, content in files.items():
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"

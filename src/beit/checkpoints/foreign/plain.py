@@ -15,6 +15,7 @@ from beit.config.architecture import PIXEL_STATISTICS
 from beit.config.errors import UserError
 from beit.untrusted import Facts
 
+TABLE = "relative_position_bias_table"
 EMBEDDED = "embedded_tokens"
 """Tokens between the class token and the patches that have rows in the table of position embeddings, as timm's
 registers and DeiT's distillation token; our registers have none."""
@@ -48,9 +49,14 @@ def converted(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights under our names, some of them as plain ViTs have them -> ours, equal in every output; on any device.
 
     The bias of keys is dropped: it adds a constant to all scores of a query, which cancels in the softmax. Tokens
-    with positions become registers that contain them; a table without a class token's row gets one of zeros.
+    with positions become registers that contain them; a table without a class token's row gets one of zeros. A
+    position bias of all blocks beside one of each, which no model here has, is added to these.
     """
     ours = dict(weights)
+    tables = [name for name in ours if name.endswith(f".attn.{TABLE}")]
+    if shared := [name for name in ours if name.endswith(f"rel_pos_bias.{TABLE}")] if tables else []:
+        table = ours.pop(shared[0])
+        ours |= {name: ours[name] + table for name in tables}
     for name in [name for name in ours if name.endswith(".qkv.bias")]:
         query, _, value = ours.pop(name).chunk(3)
         ours |= {name.replace("qkv.bias", "q_bias"): query.clone()}

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from torch import Tensor, nn
 
+from beit.checkpoints.foreign.plain import TABLE
 from beit.checkpoints.reference import Stated, agreed
 from beit.config.architecture import MAX_DEPTH, EncoderConfig
 from beit.config.errors import UserError, require
@@ -24,8 +25,8 @@ DEFAULT_GRID = (14, 14)
 """Of a file without any position information."""
 
 EMBEDDING = "encoder.pos_embed"
-SHARED_BIAS = "encoder.rel_pos_bias.relative_position_bias_table"
-BLOCK_BIAS = "encoder.blocks.{}.attn.relative_position_bias_table"
+SHARED_BIAS = f"encoder.rel_pos_bias.{TABLE}"
+BLOCK_BIAS = f"encoder.blocks.0.attn.{TABLE}"
 
 
 class PositionFlags(NamedTuple):
@@ -89,7 +90,6 @@ def infer(shapes: Mapping[str, Shape], facts: Facts, stated: Stated) -> EncoderC
     seen = {
         "depth": number_of(shapes, "encoder.blocks.{}.mlp.fc1.weight"),
         "position": "absolute" if EMBEDDING in rows else "none",
-        # Where there are both, the shared one is added to that of each block: see Survey.assemble.
         "bias": "block" if BLOCK_BIAS in rows else "shared" if SHARED_BIAS in rows else "none",
         "layer_scale_init": 0.1 if "encoder.blocks.0.gamma_1" in shapes else None,
         "num_registers": shapes.get("encoder.register_tokens", (1, 0))[1],
@@ -143,8 +143,7 @@ def _width_and_patch(shapes: Mapping[str, Shape]) -> tuple[int, int]:
 
 def _position_rows(shapes: Mapping[str, Shape]) -> tuple[dict[str, int], int | None]:
     """The rows of each kind of position information, and the heads of a bias table."""
-    kinds = {name: shapes.get(name.format(0)) for name in (EMBEDDING, BLOCK_BIAS, SHARED_BIAS)}
-    found = {name: shape for name, shape in kinds.items() if shape is not None}
+    found = {name: shapes[name] for name in (EMBEDDING, BLOCK_BIAS, SHARED_BIAS) if name in shapes}
     fits = all(len(shape) == (3 if name == EMBEDDING else 2) for name, shape in found.items())
     require(fits, "its position information has too many or too few dimensions")
     heads = next((shape[1] for name, shape in found.items() if name != EMBEDDING), None)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from beit.checkpoints.foreign import upernet
 from beit.checkpoints.foreign.key_map import KeyMap, in_float32
 from beit.checkpoints.foreign.plain import converted, refuse_strange
-from beit.checkpoints.foreign.shapes import SHARED_BIAS, Shape, infer
+from beit.checkpoints.foreign.shapes import BLOCK_BIAS, SHARED_BIAS, Shape, infer
 from beit.checkpoints.kinds import KINDS, options_of
 from beit.checkpoints.own import without_weights
 from beit.checkpoints.reading.safe_pickle import StoredTensor
@@ -28,8 +28,6 @@ from beit.untrusted import Facts, listed
 ModelKind = Literal["pretrained", "classifier", "segmenter", "encoder"]
 Stored = Tensor | StoredTensor
 _NONE: Facts = {}
-MAX_DRAWN = 2**29
-"""Numbers that are drawn anew for a file that lacks them; BEiT-large has 2**28 in all."""
 
 
 class Survey(NamedTuple):
@@ -86,8 +84,8 @@ class Survey(NamedTuple):
         path, model, notes = self.sources[0][0].path, self.model, list(self.notes)
         strays = (("unknown", self.unknown), ("missing", self.missing))
         faults = [f"{word} {listed(names)}" for word, names in strays if names]
-        if faults and (strict or (self.missing and self.kind == "tokenizer")):
-            raise UserError(f"{path}: {'; '.join(faults)} (strict=False, or PATH@strict=no, goes on without them)")
+        remedy = "copy or download it again" if self.missing else "PATH@strict=no goes on without them"
+        require(not (self.missing or (strict and faults)), f"{path}: {'; '.join(faults)}; {remedy}")
         weights: dict[str, Tensor] = {}
         for file, stored in self.sources:
             loaded = file.load(
@@ -98,38 +96,14 @@ class Survey(NamedTuple):
                 name: _joined([loaded.pop(f"{place} {name}") for place in range(len(pieces))])
                 for name, pieces in stored.items()
             }
-        if self.missing:
-            stored = model.state_dict()
-            numbers = sum(stored[name].numel() for name in self.missing)
-            require(numbers <= MAX_DRAWN, f"{path} lacks {numbers:,} numbers ({listed(self.missing)})")
-            assert isinstance(self.config, EncoderConfig)
-            model = _build(self.kind, self.config, options_of(model))
-            notes.append(f"{listed(self.missing)}: not in the file, drawn anew")
         if self.unknown:
             notes.append(f"{listed(self.unknown)}: unknown, left out")
-        weights = converted(weights)
-        _add_shared_bias(weights, model)
-        model.load_state_dict(weights, strict=not self.missing, assign=True)
+        model.load_state_dict(converted(weights), assign=True)
         return model.eval(), notes
-
-
-def _build(kind: str, config: EncoderConfig, options: Facts) -> nn.Module:
-    """The model of this kind, or the `encoder` alone, with first values."""
-    return BeitEncoder(config) if kind == "encoder" else KINDS[kind].build(config, options)
 
 
 def _joined(pieces: Sequence[Tensor]) -> Tensor:
     return in_float32(torch.cat([*pieces]) if len(pieces) > 1 else pieces[0])
-
-
-def _add_shared_bias(weights: dict[str, Tensor], model: nn.Module) -> None:
-    """A shared bias table beside one in every block, which no model here has, is added to these: exactly the same."""
-    shared = next((name for name in weights if SHARED_BIAS.endswith(name)), None)
-    if shared is not None and shared not in model.state_dict():
-        table = weights.pop(shared)
-        for name in weights:
-            if name.endswith(".attn.relative_position_bias_table"):
-                weights[name] = weights[name] + table
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -173,6 +147,7 @@ _KINDS: Mapping[ModelKind, Kind] = {
     "encoder": Kind("a bare encoder", "encoder.cls_token", ("mask_token", "norm.", "fc_norm.")),
 }
 """A model is of the first kind whose head it has."""
+_BIASES = {"block": BLOCK_BIAS, "shared": SHARED_BIAS}
 _ENCODER = {"encoder.cls_token", "encoder.patch_embed.proj.weight", "encoder.blocks.0.mlp.fc1.weight"}
 
 
@@ -181,13 +156,18 @@ def survey_encoder(foreign: Foreign, stated: Stated) -> Survey:
     path, tensors = foreign.file.path, foreign.tensors
     keys, unknown = foreign.table.ours(tensors)
     shapes = shapes_of(path, tensors, keys)
+    biases = [name for name, table in _BIASES.items() if table in keys]
+    named = foreign.facts.get("biases", biases)
+    has, says = (" and ".join(names) or "no" for names in (biases, named))
+    require(has == says, f"{path} has {has} position bias, and its configuration says {says}")
     if _ENCODER - set(shapes):
         raise UserError(f"{path} holds no BEiT encoder (no cls_token, patch_embed and blocks) but {listed(tensors)}")
     kind = next(kind for kind, (_, head, _) in _KINDS.items() if head in shapes)
     facts, extra, notes = dict(foreign.facts), dict(foreign.extra), [*foreign.notes]
-    expected, pool, layers, auxiliary, biases = (
+    expected, pool, layers, auxiliary, _ = (
         facts.pop(name, None) for name in ("kind", "pool", "layers", "auxiliary", "biases")
     )
+    notes += ["the shared position bias is added to that of each block"] if len(biases) > 1 else []
     with without_weights(path):
         config = infer(shapes, facts, stated)
         if kind == "segmenter":
@@ -197,15 +177,12 @@ def survey_encoder(foreign: Foreign, stated: Stated) -> Survey:
             notes += guesses + doubts
         else:
             options = _options(kind, shapes, pool, stated)
-        model = _build(kind, config, options)
+        model = BeitEncoder(config) if kind == "encoder" else KINDS[kind].build(config, options)
     _require_agreement(foreign, kind, expected, options.get("num_classes"))
     if kind == "encoder":  # it is the model itself
         keys = {name.removeprefix("encoder."): parts for name, parts in keys.items()}
         shapes = {name.removeprefix("encoder."): shape for name, shape in shapes.items()}
     missing, spare = compare(path, shapes, model)
-    if added := _shared_bias_to_add(path, config, spare, biases):
-        spare.remove(added)
-        notes.append("the shared position bias is added to that of each block")
     words, _, idle_names = _KINDS[kind]
     idle = {name for name in spare if name.startswith(idle_names)}
     unknown += [key for name in spare if name not in idle for key in keys.get(name, (name,))]
@@ -224,18 +201,6 @@ def survey_encoder(foreign: Foreign, stated: Stated) -> Survey:
         provenance=foreign.provenance,
         extra=extra,
     )
-
-
-def _shared_bias_to_add(
-    path: Path, config: EncoderConfig, spare: Sequence[str], biases: Sequence[str] | None
-) -> str | None:
-    """The name of a shared bias table beside those of the blocks; UserError where a configuration names both `biases`
-    and there is none."""
-    if config.bias != "block" or (biases is not None and "shared" not in biases):
-        return None
-    name = next((name for name in spare if SHARED_BIAS.endswith(name)), None)
-    require(bool(name) or biases is None, f"{path} lacks the shared position bias that its configuration names")
-    return name
 
 
 def _options(kind: ModelKind, shapes: Mapping[str, Shape], pool: str | None, stated: Stated) -> dict[str, Any]:
@@ -277,7 +242,7 @@ def shapes_of(path: Path, tensors: Mapping[str, Stored], keys: Mapping[str, Sequ
     """The shape of each of our names, whose tensors `keys` lie one below the other, once :func:`converted`. UserError
     where they do not fit, and unless weights have numbers with a point, and counts are whole."""
     refuse_strange(path, tensors)
-    shapes: dict[str, Shape] = {}
+    shapes: dict[str, Tensor] = {}
     for name, parts in keys.items():
         count = name.endswith("num_batches_tracked")
         for key in parts:
@@ -286,9 +251,8 @@ def shapes_of(path: Path, tensors: Mapping[str, Stored], keys: Mapping[str, Sequ
             if not (dtype == torch.int64 if count else dtype.is_floating_point):
                 kind = "a count is" if count else "numbers with a point are"
                 raise UserError(f"{path}: {key} holds {dtype} where {kind} wanted")
-        first, *others = (tuple(tensors[key].shape) for key in parts)
-        if any(shape[1:] != first[1:] or not shape for shape in others):
-            raise UserError(f"{path}: {listed(parts)} do not have the same width")
-        shapes[name] = (sum(shape[0] for shape in (first, *others)), *first[1:]) if others else first
-    empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    return {name: tuple(tensor.shape) for name, tensor in converted(empty).items()}
+        try:
+            shapes[name] = _joined([torch.empty(tensors[key].shape, device="meta") for key in parts])
+        except RuntimeError:
+            raise UserError(f"{path}: {listed(parts)} do not have the same width") from None
+    return {name: tuple(tensor.shape) for name, tensor in converted(shapes).items()}

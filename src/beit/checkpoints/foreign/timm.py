@@ -7,7 +7,7 @@ ones; timm has neither a mask token nor a head for visual tokens.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -37,13 +37,8 @@ KEYS = KeyMap(
 _ARCHITECTURE = re.compile(r"beit(?:v2)?_(base|large)_patch")
 """BEiT v2's classifiers are networks of the same kind; `beit3` is another."""
 _PLAIN = re.compile(r"(?:vit|deit|deit3)_(tiny|small|base|medium|large|huge|giant)_(?:distilled_)?patch")
-_HEADS = {"tiny": 3, "small": 6, "medium": 8, "base": 12, "large": 16, "huge": 16, "giant": 16}
-# What a name says where `model_args` do not.
-_OF_ALL = {"mlp_ratio": 4, "use_rel_pos_bias": True}
-_OF_SIZE: Mapping[str, Facts] = {
-    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12, "init_values": 0.1},
-    "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "init_values": 1e-5},
-}
+_HEADS = {"huge": 16, "giant": 16}
+"""Of the sizes whose heads do not have 64 dimensions."""
 _FIELDS = {"embed_dim": "width", **{name: name for name in ("patch_size", "depth", "num_heads", "mlp_ratio")}}
 _POOLS = {"avg": "mean", "token": "cls"}
 _POSITIONS = PositionFlags("use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias")
@@ -57,15 +52,13 @@ def is_config(config: Facts) -> bool:
 def open_folder(file: TensorFile, config: Facts) -> Foreign:
     # Older folders hold the inner dict alone.
     inner = config.get("pretrained_cfg", config)
-    plain, named = (x.match(config["architecture"]) for x in (_PLAIN, _ARCHITECTURE))
-    by_name: Facts = {"num_heads": _HEADS[plain[1]]} if plain else _OF_ALL
-    by_name = {**by_name, **_OF_SIZE[named[1]]} if named else by_name
-    arguments = {**by_name, **config.get("model_args", {})}
+    plain = _PLAIN.match(config["architecture"])
+    arguments = {"num_heads": plain and _HEADS.get(plain[1]), **config.get("model_args", {})}
     size = arguments.get("img_size") or inner.get("input_size", ())[1:] or None
     facts = {
         **{ours: arguments.get(theirs) for theirs, ours in _FIELDS.items()},
         "image_size": sides(size),
-        **({} if plain else positions_of(arguments, _POSITIONS)),
+        **(positions_of(arguments, _POSITIONS) if {*_POSITIONS} & {*arguments} else {}),
         "drop_path_rate": arguments.get("drop_path_rate"),
         "pixel_mean": inner.get("mean"),
         "pixel_std": inner.get("std"),
@@ -73,7 +66,7 @@ def open_folder(file: TensorFile, config: Facts) -> Foreign:
         "pool": _POOLS.get(config.get("global_pool", "")),
     }
     # None is no LayerScale there.
-    scale = {} if plain else {"layer_scale_init": arguments["init_values"]}
+    scale = {"layer_scale_init": arguments["init_values"]} if "init_values" in arguments and not plain else {}
     names = config.get("label_names", inner.get("label_names"))
     return Foreign(
         format=NAME,

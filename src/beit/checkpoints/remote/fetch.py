@@ -5,7 +5,6 @@ A checksum comes from the caller, or was written beside the file when it was fet
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import logging
 import sys
@@ -46,10 +45,8 @@ def fetched(name: str, addresses: Sequence[str], sha256: Sequence[str] = ()) -> 
     with FileLock(folder / ".lock"):  # every rank of a run wants the same files
         for index, (file, address) in enumerate(zip(files, addresses, strict=True)):
             record = file.with_name(f"{file.name}.sha256")  # as `sha256sum --check` reads it
-            if sha256 or not record.exists():
-                expected = sha256[index] if sha256 else None
-            else:
-                expected = record.read_text(encoding="utf-8", errors="replace").partition(" ")[0]
+            known = record.read_text(encoding="utf-8", errors="replace") if record.exists() else ""
+            expected = sha256[index] if sha256 else known.partition(" ")[0] or None
             if file.is_file():
                 check(file, expected)
             else:
@@ -90,20 +87,16 @@ def _fetch(name: str, address: str, record: Path, expected: str | None, target: 
 
 
 def _copy(name: str, response: HTTPResponse, file: IO[bytes]) -> str:
-    """Copies the body, with progress on a terminal; OSError unless it is as long as, and what, its header says."""
+    """Copies the body, with progress on a terminal; OSError unless it is as long as its header says."""
     length = int(response.headers.get("Content-Length") or 0)
-    digest, transfer = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    digest = hashlib.sha256()
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         body = bar.wrap_file(response, length or None, description=f"fetching {name}")
         while part := body.read(CHUNK):
             file.write(part)
             digest.update(part)
-            transfer.update(part)
             if file.tell() > MAX_FILE:
                 raise OSError(f"it is larger than {MAX_FILE >> 30} GiB")
     if length and file.tell() != length:
         raise OSError(f"it ended after {file.tell():,} of {length:,} bytes")
-    md5 = response.headers.get("Content-MD5")
-    if md5 and base64.b64encode(transfer.digest()).decode() != md5.strip():
-        raise OSError("it was damaged on the way")
     return digest.hexdigest()
