@@ -277,7 +277,7 @@ def descriptions(good: dict[str, Any]) -> dict[str, tuple[str, str]]:
     }
     shapes = {
         f"{name} {value!r:.20}": (shaped(**{name: value}), reason)
-        for cases, reason in ((wrong_types, ", not "), (impossible, ""))
+        for cases, reason in ((wrong_types, ", but must be "), (impossible, ""))
         for name, values in cases.items()
         for value in values
     }
@@ -287,12 +287,12 @@ def descriptions(good: dict[str, Any]) -> dict[str, tuple[str, str]]:
         "a key of two lines": (shaped(**{"a\nb": 1}), "is unknown"),
         "no classes": (told(num_classes=0), "num_classes must be positive"),
         "less than none": (told(num_classes=-5), "num_classes must be positive"),
-        "classes by name": (told(num_classes="5"), "num_classes is '5', not int"),
-        "a pool of its own": (told(pool="max"), "pool is 'max', not mean or cls"),
+        "classes by name": (told(num_classes="5"), "num_classes is '5', but must be a whole number"),
+        "a pool of its own": (told(pool="max"), "pool is 'max', but must be one of"),
         "a number as names": (told(classes=3), "classes is 3"),
         "two names for five": (told(classes=["a", "b"]), "names 2 classes, and its head has 5"),
         "names that are lists": (told(classes=[["a"]] * 5), "classes is "),
-        "an origin of text": (told(provenance="abc"), "provenance is 'abc', not dict"),
+        "an origin of text": (told(provenance="abc"), "provenance is 'abc', but must be an object"),
         "a crop of text": (told(crop_pct="all"), "crop_pct is 'all'"),
         "a checksum of another": (told(weights_sha256="0" * 64), "checksum differs"),
         "lists within lists": ("[" * 100_000 + "]" * 100_000, "cannot be read"),

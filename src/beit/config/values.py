@@ -138,7 +138,7 @@ def in_words(hint: object) -> str:
         return f"{'one of ' if len(options) > 1 else ''}{', '.join(map(repr, options))}"
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(in_words, options))
-    if origin is tuple:
-        return f"{'several' if Ellipsis in options else len(options)} values"
+    if origin in (tuple, Sequence):
+        return f"{'several' if Ellipsis in options or origin is Sequence else len(options)} values"
     words: dict[object, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    return words.get(hint, "null")
+    return words.get(hint, "an object" if hint is dict else "null")
