@@ -422,6 +422,8 @@ def test_a_configuration_of_an_earlier_release_is_read_unchanged(verb: str) -> N
     config_type = VERBS[verb].config
     config = config_type(**read_yaml(file, config_type))
     stored = yaml.safe_load(file.read_text())
+    if "gradient_checkpointing" in stored:  # of beit segment alone until 0.2
+        stored["checkpoint_activations"] = {True: "on", False: "off"}[stored.pop("gradient_checkpointing")]
     assert plain(dataclasses.asdict(config)) == plain(layered(config_type, [])) | stored
     assert read_record(file, config_type)[1] == []
 

@@ -237,7 +237,7 @@ def test_frozen_blocks_get_no_gradient_and_drop_nothing(position: str, tiny: Tin
 
 
 @pytest.mark.parametrize("position", ["shared_bias", "block_bias", "absolute"])
-def test_gradient_checkpointing_changes_no_gradient(position: str, tiny: Tiny) -> None:
+def test_recomputed_activations_change_no_gradient(position: str, tiny: Tiny) -> None:
     encoder = BeitEncoder(tiny(position=position, drop_path_rate=0.5, dropout=0.1))
     images = torch.rand(4, 3, 32, 32)
 
@@ -248,7 +248,7 @@ def test_gradient_checkpointing_changes_no_gradient(position: str, tiny: Tiny) -
         return [parameter.grad.clone() for parameter in encoder.parameters() if parameter.grad is not None]
 
     plain = gradients()
-    encoder.gradient_checkpointing = True
+    encoder.checkpoint_activations = True
     for ours, expected in zip(gradients(), plain, strict=True):
         torch.testing.assert_close(ours, expected)
 

@@ -82,7 +82,7 @@ def test_visible_patches_need_masks_of_one_count(tiny: Tiny) -> None:
 def test_every_parameter_has_a_part_in_visible_predictions(tiny: Tiny) -> None:
     """What DistributedDataParallel asks for; in bfloat16 and with recomputation too."""
     encoder = BeitEncoder(tiny(position="absolute", bias="block", drop_path_rate=0.0))
-    encoder.gradient_checkpointing = True
+    encoder.checkpoint_activations = True
     model = MaskedImageModel(encoder, 20, encoder_sees="visible", num_masked=12, decoder_depth=2)
     mask = (torch.rand(4, 16).argsort(dim=1) < 12).view(4, 4, 4)
     with torch.autocast("cpu", torch.bfloat16):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +14,8 @@ from transformers import BeitConfig, BeitForSemanticSegmentation
 
 from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError
-from beit.metrics.segmentation import pixel_loss
 from beit.models.decoders import ConvNorm, FeaturePyramid, PupHead
 from beit.models.encoder import BeitEncoder
-from beit.models.memory import activations_of_segmenter
 from beit.models.segmentation import SemanticSegmenter, released_layers
 
 pytestmark = pytest.mark.slow
@@ -207,30 +204,3 @@ def test_released_layers() -> None:
 def test_a_decoder_that_does_not_fit_is_refused(changes: dict[str, Any], tiny: Tiny) -> None:
     with pytest.raises(UserError):
         segmenter(tiny(), **changes)
-
-
-@pytest.mark.parametrize(
-    ("decoder", "transposed", "within"), [("upernet", False, 1), ("pup", False, 1), ("pup", True, 0.25)]
-)
-def test_memory_is_told_within_a_factor_of_two(decoder: str, transposed: bool, within: float) -> None:
-    """Against what autograd keeps for one more image, encoder and decoder together."""
-    config = EncoderConfig(image_size=(64, 64), patch_size=8, width=32, depth=4, num_heads=2, position="block_bias")
-    layers, channels = (0, 1, 2, 3), 64
-    model = SemanticSegmenter(
-        BeitEncoder(config), 7, decoder=decoder, layers=layers, channels=channels, transposed=transposed
-    )
-
-    def kept(images: int) -> int:
-        storages: dict[int, int] = {}
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            outputs = model(torch.rand(images, 3, 64, 64), auxiliary=True)
-            sum(pixel_loss(x, torch.zeros(images, 64, 64, dtype=torch.int64)) for x in outputs)
-        return sum(storages.values())
-
-    measured = (kept(6) - kept(2)) / 4
-    assert math.log2(activations_of_segmenter(model) / measured) == pytest.approx(0, abs=within)

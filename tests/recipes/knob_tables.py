@@ -33,6 +33,7 @@ SHARED: Knobs = {
     "steps": Knob(STEPS, lambda a: a.plan.steps),
     "batch_size": Knob(6, lambda a: a.arguments["Loader"]["batch_size"]),
     "accumulate": Knob(2, lambda a: a.arguments["Loader"]["accumulate"]),
+    "checkpoint_activations": Knob("on", lambda a: a.model.encoder.checkpoint_activations, True),
     "lr": Knob(2e-3, lambda a: max(map(a.rate, range(STEPS))), PEAK),
     "lr_batch_size": Knob(12, lambda a: a.state.optimizer.defaults["lr"], PEAK),
     "lr_scaling": Knob("sqrt", lambda a: a.rate(5), PEAK),
@@ -298,7 +299,6 @@ SEGMENT: Knobs = {
     "channels": Knob(12, lambda a: a.model.channels),
     "head_dropout": Knob(0.3, lambda a: a.model.decode_head.dropout.p),
     "auxiliary_weight": Knob(0.3, auxiliary_weight),
-    "gradient_checkpointing": Knob(True, lambda a: a.model.encoder.gradient_checkpointing),
     "stride": Knob((16, 24), lambda a: inference(a).stride),
     "power": Knob(2.0, lambda a: a.rate(2) / a.rate(0), 0.25),
 }

@@ -89,5 +89,4 @@ def _encoder_with(config: EncoderConfig, weights: dict[str, Tensor], like: BeitE
     with torch.device("meta"):
         encoder = BeitEncoder(config)
     encoder.load_state_dict({key: tensor.clone() for key, tensor in weights.items()}, assign=True)
-    encoder.gradient_checkpointing = like.gradient_checkpointing
     return encoder.train(like.training)

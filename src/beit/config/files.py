@@ -87,6 +87,8 @@ def read_values(path: str | Path, name: str) -> dict[str, Any]:
         raise UserError(f"{name} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(values, dict):
         raise UserError(f"{name} must hold one `name: value` a line")
+    if "gradient_checkpointing" in values:  # until 0.2 a knob of beit segment
+        values["checkpoint_activations"] = "on" if values.pop("gradient_checkpointing") else "off"
     return values
 
 

@@ -148,6 +148,9 @@ class TrainingConfig(DevicesConfig, DataConfig):
     """Images per optimiser step over all devices and accumulation steps."""
     accumulate: PositiveInt = 1
     """Split every device's share of the batch into this many passes, whose losses are averaged, to save memory."""
+    checkpoint_activations: Literal["auto", "on", "off"] = "auto"
+    """Compute the activations of blocks again in the backward pass, to save memory for a third more time; auto: where
+    they do not fit otherwise. Does not change the result."""
 
     lr: PositiveFloat = 1.5e-3
     """Peak learning rate at a batch of `lr_batch_size`."""

@@ -45,8 +45,6 @@ class SegmentConfig(StartConfig):
     """Dropout of whole channels before the decoder's last layer; null for 0.1 (UPerNet) or 0 (PUP)."""
     auxiliary_weight: NonNegativeFloat = 0.4
     """Weight of the loss of each auxiliary head; 0 for none."""
-    gradient_checkpointing: bool = False
-    """Compute the encoder's activations again in the backward pass, to save memory."""
 
     crop: PositiveInt | Sides | None = None
     """Side, or height and width, of the crops to train on and of the windows of evaluation, in pixels; null for

@@ -48,6 +48,7 @@ _OF_PATCHES, _OF_FEATURES = {"pixel_norm"}, {"teacher", "teacher_layer"}
 _OF_DISTRIBUTIONS = {"kl_weight", "kl_steps", "temperature", "final_temperature", "temperature_steps"}
 _OF_GRADIENTS = {
     *("width", "blocks_per_group", "code_width", "epochs", "steps", "accumulate", "lr", "lr_batch_size"),
+    "checkpoint_activations",
     *("lr_scaling", "min_lr", "lr_steps", "warmup_epochs", "warmup_steps", "weight_decay", "beta1", "beta2"),
     *("clip_grad", "ema_decay", "nonfinite", "save_every", "keep", "log_every", "evaluations"),
 }

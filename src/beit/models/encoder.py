@@ -48,7 +48,7 @@ class BeitEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.grid: Grid = config.grid
-        self.gradient_checkpointing = False
+        self.checkpoint_activations = False
         """Recompute each block in the backward pass instead of keeping its activations: less memory, more time."""
 
         self.frozen_blocks = 0
@@ -203,7 +203,7 @@ class BeitEncoder(nn.Module):
         """The states after the blocks in `keep`, in its order; blocks above the highest are not run."""
         states: dict[int, Tensor] = {}
         for layer, (block, bias) in enumerate(self._blocks_and_biases(grid, places)):
-            if self.gradient_checkpointing and torch.is_grad_enabled():
+            if self.checkpoint_activations and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, bias, use_reentrant=False)
             else:
                 tokens = block(tokens, bias)

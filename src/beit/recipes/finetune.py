@@ -21,7 +21,6 @@ from beit.data.views.classification import ClassificationView
 from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.mixing import BatchMixing, smoothed
 from beit.metrics.classification import classification_sums, share_of_right, with_f1
-from beit.models.memory import activations_of_encoder
 from beit.stages.auto.choices import settle
 from beit.stages.scores.yardsticks import beside_classifier
 from beit.stages.session import Feed, Outcome, finished, open_images, open_session
@@ -68,7 +67,6 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
         product=Product(classes=labels.classes, description=description, facts=encoder_facts(model.encoder.config)),
         notes=Notes(
             about=[*about, rates(config, model.encoder)],
-            activations=activations_of_encoder(encoder, frozen_blocks=model.encoder.frozen_blocks),
             next_command=f"beit predict --model {config.out} IMAGE...",
         ),
     )

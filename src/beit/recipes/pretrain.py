@@ -21,7 +21,6 @@ from beit.data.views.pretraining import PretrainViews
 from beit.metrics.tokens import TokenBaselines, best_mixtures, best_mixtures_of_sums, token_accuracy
 from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.heads import MaskedImageModel
-from beit.models.memory import activations_of_masked_model
 from beit.stages.auto.choices import settle
 from beit.stages.session import Feed, Images, Outcome, finished, open_images, open_session
 from beit.stages.tasks.masked_modelling import (
@@ -160,7 +159,7 @@ def feed(config: PretrainConfig, images: Images, token_size: tuple[int, int]) ->
 
 
 def notes(config: PretrainConfig, model: MaskedImageModel, about: str) -> Notes:
-    """What is said of the run; its memory as if all patches were predicted."""
+    """What is said of the run."""
     patches = math.prod(model.encoder.grid)
     lines = [about]
     if model.decoder is not None:
@@ -169,10 +168,7 @@ def notes(config: PretrainConfig, model: MaskedImageModel, about: str) -> Notes:
         lines.append(f"{seen}; a decoder {depth} deep and {width} wide predicts the others")
         if hidden < LEAST_HIDDEN * patches:
             lines.append("with so few hidden it gains little time: try --num-masked 75%, or --encoder-sees all")
-    # Of every patch the logits and their softmax, always float32 in part.
-    predictions = 4 * 3 * patches * model.vocab_size
     return Notes(
         about=lines,
-        activations=activations_of_masked_model(model) + predictions,
         next_command=f"beit finetune --data ... --init {config.out} --out ...",
     )

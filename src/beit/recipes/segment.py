@@ -21,7 +21,6 @@ from beit.data.batches import SegmentationBatch
 from beit.data.label_maps.pairs import PairSource, open_pairs
 from beit.data.views.segmentation import SegmentationEvaluationView, SegmentationView
 from beit.metrics.segmentation import by_class, confusion, pixel_loss, segmentation_figures
-from beit.models.memory import activations_of_segmenter
 from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import Inference
 from beit.stages.auto.choices import settle
@@ -83,7 +82,6 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
         ),
         notes=Notes(
             about=[*about, inference.words()],
-            activations=activations_of_segmenter(model),
             next_command=f"beit predict --model {config.out} --out MAPS IMAGE...",
         ),
     )

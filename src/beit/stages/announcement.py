@@ -27,11 +27,7 @@ def announce(session: Session[Any], method: Method, feed: Feed, plan: Plan, prec
     sizes = [(x.numel(), x.requires_grad) for x in method.learner.model.parameters()]
     parameters, learning = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
     trained = method.learner.step is not None
-    # On each device, roughly: weights, gradients, two moments and the average; activations of a pass.
-    images = config.batch_size / (session.compute.world * config.accumulate)
-    stored = (1 if config.ema_decay is None else 2) * parameters + 3 * learning
-    activations = images * method.notes.activations * (0.5 if precision == "bf16" else 1)
-    memory = (4 * stored + activations) / 2**30
+    memory = f", about {session.memory / 2**30:.2g} GiB besides torch itself" if session.memory else ""
     epochs = plan.steps * config.batch_size / plan.images
     warmup, stated = plan.warmup_steps, config.warmup_steps or 0
     shortened = f", not the {stated:,} that the run would end in" if stated > warmup else ""
@@ -57,7 +53,7 @@ def announce(session: Session[Any], method: Method, feed: Feed, plan: Plan, prec
             f"rate       {plan.peak:.3g} at this batch size ({config.lr:.3g} at "
             f"{config.lr_batch_size}, {config.lr_scaling} scaling) after {warmup:,} steps of warm-up{shortened}"
         )
-    say(f"machine    {session.compute.world} x {device}, {precision}, about {memory:.2g} GiB besides torch itself")
+    say(f"machine    {session.compute.world} x {device}, {precision}{memory}")
     seconds = session.expected_seconds(plan)
     say(f"time       {'not measured' if seconds is None else f'about {duration(seconds)} for the whole run'}")
     say(f"results    {config.out}")

@@ -58,6 +58,8 @@ class Session(NamedTuple, Generic[Config]):
     """What is known of the model that `--init` names."""
     pace: Pace | None = None
     """What a rehearsal found."""
+    memory: float = 0.0
+    """Bytes that training takes on each device, besides torch itself; 0 where that is not known."""
 
     def expected_seconds(self, plan: Plan) -> float | None:
         """What the whole run will take, its start included, where a rehearsal told; the same on all ranks."""

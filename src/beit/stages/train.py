@@ -21,6 +21,8 @@ from beit.data.loaders import Loader, View, evaluation_batches
 from beit.data.sources.subsets import Subset, spread
 from beit.presets import Choice
 from beit.stages.announcement import announce, conclude
+from beit.stages.auto.memory import FEW as FEW_IMAGES
+from beit.stages.auto.memory import checkpoint_activations, fit_memory
 from beit.stages.auto.rehearsal import fit_into, measure
 from beit.stages.batches import Machine, each_batch, open_machine, report_skipped
 from beit.stages.overlap import write_images
@@ -54,6 +56,9 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
         _prepare(method, rehearsal, machine)
         is_prepared = True
     session = set_steps(session, lambda _: method, feed)
+    if is_prepared and not session.memory:
+        session = _fit_memory(session, method, feed)
+    checkpoint_activations(method.learner.model, session.config)
     if is_prepared and session.pace is None:
         session = session._replace(pace=estimate(session, method, feed))
     config, plan = session.config, feed.images.plan(session.config)
@@ -88,6 +93,13 @@ def _prepare(method: Method, batches: RunBatches, machine: Machine) -> None:
     assert method.prepare is not None
     with stoppable_preparation(machine.compute) as stop:
         method.prepare(batches, machine.precision, stop)
+
+
+def _fit_memory(session: Session[Config], method: Method, feed: Feed) -> Session[Config]:
+    """`session` with the memory that a pass of `method` takes, and how it fits."""
+    machine = open_machine(session.config, session.compute)
+    batch = RunBatches(session, feed, machine).few_to_train_on(2 * FEW_IMAGES)
+    return session if batch is None else fit_memory(session, method, batch, machine.precision)
 
 
 def estimate(session: Session[Any], method: Method, feed: Feed) -> Pace | None:
@@ -136,8 +148,11 @@ def set_steps(session: Session[Config], make_method: Callable[[Config], Method],
         return session
     long = dataclasses.replace(config, steps=10**6, budget=None)  # the rehearsal may not come to its end
     with torch.random.fork_rng(devices=[]):
+        method = make_method(long)
+        session = _fit_memory(session, method, feed)
+        config = session.config
         seconds = min(LONGEST_REHEARSAL, REHEARSAL * budget)
-        pace = rehearse(session._replace(config=long), make_method(long), feed, seconds)
+        pace = rehearse(session._replace(config=long), method, feed, seconds)
     left = max(0.0, budget - (time.monotonic() - session.began))
     steps, evaluations = compute.from_main(lambda: fit_into(left, pace, config))
     steps, remark = within_epochs(session.verb, len(feed.images.train), config.batch_size, steps)
@@ -233,9 +248,13 @@ class RunBatches:
         """One image through the training view, and one through the evaluation: a mistake shows in seconds, and before
         anything is written."""
         model = method.learner.model.to(self.machine.compute.device)
-        next(self._each_once(self._feed.images.train, self._feed.view, 1), None)
+        self.few_to_train_on(1)
         next(self.evaluate("held_back", partial(method.evaluation.evaluate_batch, model.eval()), 1) or iter(()), None)
         model.train()
+
+    def few_to_train_on(self, count: int) -> Any:
+        """A batch of so many training images, fewer where some are damaged; None where none can be read."""
+        return next(self._each_once(self._feed.images.train, self._feed.view, count), None)
 
     def _each_once(self, source: Source, view: View, batch_size: int) -> Iterator[Any]:
         """The images of `source` on the device, damaged ones left out."""

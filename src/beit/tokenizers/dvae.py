@@ -17,6 +17,7 @@ from typing import NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from beit.config.architecture import DiscreteVAEConfig
 from beit.tokenizers.base import CategoricalTokenizer, VisualTokenizer
@@ -106,10 +107,16 @@ class Layers(nn.Module):
     def __init__(self, layers: OrderedDict[str, nn.Module]) -> None:
         super().__init__()
         self.blocks = nn.Sequential(layers)
+        self.checkpoint_activations = False
+        """Recompute each group in the backward pass instead of keeping its activations: less memory, more time."""
 
     def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.blocks(x)
-        return output
+        for name, layer in self.blocks.named_children():
+            if self.checkpoint_activations and torch.is_grad_enabled() and name.startswith("group"):
+                x = checkpoint(layer, x, use_reentrant=False)
+            else:
+                x = layer(x)
+        return x
 
 
 def _encoder_layers(config: DiscreteVAEConfig, channels: int) -> OrderedDict[str, nn.Module]:

@@ -106,8 +106,6 @@ class Notes:
 
     about: Sequence[str] = ()
     """Lines about the model and the task."""
-    activations: float = 0
-    """Bytes of activations for each image of a pass, roughly."""
     conclusion: Callable[[Mapping[str, Any]], Sequence[str]] = lambda results: ()
     """results.json in words, to end with."""
     next_command: str = ""

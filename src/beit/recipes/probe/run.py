@@ -30,7 +30,6 @@ from beit.metrics.classification import classification_sums, hits
 from beit.metrics.neighbours import knn_votes
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import LayerProbes, LinearProbe, layer_features
-from beit.models.memory import activations_of_encoder
 from beit.recipes.probe.features import FeatureBatch, feature_view
 from beit.stages.auto.choices import settle
 from beit.stages.batches import open_machine
@@ -152,8 +151,6 @@ class Probing:
                 f"{config.knn} neighbours vote, among {min(len(self.bank), config.knn_images):,} training images",
                 f"the features of {images:,} images take {memory:.1f} GiB",
             ],
-            # Without gradients the encoder holds the activations of one block.
-            activations=activations_of_encoder(self.encoder.config) / len(self.layers),
             conclusion=conclusion,
             next_command=f"beit predict --model {config.out} IMAGE...",
         )

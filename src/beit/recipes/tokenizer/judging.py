@@ -49,7 +49,7 @@ def evaluate(model: nn.Module, batch: ImageBatch) -> dict[str, Tensor]:
     return reconstruction_sums(cast(VisualTokenizer, model), batch.image)
 
 
-def notes(config: TokenizerConfig, model: VisualTokenizer, *further: str, activations: float = 0) -> Notes:
+def notes(config: TokenizerConfig, model: VisualTokenizer, *further: str) -> Notes:
     """What is said of a run that makes `model`."""
     stride, size = model.stride, config.image_size
     about = (
@@ -58,7 +58,6 @@ def notes(config: TokenizerConfig, model: VisualTokenizer, *further: str, activa
     )
     return Notes(
         about=[about, *further],
-        activations=activations,
         next_command=f"beit pretrain --data {' '.join(config.sources)} --tokenizer {config.out} "
         f"--out {Path(config.out).parent / 'pretrain'}",
     )

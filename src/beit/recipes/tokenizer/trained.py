@@ -15,7 +15,6 @@ from beit.config.architecture import DiscreteVAEConfig
 from beit.config.errors import given_by
 from beit.config.tokenizer import FiniteScalarVAEConfig, TokenizerConfig
 from beit.data.batches import ImageBatch
-from beit.models.memory import activations_of_tokenizer
 from beit.recipes.tokenizer.judging import evaluation, notes
 from beit.stages.network import TOKENIZER_KNOBS, require_equal
 from beit.stages.session import Images, Session
@@ -56,7 +55,7 @@ def reconstruction_method(config: TokenizerConfig, session: Session[Any], images
     return Method(
         learner=Learner(model=model, step=step, summarise=summarise),
         evaluation=replace(evaluation(config, session, images), at_start=config.init is not None),
-        notes=notes(config, model, *about, activations=activations_of_tokenizer(model.config)),
+        notes=notes(config, model, *about),
     )
 
 

@@ -56,7 +56,7 @@ def measure(
 ) -> Pace:
     """The pace of `method`, whose evaluation and final test take so many `passes`, on this machine; about `seconds`
     are spent on steps. The method is left as it was."""
-    with _untouched(method), torch.random.fork_rng(devices=[]):
+    with untouched(method), torch.random.fork_rng(devices=[]):
         step, size = _time_steps(method, batches, plan, compute, precision, seconds)
         with eval_mode(compute.device, precision):
             a_pass, drawing = _time_evaluation(method, batches, compute)
@@ -65,7 +65,7 @@ def measure(
 
 
 @contextmanager
-def _untouched(method: Method) -> Iterator[None]:
+def untouched(method: Method) -> Iterator[None]:
     """What the method learns is taken back at the end."""
     modules = [method.learner.model, *method.learner.companions.values()]
     before = [copy.deepcopy(module.state_dict()) for module in modules]

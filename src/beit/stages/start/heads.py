@@ -50,7 +50,6 @@ def starting_segmenter(config: SegmentConfig, classes: tuple[str, ...]) -> tuple
         auxiliary=config.auxiliary_weight > 0,
         dropout=(0.1 if upernet else 0.0) if dropout is None else dropout,
     )
-    encoder.gradient_checkpointing = config.gradient_checkpointing
     blocks, last = [*map(str, layers)], encoder.config.depth - 1
     if layers[-1] != last:  # blocks above those that the decoder reads would never learn
         raise UserError(f"--layers {' '.join(blocks)} must end with the last block of the encoder, {last}")

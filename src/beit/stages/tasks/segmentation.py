@@ -12,12 +12,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from beit.config.architecture import EncoderConfig
 from beit.config.errors import RunFailed, UserError, out_of_memory
 from beit.data.batches import SegmentationBatch
 from beit.data.decode import ImageError
 from beit.data.label_maps.pairs import PairSource
 from beit.metrics.segmentation import segmentation_sums
-from beit.models.memory import attention_memory
 from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import Inference, Size, likeliest, pair
 from beit.pixels import scale_size
@@ -68,12 +68,19 @@ def require_memory(model: SemanticSegmenter, inference: Inference, size: Size, d
     if inference.stride is not None:
         return
     sizes = inference.sizes(scale_size(size, inference.input_side))
-    required, memory = max(attention_memory(model.encoder.config, size) for size in sizes), memory_of(device)
+    required, memory = max(_bias_bytes(model.encoder.config, size) for size in sizes), memory_of(device)
     if required > memory:
         raise TooLarge(
             f"an image of {size[1]}x{size[0]} px in one pass takes {required / 2**30:,.0f} GiB for attention alone, "
             f"of {memory / 2**30:,.0f}; choose --window slide, or make it smaller"
         )
+
+
+def _bias_bytes(config: EncoderConfig, size: Size) -> int:
+    """Bytes, at least, of the position bias of one block for an image of `size`: for every pair of tokens the row of
+    the table, int64, and each head's value, float32. 0 without a bias, for then attention keeps no pairs."""
+    rows, columns = (-(-side // config.patch_size) for side in size)
+    return 0 if config.bias == "none" else (1 + rows * columns) ** 2 * (8 + 4 * config.num_heads)
 
 
 def require_memory_for_all(

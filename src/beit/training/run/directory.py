@@ -36,7 +36,7 @@ FILES = (LOG, METRICS, RESULTS, REPORT, HELD_BACK, TRAINED_ON, JUDGED)
 LAYOUT = (*FILES, SAMPLES, MODEL, MODEL_BEST, CHECKPOINTS, *TRACKERS, STATUS, CONFIG)
 """All that is a run's own, in the order in which it is deleted: what marks the folder as a run goes last."""
 
-_OF_MACHINE = {"accumulate", "device", "devices", "max_bad", "timeout", "workers"}
+_OF_MACHINE = {"accumulate", "checkpoint_activations", "device", "devices", "max_bad", "timeout", "workers"}
 _OF_OUTPUT = {"keep", "log_every", "out", "save_every", "tensorboard", "wandb"}
 CHANGEABLE = frozenset(_OF_MACHINE | _OF_OUTPUT)
 """Knobs that may differ when a run continues."""

@@ -1,0 +1,91 @@
+"""How much memory training takes, measured on a few images, and how its passes are made to fit into it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from beit.config.run import TrainingConfig
+from beit.models.encoder import BeitEncoder
+from beit.presets import Choice
+from beit.stages.auto.rehearsal import untouched
+from beit.stages.session import Session
+from beit.tokenizers.dvae import Layers
+from beit.training.device import Compute, Precision, autocast, memory_of
+from beit.training.method import Method, Step
+
+FEW = 2
+"""Images of the smaller pass that is measured: batch norms need two."""
+SPARE = 0.25
+"""Share of the memory that is left to gradients on their way and to all that is not counted."""
+
+
+def fit_memory(session: Session[Any], method: Method, batch: Any, precision: Precision) -> Session[Any]:
+    """`session` with the memory that training takes; `--checkpoint-activations auto` becomes on where a pass does not
+    fit otherwise.
+
+    batch: a few training images on the device.
+    """
+    if method.learner.step is None:
+        return session
+    config, compute, model = session.config, session.compute, method.learner.model
+    memory = (1 - SPARE) * compute.from_main(lambda: memory_of(compute.device))
+    memory /= compute.world if compute.device.type == "cpu" else 1
+    images: float = config.batch_size / (compute.world * config.accumulate)
+    wish, needed, choices = config.checkpoint_activations, list[float](), session.choices
+    for choice in ("off", "on") if wish == "auto" else (wish,):
+        config = replace(config, checkpoint_activations=choice).as_typed(config.typed)
+        checkpoint_activations(model, config)
+        an_image = bytes_for_an_image(method, batch, compute, precision)
+        needed.append(images * an_image + _state_bytes(model, averaged=config.ema_decay is not None))
+        if needed[-1] <= memory:
+            break
+    if needed[1:]:
+        reason = f"passes of {images:.0f} images take {needed[0] / 2**30:.1f} GiB else, of {memory / 2**30:.1f}"
+        choices = (*choices, Choice({"checkpoint_activations": choice}, reason))
+    return session._replace(config=config, memory=needed[-1], choices=choices)
+
+
+def checkpoint_activations(model: nn.Module, config: TrainingConfig) -> None:
+    """Let the blocks of `model` compute their activations again in the backward pass, or keep them."""
+    for module in model.modules():
+        if isinstance(module, BeitEncoder | Layers):
+            module.checkpoint_activations = config.checkpoint_activations == "on"
+
+
+def bytes_for_an_image(method: Method, batch: Any, compute: Compute, precision: Precision) -> float:
+    """Bytes that a training pass keeps for its gradient, for each of its images: what some take more than a few. The
+    method is left as it was."""
+    step, model = method.learner.step, method.learner.model.train()
+    assert step is not None, "what takes no steps keeps nothing"
+    with untouched(method), torch.random.fork_rng(devices=[]), autocast(compute.device, precision):
+        few, some = (_bytes_kept(step, model, _of_size(batch, count)) for count in (FEW, 2 * FEW))
+    return (some - few) / FEW
+
+
+def _bytes_kept(step: Step, model: nn.Module, batch: Any) -> int:
+    """Bytes that autograd keeps after the forward pass of a step."""
+    storages: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = step(model, batch, 0)  # kept alive until all is counted
+    del output
+    return sum(storages.values())
+
+
+def _of_size(batch: Any, count: int) -> Any:
+    """The images of a batch, over and over, until there are `count`."""
+    return type(batch)(*(part[torch.arange(count, device=part.device) % len(part)] for part in batch))
+
+
+def _state_bytes(model: nn.Module, averaged: bool) -> float:
+    """Bytes of weights, their average, gradients and two moments, all float32."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return 4 * sum(size * (1 + averaged + 3 * learns) for size, learns in sizes)

@@ -1,0 +1,80 @@
+"""The memory that training takes is measured, and activations are computed again where they do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_runs import finetune_config, tokenizer_config
+from torch import nn
+
+import beit
+from beit.data.batches import ImageBatch
+from beit.recipes.finetune import finetune
+from beit.recipes.tokenizer.run import tokenizer
+from beit.stages.auto import memory
+from beit.training.device import Compute
+from beit.training.method import Evaluation, Learner, Method, StepOutput
+
+CPU = Compute(torch.device("cpu"))
+
+
+def test_what_a_pass_keeps_is_counted_and_the_model_left_as_it_was() -> None:
+    """The square of 4 outputs keeps them, and the product 3 x 8 x 8 inputs and no weight that is there anyway."""
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192, affine=False), nn.Linear(192, 4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def step(model: nn.Module, batch: ImageBatch, index: int) -> StepOutput:
+        return StepOutput(model(batch.image.float()).square().sum(), {})
+
+    method = Method(learner=Learner(model=model, step=step), evaluation=Evaluation(evaluate_batch=lambda m, b: {}))
+    batch = ImageBatch(torch.randint(256, (3, 3, 8, 8), dtype=torch.uint8))
+    # The norm's input has no gradient, so that the norm keeps nothing.
+    assert memory.bytes_for_an_image(method, batch, CPU, "float32") == 4 * (192 + 4)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["dvae", "fsq"])
+def test_recomputed_activations_of_a_tokenizer_change_no_gradient(kind: str) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 25, "width": 8, "stride": 4, "blocks_per_group": 1, "code_width": 8}
+    config = tokenizer_config(Path("images"), Path("run"), kind=kind, **sizes).architecture()
+    model = (beit.tokenizers.dvae.DiscreteVAE if kind == "dvae" else beit.tokenizers.fsq.FiniteScalarVAE)(config)
+    images = torch.rand(2, 3, 16, 16)
+
+    def gradients(recompute: bool) -> list[torch.Tensor]:
+        model.zero_grad()
+        model.encoder.checkpoint_activations = model.decoder.checkpoint_activations = recompute
+        torch.manual_seed(1)
+        outputs = model(images, 1.0) if kind == "dvae" else model(images)
+        outputs[1].square().sum().backward()
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+    for ours, expected in zip(gradients(True), gradients(False), strict=True):
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("verb", ["tokenizer", "finetune"])
+def test_activations_are_computed_again_where_they_do_not_fit_and_the_run_is_the_same(
+    verb: str,
+    images: Path,
+    colours: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, make, data = {
+        "tokenizer": (tokenizer, tokenizer_config, images),
+        "finetune": (finetune, finetune_config, colours),
+    }[verb]
+    run(make(data, tmp_path / "roomy"))
+    assert "checkpoint_activations" not in capsys.readouterr().out
+    monkeypatch.setattr(memory, "memory_of", lambda device: 1)
+    run(make(data, tmp_path / "tight"))
+    assert "checkpoint_activations on: passes of 8 images take" in capsys.readouterr().out
+    words = [yaml.safe_load((tmp_path / name / "config.yaml").read_text()) for name in ("roomy", "tight")]
+    assert [values["checkpoint_activations"] for values in words] == ["off", "on"]
+    roomy, tight = (beit.load_model(tmp_path / name).state_dict() for name in ("roomy", "tight"))
+    assert all(torch.equal(roomy[name], tight[name]) for name in roomy)
