@@ -68,7 +68,7 @@ def test_visible_patches_need_masks_of_one_count(tiny: Tiny) -> None:
     model = MaskedImageModel(encoder, 20, encoder_sees="visible", num_masked=12)
     mask = torch.zeros(2, 16, dtype=torch.bool)
     mask[0, :12] = mask[1, :11] = True
-    with pytest.raises(ValueError, match=r"hides 11 patches .* made for 12"):
+    with pytest.raises(ValueError, match=r"has 11 patches .* num_masked is 12"):
         model(torch.rand(2, 3, 32, 32), mask)
     for options, fault in (
         ({"num_masked": 16}, "num_masked 16 is not between 1 and 15"),
@@ -77,6 +77,18 @@ def test_visible_patches_need_masks_of_one_count(tiny: Tiny) -> None:
     ):
         with pytest.raises(UserError, match=fault):
             MaskedImageModel(encoder, 20, encoder_sees="visible", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sees", ["all", "visible"])
+def test_a_count_of_patches_changes_no_logit_and_is_held_to(sees: Literal["all", "visible"], tiny: Tiny) -> None:
+    model = MaskedImageModel(BeitEncoder(tiny()), 20, encoder_sees=sees, num_masked=6).eval()
+    mask = torch.rand(3, 16).argsort(dim=1) < 6
+    images = torch.rand(3, 3, 32, 32)
+    everything = torch.ones_like(mask)
+    assert torch.equal(model(images, mask), model(images, mask, count=6))
+    assert torch.equal(model(images, mask, everything), model(images, mask, everything, count=16))
+    with pytest.raises(ValueError, match="has 6 patches of an image, but count is 7"):
+        model(images, mask, count=7)
 
 
 def test_every_parameter_has_a_part_in_visible_predictions(tiny: Tiny) -> None:

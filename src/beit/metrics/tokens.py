@@ -88,11 +88,6 @@ class TokenBaselines(nn.Module):
         return (self.distance[None] + hidden).argmin(dim=2)
 
 
-def token_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Share of the targets (M,) that are the most likely in logits (M, V)."""
-    return (logits.argmax(dim=1) == targets).float().mean()
-
-
 def patch_sums(means: Mapping[str, Tensor], predict: Tensor) -> dict[str, Tensor]:
     """Means over the predicted patches of a batch as sums over them, with their `count`."""
     count = predict.sum()

@@ -14,7 +14,7 @@ from beit.config.architecture import InitScheme
 from beit.config.errors import require
 from beit.config.pretrain import PixelNorm
 from beit.models.encoder import BeitEncoder, init_weights
-from beit.models.layers import patch_statistics
+from beit.models.layers import linear_cross_entropy, patch_statistics
 from beit.models.patch_decoder import PatchDecoder, default_decoder_width
 from beit.models.position import Grid
 from beit.pixels import cut_patches
@@ -75,26 +75,38 @@ class MaskedImageModel(EncoderWithHead):
         self.token_head = nn.Linear(width, vocab_size)
         init_weights(self, keep=encoder)
 
-    def forward(self, images: Tensor, mask: Tensor, predict: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        mask: Tensor,
+        predict: Tensor | None = None,
+        tokens: Tensor | None = None,
+        count: int | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits of the patches in `predict`, (number of True, vocab_size), in the order of predict.flatten().
 
         images: (B, 3, H, W), float in [0, 1] or uint8. mask: bool (B, h, w) or (B, N), True = hidden.
         predict: the patches to predict, shaped like a mask; by default the hidden ones.
-        Raises ValueError for a mask that is not of these patches, and, where the encoder sees the visible patches
-        alone, for one that hides another number than `num_masked` in an image.
+        tokens: int64 (B, h, w), the truth: gives the cross-entropy of the predicted ones and the share that is right
+            instead of logits, which are never there at once.
+        count: patches that `predict` has of every image, where that is known: no shape depends on a value then.
+        Raises ValueError for a mask that is not of these patches, and, outside compilation, for one that has another
+        number of them in an image than `count`, or hides another than `num_masked` where only the visible are seen.
         """
         grid = self.encoder.grid_of(images)
         mask = _flat_mask("mask", mask, (len(images), math.prod(grid)))
         predict = mask if predict is None else _flat_mask("predict", predict, mask.shape)
         if self.decoder is None:
-            tokens, norm = self._all_tokens(images, mask, grid), self.norm
+            states, norm = self._all_tokens(images, mask, grid), self.norm
         else:
-            tokens, norm = self._tokens_of_visible(images, mask, grid, self.decoder), self.decoder.norm
-        prefix = tokens.shape[1] - predict.shape[1]
-        rows = F.pad(predict, (prefix, 0)).flatten().nonzero().squeeze(1)
+            states, norm = self._tokens_of_visible(images, mask, grid, self.decoder), self.decoder.norm
+        prefix = states.shape[1] - predict.shape[1]
         # The norm works on each token alone, so only the predicted ones go through it.
-        logits: Tensor = self.token_head(norm(tokens.flatten(0, 1).index_select(0, rows)))
-        return logits
+        features = norm(states.flatten(0, 1).index_select(0, rows_of(F.pad(predict, (prefix, 0)), count)))
+        if tokens is None:
+            logits: Tensor = self.token_head(features)
+            return logits
+        return linear_cross_entropy(features, self.token_head, tokens.flatten()[rows_of(predict, count)])
 
     def _all_tokens(self, images: Tensor, mask: Tensor, grid: Grid) -> Tensor:
         """(B, 1 + N, D) of an encoder that sees all patches, the hidden ones as mask tokens."""
@@ -110,12 +122,7 @@ class MaskedImageModel(EncoderWithHead):
         places = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, : mask.shape[1] - self.num_masked]
         seen = self.encoder.transform(self.encoder.embed(images, places), grid, places)
         tokens: Tensor = decoder(self.norm(seen), places, self.mask_token, grid)
-        # Asked last, because a GPU is waited for.
-        if others := set(mask.sum(dim=1).tolist()) - {self.num_masked}:
-            raise ValueError(
-                f"mask hides {min(others)} patches of an image, but this model was made for {self.num_masked} "
-                f"(num_masked); give masks that hide {self.num_masked} patches of every image"
-            )
+        _require_count("num_masked", mask, self.num_masked)  # last, because a GPU is waited for
         return tokens
 
     def pixel_targets(self, images: Tensor, predict: Tensor, norm: PixelNorm = "none") -> Tensor:
@@ -241,6 +248,28 @@ def pool_tokens(encoder: BeitEncoder, tokens: Tensor, pool: Pool) -> Tensor:
     tokens = encoder.normed(tokens)
     parts = {"mean": tokens[:, encoder.num_prefix_tokens :].mean(dim=1), "cls": tokens[:, 0]}
     return torch.cat([parts[name] for name in pool.split("_")], dim=1)
+
+
+def rows_of(mask: Tensor, count: int | None = None) -> Tensor:
+    """Where a bool mask (B, N) is True, as places in mask.flatten(), int64 (M,). count: how often it is so in every
+    row, where that is known."""
+    if count is None:
+        return mask.flatten().nonzero().squeeze(1)
+    # A stable sort puts those that are True first, row by row: shapes that do not depend on the values.
+    places = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
+    _require_count("count", mask, count)
+    return (places + mask.shape[1] * torch.arange(len(mask), device=mask.device)[:, None]).flatten()
+
+
+def _require_count(name: str, mask: Tensor, count: int) -> None:
+    """ValueError where a row of the mask (B, N) has not `count` patches, which `name` says."""
+    if torch.compiler.is_compiling() or mask.is_meta:
+        return
+    if others := set(mask.sum(dim=1).tolist()) - {count}:
+        raise ValueError(
+            f"mask has {min(others)} patches of an image, but {name} is {count}; give masks that have as many of "
+            f"every image"
+        )
 
 
 def _flat_mask(name: str, mask: Tensor, patches: Sequence[int]) -> Tensor:

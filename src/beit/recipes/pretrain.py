@@ -18,7 +18,7 @@ from beit.config.pretrain import PretrainConfig
 from beit.data.batches import PretrainBatch
 from beit.data.sources.opening import open_splits
 from beit.data.views.pretraining import PretrainViews
-from beit.metrics.tokens import TokenBaselines, best_mixtures, best_mixtures_of_sums, token_accuracy
+from beit.metrics.tokens import TokenBaselines, best_mixtures, best_mixtures_of_sums
 from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.heads import MaskedImageModel
 from beit.stages.auto.choices import settle
@@ -28,6 +28,7 @@ from beit.stages.tasks.masked_modelling import (
     masked_image_model,
     masked_image_modelling,
     masking_of,
+    num_predicted,
     patches_to_predict,
     pixel_loss,
     pixel_sums,
@@ -82,12 +83,12 @@ def token_method(
     """Predict the visual tokens of a trained tokenizer, whose weights have the hash `identity`."""
     token_size = token_image_size(config, tokenizer)
     baselines = TokenBaselines(model.encoder.config.grid, tokenizer.vocab_size)
+    count = num_predicted(config)
 
     def step(model: nn.Module, batch: PretrainBatch, index: int) -> StepOutput:
         predict = patches_to_predict(config, batch.mask)
-        tokens, logits, loss = masked_image_modelling(model, tokenizer, batch, predict)
-        metrics = {"token_accuracy": token_accuracy(logits, tokens[predict])}
-        metrics |= baselines.losses(tokens, batch.mask, predict)
+        tokens, loss, share = masked_image_modelling(model, tokenizer, batch, predict, count)
+        metrics = {"token_accuracy": share, **baselines.losses(tokens, batch.mask, predict)}
         baselines.observe(tokens)
         return StepOutput(loss, metrics)
 

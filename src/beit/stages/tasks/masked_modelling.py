@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -14,7 +15,7 @@ from beit.config.pretrain import PretrainConfig
 from beit.data.batches import PretrainBatch
 from beit.data.views.pretraining import PretrainEvaluationView
 from beit.masking import BlockwiseMasking, NoMasking, RandomMasking
-from beit.metrics.tokens import TokenBaselines, patch_sums, token_accuracy
+from beit.metrics.tokens import TokenBaselines, patch_sums
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import MaskedImageModel
 from beit.tokenizers.base import VisualTokenizer
@@ -23,17 +24,18 @@ TokenFigures = Callable[[Tensor, Tensor, Tensor, Tensor], dict[str, Tensor]]
 
 
 def masked_image_modelling(
-    model: nn.Module, tokenizer: VisualTokenizer, batch: PretrainBatch, predict: Tensor
+    model: nn.Module, tokenizer: VisualTokenizer, batch: PretrainBatch, predict: Tensor, count: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The method: the visual tokens (B, h, w) of the images, and the logits (M, V) and loss of the predicted ones.
+    """The method: the visual tokens (B, h, w) of the images, and of the predicted ones the loss and the share right.
 
     Paper equation 1: maximise the log-likelihood of the tokens of the hidden patches given the image without
-    them. `predict` (B, h, w) says which M patches to predict: those hidden by `batch.mask`, or all.
+    them. `predict` (B, h, w) says which patches to predict, those hidden by `batch.mask`, or all; `count` how many of
+    each image, where that is fixed.
     """
     with torch.no_grad():
         tokens = tokenizer.encode(batch.token_image)
-    logits = model(batch.image, batch.mask, predict)
-    return tokens, logits, F.cross_entropy(logits.float(), tokens[predict])
+    loss, share = model(batch.image, batch.mask, predict, tokens, count)
+    return tokens, loss, share
 
 
 def evaluation_view(config: PretrainConfig, token_size: tuple[int, int]) -> PretrainEvaluationView:
@@ -85,6 +87,13 @@ def patches_to_predict(config: PretrainConfig, mask: Tensor) -> Tensor:
     return mask if config.predict == "masked" else torch.ones_like(mask)
 
 
+def num_predicted(config: PretrainConfig) -> int | None:
+    """How many they are in every image; None where that varies."""
+    if config.predict == "all":
+        return math.prod(config.architecture().grid)
+    return masking_of(config).num_masked if config.mask_count == "exact" else None
+
+
 def pixel_loss(
     config: PretrainConfig, network: MaskedImageModel, model: nn.Module, batch: PretrainBatch, predict: Tensor
 ) -> Tensor:
@@ -105,12 +114,14 @@ def token_sums(
     """Loss and accuracy of a batch's tokens, and what `baselines` score, as sums over the predicted patches; and what
     `besides` makes of the tokenizer's images, their tokens, the logits and the patches predicted."""
     predict = patches_to_predict(config, batch.mask)
-    tokens, logits, loss = masked_image_modelling(model, tokenizer, batch, predict)
-    means = {"loss": loss, "token_accuracy": token_accuracy(logits, tokens[predict])}
+    tokens, loss, share = masked_image_modelling(model, tokenizer, batch, predict, num_predicted(config))
+    means = {"loss": loss, "token_accuracy": share}
     if baselines is not None:
         means |= baselines.losses(tokens, batch.mask, predict)
     sums = patch_sums(means, predict)
-    return sums if besides is None else sums | besides(batch.token_image, tokens, logits, predict)
+    if besides is None:
+        return sums
+    return sums | besides(batch.token_image, tokens, model(batch.image, batch.mask, predict), predict)
 
 
 def pixel_sums(
