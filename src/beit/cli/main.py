@@ -26,6 +26,7 @@ from beit.config.run import TrainingConfig
 from beit.config.segment import SegmentConfig
 from beit.config.tokenizer import TokenizerConfig
 from beit.config.use import (
+    BenchmarkConfig,
     CheckConfig,
     ConvertConfig,
     DemoConfig,
@@ -69,6 +70,7 @@ VERBS: dict[str, Verb] = {
     "convert": Verb(
         ConvertConfig, "convert", "write a model in the format of another library", ("source", "destination")
     ),
+    "benchmark": Verb(BenchmarkConfig, "benchmark", "how fast this machine is, stage by stage"),
     "presets": Verb(PresetsConfig, "presets", "recipes and released models by name", ("verb",)),
 }
 

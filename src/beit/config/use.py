@@ -198,6 +198,29 @@ class ReportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig(MachineConfig):
+    """What this machine does, stage by stage, in a minute or two: images a second, the share of its own rate of
+    matrix products, memory, waiting for data, and how long the recipes would take."""
+
+    encoder: Literal["tiny", "small", "base", "large"] = "base"
+    """A network of `beit presets pretrain`, by its width and depth."""
+    image_size: PositiveInt = 224
+    """Side of the images in pixels."""
+    patch_size: PositiveInt = 16
+    """Side of a patch in pixels."""
+    batch_size: PositiveInt = 8
+    """Images of a step; a quarter of it in segmentation, two at least."""
+    seconds: PositiveFloat = 3.0
+    """Time for each stage; one step after the first takes place in any case."""
+    json: str | None = None
+    """A .json file for all figures."""
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+        require(self.json is None or self.json.endswith(".json"), f"--json {self.json} must end in .json")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PresetsConfig:
     """List recipes and released models by name, with their sources."""
 

@@ -18,7 +18,7 @@ from beit.data.sources.subsets import spread
 from beit.presets import BUDGET, NOTHING_KNOWN, Facts, resolve
 from beit.stages.session import Config, Images, Session
 from beit.tokenizers.base import VisualTokenizer
-from beit.training.device import Compute, Precision, autocast, choose_precision
+from beit.training.device import Compute, Precision, choose_precision
 
 SAMPLE = 32
 """Images that are looked at for their size."""
@@ -68,9 +68,10 @@ def median_side(source: Source) -> float:
 
 def rate_of(compute: Compute, precision: Precision) -> float:
     """Multiply-adds a second in products of matrices, on all devices together."""
-    matrix = torch.full((MATRIX, MATRIX), 0.5, device=compute.device)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    matrix = torch.full((MATRIX, MATRIX), 0.5, device=compute.device, dtype=dtype)
     done, start = -1, 0.0
-    with torch.no_grad(), autocast(compute.device, precision):
+    with torch.no_grad():
         while done < 1 or time.monotonic() - start < PRODUCTS_FOR:
             float((matrix @ matrix)[0, 0])  # which waits for it
             if done < 0:

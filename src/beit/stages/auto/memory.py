@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from beit.stages.auto.rehearsal import untouched
 from beit.stages.session import Session
 from beit.tokenizers.dvae import Layers
 from beit.training.device import Compute, Precision, autocast, memory_of
-from beit.training.method import Method, Step
+from beit.training.method import Method
 
 FEW = 2
 """Images of the smaller pass that is measured: batch norms need two."""
@@ -40,7 +42,7 @@ def fit_memory(session: Session[Any], method: Method, batch: Any, precision: Pre
         config = replace(config, checkpoint_activations=choice).as_typed(config.typed)
         checkpoint_activations(model, config)
         an_image = bytes_for_an_image(method, batch, compute, precision)
-        needed.append(images * an_image + _state_bytes(model, averaged=config.ema_decay is not None))
+        needed.append(images * an_image + state_bytes(model, averaged=config.ema_decay is not None))
         if needed[-1] <= memory:
             break
     if needed[1:]:
@@ -62,12 +64,13 @@ def bytes_for_an_image(method: Method, batch: Any, compute: Compute, precision: 
     step, model = method.learner.step, method.learner.model.train()
     assert step is not None, "what takes no steps keeps nothing"
     with untouched(method), torch.random.fork_rng(devices=[]), autocast(compute.device, precision):
-        few, some = (_bytes_kept(step, model, _of_size(batch, count)) for count in (FEW, 2 * FEW))
+        passes = (partial(step, model, _of_size(batch, count), 0) for count in (FEW, 2 * FEW))
+        few, some = map(bytes_kept, passes)
     return (some - few) / FEW
 
 
-def _bytes_kept(step: Step, model: nn.Module, batch: Any) -> int:
-    """Bytes that autograd keeps after the forward pass of a step."""
+def bytes_kept(forward: Callable[[], object]) -> int:
+    """Bytes that autograd keeps after a forward pass."""
     storages: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -75,8 +78,7 @@ def _bytes_kept(step: Step, model: nn.Module, batch: Any) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = step(model, batch, 0)  # kept alive until all is counted
-    del output
+        _output = forward()  # alive until all is counted
     return sum(storages.values())
 
 
@@ -85,7 +87,7 @@ def _of_size(batch: Any, count: int) -> Any:
     return type(batch)(*(part[torch.arange(count, device=part.device) % len(part)] for part in batch))
 
 
-def _state_bytes(model: nn.Module, averaged: bool) -> float:
+def state_bytes(model: nn.Module, averaged: bool) -> float:
     """Bytes of weights, their average, gradients and two moments, all float32."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return 4 * sum(size * (1 + averaged + 3 * learns) for size, learns in sizes)
