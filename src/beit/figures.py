@@ -185,6 +185,7 @@ _TABLE = (
     Figure("grad_norm", "Gradient norm", group="process", log_scale=True),
     Figure("images_per_second", "Images per second", group="process"),
     Figure("data_wait", "Share of time waiting for data", style="percent", group="process"),
+    Figure("mfu", "Share of the machine's rate of matrix products", style="percent", group="process"),
 )
 FIGURES = {figure.name: figure for figure in _TABLE}
 MASKED_TOKEN_LOSS = Figure(

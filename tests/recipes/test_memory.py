@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import beit
 from beit.data.batches import ImageBatch
 from beit.recipes.finetune import finetune
 from beit.recipes.tokenizer.run import tokenizer
-from beit.stages.auto import memory
+from beit.stages.auto import memory, rehearsal
 from beit.training.device import Compute
 from beit.training.method import Evaluation, Learner, Method, StepOutput
 
@@ -78,3 +79,18 @@ def test_activations_are_computed_again_where_they_do_not_fit_and_the_run_is_the
     assert [values["checkpoint_activations"] for values in words] == ["off", "on"]
     roomy, tight = (beit.load_model(tmp_path / name).state_dict() for name in ("roomy", "tight"))
     assert all(torch.equal(roomy[name], tight[name]) for name in roomy)
+
+
+def test_the_share_of_the_machines_rate_is_in_the_log(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a rate of one multiply-add a second it is those of an image times the images of a second."""
+    monkeypatch.setattr(rehearsal, "rate_of", lambda compute, precision: 1.0)
+    finetune(finetune_config(colours, tmp_path / "run", steps=10))
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    works = [line["mfu"] / line["images_per_second"] for line in lines if "mfu" in line]
+    # A block of width D on T tokens, forward: 12 D^2 T in its layers and 2 D T^2 in attention; twice that backward,
+    # but for the patches' projection, whose pixels need no gradient.
+    width, tokens, depth, classes = 16, 17, 2, len(beit.load_model(tmp_path / "run").head.bias)
+    block = 12 * width**2 * tokens + 2 * width * tokens**2
+    assert works == pytest.approx([3 * (depth * block + width * classes) + 2 * 16 * width * 3 * 8**2] * 5)

@@ -27,7 +27,7 @@ from beit.training.state import TrainingState
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
-TIMINGS = {"images_per_second", "data_wait"}
+TIMINGS = {"images_per_second", "data_wait", "mfu"}
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:

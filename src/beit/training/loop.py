@@ -225,6 +225,7 @@ class Loop:
             "grad_norm": measured["grad_norm"],
             "images_per_second": images_per_second,
             "data_wait": window.waited / window.seconds,
+            **({"mfu": images_per_second * self.pace.image} if self.pace.image else {}),
             **self.learner.summarise(means),
         }
         self.pace = self.pace.after(step=window.seconds / window.steps)

@@ -78,6 +78,8 @@ class Pace(NamedTuple):
     save: float = 0.0
     test: float = 0.0
     """To judge once, at the end."""
+    image: float = 0.0
+    """To train on an image, at the machine's own rate of matrix products; the same all the time."""
 
     def after(self, **seconds: float) -> Pace:
         """This pace once a part has taken `seconds`: halfway between what was thought and that."""

@@ -7,14 +7,16 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from beit.config.run import TrainingConfig
+from beit.stages.auto.choices import rate_of
 from beit.training.device import Compute, Precision, autocast, eval_mode, to_device
 from beit.training.loop import initial_state
 from beit.training.method import Batches, Method
@@ -57,11 +59,11 @@ def measure(
     """The pace of `method`, whose evaluation and final test take so many `passes`, on this machine; about `seconds`
     are spent on steps. The method is left as it was."""
     with untouched(method), torch.random.fork_rng(devices=[]):
-        step, size = _time_steps(method, batches, plan, compute, precision, seconds)
+        step, size, work = _time_steps(method, batches, plan, compute, precision, seconds)
         with eval_mode(compute.device, precision):
             a_pass, drawing = _time_evaluation(method, batches, compute)
     evaluation, test = (count * a_pass for count in passes)
-    return Pace(step, evaluation + drawing, size / WRITING, test)
+    return Pace(step, evaluation + drawing, size / WRITING, test, work / rate_of(compute, precision))
 
 
 @contextmanager
@@ -79,30 +81,34 @@ def untouched(method: Method) -> Iterator[None]:
 
 def _time_steps(
     method: Method, batches: Batches, plan: Plan, compute: Compute, precision: Precision, seconds: float
-) -> tuple[float, int]:
-    """Seconds of a step, the loading of its images among them, and bytes of the state after it."""
+) -> tuple[float, int, float]:
+    """Seconds of a step, the loading of its images among them, bytes of the state after it, and multiply-adds of an
+    image."""
     take_step = method.learner.step
     assert take_step is not None, "a run of no steps is not rehearsed"
     state = initial_state(method, plan, compute)
     network = compute.distribute(state.model).train()
     micro_batches = iter(batches.train(0, 10**6))  # a rehearsal may be longer than its run
     began = start = time.monotonic()
+    counter = FlopCounterMode(display=False)
     done, least, most = 0, WARM_UP + TIMED, SHARE * plan.steps
     while not compute.largest(int(done >= least and (time.monotonic() > began + seconds or done > most))):
         if done == WARM_UP:
             start = time.monotonic()
-        for _ in range(plan.config.accumulate):
-            batch = to_device(next(micro_batches), compute.device)
-            with autocast(compute.device, precision):
-                loss = take_step(network, batch, done).loss
-            torch.autograd.backward(loss / plan.config.accumulate)
+        with nullcontext() if done else counter:
+            for _ in range(plan.config.accumulate):
+                batch = to_device(next(micro_batches), compute.device)
+                with autocast(compute.device, precision):
+                    loss = take_step(network, batch, done).loss
+                torch.autograd.backward(loss / plan.config.accumulate)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         state.update_ema()
         _wait_for(compute)
         done += 1
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    return (time.monotonic() - start) / (done - WARM_UP), parameters * (16 if state.ema is None else 20)
+    seconds, work = (time.monotonic() - start) / (done - WARM_UP), counter.get_total_flops() / 2 * compute.world
+    return seconds, parameters * (16 if state.ema is None else 20), work / plan.config.batch_size
 
 
 def _time_evaluation(method: Method, batches: Batches, compute: Compute) -> tuple[float, float]:
