@@ -71,7 +71,7 @@ def test_what_is_of_no_known_format_is_shown_and_has_a_remedy(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"it holds conv1\.weight, fc; give a BEiT"):
         load_model(file)
     torch.save({"student": {"conv.weight": torch.zeros(2)}, "epoch": 3}, file)
-    with pytest.raises(UserError, match=r"it holds epoch, student \(conv\.weight\); give a BEiT") as error:
+    with pytest.raises(UserError, match=r"it holds epoch, student; give a BEiT") as error:
         load_model(file)
     assert "\n" not in str(error.value)
     torch.save({"model": released(), "trainer": KINDS["probe"].model}, file)

@@ -83,6 +83,12 @@ def kind_of(model: nn.Module) -> str:
     return next((name for name, kind in KINDS.items() if isinstance(model, kind.model)), type(model).__name__)
 
 
+def encoder_of(model: nn.Module) -> BeitEncoder | None:
+    """The encoder in a model, or the model that is one."""
+    encoder = getattr(model, "encoder", model)
+    return encoder if isinstance(encoder, BeitEncoder) else None
+
+
 def options_of(model: nn.Module) -> dict[str, Any]:
     """What a model is built with besides its architecture."""
     kind = entry_of(model)

@@ -170,7 +170,13 @@ def load_own(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         weights = {key: tensor.clone() for key, tensor in load_file(file).items()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read ({error}); copy or save the model again") from None
-    _require_shapes(model.state_dict(), weights, file)
+    described = [
+        {key: f"{x.dtype} {tuple(x.shape)}" for key, x in half.items()} for half in (model.state_dict(), weights)
+    ]
+    missing, unknown, wrong = differences(*described)
+    faults = [f"{key} is missing" for key in missing] + [f"{key} is unknown" for key in unknown] + wrong
+    mend = "give the two files that were saved together"
+    require(not faults, f"{file} does not fit its {DESCRIPTION}: {listed(faults)}; {mend}")
     if _sha256_of(weights) != description.get("weights_sha256"):
         raise UserError(
             f"{file} is damaged or not the file that {DESCRIPTION} describes (its checksum differs); "
@@ -208,7 +214,8 @@ def _open(path: Path) -> tuple[Path, dict[str, Any], nn.Module]:
     if checksum not in (None, checksum_of(description)):
         raise UserError(f"{file} was damaged or changed since it was saved; drop its `checksum` if that was you")
     # As this release writes it: a file of an earlier one may leave knobs out that came later.
-    return folder / WEIGHTS, {**description, **plain(_construction(model))}, model
+    construction = {**plain(_construction(model)), "parameters": sum(x.numel() for x in model.parameters())}
+    return folder / WEIGHTS, {**description, **construction}, model
 
 
 def _model_of(kind: str, description: Facts) -> nn.Module:
@@ -250,14 +257,7 @@ def without_weights(path: Path) -> Iterator[None]:
         raise UserError(f"{path} asks for a model that cannot be ({reason})") from None
 
 
-def _require_shapes(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], file: Path) -> None:
-    texts = [{key: f"{x.dtype} {tuple(x.shape)}" for key, x in half.items()} for half in (expected, weights)]
-    ours, theirs = texts
-    faults = [f"{key} is missing" for key in ours.keys() - theirs.keys()]
-    faults += [f"{key} is unknown" for key in theirs.keys() - ours.keys()]
-    common = ours.keys() & theirs.keys()
-    faults += [f"{key} is {theirs[key]}, not {ours[key]}" for key in common if ours[key] != theirs[key]]
-    if faults:
-        raise UserError(
-            f"{file} does not fit its {DESCRIPTION}: {listed(faults)}; give the two files that were saved together"
-        )
+def differences(expected: Mapping[str, Any], present: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
+    """Names that are missing, names that are not expected, and a line for each value that is another."""
+    wrong = [f"{name} is {present[name]}, not {x}" for name, x in expected.items() if present.get(name, x) != x]
+    return sorted(expected.keys() - present.keys()), [name for name in present if name not in expected], wrong

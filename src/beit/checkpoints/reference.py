@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from beit.config.architecture import PIXEL_STATISTICS
-from beit.config.errors import UserError, require
+from beit.config.errors import UserError
 from beit.models.position import Grid
 from beit.presets.released import HUB, RELEASED
 from beit.untrusted import read_json
 
 FORM = (
     "PATH@num_heads=6,grid=24x16,pixel_mean=0.485:0.456:0.406,pixel_std=imagenet,layers=3:5:7:11,"
-    "reduce_zero_label=no,weights=ema,strict=no,sha256=HEX"
+    "reduce_zero_label=no,weights=ema,strict=no"
 )
 Pixel = tuple[float, ...]
 
@@ -115,7 +114,7 @@ def locate(reference: str | Path, stated: Stated | None = None) -> Located:
     Raises :class:`UserError` for statements that are none or contradict one another, and for what cannot be fetched.
     A place that does not exist is given back as it is.
     """
-    place, statement, sha256 = parse(part_of(str(reference), "model"))
+    place, statement = parse(part_of(str(reference), "model"))
     stated = statement if stated is None else statement.combine(stated)
     path = Path(place)
     release = None if path.exists() else RELEASED.get(place.removeprefix(HUB))
@@ -125,25 +124,18 @@ def locate(reference: str | Path, stated: Stated | None = None) -> Located:
         from beit.checkpoints.remote import fetch, hub
 
         if release and not release.hub and not place.startswith(HUB):
-            return Located(fetch.fetched(place, release.files, sha256), stated)
-        require(not sha256, f"{place}: drop sha256; the Hub has a checksum of its own, which is compared")
+            return Located(fetch.fetched(place, release.files), stated)
         return Located(hub.fetched(place), stated)
     if near := [] if path.exists() else difflib.get_close_matches(place, RELEASED, n=1, cutoff=0.9):
         raise UserError(f"{place} does not exist; did you mean {near[0]}?")
-    if sha256:
-        from beit.checkpoints.remote.fetch import check
-
-        is_one = path.is_file() and len(sha256) == 1
-        require(is_one, f"{place}: sha256 is of one file, or of a released model by name")
-        check(path, sha256[0])
     return Located(path, stated)
 
 
-def parse(reference: str) -> tuple[str, Stated, tuple[str, ...]]:
-    """The place, what is stated of it, and its SHA-256 sums. A path that exists as it stands is a place alone."""
+def parse(reference: str) -> tuple[str, Stated]:
+    """The place, and what is stated of it. A path that exists as it stands is a place alone."""
     place, mark, statements = reference.rpartition("@")
     if not mark or "=" not in statements or Path(reference).exists():
-        return reference, Stated(), ()
+        return reference, Stated()
     values: dict[str, Any] = {}
     for statement in statements.split(","):
         name, _, value = statement.partition("=")
@@ -153,8 +145,7 @@ def parse(reference: str) -> tuple[str, Stated, tuple[str, ...]]:
             values[name] = _READERS[name](value)
         except (ValueError, KeyError):
             raise UserError(f"{reference}: {name} cannot be {value!r}; the form is {FORM}") from None
-    sha256 = values.pop("sha256", ())
-    return place, Stated(**values), sha256
+    return place, Stated(**values)
 
 
 def agreed(name: str, *values: Any) -> Any:
@@ -183,12 +174,6 @@ def _pixel(text: str, place: int) -> Pixel:
     return red, green, blue
 
 
-def _sha256(text: str) -> tuple[str, ...]:
-    if not re.fullmatch(r"[0-9a-f]{64}(:[0-9a-f]{64})*", text.lower()):
-        raise ValueError
-    return tuple(text.lower().split(":"))
-
-
 _READERS: Mapping[str, Callable[[str], Any]] = {
     "num_heads": int,
     "grid": _grid,
@@ -198,5 +183,4 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "reduce_zero_label": {"yes": True, "no": False}.__getitem__,
     "weights": {"ema": "ema"}.__getitem__,
     "strict": {"yes": True, "no": False}.__getitem__,
-    "sha256": _sha256,
 }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from beit.checkpoints.adapt import resize_encoder
+from beit.checkpoints.kinds import encoder_of as encoder_of
 from beit.checkpoints.kinds import kind_of as kind_of
 from beit.checkpoints.own import DESCRIPTION, is_own, load_own, read_description
 from beit.checkpoints.own import save_model as save_model
@@ -58,9 +59,8 @@ def load_model(
 def load_encoder(path: str | Path, image_size: int | Sides | None = None) -> BeitEncoder:
     """The encoder of any model at `path`, see :func:`load_model`; position information resized when `image_size` is
     given."""
-    model = load_model(part_of(str(path), "init"))
-    encoder = model if isinstance(model, BeitEncoder) else getattr(model, "encoder", None)
-    if not isinstance(encoder, BeitEncoder):
+    encoder = encoder_of(load_model(part_of(str(path), "init")))
+    if encoder is None:
         raise UserError(f"{path} is a tokenizer and has no encoder; give a pre-trained model or a classifier")
     return encoder if image_size is None else resize_encoder(encoder, image_size)
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from beit.checkpoints.own import WEIGHTS
 from beit.checkpoints.reference import Located, locate
 from beit.checkpoints.store import REMEDY, describe, is_model
 from beit.config.errors import UserError
@@ -20,8 +16,6 @@ from beit.training.metrics import short_number
 from beit.training.run.checkpoints import checkpoint_steps
 from beit.training.run.record import read_standing
 
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""What batch norms keep besides their weights."""
 Facts = dict[str, Any]
 """Named facts, in the order in which they are shown."""
 
@@ -84,20 +78,9 @@ def describe_model(located: Located) -> Facts:
     if isinstance(provenance.get("command"), list):
         provenance["command"] = shlex.join(map(str, provenance["command"]))
     facts: Facts = {"model": str(path), "format": description.pop("format"), "kind": description.pop("kind")}
-    facts["parameters"] = description.pop("parameters", None) or count_parameters(path)
+    facts["parameters"] = description.pop("parameters")
     last = {key: description.pop(key, None) for key in ("classes", "architecture")}
     return facts | description | last | {"provenance": provenance}
-
-
-def count_parameters(path: Path) -> int:
-    """Numbers that were learned, in the weights of a run or model/ folder, from the file's header."""
-    file = next(file for file in (path / "model" / WEIGHTS, path / WEIGHTS, path) if file.is_file())
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            keys = [key for key in tensors.keys() if key.rpartition(".")[2] not in STATISTICS]  # noqa: SIM118
-            return sum(math.prod(tensors.get_slice(key).get_shape()) for key in keys)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} cannot be read ({error}); copy or save the model again") from None
 
 
 # ------------------------------------------------------------------------------------------------------------

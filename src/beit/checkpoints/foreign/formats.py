@@ -43,9 +43,11 @@ def survey(path: Path, stated: Stated) -> Survey:
         return dalle.survey_plain(file, stated)
     if unilm.reads(file):
         return survey_encoder(unilm.open_file(file, averaged), stated)
+    contents = file.contents
+    inside = listed(map(str, contents)) if isinstance(contents, dict) else getattr(contents, "name", type(contents))
     raise UserError(
-        f"{path} is of no known format: {_contents(file)}; give a BEiT or a tokenizer under the names of the "
-        f"released code, timm, Hugging Face or DALL-E"
+        f"{path} is of no known format: it holds {inside or 'nothing'}; give a BEiT or a tokenizer under the names "
+        f"of the released code, timm, Hugging Face or DALL-E"
     )
 
 
@@ -65,14 +67,3 @@ def _configured(path: Path, file: TensorFile) -> Foreign | None:
         return huggingface.open_folder(file, config, processor) if huggingface.reads(file) else None
     except (AttributeError, LookupError, TypeError) as error:
         raise UserError(f"{path}: its config.json is not one of BEiT's ({error})") from None
-
-
-def _contents(file: TensorFile) -> str:
-    contents = file.contents
-    if not isinstance(contents, dict):
-        return f"it holds a {getattr(contents, 'name', type(contents).__name__)}"
-    inner = [
-        f"{key} ({listed(map(str, value), 2)})" if isinstance(value, dict) and value else str(key)
-        for key, value in contents.items()
-    ]
-    return f"it holds {listed(inner)}" if inner else "it holds nothing"

@@ -16,7 +16,7 @@ from beit.checkpoints.foreign.key_map import KeyMap, in_float32
 from beit.checkpoints.foreign.plain import converted, refuse_strange
 from beit.checkpoints.foreign.shapes import BLOCK_BIAS, SHARED_BIAS, Shape, infer
 from beit.checkpoints.kinds import KINDS, options_of
-from beit.checkpoints.own import without_weights
+from beit.checkpoints.own import differences, without_weights
 from beit.checkpoints.reading.safe_pickle import StoredTensor
 from beit.checkpoints.reading.torch_file import TensorFile
 from beit.checkpoints.reference import Stated
@@ -231,11 +231,9 @@ def _require_agreement(foreign: Foreign, kind: ModelKind, expected: ModelKind | 
 def compare(path: Path, shapes: Mapping[str, Shape], model: nn.Module) -> tuple[list[str], list[str]]:
     """Weights of `model` that are not among `shapes`, and those that it does not have. UserError for wrong shapes."""
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    if wrong := [
-        f"{key} {shapes[key]} (not {shape})" for key, shape in expected.items() if shapes.get(key, shape) != shape
-    ]:
-        raise UserError(f"{path}: weights of unexpected shapes: {listed(wrong)}")
-    return sorted(expected.keys() - shapes.keys()), [name for name in shapes if name not in expected]
+    missing, spare, wrong = differences(expected, shapes)
+    require(not wrong, f"{path}: weights of unexpected shapes: {listed(wrong)}")
+    return missing, spare
 
 
 def shapes_of(path: Path, tensors: Mapping[str, Stored], keys: Mapping[str, Sequence[str]]) -> dict[str, Shape]:

@@ -1,6 +1,6 @@
 """Files of released models by name: fetched once, whole or not at all, and checked whenever they are used.
 
-A checksum comes from the caller, or was written beside the file when it was fetched first (trust on first use).
+A checksum is written beside the file when it is fetched first (trust on first use); one that stands there holds.
 """
 
 from __future__ import annotations
@@ -31,22 +31,19 @@ TIMEOUT = 30.0
 CHUNK = 2**20
 
 
-def fetched(name: str, addresses: Sequence[str], sha256: Sequence[str] = ()) -> Path:
+def fetched(name: str, addresses: Sequence[str]) -> Path:
     """The file of `addresses`, or the folder of several, under `name` in the cache; fetched what is not there yet.
 
-    sha256: of each file; without them that of the first time. Raises :class:`UserError` where a file cannot be
-    fetched, or has another checksum.
+    Raises :class:`UserError` where a file cannot be fetched, or has another checksum than its NAME.sha256.
     """
-    if sha256 and len(sha256) != len(addresses):
-        raise UserError(f"{name} has {len(addresses)} files; give a sha256 for each, with : between them")
     folder = cache_folder() / name
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / address.rpartition("/")[2] for address in addresses]
     with FileLock(folder / ".lock"):  # every rank of a run wants the same files
-        for index, (file, address) in enumerate(zip(files, addresses, strict=True)):
+        for file, address in zip(files, addresses, strict=True):
             record = file.with_name(f"{file.name}.sha256")  # as `sha256sum --check` reads it
             known = record.read_text(encoding="utf-8", errors="replace") if record.exists() else ""
-            expected = sha256[index] if sha256 else known.partition(" ")[0] or None
+            expected = known.partition(" ")[0] or None
             if file.is_file():
                 check(file, expected)
             else:
@@ -60,7 +57,7 @@ def check(file: Path, sha256: str | None) -> None:
         digest = hashlib.file_digest(content, "sha256").hexdigest() if sha256 else None
     if digest != sha256:
         raise UserError(
-            f"{file} is not what it was, or not what was stated: its sha256 is {digest}, not {sha256}; "
+            f"{file} is not what it was: its sha256 is {digest}, not {sha256}; "
             f"delete it and what is kept beside it, and fetch it again"
         )
 
@@ -79,7 +76,7 @@ def _fetch(name: str, address: str, record: Path, expected: str | None, target: 
             f"a network, and give the file"
         ) from None
     if expected not in (None, digest):
-        raise UserError(f"{address} has the sha256 {digest}, not {expected} as stated or as it had before")
+        raise UserError(f"{address} has the sha256 {digest}, not {expected} as stands in {record}")
     write_text(record, f"{digest}  {record.stem}\n")
     if expected is None:
         message = "%s: sha256 %s, trusted because none is published; kept in %s and checked from now on"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from beit.checkpoints.store import describe, kind_of, load_model
+from beit.checkpoints.store import describe, encoder_of, kind_of, load_model
 from beit.config.errors import UserError, given_by
 from beit.config.use import PredictConfig
 from beit.data.batches import ImageBatch
@@ -93,8 +93,8 @@ def open_prediction(config: PredictConfig) -> tuple[Reading, FileSource, Iterato
 
 def reading_of(model: nn.Module, config: PredictConfig) -> Reading:
     """How this kind of model reads images. UserError for a flag that is for another kind."""
-    encoder = model if isinstance(model, BeitEncoder) else getattr(model, "encoder", None)
-    if config.features and isinstance(encoder, BeitEncoder):
+    encoder = encoder_of(model)
+    if config.features and encoder is not None:
         reading = _features(encoder, -1 if config.layer is None else config.layer)
     elif isinstance(model, ImageClassifier | LinearProbe):
         reading = _labels(model, config)
@@ -104,7 +104,7 @@ def reading_of(model: nn.Module, config: PredictConfig) -> Reading:
         view = EvaluationView(model.image_size)
         tokens = partial(_tokens, model)
         reading = Reading("tokens", (".jsonl", ".npz"), view, tokens, _records)
-    elif isinstance(encoder, BeitEncoder):
+    elif encoder is not None:
         reading = _features(encoder, -1 if config.layer is None else config.layer)
     else:
         raise UserError(f"{config.model} is a {kind_of(model)} model, which beit predict cannot use")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from beit.checkpoints.adapt import changes, expand_shared_bias, replace_rates, resize_encoder
-from beit.checkpoints.store import kind_of, load_model
+from beit.checkpoints.store import encoder_of, kind_of, load_model
 from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError, given_by
 from beit.config.segment import SegmentConfig
@@ -35,8 +35,8 @@ def load_start(init: str) -> tuple[nn.Module, BeitEncoder, list[str]]:
     """The model of `--init`, its encoder, and what it is."""
     with given_by("--init"), changes() as loading:
         start = load_model(init)
-    source = start if isinstance(start, BeitEncoder) else getattr(start, "encoder", None)
-    if not isinstance(source, BeitEncoder):
+    source = encoder_of(start)
+    if source is None:
         raise UserError(f"--init {init} is a {kind_of(start)} and has no encoder; give a pre-trained model")
     return start, source, [f"from {init} ({kind_of(start)}): {_in_words(source.config)}", *loading]
 
