@@ -138,7 +138,7 @@ def test_labels_decide_what_is_mixed(labels: int, mixing: tuple[float, float, fl
     facts = Facts(side=32, width=192, labels_per_class=labels)
     config, _ = resolve(FinetuneConfig(data="x", out="y", init="i", steps=1000), facts)
     assert (config.mixup, config.cutmix, config.drop_path_rate) == mixing
-    assert config.num_warmup_steps(10 * labels) == 100, "a share of the run"
+    assert config.num_warmup_steps(1000, 10 * labels) == 100, "a share of the run"
 
 
 def test_pretraining_takes_the_grid_of_its_tokenizer() -> None:

@@ -64,6 +64,7 @@ LENGTH: Knobs = {  # in passes over 20 images
     "limit": Knob(20, lambda a: len(a.feed.images.train)),
     "steps": Knob(None, lambda a: a.plan.steps, 10),
     "epochs": Knob(4.0, lambda a: a.plan.epoch(a.plan.steps)),
+    "schedule": Knob("constant", lambda a: a.plan.branch, 9),
     "warmup_epochs": Knob(1.6, lambda a: a.plan.warmup_steps, 2),  # 4 steps, but a fifth at most
     "eval_images": Knob(3, lambda a: len(a.feed.images.held_back)),
     "group_by": Knob(r"^(\d)", lambda a: len(first_digits(a.feed.images.all_held_back)), 1),

@@ -143,7 +143,7 @@ def test_a_device_is_where_a_run_computes(images: Path, tmp_path: Path) -> None:
 
 
 ELSEWHERE = {
-    *("preset", "budget"),  # in tests of their own
+    *("preset", "budget", "extend_to"),  # in tests of their own
     *("data", "eval_data", "out", "devices", "init", "tokenizer", "teacher"),  # in runs to the end
     *("labels", "multilabel", "classes"),  # likewise
     "layout",  # in the tests of layouts

@@ -256,7 +256,7 @@ def test_a_demo_of_any_length_leaves_its_warm_up(config_type: type[TrainingConfi
         config = config_type(data="demo", out="run", **own, **values)
         steps = config.num_steps(1000)
         assert steps == max(1, round(preset["steps"] * scale))
-        assert config.num_warmup_steps(1000) == round(preset["warmup_steps"] * scale) < steps
+        assert config.num_warmup_steps(steps, 1000) == round(preset["warmup_steps"] * scale) < steps
 
 
 @pytest.mark.parametrize(

@@ -119,10 +119,15 @@ def _as_tuple(values: str | tuple[str, ...]) -> tuple[str, ...]:
 
 def seconds_of(text: str, flag: str = "--budget") -> float:
     """A time as `--budget` takes it, in seconds; `flag` gave it."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
-    if match is None or float(match[1]) <= 0:
-        raise UserError(f"{flag} {text} is no time; write it as 90s, 30m or 2h")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+    number, unit = _quantity(text, "smh")
+    require(number > 0 and unit != "", f"{flag} {text} is no time; write it as 90s, 30m or 2h")
+    return number * {"s": 1, "m": 60, "h": 3600}[unit]
+
+
+def _quantity(text: str, units: str) -> tuple[float, str]:
+    """A number and its unit, one of the letters in `units`, or none for a whole number; 0 where `text` is neither."""
+    match = re.fullmatch(rf"(\d+(?:\.\d+(?=[{units}]))?)([{units}]?)", text)
+    return (float(match[1]), match[2]) if match else (0, "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +149,9 @@ class TrainingConfig(DevicesConfig, DataConfig):
     """Length in optimiser steps. Excludes `epochs` and `budget`."""
     budget: str | None = None
     """Time for the whole run (`30m`, `2h`), which a rehearsal turns into steps. Excludes `epochs` and `steps`."""
+    extend_to: str | None = None
+    """Go on with the finished run in `out` until it has so many steps (`2000`) or epochs (`20e`), all in all. The
+    steps that are added are warmed up and decay as a run of their own, unless `schedule` is constant."""
     batch_size: PositiveInt = 2048
     """Images per optimiser step over all devices and accumulation steps."""
     accumulate: PositiveInt = 1
@@ -158,8 +166,11 @@ class TrainingConfig(DevicesConfig, DataConfig):
     """The batch that `lr` is meant for."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
     """How the learning rate follows the batch size away from `lr_batch_size`."""
+    schedule: Literal["decay", "constant"] = "decay"
+    """decay: the learning rate falls from its peak on, along half a cosine (segmentation: a polynomial); constant: in
+    the last tenth of the run alone. The state before that is kept, from which `extend_to` goes on without a seam."""
     min_lr: NonNegativeFloat = 1e-5
-    """Learning rate at the end of the cosine, scaled like `lr`."""
+    """Learning rate at the end of the run, scaled like `lr`."""
     lr_steps: PositiveInt | PositiveFloat = 1.0
     """Steps, or a share of the run up to 1, over which the learning rate falls to `min_lr`."""
     warmup_epochs: NonNegativeFloat | None = 10.0
@@ -217,6 +228,7 @@ class TrainingConfig(DevicesConfig, DataConfig):
         super().__post_init__()
         self.save_interval()
         self.budget_seconds()
+        self.extended(0, 0)
         for name in ("init", "tokenizer", "teacher"):
             self._require_other_run(flag_of(name), getattr(self, name, None))
         if self.preset is None:
@@ -237,10 +249,9 @@ class TrainingConfig(DevicesConfig, DataConfig):
 
     def save_interval(self) -> tuple[int | None, float | None]:
         """`save_every` as (steps, None) or (None, minutes)."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(m?)", self.save_every)
-        if match is None or float(match[1]) <= 0 or (not match[2] and "." in match[1]):
-            raise UserError(f"--save-every {self.save_every} is neither steps (500) nor minutes (10m)")
-        return (None, float(match[1])) if match[2] else (int(match[1]), None)
+        number, unit = _quantity(self.save_every, "m")
+        require(number > 0, f"--save-every {self.save_every} is neither steps (500) nor minutes (10m)")
+        return (None, number) if unit else (int(number), None)
 
     def _require_other_run(self, flag: str, path: str | None) -> None:
         """UserError where the model that `flag` reads lies in the run `out`: --overwrite would delete it."""
@@ -269,9 +280,20 @@ class TrainingConfig(DevicesConfig, DataConfig):
         """Optimiser steps of a run on so many images."""
         return self.steps or max(1, self._steps_of(self.epochs or 0, images))
 
-    def num_warmup_steps(self, images: int) -> int:
-        """How many of them are linear warm-up: never all, where a recipe for a long run is cut short by `steps`."""
-        steps, warmup = self.num_steps(images), self.warmup_steps
+    def extended(self, first: int, images: int) -> int:
+        """The steps of a run of `first` steps with those that `extend_to` adds."""
+        if self.extend_to is None:
+            return first
+        number, unit = _quantity(self.extend_to, "e")
+        require(number > 0, f"--extend-to {self.extend_to} is neither steps (2000) nor epochs (20e)")
+        steps = self._steps_of(number, images) if unit else int(number)
+        is_more = steps > first or images == 0
+        require(is_more, f"--extend-to {self.extend_to} is {steps:,} steps, and the run has {first:,}; ask for more")
+        return steps
+
+    def num_warmup_steps(self, steps: int, images: int) -> int:
+        """How many of `steps` are linear warm-up: never all, where a recipe for a long run is cut short."""
+        warmup = self.warmup_steps
         if warmup is None:
             return min(self._steps_of(self.warmup_epochs or 0, images), steps // 5)
         if 0 < warmup < 1:

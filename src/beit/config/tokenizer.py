@@ -50,6 +50,7 @@ _OF_GRADIENTS = {
     *("width", "blocks_per_group", "code_width", "epochs", "steps", "accumulate", "lr", "lr_batch_size"),
     "checkpoint_activations",
     *("lr_scaling", "min_lr", "lr_steps", "warmup_epochs", "warmup_steps", "weight_decay", "beta1", "beta2"),
+    *("extend_to", "schedule"),
     *("clip_grad", "ema_decay", "nonfinite", "save_every", "keep", "log_every", "evaluations"),
 }
 IDLE: Mapping[str, Collection[str]] = {

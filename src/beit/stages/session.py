@@ -105,6 +105,8 @@ def open_session(verb: str, config: Config, *, dry_run: bool, overwrite: bool) -
     # Auto chooses for nothing known, to see what does not fit before anything is opened.
     resolved, _ = resolve(config, facts)
     stored = None if overwrite else stored_run(config.out, run_request(verb, resolved))
+    to_extend = stored is not None or resolved.extend_to is None
+    require(to_extend, f"--extend-to goes on with a finished run, and --out {config.out} holds none; drop it")
     if stored is not None and stored.status.get("state") == "done":
         # One whose model is gone or damaged goes on, and makes it again from its last state.
         with suppress(UserError):

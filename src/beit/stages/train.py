@@ -83,7 +83,7 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
         verdict = partial(batches.judgement.verdict, run.path, method.evaluation.monitor)
         results = fit(method, batches, plan, run, compute, machine.precision, save, session.pace, verdict)
         conclude(session, method.notes, results, batches.bad_files)
-        if run.budget is not None:
+        if run.budget is not None and config.extend_to is None:
             console.say(f"took {duration(run.elapsed)} of a budget of {run.budget}")
     return Outcome(config, results)
 

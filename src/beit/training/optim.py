@@ -12,6 +12,8 @@ from torch import nn
 NO_DECAY = ("pos_embed", "cls_token", "register_tokens")
 """Parameters without weight decay besides vectors and biases (released code). The mask token and tables of
 relative position bias are decayed there, and so here."""
+COOL_DOWN = 0.1
+"""Share of the steps in which a constant rate falls."""
 WARMUP_RATIO = 1e-6
 """The share of the rate that a warm-up in segmentation begins with (mmsegmentation)."""
 
@@ -103,6 +105,26 @@ def cosine_schedule(
         return peak * step / max(1, warmup_steps - 1)
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def constant_schedule(
+    step: int,
+    *,
+    peak: float,
+    final: float,
+    warmup_steps: int,
+    total_steps: int,
+) -> float:
+    """The rate of `step` (from 0): the cosine's warm-up, `peak`, and a straight line towards `final` at the end."""
+    if step < warmup_steps:
+        return peak * step / max(1, warmup_steps - 1)
+    start = cool_down_start(total_steps)
+    return peak + (final - peak) * max(0, step - start) / max(1, total_steps - start)
+
+
+def cool_down_start(total_steps: int) -> int:
+    """The step of a constant schedule whose rate is the last to be constant."""
+    return total_steps - round(COOL_DOWN * total_steps)
 
 
 def polynomial_schedule(

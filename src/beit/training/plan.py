@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from beit.config.run import TrainingConfig
-from beit.training.optim import Schedule
+from beit.training.optim import Schedule, constant_schedule, cool_down_start
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,23 @@ class Plan:
     images: int
 
     @cached_property
+    def first_steps(self) -> int:
+        """Optimiser steps of the run before it was extended, for which its schedules are."""
+        return self.config.num_steps(self.images)
+
+    @cached_property
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
-        return self.config.num_steps(self.images)
+        return self.config.extended(self.first_steps, self.images)
 
     @property
     def warmup_steps(self) -> int:
-        return self.config.num_warmup_steps(self.images)
+        return self.config.num_warmup_steps(self.first_steps, self.images)
+
+    @property
+    def branch(self) -> int | None:
+        """The step from which a run of constant rate can be extended; None of other runs."""
+        return cool_down_start(self.steps) if self.config.schedule == "constant" else None
 
     @property
     def peak(self) -> float:
@@ -33,14 +43,19 @@ class Plan:
         return self.config.scaled(self.config.lr)
 
     def learning_rate(self, schedule: Schedule, step: int) -> float:
-        """That of the optimiser step `step`, from 0; every group takes its `lr_scale` of it."""
-        return schedule(
-            step,
-            peak=self.peak,
-            final=self.config.scaled(self.config.min_lr),
-            warmup_steps=self.warmup_steps,
-            total_steps=self.config.in_steps(self.config.lr_steps, self.steps),
-        )
+        """That of the optimiser step `step`, from 0; every group takes its `lr_scale` of it.
+
+        Of a run that was extended the steps that were added have the rates of a run of their own.
+        """
+        config, warmup, start, length = self.config, self.warmup_steps, 0, self.first_steps
+        if config.schedule == "constant":
+            schedule, length = constant_schedule, self.steps
+        elif step >= length < self.steps:
+            start, length = length, self.steps - length
+            warmup = config.num_warmup_steps(length, self.images)
+        decay = length if config.schedule == "constant" else config.in_steps(config.lr_steps, length)
+        final = config.scaled(config.min_lr)
+        return schedule(step - start, peak=self.peak, final=final, warmup_steps=warmup, total_steps=decay)
 
     def epoch(self, step: int) -> float:
         """Passes over the images after `step` steps."""
@@ -51,14 +66,14 @@ class Plan:
 
     def should_evaluate(self, step: int) -> bool:
         """Whether to evaluate and draw after `step` steps."""
-        return step == self.steps or (step > 0 and step % self._eval_every == 0)
+        return step in (self.first_steps, self.steps) or (step > 0 and step % self._eval_every == 0)
 
     def should_save(self, step: int, seconds_since: float) -> bool:
         """Whether to save after `step` steps, the last save being so many seconds ago."""
         steps, minutes = self.config.save_interval()
         by_count = steps is not None and step % steps == 0
         by_clock = minutes is not None and seconds_since >= 60 * minutes
-        return step == self.steps or by_count or by_clock
+        return step in (self.branch, self.steps) or by_count or by_clock
 
     def evaluations_after(self, step: int) -> int:
         """How many evaluations follow the step `step`, one due right after it included."""

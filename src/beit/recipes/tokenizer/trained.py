@@ -51,7 +51,7 @@ def reconstruction_method(config: TokenizerConfig, session: Session[Any], images
         step = quantization_step(config)
         about.append(f"finite scalar quantisation to levels {' x '.join(map(str, model.config.levels))}")
     else:
-        step = reconstruction_step(config, images.plan(config).steps)
+        step = reconstruction_step(config, images.plan(config).first_steps)
     return Method(
         learner=Learner(model=model, step=step, summarise=summarise),
         evaluation=replace(evaluation(config, session, images), at_start=config.init is not None),

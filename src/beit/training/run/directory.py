@@ -42,6 +42,10 @@ CHANGEABLE = frozenset(_OF_MACHINE | _OF_OUTPUT)
 """Knobs that may differ when a run continues."""
 PLACES = frozenset({"data", "eval_data", "labels", "label_maps"})
 """Where its images lie, which may move until it is done: the facts tell whether they are the same."""
+LENGTH = frozenset({"steps", "epochs", "extend_to"})
+"""What tells how long a run is, which a finished one may change."""
+EXTENDED = "extended"
+"""State of a finished run that begins to go on."""
 
 Choice = TypeVar("Choice")
 
@@ -167,8 +171,8 @@ class RunDirectory:
 
     # States to resume from.
 
-    def save(self, step: int, state: Mapping[str, Any], keep: int) -> None:
-        """Write the state after `step` steps, then delete older ones but the `keep` newest.
+    def save(self, step: int, state: Mapping[str, Any], keep: int, branch: int | None = None) -> None:
+        """Write the state after `step` steps, then delete older ones but the `keep` newest and that of step `branch`.
 
         Raises:
             OSError: it could not be written; what was there before is intact.
@@ -178,7 +182,7 @@ class RunDirectory:
         facts = {"world_size": self._compute.world, "run": self._nature(), "written": _now()}
         write_checkpoint(self._own(CHECKPOINTS), step, state, facts | self._sync_metrics())
         self._broken = [other for other in self._broken if other != step]
-        prune(self.checkpoints, keep, self._broken, self.console.say)
+        prune(self.checkpoints, keep, branch, self._broken, self.console.say)
         self._broken = []
 
     def restore(self) -> dict[str, Any] | None:
@@ -213,7 +217,7 @@ class RunDirectory:
 
     def _nature(self) -> dict[str, Any]:
         """What all states of this run have in common, and those of no other."""
-        config = {name: value for name, value in self.config.items() if name not in CHANGEABLE | PLACES}
+        config = {name: value for name, value in self.config.items() if name not in CHANGEABLE | PLACES | LENGTH}
         return {**config, **self.request.facts, "id": self.identity, "rng_version": self._status.get("rng_version")}
 
     def _sync_metrics(self) -> dict[str, Any]:
@@ -238,6 +242,8 @@ class RunDirectory:
         """Clear away what a killed process left half written, and record that the run is running, here and now."""
         self._is_nameless = "id" not in self._status
         origin = {"id": uuid.uuid4().hex[:12], "started": _now(), "step": 0, "steps": None}
+        if self._status.get("state") == EXTENDED:  # or it would end where it ended before
+            self._write_config()
         self._status = {"state": "running", "verb": self.request.verb, **origin, **self._status}
         self.write_status(
             state="running",

@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from beit.atomic import remove
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.config.files import plain, read_values
 from beit.config.values import typed
 from beit.training.console import Console
 from beit.training.device import Compute
+from beit.training.optim import cool_down_start
+from beit.training.run.checkpoints import checkpoint_steps
 from beit.training.run.directory import (
     CHANGEABLE,
+    CHECKPOINTS,
     CONFIG,
+    EXTENDED,
     LAYOUT,
     LOG,
     PLACES,
+    RESULTS,
     SAMPLES,
     STATUS,
     Request,
@@ -59,6 +64,8 @@ def open_run(
                 _delete_run(path, request.verb, console)
             stored = _reconcile(path, request)
             _require_same_facts(path, request.facts, stored.status)
+            if stored.status.get("state") == EXTENDED:
+                _leave_end(path, stored)
             return stored
         except BaseException:
             lock.release()
@@ -145,21 +152,52 @@ def _reconcile(path: Path, request: Request) -> Stored:
     status = _read_status(path)
     if status.get("verb", verb) != verb:
         raise UserError(f"--out {path} holds a {status['verb']} run, not a {verb} run; choose another --out")
-    if status.get("state") != "done":  # what differs from another release's run is beside the point
+    is_longer = _is_longer(path, request, status)
+    if is_longer or status.get("state") != "done":  # what differs from another release's run is beside the point
         _require_same_version(path, request, status)
     stored = plain(request.defaults) | _read_config(path)
-    merged, differences = _compare(request, stored, status)
+    merged, differences = _compare(request, stored, status, {"extend_to"} if is_longer else set())
     if differences:
         raise UserError(
             f"--out {path} holds a run with another configuration: {'; '.join(differences)}."
             " Give the stored values, choose another --out, or delete the run with --overwrite"
         )
-    return Stored(merged, status)
+    if not is_longer:
+        return Stored(merged, status)
+    # All of it as it was until now, so that whatever follows from its length stays.
+    length = {"steps": status["steps"], "epochs": None, "extend_to": config["extend_to"]}
+    return Stored(merged | length, {**status, "state": EXTENDED, "typed": plain(request.typed)})
 
 
-def _compare(request: Request, stored: dict[str, Any], status: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The configuration to go on with, and what was typed otherwise before, or left out, or is not as stored."""
-    changeable = CHANGEABLE if status.get("state") == "done" else CHANGEABLE | PLACES
+def _is_longer(path: Path, request: Request, status: Mapping[str, Any]) -> bool:
+    """Whether the finished run in `path` is to go on; UserError where one that is not finished is."""
+    now, then = (values.get("extend_to") for values in (request.typed or {}, status.get("typed", {})))
+    if now in (None, then):
+        return False
+    is_done = status.get("state") == "done"
+    require(is_done, f"--extend-to is for a finished run, and {path} is not; continue it without, and then extend it")
+    return True
+
+
+def _leave_end(path: Path, stored: Stored) -> None:
+    """Forget what belongs to the end of a run that goes on: its results, and states of a rate that has fallen."""
+    remove(path / RESULTS)
+    if stored.config.get("schedule") != "constant":
+        return
+    states, branch = path / CHECKPOINTS, cool_down_start(stored.config["steps"])
+    kept = [step for step in checkpoint_steps(states) if step <= branch]
+    require(bool(kept), f"{states} holds no state of step {branch}, before the cool-down; begin a longer run anew")
+    for step in checkpoint_steps(states):
+        if step > branch:
+            remove(states / f"step-{step}")
+
+
+def _compare(
+    request: Request, stored: dict[str, Any], status: Mapping[str, Any], exempt: set[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The configuration to go on with, and what was typed otherwise before, or left out, or is not as stored, but for
+    knobs that are `exempt`."""
+    changeable = (CHANGEABLE if status.get("state") == "done" else CHANGEABLE | PLACES) | exempt
     config, now = plain(request.config), plain(request.typed)
     if now is None:
         now = {key: value for key, value in config.items() if value != "auto" or key not in stored}

@@ -76,7 +76,8 @@ class Saver:
 
     def _write(self, content: Mapping[str, Any]) -> tuple[bool, str | None]:
         """Checkpoint first, then model/: whether the checkpoint is written, and what went wrong, if anything did."""
-        problem = self._attempt(lambda: self.run.save(self.state.step, content, self.plan.config.keep))
+        step, plan = self.state.step, self.plan
+        problem = self._attempt(lambda: self.run.save(step, content, plan.config.keep, plan.branch))
         return problem is None, problem or self._attempt(self.write_model)
 
     def _attempt(self, write: Callable[[], object]) -> str | None:
