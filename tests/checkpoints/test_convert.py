@@ -326,7 +326,7 @@ def test_a_run_of_the_released_code_tells_its_normalisation(tmp_path: Path) -> N
     ("key", "change", "message"),
     [
         ("cls_token", lambda x: x.long(), r"cls_token holds torch\.int64"),
-        ("norm.weight", lambda x: x[:-1], r"norm\.weight \(31,\) \(not \(32,\)\)"),
+        ("norm.weight", lambda x: x[:-1], r"norm\.weight is \(31,\), not \(32,\)"),
         ("patch_embed.proj.weight", lambda x: x[:, :1], "square patches of RGB images"),
         ("blocks.0.mlp.fc1.weight", lambda x: x[:0], "without numbers"),
         ("rel_pos_bias.relative_position_bias_table", lambda x: x[:, :0], "0 attention heads"),

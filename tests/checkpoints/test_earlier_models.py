@@ -33,7 +33,7 @@ OPTIONS = {
 def test_a_model_of_an_earlier_commit_gives_what_it_gave(name: str, tmp_path: Path) -> None:
     model: Any = load_model(FIXTURES / name)
     about = describe(FIXTURES / name)
-    assert about.keys() == {"format", *KEYS, *OPTIONS[name]}
+    assert about.keys() == {"format", "parameters", *KEYS, *OPTIONS[name]}
     assert about["weights_sha256"] == weights_sha256(model)
     height, width = about["image_size"]
     values = torch.arange(3 * height * width, dtype=torch.float64)

@@ -114,7 +114,9 @@ def read_state(root: Path, step: int) -> dict[str, Any]:
     return state
 
 
-def prune(root: Path, keep: int, branch: int | None, broken: Collection[int], report: Callable[[str], None]) -> None:
+def prune(
+    root: Path, keep: int, broken: Collection[int], report: Callable[[str], None], branch: int | None = None
+) -> None:
     """Delete broken checkpoints, and good ones but the `keep` newest and that of step `branch`."""
     good = [step for step in checkpoint_steps(root) if step not in (*broken, branch)]
     for step in [*broken, *good[: -max(1, keep)]]:

@@ -182,7 +182,7 @@ class RunDirectory:
         facts = {"world_size": self._compute.world, "run": self._nature(), "written": _now()}
         write_checkpoint(self._own(CHECKPOINTS), step, state, facts | self._sync_metrics())
         self._broken = [other for other in self._broken if other != step]
-        prune(self.checkpoints, keep, branch, self._broken, self.console.say)
+        prune(self.checkpoints, keep, self._broken, self.console.say, branch)
         self._broken = []
 
     def restore(self) -> dict[str, Any] | None:
