@@ -177,11 +177,10 @@ def load_own(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     faults = [f"{key} is missing" for key in missing] + [f"{key} is unknown" for key in unknown] + wrong
     mend = "give the two files that were saved together"
     require(not faults, f"{file} does not fit its {DESCRIPTION}: {listed(faults)}; {mend}")
-    if _sha256_of(weights) != description.get("weights_sha256"):
-        raise UserError(
-            f"{file} is damaged or not the file that {DESCRIPTION} describes (its checksum differs); "
-            f"copy or save the model again"
-        )
+    is_same = _sha256_of(weights) == description.get("weights_sha256")
+    require(
+        is_same, f"{file} is not what {DESCRIPTION} describes (its checksum differs); copy or save the model again"
+    )
     model.load_state_dict(weights, assign=True)
     return model.eval(), description
 
@@ -200,16 +199,15 @@ def _open(path: Path) -> tuple[Path, dict[str, Any], nn.Module]:
     description = read_json(file)
     if description is None:
         raise UserError(f"{file} does not exist; give a run directory or its model/ folder")
-    kind = description.get("kind")
-    if not isinstance(kind, str) or kind not in KINDS:
-        text = printable(repr(kind))
-        raise UserError(f"{file}: kind is {text}, not one of {', '.join(KINDS)}; this release cannot read it")
+    kind = str(description.get("kind"))
+    names = ", ".join(KINDS)
+    require(kind in KINDS, f"{file}: kind is {printable(kind)}, not one of {names}; this release cannot read it")
     with without_weights(file):
         typed({key: value for key, value in description.items() if key in _TYPES}, _TYPES)
         model = _model_of(kind, description)
     classes, outputs = description.get("classes"), getattr(model, "num_classes", None)
-    if classes is not None and outputs is not None and len(classes) != outputs:
-        raise UserError(f"{file} names {len(classes)} classes, and its head has {outputs}; mend classes")
+    named = len(classes) if classes is not None else outputs
+    require(outputs in (None, named), f"{file} names {named} classes, and its head has {outputs}; mend classes")
     checksum = description.pop("checksum", None)  # older releases wrote none
     if checksum not in (None, checksum_of(description)):
         raise UserError(f"{file} was damaged or changed since it was saved; drop its `checksum` if that was you")
@@ -229,9 +227,9 @@ def _model_of(kind: str, description: Facts) -> nn.Module:
         raise UserError(f"{min(missing, default='architecture')} is missing; save the model again")
     if unknown := set(architecture) - {field.name for field in dataclasses.fields(config_type)}:
         raise UserError(f"architecture.{min(unknown)} is unknown; a newer release wrote it, update beit")
-    for key in ("image_size", "pixel_mean", "pixel_std"):
-        if key in architecture and description.get(key, architecture[key]) != architecture[key]:
-            raise UserError(f"{key} differs from architecture.{key}; make them equal")
+    for key in {"image_size", "pixel_mean", "pixel_std"} & {*architecture}:
+        alike = description.get(key, architecture[key]) == architecture[key]
+        require(alike, f"{key} differs from architecture.{key}; make them equal")
     config = config_type(**typed(architecture, get_type_hints(config_type)))
     options = {name: description[name] for name in (*names, *entry.later) if name in description}
     options = typed(options, get_type_hints(entry.model.__init__))

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.models.decoders import POOL_SCALES
 from beit.models.segmentation import SemanticSegmenter, released_layers
 from beit.untrusted import Facts
@@ -48,10 +48,9 @@ def layers_of(config: Facts, path: Path) -> tuple[int, ...] | None:
     indices = config.get("out_indices")
     if indices is None:
         return None
-    if not isinstance(indices, list) or not all(type(i) is int and i >= _EARLIER for i in indices):
-        raise UserError(
-            f"{where}: out_indices is {str(indices)[:80]}; only states after a block can be read, {_EARLIER} and up"
-        )
+    known = isinstance(indices, list) and all(type(i) is int and i >= _EARLIER for i in indices)
+    readable = f"only states after a block can be read, {_EARLIER} and up"
+    require(known, f"{where}: out_indices is {str(indices)[:80]}; {readable}")
     return tuple(index - _EARLIER for index in indices)
 
 

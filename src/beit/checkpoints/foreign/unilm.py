@@ -25,7 +25,7 @@ from beit.checkpoints.foreign.survey import Foreign
 from beit.checkpoints.reading.safe_pickle import Inert
 from beit.checkpoints.reading.torch_file import TensorFile
 from beit.config.architecture import PIXEL_STATISTICS
-from beit.config.errors import UserError
+from beit.config.errors import require
 from beit.config.values import as_type
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.position import relative_position_index
@@ -152,10 +152,10 @@ def write(model: nn.Module, destination: Path, classes: Sequence[str] | None, ex
     assert isinstance(model, MaskedImageModel | ImageClassifier | SemanticSegmenter)
     encoder, segments = model.encoder, isinstance(model, SemanticSegmenter)
     patch = encoder.config.patch_size
-    if segments and patch not in _PYRAMIDS:
-        raise UserError(
-            f"the released code has pyramids for patches of 8 and 16: it cannot hold one for patches of {patch}"
-        )
+    fits = not segments or patch in _PYRAMIDS
+    require(
+        fits, f"the released code has pyramids for patches of 8 and 16: it cannot hold one for patches of {patch}"
+    )
     weights, notes = with_table(model)
     weights = (SEGMENTER_KEYS if segments else KEYS).write(weights, NAME)
     # The released code wants the index of its tables beside them; all blocks share one.

@@ -22,7 +22,7 @@ from rich.progress import Progress
 
 from beit.atomic import replace_file, write_text
 from beit.checkpoints.reading.torch_file import MAX_FILE
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.config.files import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -55,11 +55,8 @@ def check(file: Path, sha256: str | None) -> None:
     """UserError unless `file` has this checksum; None passes."""
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest() if sha256 else None
-    if digest != sha256:
-        raise UserError(
-            f"{file} is not what it was: its sha256 is {digest}, not {sha256}; "
-            f"delete it and what is kept beside it, and fetch it again"
-        )
+    mend = "delete it and what is kept beside it, and fetch it again"
+    require(digest == sha256, f"{file} is not what it was: its sha256 is {digest}, not {sha256}; {mend}")
 
 
 def _fetch(name: str, address: str, record: Path, expected: str | None, target: Path) -> None:
