@@ -12,7 +12,7 @@ from tiny_runs import pretrain_config
 
 from beit.config.errors import UserError
 from beit.recipes.pretrain import pretrain
-from beit.training.optim import constant_schedule
+from beit.training.optim import Rates, constant_schedule
 
 pytestmark = pytest.mark.slow
 
@@ -96,5 +96,5 @@ def test_what_cannot_be_extended_is_refused(images: Path, tmp_path: Path) -> Non
 
 
 def test_the_rate_of_a_constant_schedule() -> None:
-    found = [constant_schedule(step, peak=1.0, final=0.0, warmup_steps=3, total_steps=20) for step in range(20)]
+    found = [constant_schedule(step, Rates(1.0, 0.0, 3, 20)) for step in range(20)]
     assert found == pytest.approx([0, 0.5, *[1.0] * 17, 0.5])

@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from beit.training.optim import adamw, cosine_schedule, parameter_groups, polynomial_schedule, set_learning_rate
+from beit.training.optim import (
+    Rates,
+    adamw,
+    cosine_schedule,
+    parameter_groups,
+    polynomial_schedule,
+    set_learning_rate,
+)
 
 
 class Model(nn.Module):
@@ -76,18 +83,17 @@ def test_cosine_is_that_of_the_released_code(warmup: int) -> None:
     rest = np.arange(total - warmup)
     cosine = final + 0.5 * (peak - final) * (1 + np.cos(math.pi * rest / len(rest)))
     expected = np.concatenate([np.linspace(0, peak, warmup), cosine])
-    rates = [
-        cosine_schedule(step, peak=peak, final=final, warmup_steps=warmup, total_steps=total) for step in range(total)
-    ]
-    np.testing.assert_allclose(rates, expected, rtol=1e-12)
-    assert cosine_schedule(total + 5, peak=peak, final=final, warmup_steps=warmup, total_steps=total) == final
+    rates = Rates(peak, final, warmup, total)
+    found = [cosine_schedule(step, rates) for step in range(total)]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert cosine_schedule(total + 5, rates) == final
 
 
 def test_polynomial_is_that_of_mmsegmentation() -> None:
     for step in range(100):
         regular = (3e-5 - 1e-6) * (1 - step / 100) ** 0.9 + 1e-6
         factor = 1 - (1 - step / 15) * (1 - 1e-6) if step < 15 else 1
-        rate = polynomial_schedule(step, peak=3e-5, final=1e-6, warmup_steps=15, total_steps=100, power=0.9)
+        rate = polynomial_schedule(step, Rates(3e-5, 1e-6, 15, 100), power=0.9)
         assert rate == pytest.approx(regular * factor, rel=1e-12)
 
 

@@ -199,12 +199,12 @@ def _open(path: Path) -> tuple[Path, dict[str, Any], nn.Module]:
     description = read_json(file)
     if description is None:
         raise UserError(f"{file} does not exist; give a run directory or its model/ folder")
-    kind = str(description.get("kind"))
-    names = ", ".join(KINDS)
-    require(kind in KINDS, f"{file}: kind is {printable(kind)}, not one of {names}; this release cannot read it")
+    kind, names = description.get("kind"), ", ".join(KINDS)
+    known = isinstance(kind, str) and kind in KINDS
+    require(known, f"{file}: kind is {printable(repr(kind))}, not one of {names}; this release cannot read it")
     with without_weights(file):
         typed({key: value for key, value in description.items() if key in _TYPES}, _TYPES)
-        model = _model_of(kind, description)
+        model = _model_of(description)
     classes, outputs = description.get("classes"), getattr(model, "num_classes", None)
     named = len(classes) if classes is not None else outputs
     require(outputs in (None, named), f"{file} names {named} classes, and its head has {outputs}; mend classes")
@@ -216,9 +216,9 @@ def _open(path: Path) -> tuple[Path, dict[str, Any], nn.Module]:
     return folder / WEIGHTS, {**description, **construction}, model
 
 
-def _model_of(kind: str, description: Facts) -> nn.Module:
-    entry = KINDS[kind]
-    if kind == "tokenizer":
+def _model_of(description: Facts) -> nn.Module:
+    entry = KINDS[description["kind"]]
+    if entry is KINDS["tokenizer"]:
         entry = tokenizer_of_kind(description.get("tokenizer_kind", "dvae"))
     names, config_type = entry.options, entry.config
     architecture = description.get("architecture")

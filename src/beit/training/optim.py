@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,10 +18,17 @@ WARMUP_RATIO = 1e-6
 """The share of the rate that a warm-up in segmentation begins with (mmsegmentation)."""
 
 
-class Schedule(Protocol):
-    """The learning rate of a step, from 0."""
+class Rates(NamedTuple):
+    """What a schedule of the learning rate lies between, and in how many steps."""
 
-    def __call__(self, step: int, *, peak: float, final: float, warmup_steps: int, total_steps: int) -> float: ...
+    peak: float
+    final: float
+    warmup_steps: int
+    total_steps: int
+
+
+Schedule = Callable[[int, Rates], float]
+"""The learning rate of a step, from 0."""
 
 
 def parameter_groups(
@@ -88,38 +95,25 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
-def cosine_schedule(
-    step: int,
-    *,
-    peak: float,
-    final: float,
-    warmup_steps: int,
-    total_steps: int,
-) -> float:
+def cosine_schedule(step: int, rates: Rates) -> float:
     """The rate of `step` (from 0): linear warm-up with both ends included, then half a cosine towards `final`.
 
     As in the released code, the first step of a warm-up has rate 0, and `final` is what the step after the last
     would have.
     """
-    if step < warmup_steps:
-        return peak * step / max(1, warmup_steps - 1)
-    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    peak, final, warmup, total = rates
+    if step < warmup:
+        return peak * step / max(1, warmup - 1)
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def constant_schedule(
-    step: int,
-    *,
-    peak: float,
-    final: float,
-    warmup_steps: int,
-    total_steps: int,
-) -> float:
+def constant_schedule(step: int, rates: Rates) -> float:
     """The rate of `step` (from 0): the cosine's warm-up, `peak`, and a straight line towards `final` at the end."""
-    if step < warmup_steps:
-        return peak * step / max(1, warmup_steps - 1)
-    start = cool_down_start(total_steps)
-    return peak + (final - peak) * max(0, step - start) / max(1, total_steps - start)
+    start = cool_down_start(rates.total_steps)
+    if step <= start:
+        return min(rates.peak, cosine_schedule(min(step, rates.warmup_steps), rates))
+    return rates.peak + (rates.final - rates.peak) * (step - start) / (rates.total_steps - start)
 
 
 def cool_down_start(total_steps: int) -> int:
@@ -127,21 +121,14 @@ def cool_down_start(total_steps: int) -> int:
     return total_steps - round(COOL_DOWN * total_steps)
 
 
-def polynomial_schedule(
-    step: int,
-    *,
-    peak: float,
-    final: float,
-    warmup_steps: int,
-    total_steps: int,
-    power: float = 1.0,
-) -> float:
+def polynomial_schedule(step: int, rates: Rates, power: float = 1.0) -> float:
     """The rate of `step` (from 0) in segmentation: (1 - step / total) ** power, under a linear warm-up factor.
 
     The factor rises from :data:`WARMUP_RATIO` to 1 and multiplies the decaying rate (mmsegmentation's rule).
     """
-    remaining = 1 - min(step, total_steps) / total_steps
+    peak, final, warmup, total = rates
+    remaining = 1 - min(step, total) / total
     rate: float = final + (peak - final) * remaining**power
-    if step < warmup_steps:
-        rate *= 1 - (1 - step / warmup_steps) * (1 - WARMUP_RATIO)
+    if step < warmup:
+        rate *= 1 - (1 - step / warmup) * (1 - WARMUP_RATIO)
     return rate

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from beit.config.run import TrainingConfig
-from beit.training.optim import Schedule, constant_schedule, cool_down_start
+from beit.training.optim import Rates, Schedule, constant_schedule, cool_down_start
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Plan:
             warmup = config.num_warmup_steps(length, self.images)
         decay = length if config.schedule == "constant" else config.in_steps(config.lr_steps, length)
         final = config.scaled(config.min_lr)
-        return schedule(step - start, peak=self.peak, final=final, warmup_steps=warmup, total_steps=decay)
+        return schedule(step - start, Rates(self.peak, final, warmup, decay))
 
     def epoch(self, step: int) -> float:
         """Passes over the images after `step` steps."""

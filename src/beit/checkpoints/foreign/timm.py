@@ -12,11 +12,11 @@ from pathlib import Path
 
 from torch import nn
 
-from beit.checkpoints.foreign.key_map import KeyMap, write_folder
+from beit.checkpoints.foreign.key_map import write_folder
 from beit.checkpoints.foreign.plain import renamed
 from beit.checkpoints.foreign.shapes import PositionFlags, flags_of, positions_of, with_table
 from beit.checkpoints.foreign.survey import Foreign
-from beit.checkpoints.foreign.unilm import ENCODER, INDICES, PLAIN_KEYS
+from beit.checkpoints.foreign.unilm import KEYS, PLAIN_KEYS
 from beit.checkpoints.preparation import Preparation, preparation, stated_preparation
 from beit.checkpoints.reading.torch_file import TensorFile
 from beit.config.architecture import sides
@@ -25,15 +25,6 @@ from beit.models.heads import ImageClassifier
 from beit.untrusted import Facts
 
 NAME = "timm"
-KEYS = KeyMap(
-    [
-        *((f"encoder.{name}", name) for name in ENCODER),
-        *((name, name) for name in ("norm.*", "fc_norm.*", "head.*")),
-    ],
-    ignored=INDICES,
-)
-
-
 _ARCHITECTURE = re.compile(r"beit(?:v2)?_(base|large)_patch")
 """BEiT v2's classifiers are networks of the same kind; `beit3` is another."""
 _PLAIN = re.compile(r"(?:vit|deit|deit3)_(tiny|small|base|medium|large|huge|giant)_(?:distilled_)?patch")

@@ -94,18 +94,16 @@ def open_prediction(config: PredictConfig) -> tuple[Reading, FileSource, Iterato
 def reading_of(model: nn.Module, config: PredictConfig) -> Reading:
     """How this kind of model reads images. UserError for a flag that is for another kind."""
     encoder = encoder_of(model)
-    if config.features and encoder is not None:
-        reading = _features(encoder, -1 if config.layer is None else config.layer)
-    elif isinstance(model, ImageClassifier | LinearProbe):
+    if isinstance(model, ImageClassifier | LinearProbe) and not config.features:
         reading = _labels(model, config)
-    elif isinstance(model, SemanticSegmenter):
+    elif isinstance(model, SemanticSegmenter) and not config.features:
         reading = label_maps(model, config)
+    elif encoder is not None and (config.features or not isinstance(model, VisualTokenizer)):
+        reading = _features(encoder, -1 if config.layer is None else config.layer)
     elif isinstance(model, VisualTokenizer):
         view = EvaluationView(model.image_size)
         tokens = partial(_tokens, model)
         reading = Reading("tokens", (".jsonl", ".npz"), view, tokens, _records)
-    elif encoder is not None:
-        reading = _features(encoder, -1 if config.layer is None else config.layer)
     else:
         raise UserError(f"{config.model} is a {kind_of(model)} model, which beit predict cannot use")
     if config.window is not None and not isinstance(model, SemanticSegmenter):
