@@ -69,5 +69,5 @@ def test_the_package_stays_within_its_budget(house: House) -> None:
 @pytest.mark.slow
 def test_one_batch_passes_through_few_files() -> None:
     _, visits = run_one_step()
-    assert {"recipes/pretrain.py", "models/encoder.py", "training/loop.py"} <= set(visits)
+    assert {"recipes/pretrain.py", "models/encoder.py", "training/state.py"} <= set(visits)
     assert len(set(visits)) <= 23

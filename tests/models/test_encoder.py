@@ -201,11 +201,13 @@ def test_patch_embedding_is_the_strided_convolution() -> None:
 def test_drop_path_drops_samples_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
     drop, branch = DropPath(0.25), torch.ones(4000, 2, 3)
-    dropped = drop(branch)
+    dropped = drop(branch, 0)
     assert dropped.unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
     assert torch.equal(dropped, dropped[:, :1, :1].expand_as(dropped))
     assert dropped.mean().item() == pytest.approx(1.0, abs=0.04)
-    assert drop.eval()(branch) is branch
+    drop.noise = torch.tensor([[0.1, 0.9], [0.3, 0.2]])  # below the rate a sample is dropped
+    assert [drop(branch[:2], index)[:, 0, 0].gt(0).tolist() for index in (0, 1)] == [[False, True], [True, False]]
+    assert drop.eval()(branch, 0) is branch
 
 
 @pytest.mark.parametrize("layer_scale_init", [0.1, None])

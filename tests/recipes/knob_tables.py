@@ -80,7 +80,7 @@ def annealed(arrived: Arrived, index: int) -> tuple[float, float]:
     image = torch.full((2, 3, 32, 32), 128, dtype=torch.uint8)
     logits, statistics = torch.randn(2, 32, 16, 16), torch.randn(2, 6, 32, 32)
 
-    def model(images: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def model(images: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
         temperatures.append(temperature)
         return logits, statistics
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import beit
 from beit.training import loop
+from beit.training.state import Stepper
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -34,15 +35,15 @@ def log(run: Path) -> str:
 
 
 @contextmanager
-def stopped_in_step(number: int) -> Iterator[None]:
-    """What trains in here is interrupted as it begins this step, from 1."""
-    take_step = loop.Loop.take_step
+def stopped_in_step(number: int, run: str | None = None) -> Iterator[None]:
+    """What trains in here, in the folder of this name, is interrupted as it begins this step, from 1."""
 
-    def interrupted(self: Any, micro_batches: Any) -> None:
-        if self.state.step == number - 1:
-            raise KeyboardInterrupt
-        take_step(self, micro_batches)
+    class Interrupted(Stepper):
+        def take_step(self, micro_batches: Any) -> None:
+            if self.state.step == number - 1 and run in (None, Path(self.plan.config.out).name):
+                raise KeyboardInterrupt
+            super().take_step(micro_batches)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop.Loop, "take_step", interrupted)
+        patch.setattr(loop, "Stepper", Interrupted)
         yield

@@ -31,6 +31,7 @@ from beit.recipes.probe.run import probe
 from beit.recipes.segment import segment
 from beit.recipes.tokenizer.run import tokenizer
 from beit.training.device import open_compute
+from beit.training.method import Noise
 from beit.training.run.trackers import open_trackers
 
 pytestmark = pytest.mark.slow
@@ -111,11 +112,9 @@ def test_a_step_smooths_and_then_mixes(
         return torch.stack([images[:, :, :16].sum((1, 2, 3)), images.square().sum((1, 2, 3))], 1) @ weights
 
     weights = torch.linspace(-0.01, 0.02, 6).reshape(2, 3)
-    torch.manual_seed(1)
     loss = run.step(model, LabeledBatch(images, labels)).loss
-    torch.manual_seed(1)
-    targets = smoothed(F.one_hot(labels, 3), label_smoothing)
-    images, targets = BatchMixing(mixup, cutmix, cutmix_share)(images, targets)
+    targets, rng = smoothed(F.one_hot(labels, 3), label_smoothing), Noise(0, 0, range(4), images.device).of_batch()
+    images, targets = BatchMixing(mixup, cutmix, cutmix_share)(images, targets, rng)
     torch.testing.assert_close(loss, F.cross_entropy(model(images), targets))
 
 

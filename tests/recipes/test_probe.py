@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_results import stopped_in_step
 from tiny_runs import probe_config
 from torch import Tensor
 
@@ -97,22 +98,11 @@ def test_labels_may_stand_in_a_file(probed: Path, colours: Path, pretrained: Pat
 
 
 def test_a_stopped_run_continues_to_the_same_weights(
-    probed: Path, colours: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    probed: Path, colours: Path, pretrained: Path, tmp_path: Path
 ) -> None:
-    from beit.training import loop
-
-    run, take_step = tmp_path / "run", loop.Loop.take_step
-    values = {"save_every": "20"}
-
-    def stop_in_step_30(self: Any, micro_batches: Any) -> None:
-        if self.state.step == 30:
-            raise KeyboardInterrupt
-        take_step(self, micro_batches)
-
-    monkeypatch.setattr(loop.Loop, "take_step", stop_in_step_30)
-    with pytest.raises(KeyboardInterrupt):
+    run, values = tmp_path / "run", {"save_every": "20"}
+    with stopped_in_step(31):
         probe(probe_config(colours, run, pretrained, **values))
-    monkeypatch.undo()
     probe(probe_config(colours, run, pretrained, **values))
     first, second = beit.load_model(probed).state_dict(), beit.load_model(run).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -147,22 +137,12 @@ def test_a_stop_before_the_first_step_is_a_clean_one(
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_a_run_goes_on_with_its_own_encoder_alone(
-    colours: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_goes_on_with_its_own_encoder_alone(colours: Path, pretrained: Path, tmp_path: Path) -> None:
     """Features are computed at each start: other weights under the same name would mix two encoders."""
-    from beit.training import loop
-
     init, run = tmp_path / "init", tmp_path / "run"
     shutil.copytree(pretrained, init)
-
-    def stop(self: Any, micro_batches: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop.Loop, "take_step", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_in_step(1):
         probe(probe_config(colours, run, init))
-    monkeypatch.undo()
     model = beit.load_model(init)
     with torch.no_grad():
         model.encoder.cls_token.add_(1e-3)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from run_results import same_weights
+from run_results import same_weights, stopped_in_step
 
 import beit
 from beit.cli.main import main
@@ -23,7 +21,6 @@ from beit.recipes.train.run import train
 from beit.stages import train as train_stage
 from beit.stages.auto.rehearsal import Pace
 from beit.stages.session import open_session
-from beit.training import loop
 
 pytestmark = pytest.mark.slow
 
@@ -40,21 +37,6 @@ def cli(*words: str | Path) -> int:
     with pytest.raises(SystemExit) as leave:
         main([str(word) for word in words])
     return int(leave.value.code or 0)
-
-
-@contextmanager
-def stopped_in(part: str) -> Iterator[None]:
-    """What trains in here is interrupted as it begins the second step of this part."""
-    take_step = loop.Loop.take_step
-
-    def interrupted(self: Any, micro_batches: Any) -> None:
-        if self.run.path.name == part and self.state.step == 1:
-            raise KeyboardInterrupt
-        take_step(self, micro_batches)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop.Loop, "take_step", interrupted)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +74,7 @@ def test_killed_in_each_part_it_ends_with_the_weights_of_its_configuration(journ
     again, file = tmp_path / "again", journey / "config.yaml"
     values = {**read_yaml(file, TrainConfig), "out": str(again)}
     for part in PARTS[1:]:
-        with stopped_in(part):
+        with stopped_in_step(2, part):
             train(TrainConfig(**values))
     assert json.loads((again / "status.json").read_text())["state"] != "done"
     assert cli("train", "--config", file, "--out", again) == 0
@@ -103,7 +85,7 @@ def test_a_stopped_journey_goes_on_with_the_parts_it_chose(
     colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = TrainConfig(data=str(colours), out=str(tmp_path / "run"), budget="20m", workers=0)
-    with stopped_in("pretrain"):
+    with stopped_in_step(2, "pretrain"):
         train(config)
 
     def refuse(*_: object) -> None:

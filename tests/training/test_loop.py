@@ -22,9 +22,10 @@ from toy_recipe import Toy, train
 
 from beit.config.errors import RunFailed, UserError
 from beit.training.device import Compute, choose_device, choose_precision, open_compute, seed_of
+from beit.training.loop import in_words
 from beit.training.metrics import MetricWindow, json_ready, line_of
 from beit.training.nonfinite import NonFiniteGuard
-from beit.training.optim import adamw
+from beit.training.optim import adamw, parameter_groups
 from beit.training.plan import Pace, Plan
 from beit.training.state import TrainingState
 
@@ -90,6 +91,7 @@ def test_two_ranks_train_stop_and_go_on_as_one(tmp_path: Path) -> None:
 
     shutil.copytree(tmp_path / "two", tmp_path / "then-one")
     train(tmp_path / "then-one", toy)
+    assert "1 x 2 passes a step instead of 2 x 1: sums alone" in (tmp_path / "then-one" / "log.txt").read_text()
     assert_same_training(tmp_path / "then-one", tmp_path / "alone", 2e-6)
     stored = yaml.safe_load((tmp_path / "then-one" / "config.yaml").read_text())
     assert stored["accumulate"] == 2
@@ -195,6 +197,20 @@ def test_results_name_the_best_evaluation(tmp_path: Path) -> None:
     assert results["last"]["eval/loss"] == evaluations[-1]["eval/loss"]
     assert (results["steps"], results["epochs"], results["images"]) == (24, 4.0, 192)
     assert results["parameters"] == 6 * 32 + 32 + 64 + 32 * 4 + 4
+
+
+def test_what_follows_the_split_of_a_batch_is_told() -> None:
+    def told(*modules: nn.Module) -> str:
+        model = nn.Sequential(nn.Linear(2, 2), *modules)
+        state = TrainingState(
+            model, adamw(parameter_groups(model, weight_decay=0.0), lr=1.0), {}, None, "stop", (1, 4)
+        )
+        return in_words([2, 1], state)
+
+    assert told(nn.Dropout(0.0)) == "1 x 4 passes a step instead of 2 x 1: sums alone are rounded otherwise"
+    assert told(nn.Dropout2d(0.1), nn.BatchNorm1d(2)).endswith(
+        "dropout and batch norms follow the passes, so it goes on otherwise"
+    )
 
 
 def test_ema_follows_its_closed_form() -> None:

@@ -25,7 +25,7 @@ from beit.config.run import TrainingConfig
 from beit.training.console import Console
 from beit.training.device import Compute, choose_precision, open_compute
 from beit.training.loop import fit
-from beit.training.method import Evaluation, EvaluationSplit, Learner, Method, StepOutput
+from beit.training.method import Evaluation, EvaluationSplit, Learner, Method, Noise, StepOutput
 from beit.training.plan import Plan
 from beit.training.run.directory import Request
 from beit.training.run.opening import open_run, stored_run
@@ -163,7 +163,7 @@ def toy_method(toy: Toy, compute: Compute) -> Method:
     places = compute.world * toy.accumulate
     last_rank = compute.rank == compute.world - 1
 
-    def step(model: nn.Module, batch: ToyBatch, index: int) -> StepOutput:
+    def step(model: nn.Module, batch: ToyBatch, index: int, noise: Noise) -> StepOutput:
         time.sleep(toy.sleep)
         logits = model(batch.inputs)
         loss = F.cross_entropy(logits, batch.label)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,15 +61,28 @@ class DropPath(nn.Module):
     """Stochastic depth: each sample of a batch is set to zero with probability `rate`, the others are divided
     by 1 - rate. The identity in evaluation mode."""
 
+    noise: Tensor | None = None
+    """(B, 2) in [0, 1): decides of each sample and branch; see :func:`draw_paths`. None: torch's generator does."""
+
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
-    def forward(self, branch: Tensor) -> Tensor:
+    def forward(self, branch: Tensor, index: int) -> Tensor:
+        """The branch `index` of a block, 0 or 1."""
         if not self.training or self.rate == 0:
             return branch
-        keep = branch.new_empty(branch.shape[0], *[1] * (branch.dim() - 1)).bernoulli_(1 - self.rate)
+        noise = torch.rand(len(branch), 2, device=branch.device) if self.noise is None else self.noise
+        keep = (noise[:, index] >= self.rate).to(branch.dtype).view(-1, *[1] * (branch.dim() - 1))
         return branch * (keep / (1 - self.rate))
+
+
+def draw_paths(model: nn.Module, uniform: Callable[..., Tensor]) -> None:
+    """Decide which samples the blocks of `model` drop in the next pass, by `uniform(N, 2)`: (B, N, 2) in [0, 1)."""
+    paths = [x for x in model.modules() if isinstance(x, DropPath) and x.training and x.rate > 0]
+    if paths:
+        for path, noise in zip(paths, uniform(len(paths), 2).unbind(1), strict=True):
+            path.noise = noise
 
 
 class Attention(nn.Module):
@@ -164,15 +178,15 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor, bias: Tensor | None) -> Tensor:
         """(B, T, D) and a bias (1, H, T, T), (B, H, T, T) or None -> (B, T, D)."""
-        tokens = self._add(tokens, self.attn(self.norm1(tokens), bias), self.gamma_1)
-        return self._add(tokens, self.mlp(self.norm2(tokens)), self.gamma_2)
+        tokens = self._add(tokens, self.attn(self.norm1(tokens), bias), self.gamma_1, 0)
+        return self._add(tokens, self.mlp(self.norm2(tokens)), self.gamma_2, 1)
 
-    def _add(self, tokens: Tensor, branch: Tensor, gamma: Tensor | None) -> Tensor:
+    def _add(self, tokens: Tensor, branch: Tensor, gamma: Tensor | None, index: int) -> Tensor:
         if gamma is None:
-            dropped: Tensor = self.drop_path(branch)
+            dropped: Tensor = self.drop_path(branch, index)
             return tokens + dropped
         # Dropping samples from gamma, (B, 1, D), and not from the branch, (B, T, D), saves a pass over the tokens.
-        scale: Tensor = self.drop_path(gamma.expand(branch.shape[0], 1, -1))
+        scale: Tensor = self.drop_path(gamma.expand(branch.shape[0], 1, -1), index)
         return tokens + scale * branch
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beit.config.architecture import EncoderConfig, default_crop
+from beit.config.errors import UserError
 from beit.config.finetune import FinetuneConfig
 from beit.data.batches import LabeledBatch
 from beit.data.label_file import Labels
@@ -21,6 +22,7 @@ from beit.data.views.classification import ClassificationView
 from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.mixing import BatchMixing, smoothed
 from beit.metrics.classification import classification_sums, share_of_right, with_f1
+from beit.models.layers import draw_paths
 from beit.stages.auto.choices import settle
 from beit.stages.scores.yardsticks import beside_classifier
 from beit.stages.session import Feed, Outcome, finished, open_images, open_session
@@ -28,7 +30,7 @@ from beit.stages.start.encoder import encoder_facts, rates
 from beit.stages.start.heads import starting_classifier
 from beit.stages.tasks.labels import few_labels, label_images, require_classes
 from beit.stages.train import train
-from beit.training.method import Evaluation, Learner, Method, Notes, Product, Step, StepOutput
+from beit.training.method import Evaluation, Learner, Method, Noise, Notes, Product, Step, StepOutput
 from beit.training.metrics import over_count
 from beit.visualize.drawings import draw_predictions
 
@@ -44,6 +46,7 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
     images = few_labels(config, images)
     require_classes(images, labels)
     session, config = settle(session, images)
+    require_pairs(config, session.compute.world)
     model, about = starting_classifier(config, labels.classes)
     encoder = model.encoder.config
     crop_pct = default_crop(encoder.image_size) if config.crop_pct is None else config.crop_pct
@@ -73,14 +76,25 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
     return train(session, method, feed)
 
 
+def require_pairs(config: FinetuneConfig, world: int) -> None:
+    """UserError where a pass does not hold whole pairs of images to mix."""
+    passes, pair = world * config.accumulate, 2 * config.repeats
+    if (config.mixup or config.cutmix) and config.batch_size % (passes * pair):
+        raise UserError(
+            f"--batch-size {config.batch_size} leaves no multiple of {pair} images to each of {passes} passes, and "
+            f"images are mixed in pairs; choose a multiple of {passes * pair}, or --mixup 0 --cutmix 0"
+        )
+
+
 def classification_step(config: FinetuneConfig, labels: Labels) -> Step:
     """Targets smoothed, images and targets mixed, and cross-entropy, binary where an image has several classes."""
-    mixing = BatchMixing(config.mixup, config.cutmix, config.cutmix_share)
+    mixing = BatchMixing(config.mixup, config.cutmix, config.cutmix_share, config.repeats)
     loss_of = F.binary_cross_entropy_with_logits if config.multilabel else F.cross_entropy
 
-    def step(model: nn.Module, batch: LabeledBatch, index: int) -> StepOutput:
+    def step(model: nn.Module, batch: LabeledBatch, index: int, noise: Noise) -> StepOutput:
         targets = smoothed(labels.targets(batch.label), config.label_smoothing, multilabel=config.multilabel)
-        images, targets = mixing(batch.image, targets)
+        images, targets = mixing(batch.image, targets, noise.of_batch())
+        draw_paths(model, noise.uniform)
         logits = model(images).float()
         return StepOutput(loss_of(logits, targets), {"top1": share_of_right(logits, targets)})
 

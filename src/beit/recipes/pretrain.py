@@ -21,6 +21,7 @@ from beit.data.views.pretraining import PretrainViews
 from beit.metrics.tokens import TokenBaselines, best_mixtures, best_mixtures_of_sums
 from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.heads import MaskedImageModel
+from beit.models.layers import draw_paths
 from beit.stages.auto.choices import settle
 from beit.stages.session import Feed, Images, Outcome, finished, open_images, open_session
 from beit.stages.tasks.masked_modelling import (
@@ -37,7 +38,7 @@ from beit.stages.tasks.masked_modelling import (
 )
 from beit.stages.train import set_steps, train
 from beit.tokenizers.base import VisualTokenizer
-from beit.training.method import Evaluation, Learner, Method, Notes, Product, StepOutput
+from beit.training.method import Evaluation, Learner, Method, Noise, Notes, Product, StepOutput
 from beit.visualize.masked import draw_pixels, draw_tokens
 
 LEAST_HIDDEN = 0.6
@@ -85,8 +86,9 @@ def token_method(
     baselines = TokenBaselines(model.encoder.config.grid, tokenizer.vocab_size)
     count = num_predicted(config)
 
-    def step(model: nn.Module, batch: PretrainBatch, index: int) -> StepOutput:
+    def step(model: nn.Module, batch: PretrainBatch, index: int, noise: Noise) -> StepOutput:
         predict = patches_to_predict(config, batch.mask)
+        draw_paths(model, noise.uniform)
         tokens, loss, share = masked_image_modelling(model, tokenizer, batch, predict, count)
         metrics = {"token_accuracy": share, **baselines.losses(tokens, batch.mask, predict)}
         baselines.observe(tokens)
@@ -111,8 +113,9 @@ def token_method(
 def pixel_method(config: PretrainConfig, network: MaskedImageModel) -> Method:
     """Predict the normalised pixels of the patches (ablation, paper table 4: without visual tokens)."""
 
-    def step(model: nn.Module, batch: PretrainBatch, index: int) -> StepOutput:
+    def step(model: nn.Module, batch: PretrainBatch, index: int, noise: Noise) -> StepOutput:
         predict = patches_to_predict(config, batch.mask)
+        draw_paths(model, noise.uniform)
         return StepOutput(pixel_loss(config, network, model, batch, predict), {})
 
     about = f"predicts the normalised pixels of {config.patch_size}x{config.patch_size} patches"

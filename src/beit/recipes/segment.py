@@ -21,6 +21,7 @@ from beit.data.batches import SegmentationBatch
 from beit.data.label_maps.pairs import PairSource, open_pairs
 from beit.data.views.segmentation import SegmentationEvaluationView, SegmentationView
 from beit.metrics.segmentation import by_class, confusion, pixel_loss, segmentation_figures
+from beit.models.layers import draw_paths
 from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import Inference
 from beit.stages.auto.choices import settle
@@ -32,7 +33,7 @@ from beit.stages.tasks.segmentation import evaluate_batch, predict_classes, requ
 from beit.stages.train import train
 from beit.training.console import bar
 from beit.training.device import Compute
-from beit.training.method import Evaluation, Learner, Method, Notes, Product, StepOutput
+from beit.training.method import Evaluation, Learner, Method, Noise, Notes, Product, StepOutput
 from beit.training.optim import polynomial_schedule
 from beit.visualize.drawings import draw_label_maps
 
@@ -113,8 +114,9 @@ def evaluation_of(inference: Inference, source: PairSource) -> tuple[Evaluation,
     return evaluation, lambda: {"classes": by_class(last_confusion, source.classes)}
 
 
-def step(auxiliary_weight: float, model: nn.Module, batch: SegmentationBatch, index: int) -> StepOutput:
+def step(auxiliary_weight: float, model: nn.Module, batch: SegmentationBatch, index: int, noise: Noise) -> StepOutput:
     """Cross-entropy of the decoder, and of the auxiliary heads at their weight."""
+    draw_paths(model, noise.uniform)
     main, *auxiliary = model(batch.image, auxiliary=True)
     loss = pixel_loss(main, batch.label_map)
     for logits in auxiliary:

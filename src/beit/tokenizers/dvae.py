@@ -86,10 +86,11 @@ class DiscreteVAE(PixelAutoencoder, CategoricalTokenizer):
         convolution = cast(nn.Conv2d, self.decoder.blocks.get_submodule("input"))
         return convolution.weight[:, :, 0, 0].t() + cast(Tensor, convolution.bias)
 
-    def forward(self, images: Tensor, temperature: float) -> DiscreteVAEOutput:
-        """The training pass: tokens relaxed by Gumbel-softmax at `temperature`, decoded to pixel statistics."""
+    def forward(self, images: Tensor, temperature: float, uniform: Tensor | None = None) -> DiscreteVAEOutput:
+        """The training pass: tokens relaxed by Gumbel-softmax at `temperature`, decoded to pixel statistics.
+        `uniform` as in :func:`beit.tokenizers.objective.gumbel_softmax`."""
         logits = self.logits(images)
-        return DiscreteVAEOutput(logits, self.decoder(gumbel_softmax(logits, temperature)))
+        return DiscreteVAEOutput(logits, self.decoder(gumbel_softmax(logits, temperature, uniform)))
 
     def logits(self, images: Tensor) -> Tensor:
         """Unnormalised log q(z | x), (B, V, h, w), float32 for float32 weights even under autocast."""

@@ -62,14 +62,15 @@ def median_images(statistics: Tensor) -> Tensor:
     return unmap_pixels(statistics.chunk(2, dim=1)[0].sigmoid())
 
 
-def gumbel_softmax(logits: Tensor, temperature: float) -> Tensor:
+def gumbel_softmax(logits: Tensor, temperature: float, uniform: Tensor | None = None) -> Tensor:
     """A relaxed sample of softmax(logits) over dimension 1, always in float32 or wider: (B, V, h, w).
 
-    At temperature 0+ it is a one-hot sample of the exact distribution (Gumbel-max).
+    At temperature 0+ it is a one-hot sample of the exact distribution (Gumbel-max). `uniform`: (B, h, w, V) in
+    [0, 1), what it is drawn by; None: torch's generator.
     """
     # Channels last: a softmax along contiguous memory is several times faster on CPU.
     logits = _at_least_float32(logits).movedim(1, -1)
-    noise = -torch.log(-torch.log(torch.rand_like(logits)))
+    noise = -torch.log(-torch.log(torch.rand_like(logits) if uniform is None else uniform))
     return F.softmax((logits + noise) / temperature, dim=-1).movedim(-1, 1)
 
 

@@ -232,9 +232,9 @@ def reseed(seed: int, device: torch.device) -> None:
         torch.mps.manual_seed(seed)
 
 
-def seed_of(seed: int, step: int, place: int) -> int:
-    """64 bits, unrelated for any two places of any two steps."""
-    digest = hashlib.blake2b(struct.pack("<QQQ", seed, step, place), digest_size=8).digest()
+def seed_of(*numbers: int) -> int:
+    """64 bits that follow from `numbers`, as a seed, a step and a place, and are unrelated for any two of them."""
+    digest = hashlib.blake2b(struct.pack(f"<{len(numbers)}Q", *numbers), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 

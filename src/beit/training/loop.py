@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from beit.config.errors import Interrupted, RunFailed, out_of_memory
 from beit.patience import Silence
 from beit.training.console import StepProgress, duration
-from beit.training.device import Compute, Precision, autocast, reseed, seed_of, to_device
+from beit.training.device import Compute, Precision
 from beit.training.evaluation import Evaluator
 from beit.training.method import Batches, Method
-from beit.training.metrics import MEASURED, accumulate, brief_line, line_of
-from beit.training.optim import adamw, parameter_groups, set_learning_rate
+from beit.training.metrics import MEASURED, brief_line, line_of
+from beit.training.optim import set_learning_rate
 from beit.training.plan import Pace, Plan
 from beit.training.run.directory import SAMPLES, RunDirectory
 from beit.training.run.saver import Saver
 from beit.training.run.trackers import Track, open_trackers
 from beit.training.signals import StopRequested, StopSignals
-from beit.training.state import TrainingState
+from beit.training.state import Stepper, TrainingState, initial_state
 
 GO_ON, SAVE, STOP = 0, 1, 2
 LOST_RANK = ("timed out", "timeout", "connection closed", "connection reset", "broken pipe")
@@ -60,9 +60,7 @@ def fit(
         RunFailed: a loss or gradient that is not finite, no memory, saves that fail, ranks that are gone.
     """
     state = initial_state(method, plan, compute)
-    if (checkpoint := run.restore()) is not None:
-        state.load_state_dict(checkpoint, compute)
-        run.console.say(f"continuing after step {state.step:,} of {plan.steps:,}")
+    restore(state, run, plan, compute)
     saver = Saver(state, plan, run, compute, save_model)
     # Killed between a state and its model-best/, or gone back to an older state: the best is found again.
     if method.evaluation.keep_best and not saver.holds_best():
@@ -74,8 +72,9 @@ def fit(
         open_trackers(plan.config, run, state.step, compute) as trackers,
         run.console.progress(plan.steps, state.step) as progress,
     ):
+        stepper = Stepper(method.learner, plan, state, compute, precision)
         evaluator = Evaluator(method.evaluation, batches, state, compute, precision, plan.config.seed, stop)
-        loop = Loop(method, batches, plan, run, saver, evaluator, trackers, progress, pace or Pace())
+        loop = Loop(method, batches, plan, run, saver, stepper, evaluator, trackers, progress, pace or Pace())
         try:
             loop.train()
             return loop.finish(conclude)
@@ -88,19 +87,25 @@ def fit(
             loop.save_and_leave()
 
 
-def initial_state(method: Method, plan: Plan, compute: Compute) -> TrainingState:
-    """All of a run before its first step, on the device."""
-    learner, config = method.learner, plan.config
-    for module in (learner.model, *learner.companions.values()):
-        module.to(compute.device)
-    groups = parameter_groups(
-        learner.model,
-        weight_decay=config.weight_decay,
-        layer_decay=learner.layer_decay,
-        layer_groups=learner.layer_groups,
-    )
-    optimizer = adamw(groups, lr=plan.peak, betas=(config.beta1, config.beta2))
-    return TrainingState(learner.model, optimizer, learner.companions, config.ema_decay, config.nonfinite)
+def restore(state: TrainingState, run: RunDirectory, plan: Plan, compute: Compute) -> None:
+    """Go on from the newest state of `run`, where there is one, and say so."""
+    checkpoint = run.restore()
+    if checkpoint is not None:
+        state.load_state_dict(checkpoint, compute)
+        run.console.say(f"continuing after step {state.step:,} of {plan.steps:,}")
+        if checkpoint.get("split", state.split) != state.split:
+            run.console.say(in_words(checkpoint["split"], state))
+
+
+def in_words(before: Sequence[int], state: TrainingState) -> str:
+    """That the batch was split otherwise `before`, and what hangs on it."""
+    modules = [*state.model.modules()] if math.prod(before) != math.prod(state.split) else []
+    drops = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p for module in modules)
+    norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
+    bound = " and ".join([*["dropout"] * drops, *["batch norms"] * norms])
+    effect = f"{bound} follow the passes, so it goes on otherwise" if bound else "sums alone are rounded otherwise"
+    (processes, passes), (processes_before, passes_before) = state.split, before
+    return f"{processes} x {passes} passes a step instead of {processes_before} x {passes_before}: {effect}"
 
 
 @contextmanager
@@ -133,6 +138,7 @@ class Loop:
     plan: Plan
     run: RunDirectory
     saver: Saver
+    stepper: Stepper
     evaluator: Evaluator
     trackers: Sequence[Track]
     progress: StepProgress
@@ -142,16 +148,13 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.learner, self.state, self.stop = self.method.learner, self.saver.state, self.evaluator.stop
-        self.compute, self.precision = self.saver.compute, self.evaluator.precision
-        self.network = self.compute.distribute(self.state.model)
-        """The model as the step calls it: wrapped when there are several ranks."""
-        self.parameters = [p for group in self.state.optimizer.param_groups for p in group["params"]]
+        self.compute = self.saver.compute
 
     def train(self) -> None:
         """From the step after `state.step` to the last one."""
         state, plan = self.state, self.plan
         micro_batches = iter(self.batches.train(state.step, plan.steps))
-        self.network.train()
+        self.stepper.network.train()
         while True:
             if state.step == 0 < plan.steps:
                 self.measure_start()
@@ -160,7 +163,7 @@ class Loop:
             if state.step == plan.steps:
                 return
             set_learning_rate(state.optimizer, plan.learning_rate(self.learner.schedule, state.step))
-            self.take_step(micro_batches)
+            self.stepper.take_step(micro_batches)
             self.progress.advance(state.step, self.seconds_left if self.pace.step else None)
             if plan.should_report(state.step):
                 self.report()
@@ -170,43 +173,6 @@ class Loop:
                 self.save_and_leave()
             if wish == SAVE:
                 self.save()
-
-    def take_step(self, micro_batches: Iterator[Any]) -> None:
-        """One optimiser step: all its passes, and the update if everything is finite."""
-        state, config, compute, step = self.state, self.plan.config, self.compute, self.learner.step
-        assert step is not None, "a run of no steps takes none"
-        started, waited = time.perf_counter(), 0.0
-        totals: dict[str, Tensor] = {}
-        for index in range(config.accumulate):
-            asked_at = time.perf_counter()
-            batch = to_device(next(micro_batches), compute.device)
-            waited += time.perf_counter() - asked_at
-            # No generator needs saving: what a pass draws follows from its place among all passes of all ranks.
-            reseed(seed_of(config.seed, state.step, index * compute.world + compute.rank), compute.device)
-            is_last = index == config.accumulate - 1
-            with nullcontext() if is_last else compute.no_sync(self.network):
-                with autocast(compute.device, self.precision):
-                    output = step(self.network, batch, state.step)
-                torch.autograd.backward(output.loss / config.accumulate)
-            metrics = output.metrics | {"loss": output.loss}
-            shares = {name: value.detach().float() / config.accumulate for name, value in metrics.items()}
-            accumulate(totals, shares)
-        self.update(totals)
-        state.step += 1
-        state.window.time(time.perf_counter() - started, waited)
-
-    def update(self, totals: dict[str, Tensor]) -> None:
-        """Change the weights by the gradients at hand, and count the step's figures."""
-        state, clip_grad = self.state, self.plan.config.clip_grad
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        bad = self.compute.any_rank(~(torch.isfinite(totals["loss"]) & torch.isfinite(norm)))
-        if clip_grad is not None:
-            nn.utils.clip_grads_with_norm_(self.parameters, clip_grad, norm)
-        state.guard.update(state.optimizer, bad)
-        state.optimizer.zero_grad(set_to_none=True)
-        state.update_ema()
-        state.window.add(totals | {"grad_norm": norm}, counts=~bad)
-        state.guard.watch(state.step + 1, bad, totals["loss"], norm)
 
     @property
     def seconds_left(self) -> float:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
-from beit.training.device import Precision
+from beit.training.device import Precision, seed_of
 from beit.training.metrics import Summary, over_count, scalars
 from beit.training.optim import Schedule, cosine_schedule
 from beit.training.signals import StopSignals
@@ -24,9 +27,31 @@ class StepOutput(NamedTuple):
     """Numbers or tensors of any fixed shape, averaged over passes, steps and ranks element by element."""
 
 
-Step = Callable[[nn.Module, Any, int], StepOutput]
-"""`step(model, batch, index)`: one micro-batch of the optimiser step `index`, from 0. It must call `model(...)`
-itself, or several ranks would not share gradients, and use every trainable parameter."""
+class Noise:
+    """Random numbers of one pass of a step, by counter: those of a sample follow from (seed, step, its place in the
+    batch of all passes and ranks), so that a batch that is split otherwise draws the same."""
+
+    def __init__(self, seed: int, step: int, places: range, device: torch.device) -> None:
+        self._seed, self._step, self._places, self._device = seed, step, places, device
+        self._draws = itertools.count()
+
+    def uniform(self, *shape: int) -> Tensor:
+        """float32 in [0, 1), (B, *shape), on the device: others at every call, of which all passes make the same."""
+        numbers = torch.empty(len(self._places), *shape, device=self._device)
+        generator, draw = torch.Generator(self._device), next(self._draws)
+        for row, place in zip(numbers, self._places, strict=True):
+            row.uniform_(generator=generator.manual_seed(seed_of(self._seed, self._step, place, draw)))
+        return numbers
+
+    def of_batch(self) -> np.random.Generator:
+        """For what is drawn once for all of the batch; the same on every pass and rank."""
+        return np.random.default_rng((self._seed, self._step))
+
+
+Step = Callable[[nn.Module, Any, int, Noise], StepOutput]
+"""`step(model, batch, index, noise)`: one micro-batch of the optimiser step `index`, from 0. It must call
+`model(...)` itself, or several ranks would not share gradients, and use every trainable parameter. What it draws
+comes from `noise`, or it follows the split of the batch."""
 EvaluateBatch = Callable[[nn.Module, Any], dict[str, Tensor]]
 """`evaluate_batch(model, batch)`: sums over the batch, `count` among them; and `each`, (B, K), of what
 :data:`beit.metrics.intervals.FIGURES` takes of each image. It must not communicate."""

@@ -1,18 +1,24 @@
-"""Everything that changes while a run trains: what a checkpoint holds, and nothing a checkpoint forgets."""
+"""Everything that changes while a run trains, which is what a checkpoint holds; and the step that changes it."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from beit.training.device import Compute
-from beit.training.metrics import MetricWindow
+from beit.training.device import Compute, Precision, autocast, reseed, seed_of, to_device
+from beit.training.method import Learner, Method, Noise
+from beit.training.metrics import MetricWindow, accumulate
 from beit.training.nonfinite import NonFiniteGuard
+from beit.training.optim import adamw, parameter_groups
+from beit.training.plan import Plan
 
 
 class TrainingState:
@@ -28,9 +34,11 @@ class TrainingState:
         companions: Mapping[str, nn.Module],
         ema_decay: float | None,
         nonfinite: Literal["stop", "skip"],
+        split: Sequence[int] = (1, 1),
     ) -> None:
         self.model, self.optimizer, self.companions = model, optimizer, dict(companions)
-        self.ema_decay = ema_decay
+        self.ema_decay, self.split = ema_decay, [*split]
+        """`split`: the processes, and the passes of each, that share a batch."""
         self.ema = None if ema_decay is None else copy.deepcopy(model).eval().requires_grad_(False)
         self.window = MetricWindow()
         self.guard = NonFiniteGuard(nonfinite)
@@ -87,6 +95,7 @@ class TrainingState:
             "window": self.window.state_dict(compute),
             "guard": self.guard.state_dict(),
             "step": self.step,
+            "split": self.split,
             "last": self.last,
             "first": self.first,
             "best": self.best,
@@ -107,3 +116,76 @@ class TrainingState:
         self.step = state["step"]
         self.last, self.best = dict(state["last"]), dict(state["best"])
         self.first = dict(state.get("first", {}))  # runs of 0.1 have none
+
+
+def initial_state(method: Method, plan: Plan, compute: Compute) -> TrainingState:
+    """All of a run before its first step, on the device."""
+    learner, config = method.learner, plan.config
+    for module in (learner.model, *learner.companions.values()):
+        module.to(compute.device)
+    groups = parameter_groups(
+        learner.model,
+        weight_decay=config.weight_decay,
+        layer_decay=learner.layer_decay,
+        layer_groups=learner.layer_groups,
+    )
+    optimizer = adamw(groups, lr=plan.peak, betas=(config.beta1, config.beta2))
+    split = compute.world, config.accumulate
+    return TrainingState(learner.model, optimizer, learner.companions, config.ema_decay, config.nonfinite, split)
+
+
+@dataclass(eq=False)
+class Stepper:
+    """Takes the optimiser steps of a run, and of its rehearsal."""
+
+    learner: Learner
+    plan: Plan
+    state: TrainingState
+    compute: Compute
+    precision: Precision
+
+    def __post_init__(self) -> None:
+        self.network = self.compute.distribute(self.state.model)
+        """The model as the step calls it: wrapped when there are several ranks."""
+        self.parameters = [p for group in self.state.optimizer.param_groups for p in group["params"]]
+
+    def take_step(self, micro_batches: Iterator[Any]) -> None:
+        """One optimiser step: all its passes, and the update if everything is finite."""
+        state, config, compute, step = self.state, self.plan.config, self.compute, self.learner.step
+        assert step is not None, "a run of no steps takes none"
+        size = config.batch_size // (compute.world * config.accumulate)
+        started, waited = time.perf_counter(), 0.0
+        totals: dict[str, Tensor] = {}
+        for index in range(config.accumulate):
+            asked_at = time.perf_counter()
+            batch = to_device(next(micro_batches), compute.device)
+            waited += time.perf_counter() - asked_at
+            # No generator needs saving: what is drawn for a sample follows from its place in the batch of all passes
+            # of all ranks, and what dropout draws from the place of the pass.
+            place = index * compute.world + compute.rank
+            reseed(seed_of(config.seed, state.step, place), compute.device)
+            noise = Noise(config.seed, state.step, range(place * size, (place + 1) * size), compute.device)
+            is_last = index == config.accumulate - 1
+            with nullcontext() if is_last else compute.no_sync(self.network):
+                with autocast(compute.device, self.precision):
+                    output = step(self.network, batch, state.step, noise)
+                torch.autograd.backward(output.loss / config.accumulate)
+            metrics = output.metrics | {"loss": output.loss}
+            shares = {name: value.detach().float() / config.accumulate for name, value in metrics.items()}
+            accumulate(totals, shares)
+        self.update(totals)
+        state.step += 1
+        state.window.time(time.perf_counter() - started, waited)
+
+    def update(self, totals: dict[str, Tensor]) -> None:
+        """Change the weights by the gradients at hand, and count the step's figures."""
+        state, clip_grad = self.state, self.plan.config.clip_grad
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        bad = self.compute.any_rank(~(torch.isfinite(totals["loss"]) & torch.isfinite(norm)))
+        if clip_grad is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, clip_grad, norm)
+        state.guard.update(state.optimizer, bad)
+        state.optimizer.zero_grad(set_to_none=True)
+        state.update_ema()
+        state.window.add(totals | {"grad_norm": norm}, counts=~bad)
+        state.guard.watch(state.step + 1, bad, totals["loss"], norm)

@@ -1,12 +1,14 @@
 """Soft targets: label smoothing, mixup and cutmix of a whole batch, on whatever device it is.
 
-Randomness comes from torch's generator on the CPU, which the training loop seeds anew for every pass.
+The images of a batch are mixed in pairs, those at the places 2j and 2j + 1, so that a batch that is split into parts
+of whole pairs mixes the same; views of one image that stand together (`repeats` of them) count as one place.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,22 +22,30 @@ def smoothed(targets: Tensor, smoothing: float, *, multilabel: bool = False) -> 
     return targets.float() * (1 - smoothing) + smoothing / (2 if multilabel else targets.shape[1])
 
 
-def mixup(images: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Each image and its target, at `share`, mixed with those of the image as far from the end (1710.09412).
+def partners(values: Tensor, repeats: int = 1) -> Tensor:
+    """`values` of a batch, (B, ...), each in the place of the other of its pair, or of none in its own."""
+    places = torch.arange(len(values), device=values.device)
+    others = (places // repeats ^ 1) * repeats + places % repeats
+    return values[torch.where(others < len(values), others, places)]
+
+
+def mixup(images: Tensor, targets: Tensor, share: float, repeats: int = 1) -> tuple[Tensor, Tensor]:
+    """Each image and its target, at `share`, mixed with those of the other of its pair (1710.09412).
 
     images uint8 or float in [0, 1] -> float in [0, 1].
     """
     pixels = to_unit(images)
-    return torch.lerp(pixels.flip(0), pixels, share), torch.lerp(targets.flip(0), targets, share)
+    others = partners(pixels, repeats), partners(targets, repeats)
+    return torch.lerp(others[0], pixels, share), torch.lerp(others[1], targets, share)
 
 
-def cutmix(images: Tensor, targets: Tensor, box: Box) -> tuple[Tensor, Tensor]:
-    """`box` of each image taken from the image as far from the end; targets mixed by area (1905.04899)."""
+def cutmix(images: Tensor, targets: Tensor, box: Box, repeats: int = 1) -> tuple[Tensor, Tensor]:
+    """`box` of each image taken from the other of its pair; targets mixed by area (1905.04899)."""
     rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
     mixed = images.clone()
-    mixed[:, :, rows, columns] = images.flip(0)[:, :, rows, columns]
+    mixed[:, :, rows, columns] = partners(images, repeats)[:, :, rows, columns]
     share = 1 - box.height * box.width / (images.shape[2] * images.shape[3])
-    return mixed, torch.lerp(targets.flip(0), targets, share)
+    return mixed, torch.lerp(partners(targets, repeats), targets, share)
 
 
 def cut_box(size: Size, share: float, center: tuple[int, int]) -> Box:
@@ -49,18 +59,21 @@ def cut_box(size: Size, share: float, center: tuple[int, int]) -> Box:
 class BatchMixing:
     """Every batch mixed in one of the two ways, as the released fine-tuning does; an alpha of 0 turns a way off."""
 
-    def __init__(self, mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0, cutmix_share: float = 0.5) -> None:
+    def __init__(
+        self, mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0, cutmix_share: float = 0.5, repeats: int = 1
+    ) -> None:
         self.mixup_alpha, self.cutmix_alpha, self.cutmix_share = mixup_alpha, cutmix_alpha, cutmix_share
+        self.repeats = repeats
 
-    def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """images (B, 3, H, W) and targets (B, C) -> the same, mixed."""
+    def __call__(self, images: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """images (B, 3, H, W) and targets (B, C) -> the same, mixed; `rng` decides how."""
         if not self.mixup_alpha and not self.cutmix_alpha:
             return images, targets
-        cut = not self.mixup_alpha or (self.cutmix_alpha > 0 and float(torch.rand(())) < self.cutmix_share)
+        cut = not self.mixup_alpha or (self.cutmix_alpha > 0 and rng.random() < self.cutmix_share)
         alpha = self.cutmix_alpha if cut else self.mixup_alpha
-        share = float(torch.distributions.Beta(alpha, alpha).sample())
+        share = rng.beta(alpha, alpha)
         if not cut:
-            return mixup(images, targets, share)
+            return mixup(images, targets, share, self.repeats)
         height, width = images.shape[2:]
-        center = int(torch.randint(height, ())), int(torch.randint(width, ()))
-        return cutmix(images, targets, cut_box((height, width), share, center))
+        center = int(rng.integers(height)), int(rng.integers(width))
+        return cutmix(images, targets, cut_box((height, width), share, center), self.repeats)

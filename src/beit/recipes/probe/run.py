@@ -39,7 +39,7 @@ from beit.stages.session import Feed, Images, Outcome, Session, finished, open_i
 from beit.stages.tasks.labels import label_images, require_classes
 from beit.stages.train import train
 from beit.training.device import Precision
-from beit.training.method import Batches, Evaluation, Learner, Method, Notes, Product, StepOutput
+from beit.training.method import Batches, Evaluation, Learner, Method, Noise, Notes, Product, StepOutput
 from beit.training.signals import StopRequested, StopSignals
 
 CHUNK = 1024
@@ -159,7 +159,7 @@ class Probing:
         with torch.no_grad():
             return layer_features(self.encoder, batch.image, self.layers, self.config.pool)
 
-    def step(self, model: nn.Module, batch: LabeledBatch | FeatureBatch, index: int) -> StepOutput:
+    def step(self, model: nn.Module, batch: LabeledBatch | FeatureBatch, index: int, noise: Noise) -> StepOutput:
         """Cross-entropies summed over layers, which learn nothing from one another."""
         features = batch.features if isinstance(batch, FeatureBatch) else self.features(batch)
         sums = classification_sums(model(features), self.targets(batch.label))

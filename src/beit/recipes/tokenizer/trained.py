@@ -30,7 +30,7 @@ from beit.tokenizers.objective import (
     reconstruction_nll,
     with_codebook_usage,
 )
-from beit.training.method import Learner, Method, Step, StepOutput
+from beit.training.method import Learner, Method, Noise, Step, StepOutput
 from beit.verdicts.rules import collapse
 
 
@@ -85,8 +85,10 @@ def reconstruction_step(config: TokenizerConfig, steps: int) -> Step:
     temperature = Anneal(config.temperature, config.final_temperature, cooling)
     kl_weight = Anneal(0.0, config.kl_weight, config.in_steps(config.kl_steps, steps))
 
-    def step(model: nn.Module, batch: ImageBatch, index: int) -> StepOutput:
-        logits, statistics = model(batch.image, temperature(index))
+    def step(model: nn.Module, batch: ImageBatch, index: int, noise: Noise) -> StepOutput:
+        height, width = (side // config.stride for side in batch.image.shape[-2:])
+        uniform = noise.uniform(height, width, config.vocab_size)
+        logits, statistics = model(batch.image, temperature(index), uniform)
         loss, nll, kl = elbo_loss(batch.image, logits, statistics, kl_weight(index))
         metrics = {
             "nll": nll / batch.image[0].numel(),
@@ -103,7 +105,7 @@ def reconstruction_step(config: TokenizerConfig, steps: int) -> Step:
 def quantization_step(config: TokenizerConfig) -> Step:
     """The negative log-likelihood of a batch's pixels alone: there is no distribution of tokens to keep even."""
 
-    def step(model: nn.Module, batch: ImageBatch, index: int) -> StepOutput:
+    def step(model: nn.Module, batch: ImageBatch, index: int, noise: Noise) -> StepOutput:
         tokens, statistics = model(batch.image)
         nll = reconstruction_nll(batch.image, statistics) / batch.image[0].numel()
         return StepOutput(nll, {"nll": nll, **reconstruction_metrics(config, batch, tokens, statistics)})

@@ -17,7 +17,7 @@ from beit.stages.auto.rehearsal import untouched
 from beit.stages.session import Session
 from beit.tokenizers.dvae import Layers
 from beit.training.device import Compute, Precision, autocast, memory_of
-from beit.training.method import Method
+from beit.training.method import Method, Noise
 
 FEW = 2
 """Images of the smaller pass that is measured: batch norms need two."""
@@ -64,8 +64,10 @@ def bytes_for_an_image(method: Method, batch: Any, compute: Compute, precision: 
     step, model = method.learner.step, method.learner.model.train()
     assert step is not None, "what takes no steps keeps nothing"
     with untouched(method), torch.random.fork_rng(devices=[]), autocast(compute.device, precision):
-        passes = (partial(step, model, _of_size(batch, count), 0) for count in (FEW, 2 * FEW))
-        few, some = map(bytes_kept, passes)
+        sizes = (FEW, 2 * FEW)
+        noises = (Noise(0, 0, range(count), compute.device) for count in sizes)
+        batches = (_of_size(batch, count) for count in sizes)
+        few, some = (bytes_kept(partial(step, model, *part)) for part in zip(batches, (0, 0), noises, strict=True))
     return (some - few) / FEW
 
 

@@ -17,10 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from beit.config.run import TrainingConfig
 from beit.stages.auto.choices import rate_of
-from beit.training.device import Compute, Precision, autocast, eval_mode, to_device
-from beit.training.loop import initial_state
+from beit.training.device import Compute, Precision, eval_mode
 from beit.training.method import Batches, Method
+from beit.training.optim import set_learning_rate
 from beit.training.plan import Pace, Plan
+from beit.training.state import Stepper, initial_state
 
 WARM_UP, TIMED = 1, 1
 """Steps that are not timed, and the fewest that are."""
@@ -84,10 +85,10 @@ def _time_steps(
 ) -> tuple[float, int, float]:
     """Seconds of a step, the loading of its images among them, bytes of the state after it, and multiply-adds of an
     image."""
-    take_step = method.learner.step
-    assert take_step is not None, "a run of no steps is not rehearsed"
     state = initial_state(method, plan, compute)
-    network = compute.distribute(state.model).train()
+    set_learning_rate(state.optimizer, 0.0)  # without the warm-up of the run its first rates might diverge
+    stepper = Stepper(method.learner, plan, state, compute, precision)
+    stepper.network.train()
     micro_batches = iter(batches.train(0, 10**6))  # a rehearsal may be longer than its run
     began = start = time.monotonic()
     counter = FlopCounterMode(display=False)
@@ -96,14 +97,7 @@ def _time_steps(
         if done == WARM_UP:
             start = time.monotonic()
         with nullcontext() if done else counter:
-            for _ in range(plan.config.accumulate):
-                batch = to_device(next(micro_batches), compute.device)
-                with autocast(compute.device, precision):
-                    loss = take_step(network, batch, done).loss
-                torch.autograd.backward(loss / plan.config.accumulate)
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
-        state.update_ema()
+            stepper.take_step(micro_batches)
         _wait_for(compute)
         done += 1
     parameters = sum(parameter.numel() for parameter in state.model.parameters())

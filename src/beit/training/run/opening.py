@@ -35,9 +35,9 @@ from beit.untrusted import read_json
 
 STATUS_TYPES = {"id": str, "verb": str, "step": int, "rng_version": int, "elapsed": float, "typed": dict}
 
-RNG_VERSION = 2
+RNG_VERSION = 3
 """The version of how random numbers are drawn and images held back. Runs of another would end with other weights."""
-RELEASES = {1: "0.1"}
+RELEASES = {1: "0.1", 2: "0.2.0.dev0"}
 """The release that finishes a run of each version; a status.json without one is of version 1."""
 
 
