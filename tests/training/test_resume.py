@@ -17,7 +17,6 @@ import torch
 from toy_recipe import Toy, digest, train
 
 from beit.config.errors import Interrupted, RunFailed
-from beit.training import loop
 from beit.training.run.checkpoints import checkpoint_steps, read_state
 from beit.training.run.directory import RunDirectory
 from beit.training.run.saver import Saver
@@ -204,7 +203,7 @@ def test_equality_notices_whatever_a_resume_forgets(
     restore = TrainingState.load_state_dict
     monkeypatch.setattr(TrainingState, "load_state_dict", restore_badly)
     if lost == "random":
-        monkeypatch.setattr(loop, "reseed", lambda seed, device: None)
+        monkeypatch.setattr("beit.training.state.reseed", lambda seed, device: None)
     train(tmp_path / "run")
     assert outcome(tmp_path / "run") != whole
 
