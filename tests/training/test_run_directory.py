@@ -391,9 +391,9 @@ def test_the_console_logs_what_it_prints(tmp_path: Path, capsys: pytest.CaptureF
     console = Console()
     console.say("found 3 images [bold]")
     console.log_to(tmp_path / "log.txt")
-    with console.progress(10, 0) as progress:
-        progress.advance(1, 9.0)
-        progress.report("step 1/10  loss 2", "loss 2")
+    with bar("steps", 10, file=sys.stdout) as progress:
+        progress.move_to(1, 9.0)
+        console.report("step 1/10  loss 2", "loss 2")
     Console(main=False).say("nobody hears")
     assert capsys.readouterr().out == (tmp_path / "log.txt").read_text()
     assert (tmp_path / "log.txt").read_text() == "found 3 images [bold]\nstep 1/10  loss 2\n"
@@ -416,14 +416,14 @@ def test_a_terminal_gets_a_display_of_its_width_and_the_log_gets_lines(
     figures = "masked-token loss 5.123, masked-token accuracy 12.3 %, by copying a neighbour 5.2, 340 images/s"
     console = Console()
     console.log_to(tmp_path / "log.txt")
-    with console.progress(5000, 0) as progress:
-        progress.advance(1250, 725.0)
-        progress.report("step 1,250 of 5,000: loss 2", figures)
+    with bar("steps", 5000, file=sys.stdout) as progress:
+        progress.move_to(1250, 725.0)
+        console.report("step 1,250 of 5,000: loss 2", figures)
         with bar("evaluating", 2048) as judging:
             judging.move(512)
             judging.display.refresh()
             console.say("evaluated [all]")
-            progress.report("held-back images: loss 3", "held-back: loss 3", training=False)
+            console.report("held-back images: loss 3", "held-back: loss 3", training=False)
     console.close()
     assert (tmp_path / "log.txt").read_text().splitlines() == [
         *("step 1,250 of 5,000: loss 2", "evaluated [all]", "held-back images: loss 3")

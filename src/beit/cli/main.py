@@ -17,6 +17,7 @@ from typing import NamedTuple, NoReturn, TextIO
 
 from beit.cli.flags import TRAINED, Arguments, parse
 from beit.cli.launch import launch
+from beit.config import use
 from beit.config.errors import Interrupted, RunFailed, UserError, out_of_memory
 from beit.config.files import to_yaml
 from beit.config.finetune import FinetuneConfig
@@ -25,20 +26,6 @@ from beit.config.probe import ProbeConfig
 from beit.config.run import TrainingConfig
 from beit.config.segment import SegmentConfig
 from beit.config.tokenizer import TokenizerConfig
-from beit.config.use import (
-    BenchmarkConfig,
-    CheckConfig,
-    ConvertConfig,
-    DemoConfig,
-    EvaluateConfig,
-    InfoConfig,
-    PlanConfig,
-    PredictConfig,
-    PresetsConfig,
-    ReportConfig,
-    SuggestConfig,
-    TrainConfig,
-)
 from beit.untrusted import printable
 
 
@@ -53,25 +40,25 @@ class Verb(NamedTuple):
 
 
 VERBS: dict[str, Verb] = {
-    "demo": Verb(DemoConfig, "demo", "the whole story on built-in images, in minutes on a CPU"),
-    "plan": Verb(PlanConfig, "plan", "what train would do with your images here: sizes, times, commands", ("data",)),
-    "train": Verb(TrainConfig, "train.run", "from images to a model in one command"),
-    "check": Verb(CheckConfig, "check.run", "look a data set over before anything is trained", ("data",)),
+    "demo": Verb(use.DemoConfig, "demo", "the whole story on built-in images, in minutes on a CPU"),
+    "plan": Verb(use.PlanConfig, "plan", "what train would do with your images: sizes, times, commands", ("data",)),
+    "train": Verb(use.TrainConfig, "train.run", "from images to a model in one command"),
+    "check": Verb(use.CheckConfig, "check.run", "look a data set over before anything is trained", ("data",)),
     "tokenizer": Verb(TokenizerConfig, "tokenizer.run", "make the visual tokenizer"),
     "pretrain": Verb(PretrainConfig, "pretrain", "masked image modelling"),
     "finetune": Verb(FinetuneConfig, "finetune", "classification, from a pre-trained model or from scratch"),
     "segment": Verb(SegmentConfig, "segment", "a class for every pixel, from a pre-trained model or from scratch"),
     "probe": Verb(ProbeConfig, "probe.run", "linear classifiers and k-NN on every layer of an encoder"),
-    "evaluate": Verb(EvaluateConfig, "evaluate.run", "how good a model is on images"),
-    "predict": Verb(PredictConfig, "predict.run", "labels, tokens or features of new images", ("images",)),
-    "suggest": Verb(SuggestConfig, "suggest", "which images to label next", ("images",)),
-    "info": Verb(InfoConfig, "info", "what a run or model is, and where a run stands", ("path",)),
-    "report": Verb(ReportConfig, "report", "one offline page about one or several runs", ("runs",)),
+    "evaluate": Verb(use.EvaluateConfig, "evaluate.run", "how good a model is on images"),
+    "predict": Verb(use.PredictConfig, "predict.run", "labels, tokens or features of new images", ("images",)),
+    "suggest": Verb(use.SuggestConfig, "suggest", "which images to label next", ("images",)),
+    "info": Verb(use.InfoConfig, "info", "what a run or model is, and where a run stands", ("path",)),
+    "report": Verb(use.ReportConfig, "report", "one offline page about one or several runs", ("runs",)),
     "convert": Verb(
-        ConvertConfig, "convert", "write a model in the format of another library", ("source", "destination")
+        use.ConvertConfig, "convert", "write a model in the format of another library", ("source", "destination")
     ),
-    "benchmark": Verb(BenchmarkConfig, "benchmark", "how fast this machine is, stage by stage"),
-    "presets": Verb(PresetsConfig, "presets", "recipes and released models by name", ("verb",)),
+    "benchmark": Verb(use.BenchmarkConfig, "benchmark", "how fast this machine is, stage by stage"),
+    "presets": Verb(use.PresetsConfig, "presets", "recipes and released models by name", ("verb",)),
 }
 
 
@@ -177,7 +164,7 @@ def _overview() -> str:
 def _train(name: str, arguments: Arguments) -> int:
     """Run a command that trains, in as many processes as it takes; the exit status."""
     _outlast_readers()
-    config_type: type[TrainingConfig | TrainConfig] = VERBS[name].config
+    config_type: type[TrainingConfig | use.TrainConfig] = VERBS[name].config
     config, common = parse(config_type, f"beit {name}", arguments)
     if common.print_config:
         preset, values = getattr(config, "preset", None), getattr(config, "typed", {})
@@ -197,7 +184,7 @@ def _function(name: str) -> Callable[..., object]:
     return function
 
 
-def _ranks_to_start(config: TrainingConfig | TrainConfig) -> int:
+def _ranks_to_start(config: TrainingConfig | use.TrainConfig) -> int:
     """Processes to start for ``--devices``; 1 inside a rank that torchrun or :mod:`beit.cli.launch` has started."""
     if "RANK" in os.environ:
         return 1

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.checkpoints.store import save_model
-from beit.config.errors import RunFailed
+from beit.config.errors import Interrupted, RunFailed
 from beit.data.base import Source
 from beit.data.loaders import Loader, View, evaluation_batches
 from beit.data.sources.subsets import Subset, spread
@@ -34,7 +34,7 @@ from beit.training.method import EvaluationSplit, Method, Product
 from beit.training.plan import Pace
 from beit.training.run.directory import TRAINED_ON
 from beit.training.run.opening import open_run
-from beit.training.signals import stoppable_preparation
+from beit.training.signals import StopRequested, StopSignals
 
 PICTURES = 8
 """Images in a drawing."""
@@ -89,10 +89,14 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
 
 
 def _prepare(method: Method, batches: RunBatches, machine: Machine) -> None:
-    """Compute what `method` needs before its first step."""
+    """Compute what `method` needs before its first step, at each start anew: there is nothing to save of it."""
     assert method.prepare is not None
-    with stoppable_preparation(machine.compute) as stop:
-        method.prepare(batches, machine.precision, stop)
+    with StopSignals(distributed=machine.compute.world > 1) as stop:
+        try:
+            method.prepare(batches, machine.precision, stop)
+        except StopRequested:
+            message = "interrupted while preparing, before any step of this start; the same command continues"
+            raise Interrupted(message) from None
 
 
 def _fit_memory(session: Session[Config], method: Method, feed: Feed) -> Session[Config]:

@@ -64,38 +64,24 @@ class Console:
                 self._log.close()
             self._log = None
 
-    @contextmanager
-    def progress(self, steps: int, done: int) -> Iterator[StepProgress]:
-        """Follow a run of `steps` steps: a bar and its figures on a terminal, plain lines elsewhere."""
-        with bar("steps", steps, done=done, shown=self._main, file=sys.stdout) as steps_bar:
-            yield StepProgress(self, steps_bar)
-
-
-class StepProgress:
-    """Where a run stands: a display that moves with every step, or a line with every report."""
-
-    def __init__(self, console: Console, steps: Bar) -> None:
-        self._console, (self._display, self._task) = console, steps
-
-    def advance(self, step: int, left: float | None) -> None:
-        """`step` steps are done, and about `left` seconds are left, if anybody knows."""
-        self._display.update(self._task, completed=step, left=left)
-
     def report(self, line: str, short: str, *, training: bool = True) -> None:
-        """The figures of a stretch of training, or of an evaluation: `short` below the bar, and `line`, of which a
+        """The figures of a stretch of training, or of an evaluation: `short` below the bars, and `line`, of which a
         terminal shows those of evaluations alone; the log gets all."""
-        setattr(self._display, "training" if training else "judged", short)
-        (self._console.log if training and not self._display.disable else self._console.say)(line)
+        if _display is not None:
+            _display.figures["training" if training else "judged"] = short
+        (self.log if training and _display is not None else self.say)(line)
 
 
 class Display(Progress):
     """Bars, and below them lines that wrap at the width of the terminal."""
 
-    training, judged = "", ""
+    def __init__(self, *columns: ProgressColumn, **look: Any) -> None:
+        self.figures: dict[str, str] = {}
+        super().__init__(*columns, **look)
 
     def get_renderables(self) -> Iterator[RenderableType]:
         yield from super().get_renderables()
-        yield from map(Text, filter(None, (self.training, self.judged)))
+        yield from map(Text, self.figures.values())
 
 
 _display: Display | None = None
@@ -120,6 +106,10 @@ class Bar(NamedTuple):
     def move(self, by: int = 1) -> None:
         """So much more is done."""
         self.display.advance(self.task, by)
+
+    def move_to(self, done: int, left: float | None) -> None:
+        """So much is done, and about `left` seconds are left, if anybody knows."""
+        self.display.update(self.task, completed=done, left=left)
 
 
 @contextmanager

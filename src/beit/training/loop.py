@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from torch import nn
 
 from beit.config.errors import Interrupted, RunFailed, out_of_memory
 from beit.patience import Silence
-from beit.training.console import StepProgress, duration
+from beit.training.console import Bar, bar, duration
 from beit.training.device import Compute, Precision
 from beit.training.evaluation import Evaluator
 from beit.training.method import Batches, Method
@@ -70,7 +71,7 @@ def fit(
         StopSignals(distributed=compute.world > 1) as stop,
         explained(saver, compute),
         open_trackers(plan.config, run, state.step, compute) as trackers,
-        run.console.progress(plan.steps, state.step) as progress,
+        bar("steps", plan.steps, done=state.step, shown=compute.main, file=sys.stdout) as progress,
     ):
         stepper = Stepper(method.learner, plan, state, compute, precision)
         evaluator = Evaluator(method.evaluation, batches, state, compute, precision, plan.config.seed, stop)
@@ -141,7 +142,7 @@ class Loop:
     stepper: Stepper
     evaluator: Evaluator
     trackers: Sequence[Track]
-    progress: StepProgress
+    progress: Bar
     pace: Pace
     last_evaluated: int = -1
     """The last step that was followed by an evaluation."""
@@ -164,7 +165,7 @@ class Loop:
                 return
             set_learning_rate(state.optimizer, plan.learning_rate(self.learner.schedule, state.step))
             self.stepper.take_step(micro_batches)
-            self.progress.advance(state.step, self.seconds_left if self.pace.step else None)
+            self.progress.move_to(state.step, self.seconds_left if self.pace.step else None)
             if plan.should_report(state.step):
                 self.report()
             wish = STOP if self.stop.requested else SAVE if self.saver.is_due() else GO_ON
@@ -196,7 +197,7 @@ class Loop:
         }
         self.pace = self.pace.after(step=window.seconds / window.steps)
         line = f"{self.record(figures)}; {duration(self.seconds_left)} left"
-        self.progress.report(line, f"{brief_line(figures)}, {images_per_second:,.0f} images/s")
+        self.run.console.report(line, f"{brief_line(figures)}, {images_per_second:,.0f} images/s")
         self.run.write_status(step=state.step)
         window.clear()
 
@@ -215,7 +216,7 @@ class Loop:
         """Record the figures of an evaluation, and say them."""
         if figures:
             short = f"held-back images, step {self.state.step:,}: {brief_line(figures)}"
-            self.progress.report(self.record(figures), short, training=False)
+            self.run.console.report(self.record(figures), short, training=False)
 
     def measure_start(self) -> None:
         """Measure the model before its first step, and what needs none, where the recipe has a way to; or judge it

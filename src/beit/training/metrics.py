@@ -51,8 +51,8 @@ class MetricWindow:
         """Begin a new window."""
         self._sums: dict[str, Tensor] = {}
         self.steps = 0
-        self.seconds = 0.0
-        self.waited = 0.0
+        self.seconds = self.waited = 0.0
+        """What the steps took, and what of that they waited for data."""
 
     def add(self, values: Mapping[str, Tensor], counts: Tensor) -> None:
         """Add one step's `values`; nothing of them where `counts`, a bool scalar, is False."""
@@ -62,11 +62,6 @@ class MetricWindow:
             {name: torch.where(counts, value.detach().float(), 0.0) for name, value in values.items()},
         )
         self.steps += 1
-
-    def time(self, seconds: float, waited: float) -> None:
-        """A step took `seconds`, of which it `waited` for data."""
-        self.seconds += seconds
-        self.waited += waited
 
     def means(self, compute: Compute) -> dict[str, Tensor]:
         """The mean of everything added, over steps and ranks, on the host."""

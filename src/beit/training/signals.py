@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from beit.config.errors import Interrupted
 from beit.patience import shorten
 from beit.training.device import Compute
 
@@ -68,15 +66,3 @@ class StopSignals:
                 os.write(2, NOTICE)  # print() is not safe in a signal handler
             shorten(WAIT)
         self.requested = True
-
-
-@contextmanager
-def stoppable_preparation(compute: Compute) -> Iterator[StopSignals]:
-    """For work that a run does anew at each start, before its steps: asked to stop, it has nothing to save."""
-    with StopSignals(distributed=compute.world > 1) as stop:
-        try:
-            yield stop
-        except StopRequested:
-            raise Interrupted(
-                "interrupted while preparing, before any step of this start; the same command continues"
-            ) from None

@@ -175,7 +175,8 @@ class Stepper:
             accumulate(totals, shares)
         self.update(totals)
         state.step += 1
-        state.window.time(time.perf_counter() - started, waited)
+        state.window.seconds += time.perf_counter() - started
+        state.window.waited += waited
 
     def update(self, totals: dict[str, Tensor]) -> None:
         """Change the weights by the gradients at hand, and count the step's figures."""

@@ -63,11 +63,13 @@ def bytes_for_an_image(method: Method, batch: Any, compute: Compute, precision: 
     method is left as it was."""
     step, model = method.learner.step, method.learner.model.train()
     assert step is not None, "what takes no steps keeps nothing"
+
+    def kept(count: int) -> int:
+        noise = Noise(0, 0, range(count), compute.device)
+        return bytes_kept(partial(step, model, _of_size(batch, count), 0, noise))
+
     with untouched(method), torch.random.fork_rng(devices=[]), autocast(compute.device, precision):
-        sizes = (FEW, 2 * FEW)
-        noises = (Noise(0, 0, range(count), compute.device) for count in sizes)
-        batches = (_of_size(batch, count) for count in sizes)
-        few, some = (bytes_kept(partial(step, model, *part)) for part in zip(batches, (0, 0), noises, strict=True))
+        few, some = kept(FEW), kept(2 * FEW)
     return (some - few) / FEW
 
 

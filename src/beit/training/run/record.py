@@ -69,26 +69,23 @@ class RunRecord:
         return classes if isinstance(classes, list) else []
 
     @property
-    def parameters(self) -> float | None:
-        for source in (self.results, self.status, self.model):
-            value = find(source, "parameters")
-            if isinstance(value, int | float):
-                return value
-        return None
+    def parameters(self) -> int | None:
+        return self._number("parameters")
+
+    @property
+    def vocab_size(self) -> int | None:
+        return self._number("vocab_size")
+
+    def _number(self, name: str) -> int | None:
+        """The first whole number of this name."""
+        values = (find(source, name) for source in (self.results, self.status, self.model, self.config))
+        return next((value for value in values if isinstance(value, int)), None)
 
     @property
     def time(self) -> str | None:
         """How long it took, in words."""
         seconds = find(self.results, "seconds") or self.status.get("elapsed")
         return duration(seconds) if isinstance(seconds, int | float) else None
-
-    @property
-    def vocab_size(self) -> int | None:
-        for source in (self.results, self.model, self.config, self.status):
-            value = find(source, "vocab_size")
-            if isinstance(value, int):
-                return value
-        return None
 
 
 def read_run(folder: Path) -> RunRecord:
