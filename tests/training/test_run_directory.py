@@ -56,31 +56,27 @@ def test_a_new_run_records_what_it_is(tmp_path: Path) -> None:
     with opened(tmp_path / "a" / "b") as run:
         assert run.restore() is None
         assert status_of(run.path)["state"] == "running"
-        assert run.resolve("precision", lambda: "float32") == "float32"
     stored = yaml.safe_load((run.path / "config.yaml").read_text())
     assert stored == {
         "lr": 1e-5,
         "image_size": [32, 32],
         "data": "photos",
-        "precision": "float32",
+        "precision": "auto",
         "workers": "auto",
     }
     assert {"verb", "step", "steps", "reason", "command", "versions", "machine"} <= status_of(run.path).keys()
 
 
 def test_the_same_run_continues_with_what_was_chosen_before(tmp_path: Path) -> None:
-    with opened(tmp_path) as run:
-        run.resolve("precision", lambda: "float32")
+    with opened(tmp_path, precision="float32") as run:
         identity = run.identity
     with opened(tmp_path, workers=3) as run:
-        assert run.resolve("precision", lambda: "bf16") == "float32"
-        assert run.config["workers"] == 3
+        assert (run.config["precision"], run.config["workers"]) == ("float32", 3)
         assert run.identity == identity
 
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
-    with opened(tmp_path) as run:
-        run.resolve("precision", lambda: "float32")
+    opened(tmp_path, precision="float32").__exit__(None, None, None)
     with pytest.raises(UserError) as refusal:
         opened(tmp_path, lr=2e-5, precision="bf16", depth=3)
     for difference in (

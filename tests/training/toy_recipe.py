@@ -114,14 +114,13 @@ def train(
     compute = open_compute("cpu", toy.timeout_seconds()) if compute is None else compute
     console = Console(compute.main)
     config = {name: value for name, value in dataclasses.asdict(toy).items() if name not in MISHAPS}
-    request = Request("toy", config | {"choice": "auto"})
+    request = Request("toy", config)
     stored = None if overwrite else stored_run(out, request)
     if stored is not None and stored.status.get("state") == "done":
         console.say("nothing to do")
         results: dict[str, Any] = json.loads((Path(out) / "results.json").read_text())
         return results
     with open_run(out, request, compute=compute, console=console, overwrite=overwrite) as run:
-        assert run.resolve("choice", lambda: "made") == "made"
         batches = ToyBatches(toy, compute, on_evaluation)
         precision = choose_precision(toy.precision, compute.device)
         return fit(toy_method(toy, compute), batches, Plan(toy, IMAGES), run, compute, precision, save_model)

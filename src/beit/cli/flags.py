@@ -50,7 +50,9 @@ def parse(
     knobs, common_type = typing.get_type_hints(config_type), typing.get_type_hints(CommonFlags)
     hints = {**knobs, **common_type} if issubclass(config_type, TRAINED) else knobs
     words = [argument for argument in arguments if argument not in ("-h", "--help")]
-    hints = {name: hint for name, hint in hints.items() if name not in _file_only(config_type)}
+    for field in dataclasses.fields(config_type):  # type: ignore[arg-type]
+        if field.metadata == FILE_ONLY:
+            del hints[field.name]
     values = _values(words, hints, positional, program)
     common = CommonFlags(**{name: values.pop(name) for name in (hints.keys() - knobs.keys()) & values.keys()})
     file = {} if common.config is None else read_yaml(common.config, config_type)
@@ -86,12 +88,6 @@ def _preset(file: Values, flags: Values) -> str | None:
     is_whole = {"steps", "epochs"} <= file.keys()
     preset: str | None = flags.get("preset", None if is_whole else file.get("preset", AUTO))
     return preset
-
-
-def _file_only(config_type: type) -> set[str]:
-    """Fields that have no flag."""
-    fields = dataclasses.fields(config_type)
-    return {field.name for field in fields if field.metadata == FILE_ONLY}
 
 
 def _values(

@@ -128,10 +128,15 @@ def open_session(verb: str, config: Config, *, dry_run: bool, overwrite: bool) -
 
 def _with_parts(config: Config) -> Config:
     """`config` with the part that is meant wherever it names a run of `beit train`."""
-    named = {name: getattr(config, name, None) for name in PARTS}
-    starts: dict[str, Any] = {name: part_of(value, name) for name, value in named.items() if value is not None}
+    starts: dict[str, Any] = _starts(config)
     typed = {**config.typed, **{name: start for name, start in starts.items() if name in config.typed}}
     return dataclasses.replace(config, **starts).as_typed(typed)
+
+
+def _starts(config: object) -> dict[str, str]:
+    """The models that `config` names, by field."""
+    named = {name: getattr(config, name, None) for name in PARTS}
+    return {name: part_of(value, name) for name, value in named.items() if value is not None}
 
 
 def run_request(verb: str, config: TrainingConfig, facts: Mapping[str, str] = {}) -> Request:
@@ -208,8 +213,7 @@ def decoding_of(config: DecodingConfig) -> Decoding:
 
 def value_range_of(config: DecodingConfig) -> tuple[float, float] | None:
     """The numbers that are black and white: those stated, else those of the model that is used or started from."""
-    named = {name: path for name in PARTS if (path := getattr(config, name, None)) is not None}
-    paths = [Path(part_of(path, name)) for name, path in named.items()]
+    paths = map(Path, _starts(config).values())
     ranges = [read_description(path).get("value_range") for path in paths if is_own(path)]
     return config.value_range or next((tuple(stored) for stored in ranges if stored), None)
 

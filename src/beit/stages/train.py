@@ -48,6 +48,9 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
     """Announce `method` and train it to its end, from wherever the run stands."""
     compute, console = session.compute, session.console
     machine = open_machine(session.config, compute)
+    machine = machine._replace(precision=compute.from_main(lambda: machine.precision))
+    settled = dataclasses.replace(session.config, precision=machine.precision)  # for this start and all others
+    session = session._replace(config=settled.as_typed(session.config.typed))
     rehearsal = RunBatches(session, feed, machine._replace(workers=0))
     is_prepared = method.prepare is None
     if is_prepared:  # what must be prepared can only be judged after that, and timed
@@ -71,7 +74,6 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
         facts["tokenizer"] = method.product.tokenizer_hash
     request = run_request(session.verb, config, facts)._replace(budget=session.budget, began=session.began)
     with open_run(config.out, request, compute=compute, console=console, overwrite=session.overwrite) as run:
-        machine = machine._replace(precision=run.resolve("precision", lambda: machine.precision))
         announce(session, method, feed, plan, machine.precision)
         if compute.main and not (run.path / TRAINED_ON).exists():
             write_images(run.path, feed.images.train, feed.images.all_held_back or feed.images.held_back)

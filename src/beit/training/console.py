@@ -52,10 +52,8 @@ class Console:
         if self._main:
             self.close()
             self._log = path.open("a", encoding="utf-8", errors="backslashreplace")
-            for text in self._unlogged:
-                self._log.write(f"{text}\n")
-            self._log.flush()
-            self._unlogged.clear()
+            while self._unlogged:
+                self.log(self._unlogged.pop(0))
 
     def close(self) -> None:
         """Let go of the log file."""

@@ -88,11 +88,7 @@ class Compute:
 
         In float64, where counts of pixels stay exact (float32 on MPS, which has no other).
         """
-        shapes = {name: tensors[name].shape for name in sorted(tensors)}
-        if self.world > 1:
-            everyone: list[dict[str, torch.Size]] = [{} for _ in range(self.world)]
-            dist.all_gather_object(everyone, shapes, group=self.host_group)
-            shapes = max(everyone, key=len)
+        shapes = max(self.exchange({name: tensors[name].shape for name in sorted(tensors)}), key=len)
         if not shapes:
             return {}
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
@@ -111,11 +107,14 @@ class Compute:
 
     def gather(self, tensor: Tensor) -> Tensor:
         """`tensor` of every rank, stacked in front, on the host."""
-        if self.world == 1:
-            return tensor.detach().cpu()[None].clone()
-        shares = [torch.empty_like(tensor) for _ in range(self.world)]
-        dist.all_gather(shares, tensor.detach().contiguous())
-        return torch.stack(shares).cpu()
+        return torch.stack(self.exchange(tensor.detach().cpu()))
+
+    def exchange(self, value: Result) -> list[Result]:
+        """`value` of every rank, in their order."""
+        everyone = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(everyone, value, group=self.host_group)
+        return everyone
 
     def from_main(self, produce: Callable[[], Result]) -> Result:
         """What `produce` gives on the main rank, on every rank; what it raises there is raised everywhere."""

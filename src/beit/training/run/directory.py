@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 from beit.atomic import remove, replace_folder, restore_folder, sync, write_text
 from beit.config.errors import Interrupted, RunFailed
@@ -47,8 +47,6 @@ LENGTH = frozenset({"steps", "epochs", "extend_to"})
 EXTENDED = "extended"
 """State of a finished run that begins to go on."""
 
-Choice = TypeVar("Choice")
-
 
 class Stored(NamedTuple):
     """What a run directory says of its run; of a new run, what it is going to say."""
@@ -62,7 +60,7 @@ class Request(NamedTuple):
 
     verb: str
     config: Mapping[str, Any]
-    """The resolved configuration; where it says `auto`, the stored choice is reused."""
+    """The resolved configuration; where it says `auto`, the stored value is reused."""
     defaults: Mapping[str, Any] = {}
     """Values of knobs that a configuration stored by an older release may lack."""
     facts: Mapping[str, str] = {}
@@ -110,14 +108,6 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         return self.path / CHECKPOINTS
-
-    def resolve(self, key: str, choose: Callable[[], Choice]) -> Choice:
-        """What `auto` stands for in the configuration's `key`: chosen at the first start, stored, and reused."""
-        if self.config[key] == "auto":
-            self.config[key] = self._compute.from_main(choose)
-            self._write_config()
-        choice: Choice = self.config[key]
-        return choice
 
     # What is written while training.
 
