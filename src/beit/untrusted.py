@@ -57,8 +57,19 @@ def printable(text: str, most: int = 80) -> str:
 def display(name: str) -> str:
     """The name of a file, which may hold any bytes, as a terminal may show it: what is not printable by its escape.
     The name itself stays what it is wherever it is kept or looked up."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+    return in_lines(os.fsencode(name).decode("utf-8", "backslashreplace")).replace("\n", "\\n")
+
+
+def in_lines(text: str) -> str:
+    """Lines that quote what others wrote, as a terminal may show them: control characters by their escapes."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in text)
+
+
+def markup(text: str) -> str:
+    """The same for rich, which is to find no markup in it."""
+    from rich.markup import escape
+
+    return escape(in_lines(text))
 
 
 def listed(names: Iterable[str], most: int = 4) -> str:

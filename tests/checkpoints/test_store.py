@@ -6,9 +6,11 @@ import contextlib
 import json
 import random
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from beit.atomic import replace_folder
+from beit.checkpoints import own
 from beit.checkpoints.adapt import expand_shared_bias, resize_encoder
 from beit.checkpoints.own import read_description
 from beit.checkpoints.store import load_encoder, load_model, load_tokenizer, save_model, weights_sha256
@@ -218,6 +222,22 @@ def test_every_flipped_bit_of_a_description_is_noticed(run: Path) -> None:
         with contextlib.suppress(UserError):
             unnoticed = read_description(run)
             assert b'"checksum"' not in flipped or unnoticed == description, "only white space may differ"
+
+
+def test_a_model_that_is_replaced_while_it_is_read_is_not_damaged(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a run replaces it at each save: between model.json and the weights another model takes its place."""
+    save_model(MODELS["classifier"](), tmp_path / "other", provenance={})
+    replacements = iter([tmp_path / "other"])
+
+    def replace_first(file: Path) -> dict[str, torch.Tensor]:
+        for other in replacements:
+            replace_folder(run / "model", partial(shutil.copytree, other, dirs_exist_ok=True))
+        return load_file(file)
+
+    monkeypatch.setattr(own, "load_file", replace_first)
+    assert isinstance(load_model(run), ImageClassifier)
 
 
 def test_damaged_weights_are_refused(run: Path) -> None:

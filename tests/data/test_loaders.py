@@ -197,7 +197,7 @@ def test_damaged_files_are_reported_once_and_replaced() -> None:
     loader = Loader(source, plain, batch_size=10, seed=0, on_bad=lambda *bad: told.append(bad))
     batches = list(loader.batches(0, 30))
     assert sorted(told) == [("number 3", "is unlucky"), ("number 50", "is unlucky")]
-    assert loader.bad_files == 2 and {len(batch.image) for batch in batches} == {10}
+    assert {len(batch.image) for batch in batches} == {10}
     assert not {3, 50} & set(numbers(batches))
 
 
@@ -356,7 +356,9 @@ class Needy(Numbers):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_lack_of_memory_stops_and_is_no_damage(workers: int) -> None:
-    loader = Loader(Needy(8), plain, batch_size=4, seed=0, workers=workers, max_bad=1)
+    told: list[tuple[str, str]] = []
+    options = {"max_bad": 1, "on_bad": lambda *bad: told.append(bad)}
+    loader = Loader(Needy(8), plain, batch_size=4, seed=0, workers=workers, **options)
     with pytest.raises(RunFailed, match="memory ran out over number 5: lower --workers"):
         list(loader.batches(0, 2))
-    assert loader.bad_files == 0
+    assert told == []

@@ -14,12 +14,14 @@ from tiny_runs import finetune_config
 
 from beit.checkpoints.own import read_description
 from beit.config.errors import UserError
-from beit.config.use import PredictConfig, ReportConfig
+from beit.config.use import CheckConfig, EvaluateConfig, PredictConfig, ReportConfig
 from beit.data.label_file import LabelFile, classes_in_file
 from beit.data.sources.files import FileSource, full_name
 from beit.data.sources.holdout import Holdout
 from beit.data.sources.opening import open_images, open_splits
 from beit.data.sources.subsets import Subset
+from beit.recipes.check.run import check
+from beit.recipes.evaluate.run import evaluate
 from beit.recipes.finetune import finetune
 from beit.recipes.predict.output import name_in_line, results_file
 from beit.recipes.predict.run import predict
@@ -108,7 +110,7 @@ def test_files_of_results_hold_the_names_as_they_are(photos: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_classifier_of_classes_of_any_name(tmp_path: Path) -> None:
+def test_a_classifier_of_classes_of_any_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its run, its model and its restart bear them; what it predicts are the names of the folders."""
     kinds = {CLASSES[2]: (220, 40, 40), "\u202fdog\x1b[31m": (40, 40, 220)}
     for kind, colour in kinds.items():
@@ -125,6 +127,21 @@ def test_a_classifier_of_classes_of_any_name(tmp_path: Path) -> None:
     with out.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         assert {row["label"] for row in csv.DictReader(file)} <= kinds.keys()
     report(ReportConfig(runs=(str(run),)))
+    evaluate(EvaluateConfig(model=str(run), data=str(tmp_path / "data"), workers=0))
+    predict(PredictConfig(images=(str(tmp_path / "data"),), model=str(run), workers=0))
+    check(CheckConfig(data=str(tmp_path / "data"), workers=0))
+    shown = "".join(capsys.readouterr()) + (run / "log.txt").read_text()
+    assert "\x1b" not in shown and "dog\\x1b[31m" in shown
+
+
+def test_names_that_spreadsheets_take_for_formulas_are_kept_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with results_file(tmp_path / "x.csv") as write:
+        for name in ("a.png", "=cmd.png", "@b.png"):
+            write({"image": name, "top": [{"label": "cat", "probability": 1e-5}]})
+    assert capsys.readouterr().err.count("begin as formulas do") == 1
+    assert "=cmd.png,cat" in (tmp_path / "x.csv").read_text()
 
 
 def test_what_is_shown_does_nothing_to_a_terminal_or_a_line(photos: Path) -> None:

@@ -63,5 +63,5 @@ def test_numbers_of_a_place_are_its_own(tmp_path: Path) -> None:
 
 
 def test_a_pass_that_holds_no_whole_pairs_is_refused(colours: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="choose a multiple of 16, or --mixup 0 --cutmix 0"):
+    with pytest.raises(UserError, match="--batch-size 8 must be a multiple of 16, or add --mixup 0"):
         finetune(finetune_config(colours, tmp_path / "run", from_scratch=True, accumulate=4, repeats=2))

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,9 @@ from toy_recipe import Toy, train
 
 from beit.config.errors import RunFailed, UserError
 from beit.training.device import Compute, choose_device, choose_precision, open_compute, seed_of
-from beit.training.loop import in_words
 from beit.training.metrics import MetricWindow, json_ready, line_of
 from beit.training.nonfinite import NonFiniteGuard
-from beit.training.optim import adamw, parameter_groups
+from beit.training.optim import adamw
 from beit.training.plan import Pace, Plan
 from beit.training.state import TrainingState
 
@@ -60,8 +60,8 @@ def test_one_pass_or_four_make_the_same_step(tmp_path: Path, monkeypatch: pytest
     assert_same_training(tmp_path / "1", tmp_path / "4", 1e-6)
 
 
-def torchrun(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+def torchrun(out: Path, *arguments: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
     toy = [
         str(HERE / "toy_recipe.py"),
         str(out),
@@ -91,7 +91,10 @@ def test_two_ranks_train_stop_and_go_on_as_one(tmp_path: Path) -> None:
 
     shutil.copytree(tmp_path / "two", tmp_path / "then-one")
     train(tmp_path / "then-one", toy)
-    assert "1 x 2 passes a step instead of 2 x 1: sums alone" in (tmp_path / "then-one" / "log.txt").read_text()
+    assert (
+        "a step has 1 x 2 passes instead of 2 x 1: sums are rounded otherwise"
+        in (tmp_path / "then-one" / "log.txt").read_text()
+    )
     assert_same_training(tmp_path / "then-one", tmp_path / "alone", 2e-6)
     stored = yaml.safe_load((tmp_path / "then-one" / "config.yaml").read_text())
     assert stored["accumulate"] == 2
@@ -197,20 +200,6 @@ def test_results_name_the_best_evaluation(tmp_path: Path) -> None:
     assert results["last"]["eval/loss"] == evaluations[-1]["eval/loss"]
     assert (results["steps"], results["epochs"], results["images"]) == (24, 4.0, 192)
     assert results["parameters"] == 6 * 32 + 32 + 64 + 32 * 4 + 4
-
-
-def test_what_follows_the_split_of_a_batch_is_told() -> None:
-    def told(*modules: nn.Module) -> str:
-        model = nn.Sequential(nn.Linear(2, 2), *modules)
-        state = TrainingState(
-            model, adamw(parameter_groups(model, weight_decay=0.0), lr=1.0), {}, None, "stop", (1, 4)
-        )
-        return in_words([2, 1], state)
-
-    assert told(nn.Dropout(0.0)) == "1 x 4 passes a step instead of 2 x 1: sums alone are rounded otherwise"
-    assert told(nn.Dropout2d(0.1), nn.BatchNorm1d(2)).endswith(
-        "dropout and batch norms follow the passes, so it goes on otherwise"
-    )
 
 
 def test_ema_follows_its_closed_form() -> None:

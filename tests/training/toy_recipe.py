@@ -72,7 +72,7 @@ class Toy(TrainingConfig):
     sleep: float = 0.0
     """Seconds that every step takes longer."""
     killed_at: int | None = None
-    """The step (from 0) at which the last rank sends itself `killed_by`."""
+    """The step (from 0) at which the last rank sends itself `killed_by`, before torchrun starts it again."""
     killed_by: int = signal.SIGTERM
 
 
@@ -168,7 +168,8 @@ def toy_method(toy: Toy, compute: Compute) -> Method:
         loss = F.cross_entropy(logits, batch.label)
         if index in toy.poison and last_rank:
             loss = loss * float("nan")
-        if index == toy.killed_at and last_rank and batch.label.equal(micro_batch(index, places - 1, places).label):
+        is_last_pass = last_rank and batch.label.equal(micro_batch(index, places - 1, places).label)
+        if index == toy.killed_at and is_last_pass and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
             os.kill(os.getpid(), toy.killed_by)
         labels = micro_batch(index, 0, 1).label  # of all ranks, as a companion must be alike on them
         seen.count += F.one_hot(labels, CLASSES).sum(0) / (1 + index) / toy.accumulate

@@ -163,7 +163,29 @@ def read_description(path: str | Path) -> dict[str, Any]:
 
 
 def load_own(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """A model that :func:`save_model` wrote, in evaluation mode, float32, CPU; and its model.json."""
+    """A model that :func:`save_model` wrote, in evaluation mode, float32, CPU; and its model.json.
+
+    A run may put another in its place meanwhile: what fails is tried again once that is there.
+    """
+    before = _stamp(path)
+    try:
+        return _load(path)
+    except UserError:
+        if before == _stamp(path):
+            raise
+        return _load(path)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Changes when another model takes the place of the one at `path`; None while there is none."""
+    try:
+        status = (_own_folder(path) / DESCRIPTION).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _load(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     file, description, model = _open(path)
     try:
         # Copied, because load_file maps the file into memory, and a run may rewrite it.

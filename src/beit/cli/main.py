@@ -26,7 +26,7 @@ from beit.config.probe import ProbeConfig
 from beit.config.run import TrainingConfig
 from beit.config.segment import SegmentConfig
 from beit.config.tokenizer import TokenizerConfig
-from beit.untrusted import printable
+from beit.untrusted import in_lines, printable
 
 
 class Verb(NamedTuple):
@@ -94,7 +94,7 @@ def _complain(message: object, everywhere: bool = False) -> None:
     """One line on standard error; of what all ranks meet alike only the first speaks, unless `everywhere`."""
     rank = os.environ.get("RANK", "0")
     if rank == "0" or everywhere:
-        print(f"beit{f' (rank {rank})' if rank != '0' else ''}: {message}", file=sys.stderr)
+        print(f"beit{f' (rank {rank})' if rank != '0' else ''}: {in_lines(str(message))}", file=sys.stderr)
 
 
 def _reader_left(error: OSError) -> bool:

@@ -97,11 +97,6 @@ class Loader:
         self._workers, self._pin_memory = workers, pin_memory
         self._damage = _Damage(max_bad, on_bad)
 
-    @property
-    def bad_files(self) -> int:
-        """Damaged files met so far by this rank."""
-        return len(self._damage.files)
-
     def samples(self, step: int) -> list[tuple[int, int]]:
         """(epoch, image) of every sample in the global batch of `step`, in order."""
         samples = []

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beit.config.architecture import EncoderConfig, default_crop
-from beit.config.errors import UserError
+from beit.config.errors import require
 from beit.config.finetune import FinetuneConfig
 from beit.data.batches import LabeledBatch
 from beit.data.label_file import Labels
@@ -78,12 +78,10 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
 
 def require_pairs(config: FinetuneConfig, world: int) -> None:
     """UserError where a pass does not hold whole pairs of images to mix."""
-    passes, pair = world * config.accumulate, 2 * config.repeats
-    if (config.mixup or config.cutmix) and config.batch_size % (passes * pair):
-        raise UserError(
-            f"--batch-size {config.batch_size} leaves no multiple of {pair} images to each of {passes} passes, and "
-            f"images are mixed in pairs; choose a multiple of {passes * pair}, or --mixup 0 --cutmix 0"
-        )
+    whole = world * config.accumulate * 2 * config.repeats
+    pairs = config.batch_size % whole == 0 or not (config.mixup or config.cutmix)
+    advice = f"--batch-size {config.batch_size} must be a multiple of {whole}, or add --mixup 0 --cutmix 0"
+    require(pairs, f"images are mixed in pairs, of which each pass holds whole ones: {advice}")
 
 
 def classification_step(config: FinetuneConfig, labels: Labels) -> Step:

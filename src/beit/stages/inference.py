@@ -14,6 +14,7 @@ from beit.data.views.evaluation import EvaluationView
 from beit.data.views.geometry import Filter
 from beit.stages.batches import Machine, open_machine
 from beit.training.device import open_compute, world_size
+from beit.untrusted import in_lines
 
 
 def open_machine_alone(config: EvaluateConfig | PredictConfig) -> Machine:
@@ -26,7 +27,7 @@ def open_machine_alone(config: EvaluateConfig | PredictConfig) -> Machine:
 def print_notes(notes: Iterable[str]) -> None:
     """What was ignored or decided, each line once, beside the output and not in it."""
     for note in dict.fromkeys(notes):
-        print(note, file=sys.stderr, flush=True)
+        print(in_lines(note), file=sys.stderr, flush=True)
 
 
 def require_writable_file(out: str) -> None:

@@ -17,6 +17,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column
 from rich.text import Text
 
+from beit.untrusted import in_lines
+
 
 class Console:
     """Prints, and repeats what it prints into a log file as soon as there is one."""
@@ -30,6 +32,7 @@ class Console:
         """Print `text`, above the bars where there are any, and log it."""
         if not self._main:
             return
+        text = in_lines(text)
         if _display is not None and sys.stdout.isatty():
             _display.console.print(text, markup=False, highlight=False)
         else:

@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from beit.config.errors import UserError
@@ -167,7 +168,10 @@ def world_size() -> int:
 def _join_ranks(backend: str, seconds: float) -> dist.ProcessGroup:
     """Meet the other ranks, once in a process; the group for values on the host."""
     timeout = timedelta(seconds=seconds)
-    dist.init_process_group(backend, timeout=timeout)
+    store, rank, world = next(rendezvous("env://", timeout=timeout))
+    # torchrun starts ranks again beside the store in which the addresses of those that are gone still stand.
+    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     atexit.register(dist.destroy_process_group)
     group = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(group, dist.ProcessGroup)

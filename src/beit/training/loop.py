@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -94,19 +93,10 @@ def restore(state: TrainingState, run: RunDirectory, plan: Plan, compute: Comput
     if checkpoint is not None:
         state.load_state_dict(checkpoint, compute)
         run.console.say(f"continuing after step {state.step:,} of {plan.steps:,}")
-        if checkpoint.get("split", state.split) != state.split:
-            run.console.say(in_words(checkpoint["split"], state))
-
-
-def in_words(before: Sequence[int], state: TrainingState) -> str:
-    """That the batch was split otherwise `before`, and what hangs on it."""
-    modules = [*state.model.modules()] if math.prod(before) != math.prod(state.split) else []
-    drops = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p for module in modules)
-    norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
-    bound = " and ".join([*["dropout"] * drops, *["batch norms"] * norms])
-    effect = f"{bound} follow the passes, so it goes on otherwise" if bound else "sums alone are rounded otherwise"
-    (processes, passes), (processes_before, passes_before) = state.split, before
-    return f"{processes} x {passes} passes a step instead of {processes_before} x {passes_before}: {effect}"
+        if (before := checkpoint.get("split", state.split)) != state.split:
+            now, then = (f"{processes} x {passes}" for processes, passes in (state.split, before))
+            effect = "sums are rounded otherwise, and dropout and batch norms, if any, follow the passes"
+            run.console.say(f"a step has {now} passes instead of {then}: {effect}")
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from beit.config.errors import UserError
@@ -24,6 +23,7 @@ from beit.data.label_maps.table import ClassTable, counted_table, find_class_tab
 from beit.data.sources.listing import Listing, list_data
 from beit.recipes.check.inspection import inspect_all
 from beit.stages.session import decoding_of, holdout_of
+from beit.untrusted import markup
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,12 @@ def _inspect(maps: MapFiles, index: int) -> tuple[dict[int, int], str | None]:
 def show_maps(report: MapReport, console: Console) -> None:
     """Print the notes and shares of `report` for people."""
     for note in report.notes:
-        console.print(f"  {escape(note)}", soft_wrap=True)
+        console.print(f"  {markup(note)}", soft_wrap=True)
     table = Table("share of pixels", *report.pixels, box=None)
     numbers = sorted(set().union(*report.pixels.values()))
     for number in numbers[: IGNORE + 1]:
         shares = [counts[number] / max(1, counts.total()) for counts in report.pixels.values()]
-        table.add_row(escape(report.label(number)), *(f"{share:.2%}" for share in shares))
+        table.add_row(markup(report.label(number)), *(f"{share:.2%}" for share in shares))
     if len(numbers) > IGNORE + 1:
         table.add_row(f"... and {len(numbers) - IGNORE - 1:,} more numbers")
     console.print(table)

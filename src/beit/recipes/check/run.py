@@ -11,7 +11,6 @@ from functools import partial
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from beit.config.errors import UserError
@@ -27,6 +26,7 @@ from beit.recipes.check.inspection import inspect_all
 from beit.recipes.check.maps import MapReport, inspect_maps, show_maps
 from beit.stages.session import holdout_of, open_data
 from beit.training.console import bar
+from beit.untrusted import markup
 
 _SIDES = (0, 32, 64, 128, 224, 384, 512, 1024)
 _LINES = 20  # of a list that are printed; the report object holds all
@@ -190,10 +190,10 @@ def show(report: DataReport, console: Console, max_bad: float = 0.05) -> None:
     """Print `report` for people."""
     for split in SPLITS:
         part = report.splits.get(split)
-        description = escape(part.description) if part else "no images"
+        description = markup(part.description) if part else "no images"
         console.print(f"[bold]{split}[/]: {description}", soft_wrap=True)
     for note in report.notes:
-        console.print(f"  {escape(note)}", soft_wrap=True)
+        console.print(f"  {markup(note)}", soft_wrap=True)
     parts = report.splits
     _print_counts(console, "shorter side in pixels", [part.sizes for part in parts.values()], parts)
     if any(part.classes for part in parts.values()):
@@ -231,7 +231,7 @@ def _print_counts(
     table = Table(title, *(f"{part.images:,} {split}" for split, part in parts.items()), box=None)
     rows = list(dict.fromkeys(label for column in counts for label in column))
     for label in rows[:_LINES]:
-        table.add_row(escape(label), *(f"{column.get(label, 0):,}" for column in counts))
+        table.add_row(markup(label), *(f"{column.get(label, 0):,}" for column in counts))
     if len(rows) > _LINES:
         table.add_row(f"... and {len(rows) - _LINES:,} more")
     console.print(table)
@@ -240,6 +240,6 @@ def _print_counts(
 def _print_list(console: Console, title: str, lines: Sequence[str]) -> None:
     console.print(f"[bold]{title}[/]: {len(lines):,}")
     for line in lines[:_LINES]:
-        console.print(f"  {escape(line)}", soft_wrap=True)
+        console.print(f"  {markup(line)}", soft_wrap=True)
     if len(lines) > _LINES:
         console.print(f"  ... and {len(lines) - _LINES:,} more")

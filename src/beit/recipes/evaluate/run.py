@@ -31,6 +31,7 @@ from beit.tokenizers.base import VisualTokenizer
 from beit.training.console import duration
 from beit.training.method import Evaluation
 from beit.training.metrics import accumulate
+from beit.untrusted import in_lines
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     figures = about | measure(model, test_set, evaluation, config, machine)
     # A file or pipe has no width to keep to.
     show(figures, Console(width=None if sys.stdout.isatty() else 200))
-    print(*(verdict["text"] for verdict in figures["verdict"]), sep="\n")
+    print(*(in_lines(verdict["text"]) for verdict in figures["verdict"]), sep="\n")
     if config.out is not None:
         write_text(Path(config.out), json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
         print(f"wrote {config.out}")

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from beit.figures import FIGURES, figure_of
 from beit.training.metrics import short_number
+from beit.untrusted import markup
 
 HARDEST = {"iou": 30, "recall": 20, "top1": 10}
 """By which figure classes are hard, and how many are named where there are more."""
@@ -30,11 +30,11 @@ COLUMNS = {
 def show(figures: Mapping[str, Any], console: Console) -> None:
     """Print what :func:`beit.recipes.evaluate.run.evaluate` found."""
     damaged = f"; {figures['damaged']:,} damaged files left out" if figures["damaged"] else ""
-    console.print(f"model  {escape(figures['model'])} ({figures['kind']})", soft_wrap=True, highlight=False)
-    console.print(f"data   {escape(figures['data'])} ({figures['split']}){damaged}", soft_wrap=True, highlight=False)
+    console.print(f"model  {markup(figures['model'])} ({figures['kind']})", soft_wrap=True, highlight=False)
+    console.print(f"data   {markup(figures['data'])} ({figures['split']}){damaged}", soft_wrap=True, highlight=False)
     for heading, name in (("shown", "inference"), ("bound", "bound")):
         if name in figures:
-            console.print(f"{heading}  {escape(figures[name])}", soft_wrap=True, highlight=False)
+            console.print(f"{heading}  {markup(figures[name])}", soft_wrap=True, highlight=False)
     table = Table(box=None, show_header=False)
     for name in sorted(FIGURES.keys() & figures, key=lambda name: figure_of(name, figures).order()):
         figure, value = figure_of(name, figures), figures[name]
@@ -63,7 +63,7 @@ def _show_classes(figures: Mapping[str, Any], console: Console) -> None:
     for name, entry in classes.items():
         mistakes = {answer: n for answer, n in confusion[name].items() if answer != name} if confusion else {}
         mistake = [max(mistakes, key=lambda answer: mistakes[answer], default="")] if confusion else []
-        table.add_row(escape(name), *(_cell(entry[key]) for key in columns.values()), *map(escape, mistake))
+        table.add_row(markup(name), *(_cell(entry[key]) for key in columns.values()), *map(markup, mistake))
     console.print(table)
 
 

@@ -124,7 +124,8 @@ def shares(classes: Tensor, names: Sequence[str]) -> dict[str, float]:
 def show(record: Record) -> None:
     """A line for the image, with the classes that take up most of it."""
     classes = list(record["classes"].items())[:CLASSES_SHOWN]
-    print("\t".join([name_in_line(record["image"]), *(f"{name} {share:.1%}" for name, share in classes)]))
+    cells = [f"{name_in_line(name)} {share:.1%}" for name, share in classes]
+    print("\t".join([name_in_line(record["image"]), *cells]))
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from beit.atomic import appearing
 from beit.config.errors import RunFailed
 from beit.data.loaders import View
 from beit.data.sources.files import FileSource
+from beit.stages.inference import print_notes
 from beit.untrusted import display
 
 Record = dict[str, Any]
@@ -107,7 +108,7 @@ class _Table(_Lines):
     def __init__(self, path: Path, files: ExitStack) -> None:
         super().__init__(path, files)
         self._rows = csv.writer(self.file)
-        self._has_heading = False
+        self._has_heading = self._has_formula = False
 
     def write(self, record: Record) -> None:
         row = {"image": record["image"]}
@@ -118,6 +119,10 @@ class _Table(_Lines):
             self._rows.writerow(row)
             self._has_heading = True
         self._rows.writerow(row.values())
+        # Not mended, for --labels reads this file.
+        if not self._has_formula and any(str(cell).startswith(("=", "+", "-", "@")) for cell in row.values()):
+            self._has_formula = True
+            print_notes(["some names begin as formulas do (=, +, -, @): let spreadsheets import the table as text"])
 
 
 class _Arrays(_Lines):
@@ -162,11 +167,11 @@ WRITERS: Mapping[str, type[_Lines]] = {".csv": _Table, ".jsonl": _Lines, ".npz":
 def label_lines(records: Iterator[Record]) -> Iterator[Record]:
     """`records` with `top` as they are, each printed on the way: a line with tabs between columns."""
     for record in records:
-        cells = [f"{entry['label']}\t{entry['probability']:.4f}" for entry in record["top"]]
+        cells = [f"{name_in_line(entry['label'])}\t{entry['probability']:.4f}" for entry in record["top"]]
         print("\t".join([name_in_line(record["image"]), *cells]))
         yield record
 
 
 def name_in_line(name: str) -> str:
-    """A path in a line for other programs: as it is, but for what would break the line or the output."""
-    return display(name) if re.search("[\x00-\x1f\x7f\ud800-\udfff]", name) else name
+    """A path or class in a line for other programs: as it is, but for what would break the line or the output."""
+    return display(name) if re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", name) else name

@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import IO, ClassVar, Self
+from typing import IO, Any, ClassVar, Self
 
 from beit.config.errors import RunFailed, UserError
 
@@ -37,20 +37,14 @@ class RunLock:
         path = (run / LOCK).resolve()
         if path in cls._own_files:
             raise UserError(_refusal(run, ""))
-        if sys.platform == "win32":
-            return cls(path, None)
-        import fcntl
-
         file = path.open("a+", encoding="utf-8")
-        try:
-            # A record lock, not flock: loader workers that outlive a killed run must not inherit it.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = path.read_text(encoding="utf-8") if error.errno in HELD else ""
+        is_granted = _ask(file, exclusive=True)
+        if is_granted is False:
+            with file:
+                raise UserError(_refusal(run, path.read_text(encoding="utf-8")))
+        if is_granted is None:
             file.close()
-            if error.errno in HELD:
-                raise UserError(_refusal(run, holder)) from None
-            return cls(path, None)  # a file system without locks
+            return cls(path, None)
         file.seek(0)
         file.truncate()
         json.dump({"host": platform.node(), "pid": os.getpid()}, file)
@@ -63,20 +57,12 @@ class RunLock:
         path = (run / LOCK).resolve()
         if path in cls._own_files:  # asked first: to open and close the file would give up a lock of our own
             return True
-        if sys.platform == "win32":
-            return None
-        import fcntl
-
         try:
-            file = path.open("rb")
+            with path.open("rb") as file:
+                is_granted = _ask(file, exclusive=False)
         except OSError as error:
             return False if error.errno == errno.ENOENT else None
-        with file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError as error:
-                return True if error.errno in HELD else None
-        return False
+        return None if is_granted is None else not is_granted
 
     def require_own(self) -> None:
         """RunFailed where the directory was deleted, moved or replaced since: what is there now is not this run's."""
@@ -90,6 +76,21 @@ class RunLock:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _ask(file: IO[Any], exclusive: bool) -> bool | None:
+    """Whether the kernel grants this process the lock on `file`; None on Windows, and on a file system without
+    locks."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        # A record lock, not flock: loader workers that outlive a killed run must not inherit it.
+        fcntl.lockf(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in HELD else None
+    return True
 
 
 def _refusal(run: Path, holder: str) -> str:

@@ -1,0 +1,104 @@
+"""torchrun around a run: it starts killed ranks again, and two agents, as on two machines, share one run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_loop import assert_same_training, torchrun
+from toy_recipe import Toy, train
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_killed_rank_is_started_again_by_torchrun(tmp_path: Path) -> None:
+    """All ranks go on from the newest state; nobody types anything."""
+    train(tmp_path / "alone", Toy(batch_norm=False, accumulate=2, nonfinite="skip", poison=(4,)))
+    done = torchrun(
+        tmp_path / "two", "killed_at=10", f"killed_by={int(signal.SIGKILL)}", options=["--max-restarts=1"]
+    )
+    assert done.returncode == 0, done.stderr
+    assert "continuing after step 9 of 24" in done.stdout
+    assert_same_training(tmp_path / "two", tmp_path / "alone", 2e-6)
+
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""Without the second, agents that meet anew hand their ranks the store of the last meeting (docs/machines.md)."""
+
+
+def agent(run: Path, port: int) -> subprocess.Popen[bytes]:
+    """What is typed on each of two machines: two ranks here, and as many there."""
+    launch = ["--nnodes=2", "--nproc-per-node=2", "--max-restarts=2", "--rdzv-id=run", "--rdzv-backend=c10d"]
+    place = [f"--rdzv-endpoint=127.0.0.1:{port}", "--local-addr=127.0.0.1"]
+    toy = [str(Path(__file__).with_name("toy_recipe.py")), str(run), "accumulate=1", "batch_norm=0", "sleep=0.1"]
+    log = open(run.with_suffix(".log"), "ab")  # noqa: SIM115
+    with log:
+        command = [sys.executable, "-m", "torch.distributed.run", *launch, *place, *toy]
+        return subprocess.Popen(command, env=os.environ | ENVIRONMENT, stdout=log, stderr=log)
+
+
+def children(parent: int) -> list[int]:
+    numbers = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return [number for number in numbers if parent_of(number) == parent]
+
+
+def parent_of(number: int) -> int:
+    try:
+        return int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def wait_for_step(run: Path, step: int, *agents: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / f"step-{step}").exists():
+        assert time.monotonic() < deadline and all(process.poll() is None for process in agents), log_of(run)
+        time.sleep(0.02)
+
+
+def log_of(run: Path) -> str:
+    return run.with_suffix(".log").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells the ranks of an agent")
+@pytest.mark.timeout(300)
+def test_two_agents_train_as_one_and_one_that_is_lost_may_come_back(tmp_path: Path) -> None:
+    train(tmp_path / "alone", Toy(batch_norm=False, accumulate=4))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    run = tmp_path / "run"
+    agents = [agent(run, port), agent(run, port)]
+    try:
+        wait_for_step(run, 6, *agents)
+        # A machine is lost: its agent, and its ranks with it. That which hosts the meeting stays.
+        lost = next(process for process in agents if not listens(process.pid, port))
+        for number in (lost.pid, *children(lost.pid)):
+            os.kill(number, signal.SIGKILL)
+        lost.wait()
+        agents[agents.index(lost)] = agent(run, port)
+        assert [process.wait(200) for process in agents] == [0, 0], log_of(run)
+    finally:
+        for process in agents:
+            for number in (process.pid, *children(process.pid)) if process.poll() is None else ():
+                os.kill(number, signal.SIGKILL)
+            process.wait()
+    assert "continuing after step" in log_of(run)
+    assert_same_training(run, tmp_path / "alone", 2e-6)
+
+
+def listens(process: int, port: int) -> bool:
+    """Whether it is this process that waits for others at `port`."""
+    sockets = {os.readlink(path) for path in Path(f"/proc/{process}/fd").iterdir() if path.is_symlink()}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            words = line.split()
+            if words[1].endswith(f":{port:04X}") and words[3] == "0A" and f"socket:[{words[9]}]" in sockets:
+                return True
+    return False
