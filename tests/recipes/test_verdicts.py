@@ -101,7 +101,7 @@ def test_the_commonest_class_of_each_place_is_named(regions: Path) -> None:
     images = Images(splits["train"], splits["val"])
     measure = beside_segmenter(images)
     assert measure is not None
-    miou = measure(None, "float32", StopSignals(distributed=False))["eval/place_miou"]
+    miou = measure(None, "float32", StopSignals())["eval/place_miou"]
 
     def at(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         rows, columns = (

@@ -29,7 +29,7 @@ from beit.training.nonfinite import NonFiniteGuard
 from beit.training.run.checkpoints import checkpoint_steps
 from beit.training.run.directory import Request, RunDirectory
 from beit.training.run.opening import open_run
-from beit.training.signals import StopSignals
+from beit.training.signals import stop_signals
 
 SHORT = Toy(steps=4, accumulate=1, evaluations=1, save_every="2", log_every=1)
 
@@ -221,12 +221,12 @@ def test_whoever_waits_when_a_stop_is_asked_for_waits_no_longer(monkeypatch: pyt
     monkeypatch.setattr(signals, "WAIT", 0.2)
     timer = signal.getitimer(signal.ITIMER_REAL)[0]
     started = time.monotonic()
-    with StopSignals(distributed=False), pytest.raises(OutOfPatience), patience(60):
+    with stop_signals(distributed=False), pytest.raises(OutOfPatience), patience(60):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(30)
     assert time.monotonic() - started < 10
     assert signal.getitimer(signal.ITIMER_REAL)[0] == pytest.approx(timer, abs=1), "others have alarms, too"
-    with StopSignals(distributed=False):
+    with stop_signals(distributed=False):
         os.kill(os.getpid(), signal.SIGTERM)  # nobody waits: no alarm of others is touched
     assert signal.getitimer(signal.ITIMER_REAL)[0] == pytest.approx(timer, abs=12)
 

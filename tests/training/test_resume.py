@@ -20,7 +20,7 @@ from beit.config.errors import Interrupted, RunFailed
 from beit.training.run.checkpoints import checkpoint_steps, read_state
 from beit.training.run.directory import RunDirectory
 from beit.training.run.saver import Saver
-from beit.training.signals import StopSignals
+from beit.training.signals import stop_signals
 from beit.training.state import TrainingState
 
 pytestmark = pytest.mark.slow
@@ -235,7 +235,7 @@ def test_a_signal_in_an_evaluation_saves_and_leaves(tmp_path: Path, whole: dict[
 
 
 def test_a_second_interrupt_leaves_at_once() -> None:
-    with StopSignals(distributed=False) as stop:
+    with stop_signals(distributed=False) as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.requested
         with pytest.raises(KeyboardInterrupt):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import re
 import sys
@@ -29,6 +28,7 @@ from beit.config.errors import UserError, require
 from beit.config.files import plain
 from beit.config.values import typed
 from beit.tokenizers.base import VisualTokenizer
+from beit.training.device import describe_versions
 from beit.untrusted import Facts, checksum_of, listed, printable, read_json
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -72,7 +72,7 @@ def save_model(
 ) -> None:
     """Writes `model` as folder/model.safetensors and folder/model.json, each complete or not at all.
 
-    provenance: where the model comes from, for people; package and torch versions, date and command are added.
+    provenance: where the model comes from, for people; versions of packages, date and command are added.
     tokenizer_hash: :func:`weights_sha256` of the tokenizer whose tokens a pre-trained model predicts.
     classes: names of a classifier's or segmenter's outputs, in order.
     extra: further keys of model.json, such as the interpolation and crop_pct that images are prepared with.
@@ -83,6 +83,7 @@ def save_model(
     weights = _float32_weights(model)
     architecture = _construction(model)["architecture"]
     mean, std = (values[:1] * config_of(model).channels for values in entry.pixels)
+    date = datetime.now(UTC).isoformat(timespec="seconds")
     description = {
         "kind": kind,
         **_construction(model),
@@ -93,7 +94,7 @@ def save_model(
         "tokenizer": tokenizer_hash,
         **(extra or {}),
         "weights_sha256": _sha256_of(weights),
-        "provenance": {**_this_process(), **provenance},
+        "provenance": {**describe_versions(), "date": date, "command": sys.argv, **provenance},
     }
     description["checksum"] = checksum_of(description)
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,15 +139,6 @@ def _sha256_of(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _this_process() -> dict[str, Any]:
-    try:
-        version = importlib.metadata.version("beit")
-    except importlib.metadata.PackageNotFoundError:
-        version = "not installed"
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"beit": version, "torch": torch.__version__, "date": date, "command": sys.argv}
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Reading
 
@@ -165,24 +157,12 @@ def read_description(path: str | Path) -> dict[str, Any]:
 def load_own(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """A model that :func:`save_model` wrote, in evaluation mode, float32, CPU; and its model.json.
 
-    A run may put another in its place meanwhile: what fails is tried again once that is there.
+    A run may put another in its place meanwhile, so that what fails is tried once more.
     """
-    before = _stamp(path)
     try:
         return _load(path)
     except UserError:
-        if before == _stamp(path):
-            raise
         return _load(path)
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """Changes when another model takes the place of the one at `path`; None while there is none."""
-    try:
-        status = (_own_folder(path) / DESCRIPTION).stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
 
 
 def _load(path: Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -57,13 +57,14 @@ def parse(
     common = CommonFlags(**{name: values.pop(name) for name in (hints.keys() - knobs.keys()) & values.keys()})
     file = {} if common.config is None else read_yaml(common.config, config_type)
     typed, layers = overlaid([file, values]), list[Values]()
-    preset = _preset(file, values)
+    # None below a file that has every value, as those that runs write.
+    preset = values.get("preset", None if {"steps", "epochs"} <= file.keys() else file.get("preset", AUTO))
     if issubclass(config_type, TrainingConfig) and preset not in (AUTO, None):
         layers.append(find(config_type, preset).values)
     below = layered(config_type, layers)
     if words != arguments:
-        is_training = issubclass(config_type, TRAINED)
-        explain((config_type, CommonFlags) if is_training else (config_type,), positional, below, program)
+        bases = (config_type, CommonFlags) if issubclass(config_type, TRAINED) else (config_type,)
+        explain(bases, positional, below, program)
     spelling = {name: name.upper() for name in positional}
     missing = [spelling.get(name, flag_of(name)) for name in knobs if name not in below | typed]
     if missing:
@@ -81,13 +82,6 @@ def parse(
         return config, common
     resolved.refuse_idle(values)
     return config if preset == AUTO or goes_on else resolved, common
-
-
-def _preset(file: Values, flags: Values) -> str | None:
-    """The preset to lay below what is typed: none below a file that has every value, as those that runs write."""
-    is_whole = {"steps", "epochs"} <= file.keys()
-    preset: str | None = flags.get("preset", None if is_whole else file.get("preset", AUTO))
-    return preset
 
 
 def _values(

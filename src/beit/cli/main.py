@@ -10,7 +10,6 @@ import difflib
 import importlib
 import io
 import os
-import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn, TextIO
@@ -82,10 +81,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         reason = printable(str(error) or type(error).__name__, 200)
         _complain(f"out of memory ({reason}); make the network, images or batches smaller", everywhere=True)
         status = 1
+    except BrokenPipeError:  # nobody reads the output any more: what is left of it goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
     except OSError as error:
-        if not _reader_left(error):
-            cause = error.filename or "the operating system"
-            _complain(f"{cause}: {error.strerror or error}", everywhere=True)
+        _complain(f"{error.filename or 'the operating system'}: {error.strerror or error}", everywhere=True)
         status = 1
     sys.exit(status)
 
@@ -95,19 +95,6 @@ def _complain(message: object, everywhere: bool = False) -> None:
     rank = os.environ.get("RANK", "0")
     if rank == "0" or everywhere:
         print(f"beit{f' (rank {rank})' if rank != '0' else ''}: {in_lines(str(message))}", file=sys.stderr)
-
-
-def _reader_left(error: OSError) -> bool:
-    """Whether `error` is that the reader of standard output has left (`beit predict … | head`)."""
-    if sys.platform == "win32" or not isinstance(error, BrokenPipeError):
-        return False
-    output = select.poll()
-    output.register(sys.stdout.fileno(), 0)
-    if not output.poll(0):
-        return False
-    # What is left to write would be tried once more as Python ends, with a complaint.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return True
 
 
 def _outlast_readers() -> None:

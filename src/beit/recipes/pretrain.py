@@ -57,7 +57,7 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool =
             tokenizer = load_tokenizer(str(config.tokenizer))
         session, config = settle(session, images, tokenizer)
         identity = weights_sha256(tokenizer)
-        session.freeze(tokenizer)
+        tokenizer.to(session.compute.device).requires_grad_(False)
         model, about = first_model(config, tokenizer.vocab_size, identity)
         token_size = token_image_size(config, tokenizer)
         method = token_method(config, model, tokenizer, identity)

@@ -21,42 +21,39 @@ from beit.training.run.directory import MODEL, MODEL_BEST
 
 def announce(session: Session[Any], method: Method, feed: Feed, plan: Plan, precision: Precision) -> None:
     """What will be done, with what, where, and how large it is."""
-    config, say = session.config, session.console.say
-    machine = describe_machine(session.compute)
+    config, images, choices, training = session.config, feed.images.train, list[str](), list[str]()
+    machine, seconds = describe_machine(session.compute), session.expected_seconds(plan)
     device = machine.get("gpu") or f"{machine['cpu']} with {counted(machine['threads'], 'thread')}"
     sizes = [(x.numel(), x.requires_grad) for x in method.learner.model.parameters()]
     parameters, learning = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
-    trained = method.learner.step is not None
-    memory = f", about {session.memory / 2**30:.2g} GiB besides torch itself" if session.memory else ""
-    epochs = plan.steps * config.batch_size / plan.images
-    warmup, stated = plan.warmup_steps, config.warmup_steps or 0
-    shortened = f", not the {stated:,} that the run would end in" if stated > warmup else ""
-    if session.choices:
-        say("choices    made for these images and this machine; what is typed binds them")
-    for values, reason in session.choices:
-        say(f"           {', '.join(f'{name} {value}' for name, value in values.items())}: {reason}")
-    say(f"data       {feed.images.train.describe()}; {_in_words(feed)}")
-    for note in [
-        *feed.images.train.notes,
-        *(_few_images(config, plan.images) if trained else []),
-        *_seen_before(config, feed),
-    ]:
-        say(f"           {note}")
     frozen = "" if learning == parameters else f", of which {learning:,} learn"
-    say(f"model      {parameters:,} parameters{frozen}")
-    for line in method.notes.about:
-        say(f"           {line}")
-    if trained:
-        batch = counted(config.batch_size, "image")
-        say(f"training   {counted(plan.steps, 'step')} of {batch} ({epochs:.1f} epochs)")
-        say(
-            f"rate       {plan.peak:.3g} at this batch size ({config.lr:.3g} at "
-            f"{config.lr_batch_size}, {config.lr_scaling} scaling) after {warmup:,} steps of warm-up{shortened}"
-        )
-    say(f"machine    {session.compute.world} x {device}, {precision}{memory}")
-    seconds = session.expected_seconds(plan)
-    say(f"time       {'not measured' if seconds is None else f'about {duration(seconds)} for the whole run'}")
-    say(f"results    {config.out}")
+    memory = f", about {session.memory / 2**30:.2g} GiB besides torch itself" if session.memory else ""
+    if session.choices:
+        choices.append("made for these images and this machine; what is typed binds them")
+    for values, reason in session.choices:
+        choices.append(f"{', '.join(f'{name} {value}' for name, value in values.items())}: {reason}")
+    if method.learner.step is not None:
+        epochs = plan.steps * config.batch_size / plan.images
+        warmup, stated = plan.warmup_steps, config.warmup_steps or 0
+        shortened = f", not the {stated:,} that the run would end in" if stated > warmup else ""
+        training = [
+            f"{counted(plan.steps, 'step')} of {counted(config.batch_size, 'image')} ({epochs:.1f} epochs)",
+            f"rate {plan.peak:.3g} at this batch size ({config.lr:.3g} at {config.lr_batch_size}, "
+            f"{config.lr_scaling} scaling) after {warmup:,} steps of warm-up{shortened}",
+            *_few_images(config, plan.images),
+        ]
+    rows = {
+        "choices": choices,
+        "data": [f"{images.describe()}; {_in_words(feed)}", *images.notes, *_seen_before(config, feed)],
+        "model": [f"{parameters:,} parameters{frozen}", *method.notes.about],
+        "training": training,
+        "machine": [f"{session.compute.world} x {device}, {precision}{memory}"],
+        "time": ["not measured" if seconds is None else f"about {duration(seconds)} for the whole run"],
+        "results": [config.out],
+    }
+    for heading, lines in rows.items():
+        for number, line in enumerate(lines):
+            session.console.say(f"{'' if number else heading:<11}{line}")
 
 
 def conclude(session: Session[Any], notes: Notes, results: Mapping[str, Any], bad_files: int) -> None:

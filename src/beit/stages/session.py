@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
-from torch import nn
 
 from beit.checkpoints.own import is_own, load_own, read_description
 from beit.checkpoints.reference import PARTS, part_of
@@ -65,10 +64,6 @@ class Session(NamedTuple, Generic[Config]):
         """What the whole run will take, its start included, where a rehearsal told; the same on all ranks."""
         left = self.pace and sum(self.pace.left(plan))
         return self.compute.from_main(lambda: None if left is None else time.monotonic() - self.began + left)
-
-    def freeze(self, network: nn.Module) -> None:
-        """Put `network` where the run computes, never to be trained."""
-        network.to(self.compute.device).eval().requires_grad_(False)
 
 
 class Outcome(NamedTuple):

@@ -32,9 +32,9 @@ from beit.training.device import to_device
 from beit.training.loop import fit
 from beit.training.method import EvaluationSplit, Method, Product
 from beit.training.plan import Pace
-from beit.training.run.directory import DAMAGED, TRAINED_ON, RunDirectory
+from beit.training.run.directory import SKIPPED, TRAINED_ON
 from beit.training.run.opening import open_run
-from beit.training.signals import StopRequested, StopSignals
+from beit.training.signals import StopRequested, stop_signals
 
 PICTURES = 8
 """Images in a drawing."""
@@ -77,14 +77,14 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
         announce(session, method, feed, plan, machine.precision)
         if compute.main and not (run.path / TRAINED_ON).exists():
             write_images(run.path, feed.images.train, feed.images.all_held_back or feed.images.held_back)
-        batches = RunBatches(session, feed, machine, run)
+        batches = RunBatches(session, feed, machine)
         if not is_prepared:
             _prepare(method, batches, machine)
         description = {**method.product.description, "value_range": feed.images.value_range}
         save = partial(_save, session, dataclasses.replace(method.product, description=description))
         verdict = partial(batches.judgement.verdict, run.path, method.evaluation.monitor)
         results = fit(method, batches, plan, run, compute, machine.precision, save, session.pace, verdict)
-        conclude(session, method.notes, results, len(run.damaged()))
+        conclude(session, method.notes, results, run.damaged())
         if run.budget is not None and config.extend_to is None:
             console.say(f"took {duration(run.elapsed)} of a budget of {run.budget}")
     return Outcome(config, results)
@@ -93,7 +93,7 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
 def _prepare(method: Method, batches: RunBatches, machine: Machine) -> None:
     """Compute what `method` needs before its first step, at each start anew: there is nothing to save of it."""
     assert method.prepare is not None
-    with StopSignals(distributed=machine.compute.world > 1) as stop:
+    with stop_signals(distributed=machine.compute.world > 1) as stop:
         try:
             method.prepare(batches, machine.precision, stop)
         except StopRequested:
@@ -187,13 +187,12 @@ def _save(session: Session[Any], product: Product, model: nn.Module, folder: Pat
 class RunBatches:
     """A run's images in batches; see :class:`beit.training.method.Batches`."""
 
-    def __init__(self, session: Session[Any], feed: Feed, machine: Machine, run: RunDirectory | None = None) -> None:
-        """`run` keeps the list of damaged images. UserError where ranks and passes cannot share the batch size."""
+    def __init__(self, session: Session[Any], feed: Feed, machine: Machine) -> None:
+        """UserError where ranks and passes cannot share the batch size."""
         from beit.stages.judgement import Judgement  # watches what is judged, and is no part of the training
 
         self._config, self._console, self._feed, self.machine = session.config, session.console, feed, machine
         config, compute = session.config, session.compute
-        self._run, self._damaged = run, set() if run is None else run.damaged()
         self.judgement = Judgement(compute, config.group_by)
         self._loader = Loader(
             feed.images.train,
@@ -266,12 +265,7 @@ class RunBatches:
         return (to_device(batch, self.machine.compute.device) for _, batch in batches)
 
     def _report_bad(self, name: str, reason: str) -> None:
-        if name in self._damaged:
-            return
-        self._damaged.add(name)
-        if self._run is not None:
-            self._run.bear(DAMAGED, partial(self._run.note_damaged, name, reason))
         if self.machine.compute.main:
-            self._console.say(f"skipped {name}: {reason}")
+            self._console.say(f"{SKIPPED}{name}: {reason}")
         else:  # the other ranks have no log, but damage that only they meet must be named
             report_skipped(name, reason)

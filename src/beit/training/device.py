@@ -106,10 +106,6 @@ class Compute:
         parts = torch.split(flat.cpu(), [shape.numel() for shape in shapes.values()])
         return {name: part.view(shape) for part, (name, shape) in zip(parts, shapes.items(), strict=True)}
 
-    def gather(self, tensor: Tensor) -> Tensor:
-        """`tensor` of every rank, stacked in front, on the host."""
-        return torch.stack(self.exchange(tensor.detach().cpu()))
-
     def exchange(self, value: Result) -> list[Result]:
         """`value` of every rank, in their order."""
         everyone = [value] * self.world
@@ -202,13 +198,9 @@ def choose_precision(precision: str, device: torch.device) -> Precision:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = device.type == "cpu" and _cpu_multiplies_bf16()
+        multiplies = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        fast = device.type == "cpu" and multiplies and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return "bf16" if fast else "float32"
-
-
-def _cpu_multiplies_bf16() -> bool:
-    onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return onednn and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:

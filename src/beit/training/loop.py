@@ -25,7 +25,7 @@ from beit.training.plan import Pace, Plan
 from beit.training.run.directory import SAMPLES, RunDirectory
 from beit.training.run.saver import Saver
 from beit.training.run.trackers import Track, open_trackers
-from beit.training.signals import StopRequested, StopSignals
+from beit.training.signals import StopRequested, stop_signals
 from beit.training.state import Stepper, TrainingState, initial_state
 
 GO_ON, SAVE, STOP = 0, 1, 2
@@ -67,7 +67,7 @@ def fit(
         state.best = {}
     run.write_status(step=state.step, steps=plan.steps)
     with (
-        StopSignals(distributed=compute.world > 1) as stop,
+        stop_signals(distributed=compute.world > 1) as stop,
         explained(saver, compute),
         open_trackers(plan.config, run, state.step, compute) as trackers,
         bar("steps", plan.steps, done=state.step, shown=compute.main, file=sys.stdout) as progress,

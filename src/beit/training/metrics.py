@@ -20,9 +20,6 @@ MEASURED = ("loss", "grad_norm")
 
 def scalars(means: Mapping[str, Tensor]) -> dict[str, float]:
     """The summary of metrics that are single numbers already."""
-    vectors = [name for name, value in means.items() if value.numel() != 1]
-    if vectors:
-        raise ValueError(f"{', '.join(vectors)}: not single numbers, so fit() needs a summarise function for them")
     return {name: float(value) for name, value in means.items()}
 
 
@@ -71,7 +68,7 @@ class MetricWindow:
 
     def state_dict(self, compute: Compute) -> dict[str, Any]:
         """The window with the sums of all ranks, stacked; every rank must call this."""
-        sums = {name: compute.gather(value) for name, value in sorted(self._sums.items())}
+        sums = {name: torch.stack(compute.exchange(value.cpu())) for name, value in sorted(self._sums.items())}
         return {"sums": sums, "steps": self.steps, "seconds": self.seconds, "waited": self.waited}
 
     def load_state_dict(self, state: Mapping[str, Any], compute: Compute) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from contextlib import suppress
-from types import FrameType, TracebackType
-from typing import Any, Self
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
 
 from beit.patience import shorten
 from beit.training.device import Compute
@@ -25,12 +26,10 @@ class StopRequested(Exception):
 
 
 class StopSignals:
-    """While entered, a stopping signal sets `requested`; a second SIGINT leaves at once."""
+    """Whether a stop was asked for."""
 
-    def __init__(self, *, distributed: bool) -> None:
+    def __init__(self) -> None:
         self.requested = False
-        self._distributed = distributed
-        self._before: dict[int, Any] = {}
 
     def poll(self) -> None:
         """Leave by :class:`StopRequested` if a stop was asked for."""
@@ -42,23 +41,8 @@ class StopSignals:
         self.requested = bool(compute.largest(int(self.requested)))
         self.poll()
 
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Python delivers signals nowhere else
-            # What is ignored stays so: under nohup, a closed terminal is nothing to stop for.
-            heard = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._note) for number in heard}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-        if self._before and self.requested and self._distributed:
-            # torchrun's agent sends SIGTERM once more, which would turn a clean exit into a kill.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """A signal has come. A second SIGINT leaves at once."""
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not self.requested:
@@ -66,3 +50,21 @@ class StopSignals:
                 os.write(2, NOTICE)  # print() is not safe in a signal handler
             shorten(WAIT)
         self.requested = True
+
+
+@contextmanager
+def stop_signals(*, distributed: bool) -> Iterator[StopSignals]:
+    """While inside, a stopping signal is noted, and ends nothing by itself."""
+    stop, before = StopSignals(), dict[int, Any]()
+    if threading.current_thread() is threading.main_thread():  # Python delivers signals nowhere else
+        # What is ignored stays so: under nohup, a closed terminal is nothing to stop for.
+        heard = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, stop.note) for number in heard}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if before and stop.requested and distributed:
+            # torchrun's agent sends SIGTERM once more, which would turn a clean exit into a kill.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -21,35 +21,32 @@ from beit.training.optim import adamw, parameter_groups
 from beit.training.plan import Plan
 
 
+@dataclass(eq=False)
 class TrainingState:
     """Weights, their moving average, optimiser, progress, and the figures under way.
 
     Randomness and the place in the data are not here: both follow from `step`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        companions: Mapping[str, nn.Module],
-        ema_decay: float | None,
-        nonfinite: Literal["stop", "skip"],
-        split: Sequence[int] = (1, 1),
-    ) -> None:
-        self.model, self.optimizer, self.companions = model, optimizer, dict(companions)
-        self.ema_decay, self.split = ema_decay, [*split]
-        """`split`: the processes, and the passes of each, that share a batch."""
-        self.ema = None if ema_decay is None else copy.deepcopy(model).eval().requires_grad_(False)
-        self.window = MetricWindow()
-        self.guard = NonFiniteGuard(nonfinite)
-        self.step = 0
-        """Optimiser steps done."""
-        self.last: dict[str, Any] = {}
-        """The newest figures, of training and of evaluation."""
-        self.first: dict[str, Any] = {}
-        """What was measured before the first step."""
-        self.best: dict[str, Any] = {}
-        """The figures of the best evaluation."""
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    companions: Mapping[str, nn.Module]
+    ema_decay: float | None
+    nonfinite: InitVar[Literal["stop", "skip"]]
+    split: Sequence[int] = (1, 1)
+    """The processes, and the passes of each, that share a batch."""
+    step: int = 0
+    """Optimiser steps done."""
+    last: dict[str, Any] = field(default_factory=dict)
+    """The newest figures, of training and of evaluation."""
+    first: dict[str, Any] = field(default_factory=dict)
+    """What was measured before the first step."""
+    best: dict[str, Any] = field(default_factory=dict)
+    """The figures of the best evaluation."""
+
+    def __post_init__(self, nonfinite: Literal["stop", "skip"]) -> None:
+        self.ema = None if self.ema_decay is None else copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.window, self.guard = MetricWindow(), NonFiniteGuard(nonfinite)
 
     @property
     def result(self) -> nn.Module:

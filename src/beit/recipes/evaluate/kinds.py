@@ -70,7 +70,7 @@ def tokenizer(model: VisualTokenizer, config: EvaluateConfig, machine: Machine) 
             print(f"no scores of tokens: --data holds no training images to count tokens on{remedy}")
             return figures
         scoring = Scoring(config, Subset(train, others), source, config.batch_size)
-        return figures | scoring.scores(model, machine, StopSignals(distributed=False))
+        return figures | scoring.scores(model, machine, StopSignals())
 
     evaluation = Evaluation(
         evaluate_batch=lambda _, batch: reconstruction_sums(model, batch.image), summarise=summarise

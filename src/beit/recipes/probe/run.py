@@ -62,7 +62,7 @@ def probe(config: ProbeConfig, *, dry_run: bool = False, overwrite: bool = False
     session, config = settle(session, images)
     with given_by("--init"):
         encoder = load_encoder(config.init, sides(config.image_size))
-    session.freeze(encoder)
+    encoder.to(session.compute.device).requires_grad_(False)
     probing = Probing(config, session, encoder, images, labels)
     return train(session, probing.method(), probing.feed())
 

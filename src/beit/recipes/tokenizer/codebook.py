@@ -99,5 +99,5 @@ def sample(
                 image = torch.arange(count, device=device)[:, None]
                 parts.append((both[0][image, rows].flatten(0, 1), both[1][image, rows].flatten(0, 1)))
     stop.poll_together(compute)
-    vectors, patches = (compute.gather(torch.cat(part)).flatten(0, 1) for part in zip(*parts, strict=True))
+    vectors, patches = (torch.cat(compute.exchange(torch.cat(part).cpu())) for part in zip(*parts, strict=True))
     return vectors, patches

@@ -1,7 +1,7 @@
 """The run directory: what a run leaves on disk, how it is opened again, and what may differ when it is.
 
-config.yaml  status.json  log.txt  metrics.jsonl  results.json  held-back.txt  trained-on.npy  damaged.tsv  samples/
-model/  checkpoints/step-N/
+config.yaml  status.json  log.txt  metrics.jsonl  results.json  held-back.txt  trained-on.npy  samples/  model/
+checkpoints/step-N/
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -27,14 +26,15 @@ from beit.training.device import Compute, describe_machine, describe_versions
 from beit.training.metrics import json_ready
 from beit.training.run.checkpoints import file_hash, newest_checkpoint, prune, read_state, write_checkpoint
 from beit.training.run.lock import RunLock
-from beit.untrusted import in_lines
 
 CONFIG, STATUS, LOG = "config.yaml", "status.json", "log.txt"
 METRICS, RESULTS, REPORT = "metrics.jsonl", "results.json", "report.html"
-HELD_BACK, TRAINED_ON, JUDGED, DAMAGED = "held-back.txt", "trained-on.npy", "judged.npz", "damaged.tsv"
+HELD_BACK, TRAINED_ON, JUDGED = "held-back.txt", "trained-on.npy", "judged.npz"
 SAMPLES, MODEL, MODEL_BEST, CHECKPOINTS = "samples", "model", "model-best", "checkpoints"
 TRACKERS = ("tensorboard", "wandb")
-FILES = (LOG, METRICS, RESULTS, REPORT, HELD_BACK, TRAINED_ON, JUDGED, DAMAGED)
+FILES = (LOG, METRICS, RESULTS, REPORT, HELD_BACK, TRAINED_ON, JUDGED)
+SKIPPED = "skipped "
+"""How lines of the log begin that name an image."""
 LAYOUT = (*FILES, SAMPLES, MODEL, MODEL_BEST, CHECKPOINTS, *TRACKERS, STATUS, CONFIG)
 """All that is a run's own, in the order in which it is deleted: what marks the folder as a run goes last."""
 
@@ -143,17 +143,10 @@ class RunDirectory:
         except OSError as error:
             self.console.say(f"{name} could not be written: {error}")
 
-    def damaged(self) -> set[str]:
-        """The files of images that any rank could not use so far, by name."""
-        with suppress(OSError):
-            text = (self.path / DAMAGED).read_text(encoding="utf-8")
-            return {line.partition("\t")[0] for line in text.splitlines()}
-        return set()
-
-    def note_damaged(self, name: str, reason: str) -> None:
-        """Add a file to them; called by each rank, of what it meets."""
-        with self._own(DAMAGED).open("a", encoding="utf-8") as file:
-            file.write(f"{name}\t{in_lines(reason)}\n")
+    def damaged(self) -> int:
+        """How many images the log names that could not be used, all starts together."""
+        lines = (self.path / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+        return len({line for line in lines if line.startswith(SKIPPED)})
 
     def _own(self, name: str) -> Path:
         """Where `name` is written, while the directory is still this run's."""

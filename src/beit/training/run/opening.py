@@ -37,7 +37,7 @@ STATUS_TYPES = {"id": str, "verb": str, "step": int, "rng_version": int, "elapse
 
 RNG_VERSION = 3
 """The version of how random numbers are drawn and images held back. Runs of another would end with other weights."""
-RELEASES = {1: "0.1", 2: "0.2.0.dev0"}
+RELEASES = {1: "beit 0.1", 2: "beit 0.2.0.dev0"}
 """The release that finishes a run of each version; a status.json without one is of version 1."""
 
 
@@ -112,12 +112,11 @@ def _make_folder(path: Path) -> None:
 def _require_same_version(path: Path, request: Request, status: Mapping[str, Any]) -> None:
     version = status.get("rng_version", 1) if status else RNG_VERSION
     if version != RNG_VERSION:
-        release = RELEASES.get(version)
-        finish = f"finish it with beit {release}" if release else "finish it with the release that began it"
+        release = RELEASES.get(version, "the release that began it")
         with_init = f"from its model with --init {path}" if "init" in request.config else "in another --out"
         raise UserError(
             f"--out {path} began when random numbers were drawn and images held back in another way (version "
-            f"{version}, now {RNG_VERSION}): {finish}, or begin a new run {with_init}"
+            f"{version}, now {RNG_VERSION}): finish it with {release}, or begin a new run {with_init}"
         )
 
 
