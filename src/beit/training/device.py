@@ -165,8 +165,11 @@ def _join_ranks(backend: str, seconds: float) -> dist.ProcessGroup:
     """Meet the other ranks, once in a process; the group for values on the host."""
     timeout = timedelta(seconds=seconds)
     store, rank, world = next(rendezvous("env://", timeout=timeout))
-    # torchrun starts ranks again beside the store in which the addresses of those that are gone still stand.
-    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)  # type: ignore[attr-defined]
+    # torchrun starts ranks again beside the store in which the addresses of those that are gone still stand. Several
+    # agents of it count starts each for itself, and need another store (docs/machines.md).
+    starts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    prefix = starts if os.environ.get("LOCAL_WORLD_SIZE") == str(world) else "0"
+    store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     atexit.register(dist.destroy_process_group)
     group = dist.new_group(backend="gloo", timeout=timeout)
