@@ -91,6 +91,9 @@ class PretrainConfig(EncoderKnobs, TrainingConfig):
     """Strength of brightness, contrast and saturation changes; 0 for none."""
     flip: Share = 0.5
     """Probability of a horizontal flip."""
+    token_cache: PositiveInt | None = None
+    """Let crop, flip and jitter of an image come again every so many epochs, under new masks, and keep their tokens
+    in the run's state: the tokenizer runs in the first ones alone. null: no view comes again."""
     views: Literal["fast", "exact"] = "fast"
     """fast: crop, then jitter, on tensors; exact: the released order and resampling, on PIL images."""
 
@@ -124,7 +127,7 @@ class PretrainConfig(EncoderKnobs, TrainingConfig):
         return {
             f"--masking {self.masking}": rules[self.masking],
             "--encoder-sees all": {"decoder_depth", "decoder_width"} if self.encoder_sees == "all" else (),
-            "--target pixels": {"token_image_size"} if self.target == "pixels" else (),
+            "--target pixels": {"token_image_size", "token_cache"} if self.target == "pixels" else (),
             "a run without --init": {"layer_decay"} if self.init is None else (),
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -23,6 +24,8 @@ class PretrainBatch(NamedTuple):
     """uint8 (B, 3, h * stride, w * stride), what the tokenizer turns into targets on the grid (h, w)."""
     mask: Tensor
     """bool (B, h, w); True = hidden."""
+    number: Tensor = torch.tensor(-1)
+    """int64 (B,): of a view that comes again after some epochs, under another mask; -1 of one that does not."""
 
 
 class LabeledBatch(NamedTuple):

@@ -35,7 +35,7 @@ Work = Sequence[tuple[int, int]]
 OnBad = Callable[[str, str], None]
 
 HANDFUL = 5  # damaged files that never stop a run, however small the set
-_ORDER, _SAMPLES = 1, 2  # first word of the seeds: no order shares its stream with a sample
+_ORDER, _SAMPLES, _NEW = 1, 2, 3  # first word of the seeds: no order shares its stream with a sample
 _EVALUATION = 2**32 - 1  # stands for the epoch in the seeds of evaluation samples; no training run gets there
 _REPLACEMENTS = 100  # tries before a set counts as unreadable
 _LANES = 64  # workers whose progress is followed
@@ -63,8 +63,10 @@ class Loader:
     through `on_bad(name, reason)` and replaced by another; when more than the share `max_bad` of the images read
     were damaged (and at least five files), the run stops with :class:`RunFailed`. With `labeled`, the view is
     called as view(image, label, rng); a label that does not fit stops the run with :class:`UserError`.
-    `repeats` shows every image that many times in a row, differently drawn (repeated augmentation). Nobody may be
-    silent over an image for more than `timeout` seconds.
+    `repeats` shows every image that many times in a row, differently drawn (repeated augmentation). After `cycle`
+    epochs what is drawn for an image comes again; the view is then called as view(image, rng, another rng that does
+    not, the number of the view or -1 for one in place of a damaged image). Nobody may be silent over an image for
+    more than `timeout` seconds.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Loader:
         on_bad: OnBad | None = None,
         labeled: bool = False,
         repeats: int = 1,
+        cycle: int | None = None,
         pin_memory: bool = False,
         timeout: float = DEFAULT,
     ) -> None:
@@ -92,6 +95,7 @@ class Loader:
             )
         self._size = len(source)
         self._fetcher = _Fetcher(source, view, seed, labeled=labeled, replace=True, timeout=timeout)
+        self._fetcher.cycle = cycle
         self._batch_size, self._seed, self._repeats = batch_size, seed, repeats
         self._rank, self._world, self._accumulate = rank, world, accumulate
         self._workers, self._pin_memory = workers, pin_memory
@@ -196,6 +200,8 @@ class _Fetched(NamedTuple):
 class _Fetcher(Dataset[_Fetched]):
     """Turns work into batches of `view`; damaged images are replaced by others, or left out."""
 
+    cycle: int | None = None
+
     def __init__(
         self, source: Source, view: View, seed: int, *, labeled: bool, replace: bool, timeout: float
     ) -> None:
@@ -213,8 +219,7 @@ class _Fetcher(Dataset[_Fetched]):
         bad: list[tuple[int, ImageError]] = []
         try:
             for epoch, index in work:
-                rng = np.random.default_rng((_SAMPLES, self._seed, epoch, index))
-                if (sample := self._load(index, rng, bad)) is not None:
+                if (sample := self._load(epoch, index, bad)) is not None:
                     samples.append(sample)
         except (UserError, RunFailed) as error:
             return _Fetched(None, len(samples) + len(bad), bad, error)
@@ -224,8 +229,11 @@ class _Fetcher(Dataset[_Fetched]):
         batch = type(samples[0])(*map(torch.stack, zip(*samples, strict=True))) if samples else None
         return _Fetched(batch, len(samples) + len(bad), bad)
 
-    def _load(self, index: int, rng: np.random.Generator, bad: list[tuple[int, ImageError]]) -> Any:
+    def _load(self, epoch: int, index: int, bad: list[tuple[int, ImageError]]) -> Any:
         """The sample of image `index`, or of another one drawn from its own generator when it is damaged."""
+        again = epoch if self.cycle is None else epoch % self.cycle
+        rng = np.random.default_rng((_SAMPLES, self._seed, again, index))
+        new, number = np.random.default_rng((_NEW, self._seed, epoch, index)), again * len(self._source) + index
         lane = self.progress.numpy()[getattr(get_worker_info(), "id", 0) % _LANES]
         for _ in range(_REPLACEMENTS if self._replace else 1):
             lane[:] = lane[0] + 1, index
@@ -234,9 +242,9 @@ class _Fetcher(Dataset[_Fetched]):
                 labels = (self._source.label(index),) if self._labeled else ()
             except ImageError as error:
                 bad.append((index, error))
-                index = int(rng.integers(len(self._source)))
+                index, number = int(rng.integers(len(self._source))), -1
                 continue
-            return self._view(image, *labels, rng)
+            return self._view(image, *labels, rng, *([] if self.cycle is None else [new, number]))
         if self._replace:
             raise RunFailed(
                 f"--data: {_REPLACEMENTS} images in a row are damaged, the last being {bad[-1][1]}; "

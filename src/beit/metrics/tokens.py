@@ -16,6 +16,15 @@ LEAST_SURPRISE = 0.1
 """Nats of a unigram loss below which tokens are all but one: nothing is left to foretell."""
 
 
+def of_all_ranks(rows: Tensor) -> Tensor:
+    """`rows` (B, ...) of every rank, one after the other, where there are several."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return rows
+    shares = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(shares, rows.contiguous())
+    return torch.cat(shares)
+
+
 class TokenBaselines(nn.Module):
     """Counts of the tokens seen in training, and the cross-entropies of three predictors made from them.
 
@@ -44,12 +53,7 @@ class TokenBaselines(nn.Module):
     @torch.no_grad()
     def observe(self, tokens: Tensor) -> None:
         """Count `tokens` (B, h, w), those of every rank."""
-        tokens = tokens.flatten(1)
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            shares = [torch.empty_like(tokens) for _ in range(dist.get_world_size())]
-            dist.all_gather(shares, tokens.contiguous())
-            tokens = torch.cat(shares)
-        self.count(tokens)
+        self.count(of_all_ranks(tokens.flatten(1)))
 
     @torch.no_grad()
     def count(self, tokens: Tensor) -> None:

@@ -34,7 +34,13 @@ from beit.presets import Values, configure
 from beit.stages.auto.choices import rate_of
 from beit.stages.auto.memory import bytes_kept, state_bytes
 from beit.stages.batches import open_machine
-from beit.stages.tasks.masked_modelling import masked_image_model, masked_image_modelling, masking_of, num_predicted
+from beit.stages.tasks.masked_modelling import (
+    masked_image_model,
+    masked_image_modelling,
+    masking_of,
+    num_predicted,
+    tokens_by,
+)
 from beit.tokenizers.dvae import DiscreteVAE
 from beit.training.console import duration
 from beit.training.device import (
@@ -166,7 +172,7 @@ def _stages(config: BenchmarkConfig, compute: Compute) -> Iterator[Stage]:
         masks = [torch.from_numpy(masking(np.random.default_rng(number))) for number in range(batch_size)]
         batch = PretrainBatch(images, token_images, torch.stack(masks).to(device))
         network = masked_image_model(training, BeitEncoder(architecture), tokenizer.vocab_size)
-        loss = lambda net, b=batch, c=count: masked_image_modelling(net, tokenizer, b, b.mask, c)[1]  # noqa: E731
+        loss = lambda net, b=batch, c=count: masked_image_modelling(net, tokens_by(tokenizer), b, b.mask, c)[1]  # noqa: E731
         yield work.training(SEEN.format(sees), network, loss, batch_size)
     labels = torch.randint(CLASSES, (batch_size,), device=device)
     classifier = ImageClassifier(BeitEncoder(architecture), CLASSES)

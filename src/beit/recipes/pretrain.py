@@ -25,6 +25,7 @@ from beit.models.layers import draw_paths
 from beit.stages.auto.choices import settle
 from beit.stages.session import Feed, Images, Outcome, finished, open_images, open_session
 from beit.stages.tasks.masked_modelling import (
+    TokenCache,
     evaluation_view,
     masked_image_model,
     masked_image_modelling,
@@ -35,6 +36,7 @@ from beit.stages.tasks.masked_modelling import (
     pixel_sums,
     token_image_size,
     token_sums,
+    tokens_by,
 )
 from beit.stages.train import set_steps, train
 from beit.tokenizers.base import VisualTokenizer
@@ -60,7 +62,7 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool =
         tokenizer.to(session.compute.device).requires_grad_(False)
         model, about = first_model(config, tokenizer.vocab_size, identity)
         token_size = token_image_size(config, tokenizer)
-        method = token_method(config, model, tokenizer, identity)
+        method = token_method(config, model, tokenizer, identity, len(images.train))
     else:
         session, config = settle(session, images)
         token_size = sides(config.image_size)
@@ -79,17 +81,20 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool =
 
 
 def token_method(
-    config: PretrainConfig, model: MaskedImageModel, tokenizer: VisualTokenizer, identity: str
+    config: PretrainConfig, model: MaskedImageModel, tokenizer: VisualTokenizer, identity: str, images: int
 ) -> Method:
-    """Predict the visual tokens of a trained tokenizer, whose weights have the hash `identity`."""
+    """Predict the tokens of so many `images` by a trained tokenizer, whose weights have the hash `identity`."""
     token_size = token_image_size(config, tokenizer)
     baselines = TokenBaselines(model.encoder.config.grid, tokenizer.vocab_size)
-    count = num_predicted(config)
+    count, companions, encode = num_predicted(config), dict[str, nn.Module](baselines=baselines), tokens_by(tokenizer)
+    if config.token_cache is not None:
+        views, patches = config.token_cache * images, math.prod(model.encoder.config.grid)
+        companions["token_cache"] = encode = TokenCache(tokenizer, views, patches)
 
     def step(model: nn.Module, batch: PretrainBatch, index: int, noise: Noise) -> StepOutput:
         predict = patches_to_predict(config, batch.mask)
         draw_paths(model, noise.uniform)
-        tokens, loss, share = masked_image_modelling(model, tokenizer, batch, predict, count)
+        tokens, loss, share = masked_image_modelling(model, encode, batch, predict, count)
         metrics = {"token_accuracy": share, **baselines.losses(tokens, batch.mask, predict)}
         baselines.observe(tokens)
         return StepOutput(loss, metrics)
@@ -99,7 +104,7 @@ def token_method(
         f"{token_size[0]}x{token_size[1]} px"
     )
     return Method(
-        learner=Learner(model=model, step=step, summarise=best_mixtures, companions={"baselines": baselines}),
+        learner=Learner(model=model, step=step, summarise=best_mixtures, companions=companions),
         evaluation=Evaluation(
             evaluate_batch=partial(token_sums, config, tokenizer, baselines),
             summarise=best_mixtures_of_sums,
@@ -159,6 +164,7 @@ def feed(config: PretrainConfig, images: Images, token_size: tuple[int, int]) ->
             mode=config.views,
         ),
         evaluation_view=evaluation_view(config, token_size),
+        cycle=config.token_cache,
     )
 
 

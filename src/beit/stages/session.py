@@ -236,3 +236,5 @@ class Feed:
     """Whether the views take labels."""
     repeats: int = 1
     """Views of an image that stand together in a batch."""
+    cycle: int | None = None
+    """Epochs after which its views come again."""

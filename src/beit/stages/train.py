@@ -207,6 +207,7 @@ class RunBatches:
             on_bad=self._report_bad,
             labeled=feed.labeled,
             repeats=feed.repeats,
+            cycle=feed.cycle,
             pin_memory=compute.device.type == "cuda",
             timeout=machine.timeout,
         )

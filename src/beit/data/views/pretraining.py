@@ -51,14 +51,17 @@ class PretrainViews(_TwoSizes):
     color_jitter: float = 0.4
     mode: Literal["fast", "exact"] = "fast"
 
-    def __call__(self, image: Tensor, rng: np.random.Generator) -> PretrainBatch:
+    def __call__(
+        self, image: Tensor, rng: np.random.Generator, of_mask: np.random.Generator | None = None, number: int = -1
+    ) -> PretrainBatch:
         jitter = draw_jitter(self.color_jitter, rng)
         flip = rng.random() < self.flip
         aspect = self.image_size[1] / self.image_size[0]
         box = draw_box((image.shape[1], image.shape[2]), self.min_scale, rng, aspect)
         draw = self._fast if self.mode == "fast" else self._exact
         view, token_view = draw(image, box, flip, jitter)
-        return PretrainBatch(view, token_view, torch.from_numpy(self.masking(rng)))
+        mask = torch.from_numpy(self.masking(of_mask or rng))
+        return PretrainBatch(view, token_view, mask, torch.tensor(number))
 
     def _fast(self, image: Tensor, box: Box, flip: bool, jitter: Jitter | None) -> tuple[Tensor, Tensor]:
         sizes = (self.image_size, self.token_size)

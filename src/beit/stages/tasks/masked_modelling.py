@@ -15,7 +15,7 @@ from beit.config.pretrain import PretrainConfig
 from beit.data.batches import PretrainBatch
 from beit.data.views.pretraining import PretrainEvaluationView
 from beit.masking import BlockwiseMasking, NoMasking, RandomMasking
-from beit.metrics.tokens import TokenBaselines, patch_sums
+from beit.metrics.tokens import TokenBaselines, of_all_ranks, patch_sums
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import MaskedImageModel
 from beit.tokenizers.base import VisualTokenizer
@@ -23,19 +23,52 @@ from beit.tokenizers.base import VisualTokenizer
 TokenFigures = Callable[[Tensor, Tensor, Tensor, Tensor], dict[str, Tensor]]
 
 
+class TokenCache(nn.Module):
+    """Tokens of the views that come again, on a grid of h w patches; one for all ranks, and part of a run's state."""
+
+    tokens: Tensor
+
+    def __init__(self, tokenizer: VisualTokenizer, views: int, patches: int) -> None:
+        super().__init__()
+        self.encode = tokenizer.encode
+        dtype = torch.int16 if tokenizer.vocab_size < 2**15 else torch.int32
+        self.register_buffer("tokens", torch.full((views, patches), -1, dtype=dtype))
+
+    def forward(self, batch: PretrainBatch) -> Tensor:
+        """The tokens (B, h, w) of a batch; the tokenizer is asked for those alone that are not there."""
+        tokens = self.tokens[batch.number.clamp(min=0)].long()
+        missing = (batch.number < 0) | (tokens[:, 0] < 0)
+        if missing.any():
+            tokens[missing] = self.encode(batch.token_image[missing]).flatten(1)
+        everyone = of_all_ranks(torch.cat([tokens, batch.number[:, None]], dim=1))
+        everyone = everyone[everyone[:, -1] >= 0]
+        self.tokens[everyone[:, -1]] = everyone[:, :-1].to(self.tokens.dtype)
+        return tokens.view(batch.mask.shape)
+
+
 def masked_image_modelling(
-    model: nn.Module, tokenizer: VisualTokenizer, batch: PretrainBatch, predict: Tensor, count: int | None
+    model: nn.Module,
+    encode: Callable[[PretrainBatch], Tensor],
+    batch: PretrainBatch,
+    predict: Tensor,
+    count: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The method: the visual tokens (B, h, w) of the images, and of the predicted ones the loss and the share right.
+    """The method: the visual tokens (B, h, w) of the images, which `encode` has of the frozen tokenizer, and of the
+    predicted ones the loss and the share right.
 
     Paper equation 1: maximise the log-likelihood of the tokens of the hidden patches given the image without
     them. `predict` (B, h, w) says which patches to predict, those hidden by `batch.mask`, or all; `count` how many of
     each image, where that is fixed.
     """
     with torch.no_grad():
-        tokens = tokenizer.encode(batch.token_image)
+        tokens = encode(batch)
     loss, share = model(batch.image, batch.mask, predict, tokens, count)
     return tokens, loss, share
+
+
+def tokens_by(tokenizer: VisualTokenizer) -> Callable[[PretrainBatch], Tensor]:
+    """What gives the tokens of a batch."""
+    return lambda batch: tokenizer.encode(batch.token_image)
 
 
 def evaluation_view(config: PretrainConfig, token_size: tuple[int, int]) -> PretrainEvaluationView:
@@ -114,7 +147,7 @@ def token_sums(
     """Loss and accuracy of a batch's tokens, and what `baselines` score, as sums over the predicted patches; and what
     `besides` makes of the tokenizer's images, their tokens, the logits and the patches predicted."""
     predict = patches_to_predict(config, batch.mask)
-    tokens, loss, share = masked_image_modelling(model, tokenizer, batch, predict, num_predicted(config))
+    tokens, loss, share = masked_image_modelling(model, tokens_by(tokenizer), batch, predict, num_predicted(config))
     means = {"loss": loss, "token_accuracy": share}
     if baselines is not None:
         means |= baselines.losses(tokens, batch.mask, predict)
