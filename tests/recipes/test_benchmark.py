@@ -18,7 +18,7 @@ def test_every_stage_is_measured_and_its_work_counted(tmp_path: Path, capsys: py
         main(["benchmark", *words, "--json", str(file)])
     assert left.value.code == 0
     lines, figures = capsys.readouterr().out, json.loads(file.read_text())
-    assert len(figures["stages"]) == 9
+    assert len(figures["stages"]) == 8
     for name, stage in figures["stages"].items():
         assert name in lines
         assert stage["images_per_second"] > 0 and 0 <= stage["data_wait"] < 1
@@ -29,7 +29,4 @@ def test_every_stage_is_measured_and_its_work_counted(tmp_path: Path, capsys: py
     assert features["multiply_adds_per_image"] == depth * block + 16 * width * 3 * 8**2
     rate = features["images_per_second"] * features["multiply_adds_per_image"]
     assert features["share"] == pytest.approx(rate / figures["multiply_adds_per_second"])
-    seen = figures["stages"]["pre-training step, all patches seen"]["images_per_second"]
-    assert figures["recipes"]["beit pretrain --preset tiny, 30 epochs of 1,281,167 images"] == pytest.approx(
-        30 * 1_281_167 / seen
-    )
+    assert "beit pretrain --preset tiny --encoder-sees visible, 30 epochs of 1,281,167 images: " in lines

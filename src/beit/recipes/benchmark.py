@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-import io
 import json
 import time
 from collections.abc import Callable, Iterator
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.io import encode_jpeg
 
 from beit.atomic import write_text
 from beit.config.architecture import DiscreteVAEConfig
-from beit.config.finetune import FinetuneConfig
 from beit.config.pretrain import PretrainConfig
 from beit.config.use import BenchmarkConfig
 from beit.data.batches import PretrainBatch
@@ -33,7 +30,7 @@ from beit.models.segmentation import SemanticSegmenter, released_layers
 from beit.presets import Values, configure
 from beit.stages.auto.choices import rate_of
 from beit.stages.auto.memory import bytes_kept, state_bytes
-from beit.stages.batches import open_machine
+from beit.stages.batches import Machine, open_machine
 from beit.stages.tasks.masked_modelling import (
     masked_image_model,
     masked_image_modelling,
@@ -43,26 +40,14 @@ from beit.stages.tasks.masked_modelling import (
 )
 from beit.tokenizers.dvae import DiscreteVAE
 from beit.training.console import duration
-from beit.training.device import (
-    Compute,
-    Precision,
-    autocast,
-    choose_device,
-    choose_precision,
-    describe_machine,
-    describe_versions,
-    eval_mode,
-)
+from beit.training.device import Compute, autocast, choose_device, describe_machine, eval_mode
 from beit.training.optim import adamw, parameter_groups
 
-PHOTOGRAPH = (375, 500)
-"""Height and width of the images that are decoded: the usual size in ImageNet."""
-VIEWS, SEEN, FINETUNING = "file to views, one process", "pre-training step, {} patches seen", "fine-tuning step"
-"""Names of stages."""
-CLASSES, SEGMENT_CLASSES = 1000, 150
-IMAGENET = 1_281_167
-"""Training images of ImageNet-1k, which the published recipes are for."""
-VISIBLE: Values = {"encoder_sees": "visible", "masking": "random", "num_masked": "75%"}
+VIEWS = 32
+"""Files that are decoded and rendered, of the usual size in ImageNet."""
+CLASSES, SEGMENT_CLASSES, IMAGENET = 1000, 150, 1_281_167
+"""Of ImageNet-1k and ADE20K; training images of the former, which the recipes are for."""
+SEES: dict[str, Values] = {"all": {}, "visible": {"masking": "random", "num_masked": "75%"}}
 
 
 class Stage(NamedTuple):
@@ -70,176 +55,133 @@ class Stage(NamedTuple):
 
     name: str
     images: int
-    run: Callable[[], object]
-    state: float = 0.0
-    """Bytes of weights, gradients and moments."""
+    forward: Callable[[], Any]
+    """What is computed; of a training step, the loss."""
+    model: nn.Module | None = None
+    """What learns."""
 
 
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
-    """Measure and print every stage, and what the recipes would take at that rate; the figures by name."""
+    """Measure and print every stage, and what the recipe of the encoder would take; the figures by name."""
     compute = Compute(choose_device(config.device))
-    _, precision, workers, _ = open_machine(config, compute)
-    limit = rate_of(compute, precision)
-    machine = describe_machine(compute)
-    print(f"machine    {machine.get('gpu') or machine['cpu']}, {machine['threads']} threads, {precision}")
+    machine, about = open_machine(config, compute), describe_machine(compute)
+    limit, views = rate_of(compute, machine.precision), _rate_of_views(config)
+    print(f"machine    {about.get('gpu') or about['cpu']}, {about['threads']} threads, {machine.precision}")
     print(f"limit      {limit / 1e9:,.0f} billion multiply-adds a second in products of matrices")
+    print(f"files      {views:,.0f} JPEG of 500x375 px a second to views, in one process")
     print(f"encoder    {config.encoder} at {config.image_size} px, batches of {config.batch_size}\n")
     print(f"{'stage':40} {'images/s':>9} {'of limit':>9} {'data wait':>10} {'GiB':>6}   a million images")
     stages: dict[str, dict[str, float]] = {}
-    for stage in chain([_views(config)], _stages(config, compute)):
-        figures = stages[stage.name] = _measure(stage, compute, limit, config.seconds)
+    for stage in _stages(config, compute.device):
+        figures = stages[stage.name] = _measure(stage, machine, config.seconds)
         rate = figures["images_per_second"]
-        figures["data_wait"] = max(0.0, 1 - max(1, workers) * stages[VIEWS]["images_per_second"] / rate)
-        columns = (f"{100 * figures[name]:.0f} %" for name in ("share", "data_wait"))
-        memory = f"{figures['gib']:.1f}" if figures["gib"] else ""
-        print(
-            "{:40} {:9,.1f} {:>9} {:>10} {:>6}   {}".format(stage.name, rate, *columns, memory, duration(1e6 / rate))
-        )
-    recipes = _recipes(config.encoder, stages)
-    for command, seconds in recipes.items():
-        print(f"{command}: {duration(seconds)} here")
-    results = {
-        **{"machine": machine, "versions": describe_versions(), "config": dataclasses.asdict(config)},
-        **{"precision": precision, "multiply_adds_per_second": limit, "stages": stages, "recipes": recipes},
-    }
+        figures["share"] = rate * figures["multiply_adds_per_image"] / limit
+        figures["data_wait"] = max(0.0, 1 - max(1, machine.workers) * views / rate)
+        shares = f"{figures['share']:9.0%} {figures['data_wait']:10.0%} {figures['gib']:6.1f}"
+        print(f"{stage.name:40} {rate:9,.1f} {shares}   {duration(1e6 / rate)}", flush=True)
+    epochs = _pretraining(config).epochs or 0.0
+    for sees in SEES:
+        seconds = epochs * IMAGENET / stages[_step_of(sees)]["images_per_second"]
+        recipe = f"beit pretrain --preset {config.encoder} --encoder-sees {sees}"
+        print(f"{recipe}, {epochs:g} epochs of {IMAGENET:,} images: {duration(seconds)} here")
+    results = {"machine": about, "multiply_adds_per_second": limit, "views_per_second": views, "stages": stages}
     if config.json is not None:
         write_text(Path(config.json), json.dumps(results, indent=2) + "\n")
     return results
 
 
-def _measure(stage: Stage, compute: Compute, limit: float, seconds: float) -> dict[str, float]:
-    """Images a second of a stage, the best of some calls; the share of the limit that its multiply-adds are; GiB."""
-    counter = FlopCounterMode(display=False)
-    with counter:
-        kept = bytes_kept(stage.run)
-    done, best, began = 0, float("inf"), time.perf_counter()
-    while done < 1 or time.perf_counter() - began < seconds:
+def _measure(stage: Stage, machine: Machine, seconds: float) -> dict[str, float]:
+    """Images a second of a stage, the best of some calls; multiply-adds of an image; GiB of weights, gradients,
+    moments and what a training pass keeps."""
+    device, model = machine.compute.device, stage.model
+    optimizer = (
+        None if model is None else adamw(parameter_groups(model.to(device).train(), weight_decay=0.05), lr=1e-5)
+    )
+
+    def run() -> None:
+        with (eval_mode if optimizer is None else autocast)(device, machine.precision):
+            output = stage.forward()
+        if optimizer is not None and model is not None:
+            torch.autograd.backward(output)
+            nn.utils.clip_grad_norm_(model.parameters(), 3.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    with FlopCounterMode(display=False) as counter:
+        kept = bytes_kept(run)
+    best, began = float("inf"), time.perf_counter()
+    while best == float("inf") or time.perf_counter() - began < seconds:
         start = time.perf_counter()
-        stage.run()
-        if compute.device.type == "cuda":
-            torch.cuda.synchronize(compute.device)
-        best, done = min(best, time.perf_counter() - start), done + 1
-    multiply_adds = counter.get_total_flops() / 2
+        run()
+        best = min(best, time.perf_counter() - start)
     return {
         "images_per_second": stage.images / best,
-        "share": multiply_adds / best / limit,
-        "gib": (stage.state + kept) / 2**30 if stage.state else 0.0,
-        "multiply_adds_per_image": multiply_adds / stage.images,
-        "calls": done,
+        "multiply_adds_per_image": counter.get_total_flops() / 2 / stage.images,
+        "gib": 0.0 if model is None else (state_bytes(model, averaged=False) + kept) / 2**30,
     }
 
 
-def _views(config: BenchmarkConfig) -> Stage:
-    """What one loader process does: a JPEG with the spectrum of photographs, decoded, cropped and rendered twice."""
+def _rate_of_views(config: BenchmarkConfig) -> float:
+    """Files a second that one loader process decodes and renders for encoder and tokenizer."""
     pretraining = _pretraining(config)
-    grid = pretraining.architecture().grid
-    size, token_size = pretraining.architecture().image_size, (8 * grid[0], 8 * grid[1])
-    views = PretrainViews(size, token_size, masking_of(pretraining), min_scale=0.08, flip=0.5, color_jitter=0.4)
-    rng = np.random.default_rng(0)
-    spectrum = np.hypot(np.fft.fftfreq(PHOTOGRAPH[0])[:, None], np.fft.fftfreq(PHOTOGRAPH[1])) + 1e-3
-    noise = np.fft.ifft2(np.fft.fft2(rng.normal(size=(3, *PHOTOGRAPH)), axes=(1, 2)) / spectrum, axes=(1, 2)).real
-    pixels = (128 + 55 * noise / noise.std()).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=90)
-
-    def run() -> None:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        for number in range(16):
-            views(decode_image(file.getvalue(), "photograph"), np.random.default_rng(number))
-        torch.set_num_threads(threads)
-
-    return Stage(VIEWS, 16, run)
-
-
-def _stages(config: BenchmarkConfig, compute: Compute) -> Iterator[Stage]:
-    """All that a network does, one after the other, so that no two are in memory."""
-    pretraining, device, batch_size = _pretraining(config), compute.device, config.batch_size
-    architecture, precision = pretraining.architecture(), choose_precision(config.precision, device)
+    architecture, threads = pretraining.architecture(), torch.get_num_threads()
     rows, columns = architecture.grid
-    tokenizer = (
-        DiscreteVAE(DiscreteVAEConfig(image_size=(8 * rows, 8 * columns))).to(device).eval().requires_grad_(False)
-    )
-    shapes = (3, *architecture.image_size), (3, 8 * rows, 8 * columns)
+    views = PretrainViews(architecture.image_size, (8 * rows, 8 * columns), masking_of(pretraining))
+    smooth = F.interpolate(torch.rand(1, 3, 12, 16), (375, 500), mode="bicubic")[0]
+    pixels = 255 * (smooth + 0.04 * torch.randn(3, 375, 500)).clamp(0, 1)
+    file = bytes(encode_jpeg(pixels.byte(), quality=90).numpy())
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    for number in range(VIEWS):
+        views(decode_image(file, "photograph"), np.random.default_rng(number))
+    torch.set_num_threads(threads)
+    return VIEWS / (time.perf_counter() - start)
+
+
+def _stages(config: BenchmarkConfig, device: torch.device) -> Iterator[Stage]:
+    """All that a network does, one after the other, so that no two are in memory."""
+    architecture, size = _pretraining(config).architecture(), config.batch_size
+    token_size = (8 * architecture.grid[0], 8 * architecture.grid[1])
+    tokenizer = DiscreteVAE(DiscreteVAEConfig(image_size=token_size)).to(device).eval().requires_grad_(False)
     images, token_images = (
-        torch.randint(256, (batch_size, *shape), dtype=torch.uint8, device=device) for shape in shapes
+        torch.randint(256, (size, 3, *pixels), dtype=torch.uint8, device=device)
+        for pixels in (architecture.image_size, token_size)
     )
-    work = Work(device, precision)
-    yield work.inference("tokenizing, as DALL-E does", tokenizer.encode, token_images)
-    for sees, values in (("all", {}), ("visible", VISIBLE)):
-        training = _pretraining(config, **values)
-        masking, count = masking_of(training), num_predicted(training)
-        masks = [torch.from_numpy(masking(np.random.default_rng(number))) for number in range(batch_size)]
+    yield Stage("tokenizing, as DALL-E does", size, partial(tokenizer.encode, token_images))
+    for sees, values in SEES.items():
+        training = _pretraining(config, encoder_sees=sees, **values)
+        masks = [torch.from_numpy(masking_of(training)(np.random.default_rng(number))) for number in range(size)]
         batch = PretrainBatch(images, token_images, torch.stack(masks).to(device))
         network = masked_image_model(training, BeitEncoder(architecture), tokenizer.vocab_size)
-        loss = lambda net, b=batch, c=count: masked_image_modelling(net, tokens_by(tokenizer), b, b.mask, c)[1]  # noqa: E731
-        yield work.training(SEEN.format(sees), network, loss, batch_size)
-    labels = torch.randint(CLASSES, (batch_size,), device=device)
+        method = partial(masked_image_modelling, network, tokens_by(tokenizer), batch, batch.mask)
+        yield Stage(_step_of(sees), size, lambda: method(num_predicted(training))[1], network)  # noqa: B023  # run at once
+    labels = torch.randint(CLASSES, (size,), device=device)
     classifier = ImageClassifier(BeitEncoder(architecture), CLASSES)
-    yield work.training(FINETUNING, classifier, lambda net: F.cross_entropy(net(images), labels), batch_size)
+    yield Stage("fine-tuning step", size, lambda: F.cross_entropy(classifier(images), labels), classifier)
     layers = released_layers("upernet", architecture.depth)
     segmenter = SemanticSegmenter(
         BeitEncoder(architecture), SEGMENT_CLASSES, decoder="upernet", layers=layers, channels=architecture.width
     )
-    few = max(2, batch_size // 4)
+    few = max(2, size // 4)
     maps = torch.randint(SEGMENT_CLASSES, (few, *architecture.image_size), device=device)
 
-    def segmentation_loss(net: nn.Module) -> Tensor:
-        main, auxiliary = net(images[:few], auxiliary=True)
+    def segmentation_loss() -> Tensor:
+        main, auxiliary = segmenter(images[:few], auxiliary=True)
         return pixel_loss(main, maps) + 0.4 * pixel_loss(auxiliary, maps)
 
-    yield work.training("segmentation step, UPerNet", segmenter, segmentation_loss, few)
-    yield work.inference("features of images", classifier.encoder.eval().requires_grad_(False), images)
-    yield work.inference("labels of images", classifier.eval().requires_grad_(False), images)
-    yield work.inference("label maps of images", segmenter.eval().requires_grad_(False), images)
+    yield Stage("segmentation step, UPerNet", few, segmentation_loss, segmenter)
+    models = {"features": classifier.encoder, "labels": classifier, "label maps": segmenter}
+    for name, model in models.items():
+        yield Stage(f"{name} of images", size, partial(model.eval().requires_grad_(False), images))
 
 
-class Work(NamedTuple):
-    """Where and how precisely a network runs."""
-
-    device: torch.device
-    precision: Precision
-
-    def inference(self, name: str, model: Callable[[Tensor], object], images: Tensor) -> Stage:
-        """What `model` makes of images, without learning from them."""
-
-        def run() -> None:
-            with eval_mode(self.device, self.precision):
-                model(images)
-
-        return Stage(name, len(images), run)
-
-    def training(self, name: str, model: nn.Module, loss: Callable[[nn.Module], Tensor], images: int) -> Stage:
-        """A whole step: forward, backward, clipping, optimiser."""
-        model.to(self.device).train()
-        optimizer = adamw(parameter_groups(model, weight_decay=0.05), lr=1e-5)
-
-        def run() -> None:
-            with autocast(self.device, self.precision):
-                value = loss(model)
-            torch.autograd.backward(value)
-            nn.utils.clip_grad_norm_(model.parameters(), 3.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-        return Stage(name, images, run, state_bytes(model, averaged=False))
+def _step_of(sees: str) -> str:
+    return f"pre-training step, {sees} patches seen"
 
 
 def _pretraining(config: BenchmarkConfig, **values: Any) -> PretrainConfig:
+    """The recipe of the encoder, at the size that is asked for."""
     sizes = {"image_size": config.image_size, "patch_size": config.patch_size}
     return configure(PretrainConfig, config.encoder, data="-", out="-", tokenizer="dall-e", **sizes, **values)
-
-
-def _recipes(encoder: str, stages: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Seconds of the recipes of this encoder's name at the rates measured, on the images that they are meant for."""
-    pretrain = configure(PretrainConfig, encoder, data="-", out="-", tokenizer="dall-e")
-    commands = {
-        f"beit pretrain --preset {encoder}": (SEEN.format("all"), pretrain.epochs),
-        f"beit pretrain --preset {encoder} --encoder-sees visible": (SEEN.format("visible"), pretrain.epochs),
-        "beit finetune after it": (FINETUNING, FinetuneConfig.epochs),
-    }
-    return {
-        f"{command}, {epochs:g} epochs of {IMAGENET:,} images": epochs * IMAGENET / stages[stage]["images_per_second"]
-        for command, (stage, epochs) in commands.items()
-        if epochs is not None
-    }
