@@ -165,6 +165,7 @@ PRETRAIN: Knobs = {
     "color_jitter": Knob(0.25, lambda a: a.view.color_jitter),
     "flip": Knob(0.2, lambda a: a.view.flip),
     "views": Knob("exact", lambda a: a.view.mode),
+    "token_cache": Knob(3, lambda a: a.arguments["Loader"]["cycle"]),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.io import encode_jpeg
+from torchvision.transforms.functional import to_pil_image
 
 from beit.atomic import write_text
 from beit.config.architecture import DiscreteVAEConfig
@@ -131,11 +132,11 @@ def _rate_of_views(config: BenchmarkConfig) -> float:
     views = PretrainViews(architecture.image_size, (8 * rows, 8 * columns), masking_of(pretraining))
     smooth = F.interpolate(torch.rand(1, 3, 12, 16), (375, 500), mode="bicubic")[0]
     pixels = 255 * (smooth + 0.04 * torch.randn(3, 375, 500)).clamp(0, 1)
-    file = bytes(encode_jpeg(pixels.byte(), quality=90).numpy())
+    to_pil_image(pixels.byte()).save(file := io.BytesIO(), "JPEG", quality=90)
     torch.set_num_threads(1)
     start = time.perf_counter()
     for number in range(VIEWS):
-        views(decode_image(file, "photograph"), np.random.default_rng(number))
+        views(decode_image(file.getvalue(), "photograph"), np.random.default_rng(number))
     torch.set_num_threads(threads)
     return VIEWS / (time.perf_counter() - start)
 

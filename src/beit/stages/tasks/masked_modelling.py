@@ -36,11 +36,12 @@ class TokenCache(nn.Module):
 
     def forward(self, batch: PretrainBatch) -> Tensor:
         """The tokens (B, h, w) of a batch; the tokenizer is asked for those alone that are not there."""
-        tokens = self.tokens[batch.number.clamp(min=0)].long()
-        missing = (batch.number < 0) | (tokens[:, 0] < 0)
+        number = batch.number.expand(len(batch.image))
+        tokens = self.tokens[number.clamp(min=0)].long()
+        missing = (number < 0) | (tokens[:, 0] < 0)
         if missing.any():
             tokens[missing] = self.encode(batch.token_image[missing]).flatten(1)
-        everyone = of_all_ranks(torch.cat([tokens, batch.number[:, None]], dim=1))
+        everyone = of_all_ranks(torch.cat([tokens, number[:, None]], dim=1))
         everyone = everyone[everyone[:, -1] >= 0]
         self.tokens[everyone[:, -1]] = everyone[:, :-1].to(self.tokens.dtype)
         return tokens.view(batch.mask.shape)
