@@ -17,7 +17,7 @@ from beit.recipes.finetune import finetune
 from beit.recipes.tokenizer.run import tokenizer
 from beit.stages.auto import memory, rehearsal
 from beit.training.device import Compute
-from beit.training.method import Evaluation, Learner, Method, StepOutput
+from beit.training.method import Evaluation, Learner, Method, Noise, StepOutput
 
 CPU = Compute(torch.device("cpu"))
 
@@ -27,7 +27,7 @@ def test_what_a_pass_keeps_is_counted_and_the_model_left_as_it_was() -> None:
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192, affine=False), nn.Linear(192, 4))
     before = {name: value.clone() for name, value in model.state_dict().items()}
 
-    def step(model: nn.Module, batch: ImageBatch, index: int) -> StepOutput:
+    def step(model: nn.Module, batch: ImageBatch, index: int, noise: Noise) -> StepOutput:
         return StepOutput(model(batch.image.float()).square().sum(), {})
 
     method = Method(learner=Learner(model=model, step=step), evaluation=Evaluation(evaluate_batch=lambda m, b: {}))
@@ -43,13 +43,13 @@ def test_recomputed_activations_of_a_tokenizer_change_no_gradient(kind: str) -> 
     sizes = {"vocab_size": 25, "width": 8, "stride": 4, "blocks_per_group": 1, "code_width": 8}
     config = tokenizer_config(Path("images"), Path("run"), kind=kind, **sizes).architecture()
     model = (beit.tokenizers.dvae.DiscreteVAE if kind == "dvae" else beit.tokenizers.fsq.FiniteScalarVAE)(config)
-    images = torch.rand(2, 3, 16, 16)
+    images, uniform = torch.rand(2, 3, 16, 16), torch.rand(2, 4, 4, 25)
 
     def gradients(recompute: bool) -> list[torch.Tensor]:
         model.zero_grad()
         model.encoder.checkpoint_activations = model.decoder.checkpoint_activations = recompute
         torch.manual_seed(1)
-        outputs = model(images, 1.0) if kind == "dvae" else model(images)
+        outputs = model(images, 1.0, uniform) if kind == "dvae" else model(images)
         outputs[1].square().sum().backward()
         return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
