@@ -44,7 +44,8 @@ def survey(path: Path, stated: Stated) -> Survey:
     if unilm.reads(file):
         return survey_encoder(unilm.open_file(file, averaged), stated)
     contents = file.contents
-    inside = listed(map(str, contents)) if isinstance(contents, dict) else getattr(contents, "name", type(contents))
+    kind = f"a {getattr(contents, 'name', type(contents).__name__)}"
+    inside = listed(map(str, contents)) if isinstance(contents, dict) else kind
     raise UserError(
         f"{path} is of no known format: it holds {inside or 'nothing'}; give a BEiT or a tokenizer under the names "
         f"of the released code, timm, Hugging Face or DALL-E"

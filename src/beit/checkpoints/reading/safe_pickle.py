@@ -98,7 +98,7 @@ def read_pickle(stream: IO[bytes]) -> Any:
             machine.step(operation.name, argument)
     except Refused:
         raise
-    except (ValueError, LookupError, TypeError, OverflowError) as error:
+    except (ValueError, LookupError, TypeError, OverflowError, Warning) as error:
         raise Refused(f"its pickle is damaged ({str(error)[:80]})") from None
     raise Refused("its pickle has no end")
 
