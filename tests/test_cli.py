@@ -23,6 +23,7 @@ from beit.config.pretrain import PretrainConfig
 from beit.config.tokenizer import TokenizerConfig
 from beit.config.values import FILE_ONLY, counted, flag_of
 from beit.presets import configure, find, recipes_of
+from beit.presets.released import RELEASED
 
 
 def run(*arguments: str) -> int:
@@ -70,6 +71,13 @@ def test_flags_come_in_groups_the_common_ones_first(capsys: pytest.CaptureFixtur
     fields = {field.name for verb in VERBS.values() for field in dataclasses.fields(verb.config)}
     common = {field.name for field in dataclasses.fields(CommonFlags)}
     assert {name for names in GROUPS.values() for name in names.split()} <= fields | common
+
+
+def test_released_models_are_listed_with_their_licence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("presets", "models") == 0
+    said = capsys.readouterr().out
+    assert "--preset" not in said and said.count("licence: ") == len(RELEASED)
+    assert "licence: modified MIT; source: https://cdn.openai.com/dall-e/encoder.pkl" in said
 
 
 def test_presets_of_one_verb(capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,8 +125,8 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     Thread(target=partial(server.serve_forever, poll_interval=0.01), daemon=True).start()
     at = f"http://127.0.0.1:{server.server_port}"
     names = {
-        "beit_tiny": Release("a classifier", (f"{at}/beit_tiny.pth",)),
-        "dvae": Release("a tokenizer", (f"{at}/encoder.pkl", f"{at}/decoder.pkl")),
+        "beit_tiny": Release("a classifier", "", (f"{at}/beit_tiny.pth",)),
+        "dvae": Release("a tokenizer", "", (f"{at}/encoder.pkl", f"{at}/decoder.pkl")),
     }
     monkeypatch.setattr(reference, "RELEASED", names)
     monkeypatch.setenv("BEIT_CACHE", str(tmp_path / "cache"))
@@ -211,7 +211,7 @@ def test_no_network_is_said_in_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("BEIT_CACHE", str(tmp_path))
-    nowhere = {"beit_tiny": Release("", ("http://127.0.0.1:9/beit_tiny.pth",))}
+    nowhere = {"beit_tiny": Release("", "", ("http://127.0.0.1:9/beit_tiny.pth",))}
     monkeypatch.setattr(reference, "RELEASED", nowhere)
     with pytest.raises(SystemExit) as leave:
         main(["info", "beit_tiny"])

@@ -206,6 +206,16 @@ def test_what_no_encoder_here_has_is_refused_by_name(part: str, word: str, tmp_p
         load_model(f"{tmp_path}/weights.pth@num_heads=4")
 
 
+def test_a_distilled_deit_is_refused_by_name_and_its_encoder_is_read(tmp_path: Path) -> None:
+    two_heads = transformers_model("DeiTForImageClassification", tmp_path / "one", intermediate_size=64)
+    config = two_heads.config
+    transformers.DeiTForImageClassificationWithTeacher(config).save_pretrained(tmp_path / "two")
+    with pytest.raises(UserError, match="a second head, of distillation"):
+        load_model(tmp_path / "two")
+    encoder = load_encoder(tmp_path / "one")
+    assert encoder.num_prefix_tokens == 2 and encoder.config.num_registers == 1
+
+
 def test_pixel_constants_are_told_taken_or_warned_of(tmp_path: Path) -> None:
     weights = timm_model(tmp_path).state_dict()
     torch.save(weights, tmp_path / "classifier.pth")

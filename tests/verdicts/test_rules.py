@@ -32,6 +32,15 @@ def score(share: float, images: int, name: str = "top1", **rivals: float) -> lis
     return judge({"interval": interval}, **{f"eval_{name}": [share]}, **beside)
 
 
+@pytest.mark.parametrize(("last", "tone", "words"), [(3.1, "good", "fell by 0.4"), (3.6, "open", "rose by 0.1")])
+def test_a_run_that_went_on_says_whether_it_got_better(last: float, tone: str, words: str) -> None:
+    curves = {"eval/loss": Curve(np.arange(3.0), np.array([3.5, 3.3, last]))}
+    runs = [RunRecord(curves=curves, config={"init": init}) for init in ("x", None)]
+    [verdict], nothing = ([one for one in verdicts(run) if "--init" in one.text] for run in runs)
+    assert verdict.tone == tone and f"{words}, from 3.5 to {last:.3g}." in verdict.text
+    assert bool(verdict.mend) == (tone == "open") and not nothing
+
+
 def test_two_classes_can_be_told_apart_well() -> None:
     [verdict] = score(0.99, 200, commonest=0.5, histogram=0.72, pixels=0.6)
     assert verdict.tone == "good" and not verdict.mend

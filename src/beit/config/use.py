@@ -224,8 +224,8 @@ class BenchmarkConfig(MachineConfig):
 class PresetsConfig:
     """List recipes and released models by name, with their sources."""
 
-    verb: Literal["tokenizer", "pretrain", "finetune", "segment", "probe"] | None = None
-    """The command whose recipes are listed; null for all of them, and the released models."""
+    verb: Literal["tokenizer", "pretrain", "finetune", "segment", "probe", "models"] | None = None
+    """The command whose recipes are listed, or `models` for the released ones; null for all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,8 @@ class Release(NamedTuple):
     """Where a released model comes from: either files at addresses, or a repository of the Hugging Face Hub."""
 
     what: str
+    licence: str
+    """As its authors' repository or page states it."""
     files: tuple[str, ...] = ()
     """Addresses. The last part of each is the file's name."""
     hub: str | None = None
@@ -27,11 +29,11 @@ class Release(NamedTuple):
 
 
 def _unilm(name: str, what: str) -> tuple[str, Release]:
-    return name, Release(what, (f"https://github.com/addf400/files/releases/download/v1.0/{name}.pth",))
+    return name, Release(what, "MIT", (f"https://github.com/addf400/files/releases/download/v1.0/{name}.pth",))
 
 
 def _hub(owner: str, name: str, what: str, stated: str = "") -> tuple[str, Release]:
-    return f"{owner}/{name}", Release(what, hub=f"{owner}/{name}", stated=stated)
+    return f"{owner}/{name}", Release(what, "Apache-2.0", hub=f"{owner}/{name}", stated=stated)
 
 
 _PRETRAINED = "pre-trained on ImageNet-22k"
@@ -47,7 +49,7 @@ _OPENAI = "https://cdn.openai.com/dall-e"
 
 RELEASED: Mapping[str, Release] = dict(
     [
-        ("dall-e", Release(_TOKENIZER, (f"{_OPENAI}/encoder.pkl", f"{_OPENAI}/decoder.pkl"))),
+        ("dall-e", Release(_TOKENIZER, "modified MIT", (f"{_OPENAI}/encoder.pkl", f"{_OPENAI}/decoder.pkl"))),
         _unilm("beit_base_patch16_224_pt22k", _PRETRAINED),
         _unilm("beit_large_patch16_224_pt22k", _PRETRAINED),
         _unilm("beit_base_patch16_224_pt22k_ft22k", _22K),

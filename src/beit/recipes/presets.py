@@ -9,15 +9,15 @@ from beit.presets.released import RELEASED
 
 def presets(config: PresetsConfig) -> None:
     """Print the tables. Plain text: this must answer at once."""
-    for verb in (config.verb,) if config.verb else VERBS:
+    for verb in VERBS if config.verb is None else {config.verb} & {*VERBS}:
         print(f"beit {verb} --preset NAME\n")
         for name, preset in recipes_of(verb).items():
             values = ", ".join(f"{key} {value}" for key, value in preset.values.items())
             print(f"  {name}\n      {preset.summary}\n      {values}")
             print(f"      source: {preset.source}; cost: {preset.cost}; expect: {preset.expected}\n")
-    if config.verb:
+    if config.verb not in (None, "models"):
         return
     print("released models, for --init, --model, --tokenizer, beit info and beit convert: NAME\n")
     for name, release in RELEASED.items():
         source = ", ".join(release.files) or f"hf://{release.hub}"
-        print(f"  {name}\n      {release.what}\n      source: {source}\n")
+        print(f"  {name}\n      {release.what}\n      licence: {release.licence}; source: {source}\n")

@@ -39,7 +39,7 @@ class Verdict(NamedTuple):
 
 def verdicts(run: RunRecord) -> list[Verdict]:
     """State first; then whether it worked, beside what, on how many images, and how sure that is."""
-    encoder_rules, task_rules = (_context, _features), (_score, _dead_classes, _memorising)
+    encoder_rules, task_rules = (_start, _context, _features), (_score, _dead_classes, _memorising)
     rules = (_state, _divergence, *encoder_rules, _reconstruction, _codebook, *task_rules)
     return [verdict for rule in rules for verdict in rule(run)]
 
@@ -161,6 +161,18 @@ def _features(run: RunRecord) -> Iterator[Verdict]:
     text = f"Pre-training {effect}: neighbours name {percent(last)} of {_images(run, 'knn_top1')} right, "
     text += f"{percent(first)} before the first step; guessing would get {percent(chance.last)}."
     yield _good_if(helped, text, "a longer run, more unlabelled images, or a released encoder (--init)")
+
+
+def _start(run: RunRecord) -> Iterator[Verdict]:
+    """What a run that went on from a model has changed, by the images that it was judged on before its first step."""
+    for name, words in (("loss", "loss"), ("reconstruction_mae", "reconstruction error")):
+        curve = run.curves.get(f"eval/{name}")
+        if not run.config.get("init") or curve is None or curve.steps[0] != 0:
+            continue
+        first, last = float(curve.values[0]), curve.last
+        change = f"{'fell' if last < first else 'rose'} by {abs(last - first):.3g}, from {first:.3g} to {last:.3g}"
+        text = f"Since --init the {words} on held-back images {change}."
+        yield _good_if(last < first, text, "a lower --lr, or --layer-decay below 1")
 
 
 # ------------------------------------------------------------------------------------------------------------
