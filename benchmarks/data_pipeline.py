@@ -38,11 +38,17 @@ def photographs(folder: str | None, count: int) -> list[bytes]:
         source = open_splits([folder], holdout=Holdout(0.0))["train"]
         assert isinstance(source, FileSource)
         return [source.read(i) for i in range(min(count, len(source)))]
+    return generated(count, (375, 500))
+
+
+def generated(count: int, size: tuple[int, int]) -> list[bytes]:
+    """JPEG files of (height, width) `size` with the spectrum of photographs."""
     files = []
+    height, width = size
     for seed in range(count):
         rng = np.random.default_rng(seed)
-        spectrum = np.hypot(np.fft.fftfreq(375)[:, None], np.fft.fftfreq(500)) + 1e-3  # photographs have 1/f spectra
-        noise = np.fft.fft2(rng.normal(size=(3, 375, 500)), axes=(1, 2)) / spectrum
+        spectrum = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)) + 1e-3  # 1/f
+        noise = np.fft.fft2(rng.normal(size=(3, *size)), axes=(1, 2)) / spectrum
         pixels = np.fft.ifft2(noise, axes=(1, 2)).real
         pixels = 128 + 55 * (pixels - pixels.mean()) / pixels.std()
         buffer = io.BytesIO()
