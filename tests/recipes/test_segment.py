@@ -23,7 +23,7 @@ from beit.config.segment import SegmentConfig
 from beit.config.use import PredictConfig
 from beit.presets import configure
 from beit.recipes.finetune import finetune
-from beit.recipes.predict.run import predictions
+from beit.recipes.predict.run import predict, predictions
 from beit.recipes.pretrain import pretrain
 from beit.recipes.segment import segment
 
@@ -184,14 +184,16 @@ def test_ade20k_as_published(tmp_path: Path) -> None:
     assert 0 <= metrics(run)[-1]["eval/aacc"] <= 1
     out, images = tmp_path / "out", (str(sample / "images"),)
     plain = {"workers": 0, "precision": "float32"}
-    records = list(predictions(PredictConfig(images=images, model=str(run), out=str(out), **plain)))
+    config = PredictConfig(images=images, model=str(run), out=str(out), **plain)
+    predict(config)
+    records = list(predictions(config))
     table = [line.split("\t") for line in (out / "classes.tsv").read_text().splitlines()]
     rows = [dict(zip(table[0], row, strict=True)) for row in table[1:]]
     names = {int(row["value"]): row["name"] for row in rows if row["value"] != "0"}
     assert names == dict(enumerate(said["classes"], 1)) and names[3] == "sky" and names[150] == "flag"
     assert len(records) == 2
     for record in records:
-        numbers = np.array(Image.open(out / record["label_map"])).ravel()
+        numbers = np.array(Image.open(out / "maps" / Path(record["image"]).with_suffix(".png").name)).ravel()
         assert {names[number] for number in numbers.tolist()} == set(record["classes"])
 
 

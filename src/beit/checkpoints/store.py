@@ -41,7 +41,8 @@ def load_model(
     layers: tuple[int, ...] | None = None,
     strict: bool = True,
 ) -> nn.Module:
-    """The model at `path`: evaluation mode, float32, CPU.
+    """The model at `path`: evaluation mode, float32, CPU. It has `description`, what :func:`describe` says of it, and
+    `classes`, their names, None where it has none.
 
     path: a RUN directory or a model/ folder; a file or folder of another library, told by its contents: the released
         code, timm, Hugging Face, DALL-E, DALLE-pytorch; hf://owner/name on the Hugging Face Hub; or the name of a
@@ -50,7 +51,9 @@ def load_model(
         can also stand behind the path: "weights.pth@num_heads=6", see :mod:`beit.checkpoints.reference`.
     """
     stated = Stated(num_heads, sides(grid), pixel_mean, pixel_std, layers, strict=strict)
-    model, _, notes = open_model(locate(path, stated))
+    model, description, notes = open_model(locate(path, stated))
+    names = description.get("classes")
+    vars(model).update(description=description, classes=names and tuple(map(str, names)))
     for note in notes:
         logger.warning("%s: %s", path, note)
     return model

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from beit.atomic import replace_file
-from beit.checkpoints.store import describe
-from beit.config.errors import UserError
 from beit.config.segment import IGNORE
 from beit.config.use import PredictConfig
 from beit.data.label_maps.table import generated_palette
@@ -28,9 +27,9 @@ from beit.data.sources.files import FileSource
 from beit.data.views.segmentation import resized_image
 from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import Inference
-from beit.recipes.predict.output import Reading, Record, name_in_line, summary, write_errors
-from beit.stages.batches import report_skipped
+from beit.recipes.predict.output import Reading, Record, name_in_line, write_errors
 from beit.stages.tasks.segmentation import TooLarge, predict_classes
+from beit.untrusted import display
 from beit.visualize.label_maps import overlay
 from beit.visualize.pictures import Color, to_pil
 
@@ -66,59 +65,37 @@ class Legend(NamedTuple):
         return cls(names, [(red, green, blue) for red, green, blue in palette], first)
 
 
-def label_maps(model: SemanticSegmenter, config: PredictConfig) -> Reading:
-    """A label map for each image, as a file in `config.out`. UserError where that is no folder."""
-    if config.out is None:
-        raise UserError(f"{config.model} makes label maps of images; say where to: --out FOLDER")
-    folder = Path(config.out)
-    if folder.is_file() or folder.suffix in (".csv", ".jsonl", ".npz", ".png"):
-        raise UserError(f"--out {config.out}: label maps are written to a folder, a file for each image")
-    description = describe(config.model)
+def map_reading(model: SemanticSegmenter, description: Mapping[str, Any], config: PredictConfig) -> Reading:
+    """Of each image `label_map`, class indices (H, W), `classes`, shares of it by name, the largest first, and
+    `picture`, the image, uint8 (3, H, W)."""
     legend = Legend.from_description(description, model.num_classes)
+    description = {"image_size": model.encoder.config.image_size, **description}
     inference = Inference.from_description(description).with_window(config.window)
 
     def view(image: Tensor, rng: np.random.Generator) -> WholeImage:
         return WholeImage(resized_image(image, inference.input_side), image)
 
-    def apply(batch: WholeImage) -> Tensor | TooLarge:
+    def apply(batch: WholeImage) -> dict[str, Tensor] | TooLarge:
         try:
             classes = predict_classes(inference, model, batch.image, batch.original.shape[2:])
         except TooLarge as error:
             return error
-        return classes.to(torch.uint8 if model.num_classes < 256 else torch.int32).cpu()
+        number = torch.uint8 if model.num_classes < 256 else torch.int32
+        return {"label_map": classes[None].to(number), "picture": batch.original}
 
-    def records(source: FileSource, passes: Iterable[tuple[Any, Any, Any]]) -> Iterator[Record]:
-        """A record for each good image, once its map is there: `image`, `label_map`, its file, and `classes`, shares
-        of the image by name, the largest first."""
-        files, count = file_names(source), 0
-        write_legend(legend, folder / "classes.tsv")
-        for [number], batch, classes in passes:
-            name, file = source.name(number), files[number]
-            if isinstance(classes, TooLarge):
-                report_skipped(name, str(classes))
-                continue
-            write_map(classes, legend, folder / "maps" / f"{file}.png")
-            if config.overlays:
-                write_overlay(batch.original[0], classes, legend, folder / "overlays" / f"{file}.jpg", name)
-            names = shares(classes, legend.names)
-            record = {"image": source.path(number), "label_map": f"maps/{file}.png", "classes": names}
-            show(record)
-            count += 1
-            yield record
-        print(
-            f"{summary('label maps', count, len(source))}; wrote {folder / 'maps'}, whose numbers "
-            f"{folder / 'classes.tsv'} explains",
-            file=sys.stderr,
-        )
+    def record(columns: Mapping[str, NDArray[Any]]) -> Record:
+        return {**columns, "classes": shares(columns["label_map"], legend.names)}
 
-    return Reading("label maps", (), view, apply, records)
+    def folder(source: FileSource) -> Callable[[Record], None]:
+        return MapFolder(Path(str(config.out)), legend, source, overlays=config.overlays).write
+
+    return Reading("label maps", (), view, apply, record, folder)
 
 
-def shares(classes: Tensor, names: Sequence[str]) -> dict[str, float]:
+def shares(classes: NDArray[Any], names: Sequence[str]) -> dict[str, float]:
     """What share of class indices (H, W) each of the classes has that occur, by name, the largest first."""
-    counts = torch.bincount(classes.flatten().long(), minlength=len(names)).double() / classes.numel()
-    order = counts.argsort(descending=True).tolist()
-    return {names[i]: round(float(counts[i]), 6) for i in order if counts[i]}
+    counts = np.bincount(classes.ravel(), minlength=len(names)) / classes.size
+    return {names[i]: round(float(counts[i]), 6) for i in np.argsort(-counts, kind="stable") if counts[i]}
 
 
 def show(record: Record) -> None:
@@ -130,6 +107,24 @@ def show(record: Record) -> None:
 
 # ------------------------------------------------------------------------------------------------------------
 # Files
+
+
+class MapFolder:
+    """Takes records of label maps, each written to its file in `folder` and shown as a line."""
+
+    def __init__(self, folder: Path, legend: Legend, source: FileSource, *, overlays: bool) -> None:
+        """`source` has the images; with `overlays` each is also written under the colours of its classes."""
+        self._folder, self._legend, self._overlays = folder, legend, overlays
+        self._files = {source.path(index): file for index, file in enumerate(file_names(source))}
+        write_legend(legend, folder / "classes.tsv")
+
+    def write(self, record: Record) -> None:
+        file, classes = self._files[record["image"]], torch.from_numpy(record["label_map"])
+        write_map(classes, self._legend, self._folder / "maps" / f"{file}.png")
+        if self._overlays:
+            image, path = torch.from_numpy(record["picture"]), self._folder / "overlays" / f"{file}.jpg"
+            write_overlay(image, classes, self._legend, path, display(record["image"]))
+        show(record)
 
 
 def file_names(source: FileSource) -> list[str]:

@@ -8,13 +8,14 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from beit.atomic import appearing
 from beit.config.errors import RunFailed
@@ -36,10 +37,12 @@ class Reading(NamedTuple):
     """Kinds of files they may be written to; none for a folder."""
     view: View
     """An image and a generator -> a sample."""
-    apply: Callable[[Any], Any]
-    """A batch on the device -> results."""
-    records: Callable[[FileSource, Iterable[tuple[Any, Any, Any]]], Iterator[Record]]
-    """The images, and numbers of them with their batch and its results -> a record for each image."""
+    apply: Callable[[Any], dict[str, Tensor] | RunFailed]
+    """A batch on the device -> results by name, or why there are none."""
+    record: Callable[[Mapping[str, NDArray[Any]]], Record] = dict
+    """The results of an image -> what is said of it."""
+    folder: Callable[[FileSource], Callable[[Record], None]] | None = None
+    """The images -> what writes their records to a folder; None where one file holds all."""
 
 
 def summary(noun: str, count: int, images: int) -> str:
@@ -164,12 +167,10 @@ WRITERS: Mapping[str, type[_Lines]] = {".csv": _Table, ".jsonl": _Lines, ".npz":
 # Lines
 
 
-def label_lines(records: Iterator[Record]) -> Iterator[Record]:
-    """`records` with `top` as they are, each printed on the way: a line with tabs between columns."""
-    for record in records:
-        cells = [f"{name_in_line(entry['label'])}\t{entry['probability']:.4f}" for entry in record["top"]]
-        print("\t".join([name_in_line(record["image"]), *cells]))
-        yield record
+def show_labels(record: Record) -> None:
+    """A line with tabs between columns."""
+    cells = [f"{name_in_line(entry['label'])}\t{entry['probability']:.4f}" for entry in record["top"]]
+    print("\t".join([name_in_line(record["image"]), *cells]))
 
 
 def name_in_line(name: str) -> str:

@@ -4,17 +4,18 @@ features."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from beit.checkpoints.store import describe, encoder_of, kind_of, load_model
-from beit.config.errors import UserError, given_by
+from beit.checkpoints.store import encoder_of, kind_of, load_model
+from beit.config.errors import RunFailed, UserError, given_by, require
 from beit.config.use import PredictConfig
 from beit.data.batches import ImageBatch
 from beit.data.sources.files import FileSource
@@ -23,44 +24,79 @@ from beit.data.views.evaluation import EvaluationView
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe
 from beit.models.segmentation import SemanticSegmenter
-from beit.recipes.predict.maps import label_maps
-from beit.recipes.predict.output import Reading, Record, label_lines, results_file, summary
+from beit.recipes.predict.given import Prediction, predict_given
+from beit.recipes.predict.maps import map_reading
+from beit.recipes.predict.output import WRITERS, Reading, Record, results_file, show_labels, summary
 from beit.stages.batches import each_batch, report_skipped
 from beit.stages.inference import classifier_view, open_machine_alone, print_notes, require_writable_file
 from beit.stages.session import decoding_of
 from beit.tokenizers.base import VisualTokenizer
 
 
-def predict(config: PredictConfig) -> int:
-    """Print and write what `config.model` makes of `config.images`, each as it comes; how many there were.
+@overload
+def predict(model: PredictConfig) -> int: ...
+@overload
+def predict(model: nn.Module | str | Path, images: Any, **options: Any) -> Prediction | list[Prediction]: ...
 
-    Damaged images are named on standard error and left out. RunFailed when there is no other.
+
+def predict(
+    model: PredictConfig | nn.Module | str | Path, images: Any = None, **options: Any
+) -> int | Prediction | list[Prediction]:
+    """What a model makes of images.
+
+    Args:
+        model: one that :func:`beit.load_model` gave, or the path that it takes. Of a configuration the command `beit
+            predict` is run, which prints and writes each as it comes, names damaged images on standard error, and
+            returns how many there were.
+        images: one, or several: paths (of folders too), PIL images, arrays (H, W, 3) or tensors (3, H, W), in uint8
+            or floats in [0, 1].
+        options: `features`, `layer` and `window`, as of :class:`beit.PredictConfig`.
+
+    Raises:
+        UserError: what is given does not fit the model, or is no image.
+        RunFailed: no image can be read.
     """
+    if isinstance(model, PredictConfig):
+        return _write(model)
+    model = model if isinstance(model, nn.Module) else load_model(model)
+    config = PredictConfig(images=("-",), model="the model", top_k=10**6, **options)
+    return predict_given(reading_of(model, config), images, next(model.parameters()).device)
+
+
+def _write(config: PredictConfig) -> int:
+    """The command: print and write what there is to say, and count it."""
     reading, source, records = open_prediction(config)
-    if not reading.suffixes:  # the records write and print themselves
-        return sum(1 for _ in records)
     _require_out(config, reading)
     count = 0
-    if config.out is None:
-        records = label_lines(records)
-    with ExitStack() as output:
-        write = None if config.out is None else output.enter_context(results_file(Path(config.out)))
+    with _writer(config, reading, source) as write:
         for count, record in enumerate(records, 1):  # noqa: B007
-            if write is not None:
-                write(record)
+            write(record)
         message = summary(reading.noun, count, len(source))
-    wrote = f"; wrote {config.out}" if config.out else ""
+    prints = config.out is None or reading.folder is not None
     # Where the lines of labels are the output, to be piped on, they are all of it.
-    print(message + wrote, file=sys.stdout if config.out or sys.stdout.isatty() else sys.stderr)
+    to = sys.stderr if prints and not sys.stdout.isatty() else sys.stdout
+    print(f"{message}; wrote {config.out}" if config.out else message, file=to)
     return count
 
 
+def _writer(
+    config: PredictConfig, reading: Reading, source: FileSource
+) -> AbstractContextManager[Callable[[Record], None]]:
+    """Where the records go."""
+    if config.out is None:
+        return nullcontext(show_labels)
+    if reading.folder is None:
+        return results_file(Path(config.out))
+    return nullcontext(reading.folder(source))
+
+
 def predictions(config: PredictConfig) -> Iterator[Record]:
-    """What `config.model` makes of `config.images`, image by image as it is known. No file is written but label maps.
+    """What `config.model` makes of `config.images`, image by image as it is known. No file is written.
 
     A record has `image`, its path as it is, and by the kind of the model: `label`, `probability` and `top`, the
-    likeliest labels with theirs; `label_map` and `classes`; `tokens`, int64 (h, w); or `mean` and `cls`, float32
-    (D,). Damaged images are named on standard error and left out.
+    likeliest labels with theirs; `label_map`, indices of classes (H, W), `classes`, what share each has, and
+    `picture`, uint8 (3, H, W); `tokens`, int64 (h, w); or `mean` and `cls`, float32 (D,). Damaged images are named
+    on standard error and left out.
     """
     return open_prediction(config)[2]
 
@@ -84,7 +120,7 @@ def open_prediction(config: PredictConfig) -> tuple[Reading, FileSource, Iterato
         on_bad=report_skipped,
         title="predicting",
     )
-    return reading, source, reading.records(source, passes)
+    return reading, source, _records(reading, source, passes)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -93,20 +129,19 @@ def open_prediction(config: PredictConfig) -> tuple[Reading, FileSource, Iterato
 
 def reading_of(model: nn.Module, config: PredictConfig) -> Reading:
     """How this kind of model reads images. UserError for a flag that is for another kind."""
-    encoder = encoder_of(model)
+    encoder, description = encoder_of(model), getattr(model, "description", {})
     if isinstance(model, ImageClassifier | LinearProbe) and not config.features:
-        reading = _labels(model, config)
+        reading = _labels(model, description, config.top_k)
     elif isinstance(model, SemanticSegmenter) and not config.features:
-        reading = label_maps(model, config)
+        reading = map_reading(model, description, config)
     elif encoder is not None and (config.features or not isinstance(model, VisualTokenizer)):
         reading = _features(encoder, -1 if config.layer is None else config.layer)
     elif isinstance(model, VisualTokenizer):
         view = EvaluationView(model.image_size)
-        tokens = partial(_tokens, model)
-        reading = Reading("tokens", (".jsonl", ".npz"), view, tokens, _records)
+        reading = Reading("tokens", (".jsonl", ".npz"), view, lambda batch: {"tokens": model.encode(batch.image)})
     else:
         raise UserError(f"{config.model} is a {kind_of(model)} model, which beit predict cannot use")
-    if config.window is not None and not isinstance(model, SemanticSegmenter):
+    if config.window is not None and reading.noun != "label maps":
         raise UserError(f"--window is for segmenters, and {config.model} is none; drop it")
     if config.features and reading.noun != "features":
         raise UserError(f"--features: {config.model} has no encoder; drop it")
@@ -115,30 +150,23 @@ def reading_of(model: nn.Module, config: PredictConfig) -> Reading:
     return reading
 
 
-def _labels(model: ImageClassifier | LinearProbe, config: PredictConfig) -> Reading:
+def _labels(model: ImageClassifier | LinearProbe, description: Mapping[str, Any], top_k: int) -> Reading:
     """The likeliest classes, by name; by number where the model has no names."""
-    description = describe(config.model)
     names = [str(name) for name in description.get("classes") or range(model.num_classes)]
     # Where an image may have several classes, each has a probability of its own.
     shares = torch.sigmoid if description.get("multilabel") else partial(torch.softmax, dim=1)
 
     def probabilities(batch: ImageBatch) -> dict[str, Tensor]:
-        values, rows = shares(model(batch.image).float()).topk(min(config.top_k, len(names)))
+        values, rows = shares(model(batch.image).float()).topk(min(top_k, len(names)))
         return {"values": values, "rows": rows}
 
-    def records(source: FileSource, passes: Iterable[tuple[Any, Any, Any]]) -> Iterator[Record]:
-        for record in _records(source, passes):
-            likeliest = zip(record["values"].tolist(), record["rows"].tolist(), strict=True)
-            top = [{"label": names[row], "probability": round(value, 6)} for value, row in likeliest]
-            yield {"image": record["image"], **top[0], "top": top}
+    def record(columns: Mapping[str, NDArray[Any]]) -> Record:
+        likeliest = zip(columns["values"].tolist(), columns["rows"].tolist(), strict=True)
+        top = [{"label": names[row], "probability": round(value, 6)} for value, row in likeliest]
+        return {**top[0], "top": top}
 
-    view = classifier_view(model.encoder.config.image_size, description)
-    return Reading("labels", (".csv", ".jsonl"), view, probabilities, records)
-
-
-def _tokens(model: VisualTokenizer, batch: ImageBatch) -> dict[str, Tensor]:
-    """The grids of visual tokens."""
-    return {"tokens": model.encode(batch.image)}
+    view = classifier_view(model.encoder.config.image_size, dict(description))
+    return Reading("labels", (".csv", ".jsonl"), view, probabilities, record)
 
 
 def _features(encoder: BeitEncoder, layer: int) -> Reading:
@@ -149,24 +177,31 @@ def _features(encoder: BeitEncoder, layer: int) -> Reading:
         return {"mean": tokens[:, encoder.num_prefix_tokens :].mean(dim=1), "cls": tokens[:, 0]}
 
     view = EvaluationView(encoder.config.image_size)
-    return Reading("features", (".npz",), view, features, _records)
+    return Reading("features", (".npz",), view, features)
 
 
-def _records(source: FileSource, passes: Iterable[tuple[Any, Any, Any]]) -> Iterator[Record]:
-    """Named results of batches, image by image."""
+def _records(reading: Reading, source: FileSource, passes: Iterable[tuple[list[int], Any, Any]]) -> Iterator[Record]:
+    """The results of batches, image by image."""
     for numbers, _, results in passes:
+        if isinstance(results, RunFailed):  # of one image alone
+            report_skipped(source.name(numbers[0]), str(results))
+            continue
         columns = {name: value.cpu().numpy() for name, value in results.items()}
         for row, number in enumerate(numbers):
-            yield {"image": source.path(number), **{name: column[row] for name, column in columns.items()}}
+            record = reading.record({name: column[row] for name, column in columns.items()})
+            yield {"image": source.path(number), **record}
 
 
 def _require_out(config: PredictConfig, reading: Reading) -> None:
     """Refuse before the work what could not be written after it."""
-    expected = " or ".join(f"FILE{suffix}" for suffix in reading.suffixes)
+    expected = " or ".join(f"FILE{suffix}" for suffix in reading.suffixes) or "FOLDER"
     if config.out is None:
         if reading.noun != "labels":
             raise UserError(f"{config.model} makes {reading.noun} of images; say where to: --out {expected}")
         return
-    if Path(config.out).suffix not in reading.suffixes:
-        raise UserError(f"--out {config.out}: {reading.noun} are written to {expected}")
-    require_writable_file(config.out)
+    path = Path(config.out)
+    if reading.folder is None:
+        require(path.suffix in reading.suffixes, f"--out {path}: {reading.noun} are written to {expected}")
+        require_writable_file(config.out)
+    elif path.is_file() or path.suffix in (*WRITERS, ".png"):
+        raise UserError(f"--out {path}: {reading.noun} are written to a folder, a file for each image")
