@@ -37,7 +37,7 @@ from beit.recipes.plan import plan as plan
 from beit.recipes.predict.run import predict as predict
 from beit.recipes.predict.run import predictions as predictions
 from beit.recipes.pretrain import pretrain as pretrain
-from beit.recipes.probe.run import probe as probe
+from beit.recipes.probe import probe as probe
 from beit.recipes.report import report as report
 from beit.recipes.segment import segment as segment
 from beit.recipes.suggest import suggest as suggest

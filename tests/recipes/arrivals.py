@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from beit.recipes import finetune as finetune_recipe
-from beit.recipes.probe import run as probe_recipe
+from beit.recipes import probe as probe_recipe
 from beit.stages import train as train_stage
 from beit.stages.session import Feed
 from beit.stages.train import RunBatches

@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_runs import pretrain_config, probe_config, segment_config, tokenizer_config
 
 from beit.recipes.pretrain import pretrain
-from beit.recipes.probe.run import probe
+from beit.recipes.probe import probe
 from beit.recipes.segment import segment
 from beit.recipes.tokenizer.run import tokenizer
 

@@ -16,7 +16,7 @@ from beit.data.base import Source
 from beit.data.batches import ImageBatch, PretrainBatch, SegmentationBatch
 from beit.data.views.evaluation import LabeledView
 from beit.masking import NoMasking, RandomMasking
-from beit.recipes.probe.features import feature_view
+from beit.recipes.probe import feature_view
 from beit.tokenizers.objective import elbo_loss
 
 Knobs = Mapping[str, Knob]

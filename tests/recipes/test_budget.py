@@ -19,7 +19,7 @@ from beit.config.probe import ProbeConfig
 from beit.config.tokenizer import TokenizerConfig
 from beit.presets import auto
 from beit.recipes.pretrain import pretrain
-from beit.recipes.probe.run import probe
+from beit.recipes.probe import probe
 from beit.recipes.tokenizer.run import tokenizer
 from beit.stages import train as train_stage
 from beit.stages.scores.features import FeatureSource

@@ -25,7 +25,7 @@ from beit.models.heads import MaskedImageModel
 from beit.presets import Facts, resolve
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
-from beit.recipes.probe.run import probe
+from beit.recipes.probe import probe
 from beit.recipes.segment import segment
 from beit.recipes.tokenizer.run import tokenizer
 from beit.tokenizers.dvae import DiscreteVAE

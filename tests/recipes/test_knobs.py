@@ -27,7 +27,7 @@ from beit.data.batches import LabeledBatch
 from beit.data.views.mixing import BatchMixing, smoothed
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
-from beit.recipes.probe.run import probe
+from beit.recipes.probe import probe
 from beit.recipes.segment import segment
 from beit.recipes.tokenizer.run import tokenizer
 from beit.training.device import open_compute

@@ -19,8 +19,8 @@ import beit
 from beit.checkpoints.store import save_model
 from beit.config.errors import Interrupted, UserError
 from beit.models.heads import LinearProbe
-from beit.recipes.probe import run as recipe
-from beit.recipes.probe.run import probe
+from beit.recipes import probe as recipe
+from beit.recipes.probe import probe
 
 pytestmark = pytest.mark.slow
 

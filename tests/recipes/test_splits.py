@@ -27,7 +27,7 @@ from beit.recipes.check.run import inspect
 from beit.recipes.evaluate.run import evaluate
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
-from beit.recipes.probe.run import probe
+from beit.recipes.probe import probe
 from beit.recipes.segment import open_label_maps
 from beit.recipes.tokenizer.run import tokenizer
 from beit.stages.session import open_images

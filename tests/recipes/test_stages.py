@@ -30,7 +30,7 @@ from beit.recipes.demo import part
 from beit.recipes.finetune import finetune
 from beit.recipes.info import info
 from beit.recipes.pretrain import pretrain
-from beit.recipes.probe.run import probe
+from beit.recipes.probe import probe
 from beit.recipes.tokenizer.run import tokenizer
 
 pytestmark = pytest.mark.slow

@@ -47,7 +47,7 @@ VERBS: dict[str, Verb] = {
     "pretrain": Verb(PretrainConfig, "pretrain", "masked image modelling"),
     "finetune": Verb(FinetuneConfig, "finetune", "classification, from a pre-trained model or from scratch"),
     "segment": Verb(SegmentConfig, "segment", "a class for every pixel, from a pre-trained model or from scratch"),
-    "probe": Verb(ProbeConfig, "probe.run", "linear classifiers and k-NN on every layer of an encoder"),
+    "probe": Verb(ProbeConfig, "probe", "linear classifiers and k-NN on every layer of an encoder"),
     "evaluate": Verb(use.EvaluateConfig, "evaluate.run", "how good a model is on images"),
     "predict": Verb(use.PredictConfig, "predict.run", "labels, tokens or features of new images", ("images",)),
     "suggest": Verb(use.SuggestConfig, "suggest", "which images to label next", ("images",)),

@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,7 +31,6 @@ from beit.metrics.classification import classification_sums, hits
 from beit.metrics.neighbours import knn_votes
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import LayerProbes, LinearProbe, layer_features
-from beit.recipes.probe.features import FeatureBatch, feature_view
 from beit.stages.auto.choices import settle
 from beit.stages.batches import open_machine
 from beit.stages.scores.features import FeatureSource
@@ -159,15 +159,15 @@ class Probing:
         with torch.no_grad():
             return layer_features(self.encoder, batch.image, self.layers, self.config.pool)
 
-    def step(self, model: nn.Module, batch: LabeledBatch | FeatureBatch, index: int, noise: Noise) -> StepOutput:
+    def step(self, model: nn.Module, batch: LabeledBatch, index: int, noise: Noise) -> StepOutput:
         """Cross-entropies summed over layers, which learn nothing from one another."""
-        features = batch.features if isinstance(batch, FeatureBatch) else self.features(batch)
+        features = self.features(batch) if self.config.augment else batch.image
         sums = classification_sums(model(features), self.targets(batch.label))
         count = sums.pop("count")
         return StepOutput(sums["loss"].sum() / count, {"top1": sums["top1"] / count})
 
-    def evaluate(self, model: nn.Module, batch: FeatureBatch) -> dict[str, Tensor]:
-        return classification_sums(model(batch.features), self.targets(batch.label))
+    def evaluate(self, model: nn.Module, batch: LabeledBatch) -> dict[str, Tensor]:
+        return classification_sums(model(batch.image), self.targets(batch.label))
 
     def targets(self, label: Tensor) -> Tensor:
         return F.one_hot(label, self.num_classes).bool()
@@ -263,6 +263,11 @@ class Probing:
             "knn_best_layer": self.best_knn_layer(),
             "layers": rows,
         }
+
+
+def feature_view(features: Tensor, label: int, rng: np.random.Generator) -> LabeledBatch:
+    """What a loader makes of an image's features, float32 (layers, F), which take the place of the image."""
+    return LabeledBatch(features, torch.tensor(label))
 
 
 def shares(totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
