@@ -16,7 +16,7 @@ from beit.config.errors import UserError
 from beit.config.files import read_yaml
 from beit.config.finetune import FinetuneConfig
 from beit.config.use import TrainConfig
-from beit.recipes.train import parts as journey_parts
+from beit.recipes.train import run as journey_run
 from beit.recipes.train.run import train
 from beit.stages import train as train_stage
 from beit.stages.auto.rehearsal import Pace
@@ -91,7 +91,7 @@ def test_a_stopped_journey_goes_on_with_the_parts_it_chose(
     def refuse(*_: object) -> None:
         raise AssertionError("chosen twice")
 
-    monkeypatch.setattr(journey_parts, "_choose", refuse)
+    monkeypatch.setattr(journey_run, "choose_parts", refuse)
     assert "classifier" in train(config)
     with pytest.raises(UserError, match="seed was 0 and is now 1"):
         (tmp_path / "run/results.json").unlink()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shlex
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from beit.config.use import PlanConfig, TrainConfig
 from beit.config.values import flag_of
@@ -17,7 +20,8 @@ def plan(config: PlanConfig) -> list[str]:
     Returns:
         The command, in words.
     """
-    parts = choose_parts(begin(config, Path(config.out)))
+    with TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        parts = choose_parts(begin(config, Path(folder)))
     for line in in_words(parts):
         print(line)
     command = ["beit", "train", *_flags(config), "--budget", config.budget, "--out", config.out]

@@ -17,7 +17,7 @@ import torch
 from beit.checkpoints.own import is_own, load_own, read_description
 from beit.checkpoints.reference import PARTS, part_of
 from beit.config.errors import UserError, require
-from beit.config.files import fields_of
+from beit.config.files import fields_of, read_record
 from beit.config.run import DataConfig, DecodingConfig, TrainingConfig
 from beit.data.base import Source, Splits
 from beit.data.decode import Decoding
@@ -30,7 +30,7 @@ from beit.presets import AUTO, NOTHING_KNOWN, Choice, Facts, resolve
 from beit.training.console import Console, bar
 from beit.training.device import Compute, open_compute
 from beit.training.plan import Pace, Plan
-from beit.training.run.directory import RESULTS, Request
+from beit.training.run.directory import CONFIG, RESULTS, Request
 from beit.training.run.opening import stored_run
 from beit.training.run.trackers import require_trackers
 from beit.untrusted import read_json
@@ -70,7 +70,7 @@ class Outcome(NamedTuple):
     """What a training verb returns."""
 
     config: TrainingConfig
-    """With every value, but where the run was finished before: then as it was given."""
+    """With every value."""
     results: Mapping[str, Any] = {}
     """The content of results.json; empty after a dry run."""
     seconds: float | None = None
@@ -79,7 +79,8 @@ class Outcome(NamedTuple):
 
 def finished(config: TrainingConfig) -> Outcome:
     """That of a run that was finished before."""
-    return Outcome(config, read_json(Path(config.out) / RESULTS) or {})
+    stored, _ = read_record(Path(config.out) / CONFIG, type(config))
+    return Outcome(type(config)(**{**stored, "preset": None}), read_json(Path(config.out) / RESULTS) or {})
 
 
 def open_session(verb: str, config: Config, *, dry_run: bool, overwrite: bool) -> Session[Config] | None:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from beit.config.errors import UserError
@@ -70,13 +69,17 @@ class Part(NamedTuple):
     def run(self, *, dry_run: bool = False, overwrite: bool = False) -> Outcome:
         return VERBS[type(self.config)](self.config, dry_run=dry_run, overwrite=overwrite)
 
-    def plan(self, dry_run: bool = True) -> Part:
-        """This part with every value of its configuration, and the time that it takes here. Where a rehearsal tells
-        nothing it is made instead (not `dry_run`)."""
-        began = time.monotonic()
+    def plan(self) -> Part:
+        """This part with every value of its configuration, and the time that it takes here, by a rehearsal."""
         with contextlib.redirect_stdout(io.StringIO()):
-            outcome = self.run(dry_run=dry_run)
-        return Part(self.name, outcome.config, (outcome.seconds or 0.0) if dry_run else time.monotonic() - began)
+            outcome = self.run(dry_run=True)
+        return Part(self.name, outcome.config, outcome.seconds or 0.0)
+
+    def make(self, *, overwrite: bool) -> Part:
+        """The same of a part that no rehearsal tells anything of: it is run."""
+        began = time.monotonic()
+        outcome = self.run(overwrite=overwrite)
+        return Part(self.name, outcome.config, time.monotonic() - began)
 
 
 class Journey(NamedTuple):
@@ -124,18 +127,12 @@ def _task_of(config: JourneyConfig) -> str | None:
         return None
 
 
-def choose_parts(journey: Journey) -> list[Part]:
-    """All parts with every value, within the budget. The steps come from rehearsals of seconds, and the tokens from a
-    tokenizer that is thrown away: nothing is written."""
-    began = time.monotonic()
-    with TemporaryDirectory() as folder:
-        return _choose(journey._replace(folder=Path(folder)), began)
-
-
-def _choose(journey: Journey, began: float) -> list[Part]:
+def choose_parts(journey: Journey, *, overwrite: bool = False) -> list[Part]:
+    """All parts with every value, within the budget. The steps come from rehearsals of seconds, and the tokens from
+    the tokenizer, which is made: nothing else is written."""
     config, task = journey.config, journey.task
     trainings, share = 2 if config.scratch and task else 1, PRETRAINING[task]
-    ends = began + (1 - RESERVE) * config.budget_seconds() - BESIDE * (1 + trainings)
+    ends = time.monotonic() + (1 - RESERVE) * config.budget_seconds() - BESIDE * (1 + trainings)
 
     def plan(name: str, seconds: float, config_type: type[TrainingConfig] | None = None, **typed: Any) -> Part:
         return journey.part(name, config_type, budget=f"{max(1.0, seconds):.0f}s", **typed).plan()
@@ -146,10 +143,10 @@ def _choose(journey: Journey, began: float) -> list[Part]:
     if config.init is not None:
         assert task is not None, "an encoder that is given and taught nothing is no journey"
         return [plan(task, left())]
-    tokens = journey.part("tokenizer").plan(dry_run=False)
+    tokens = journey.part("tokenizer").make(overwrite=overwrite)
     if task is None:
-        return [tokens, plan("pretrain", left() - tokens.seconds)]
-    unit = (left() - tokens.seconds) / (share + (1 - share) * trainings)
+        return [tokens, plan("pretrain", left())]
+    unit = left() / (share + (1 - share) * trainings)
     network = plan("pretrain", share * unit).config
     start = scratch.task_network(dataclasses.asdict(network), TYPES[task])
     alone = plan("scratch", (1 - share) * unit, TYPES[task], from_scratch=True, **start)
@@ -157,7 +154,7 @@ def _choose(journey: Journey, began: float) -> list[Part]:
     own = {**dict.fromkeys(start), "init_scheme": start["init_scheme"], "from_scratch": False}
     taught = journey.part(task, **{**own_values(alone.config), **own})._replace(seconds=alone.seconds)
     typed = {name: getattr(network, name) for name in (*scratch.NETWORK, "image_size")}
-    encoder = plan("pretrain", left() - tokens.seconds - trainings * alone.seconds, **typed)
+    encoder = plan("pretrain", left() - trainings * alone.seconds, **typed)
     return [tokens, encoder, taught, *([alone] if config.scratch else [])]
 
 

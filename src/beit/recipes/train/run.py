@@ -54,10 +54,10 @@ def train(
         console.say(f"{folder} is finished; nothing to do (--overwrite starts afresh)")
         return read_json(folder / RESULTS) or {}
     journey = begin(config, folder)
-    parts, budget = _parts_in(folder, config, overwrite), None
+    parts, budget, made = _parts_in(folder, config, overwrite), None, ""
     if parts is None:
-        chosen = choose_parts(journey)
-        parts, budget = stored(chosen), config.budget
+        chosen = choose_parts(journey, overwrite=overwrite)
+        parts, budget, made = stored(chosen), config.budget, "tokenizer"
         for line in in_words(chosen):
             console.say(line)
     config = dataclasses.replace(config, parts=parts)
@@ -65,11 +65,11 @@ def train(
     if dry_run:
         return {}
     request = Request("train", dataclasses.asdict(config), began=began)
-    with open_run(folder, request, compute=compute, console=console, overwrite=overwrite) as run:
+    with open_run(folder, request, compute=compute, console=console, overwrite=overwrite, parts=parts) as run:
         run.write_status(**({"budget": budget} if budget else {}))
         for number, part in enumerate(steps, start=1):
             console.say(f"\n{number} of {len(steps)}: {TITLES[part.name]}\n")
-            part.run(overwrite=overwrite)
+            part.run(overwrite=overwrite and part.name != made)
         records = {part.name: read_standing(Path(part.config.out)) for part in steps}
         lines = verdict(records)
         for line in lines:

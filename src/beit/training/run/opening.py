@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,19 @@ RELEASES = {1: "beit 0.1", 2: "beit 0.2.0.dev0"}
 
 
 def open_run(
-    out: str | Path, request: Request, *, compute: Compute, console: Console, overwrite: bool = False
+    out: str | Path,
+    request: Request,
+    *,
+    compute: Compute,
+    console: Console,
+    overwrite: bool = False,
+    parts: Collection[str] = (),
 ) -> RunDirectory:
     """Begin the run in `out`, or continue the one that is there.
 
     Args:
         overwrite: delete the run that is there, after naming it.
+        parts: runs that it is made of, which may lie in `out` before it begins.
 
     Raises:
         UserError: `out` holds something else, a run with another configuration, or one that is still running.
@@ -57,7 +64,7 @@ def open_run(
 
     def claim() -> Stored:
         nonlocal lock
-        _make_folder(path)
+        _make_folder(path, parts)
         lock = RunLock.take(path)
         try:
             if overwrite:
@@ -93,7 +100,7 @@ def stored_run(out: str | Path, request: Request) -> Stored | None:
     return _reconcile(Path(out), request) if (Path(out) / CONFIG).exists() else None
 
 
-def _make_folder(path: Path) -> None:
+def _make_folder(path: Path, parts: Collection[str]) -> None:
     """Make sure that `path` is a run, or a place for one."""
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -103,7 +110,7 @@ def _make_folder(path: Path) -> None:
     except OSError as error:
         raise UserError(f"--out {path} cannot be used: {error.strerror}") from error
     # A run that was killed while it began may have left its log, its status and an empty folder, and nothing else.
-    if contents - {LOG, STATUS} and not (path / CONFIG).exists():
+    if contents - {LOG, STATUS, *parts} and not (path / CONFIG).exists():
         raise UserError(f"--out {path} is not empty and holds no run; choose another folder")
     if not os.access(path, os.W_OK | os.X_OK):
         raise UserError(f"--out {path} cannot be written to; choose another folder")
