@@ -98,7 +98,7 @@ def test_the_kind_is_not_left_open() -> None:
 
 
 @pytest.mark.parametrize("config_type", [FinetuneConfig, SegmentConfig])
-@pytest.mark.parametrize("preset", ["auto", "tiny", "base", "base-paper", "demo"])
+@pytest.mark.parametrize("preset", ["auto", "tiny", "base", "base-paper"])
 def test_from_scratch_is_the_network_of_pretraining(config_type: type[StartConfig], preset: str) -> None:
     facts = Facts(side=32, width=None)
     task, _ = resolve(config_type(data="x", out="y", preset=preset, from_scratch=True), facts)

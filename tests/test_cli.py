@@ -158,7 +158,7 @@ FINETUNE = ["--data", "x", "--out", "y", "--init", "i"]
             "use --label-share",
         ),
         (
-            ["finetune", *FINETUNE, "--preset", "demo", "--multilabel", "--labels", "l.csv"],
+            ["finetune", *FINETUNE, "--labels-per-class", "9", "--multilabel", "--labels", "l.csv"],
             "of the preset) needs one class for each image; use --label-share, or add --labels-per-class null",
         ),
         pytest.param(

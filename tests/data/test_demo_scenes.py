@@ -14,7 +14,7 @@ def test_scenes_are_functions_of_seed_and_index() -> None:
     np.testing.assert_array_equal(first[0], again[0])
     assert not np.array_equal(first[0], other[0])
     digest = hashlib.sha256(b"".join(render_scene(0, i)[0].tobytes() for i in range(8))).hexdigest()
-    assert digest == "870dbc653a37b6756df1ca60a737cd22681cae69090000a1b23f6327c77bc089"
+    assert digest == "c5e621ff05c05f541d7f67089fd081e20ed107def885215154616f0cd6c62617"
 
 
 def test_label_is_the_class_of_a_visible_object() -> None:
@@ -33,16 +33,16 @@ def test_a_scene_is_the_same_at_any_size() -> None:
     assert label == same and np.abs(means - small).mean() < 8
 
 
-def test_classes_are_balanced_and_learnable_from_more_than_colour() -> None:
+def test_classes_are_balanced_and_colour_tells_little_of_them() -> None:
     scenes = [render_scene(2, i, 32) for i in range(400)]
     counts = np.bincount([label for _, label, _ in scenes], minlength=len(CLASSES))
     assert counts.min() > 400 / len(CLASSES) / 2
-    # Mean colour of the labelled object alone tells classes apart better than chance, but not nearly always.
+    # Of the mean colour of the labelled object, its brightness tells a little (chance is 1/8), its hue nothing.
     colours = np.array([image[m == label + 1].mean(0) for image, label, m in scenes])
     labels = np.array([label for _, label, _ in scenes])
     centres = np.array([colours[:200][labels[:200] == c].mean(0) for c in range(len(CLASSES))])
     nearest = np.linalg.norm(colours[200:, None] - centres, axis=-1).argmin(1)
-    assert 0.4 < (nearest == labels[200:]).mean() < 0.95
+    assert (nearest == labels[200:]).mean() < 2 / 8
 
 
 def test_source_splits_do_not_meet() -> None:

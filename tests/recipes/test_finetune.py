@@ -23,7 +23,7 @@ from beit.checkpoints.own import read_description
 from beit.checkpoints.store import save_model
 from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError
-from beit.config.files import to_yaml
+from beit.config.files import overlaid, to_yaml
 from beit.config.finetune import FinetuneConfig
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, MaskedImageModel
@@ -216,9 +216,8 @@ def test_a_head_of_another_library_is_kept_by_its_names(colors: Path, classifier
         assert torch.allclose(weights(run)[name], weights(classifier)[name], atol=1e-8)
 
 
-def test_one_way_to_few_labels_silences_the_other_of_a_preset() -> None:
-    share = beit.configure(FinetuneConfig, "demo", data="x", out="y", init="z", label_share=0.1)
-    assert (share.label_share, share.labels_per_class) == (0.1, None)
+def test_one_way_to_few_labels_silences_the_other_of_a_lower_layer() -> None:
+    assert overlaid([{"labels_per_class": 5}, {"label_share": 0.1}]) == {"labels_per_class": None, "label_share": 0.1}
 
 
 @pytest.mark.parametrize("init", ["run", "run/", "./run/model", "run/model/model.safetensors"])

@@ -20,13 +20,9 @@ from tiny_runs import finetune_config, pretrain_config, probe_config, tokenizer_
 import beit
 from beit.config.errors import UserError
 from beit.config.files import to_yaml
-from beit.config.finetune import FinetuneConfig
 from beit.config.pretrain import PretrainConfig
-from beit.config.run import TrainingConfig
-from beit.config.segment import SegmentConfig
-from beit.config.use import DemoConfig, InfoConfig
-from beit.presets import configure, find
-from beit.recipes.demo import part
+from beit.config.use import InfoConfig
+from beit.presets import configure
 from beit.recipes.finetune import finetune
 from beit.recipes.info import info
 from beit.recipes.pretrain import pretrain
@@ -245,18 +241,6 @@ def test_a_run_is_never_all_warm_up(
     tokenizer(tokenizer_config(images, tmp_path / "run", **values), dry_run=True)
     told = f"after {warmup} steps of warm-up, not the 10 that the run would end in"
     assert told in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("config_type", [PretrainConfig, FinetuneConfig, SegmentConfig])
-def test_a_demo_of_any_length_leaves_its_warm_up(config_type: type[TrainingConfig]) -> None:
-    own = {"tokenizer": "t"} if config_type is PretrainConfig else {"init": "i"}
-    preset = find(config_type, "demo").values
-    for scale in (1e-4, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 10):
-        values = part(config_type, DemoConfig(scale=scale), **own)
-        config = config_type(data="demo", out="run", **own, **values)
-        steps = config.num_steps(1000)
-        assert steps == max(1, round(preset["steps"] * scale))
-        assert config.num_warmup_steps(steps, 1000) == round(preset["warmup_steps"] * scale) < steps
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_a_stopped_journey_goes_on_with_the_parts_it_chose(
         raise AssertionError("chosen twice")
 
     monkeypatch.setattr(journey_run, "choose_parts", refuse)
-    assert "classifier" in train(config)
+    assert "classifier" in train(config).results
     with pytest.raises(UserError, match="seed was 0 and is now 1"):
         (tmp_path / "run/results.json").unlink()
         train(TrainConfig(data=str(colours), out=config.out, budget="20m", workers=0, seed=1))

@@ -110,13 +110,4 @@ RECIPES = {
         "280 images/s at 32 px with 4 px patches and depth 6, on 2 CPU cores",
         "CIFAR-10 with 10 % of the labels: 49 %, from scratch 35 % (docs/results.md)",
     ),
-    "demo": Preset(
-        {**BATCH_64, **UNMIXED, "epochs": None, "steps": 150, "warmup_steps": 15, "lr": 1e-3, "min_lr": 1e-5}
-        | {"layer_decay": 0.75, "drop_path_rate": 0.0, "randaugment": 0.0, "color_jitter": 0.3}
-        | {"erasing": 0.0, "min_crop": 0.4, "crop_pct": 1.0, "labels_per_class": 100}
-        | {"init_scheme": "torch", "evaluations": 3, "log_every": 10, "save_every": "1m"},
-        "few labels of built-in scenes: the end of beit demo",
-        cost="a minute of one CPU core",
-        expected="68 % of 1,500 held-back scenes named right, from scratch 63 % (one run each, chance 12.5 %)",
-    ),
 }

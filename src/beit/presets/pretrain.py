@@ -60,15 +60,4 @@ RECIPES = {
         cost="at depth 6 on 2 CPU cores: 59 images/s at 224 px, 213 at 32 px with 4 px patches (docs/results.md)",
         expected="docs/results.md",
     ),
-    "demo": Preset(
-        {"image_size": 64, "patch_size": 8, "width": 128, "depth": 4, "num_heads": 4, "drop_path_rate": 0.0}
-        | {"position": "sincos", "bias": "none", "init_scheme": "torch"}
-        | {"encoder_sees": "visible", "masking": "random", "num_masked": "75%"}
-        | {"batch_size": 128, "lr_batch_size": 128, "lr": 2e-3, "warmup_steps": 60, "min_crop": 0.3}
-        | {"color_jitter": 0.0, "steps": 700, "epochs": None, "evaluations": 3, "eval_images": 256}
-        | {"log_every": 20, "save_every": "1m"},
-        "the encoder of beit demo",
-        cost="3 minutes of one CPU core",
-        expected="docs/results.md",
-    ),
 }

@@ -79,13 +79,4 @@ RECIPES = {
         "12 minutes on one CPU core at width 192 and depth 6, 13 crops of 224 px a second",
         "34.5 mIoU, from scratch 28.6 (docs/results.md, means of two seeds)",
     ),
-    "demo": Preset(
-        {**SMALL_DECODER, "decoder": "pup", "drop_path_rate": 0.0, "layer_decay": 0.9, "photometric": False}
-        | {"window": "whole", "batch_size": 8, "lr_batch_size": 8, "lr": 2e-3, "steps": 400}
-        | {"scale": (0.75, 1.5)}
-        | {"warmup_steps": 15, "evaluations": 2, "eval_images": 128, "log_every": 20, "save_every": "1m"},
-        "the built-in scenes, pixel by pixel: the end of beit demo",
-        cost="23 s on 2 CPU cores",
-        expected="not measured from the encoder of this demo; naming every pixel ground would get 9 % mIoU",
-    ),
 }

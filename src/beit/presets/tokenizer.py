@@ -40,10 +40,4 @@ RECIPES = {
         "26 GMAC forward per image",
     ),
     # Scenes of 64 px: tokens from a second view of 32 px at 4 px each, patches of 8 px, both on an 8x8 grid.
-    "demo": Preset(
-        {"kind": "kmeans", "vocab_size": 64, "stride": 4, "image_size": 32, "eval_images": 256},
-        "the tokenizer of beit demo",
-        cost="2 s on 2 CPU cores",
-        expected="docs/results.md",
-    ),
 }

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import shlex
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from beit.config.use import PlanConfig, TrainConfig
 from beit.config.values import flag_of
-from beit.recipes.train.parts import begin, choose_parts
+from beit.recipes.train.parts import planned
 from beit.recipes.train.run import in_words
 
 
@@ -20,9 +16,7 @@ def plan(config: PlanConfig) -> list[str]:
     Returns:
         The command, in words.
     """
-    with TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        parts = choose_parts(begin(config, Path(folder)))
-    for line in in_words(parts):
+    for line in in_words(planned(config)):
         print(line)
     command = ["beit", "train", *_flags(config), "--budget", config.budget, "--out", config.out]
     print(f"next: {shlex.join(command)}")

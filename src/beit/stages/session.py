@@ -67,10 +67,10 @@ class Session(NamedTuple, Generic[Config]):
 
 
 class Outcome(NamedTuple):
-    """What a training verb returns."""
+    """What every verb that trains returns, `train` and `demo` among them."""
 
-    config: TrainingConfig
-    """With every value."""
+    config: Any
+    """The configuration, with every value."""
     results: Mapping[str, Any] = {}
     """The content of results.json; empty after a dry run."""
     seconds: float | None = None

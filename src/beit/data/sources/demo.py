@@ -28,7 +28,8 @@ class Look(NamedTuple):
 
     outline: Callable[[Array, Array], Array]
     """Signed distance (approximate, negative inside) from the border, in units of the object's radius."""
-    texture: str
+    texture: Callable[[Array, Array, float], Array]
+    """A wave over the object's own coordinates, of a frequency in radians; negative is dark."""
 
 
 def _polygon(sides: int) -> Callable[[Array, Array], Array]:
@@ -69,39 +70,23 @@ def _bar(x: Array, y: Array) -> Array:
     return np.hypot(np.maximum(np.abs(x) - 0.68, 0), y) - 0.32
 
 
+def _dots(x: Array, y: Array, f: float) -> Array:
+    return 0.6 * (np.cos(2 * f * x) + np.cos(2 * f * y)) - 0.3
+
+
 LOOKS: dict[str, Look] = {
-    "disc": Look(_disc, "dots"),
-    "square": Look(_polygon(4), "checks"),
-    "triangle": Look(_polygon(3), "stripes"),
-    "star": Look(_star, "glow"),
-    "ring": Look(_ring, "segments"),
-    "cross": Look(_cross, "speckle"),
-    "bar": Look(_bar, "bands"),
-    "hexagon": Look(_polygon(6), "contours"),
+    "disc": Look(_disc, _dots),
+    "square": Look(_polygon(4), lambda x, y, f: 2 * np.sin(f * x) * np.sin(f * y)),
+    "triangle": Look(_polygon(3), lambda x, y, f: np.sin(1.5 * f * x)),
+    "star": Look(_star, lambda x, y, f: 0.4 - np.hypot(x, y)),
+    "ring": Look(_ring, lambda x, y, f: np.sin(np.arctan2(y, x) * round(2 * f / math.pi))),
+    "cross": Look(_cross, lambda x, y, f: np.sin(0.8 * f * x) + np.sin(0.8 * f * y)),
+    "bar": Look(_bar, lambda x, y, f: np.sin(f * (x + 0.7 * y))),
+    "hexagon": Look(_polygon(6), lambda x, y, f: np.sin(2 * f * np.hypot(x, y))),
 }
 CLASSES = tuple(LOOKS)
 VERSION = 2
 """Of the scenes: runs on those of another are runs on other images."""
-
-
-def _texture(kind: str, x: Array, y: Array, frequency: float, rng: np.random.Generator) -> Array:
-    """A pattern in [0, 1] over the object's own coordinates."""
-    f = math.pi * frequency
-    if kind == "stripes":
-        return _soft(np.sin(f * 1.5 * x))
-    if kind == "bands":
-        return _soft(np.sin(f * (x + 0.7 * y)))
-    if kind == "checks":
-        return _soft(np.sin(f * x) * np.sin(f * y) * 2)
-    if kind == "dots":
-        return _soft(3 * (0.3 - (1 - np.cos(2 * f * x) * 0.5 - np.cos(2 * f * y) * 0.5) * 0.4))
-    if kind == "segments":
-        return _soft(np.sin(np.arctan2(y, x) * round(2 * frequency)))
-    if kind == "contours":
-        return _soft(np.sin(2 * f * np.hypot(x, y)))
-    if kind == "speckle":
-        return _noise(x, y, 3 * frequency, rng)
-    return np.clip(1.1 - np.hypot(x, y), 0, 1)  # glow
 
 
 def _soft(wave: Array) -> Array:
@@ -157,14 +142,14 @@ def render_scene(seed: int, index: int, size: int = 64) -> tuple[NDArray[np.uint
     """One scene: image uint8 (size, size, 3), label 0..7, and label map uint8 (size, size).
 
     The label is the class of the object with the largest visible area; in the map 0 is the ground, a class of its
-    own, and 1 + class marks objects. One to four objects, later ones in front.
+    own, and 1 + class marks objects. One to three objects, later ones in front.
     """
     rng = np.random.default_rng((seed, index))
     axis = (np.arange(size, dtype=np.float64) + 0.5) * (2 / size) - 1
     canvas = _ground(np.broadcast_to(axis, (size, size)), np.broadcast_to(axis[:, None], (size, size)), rng)
     owner = np.zeros((size, size), dtype=np.int64)  # which object is seen; 0 = ground
     labels = [0]  # of the ground, and of each object
-    count = int(rng.choice(4, p=(0.3, 0.35, 0.25, 0.1))) + 1
+    count = int(rng.choice(3, p=(0.6, 0.3, 0.1))) + 1
     for number in range(1, count + 1):
         labels.append(1 + int(rng.integers(len(CLASSES))))
         _draw(canvas, owner, number, LOOKS[CLASSES[labels[-1] - 1]], axis, rng)
@@ -177,14 +162,14 @@ def _draw(
     canvas: Array, owner: NDArray[np.int64], number: int, look: Look, axis: Array, rng: np.random.Generator
 ) -> None:
     """Put one object with its shadow on the canvas, within the square that it can touch."""
-    radius = rng.uniform(0.36, 0.72) * (1 if number == 1 else 0.8)
+    radius = rng.uniform(0.5, 0.8) * (1 if number == 1 else 0.6)
     centre_x, centre_y = rng.uniform(-0.95 + 0.8 * radius, 0.95 - 0.8 * radius, 2)
-    turn, stretch, frequency = rng.uniform(0, 2 * math.pi), rng.uniform(0.82, 1.0), rng.uniform(2.2, 3.6)
+    turn, stretch, frequency = rng.uniform(-0.5, 0.5), rng.uniform(0.82, 1.0), rng.uniform(2.0, 2.6)
     # One object in eight borrows the texture of another class: outlines must be learned too.
     texture = LOOKS[str(rng.choice(CLASSES))].texture if rng.random() < 1 / 8 else look.texture
     hue = rng.random()
-    light_tone = _rgb(hue - 0.02, rng.uniform(0.45, 0.7), rng.uniform(0.9, 1.0))
-    dark_tone = _rgb(hue + 0.03, rng.uniform(0.75, 0.95), rng.uniform(0.45, 0.65))
+    light_tone = _rgb(hue - 0.02, rng.uniform(0.15, 0.45), rng.uniform(0.9, 1.0))
+    dark_tone = _rgb(hue + 0.03, rng.uniform(0.45, 0.75), rng.uniform(0.3, 0.5))
 
     pixel, reach = 2 / len(axis), radius + 0.12
     columns = slice(*np.searchsorted(axis, (centre_x - reach, centre_x + reach)))
@@ -200,7 +185,7 @@ def _draw(
     x, y = own(dx, dy)
     coverage = np.clip(0.5 - look.outline(x, y) * (radius * stretch) / pixel, 0, 1)
     shade = np.clip(0.5 - look.outline(*own(dx - shift, dy - shift)) * (radius * stretch) / 0.09, 0, 1)
-    body = _blend(dark_tone, light_tone, _texture(texture, x, y, frequency, rng))
+    body = _blend(dark_tone, light_tone, _soft(texture(x, y, math.pi * frequency)))
     body *= (1.0 - 0.22 * (dx + dy) / radius)[..., None]  # lit from the upper left
     area = canvas[rows, columns]
     area *= (1 - 0.4 * shade)[..., None]

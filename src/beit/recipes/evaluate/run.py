@@ -16,7 +16,7 @@ from beit.atomic import write_text
 from beit.checkpoints.store import kind_of, load_model
 from beit.config.errors import RunFailed, UserError, given_by
 from beit.config.use import EvaluateConfig
-from beit.config.values import counted
+from beit.config.values import counted, flag_of
 from beit.data.loaders import HANDFUL
 from beit.data.sources.subsets import Subset
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
@@ -111,16 +111,12 @@ def measure(
 
 def _require_flags_for(model: nn.Module, config: EvaluateConfig) -> None:
     """UserError for a flag that is for another kind of model."""
-    for flag, value, kinds, name in (
-        ("--tokenizer", config.tokenizer, (MaskedImageModel,), "pre-trained models"),
-        (
-            "--labels",
-            config.labels,
-            (ImageClassifier, LinearProbe, VisualTokenizer),
-            "classifiers and tokenizers",
-        ),
-        ("--window", config.window, (SemanticSegmenter,), "segmenters"),
-        ("--multi-scale", config.multi_scale, (SemanticSegmenter,), "segmenters"),
+    labeled = (ImageClassifier, LinearProbe, VisualTokenizer)
+    for name, kinds, whom in (
+        ("tokenizer", MaskedImageModel, "pre-trained models"),
+        ("labels", labeled, "classifiers and tokenizers"),
+        ("window", SemanticSegmenter, "segmenters"),
+        ("multi_scale", SemanticSegmenter, "segmenters"),
     ):
-        if value and not isinstance(model, kinds):
-            raise UserError(f"{flag} is for {name}, and {config.model} is none; drop it")
+        if getattr(config, name) and not isinstance(model, kinds):
+            raise UserError(f"{flag_of(name)} is for {whom}, and {config.model} is none; drop it")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from beit.config.errors import UserError
@@ -125,6 +126,12 @@ def _task_of(config: JourneyConfig) -> str | None:
         return "classifier" if len(labeled["train"].classes or ()) > 1 else None
     except UserError:
         return None
+
+
+def planned(config: JourneyConfig) -> list[Part]:
+    """The parts that a journey would have; nothing is written or said."""
+    with TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        return choose_parts(begin(config, Path(folder)))
 
 
 def choose_parts(journey: Journey, *, overwrite: bool = False) -> list[Part]:

@@ -9,14 +9,14 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from beit.config.files import read_record
 from beit.config.pretrain import PretrainConfig
 from beit.config.tokenizer import TokenizerConfig
 from beit.config.use import TrainConfig
 from beit.presets.trials import seed_spread
-from beit.recipes.train.parts import Part, begin, choose_parts, restored, stored
+from beit.recipes.train.parts import Part, begin, choose_parts, planned, restored, stored
+from beit.stages.session import Outcome
 from beit.training.console import Console, duration
 from beit.training.device import open_compute
 from beit.training.run.directory import CONFIG, REPORT, RESULTS, Request
@@ -36,34 +36,27 @@ TITLES = {
 SAME = "Both had the same labels and steps, not the same time: pre-training took more."
 
 
-def train(
-    config: TrainConfig, *, dry_run: bool = False, overwrite: bool = False, notes: Sequence[str] = ()
-) -> Mapping[str, Any]:
-    """Everything from the images of `config.data` to a model and a report in `config.out`.
-
-    Args:
-        notes: paragraphs of plain text that open the report.
-
-    Returns:
-        The content of results.json; nothing after a dry run.
-    """
+def train(config: TrainConfig, *, dry_run: bool = False, overwrite: bool = False) -> Outcome:
+    """Everything from the images of `config.data` to a model and a report in `config.out`."""
     began, folder = time.monotonic(), Path(config.out)
     compute = open_compute(config.device)
     console = Console(compute.main)
     if not overwrite and (folder / RESULTS).exists():
         console.say(f"{folder} is finished; nothing to do (--overwrite starts afresh)")
-        return read_json(folder / RESULTS) or {}
+        return Outcome(config, read_json(folder / RESULTS) or {})
     journey = begin(config, folder)
-    parts, budget, made = _parts_in(folder, config, overwrite), None, ""
+    parts, budget, made = config.parts, None, ""
+    if parts is None and not overwrite and (folder / CONFIG).exists():  # chosen at an earlier start
+        parts = read_record(folder / CONFIG, TrainConfig)[0].get("parts")
     if parts is None:
-        chosen = choose_parts(journey, overwrite=overwrite)
+        chosen = planned(config) if dry_run else choose_parts(journey, overwrite=overwrite)
         parts, budget, made = stored(chosen), config.budget, "tokenizer"
         for line in in_words(chosen):
             console.say(line)
     config = dataclasses.replace(config, parts=parts)
     steps = restored(journey, parts)
     if dry_run:
-        return {}
+        return Outcome(config)
     request = Request("train", dataclasses.asdict(config), began=began)
     with open_run(folder, request, compute=compute, console=console, overwrite=overwrite, parts=parts) as run:
         run.write_status(**({"budget": budget} if budget else {}))
@@ -77,17 +70,11 @@ def train(
         results = {name: record.results.get("last", {}) for name, record in records.items()}
         results |= {"verdict": lines, "seconds": run.elapsed}
         if compute.main:
-            page = write_report([*records.values()], folder / REPORT, title=folder.name, notes=[*notes, *lines])
+            page = write_report([*records.values()], folder / REPORT, title=folder.name, notes=lines)
             within = f" of a budget of {run.budget}" if run.budget else ""
             console.say(f"took {duration(run.elapsed)}{within}; open {page} in a browser")
         run.finish(results)
-    return results
-
-
-def _parts_in(folder: Path, config: TrainConfig, overwrite: bool) -> dict[str, dict[str, Any]] | None:
-    """The parts that were given, or chosen at an earlier start; None where they are still to be chosen."""
-    is_new = overwrite or not (folder / CONFIG).exists()
-    return config.parts or (None if is_new else read_record(folder / CONFIG, TrainConfig)[0].get("parts"))
+    return Outcome(config, results)
 
 
 def in_words(parts: Sequence[Part]) -> list[str]:
