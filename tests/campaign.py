@@ -37,7 +37,7 @@ from beit.config.errors import Interrupted, RunFailed, UserError
 from beit.config.use import TrainConfig
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
-from beit.recipes.probe.run import probe
+from beit.recipes.probe import probe
 from beit.recipes.segment import segment
 from beit.recipes.tokenizer.run import tokenizer
 from beit.recipes.train.parts import own_values
