@@ -21,17 +21,14 @@ from beit.training.run.directory import MODEL, MODEL_BEST
 
 def announce(session: Session[Any], method: Method, feed: Feed, plan: Plan, precision: Precision) -> None:
     """What will be done, with what, where, and how large it is."""
-    config, images, choices, training = session.config, feed.images.train, list[str](), list[str]()
+    config, images, training = session.config, feed.images.train, list[str]()
     machine, seconds = describe_machine(session.compute), session.expected_seconds(plan)
     device = machine.get("gpu") or f"{machine['cpu']} with {counted(machine['threads'], 'thread')}"
     sizes = [(x.numel(), x.requires_grad) for x in method.learner.model.parameters()]
     parameters, learning = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
     frozen = "" if learning == parameters else f", of which {learning:,} learn"
     memory = f", about {session.memory / 2**30:.2g} GiB besides torch itself" if session.memory else ""
-    if session.choices:
-        choices.append("made for these images and this machine; what is typed binds them")
-    for values, reason in session.choices:
-        choices.append(f"{', '.join(f'{name} {value}' for name, value in values.items())}: {reason}")
+    choices = [f"{', '.join(f'{name} {x}' for name, x in values.items())}: {why}" for values, why in session.choices]
     if method.learner.step is not None:
         epochs = plan.steps * config.batch_size / plan.images
         warmup, stated = plan.warmup_steps, config.warmup_steps or 0
@@ -43,7 +40,7 @@ def announce(session: Session[Any], method: Method, feed: Feed, plan: Plan, prec
             *_few_images(config, plan.images),
         ]
     rows = {
-        "choices": choices,
+        "choices": choices and ["made for these images and this machine; what is typed binds them", *choices],
         "data": [f"{images.describe()}; {_in_words(feed)}", *images.notes, *_seen_before(config, feed)],
         "model": [f"{parameters:,} parameters{frozen}", *method.notes.about],
         "training": training,

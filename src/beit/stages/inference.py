@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from beit.checkpoints.preparation import preparation
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.config.use import EvaluateConfig, PredictConfig
 from beit.data.views.evaluation import EvaluationView
 from beit.data.views.geometry import Filter
@@ -19,8 +19,7 @@ from beit.untrusted import in_lines
 
 def open_machine_alone(config: EvaluateConfig | PredictConfig) -> Machine:
     """This machine, for a verb that trains nothing. UserError for several ranks: each would judge its own share."""
-    if world_size() > 1:
-        raise UserError("only training takes several processes; start this command alone, without torchrun")
+    require(world_size() == 1, "only training takes several processes; start this command alone, without torchrun")
     return open_machine(config, open_compute(config.device))
 
 
@@ -33,8 +32,7 @@ def print_notes(notes: Iterable[str]) -> None:
 def require_writable_file(out: str) -> None:
     """Make the folder around the file `out`. UserError, before any work, where there can be no such file."""
     path = Path(out)
-    if path.is_dir():
-        raise UserError(f"--out {out} is a folder; name a file in it")
+    require(not path.is_dir(), f"--out {out} is a folder; name a file in it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -12,7 +12,7 @@ import struct
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import metadata
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.patience import DEFAULT
 
 Precision = Literal["bf16", "float32"]
@@ -196,8 +196,7 @@ def choose_precision(precision: str, device: torch.device) -> Precision:
     """`precision`, or for `auto` bf16 where `device` has instructions for it, else float32."""
     if precision in ("bf16", "float32"):
         return "bf16" if precision == "bf16" else "float32"
-    if precision != "auto":
-        raise UserError(f"--precision {precision} is unknown; choose auto, bf16 or float32")
+    require(precision == "auto", f"--precision {precision} is unknown; choose auto, bf16 or float32")
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -287,8 +286,6 @@ def describe_versions() -> dict[str, str]:
     """Versions of what decides a run's figures."""
     versions = {"python": sys.version.split()[0]}
     for name in ("beit", "torch", "torchvision", "numpy"):
-        try:
+        with suppress(metadata.PackageNotFoundError):  # run from a source tree
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # run from a source tree
-            versions[name] = "unknown"
     return versions

@@ -63,7 +63,7 @@ def fit(
     restore(state, run, plan, compute)
     saver = Saver(state, plan, run, compute, save_model)
     # Killed between a state and its model-best/, or gone back to an older state: the best is found again.
-    if method.evaluation.keep_best and not saver.holds_best():
+    if method.evaluation.keep_best and not compute.from_main(saver.holds_best):
         state.best = {}
     run.write_status(step=state.step, steps=plan.steps)
     with (

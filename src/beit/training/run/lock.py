@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import platform
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any, ClassVar, Self
 
 from beit.config.errors import RunFailed, UserError
+from beit.untrusted import printable
 
 HELD = (errno.EACCES, errno.EAGAIN)
 LOCK = ".lock"
@@ -47,8 +47,7 @@ class RunLock:
             return cls(path, None)
         file.seek(0)
         file.truncate()
-        json.dump({"host": platform.node(), "pid": os.getpid()}, file)
-        file.flush()
+        print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)
         return cls(path, file)
 
     @classmethod
@@ -94,9 +93,5 @@ def _ask(file: IO[Any], exclusive: bool) -> bool | None:
 
 
 def _refusal(run: Path, holder: str) -> str:
-    try:
-        who = json.loads(holder)
-        where = f"process {who['pid']} on {who['host']}"
-    except (ValueError, KeyError, TypeError):
-        where = "another run"
-    return f"--out {run} is in use by {where}; wait until it ends, stop it, or choose another --out"
+    who = printable(holder.strip()) or "another run"
+    return f"--out {run} is in use by {who}; wait until it ends, stop it, or choose another --out"

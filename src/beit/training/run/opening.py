@@ -112,8 +112,7 @@ def _make_folder(path: Path, parts: Collection[str]) -> None:
     # A run that was killed while it began may have left its log, its status and an empty folder, and nothing else.
     if contents - {LOG, STATUS, *parts} and not (path / CONFIG).exists():
         raise UserError(f"--out {path} is not empty and holds no run; choose another folder")
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"--out {path} cannot be written to; choose another folder")
+    require(os.access(path, os.W_OK | os.X_OK), f"--out {path} cannot be written to; choose another folder")
 
 
 def _require_same_version(path: Path, request: Request, status: Mapping[str, Any]) -> None:

@@ -105,10 +105,8 @@ class Saver:
         return problem is None
 
     def holds_best(self) -> bool:
-        """Whether model-best/ is of the step that the state knows, or neither is; one of another step is removed."""
-        return self.compute.from_main(self._holds_best)
-
-    def _holds_best(self) -> bool:
+        """Whether model-best/ is of the step that the state knows, or neither is; one of another step is removed.
+        Called on the main rank."""
         place, step = self.run.path / MODEL_BEST, self.state.best.get("step")
         if not place.exists():
             return step is None
