@@ -40,9 +40,8 @@ class Kind(NamedTuple):
         return self.model(BeitEncoder(config) if isinstance(config, EncoderConfig) else config, **options)
 
 
-DISCRETE_VAE = Kind(DiscreteVAE, config=DiscreteVAEConfig)
 KINDS: Mapping[str, Kind] = {
-    "tokenizer": DISCRETE_VAE,
+    "tokenizer": Kind(DiscreteVAE, config=DiscreteVAEConfig),
     "pretrained": Kind(
         MaskedImageModel,
         ("vocab_size",),
@@ -58,7 +57,7 @@ def tokenizer_of_kind(name: str) -> Kind:
     """A tokenizer by the `tokenizer_kind` of model.json, which files of earlier releases lack: a discrete VAE. The
     others are imported where there is one. UserError for an unknown name."""
     if name == "dvae":
-        return DISCRETE_VAE
+        return KINDS["tokenizer"]
     if name == "fsq":
         from beit.config.tokenizer import FiniteScalarVAEConfig
         from beit.tokenizers.fsq import FiniteScalarVAE

@@ -32,27 +32,16 @@ from beit.training.device import describe_versions
 from beit.untrusted import Facts, checksum_of, listed, printable, read_json
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
-_PIXEL, _PAIR = tuple[float, ...], tuple[int, int]
+_PAIR = tuple[int, int]
 _TYPES: Facts = {
-    "image_size": _PAIR,
-    "pixel_mean": _PIXEL,
-    "pixel_std": _PIXEL,
-    "value_range": tuple[float, float] | None,
-    "classes": Sequence[str] | None,
-    "tokenizer": str | None,
-    "tokenizer_kind": str,
-    "weights_sha256": str,
-    "provenance": dict,
-    "interpolation": str | None,
-    "crop_pct": float | None,
-    "crop_mode": str | None,
-    "multilabel": bool | None,
-    "resize": int | None,
-    "crop": _PAIR | None,
-    "stride": _PAIR | None,
-    "reduce_zero_label": bool | None,
-    "ignore_value": int | None,
-    "palette": Sequence[tuple[int, int, int]] | None,
+    **dict.fromkeys(("pixel_mean", "pixel_std"), tuple[float, ...]),
+    **dict.fromkeys(("tokenizer_kind", "weights_sha256"), str),
+    **dict.fromkeys(("tokenizer", "interpolation", "crop_mode"), str | None),
+    **dict.fromkeys(("multilabel", "reduce_zero_label"), bool | None),
+    **dict.fromkeys(("resize", "ignore_value"), int | None),
+    **dict.fromkeys(("crop", "stride"), _PAIR | None),
+    **{"image_size": _PAIR, "value_range": tuple[float, float] | None, "crop_pct": float | None, "provenance": dict},
+    **{"classes": Sequence[str] | None, "palette": Sequence[tuple[int, int, int]] | None},
 }
 """Of the keys beside the architecture and what a kind is built with."""
 

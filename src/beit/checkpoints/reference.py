@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from beit.config.architecture import PIXEL_STATISTICS
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.models.position import Grid
 from beit.presets.released import HUB, RELEASED
 from beit.untrusted import read_json
@@ -48,16 +48,15 @@ class Stated:
     """Refuse unknown and missing weights. Otherwise unknown ones are left out, and missing ones drawn anew."""
 
     def __post_init__(self) -> None:
-        if self.num_heads is not None and self.num_heads < 1:
-            raise UserError(f"num_heads must be positive, not {self.num_heads}")
-        if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
-            raise UserError(f"grid must be positive numbers of rows and columns, not {self.grid}")
-        if self.layers is not None and not (len(self.layers) == 4 and sorted(self.layers) == [*self.layers]):
-            raise UserError(f"layers must be four numbers in ascending order, not {self.layers}")
-        for name, pixel in (("pixel_mean", self.pixel_mean), ("pixel_std", self.pixel_std)):
-            least = -(2**20) if name == "pixel_mean" else 1e-6
-            if pixel is not None and not (len(pixel) == 3 and all(least <= x < 2**20 for x in pixel)):
-                raise UserError(f"{name} must be three numbers for images in [0, 1], not {pixel}")
+        heads, grid, layers = self.num_heads, self.grid, self.layers
+        require(heads is None or heads > 0, f"num_heads must be positive, not {heads}")
+        places = grid is None or (len(grid) == 2 and min(grid) > 0)
+        require(places, f"grid must be positive numbers of rows and columns, not {grid}")
+        ascend = layers is None or (len(layers) == 4 and sorted(layers) == [*layers])
+        require(ascend, f"layers must be four numbers in ascending order, not {layers}")
+        for name, pixel, least in (("mean", self.pixel_mean, -(2**20)), ("std", self.pixel_std, 1e-6)):
+            fits = pixel is None or (len(pixel) == 3 and all(least <= x < 2**20 for x in pixel))
+            require(fits, f"pixel_{name} must be three numbers for images in [0, 1], not {pixel}")
 
     def names(self) -> list[str]:
         """Names of what is said."""
@@ -162,21 +161,13 @@ def _written(name: str, value: Any) -> str:
     return ("x" if name == "grid" else ":").join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _grid(text: str) -> Grid:
-    rows, columns = text.split("x")
-    return int(rows), int(columns)
-
-
 def _pixel(text: str, place: int) -> Pixel:
-    if text in PIXEL_STATISTICS:
-        return PIXEL_STATISTICS[text][place]
-    red, green, blue = map(float, text.split(":"))
-    return red, green, blue
+    return PIXEL_STATISTICS[text][place] if text in PIXEL_STATISTICS else tuple(map(float, text.split(":")))
 
 
 _READERS: Mapping[str, Callable[[str], Any]] = {
     "num_heads": int,
-    "grid": _grid,
+    "grid": lambda text: tuple(map(int, text.split("x"))),
     "pixel_mean": lambda text: _pixel(text, 0),
     "pixel_std": lambda text: _pixel(text, 1),
     "layers": lambda text: tuple(map(int, text.split(":"))),

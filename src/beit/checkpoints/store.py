@@ -19,7 +19,7 @@ from beit.checkpoints.own import save_model as save_model
 from beit.checkpoints.own import weights_sha256 as weights_sha256
 from beit.checkpoints.reference import Located, Pixel, Stated, locate, part_of
 from beit.config.architecture import Sides, sides
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.models.encoder import BeitEncoder
 from beit.models.position import Grid
 from beit.tokenizers.base import VisualTokenizer
@@ -38,8 +38,6 @@ def load_model(
     grid: int | Grid | None = None,
     pixel_mean: Pixel | None = None,
     pixel_std: Pixel | None = None,
-    layers: tuple[int, ...] | None = None,
-    strict: bool = True,
 ) -> nn.Module:
     """The model at `path`: evaluation mode, float32, CPU. It has `description`, what :func:`describe` says of it, and
     `classes`, their names, None where it has none.
@@ -47,11 +45,11 @@ def load_model(
     path: a RUN directory or a model/ folder; a file or folder of another library, told by its contents: the released
         code, timm, Hugging Face, DALL-E, DALLE-pytorch; hf://owner/name on the Hugging Face Hub; or the name of a
         released model (`beit presets`).
-    num_heads, grid, pixel_mean, pixel_std, layers, strict: see :class:`beit.checkpoints.reference.Stated`. They
-        can also stand behind the path: "weights.pth@num_heads=6", see :mod:`beit.checkpoints.reference`.
+    num_heads, grid, pixel_mean, pixel_std: see :class:`beit.checkpoints.reference.Stated`. All that it has can stand
+        behind the path: "weights.pth@num_heads=6", see :mod:`beit.checkpoints.reference`.
     """
-    stated = Stated(num_heads, sides(grid), pixel_mean, pixel_std, layers, strict=strict)
-    model, description, notes = open_model(locate(path, stated))
+    located = locate(path, Stated(num_heads, sides(grid), pixel_mean, pixel_std))
+    model, description, notes = open_model(located)
     names = description.get("classes")
     vars(model).update(description=description, classes=names and tuple(map(str, names)))
     for note in notes:
@@ -76,7 +74,7 @@ def load_tokenizer(path: str | Path) -> VisualTokenizer:
     return model
 
 
-def describe(path: str | Path | Located) -> dict[str, Any]:
+def describe(path: str | Path) -> dict[str, Any]:
     """What the model at `path` is, in any format that :func:`beit.load_model` reads; its weights are not read.
 
     Keys as in model.json: kind, architecture, image_size, pixel_mean, pixel_std, classes, tokenizer, provenance, and
@@ -84,9 +82,9 @@ def describe(path: str | Path | Located) -> dict[str, Any]:
     files parameters, and unknown, missing, notes: what :func:`beit.load_model` would refuse, or leave out and say.
     Raises :class:`UserError` for what is no model.
     """
-    path, stated = path if isinstance(path, Located) else locate(path)
-    contents = _survey(path, stated)
-    return {"format": "beit", **read_description(path)} if contents is None else contents.description()
+    located = locate(path)
+    contents = _survey(*located)
+    return {"format": "beit", **read_description(located.path)} if contents is None else contents.description()
 
 
 def open_model(located: Located) -> tuple[nn.Module, dict[str, Any], list[str]]:
@@ -109,8 +107,8 @@ def is_model(path: Path) -> bool:
 def _survey(path: Path, stated: Stated) -> Survey | None:
     """What another library's file is; None for a model of our own, of which nothing can be stated."""
     if is_own(path):
-        if names := stated.names():
-            raise UserError(f"{path} tells its architecture itself; drop {', '.join(names)}")
+        names = stated.names()
+        require(not names, f"{path} tells its architecture itself; drop {', '.join(names)}")
         return None
     if is_model(path):
         from beit.checkpoints.foreign.formats import survey

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from beit.checkpoints.reference import Located, locate
+from beit.checkpoints.reference import locate
 from beit.checkpoints.store import REMEDY, describe, is_model
 from beit.config.errors import UserError
 from beit.config.use import InfoConfig
@@ -22,8 +22,7 @@ Facts = dict[str, Any]
 
 def info(config: InfoConfig) -> dict[str, Facts]:
     """Print what is at `config.path`, and return it: the facts about a `run`, a `model`, or both."""
-    located = locate(config.path)
-    path = located.path
+    path = locate(config.path).path
     if not path.exists():
         raise UserError(f"{path} does not exist; {REMEDY}")
     facts: dict[str, Facts] = {}
@@ -32,7 +31,7 @@ def info(config: InfoConfig) -> dict[str, Facts]:
             facts["run"] = describe_run(run)
             break
     if is_model(path):
-        facts["model"] = describe_model(located)
+        facts["model"] = describe_model(config.path, path)
     if not facts:
         raise UserError(f"{path} is neither a run nor a model of a known format; {REMEDY}")
     show(facts)
@@ -69,18 +68,16 @@ def describe_run(path: Path) -> Facts:
 # Models
 
 
-def describe_model(located: Located) -> Facts:
+def describe_model(reference: str, path: Path) -> Facts:
     """What model.json says, or what a file of another library shows; the weights of our own are not read."""
-    path = located.path
-    description = dict(describe(located))
+    description = describe(reference)
     description.pop("palette", None)  # colours say little in words
-    provenance = description.pop("provenance", None) or {}
+    provenance = description.setdefault("provenance", {}) or {}
     if isinstance(provenance.get("command"), list):
         provenance["command"] = shlex.join(map(str, provenance["command"]))
-    facts: Facts = {"model": str(path), "format": description.pop("format"), "kind": description.pop("kind")}
-    facts["parameters"] = description.pop("parameters")
-    last = {key: description.pop(key, None) for key in ("classes", "architecture")}
-    return facts | description | last | {"provenance": provenance}
+    first = {name: description.pop(name) for name in ("format", "kind", "parameters")}
+    last = {name: description.pop(name, None) for name in ("classes", "architecture", "provenance")}
+    return {"model": str(path), **first, **description, **last}
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -43,16 +43,6 @@ KEYS = {
 }
 
 
-def reads(file: TensorFile) -> bool:
-    """Whether the file is one half of OpenAI's tokenizer."""
-    return "blocks.input.w" in _tensors(file, "state_dict")
-
-
-def reads_plain(file: TensorFile) -> bool:
-    """Whether the file is a plain tokenizer."""
-    return "codebook.weight" in _tensors(file, "weights")
-
-
 def survey(folder: Path, stated: Stated) -> Survey:
     """OpenAI's tokenizer: the two files in `folder`."""
     shapes: dict[str, Shape] = {}
@@ -60,7 +50,7 @@ def survey(folder: Path, stated: Stated) -> Survey:
     for half, name in zip(KEYS, FILES, strict=True):
         require((folder / name).is_file(), f"{folder / name} is missing; a tokenizer is {' and '.join(FILES)}")
         file = open_tensor_file(folder / name)
-        tensors = _tensors(file, "state_dict")
+        tensors = tensors_of(file, "state_dict")
         keys, strange = KEYS[half].ours(tensors)
         sources.append((file, {name: [tensors[key] for key in parts] for name, parts in keys.items()}))
         shapes |= shapes_of(file.path, tensors, keys)
@@ -97,7 +87,7 @@ def write(model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: 
 
 def survey_plain(file: TensorFile, stated: Stated) -> Survey:
     """A plain discrete VAE, its layers read off the names and shapes of its weights."""
-    tensors = _tensors(file, "weights")
+    tensors = tensors_of(file, "weights")
     shapes = shapes_of(file.path, tensors, {name: (name,) for name in tensors})
     if wrong := [name for name, shape in shapes.items() if 0 in shape]:
         raise UserError(f"{file.path} holds weights without numbers: {listed(wrong)}")
@@ -141,7 +131,7 @@ def _layers(shapes: Mapping[str, Shape], half: str) -> list[Layer]:
     raise UserError(f"its {half} has more than {MAX_LAYERS} layers, which no discrete VAE has")
 
 
-def _tensors(file: TensorFile, key: str) -> dict[str, Stored]:
+def tensors_of(file: TensorFile, key: str) -> dict[str, Stored]:
     """The state dict under `key`, or the whole file."""
     contents = file.contents
     inner = contents.get(key) if isinstance(contents, dict) else None

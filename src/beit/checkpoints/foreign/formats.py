@@ -35,11 +35,11 @@ def survey(path: Path, stated: Stated) -> Survey:
     require(holds or not averaged, f"{path} holds no averaged weights; drop weights=ema")
     if foreign := _configured(path, file):
         return survey_encoder(foreign, stated)
-    if dalle.reads(file):
+    if "blocks.input.w" in dalle.tensors_of(file, "state_dict"):
         if file.path.name not in dalle.FILES:
             raise UserError(f"{path} is one half of OpenAI's tokenizer; name the files {' and '.join(dalle.FILES)}")
         return dalle.survey(file.path.parent, stated)  # where the other half lies
-    if dalle.reads_plain(file):
+    if "codebook.weight" in dalle.tensors_of(file, "weights"):
         return dalle.survey_plain(file, stated)
     if unilm.reads(file):
         return survey_encoder(unilm.open_file(file, averaged), stated)
@@ -66,5 +66,5 @@ def _configured(path: Path, file: TensorFile) -> Foreign | None:
         if timm.is_config(config):
             return timm.open_folder(file, config)
         return huggingface.open_folder(file, config, processor) if huggingface.reads(file) else None
-    except (AttributeError, LookupError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{path}: its config.json is not one of BEiT's ({error})") from None

@@ -18,16 +18,16 @@ from beit.checkpoints.foreign import huggingface_segmentation as segmentation
 from beit.checkpoints.foreign import upernet
 from beit.checkpoints.foreign.key_map import KeyMap, write_folder
 from beit.checkpoints.foreign.plain import pixels_of, renamed
-from beit.checkpoints.foreign.shapes import PositionFlags, flags_of, positions_of, with_table
+from beit.checkpoints.foreign.shapes import flags_of, positions_of, with_table
 from beit.checkpoints.foreign.survey import Foreign, ModelKind
 from beit.checkpoints.kinds import kind_of
 from beit.checkpoints.preparation import preparation
 from beit.checkpoints.reading.torch_file import TensorFile
 from beit.config.architecture import EncoderConfig, sides
-from beit.config.errors import UserError, require
+from beit.config.errors import require
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
-from beit.untrusted import Facts, printable
+from beit.untrusted import Facts
 
 NAME = "huggingface"
 Model = MaskedImageModel | ImageClassifier | SemanticSegmenter
@@ -204,11 +204,11 @@ def _plain_facts(file: TensorFile, config: Facts) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name not in told}
 
 
-_POSITIONS = PositionFlags(
-    absolute="use_absolute_position_embeddings",
-    block="use_relative_position_bias",
-    shared="use_shared_relative_position_bias",
-)
+_POSITIONS = {
+    "absolute": "use_absolute_position_embeddings",
+    "block": "use_relative_position_bias",
+    "shared": "use_shared_relative_position_bias",
+}
 """All are off by default."""
 
 
@@ -220,8 +220,6 @@ def _class_names(labels: Any, file: TensorFile) -> tuple[list[str] | None, list[
     """
     if not isinstance(labels, dict):
         return None, []
-    if strange := [key for key in labels if not re.fullmatch("[0-9]{1,9}", key)]:
-        raise UserError(f"{file.path.parent / 'config.json'}: id2label names {printable(strange[0])}, no number")
     numbers = sorted(labels, key=int)
     names = [str(labels[number]) for number in numbers]
     if all(name == f"LABEL_{number}" for name, number in zip(names, numbers, strict=True)):
@@ -236,12 +234,12 @@ def write(model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: 
     whatever is there that the model does not have."""
     assert isinstance(model, Model)
     config: EncoderConfig = model.encoder.config
-    if config.grid[0] != config.grid[1] and config.positions != "none":
-        raise UserError(
-            f"Hugging Face's BEiT cannot hold {config.positions} positions of a grid of "
-            f"{config.grid[0]}x{config.grid[1]} patches: it takes every grid for a square (absolute positions) or "
-            f"swaps its axes (bias tables); resize to a square first"
-        )
+    rows, columns = config.grid
+    require(
+        rows == columns or config.positions == "none",
+        f"Hugging Face's BEiT cannot hold {config.positions} positions of a grid of {rows}x{columns} patches: it "
+        f"takes every grid for a square (absolute positions) or swaps its axes (bias tables); resize to a square first",
+    )
     weights, notes = with_table(model)
     if isinstance(model, SemanticSegmenter):
         segmentation.require_held(model)

@@ -11,7 +11,7 @@ from typing import Any
 
 from beit.checkpoints.preparation import LEAST_CROP, Preparation, stated_preparation
 from beit.config.architecture import EncoderConfig
-from beit.config.errors import UserError
+from beit.config.errors import require
 from beit.models.position import Grid
 from beit.untrusted import Facts, printable
 
@@ -28,8 +28,8 @@ def pixels_of(processor: Facts) -> dict[str, Any]:
         return {}
     # Theirs are for what rescaling makes of pixels in [0, 255].
     factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1
-    if type(factor) not in (int, float) or not 1e-6 < factor < 1e6:
-        raise UserError(f"its preprocessor_config.json says that rescale_factor is {printable(str(factor))}")
+    known = type(factor) in (int, float) and 1e-6 < factor < 1e6
+    require(known, f"its preprocessor_config.json says that rescale_factor is {printable(str(factor))}")
     identity = {"image_mean": 0.0, "image_std": 1.0}
     values = identity if processor.get("do_normalize") is False else processor
     return {f"pixel_{name}": _scaled(values.get(f"image_{name}"), 255 * factor) for name in ("mean", "std")}
@@ -54,9 +54,7 @@ def preparation_of(processor: Facts, size: Any) -> tuple[dict[str, Any], list[st
     cut = _sides(processor.get("crop_size")) if processor.get("do_center_crop") else uncut
     share = _share(cut, resized) if cut and resized and cut == (*size,) else None
     if share is None or resample not in range(len(_FILTERS)) or processor.get("do_resize") is False:
-        names = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
-        values = printable(", ".join(f"{name} {processor[name]}" for name in names if name in processor))
-        return {}, [f"preprocessor_config.json: not read, it does not give {size} in a known way ({values})"]
+        return {}, [f"preprocessor_config.json: not read, its sizes do not give {size} in a known way"]
     return stated_preparation(_FILTERS[resample], share, "center" if keeps_shape else "squash"), []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, get_type_hints
 
 from torch import Tensor, nn
 
@@ -29,25 +29,17 @@ SHARED_BIAS = f"encoder.rel_pos_bias.{TABLE}"
 BLOCK_BIAS = f"encoder.blocks.0.attn.{TABLE}"
 
 
-class PositionFlags(NamedTuple):
-    """A library's flag for each kind of position information."""
-
-    absolute: str
-    block: str
-    shared: str
-
-
-def positions_of(config: Facts, flags: PositionFlags) -> dict[str, Any]:
-    """What a library's configuration says of positions, as facts."""
-    biases = [bias for bias in ("block", "shared") if config.get(getattr(flags, bias))]
-    position = "absolute" if config.get(flags.absolute) else "none"
+def positions_of(config: Facts, flags: Mapping[str, str]) -> dict[str, Any]:
+    """What a library's configuration says of positions, as facts; `flags` has its name of each kind of them."""
+    biases = [bias for bias in ("block", "shared") if config.get(flags[bias])]
+    position = "absolute" if config.get(flags["absolute"]) else "none"
     return {"position": position, "bias": biases[0] if biases else "none", "biases": biases}
 
 
-def flags_of(config: EncoderConfig, flags: PositionFlags) -> dict[str, bool]:
+def flags_of(config: EncoderConfig, flags: Mapping[str, str]) -> dict[str, bool]:
     """The flags of an encoder that is written, see :func:`with_table`."""
-    held = {flags.absolute: config.position != "none"}
-    return held | {flags.block: config.bias == "block", flags.shared: config.bias == "shared"}
+    held = {"absolute": config.position != "none", "block": config.bias == "block", "shared": config.bias == "shared"}
+    return {flags[kind]: is_held for kind, is_held in held.items()}
 
 
 def with_table(model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from beit.checkpoints.foreign.key_map import write_folder
 from beit.checkpoints.foreign.plain import renamed
-from beit.checkpoints.foreign.shapes import PositionFlags, flags_of, positions_of, with_table
+from beit.checkpoints.foreign.shapes import flags_of, positions_of, with_table
 from beit.checkpoints.foreign.survey import Foreign
 from beit.checkpoints.foreign.unilm import KEYS, PLAIN_KEYS
 from beit.checkpoints.preparation import Preparation, preparation, stated_preparation
@@ -32,7 +32,7 @@ _HEADS = {"huge": 16, "giant": 16}
 """Of the sizes whose heads do not have 64 dimensions."""
 _FIELDS = {"embed_dim": "width", **{name: name for name in ("patch_size", "depth", "num_heads", "mlp_ratio")}}
 _POOLS = {"avg": "mean", "token": "cls"}
-_POSITIONS = PositionFlags("use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias")
+_POSITIONS = {"absolute": "use_abs_pos_emb", "block": "use_rel_pos_bias", "shared": "use_shared_rel_pos_bias"}
 
 
 def is_config(config: Facts) -> bool:
@@ -49,7 +49,7 @@ def open_folder(file: TensorFile, config: Facts) -> Foreign:
     facts = {
         **{ours: arguments.get(theirs) for theirs, ours in _FIELDS.items()},
         "image_size": sides(size),
-        **(positions_of(arguments, _POSITIONS) if {*_POSITIONS} & {*arguments} else {}),
+        **(positions_of(arguments, _POSITIONS) if {*_POSITIONS.values()} & {*arguments} else {}),
         "drop_path_rate": arguments.get("drop_path_rate"),
         "pixel_mean": inner.get("mean"),
         "pixel_std": inner.get("std"),

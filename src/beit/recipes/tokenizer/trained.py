@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from beit.checkpoints.store import load_tokenizer
 from beit.config.architecture import DiscreteVAEConfig
-from beit.config.errors import given_by
+from beit.config.errors import given_by, require
 from beit.config.tokenizer import FiniteScalarVAEConfig, TokenizerConfig
 from beit.data.batches import ImageBatch
 from beit.recipes.tokenizer.judging import evaluation, notes
@@ -72,7 +72,9 @@ def starting_tokenizer(config: TokenizerConfig) -> tuple[DiscreteVAE | FiniteSca
         return model, []
     with given_by("--init"):
         start: Any = load_tokenizer(config.init)
-    require_equal(config, "kind", config.kind, start.kind or "plain_dvae")
+    learns = "give it as --tokenizer, or train another here"
+    require(start.kind, f"--init {config.init} is a tokenizer of other layers, which do not learn here; {learns}")
+    require_equal(config, "kind", config.kind, start.kind)
     for knob in TOKENIZER_KNOBS:
         require_equal(config, knob, getattr(config, knob), getattr(start.config, knob))
     model.load_state_dict(start.state_dict())
