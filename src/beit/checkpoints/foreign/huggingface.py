@@ -237,8 +237,8 @@ def write(model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: 
     rows, columns = config.grid
     require(
         rows == columns or config.positions == "none",
-        f"Hugging Face's BEiT cannot hold {config.positions} positions of a grid of {rows}x{columns} patches: it "
-        f"takes every grid for a square (absolute positions) or swaps its axes (bias tables); resize to a square first",
+        f"Hugging Face's BEiT cannot hold {config.positions} positions of a grid of {rows}x{columns} patches: "
+        f"it takes every grid for a square (absolute positions) or swaps its axes (bias tables); resize to a square",
     )
     weights, notes = with_table(model)
     if isinstance(model, SemanticSegmenter):
