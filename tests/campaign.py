@@ -146,7 +146,7 @@ def start(verb: Verb, out: Path, prepare: Callable[[], None] = lambda: None, **e
         os._exit(status)
 
 
-def end(process: int, out: Path, seconds: float = 120.0) -> Ending:
+def end(process: int, out: Path, seconds: float = 600.0) -> Ending:
     """Wait for it, and kill it when that takes too long."""
     began = time.monotonic()
     while not (ended := os.waitpid(process, os.WNOHANG))[0]:

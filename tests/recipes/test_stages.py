@@ -298,3 +298,15 @@ def test_images_that_changed_since_the_run_began_are_noticed(images: Path, tmp_p
     (copy / "01.jpg").rename(copy / "another.jpg")
     with pytest.raises(UserError, match="other images"):
         tokenizer(tokenizer_config(copy, run, steps=1))
+
+
+def test_damage_that_a_start_has_met_is_counted_at_the_end_of_the_next(images: Path, tmp_path: Path) -> None:
+    """The fifth step ends the first epoch; the seventh, of the next start, does not show the damaged file again."""
+    config = pretrain_config(images, tmp_path / "run", target="pixels", save_every="1", steps=7, holdout=0.1, seed=1)
+    with stopped_in_step(7):
+        pretrain(config)
+    met = log(tmp_path / "run")
+    assert met.count("skipped ") == 1 and "damaged files" not in met
+    pretrain(config)
+    again = log(tmp_path / "run")[len(met) :]
+    assert again.count("skipped") == 1 and "damaged files skipped: 1\n" in again
