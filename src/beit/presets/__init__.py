@@ -33,6 +33,12 @@ class Preset:
     expected: str = "not measured"
 
 
+def for_large(base: Preset, values: Values, expected: str) -> Preset:
+    """The recipe of the base model with the `values` that the large one has instead."""
+    summary, cost = f"{base.summary}; the large model", "3.5 times base for each image"
+    return replace(base, values={**base.values, **values}, summary=summary, cost=cost, expected=expected)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """What is known of the images, the machine and the models given, when a recipe is chosen. The defaults stand for

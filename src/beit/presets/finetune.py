@@ -1,6 +1,6 @@
 """Recipes of `beit finetune`. The architecture is that of `--init`; the figures are those of the models named."""
 
-from beit.presets import Preset, Values
+from beit.presets import Preset, Values, for_large
 
 # Rates for a batch of `size`, to be scaled with the batch that is used.
 BATCH_64: Values = {"batch_size": 64, "lr_batch_size": 64}
@@ -14,19 +14,40 @@ FROM_22K: Values = {**BATCH_512, **UNMIXED, "lr": 2e-5, "weight_decay": 1e-8, **
 TEN_EPOCHS_AT_384: Values = {"image_size": 384, "epochs": 10.0, "warmup_epochs": 1.0}
 LARGE: Values = {"epochs": 50.0, "warmup_epochs": 5.0, "layer_decay": 0.75}
 
+BASE = Preset(
+    {},
+    "ImageNet-1k from a pre-trained BEiT-base, the released command",
+    "released README",
+    "100 epochs of ImageNet-1k at 3 x 17.6 GMAC for each image",
+    "83.7 top-1 from ImageNet-22k pre-training (released README)",
+)
+BASE_384 = Preset(
+    {**FROM_22K, **TEN_EPOCHS_AT_384, "layer_decay": 0.85},
+    "ten more epochs at 384 px, from a classifier of 224 px with the same classes",
+    "paper section 3.1; rates of the released 22k-to-1k command, because the paper gives none",
+    "10 epochs of ImageNet-1k at three times the work of 224 px",
+    "84.6 top-1 from 83.2 (paper table 1)",
+)
+BASE_22K = Preset(
+    {**INTERMEDIATE, "batch_size": 4096, "lr_batch_size": 4096, "lr": 3e-3, "clip_grad": 3.0},
+    "intermediate fine-tuning on the 21,841 classes of ImageNet-22k",
+    "released README",
+    "90 epochs of 14.2 million images",
+    "85.2 top-1 on ImageNet-1k after base-22k-to-1k (released README)",
+)
+BASE_22K_TO_1K = Preset(
+    {**FROM_22K, "layer_decay": 0.85},
+    "ImageNet-1k from an ImageNet-22k classifier; --image-size 384 for the larger size",
+    "released README, ft22k commands",
+    "30 epochs of ImageNet-1k",
+    "85.2 top-1 at 224 px, 86.8 at 384 px (released README)",
+)
+
 RECIPES = {
-    "base": Preset(
-        {},
-        "ImageNet-1k from a pre-trained BEiT-base, the released command",
-        "released README",
-        "100 epochs of ImageNet-1k at 3 x 17.6 GMAC for each image",
-        "83.7 top-1 from ImageNet-22k pre-training (released README)",
-    ),
-    "large": Preset(
+    "base": BASE,
+    "large": for_large(
+        BASE,
         {**LARGE, "lr": 1e-3, "drop_path_rate": 0.2},
-        "ImageNet-1k from a pre-trained BEiT-large, the released command",
-        "released README",
-        "50 epochs of ImageNet-1k, 3.5 times base for each image",
         "86.0 top-1 from ImageNet-22k pre-training (released README)",
     ),
     "base-paper": Preset(
@@ -43,47 +64,20 @@ RECIPES = {
         "as large, four times for the choice of rate",
         "85.2 top-1 (paper table 1)",
     ),
-    "base-384": Preset(
-        {**FROM_22K, **TEN_EPOCHS_AT_384, "layer_decay": 0.85},
-        "ten more epochs at 384 px, from a classifier of 224 px with the same classes",
-        "paper section 3.1; rates of the released 22k-to-1k command, because the paper gives none",
-        "10 epochs of ImageNet-1k at three times the work of 224 px",
-        "84.6 top-1 from 83.2 (paper table 1)",
+    "base-384": BASE_384,
+    "large-384": for_large(
+        BASE_384, {"layer_decay": 0.9, "drop_path_rate": 0.4}, "86.3 top-1 from 85.2 (paper table 1)"
     ),
-    "large-384": Preset(
-        {**FROM_22K, **TEN_EPOCHS_AT_384, "layer_decay": 0.9, "drop_path_rate": 0.4},
-        "the same for the large model",
-        "paper section 3.1; rates of the released 22k-to-1k command, because the paper gives none",
-        "3.5 times base-384",
-        "86.3 top-1 from 85.2 (paper table 1)",
-    ),
-    "base-22k": Preset(
-        {**INTERMEDIATE, "batch_size": 4096, "lr_batch_size": 4096, "lr": 3e-3, "clip_grad": 3.0},
-        "intermediate fine-tuning on the 21,841 classes of ImageNet-22k",
-        "released README",
-        "90 epochs of 14.2 million images",
-        "85.2 top-1 on ImageNet-1k after base-22k-to-1k (released README)",
-    ),
-    "large-22k": Preset(
-        {**INTERMEDIATE, "batch_size": 2048, "lr_batch_size": 2048, "lr": 2e-3, "clip_grad": 1.0}
-        | {"layer_decay": 0.75},
-        "intermediate fine-tuning of the large model on ImageNet-22k",
-        "released README",
-        "90 epochs of 14.2 million images, 3.5 times base for each",
+    "base-22k": BASE_22K,
+    "large-22k": for_large(
+        BASE_22K,
+        {"batch_size": 2048, "lr_batch_size": 2048, "lr": 2e-3, "clip_grad": 1.0, "layer_decay": 0.75},
         "87.4 top-1 on ImageNet-1k after large-22k-to-1k (released README)",
     ),
-    "base-22k-to-1k": Preset(
-        {**FROM_22K, "layer_decay": 0.85},
-        "ImageNet-1k from an ImageNet-22k classifier; --image-size 384 for the larger size",
-        "released README, ft22k commands",
-        "30 epochs of ImageNet-1k",
-        "85.2 top-1 at 224 px, 86.8 at 384 px (released README)",
-    ),
-    "large-22k-to-1k": Preset(
-        {**FROM_22K, "layer_decay": 0.9, "drop_path_rate": 0.4},
-        "the same for the large model",
-        "released README, ft22k commands",
-        "30 epochs of ImageNet-1k, 3.5 times base for each image",
+    "base-22k-to-1k": BASE_22K_TO_1K,
+    "large-22k-to-1k": for_large(
+        BASE_22K_TO_1K,
+        {"layer_decay": 0.9, "drop_path_rate": 0.4},
         "87.4 top-1 at 224 px, 88.4 at 384 px (released README)",
     ),
     "cifar100": Preset(

@@ -1,35 +1,29 @@
 """Recipes of `beit pretrain`."""
 
-from beit.presets import ENCODERS, PLAIN, Preset
+from beit.presets import ENCODERS, PLAIN, Preset, for_large
+
+BASE = Preset(
+    {**ENCODERS["base"], "normalization": "imagenet"},
+    "the released code's BEiT-base: shared relative position bias, LayerScale",
+    "released README, IN-1k command",
+    "about 5 days on 16 V100 for 800 ImageNet-1k epochs",
+    "83.2 top-1 on ImageNet-1k after fine-tuning, at 300 epochs (paper table 5)",
+)
+
+BASE_PAPER = Preset(
+    {**ENCODERS["base"], **PLAIN, "block_aspect": "uniform", "mask_count": "more_than"},
+    "the paper's own base model: plain ViT, absolute positions, algorithm 1 to the letter",
+    "paper table 12, algorithm 1",
+    "as base",
+    "83.2 top-1 on ImageNet-1k (paper table 1, 800 epochs); 82.9 after 300",
+)
 
 RECIPES = {
-    "base": Preset(
-        {**ENCODERS["base"], "normalization": "imagenet"},
-        "the released code's BEiT-base: shared relative position bias, LayerScale",
-        "released README, IN-1k command",
-        "about 5 days on 16 V100 for 800 ImageNet-1k epochs",
-        "83.2 top-1 on ImageNet-1k after fine-tuning, at 300 epochs (paper table 5)",
-    ),
-    "large": Preset(
-        {**ENCODERS["large"], "normalization": "imagenet"},
-        "the released code's BEiT-large",
-        "released README; paper table 12",
-        "3.5 times base per image",
-        "85.2 top-1 on ImageNet-1k for the plain network (paper table 1)",
-    ),
-    "base-paper": Preset(
-        {**ENCODERS["base"], **PLAIN, "block_aspect": "uniform", "mask_count": "more_than"},
-        "the paper's own base model: plain ViT, absolute positions, algorithm 1 to the letter",
-        "paper table 12, algorithm 1",
-        "as base",
-        "83.2 top-1 on ImageNet-1k (paper table 1, 800 epochs); 82.9 after 300",
-    ),
-    "large-paper": Preset(
-        {**ENCODERS["large"], **PLAIN, "block_aspect": "uniform", "mask_count": "more_than"},
-        "the paper's own large model",
-        "paper table 12, algorithm 1",
-        "as large",
-        "85.2 top-1 on ImageNet-1k (paper table 1)",
+    "base": BASE,
+    "large": for_large(BASE, ENCODERS["large"], "85.2 top-1 on ImageNet-1k for the plain network (paper table 1)"),
+    "base-paper": BASE_PAPER,
+    "large-paper": for_large(
+        BASE_PAPER, {**ENCODERS["large"], "layer_scale_init": None}, "85.2 top-1 on ImageNet-1k (paper table 1)"
     ),
     "base-22k": Preset(
         {**ENCODERS["base"], "normalization": "half", "epochs": 150.0, "warmup_steps": 10_000},

@@ -12,7 +12,7 @@ import math
 from abc import abstractmethod
 from collections import OrderedDict
 from itertools import pairwise
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -22,15 +22,6 @@ from torch.utils.checkpoint import checkpoint
 from beit.config.architecture import DiscreteVAEConfig
 from beit.tokenizers.base import CategoricalTokenizer, VisualTokenizer
 from beit.tokenizers.objective import gumbel_softmax, map_pixels, median_images
-
-
-class DiscreteVAEOutput(NamedTuple):
-    """What the training loss needs."""
-
-    logits: Tensor
-    """float32 (B, V, h, w): unnormalised log q(z | x)."""
-    statistics: Tensor
-    """float32 (B, 6, H, W): three means, then three log-scales of p(x | z)."""
 
 
 class PixelAutoencoder(VisualTokenizer):
@@ -86,11 +77,12 @@ class DiscreteVAE(PixelAutoencoder, CategoricalTokenizer):
         convolution = cast(nn.Conv2d, self.decoder.blocks.get_submodule("input"))
         return convolution.weight[:, :, 0, 0].t() + cast(Tensor, convolution.bias)
 
-    def forward(self, images: Tensor, temperature: float, uniform: Tensor | None = None) -> DiscreteVAEOutput:
-        """The training pass: tokens relaxed by Gumbel-softmax at `temperature`, decoded to pixel statistics.
+    def forward(self, images: Tensor, temperature: float, uniform: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The training pass: logits, and the pixel statistics (B, 6, H, W) that tokens relaxed by Gumbel-softmax at
+        `temperature` are decoded to: three means, then three log-scales of p(x | z). Both are float32.
         `uniform` as in :func:`beit.tokenizers.objective.gumbel_softmax`."""
         logits = self.logits(images)
-        return DiscreteVAEOutput(logits, self.decoder(gumbel_softmax(logits, temperature, uniform)))
+        return logits, self.decoder(gumbel_softmax(logits, temperature, uniform))
 
     def logits(self, images: Tensor) -> Tensor:
         """Unnormalised log q(z | x), (B, V, h, w), float32 for float32 weights even under autocast."""

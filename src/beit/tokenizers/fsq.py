@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from itertools import accumulate
 from operator import mul
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,15 +24,6 @@ MARGIN = 1e-3
 """The outermost levels lie so far inside the range of tanh that they can be reached (the paper's code)."""
 
 
-class FiniteScalarOutput(NamedTuple):
-    """What the training loss needs."""
-
-    tokens: Tensor
-    """int64 (B, h, w)."""
-    statistics: Tensor
-    """float32 (B, 6, H, W): three means, then three log-scales of p(x | z)."""
-
-
 class FiniteScalarVAE(PixelAutoencoder):
     """A visual tokenizer that is trained like :class:`beit.tokenizers.dvae.DiscreteVAE`, by reconstruction alone."""
 
@@ -43,10 +33,11 @@ class FiniteScalarVAE(PixelAutoencoder):
         super().__init__(config, len(config.levels))
         self.config = config
 
-    def forward(self, images: Tensor) -> FiniteScalarOutput:
-        """The training pass: gradients go through the rounding as if it were not there."""
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The training pass: tokens, int64 (B, h, w), and the pixel statistics (B, 6, H, W) of p(x | z), float32.
+        Gradients go through the rounding as if it were not there."""
         codes = self.codes(images)
-        return FiniteScalarOutput(codes_to_tokens(codes.detach(), self.config.levels), self.decoder(codes))
+        return codes_to_tokens(codes.detach(), self.config.levels), self.decoder(codes)
 
     def codes(self, images: Tensor) -> Tensor:
         """What the decoder reads, (B, C, h, w): of channel i one of `levels[i]` values from -1 to 1."""
