@@ -10,6 +10,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 from numbers import Real
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, Le, Lt
@@ -47,8 +48,13 @@ def check_limits(config: object) -> None:
     """UserError naming the first field of a dataclass whose value, or a part of it, its type does not allow, and
     fields that exclude each other.
 
-    Only numbers have limits: null and words such as `auto` pass.
+    Only numbers have limits: null and words such as `auto` pass. Paths become text.
     """
+    for name, value in vars(config).items():
+        if isinstance(value, Path):
+            object.__setattr__(config, name, str(value))
+        elif isinstance(value, (list, tuple)) and any(isinstance(x, Path) for x in value):
+            object.__setattr__(config, name, tuple(str(x) if isinstance(x, Path) else x for x in value))
     config_type: type = type(config)
     for name, limits in _limits_of(config_type).items():
         value = getattr(config, name)

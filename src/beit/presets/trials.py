@@ -1,9 +1,9 @@
-"""By how much seeds of a recipe differed, where several were tried."""
+"""What was measured: by how much seeds of a recipe differed, and what journeys came to (docs/results.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 SPREADS: Mapping[tuple[Any, ...], float] = {
     ("finetune", "tiny", 625, None): 0.008,
@@ -20,3 +20,43 @@ as a share (docs/results.md)."""
 def seed_spread(verb: str, config: Mapping[str, Any]) -> float | None:
     """That of the recipe in a config.yaml; None where no trial had its steps."""
     return SPREADS.get((verb, *(config.get(name) for name in ("preset", "steps", "decoder"))))
+
+
+class Trial(NamedTuple):
+    """A journey that was made."""
+
+    task: str
+    images: int
+    labels: int
+    side: float
+    """Median of the images' shorter sides in pixels."""
+    minutes: float
+    lowest: float
+    highest: float
+    """Of the scores of its runs, in percent."""
+
+
+TRIALS = (
+    Trial("classifier", 47_500, 4_750, 32, 63, 67.9, 68.2),
+    Trial("classifier", 47_500, 475, 32, 63, 49.2, 51.0),
+    Trial("classifier", 47_500, 4_750, 32, 14, 53.3, 54.3),
+    Trial("classifier", 1_422, 201, 224, 69, 58.2, 61.4),
+    Trial("segmenter", 1_422, 367, 360, 71, 34.5, 34.6),
+)
+"""On small CPUs: CIFAR-10 of ten classes, flowers of five, CamVid with eleven."""
+FEW_IMAGES = 5_000
+"""Up to so many images a released encoder is the first advice."""
+RELEASED = "beit_base_patch16_224_pt22k"
+
+
+def prospect(task: str | None, images: int, labels: int, side: float, minutes: float) -> str:
+    """What a journey may come to: the scores of those whose numbers are within half and twice of these."""
+    ours = images, labels, side, minutes
+    alike = [
+        x for x in TRIALS if x.task == task and all(0.5 <= a / b <= 2 for a, b in zip(ours, x[1:5], strict=True))
+    ]
+    if not alike:
+        return "not known: no journey like it was measured"
+    score = "mean IoU" if task == "segmenter" else "right answers"
+    lowest, highest = min(x.lowest for x in alike), max(x.highest for x in alike)
+    return f"{lowest:g} to {highest:g} % {score}, as measured on other images (docs/results.md)"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 from beit.config.use import PlanConfig, TrainConfig
 from beit.config.values import flag_of
-from beit.recipes.train.parts import planned
+from beit.recipes.train.parts import begin, planned
 from beit.recipes.train.run import in_words
 
 
@@ -16,7 +17,7 @@ def plan(config: PlanConfig) -> list[str]:
     Returns:
         The command, in words.
     """
-    for line in in_words(planned(config)):
+    for line in [*in_words(planned(config)), *begin(config, Path(config.out)).words()]:
         print(line)
     command = ["beit", "train", *_flags(config), "--budget", config.budget, "--out", config.out]
     print(f"next: {shlex.join(command)}")

@@ -11,7 +11,7 @@ def presets(config: PresetsConfig) -> None:
     """Print the tables. Plain text: this must answer at once."""
     for verb in VERBS if config.verb is None else {config.verb} & {*VERBS}:
         print(f"beit {verb} --preset NAME\n")
-        for name, preset in recipes_of(verb).items():
+        for name, preset in reversed([*recipes_of(verb).items()]):  # the small ones first
             values = ", ".join(f"{key} {value}" for key, value in preset.values.items())
             print(f"  {name}\n      {preset.summary}\n      {values}")
             print(f"      source: {preset.source}; cost: {preset.cost}; expect: {preset.expected}\n")

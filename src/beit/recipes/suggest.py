@@ -20,10 +20,12 @@ from beit.checkpoints.reference import part_of
 from beit.checkpoints.store import describe
 from beit.config.errors import UserError
 from beit.config.use import PredictConfig, SuggestConfig
+from beit.data.decode import Decoding
 from beit.data.label_file import read_label_rows
 from beit.data.sources.opening import open_images
 from beit.recipes.predict.run import predictions
 from beit.stages.inference import require_writable_file
+from beit.stages.session import decoding_of
 from beit.tokenizers.kmeans import kmeans
 from beit.untrusted import display
 from beit.visualize.pictures import to_pil
@@ -61,7 +63,7 @@ def suggest(config: SuggestConfig) -> list[Suggestion]:
         if len(chosen) < config.number:
             chosen.setdefault(names[index], f"stands for {size:,} images like it")
     suggestions = [Suggestion(*entry) for entry in chosen.items()]
-    _write(suggestions, config)
+    _write(suggestions, config, decoding_of(features))
     page = Path(config.out).with_suffix(".html")
     print(f"{len(suggestions):,} of {len(names):,} images to label: fill in {config.out}, and see {page}")
     return suggestions
@@ -89,12 +91,12 @@ def _margin(top: Sequence[dict[str, float]]) -> float:
     return top[0]["probability"] - (top[1]["probability"] if top[1:] else 0.0)
 
 
-def _write(suggestions: Sequence[Suggestion], config: SuggestConfig) -> None:
+def _write(suggestions: Sequence[Suggestion], config: SuggestConfig, decoding: Decoding) -> None:
     """The table with an empty column for classes, and the page."""
     csv.writer(table := io.StringIO()).writerows([("image", "class"), *((name, "") for name, _ in suggestions)])
     content = table.getvalue().encode(errors="surrogateescape")
     replace_file(Path(config.out), lambda draft: draft.write_bytes(content))
-    source = open_images(config.images)
+    source = open_images(config.images, decoding)
     places = {source.path(index): index for index in range(len(source))}
     cells = []
     for name, reason in suggestions:

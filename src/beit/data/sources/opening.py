@@ -104,7 +104,7 @@ def _require_classes(source: Source, classes: Sequence[str] | None, names: str) 
 def open_images(values: Sequence[str], decoding: Decoding = USUAL) -> FileSource:
     """The image files, and every image in the folders and tar shards that `values` name, in their order, whatever the
     layout."""
-    listings = [list_images(value) for value in values]
+    listings = [list_images(value) for value in ([values] if isinstance(values, str) else values)]
     notes = [note for listing in listings for note in listing.notes]
     return FileSource(Files(listings, notes), decoding).with_remarks()
 

@@ -26,8 +26,6 @@ from beit.tokenizers.objective import logit_laplace_nll, map_pixels
 SAMPLES = 8
 """Draws of the tokens of each image."""
 TERMS = ("elbo_reconstruction", "elbo_reconstruction_sampled", "elbo_prior", "elbo_prior_sampled")
-SPREAD = ("elbo_reconstruction", "elbo_prior")
-"""Terms whose standard deviation over images is reported too, as NAME_std."""
 
 
 class Bound:
@@ -50,7 +48,7 @@ class Bound:
 
     @torch.no_grad()
     def sums(self, images: Tensor, tokens: Tensor, logits: Tensor, predict: Tensor) -> dict[str, Tensor]:
-        """Sums over images (B, 3, H, W), and sums of squares, of each term.
+        """Sums over images (B, 3, H, W) of each term.
 
         tokens: the likeliest, (B, h, w). logits: the model's, (M, V), of the patches in `predict`, bool (B, h, w).
         """
@@ -73,21 +71,16 @@ class Bound:
                 "elbo_reconstruction_sampled": torch.stack(drawn).mean(0),
                 "elbo_prior_sampled": per_image(gain.sum(1)),
             }
-        sums = {name: torch.stack([term.sum(), term.square().sum()]) for name, term in terms.items()}
+        sums = {name: term.sum() for name, term in terms.items()}
         return {"elbo_images": torch.tensor(float(len(images))), **sums}
 
     def figures(self, totals: Mapping[str, Tensor], vocab_size: int) -> dict[str, float]:
-        """Means over images and their spread, from sums that hold those over the predicted patches as well."""
+        """Means over images, from sums that hold those over the predicted patches as well."""
         images = float(totals["elbo_images"])
         figures = {"elbo_prior_uniform": -float(totals["count"]) * math.log(vocab_size) / images}
         if "unigram_loss" in totals:
             figures["elbo_prior_unigram"] = -float(totals["unigram_loss"]) / images
-        for name in filter(totals.__contains__, TERMS):
-            total, squares = totals[name]
-            figures[name] = mean = float(total) / images
-            if name in SPREAD:
-                figures[f"{name}_std"] = math.sqrt(max(float(squares) / images - mean**2, 0.0))
-        return figures
+        return figures | {name: float(totals[name]) / images for name in TERMS if name in totals}
 
     def _draw(self, log_q: Tensor) -> Tensor:
         """Tokens (SAMPLES, B, h, w) from log-probabilities (B, h, w, V)."""

@@ -7,7 +7,6 @@ stands for "no class" there (`reduce_zero_label`), which is never predicted. cla
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,14 +28,13 @@ from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import Inference
 from beit.recipes.predict.output import Reading, Record, name_in_line, write_errors
 from beit.stages.tasks.segmentation import TooLarge, predict_classes
-from beit.untrusted import display
 from beit.visualize.label_maps import overlay
 from beit.visualize.pictures import Color, to_pil
 
 CLASSES_SHOWN = 4
 """Classes that are named for each image."""
 LONGEST_OVERLAY = 65_500
-"""Pixels of the longer side that libjpeg writes."""
+"""Pixels of the longer side that libjpeg writes; larger overlays are made smaller."""
 
 
 class WholeImage(NamedTuple):
@@ -123,7 +121,7 @@ class MapFolder:
         write_map(classes, self._legend, self._folder / "maps" / f"{file}.png")
         if self._overlays:
             image, path = torch.from_numpy(record["picture"]), self._folder / "overlays" / f"{file}.jpg"
-            write_overlay(image, classes, self._legend, path, display(record["image"]))
+            write_overlay(image, classes, self._legend, path)
         show(record)
 
 
@@ -150,13 +148,10 @@ def write_map(classes: Tensor, legend: Legend, path: Path) -> None:
     _write(path, lambda draft: image.save(draft, "PNG"))
 
 
-def write_overlay(image: Tensor, classes: Tensor, legend: Legend, path: Path, name: str) -> None:
-    """uint8 (3, H, W), called `name`, under the colours of its classes; named alone where a JPEG cannot hold it."""
-    if max(classes.shape) > LONGEST_OVERLAY:
-        message = f"no overlay of {name}: a JPEG has at most {LONGEST_OVERLAY:,} px on a side"
-        print(message, file=sys.stderr)
-        return
+def write_overlay(image: Tensor, classes: Tensor, legend: Legend, path: Path) -> None:
+    """uint8 (3, H, W) under the colours of its classes."""
     picture = to_pil(overlay(image, classes, legend.palette))
+    picture.thumbnail((LONGEST_OVERLAY, LONGEST_OVERLAY))
     _write(path, lambda draft: picture.save(draft, "JPEG", quality=90))
 
 

@@ -21,13 +21,16 @@ from beit.config.segment import SegmentConfig
 from beit.config.tokenizer import TokenizerConfig
 from beit.config.use import JourneyConfig
 from beit.data.base import Source, Splits
+from beit.data.label_file import read_label_rows
 from beit.data.label_maps.pairs import IMAGES
 from beit.data.sources.opening import open_splits
 from beit.presets import scratch
+from beit.presets.trials import FEW_IMAGES, RELEASED, prospect
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
 from beit.recipes.segment import segment
 from beit.recipes.tokenizer.run import tokenizer
+from beit.stages.auto.choices import median_side
 from beit.stages.session import Outcome, holdout_of, open_data
 
 RESERVE, BESIDE = 0.03, 10.0
@@ -90,6 +93,23 @@ class Journey(NamedTuple):
     task: str | None
     """`classifier`, `segmenter` or None."""
     folder: Path
+    images: Source | None
+    """Those to train on, with labels where a folder stands for a class."""
+
+    def words(self) -> list[str]:
+        """What to expect, and what to try first."""
+        config, images = self.config, self.images
+        if images is None:
+            return []
+        count, classes = len(images), len(images.classes or ())
+        labels = len(read_label_rows(Path(config.labels))) if config.labels else count
+        labels = min(labels, (config.labels_per_class or count) * classes or count)
+        labels = round(labels * (config.label_share or 1))
+        asked = self.task, count, labels, median_side(images), config.budget_seconds() / 60
+        lines = [f"expect: {prospect(*asked)}"]
+        if config.init is None and count <= FEW_IMAGES:
+            lines.append(f"few images teach an encoder little; a released one is a better start: --init {RELEASED}")
+        return lines
 
     def part(self, name: str, config_type: type[TrainingConfig] | None = None, **values: Any) -> Part:
         """A part with what was said of the journey, and `values` over it."""
@@ -103,7 +123,8 @@ class Journey(NamedTuple):
 
 def begin(config: JourneyConfig, folder: Path) -> Journey:
     """The journey that the images of `config.data` allow. UserError where what is asked for is not for them."""
-    task = _task_of(config) if config.task == "auto" else TASKS[config.task]
+    found, images = _labeled_images(config)
+    task = found if config.task == "auto" else TASKS[config.task]
     few = [name for name in ("label_share", "labels_per_class") if getattr(config, name) is not None]
     if few and task != "classifier":
         raise UserError(
@@ -111,21 +132,22 @@ def begin(config: JourneyConfig, folder: Path) -> Journey:
         )
     if task is None and config.init is not None:
         raise UserError(f"--init {config.init} leaves nothing to train without a task; give --labels, or drop --init")
-    return Journey(config, task, folder)
+    return Journey(config, task, folder, images)
 
 
-def _task_of(config: JourneyConfig) -> str | None:
-    """What the images have labels for."""
+def _labeled_images(config: JourneyConfig) -> tuple[str | None, Source | None]:
+    """What the images have labels for, and those to train on."""
     opened = open_data(config, open_splits, holdout_of(config))
+    images = opened.get("train")
     if any(source.key(0).startswith(IMAGES) for source in opened.values() if len(source)):
-        return "segmenter"
+        return "segmenter", images
     if config.labels is not None:
-        return "classifier"
+        return "classifier", images
     try:
         labeled: Splits[Source] = open_data(config, partial(open_splits, labeled=True), holdout_of(config))
-        return "classifier" if len(labeled["train"].classes or ()) > 1 else None
+        return ("classifier", labeled["train"]) if len(labeled["train"].classes or ()) > 1 else (None, images)
     except UserError:
-        return None
+        return None, images
 
 
 def planned(config: JourneyConfig) -> list[Part]:

@@ -51,7 +51,7 @@ def train(config: TrainConfig, *, dry_run: bool = False, overwrite: bool = False
     if parts is None:
         chosen = planned(config) if dry_run else choose_parts(journey, overwrite=overwrite)
         parts, budget, made = stored(chosen), config.budget, "tokenizer"
-        for line in in_words(chosen):
+        for line in [*in_words(chosen), *journey.words()]:
             console.say(line)
     config = dataclasses.replace(config, parts=parts)
     steps = restored(journey, parts)
