@@ -12,6 +12,7 @@ from beit.config.probe import ProbeConfig
 from beit.config.run import TrainingConfig
 from beit.config.segment import SegmentConfig
 from beit.presets import configure
+from beit.presets.trials import prospect
 
 # ------------------------------------------------------------------------------------------------------------
 # `beit finetune`
@@ -176,3 +177,11 @@ def test_a_preset_is_what_was_published(
     # Its rate is meant for its batch, but for the released probe, whose 256 images are those of one GPU.
     factor = 4 if (config_type, name) == (ProbeConfig, "released") else 1
     assert config.scaled(config.lr) == pytest.approx(factor * config.lr)
+
+
+def test_what_to_expect_is_what_was_measured_and_nothing_else() -> None:
+    assert prospect("classifier", 1_422, 201, 224, 60).startswith("58.2 to 61.4 % right answers")
+    assert prospect("segmenter", 1_000, 400, 480, 60).startswith("34.5 to 34.6 % mean IoU")
+    assert prospect("classifier", 47_500, 4_750, 32, 20).startswith("53.3 to 54.3 %")
+    for task, images in (("classifier", 300), ("segmenter", 100_000), (None, 1_422)):
+        assert prospect(task, images, 201, 224, 60).startswith("not known")

@@ -34,6 +34,7 @@ from beit.recipes.evaluate.run import evaluate as evaluate
 from beit.recipes.finetune import finetune as finetune
 from beit.recipes.info import info as info
 from beit.recipes.plan import plan as plan
+from beit.recipes.predict.given import Prediction as Prediction
 from beit.recipes.predict.run import predict as predict
 from beit.recipes.predict.run import predictions as predictions
 from beit.recipes.pretrain import pretrain as pretrain
@@ -43,5 +44,6 @@ from beit.recipes.segment import segment as segment
 from beit.recipes.suggest import suggest as suggest
 from beit.recipes.tokenizer.run import tokenizer as tokenizer
 from beit.recipes.train.run import train as train
+from beit.stages.session import Outcome as Outcome
 from beit.tokenizers.base import VisualTokenizer as VisualTokenizer
 from beit.tokenizers.dvae import DiscreteVAE as DiscreteVAE

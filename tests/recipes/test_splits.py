@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from beit.atomic import remove
 from beit.config.errors import UserError
 from beit.config.use import CheckConfig, EvaluateConfig
 from beit.data.base import Source
-from beit.data.label_maps.pairs import PairSource
+from beit.data.label_maps.pairs import PairSource, open_pairs
 from beit.data.sources import named
 from beit.data.sources.holdout import Holdout
 from beit.data.sources.listing import list_data
@@ -28,7 +29,6 @@ from beit.recipes.evaluate.run import evaluate
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
 from beit.recipes.probe import probe
-from beit.recipes.segment import open_label_maps
 from beit.recipes.tokenizer.run import tokenizer
 from beit.stages.session import open_images
 from beit.training.run.directory import LAYOUT
@@ -207,7 +207,8 @@ def test_equal_bytes_with_label_maps(regions: Path, tmp_path: Path) -> None:
     shutil.copytree(regions, root)
     for folder, suffix in (("images", "jpg"), ("annotations", "png")):
         shutil.copy(root / folder / f"validation/3.{suffix}", root / folder / f"training/copy.{suffix}")
-    images = open_label_maps(segment_config(root, tmp_path / "none"))
+    config = segment_config(root, tmp_path / "none")
+    images = open_images(config, partial(open_pairs, reduce_zero_label=config.reduce_zero_label))
     assert isinstance(images.train, PairSource) and len(images.train) == 16
     assert "images/training/copy.jpg" not in key_set(images.train)
     assert images.train.label(0).shape == images.train.image(0).shape[1:]

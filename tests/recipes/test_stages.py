@@ -21,6 +21,7 @@ import beit
 from beit.config.errors import UserError
 from beit.config.files import to_yaml
 from beit.config.pretrain import PretrainConfig
+from beit.config.tokenizer import TokenizerConfig
 from beit.config.use import InfoConfig
 from beit.presets import configure
 from beit.recipes.finetune import finetune
@@ -28,6 +29,7 @@ from beit.recipes.info import info
 from beit.recipes.pretrain import pretrain
 from beit.recipes.probe import probe
 from beit.recipes.tokenizer.run import tokenizer
+from beit.stages.auto.rehearsal import Pace
 
 pytestmark = pytest.mark.slow
 
@@ -310,3 +312,14 @@ def test_damage_that_a_start_has_met_is_counted_at_the_end_of_the_next(images: P
     pretrain(config)
     again = log(tmp_path / "run")[len(met) :]
     assert again.count("skipped") == 1 and "damaged files skipped: 1\n" in again
+
+
+def test_a_run_that_nobody_waits_for_has_to_be_meant(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("beit.stages.train.measure", lambda *arguments, **options: Pace(1e5, 1.0, 0.0))
+    config = TokenizerConfig(data=str(images), out=str(tmp_path / "run"), preset="tiny", workers=0)
+    with pytest.raises(UserError, match=r"about .* on this machine; --budget 1h .* --steps \d+ says that"):
+        tokenizer(config)
+    assert not (tmp_path / "run").exists()
+    assert tokenizer(config, dry_run=True).seconds > 1e6  # which only says so

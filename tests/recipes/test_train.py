@@ -132,6 +132,7 @@ def test_a_plan_says_what_train_would_do_and_writes_nothing(
     text = capsys.readouterr().out
     command = next(line for line in text.splitlines() if line.startswith("next: beit train"))
     assert "--labels-per-class 5" in command and "--no-scratch" in command and "--budget 20m" in command
+    assert "expect: not known" in text and "--init beit_base_patch16_224_pt22k" in text
     assert "classifier" in text and "scratch" not in text.replace("--no-scratch", "")
     assert not any(tmp_path.iterdir())
 

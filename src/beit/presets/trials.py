@@ -46,15 +46,13 @@ TRIALS = (
 """On small CPUs: CIFAR-10 of ten classes, flowers of five, CamVid with eleven."""
 FEW_IMAGES = 5_000
 """Up to so many images a released encoder is the first advice."""
-RELEASED = "beit_base_patch16_224_pt22k"
 
 
 def prospect(task: str | None, images: int, labels: int, side: float, minutes: float) -> str:
     """What a journey may come to: the scores of those whose numbers are within half and twice of these."""
     ours = images, labels, side, minutes
-    alike = [
-        x for x in TRIALS if x.task == task and all(0.5 <= a / b <= 2 for a, b in zip(ours, x[1:5], strict=True))
-    ]
+    made = [trial for trial in TRIALS if trial.task == task]
+    alike = [x for x in made if all(0.5 <= a / b <= 2 for a, b in zip(ours, x[1:5], strict=True))]
     if not alike:
         return "not known: no journey like it was measured"
     score = "mean IoU" if task == "segmenter" else "right answers"

@@ -43,9 +43,6 @@ from beit.tokenizers.base import VisualTokenizer
 from beit.training.method import Evaluation, Learner, Method, Noise, Notes, Product, StepOutput
 from beit.visualize.masked import draw_pixels, draw_tokens
 
-LEAST_HIDDEN = 0.6
-"""Share of hidden patches below which an encoder that sees the others alone gains little time."""
-
 
 def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool = False) -> Outcome:
     """Pre-train an encoder on the images of `config.data`, without labels; the run directory is `config.out`."""
@@ -176,8 +173,6 @@ def notes(config: PretrainConfig, model: MaskedImageModel, about: str) -> Notes:
         hidden, depth, width = model.num_masked or 0, model.decoder_depth, model.decoder_width
         seen = f"the encoder sees {patches - hidden} of {patches} patches"
         lines.append(f"{seen}; a decoder {depth} deep and {width} wide predicts the others")
-        if hidden < LEAST_HIDDEN * patches:
-            lines.append("with so few hidden it gains little time: try --num-masked 75%, or --encoder-sees all")
     return Notes(
         about=lines,
         next_command=f"beit finetune --data ... --init {config.out} --out ...",

@@ -26,7 +26,7 @@ from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import Inference
 from beit.stages.auto.choices import settle
 from beit.stages.scores.yardsticks import beside_segmenter
-from beit.stages.session import Feed, Images, Outcome, finished, open_images, open_session
+from beit.stages.session import Feed, Outcome, finished, open_images, open_session
 from beit.stages.start.encoder import encoder_facts, rates
 from beit.stages.start.heads import starting_segmenter
 from beit.stages.tasks.segmentation import evaluate_batch, predict_classes, require_memory_for_all
@@ -44,7 +44,8 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
     if session is None:
         return finished(config)
     config = session.config
-    images = open_label_maps(config)
+    opener = partial(open_pairs, reduce_zero_label=config.reduce_zero_label, class_table=config.classes)
+    images = open_images(config, opener)
     session, config = settle(session, images)
     source, held_back = cast(PairSource, images.train), cast(PairSource, images.held_back)
     model, about = starting_segmenter(config, source.classes)
@@ -87,12 +88,6 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
         ),
     )
     return train(session, method, feed)
-
-
-def open_label_maps(config: SegmentConfig) -> Images:
-    """The images of `config.data` with their label maps."""
-    opener = partial(open_pairs, reduce_zero_label=config.reduce_zero_label, class_table=config.classes)
-    return open_images(config, opener)
 
 
 def evaluation_of(inference: Inference, source: PairSource) -> tuple[Evaluation, Callable[[], Mapping[str, Any]]]:

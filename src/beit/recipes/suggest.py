@@ -54,8 +54,10 @@ def suggest(config: SuggestConfig) -> list[Suggestion]:
     names = [record["image"] for record in records]
     chosen: dict[str, str] = {}
     if describe(config.model)["kind"] == "classifier":
-        labels = predictions(PredictConfig(model=config.model, **shared))
-        sure = {record["image"]: _margin(record["top"]) for record in labels}
+        sure, labels = dict[str, float](), predictions(PredictConfig(model=config.model, **shared))
+        for record in labels:
+            first, second, *_ = [*(entry["probability"] for entry in record["top"]), 0.0]
+            sure[record["image"]] = first - second
         for name in sorted(names, key=sure.__getitem__)[: config.number // 2]:
             chosen[name] = f"unsure: the two likeliest classes are {sure[name]:.1%} apart"
     rest = torch.from_numpy(np.stack([record["mean"] for record in records]))
@@ -84,11 +86,6 @@ def _endings(name: str) -> set[str]:
     """What a file of labels may call an image: its path, from any folder on."""
     folders = name.split("/")
     return {"/".join(folders[start:]) for start in range(len(folders))}
-
-
-def _margin(top: Sequence[dict[str, float]]) -> float:
-    """How far apart the probabilities of the two likeliest classes are."""
-    return top[0]["probability"] - (top[1]["probability"] if top[1:] else 0.0)
 
 
 def _write(suggestions: Sequence[Suggestion], config: SuggestConfig, decoding: Decoding) -> None:

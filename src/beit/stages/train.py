@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.checkpoints.store import save_model
-from beit.config.errors import Interrupted, RunFailed
+from beit.config.errors import Interrupted, RunFailed, UserError
 from beit.data.base import Source
 from beit.data.loaders import Loader, View, evaluation_batches
 from beit.data.sources.subsets import Subset, spread
@@ -40,6 +40,8 @@ PICTURES = 8
 """Images in a drawing."""
 REHEARSAL, LONGEST_REHEARSAL = 0.05, 5.0
 """The steps of a rehearsal take this share of the budget, and so many seconds at most."""
+MEANT, LENGTHS = 30 * 86_400.0, {"steps", "epochs", "budget"}
+"""Seconds from which on a run has to be meant: one of these was typed."""
 FEW, FEWEST = 8, 10
 """Images of a pass that tell whether a step takes seconds, and the steps of the shortest run that is rehearsed."""
 
@@ -69,6 +71,11 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
         announce(session, method, feed, plan, machine.precision)
         console.say("dry run: nothing was written")
         return Outcome(config, seconds=session.expected_seconds(plan))
+    if (seconds := session.expected_seconds(plan) or 0.0) > MEANT and not LENGTHS & config.typed.keys():
+        raise UserError(
+            f"this run would take about {duration(seconds)} on this machine; --budget 1h makes one that fits it, and "
+            f"--steps {plan.steps} says that so long a one is meant"
+        )
     facts = {"images": feed.images.fingerprint, **method.product.facts}
     if method.product.tokenizer_hash is not None:
         facts["tokenizer"] = method.product.tokenizer_hash

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from beit.checkpoints.store import encoder_of, kind_of, load_model
 from beit.config.errors import RunFailed, UserError, given_by, require
 from beit.config.use import PredictConfig
+from beit.config.values import flag_of
 from beit.data.batches import ImageBatch
 from beit.data.sources.files import FileSource
 from beit.data.sources.opening import open_images
@@ -31,12 +32,6 @@ from beit.stages.batches import each_batch, report_skipped
 from beit.stages.inference import classifier_view, open_machine_alone, print_notes, require_writable_file
 from beit.stages.session import decoding_of
 from beit.tokenizers.base import VisualTokenizer
-
-
-@overload
-def predict(model: PredictConfig) -> int: ...
-@overload
-def predict(model: nn.Module | str | Path, images: Any, **options: Any) -> Prediction | list[Prediction]: ...
 
 
 def predict(
@@ -141,12 +136,9 @@ def reading_of(model: nn.Module, config: PredictConfig) -> Reading:
         reading = Reading("tokens", (".jsonl", ".npz"), view, lambda batch: {"tokens": model.encode(batch.image)})
     else:
         raise UserError(f"{config.model} is a {kind_of(model)} model, which beit predict cannot use")
-    if config.window is not None and reading.noun != "label maps":
-        raise UserError(f"--window is for segmenters, and {config.model} is none; drop it")
-    if config.features and reading.noun != "features":
-        raise UserError(f"--features: {config.model} has no encoder; drop it")
-    if config.layer is not None and reading.noun != "features":
-        raise UserError(f"--layer is for features, and {config.model} gives {reading.noun}; drop it")
+    for name, noun in (("window", "label maps"), ("features", "features"), ("layer", "features")):
+        if getattr(config, name) not in (None, False) and reading.noun != noun:
+            raise UserError(f"{flag_of(name)} is for {noun}, and {config.model} gives {reading.noun}; drop it")
     return reading
 
 

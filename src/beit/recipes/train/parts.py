@@ -20,12 +20,12 @@ from beit.config.run import TrainingConfig
 from beit.config.segment import SegmentConfig
 from beit.config.tokenizer import TokenizerConfig
 from beit.config.use import JourneyConfig
-from beit.data.base import Source, Splits
+from beit.data.base import Source
 from beit.data.label_file import read_label_rows
 from beit.data.label_maps.pairs import IMAGES
 from beit.data.sources.opening import open_splits
 from beit.presets import scratch
-from beit.presets.trials import FEW_IMAGES, RELEASED, prospect
+from beit.presets.trials import FEW_IMAGES, prospect
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
 from beit.recipes.segment import segment
@@ -79,12 +79,6 @@ class Part(NamedTuple):
             outcome = self.run(dry_run=True)
         return Part(self.name, outcome.config, outcome.seconds or 0.0)
 
-    def make(self, *, overwrite: bool) -> Part:
-        """The same of a part that no rehearsal tells anything of: it is run."""
-        began = time.monotonic()
-        outcome = self.run(overwrite=overwrite)
-        return Part(self.name, outcome.config, time.monotonic() - began)
-
 
 class Journey(NamedTuple):
     """What a journey is made for, and where."""
@@ -93,14 +87,12 @@ class Journey(NamedTuple):
     task: str | None
     """`classifier`, `segmenter` or None."""
     folder: Path
-    images: Source | None
+    images: Source
     """Those to train on, with labels where a folder stands for a class."""
 
     def words(self) -> list[str]:
         """What to expect, and what to try first."""
         config, images = self.config, self.images
-        if images is None:
-            return []
         count, classes = len(images), len(images.classes or ())
         labels = len(read_label_rows(Path(config.labels))) if config.labels else count
         labels = min(labels, (config.labels_per_class or count) * classes or count)
@@ -108,7 +100,7 @@ class Journey(NamedTuple):
         asked = self.task, count, labels, median_side(images), config.budget_seconds() / 60
         lines = [f"expect: {prospect(*asked)}"]
         if config.init is None and count <= FEW_IMAGES:
-            lines.append(f"few images teach an encoder little; a released one is a better start: --init {RELEASED}")
+            lines.append("few images teach little; try a released encoder first: --init beit_base_patch16_224_pt22k")
         return lines
 
     def part(self, name: str, config_type: type[TrainingConfig] | None = None, **values: Any) -> Part:
@@ -135,19 +127,18 @@ def begin(config: JourneyConfig, folder: Path) -> Journey:
     return Journey(config, task, folder, images)
 
 
-def _labeled_images(config: JourneyConfig) -> tuple[str | None, Source | None]:
+def _labeled_images(config: JourneyConfig) -> tuple[str | None, Source]:
     """What the images have labels for, and those to train on."""
     opened = open_data(config, open_splits, holdout_of(config))
-    images = opened.get("train")
+    images = opened["train" if "train" in opened else next(iter(opened))]
     if any(source.key(0).startswith(IMAGES) for source in opened.values() if len(source)):
         return "segmenter", images
-    if config.labels is not None:
-        return "classifier", images
-    try:
-        labeled: Splits[Source] = open_data(config, partial(open_splits, labeled=True), holdout_of(config))
-        return ("classifier", labeled["train"]) if len(labeled["train"].classes or ()) > 1 else (None, images)
-    except UserError:
-        return None, images
+    if config.labels is None:
+        with contextlib.suppress(UserError):
+            labeled = open_data(config, partial(open_splits, labeled=True), holdout_of(config))["train"]
+            if len(labeled.classes or ()) > 1:
+                return "classifier", labeled
+    return (None if config.labels is None else "classifier"), images
 
 
 def planned(config: JourneyConfig) -> list[Part]:
@@ -172,7 +163,8 @@ def choose_parts(journey: Journey, *, overwrite: bool = False) -> list[Part]:
     if config.init is not None:
         assert task is not None, "an encoder that is given and taught nothing is no journey"
         return [plan(task, left())]
-    tokens = journey.part("tokenizer").make(overwrite=overwrite)
+    began, tokens = time.monotonic(), journey.part("tokenizer")
+    tokens = tokens._replace(config=tokens.run(overwrite=overwrite).config, seconds=time.monotonic() - began)
     if task is None:
         return [tokens, plan("pretrain", left())]
     unit = left() / (share + (1 - share) * trainings)

@@ -1,0 +1,61 @@
+"""`beit.predict(model, images)`: images as a program has them, in any form, and what a model says of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import beit
+from beit.config.errors import UserError
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "red.png"
+    Image.new("RGB", (48, 37), (210, 50, 50)).save(path)
+    return path
+
+
+def test_an_image_is_the_same_in_any_form(probed: Path, photo: Path) -> None:
+    model, pixels = beit.load_model(probed), np.array(Image.open(photo))
+    assert model.classes == ("blue", "green", "red")
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    forms: list[Any] = [photo, str(photo), Image.open(photo), pixels, pixels / 255, tensor, tensor / 255]
+    found = [beit.predict(model, form) for form in forms]
+    assert all(isinstance(one, beit.Prediction) and one.label == "red" for one in found)
+    assert {one.probabilities == found[0].probabilities for one in found} == {True}  # type: ignore[union-attr]
+    assert found[0].image == str(photo) and found[2].image is None  # type: ignore[union-attr]
+    many = beit.predict(probed, [photo, pixels, *torch.stack([tensor, tensor])])
+    assert isinstance(many, list) and [one.label for one in many] == ["red"] * 4
+    assert [one.label for one in beit.predict(model, photo.parent)] == ["red"]  # type: ignore[union-attr]
+    assert sum(many[0].probabilities.values()) == pytest.approx(1, abs=1e-4)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((3, 40, 40), np.uint8), np.zeros((40, 40, 3), np.int64), np.full((40, 40, 3), 255.0)]
+)
+def test_what_is_no_image_is_refused(image: Any, probed: Path) -> None:
+    with pytest.raises(UserError, match="give "):
+        beit.predict(probed, image)
+
+
+def test_a_map_is_that_of_the_command(segmenter: Path, regions: Path) -> None:
+    file = regions / "images/validation/0.jpg"
+    one = beit.predict(segmenter, file)
+    config = beit.PredictConfig(images=str(file), model=segmenter, workers=0, precision="float32")  # type: ignore[arg-type]
+    [record] = beit.predictions(config)
+    assert isinstance(one, beit.Prediction) and one.classes == record["classes"]
+    assert np.array_equal(np.asarray(one.label_map), record["label_map"])
+
+
+def test_paths_are_text_in_every_configuration(tmp_path: Path) -> None:
+    config = beit.PretrainConfig(data=(tmp_path, "x"), tokenizer=tmp_path, out=tmp_path / "run")  # type: ignore[arg-type]
+    assert config.sources == (str(tmp_path), "x") and config.tokenizer == str(tmp_path)
+    assert beit.CheckConfig(data=tmp_path).sources == (str(tmp_path),)  # type: ignore[arg-type]
