@@ -168,7 +168,8 @@ class TrainingConfig(DevicesConfig, DataConfig):
     """How the learning rate follows the batch size away from `lr_batch_size`."""
     schedule: Literal["decay", "constant"] = "decay"
     """decay: the learning rate falls from its peak on, along half a cosine (segmentation: a polynomial); constant: in
-    the last tenth of the run alone. The state before that is kept, from which `extend_to` goes on without a seam."""
+    the last tenth of the run alone, whatever `lr_steps` is. The state before that is kept, from which `extend_to`
+    goes on without a seam."""
     min_lr: NonNegativeFloat = 1e-5
     """Learning rate at the end of the run, scaled like `lr`."""
     lr_steps: PositiveInt | PositiveFloat = 1.0
