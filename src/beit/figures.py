@@ -40,13 +40,10 @@ class Figure:
     """Plain words for a reader who does not know the method."""
     style: Literal["number", "percent", "count"] = "number"
     """`percent` figures are stored as shares in [0, 1]."""
-    better: Literal["lower", "higher"] | None = None
     references: tuple[str, ...] = ()
     """Figures that are drawn with this one, and never alone."""
     group: Literal["result", "process"] = "result"
     """`process`: says how the training went rather than what came of it."""
-    log_scale: bool = False
-    """Drawn on a logarithmic axis when its values span far."""
 
     def phrase(self, value: float) -> str:
         """Name and value for a line of plain text."""
@@ -73,11 +70,11 @@ class Figure:
 
 def _score(name: str, title: str, meaning: str) -> Figure:
     """A figure from 0 to 1, the higher the better, among what needs no network."""
-    return Figure(name, title, meaning, "percent", "higher", tuple(f"{rival}_{name}" for rival in RIVALS))
+    return Figure(name, title, meaning, "percent", tuple(f"{rival}_{name}" for rival in RIVALS))
 
 
 _TABLE = (
-    Figure("loss", "Loss", "What training makes smaller.", better="lower"),
+    Figure("loss", "Loss", "What training makes smaller."),
     Figure("unigram_loss", "Baseline: token frequencies", "The loss of guessing from how frequent tokens are."),
     Figure("position_unigram_loss", "Baseline: frequencies by position", "The same at each place of the grid."),
     Figure(
@@ -104,7 +101,6 @@ _TABLE = (
         "Top-1 accuracy by k-NN",
         "Share of images that the nearest training images name right, on the best layer.",
         "percent",
-        "higher",
         references=("knn_last_block", "knn_chance"),
     ),
     Figure("knn_last_block", "On the last block", style="percent"),
@@ -114,7 +110,6 @@ _TABLE = (
         "effective_rank",
         "Effective rank",
         "How many dimensions the features of the last block fill. Near 1 all images look alike to the encoder.",
-        better="higher",
         references=("effective_rank_ceiling",),
     ),
     Figure("effective_rank_ceiling", "Ceiling: images or width", "The rank cannot be higher."),
@@ -127,14 +122,9 @@ _TABLE = (
     ),
     Figure("class_agreement_chance", "Baseline: the commonest class", style="percent"),
     _score("mean_class_accuracy", "Mean accuracy of a class", "Every class counts the same."),
-    Figure(
-        "elbo_reconstruction",
-        "Bound: reconstruction",
-        "log p(image | its likeliest tokens).",
-        better="higher",
-    ),
+    Figure("elbo_reconstruction", "Bound: reconstruction", "log p(image | its likeliest tokens)."),
     Figure("elbo_reconstruction_sampled", "Bound: reconstruction from drawn tokens", "The mean of 8 draws."),
-    Figure("elbo_prior", "Bound: prior", "log p(likeliest tokens | what the encoder sees).", better="higher"),
+    Figure("elbo_prior", "Bound: prior", "log p(likeliest tokens | what the encoder sees)."),
     Figure("elbo_prior_sampled", "Bound: prior of drawn tokens", "Minus the divergence from the tokenizer's."),
     Figure("elbo_prior_unigram", "Bound: prior of token frequencies", "What guessing by frequency gives."),
     Figure("elbo_prior_uniform", "Bound: prior of knowing nothing", "What even guessing gives."),
@@ -146,7 +136,6 @@ _TABLE = (
         "reconstruction_mae",
         "Reconstruction error",
         "Mean absolute difference between an image and its reconstruction from tokens, with pixels in [0, 1].",
-        better="lower",
         references=("cell_mean_mae",),
     ),
     Figure("cell_mean_mae", "Baseline: mean colour of each cell", "Each token's square in its mean colour."),
@@ -154,7 +143,6 @@ _TABLE = (
         "nll",
         "Misfit of the pixels",
         "Negative log-likelihood of a pixel value under the decoder, in nats; below zero once the decoder is sure.",
-        better="lower",
     ),
     Figure(
         "perplexity",
@@ -180,7 +168,7 @@ _TABLE = (
     Figure("lr", "Learning rate", group="process"),
     Figure("temperature", "Gumbel-softmax temperature", group="process"),
     Figure("kl_weight", "Weight of the distance from even use", group="process"),
-    Figure("grad_norm", "Gradient norm", group="process", log_scale=True),
+    Figure("grad_norm", "Gradient norm", group="process"),
     Figure("images_per_second", "Images per second", group="process"),
     Figure("data_wait", "Share of time waiting for data", style="percent", group="process"),
     Figure("mfu", "Share of the machine's rate of matrix products", style="percent", group="process"),
@@ -191,7 +179,6 @@ MASKED_TOKEN_LOSS = Figure(
     "Masked-token loss",
     "The surprise, in nats, at the true token of a hidden patch. Knowing nothing costs ln V; the baselines know "
     "only frequencies or the nearest visible patch. A model that is under all of them has learned to use context.",
-    better="lower",
     references=BASELINES,
 )
 

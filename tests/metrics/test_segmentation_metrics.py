@@ -38,7 +38,9 @@ def test_classes_that_never_occur_count_for_nothing() -> None:
     # Class 2 is only predicted: its overlap is 0. Class 3 is neither there nor predicted where it counts.
     assert figures["miou"] == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert figures["macc"] == pytest.approx((2 / 3 + 1) / 2) and figures["aacc"] == pytest.approx(3 / 4)
-    classes = by_class(table, ["a", "b", "c", "d"])
+    found = by_class(table, ["a", "b", "c", "d"])
+    classes = found["classes"]
+    assert found["confusion"] == {"a": {"a": 2, "c": 1}, "b": {"b": 1}, "c": {}, "d": {}}
     assert classes["c"] == {"iou": 0.0, "accuracy": None, "share": 0.0}
     assert classes["d"]["iou"] is None and classes["a"]["share"] == pytest.approx(3 / 4)
 

@@ -142,7 +142,7 @@ def test_a_run_inside_its_data_goes_on(images: Path, tmp_path: Path, monkeypatch
     inside = tokenizer_config(Path("."), Path("runs/tok"))
     with stopped_in_step(3):
         tokenizer(inside)
-    assert list(Path("runs/tok/samples").glob("*.png"))
+    assert list(Path("runs/tok/samples").glob("*.webp"))
     tokenizer(inside)
     tokenizer(tokenizer_config(Path("."), tmp_path / "elsewhere"))
     assert same_weights(Path("runs/tok"), tmp_path / "elsewhere")

@@ -67,7 +67,7 @@ def test_a_kind_is_saved_judged_and_used(
     assert (run / "model-best").exists() == (kind in ("dvae", "fsq"))  # a codebook is judged once
     assert describe(run)["weights_sha256"] == weights_sha256(model)
     assert results["steps"] == (4 if kind == "fsq" else 0)
-    assert list((run / "samples").glob("*.png"))
+    assert list((run / "samples").glob("*.webp"))
     log = (run / "log.txt").read_text()
     following = f"next: beit pretrain --data {colours} --tokenizer {run} --out {run.parent / 'pretrain'}\n"
     collapsed = kind == "fsq"  # in four steps

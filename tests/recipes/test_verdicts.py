@@ -24,11 +24,13 @@ from beit.metrics.intervals import wilson
 from beit.recipes.evaluate.run import evaluate
 from beit.recipes.finetune import finetune
 from beit.recipes.report import report
+from beit.stages import announcement
+from beit.stages.judgement import mistakes
 from beit.stages.scores.yardsticks import beside_classifier, beside_segmenter
 from beit.stages.session import Images
 from beit.training.run.record import read_run
 from beit.training.signals import StopSignals
-from beit.verdicts.comparison import read_judged
+from beit.verdicts.comparison import Judged, read_judged
 
 pytestmark = pytest.mark.slow
 
@@ -58,10 +60,41 @@ def test_what_is_kept_of_each_image_is_what_the_model_says(run: Path, colours: P
     judged = read_judged(read_run(run))
     assert judged is not None and judged.score == "top1"
     assert judged.rows[:, 0].tolist() == right.tolist() and judged.rows[:, 1].tolist() == [1] * 21
+    answers = beit.load_model(run)(images).softmax(1)
+    assert judged.rows[:, 3].tolist() == answers.argmax(1).tolist()
+    assert judged.rows[:, 4] / 1e6 == pytest.approx(answers.amax(1).detach().numpy(), abs=1e-2)
+    confusion = results(run)["confusion"]
+    assert sum(confusion[name].get(name, 0) for name in confusion) == right.sum()
+    assert {name: entry["images"] for name, entry in results(run)["classes"].items()} == dict.fromkeys(confusion, 7)
+    assert [path.stem for path in (run / "samples").glob("*mistakes*")] == ["step-000004-mistakes"]
     interval = results(run)["interval"]
     # Seven images of a colour are one group: 00 to 06.
     assert (interval["figure"], interval["images"], interval["units"]) == ("eval/top1", 21, 3)
     assert 0 <= interval["low"] <= right.double().mean() <= interval["high"] <= 1
+
+
+def test_the_surest_mistakes_and_the_worst_maps_come_first() -> None:
+    rows = np.array([[1, 1, 0, 0, 990_000], [0, 1, 0, 1, 400_000], [0, 1, 1, 0, 900_000]])
+    judged = Judged("top1", np.arange(3, dtype=np.uint64), np.arange(3), rows)
+    assert mistakes(judged, ["cat", "dog"]) == [(2, "cat 90 %, is dog"), (1, "dog 40 %, is cat")]
+    rows = np.array([[5, 4, 6, 4, 5, 5], [1, 2, 6, 4, 9, 1]])  # of two classes: both, true, predicted
+    judged = Judged("miou", np.arange(2, dtype=np.uint64), np.arange(2), rows)
+    words = "mean intersection over union"  # (1/14 + 2/3) / 2 and (5/6 + 4/5) / 2
+    assert mistakes(judged, ["road", "sky"]) == [(1, f"{words} 36.9 %"), (0, f"{words} 81.7 %")]
+    rows = np.array([[1, 1, 2], [2, 2, 2], [0, 1, 1]])  # of several classes: both, named, true
+    judged = Judged("f1", np.arange(3, dtype=np.uint64), np.arange(3), rows)
+    assert [row for row, _ in mistakes(judged, ["a", "b"])] == [2, 0]
+
+
+def test_a_run_has_its_page_while_it_goes_on(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(announcement, "PAGE_EVERY", 0.0)
+    with stopped_in_step(4):
+        finetune(finetune_config(colours, tmp_path / "run", evaluations=3, **PLAIN))
+    page = tmp_path / "run" / "report.html"
+    assert "Still running" in page.read_text()
+    finetune(finetune_config(colours, tmp_path / "run", evaluations=3, **PLAIN))
+    assert "Still running" not in page.read_text()
+    assert f"open {page} in a browser" in log(tmp_path / "run")
 
 
 def test_the_run_ends_with_its_verdict(run: Path) -> None:
@@ -92,7 +125,7 @@ def test_evaluate_and_report_say_it_too(
     page = report(ReportConfig(runs=(str(run), str(other)), out=str(tmp_path / "page.html")))
     line = capsys.readouterr().out.partition("\n")[0]
     assert "on the same 21 images" in line and "seeds of this recipe differ: not known" in line
-    assert line in page.read_text()
+    assert line in page.read_text().replace("\u00a0", " ")
 
 
 def test_the_commonest_class_of_each_place_is_named(regions: Path) -> None:

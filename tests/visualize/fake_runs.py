@@ -118,10 +118,15 @@ def fake_run(
             "images": steps * 64,
             "parameters": 5_526_144,
         }
+        if verb == "finetune":
+            results["interval"] = {"figure": "eval/top1", "low": 0.8, "high": 0.9, "images": 200, "units": 200}
+            results["classes"] = {"a": {"images": 150, "top1": 0.9}, "b": {"images": 50, "top1": 0.8}}
+            results["confusion"] = {"a": {"a": 135, "b": 15}, "b": {"a": 10, "b": 40}}
+            results["next"] = "beit predict --model classifier IMAGE..."
         (folder / "results.json").write_text(json.dumps(results))
     if pictures:
         for step in (reached // 4, reached // 2, reached):
-            save_picture(fake_sheet(verb, step / steps), folder / "samples" / f"step-{step:06d}-{KINDS[verb]}.png")
+            save_picture(fake_sheet(verb, step / steps), folder / "samples" / f"step-{step:06d}-{KINDS[verb]}.webp")
     return folder
 
 

@@ -68,7 +68,7 @@ def test_a_sheet_shows_whatever_it_is_given(sizes: list[tuple[int, int]], column
 
 def test_a_sheet_puts_pictures_in_rows_and_columns() -> None:
     batch = images(2, side=64)
-    sheet = np.asarray(pictures.contact_sheet({"image": batch, "soft": list(blurred(batch, 8))}, cell=192))
+    sheet = np.asarray(pictures.contact_sheet({"image": batch, "soft": list(blurred(batch, 8))}))
     left, step = pictures.MARGIN, 192 + pictures.GAP
     top = sheet.shape[0] - pictures.MARGIN - 192
     pixels = sheet[top : top + 192, left : left + 192][1::3, 1::3]
@@ -81,25 +81,22 @@ def test_a_sheet_puts_pictures_in_rows_and_columns() -> None:
         pictures.contact_sheet({})
 
 
-def test_pictures_are_saved_as_the_smaller_kind_and_leave_nothing_else(tmp_path: Path) -> None:
-    photo = pictures.to_pil(images(1, side=200)[0])
-    flat = Image.new("RGB", (200, 200), "white")
-    path = tmp_path / "samples" / "step-000010-masked.png"
-    assert pictures.save_picture(photo, path).suffix == ".jpg"
-    written = pictures.save_picture(flat, path)
-    assert written == path
-    assert [file.name for file in path.parent.iterdir()] == [path.name], "the picture of the same step was replaced"
-    with Image.open(written) as picture:
-        assert picture.size == (200, 200)
+def test_a_picture_is_saved_whole_in_the_place_of_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "samples" / "step-000010-masked.webp"
+    for picture in (pictures.to_pil(images(1, side=100)[0]), Image.new("RGB", (200, 200), "white")):
+        pictures.save_picture(picture, path)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    with Image.open(path) as written:
+        assert written.size == (200, 200) and written.getpixel((99, 99)) == (255, 255, 255)
 
 
 def test_a_captioned_grid_holds_every_image_and_marks_mistakes() -> None:
     captions = [(f"class {index}", index != 2) for index in range(5)]
-    grid = np.asarray(pictures.captioned_grid(images(5, side=32), captions, columns=3, cell=96))
-    left, top, step = pictures.MARGIN, pictures.MARGIN, 96 + pictures.GAP
-    for column in range(3):
-        part = grid[top : top + 96, left + column * step : left + column * step + 96]
-        assert np.array_equal(part, pictures.to_pil(images(5, side=32)[column]).resize((96, 96), 0))
-    assert grid.shape[1] == 2 * left + 3 * step - pictures.GAP
+    grid = np.asarray(pictures.captioned_grid(images(5, side=64), captions))
+    left, top, step = pictures.MARGIN, pictures.MARGIN, pictures.CELL + pictures.GAP
+    for column in range(4):
+        part = grid[top : top + 192, left + column * step : left + column * step + 192]
+        assert np.array_equal(part, pictures.to_pil(images(5, side=64)[column]).resize((192, 192), 0))
+    assert grid.shape[1] == 2 * left + 4 * step - pictures.GAP
     red = (grid == pictures.MISTAKE).all(2)
     assert red.any() and not red[:, : left + 2 * step].any()

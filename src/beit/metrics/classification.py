@@ -12,8 +12,9 @@ from torch import Tensor
 
 
 def classification_sums(logits: Tensor, targets: Tensor, *, multilabel: bool = False) -> dict[str, Tensor]:
-    """Loss and right answers on a batch, as sums over its images, and their `count`; and `each`, (B, 2) or (B, 3):
-    of each image, whether its likeliest class is right, and 1; or the classes named and true, named, and true.
+    """Loss and right answers on a batch, as sums over its images, and their `count`; and `each`, (B, 5) or (B, 3):
+    of each image, whether its likeliest class is right, 1, the true class, the likeliest, and the millionths of its
+    probability; or the classes named and true, named, and true.
 
     logits: (B, C), or (B, layers, C) for several classifiers, whose sums are then of shape (layers,).
     targets: bool (B, C).
@@ -32,8 +33,8 @@ def classification_sums(logits: Tensor, targets: Tensor, *, multilabel: bool = F
         counts = (*each.sum(0), targets.any(-1).sum())
         sums |= dict(zip(("both", "named", "true", "labeled"), counts, strict=True))
     else:
-        right = targets.gather(-1, logits.topk(1).indices).long()
-        each = torch.cat([right, torch.ones_like(right)], dim=1)
+        (surest, answer), truth = logits.softmax(-1).max(-1), targets.byte().argmax(-1)
+        each = torch.stack([answer == truth, torch.ones_like(truth), truth, answer, 1e6 * surest], dim=-1)
     return sums if logits.dim() > 2 else sums | {"each": each}
 
 

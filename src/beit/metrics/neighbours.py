@@ -1,5 +1,5 @@
-"""What features are worth without any training: how often the nearest neighbours name the class, and how many
-dimensions the features fill."""
+"""What features and tokens are worth without any training: how often the nearest neighbours name the class, and how
+many dimensions the features fill."""
 
 from __future__ import annotations
 
@@ -38,6 +38,32 @@ def knn_votes(
     nearest, rows = similarity.topk(min(neighbours, int(sizes[sizes > 0].min())), dim=1)
     votes = torch.zeros(len(queries), num_classes, device=queries.device, dtype=queries.dtype)
     return votes.scatter_add_(1, bank_labels[rows], ((nearest - nearest[:, :1]) / temperature).exp())
+
+
+def class_agreement(
+    bank: Tensor, bank_labels: Tensor, tokens: Tensor, labels: Tensor, vocab_size: int
+) -> dict[str, float]:
+    """How often images with like tokens are of one class: k-NN of the tokens (B, h, w) of labelled images among those
+    (M, h, w) of a bank, on square roots of token frequencies, and what naming the commonest class would score.
+
+    Labels are int64, -1 for none; nothing where there are fewer than two classes.
+    """
+    bank, bank_labels = bank[bank_labels >= 0], bank_labels[bank_labels >= 0]
+    tokens, labels = tokens[labels >= 0], labels[labels >= 0]
+    if not len(labels) or len(torch.unique(bank_labels)) < 2:
+        return {}
+    classes = 1 + int(max(bank_labels.max(), labels.max()))
+    near, asked = (token_frequencies(part, vocab_size).sqrt() for part in (bank, tokens))
+    accuracy = knn_accuracy(near, bank_labels, asked, labels, classes)
+    chance = float(labels.bincount().max()) / len(labels)
+    return {"class_agreement": accuracy, "class_agreement_chance": chance}
+
+
+def token_frequencies(tokens: Tensor, vocab_size: int) -> Tensor:
+    """The share of each token in each image: tokens (B, h, w) -> float32 (B, V)."""
+    tokens = tokens.flatten(1)
+    ones = torch.ones(tokens.shape) / tokens.shape[1]
+    return torch.zeros(len(tokens), vocab_size).scatter_add_(1, tokens, ones)
 
 
 def effective_rank(features: Tensor) -> float:

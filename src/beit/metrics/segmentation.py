@@ -6,6 +6,7 @@ A label map holds class indices, and `IGNORE` where there is none to learn or to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,18 +67,16 @@ def segmentation_figures(totals: Mapping[str, Tensor]) -> dict[str, float]:
     }
 
 
-def by_class(table: Tensor, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    """For each class of a confusion table: intersection over union, accuracy, and its share of the pixels."""
+def by_class(table: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """For each class of a confusion table: intersection over union, accuracy, and its share of the pixels; and the
+    table itself, pixels of each class by the class they were given, without those of 0 pixels. All by `names`."""
     columns = overlaps(table)
-    return {
+    classes = {
         name: {key: None if value[i].isnan() else float(value[i]) for key, value in columns.items()}
         for i, name in enumerate(names)
     }
-
-
-def confusion_by_name(table: Tensor, names: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Pixels of each class by the class they were given, both by name; without those of 0 pixels."""
-    return {
+    counts = {
         name: {answer: count for answer, count in zip(names, row, strict=True) if count}
         for name, row in zip(names, table.long().tolist(), strict=True)
     }
+    return {"classes": classes, "confusion": counts}

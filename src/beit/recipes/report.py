@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from beit.config.files import read_record
-from beit.config.use import ReportConfig, TrainConfig
+from beit.config.use import ReportConfig
 from beit.presets.trials import seed_spread
 from beit.training.console import bar
-from beit.training.run.record import read_standing
-from beit.untrusted import read_json
+from beit.training.run.record import RunRecord, read_standing
 from beit.verdicts.comparison import comparisons
 from beit.visualize.report import write_report
 
@@ -17,7 +15,7 @@ from beit.visualize.report import write_report
 def report(config: ReportConfig) -> Path:
     """Write the page, say where, and return its path."""
     with bar("drawing", None):
-        records = [read_standing(run) for name in config.runs for run in _parts_of(Path(name))]
+        records = [record for name in config.runs for record in _records_of(Path(name))]
         lines = comparisons(records, seed_spread)
         path = write_report(records, Path(config.out) if config.out else None, notes=lines)
     print("\n".join(lines), end="\n" * bool(lines))
@@ -25,9 +23,9 @@ def report(config: ReportConfig) -> Path:
     return path
 
 
-def _parts_of(run: Path) -> list[Path]:
-    """The runs that a run of `beit train` is made of; any other itself."""
-    if (read_json(run / "status.json") or {}).get("verb") != "train":
-        return [run]
-    parts = read_record(run / "config.yaml", TrainConfig)[0].get("parts") or {}
-    return [run / name for name in parts if (run / name).exists()]
+def _records_of(run: Path) -> list[RunRecord]:
+    """Those of the runs that a run of `beit train` is made of; of any other its own."""
+    record = read_standing(run)
+    if record.verb != "train":
+        return [record]
+    return [read_standing(run / name) for name in record.config.get("parts") or {} if (run / name).exists()]

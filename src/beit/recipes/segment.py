@@ -106,7 +106,7 @@ def evaluation_of(inference: Inference, source: PairSource) -> tuple[Evaluation,
         batch_size=1,
         draw=partial(draw_label_maps, partial(predict_classes, inference), source.classes, source.palette),
     )
-    return evaluation, lambda: {"classes": by_class(last_confusion, source.classes)}
+    return evaluation, lambda: by_class(last_confusion, source.classes)
 
 
 def step(auxiliary_weight: float, model: nn.Module, batch: SegmentationBatch, index: int, noise: Noise) -> StepOutput:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from beit.training.device import Precision, describe_machine
 from beit.training.method import Method, Notes
 from beit.training.metrics import brief_line
 from beit.training.plan import Plan
-from beit.training.run.directory import MODEL, MODEL_BEST
+from beit.training.run.directory import MODEL, MODEL_BEST, REPORT, RunDirectory
+
+SHORT, PAGE_EVERY = 20.0, 120.0
+"""Seconds that a run takes without leaving a page, and between two pages of a longer one."""
 
 
 def announce(session: Session[Any], method: Method, feed: Feed, plan: Plan, precision: Precision) -> None:
@@ -71,12 +75,41 @@ def conclude(session: Session[Any], notes: Notes, results: Mapping[str, Any], ba
             f"{Path(out) / MODEL_BEST} holds that of the best evaluation: {figure} after step {best['step']:,}, "
             f"{best['remark']}"
         )
-    say(f"next: beit report {out}")
+    page = Path(out) / REPORT
+    if session.compute.main and (results["seconds"] > SHORT or page.exists()):
+        _write_page(Path(out), say)
+    say(f"open {page} in a browser" if page.exists() else f"next: beit report {out}")
     mends = dict.fromkeys(verdict["mend"] for verdict in results["verdict"] if verdict["mend"])
     for mend in mends:
         say(f"to mend first: {mend}")
     if notes.next_command and not mends:
         say(f"next: {notes.next_command}")
+
+
+def with_page(method: Method, run: RunDirectory) -> Method:
+    """`method`, whose drawings are followed by the page of the run, every few minutes."""
+    evaluation, due = method.evaluation, PAGE_EVERY
+
+    def draw(*drawn: Any) -> None:
+        nonlocal due
+        assert evaluation.draw is not None
+        evaluation.draw(*drawn)
+        if run.elapsed > due:
+            _write_page(run.path, run.console.say)
+            due = run.elapsed + PAGE_EVERY
+
+    return dataclasses.replace(method, evaluation=dataclasses.replace(evaluation, draw=evaluation.draw and draw))
+
+
+def _write_page(folder: Path, say: Callable[[str], None]) -> None:
+    """report.html of the run in `folder`, as it is now. What goes wrong with it is said, and ends nothing."""
+    from beit.training.run.record import read_run
+    from beit.visualize.report import write_report
+
+    try:
+        write_report([read_run(folder)])
+    except Exception as error:  # of a page for a person, beside hours of training
+        say(f"{REPORT} could not be written: {error}")
 
 
 def _in_words(feed: Feed) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,22 @@ from torch import Tensor
 
 from beit.data.base import Source
 from beit.data.sources.holdout import named_groups, units_of
-from beit.figures import SCORES
+from beit.figures import SCORES, figure_of
+from beit.metrics.classification import accuracy_by_class
 from beit.metrics.intervals import FIGURES, bootstrap, wilson
 from beit.stages.overlap import image_hashes
 from beit.training.device import Compute
 from beit.training.run.curves import Curve
+from beit.training.run.directory import SAMPLES
 from beit.training.run.record import RunRecord, read_run
 from beit.verdicts.comparison import Judged
-from beit.verdicts.rules import Verdict, verdicts
+from beit.verdicts.rules import verdicts
+from beit.visualize.drawings import draw_mistakes
 
 COUNTED = ("top1", "knn_top1")
 """Scores that are shares of images."""
+MISTAKES = 12
+"""Images that are drawn for what is wrong about them, at most."""
 
 
 class Judgement:
@@ -52,7 +57,8 @@ class Judgement:
     ) -> tuple[Judged | None, dict[str, Any] | None]:
         """What is kept of the images, and the interval of `score` on them, or on so many `images`: by Wilson of a
         share of images that stand for themselves, by the bootstrap of other scores; None where there is none."""
-        table, judged = self._compute.sums(self._table), None
+        self._table = table = self._compute.sums(self._table)
+        judged = None
         if self._source is not None and "each" in table:
             keys = [self._source.key(index) for index in range(len(self._source))]
             groups = named_groups(keys, self._group_by) if self._group_by else ()
@@ -71,17 +77,31 @@ class Judgement:
             low, high = bootstrap(FIGURES[score], judged.rows, units=judged.unit)
         return judged, {"figure": name, "low": low, "high": high, "images": count, "units": units}
 
-    def verdict(self, run: Path, score: str, results: Mapping[str, Any]) -> dict[str, Any]:
-        """`verdict` and `interval` of results.json; the images that were judged are kept in the run."""
+    def verdict(self, run: Path, score: str, next_command: str | None, results: Mapping[str, Any]) -> dict[str, Any]:
+        """`verdict`, `interval` and `next` of results.json, and how the classes of a classifier fare; the images that
+        were judged are kept in the run, and the worst of them drawn."""
         judged, interval = self.interval(score, results["last"], results.get("knn_images"))
 
-        def conclude() -> list[Verdict]:
+        def conclude() -> dict[str, Any]:
+            record, found = read_run(run), {"interval": interval, "next": next_command}
             if judged is not None:
                 judged.write(run)
-            return verdicts(replace(read_run(run), status={}, results={**results, "interval": interval}))
+                names = [*map(str, record.classes)]
+                if score == "top1":
+                    truth, answer = torch.from_numpy(judged.rows[:, 2:4]).unbind(1)
+                    found |= accuracy_by_class(truth, answer, names)
+                self._draw(mistakes(judged, names), run / SAMPLES, results["steps"])
+            said = verdicts(replace(record, status={}, results={**results, **found}))
+            return {**found, "verdict": [verdict._asdict() for verdict in said]}
 
-        said = [verdict._asdict() for verdict in self._compute.from_main(conclude)]
-        return {"verdict": said, "interval": interval}
+        concluded: dict[str, Any] = self._compute.from_main(conclude)
+        return concluded
+
+    def _draw(self, worst: Sequence[tuple[int, str]], folder: Path, step: int) -> None:
+        """The images that fare worst, of those that could be read, with how."""
+        numbers = self._table["whole"].nonzero().flatten().tolist()
+        if worst and self._source is not None:
+            draw_mistakes([(self._source.image(numbers[row]), text) for row, text in worst], folder, step)
 
     def of_figures(self, figures: Mapping[str, Any]) -> dict[str, Any]:
         """`verdict` and `interval` of the figures of an evaluation, as if a run had come to them on a `split`."""
@@ -92,3 +112,16 @@ class Judgement:
         curves = {f"eval/{name}": Curve(np.zeros(1), value) for name, value in numbers.items()}
         said = verdicts(RunRecord(curves=curves, results=results))
         return {"verdict": [verdict._asdict() for verdict in said], "interval": results["interval"]}
+
+
+def mistakes(judged: Judged, names: Sequence[str]) -> list[tuple[int, str]]:
+    """The images that fare worst, by their rows, and how: of those that a classifier is wrong about, the ones that it
+    is surest of."""
+    rows, figure = judged.rows, FIGURES[judged.score]
+    scores = np.array([figure(row) for row in rows])
+    sureness = rows[:, 4] if judged.score == "top1" else np.zeros(len(rows))
+    worst = [row for row in np.lexsort((-sureness, scores))[:MISTAKES].tolist() if scores[row] < 1]
+    if judged.score == "top1":
+        answers = ((row, rows[row, 2:].tolist()) for row in worst)
+        return [(row, f"{names[a]} {share / 1e4:.0f} %, is {names[t]}") for row, (t, a, share) in answers]
+    return [(row, f"{figure_of(judged.score).phrase(scores[row])}") for row in worst]

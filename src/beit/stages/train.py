@@ -20,7 +20,7 @@ from beit.data.base import Source
 from beit.data.loaders import Loader, View, evaluation_batches
 from beit.data.sources.subsets import Subset, spread
 from beit.presets import Choice
-from beit.stages.announcement import announce, conclude
+from beit.stages.announcement import announce, conclude, with_page
 from beit.stages.auto.memory import FEW as FEW_IMAGES
 from beit.stages.auto.memory import checkpoint_activations, fit_memory
 from beit.stages.auto.rehearsal import fit_into, measure
@@ -89,7 +89,9 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
             _prepare(method, batches, machine)
         description = {**method.product.description, "value_range": feed.images.value_range}
         save = partial(_save, session, dataclasses.replace(method.product, description=description))
-        verdict = partial(batches.judgement.verdict, run.path, method.evaluation.monitor)
+        score, next_command = method.evaluation.monitor, method.notes.next_command
+        verdict = partial(batches.judgement.verdict, run.path, score, next_command)
+        method = with_page(method, run)
         results = fit(method, batches, plan, run, compute, machine.precision, save, session.pace, verdict)
         conclude(session, method.notes, results, run.damaged())
         if run.budget is not None and config.extend_to is None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from beit.figures import BASELINES, RIVALS, SCORES
 from beit.metrics.intervals import wilson
-from beit.training.run.record import RunRecord, regions
+from beit.training.run.record import RunRecord
 
 LEVEL = 0.01
 """Relative difference below which two losses or errors count as equal."""
@@ -101,7 +101,7 @@ def _divergence(run: RunRecord) -> Iterator[Verdict]:
 
 def _memorising(run: RunRecord) -> Iterator[Verdict]:
     """A held-back loss that rises by more than its noise, while what it stands for gets no better."""
-    curve, images = run.curves.get("eval/loss"), _interval(run).get("images")
+    curve, images = run.curves.get("eval/loss"), interval_of(run).get("images")
     if curve is None or len(curve.values) < 3:
         return
     best, rise = int(curve.values.argmin()), MEMORISED
@@ -153,7 +153,7 @@ def _features(run: RunRecord) -> Iterator[Verdict]:
     curve, chance = run.curves.get("eval/knn_top1"), run.curves.get("eval/knn_chance")
     if curve is None or chance is None or curve.steps[0] != 0 or len(curve.steps) < 2:
         return
-    first, last, images = float(curve.values[0]), curve.last, _interval(run).get("images")
+    first, last, images = float(curve.values[0]), curve.last, interval_of(run).get("images")
     # Two standard errors of the difference, as if it were other images that were judged before.
     noise = 2 * math.sqrt((first * (1 - first) + last * (1 - last)) / images) if images else 0.0
     helped = last - first > noise
@@ -221,7 +221,7 @@ def _good_if(good: bool, text: str, mend: str = "") -> Verdict:
 def _score(run: RunRecord) -> Iterator[Verdict]:
     """A score and its interval beside what needs no network, knowing nothing first among it."""
     name = next((name for name in SCORES if latest(run, name) is not None), "")
-    value, interval = latest(run, name), _interval(run)
+    value, interval = latest(run, name), interval_of(run)
     if value is None:
         return
     known = {words: latest(run, f"{rival}_{name}") for rival, words in RIVALS.items()}
@@ -258,11 +258,11 @@ def _dead_classes(run: RunRecord) -> Iterator[Verdict]:
 
 def _overlaps(run: RunRecord) -> dict[str, float]:
     """Of the classes that occur."""
-    present = {name: entry["iou"] for name, entry in regions(run).items() if entry.get("share")}
+    present = {name: entry.get("iou") for name, entry in run.entries("classes").items() if entry.get("share")}
     return {name: overlap for name, overlap in present.items() if isinstance(overlap, float)}
 
 
-def _interval(run: RunRecord) -> dict[str, Any]:
+def interval_of(run: RunRecord) -> dict[str, Any]:
     """What results.json says of the judged images: `low`, `high`, `images` and `units`; nothing where it does not."""
     interval = run.results.get("interval")
     pairs = interval.items() if isinstance(interval, Mapping) else ()
@@ -274,5 +274,5 @@ def _images(run: RunRecord, name: str) -> str:
     """The images that a figure is of, in words."""
     kinds = {"test/": "test", "eval/": "held-back"}
     kind = next((kind for prefix, kind in kinds.items() if f"{prefix}{name}" in run.curves), "training")
-    count = _interval(run).get("images")
+    count = interval_of(run).get("images")
     return f"{f'{count:,}' if count else 'the'} {run.results.get('split', kind)} images"

@@ -79,11 +79,8 @@ def _run_lines(figure: Figure, curves: Mapping[str, Curve], color: str, run: str
     train, held_back = curves.get(figure.name), curves.get(f"eval/{figure.name}")
     if train is None and held_back is None:
         return []
-    references = []
-    for name in figure.references:
-        curve = (held_back and curves.get(f"eval/{name}")) or curves.get(name)
-        if curve is not None:
-            references.append((figure_of(name), curve))
+    known = {name: (held_back and curves.get(f"eval/{name}")) or curves.get(name) for name in figure.references}
+    references = [(figure_of(name), curve) for name, curve in known.items() if curve is not None]
     styles: Sequence[tuple[str, str]] = REFERENCE_STYLES
     if run:
         # Side by side, only the hardest comparison of each run is drawn, in the colour of that run.
@@ -96,8 +93,6 @@ def _run_lines(figure: Figure, curves: Mapping[str, Curve], color: str, run: str
     if train is not None:
         faint = held_back is not None
         label = "training" if figure.group == "result" else "last tenth"
-        if run and not faint:
-            run, label = run.removesuffix(", "), ""
         value, width = figure.format(train.recent), 1.2 if faint else 1.8
         lines.append(Line(train, run + label, value, color, width=width, faint=faint))
     if held_back is not None:
@@ -123,27 +118,25 @@ def _svg(lines: Sequence[Line], figure: Figure) -> str:
 
 
 def _plot(axes: Axes, lines: Sequence[Line], figure: Figure) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(GRID)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.tick_params(length=0, colors=INK, pad=6)
     axes.set_xlabel("step", color=INK)
+    if figure.title != figure.name:  # what a run calls a figure of its own stays out of the drawing
+        axes.set_ylabel(figure.title, color=INK)
     dashes = {"solid": "-", "dashed": (0, (5, 3)), "dotted": (0, (1.2, 2))}
     for line in reversed(lines):
         curve = _means(line.curve, MAX_POINTS if line.dots else SMOOTH_POINTS)
         marker = "o" if line.dots or len(curve.steps) == 1 else None
         look: Any = {"color": line.color, "linewidth": line.width, "alpha": 0.5 if line.faint else 1.0}
         axes.plot(*curve, **look, linestyle=dashes[line.dash], marker=marker, markersize=3.4)
-    lowest, highest = axes.dataLim.intervaly
-    if figure.log_scale and 0 < lowest < highest / 50:
-        axes.set_yscale("log")
-        axes.yaxis.set_minor_locator(NullLocator())
-    else:
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
-        if figure.group == "process" and lowest >= 0:
-            axes.set_ylim(bottom=0)  # Rates and speeds are read against nothing, not against their own noise.
+    lowest, _ = axes.dataLim.intervaly
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+    if figure.group == "process" and lowest >= 0:
+        axes.set_ylim(bottom=0)  # Rates and speeds are read against nothing, not against their own noise.
     # The limits are those of the smoothed curves: one wild step must not flatten all others.
     axes.set_ylim(axes.get_ylim())
     for line in lines:

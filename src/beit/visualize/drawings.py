@@ -35,7 +35,14 @@ def draw_predictions(
             caption += f" {100 * float(share):.0f} %"
         right = torch.equal(answer, truth)
         captions.append((caption if right else f"{caption}, is {class_names(labels, truth)}", right))
-    save_picture(captioned_grid(batch.image, captions), folder / f"step-{step:06d}-predictions.png")
+    save_picture(captioned_grid(batch.image, captions), folder / f"step-{step:06d}-predictions.webp")
+
+
+def draw_mistakes(images: Sequence[tuple[Tensor, str]], folder: Path, step: int) -> None:
+    """Images (3, H, W) with what is wrong about their answers."""
+    pictures = [image for image, _ in images]
+    sheet = captioned_grid(pictures, [(text, False) for _, text in images])
+    save_picture(sheet, folder / f"step-{step:06d}-mistakes.webp")
 
 
 def class_names(labels: Labels, members: Tensor) -> str:
@@ -62,4 +69,4 @@ def draw_label_maps(
     }
     present = {index for maps in (*truths, *answers) for index in maps.unique().tolist()} - {IGNORE}  # type: ignore[no-untyped-call]
     sheet = with_legend(contact_sheet(columns), [(names[i], palette[i]) for i in sorted(present)])
-    save_picture(sheet, folder / f"step-{step:06d}-segmentation.png")
+    save_picture(sheet, folder / f"step-{step:06d}-segmentation.webp")

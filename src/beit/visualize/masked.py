@@ -34,7 +34,7 @@ def draw_tokens(
             "hidden tokens predicted, then decoded": tokenizer.decode(predicted).float(),
         }
     )
-    save_picture(sheet, folder / f"step-{step:06d}-masked.png")
+    save_picture(sheet, folder / f"step-{step:06d}-masked.webp")
 
 
 def draw_pixels(norm: PixelNorm, model: nn.Module, batches: Sequence[PretrainBatch], folder: Path, step: int) -> None:
@@ -61,7 +61,7 @@ def draw_pixels(norm: PixelNorm, model: nn.Module, batches: Sequence[PretrainBat
             "hidden pixels predicted": (rebuilt * std + mean).clamp(0, 1),
         }
     )
-    save_picture(sheet, folder / f"step-{step:06d}-masked.png")
+    save_picture(sheet, folder / f"step-{step:06d}-masked.webp")
 
 
 def hidden(batch: PretrainBatch) -> list[Tensor]:

@@ -6,7 +6,6 @@ An `image` is a Tensor (3, H, W), uint8 or float in [0, 1]. Functions between te
 from __future__ import annotations
 
 import colorsys
-import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from beit.atomic import replace_file
 Color = tuple[int, int, int]
 PAPER, INK = (255, 255, 255), (38, 40, 45)
 HIDDEN, MISTAKE = (203, 205, 209), (178, 34, 34)
-MARGIN, GAP = 16, 12
+MARGIN, GAP, CELL, COLUMNS = 16, 12, 192, 4
 CAPTION_SIZE, NAME_SIZE = 15, 12
 GOLDEN_RATIO = 0.6180339887498949
 
@@ -66,36 +65,30 @@ def token_picture(tokens: Tensor, vocab_size: int, cell: int = 16) -> Tensor:
     return picture.repeat_interleave(cell, 1).repeat_interleave(cell, 2)
 
 
-def contact_sheet(columns: Mapping[str, Sequence[Tensor] | Tensor], *, cell: int = 192) -> Image.Image:
+def contact_sheet(columns: Mapping[str, Sequence[Tensor] | Tensor]) -> Image.Image:
     """A labelled sheet: one row per image, one column per rendering of it, the column's name above.
 
     `columns` maps a caption to images (a sequence of (3, H, W) or one Tensor (B, 3, H, W)), as many in each column.
-    The pictures of a row are drawn at the size of its first, brought close to `cell` pixels: small images grow by a
+    The pictures of a row are drawn at the size of its first, brought close to CELL pixels: small images grow by a
     whole factor and keep their pixels, large ones shrink.
     """
     rows = list(zip(*columns.values(), strict=True))
     if not rows:
         raise ValueError("a contact sheet needs at least one column with at least one image")
-    sizes = [_cell_size(row[0], cell) for row in rows]
+    sizes = [_cell_size(row[0]) for row in rows]
     width = max(width for width, _ in sizes)
     header = [write(caption, CAPTION_SIZE, width) for caption in columns]
     pictures = [[_fit(image, size) for image in row] for row, size in zip(rows, sizes, strict=True)]
     return lay_out([header, *pictures])
 
 
-def captioned_grid(
-    images: Sequence[Tensor] | Tensor,
-    captions: Sequence[tuple[str, bool]],
-    *,
-    columns: int = 4,
-    cell: int = 192,
-) -> Image.Image:
-    """Images (3, H, W) in rows of `columns`, each above its caption; a caption marked False is drawn as a mistake."""
-    pictures = [_fit(image, _cell_size(image, cell)) for image in images]
+def captioned_grid(images: Sequence[Tensor] | Tensor, captions: Sequence[tuple[str, bool]]) -> Image.Image:
+    """Images (3, H, W) in rows of COLUMNS, each above its caption; a caption marked False is drawn as a mistake."""
+    pictures = [_fit(image, _cell_size(image)) for image in images]
     width = max(picture.width for picture in pictures)
     texts = [write(text, NAME_SIZE, width, INK if right else MISTAKE) for text, right in captions]
-    starts = range(0, len(pictures), columns)
-    return lay_out([cells[start : start + columns] for start in starts for cells in (pictures, texts)])
+    starts = range(0, len(pictures), COLUMNS)
+    return lay_out([cells[start : start + COLUMNS] for start in starts for cells in (pictures, texts)])
 
 
 def write(text: str, size: int, width: int, color: Color = INK) -> Image.Image:
@@ -122,29 +115,16 @@ def lay_out(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
     return sheet
 
 
-def save_picture(picture: Image.Image, path: Path) -> Path:
-    """Write a picture whole or not at all, as PNG, or as JPEG where that saves a quarter of the size.
-
-    `path` ends in `.png`; the path really written, with its suffix, is returned.
-    """
-    lossless, lossy = io.BytesIO(), io.BytesIO()
-    picture.save(lossless, "PNG")
-    picture.convert("RGB").save(lossy, "JPEG", quality=90, subsampling=0)
-    files = [(path.with_suffix(".png"), lossless), (path.with_suffix(".jpg"), lossy)]
-    if lossy.tell() < 0.75 * lossless.tell():
-        files.reverse()
-    (path, data), (other, _) = files
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture as `path`, which ends in `.webp`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda draft: draft.write_bytes(data.getvalue()), durable=False)
-    # A resumed run draws the same step again: its picture must not stay beside it under the other suffix.
-    other.unlink(missing_ok=True)
-    return path
+    replace_file(path, lambda draft: picture.save(draft, "WEBP", quality=90, method=2), durable=False)
 
 
-def _cell_size(image: Tensor, cell: int) -> tuple[int, int]:
+def _cell_size(image: Tensor) -> tuple[int, int]:
     """Width and height at which the first picture of a row is drawn."""
     height, width = image.shape[1:]
-    factor = cell / max(height, width)
+    factor = CELL / max(height, width)
     if factor > 1:
         factor = round(factor)
     return max(1, round(width * factor)), max(1, round(height * factor))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,18 +13,9 @@ import jinja2
 from beit.atomic import write_text
 from beit.config.errors import UserError
 from beit.training.run.record import MIME_TYPES, Picture, RunRecord, distinct_names
-from beit.verdicts.rules import Verdict, verdicts
+from beit.verdicts.rules import verdicts
+from beit.visualize import tables
 from beit.visualize.curves import RUN_COLORS, Chart, draw_charts
-from beit.visualize.tables import ClassRow, Row, class_rows, differences, facts, figure_rows
-
-EARLIER_PICTURES = 4
-VERB_TITLES = {
-    "tokenizer": "Visual tokenizer",
-    "pretrain": "Masked image modelling",
-    "finetune": "Fine-tuning",
-    "segment": "Segmentation",
-    "probe": "Linear probe",
-}
 
 
 class RunView(NamedTuple):
@@ -33,7 +24,6 @@ class RunView(NamedTuple):
     name: str
     color: str | None
     record: RunRecord
-    verdicts: list[Verdict]
 
 
 class Section(NamedTuple):
@@ -41,10 +31,10 @@ class Section(NamedTuple):
 
     title: str
     runs: list[RunView]
-    rows: list[Row]
-    classes: list[ClassRow]
+    rows: list[tables.Row]
+    classes: tables.ClassTable | None
     galleries: Mapping[str, Sequence[tuple[RunView, list[Picture]]]]
-    """Pictures of each kind, run beside run, the latest of each run last."""
+    """Pictures of each kind, run beside run: the first of each run, and its last."""
     charts: list[Chart]
 
 
@@ -54,31 +44,34 @@ def write_report(
     """Write the page about these runs, whole or not at all, and return its path.
 
     `out` is a file or a folder that gets `report.html`; by default the first run. `notes` are paragraphs of plain
-    text that open the page.
+    text that open the page: which run is best, and by how much.
     """
     if not records:
         raise UserError("beit report needs at least one run directory, as in: beit report runs/pretrain")
-    page = render(records, title=title, notes=notes)
-    path = Path(out) if out is not None else records[0].folder
-    if path.is_dir():
-        path /= "report.html"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, page, durable=False)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose another --out") from error
-    return path
-
-
-def render(records: Sequence[RunRecord], *, title: str = "", notes: Sequence[str] = ()) -> str:
-    """The page as text. Everything that comes from a run is escaped by the template."""
     names = distinct_names(records)
     by_verb: dict[str, dict[str, RunRecord]] = {}
     for name, record in zip(names, records, strict=True):
         by_verb.setdefault(record.verb, {})[name] = record
     sections = [_section(verb, runs) for verb, runs in by_verb.items()]
-    runs = [run for section in sections for run in section.runs]
-    in_order = [run.record for run in runs]
+    page = _template().render(
+        title=title or (" · ".join(names) if len(names) <= 3 else f"{len(names)} runs side by side"),
+        notes=notes,
+        sections=sections,
+        runs=[run for section in sections for run in section.runs],
+    )
+    path = Path(out) if out is not None else records[0].folder
+    if path.is_dir():
+        path /= "report.html"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, page.strip() + "\n", durable=False)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; choose another --out") from error
+    return path
+
+
+def _template() -> jinja2.Template:
+    """The page. Everything that comes from a run is escaped by it."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("beit.visualize", ""),
         autoescape=True,
@@ -86,30 +79,23 @@ def render(records: Sequence[RunRecord], *, title: str = "", notes: Sequence[str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["chart_uri"] = lambda chart: _data_uri(chart.svg.encode(), "image/svg+xml")
-    environment.filters["picture_uri"] = lambda picture: _data_uri(
-        picture.path.read_bytes(), MIME_TYPES[picture.path.suffix.lower()]
+    filters: Sequence[Callable[..., object]] = (
+        *(chart_uri, picture_uri, key_picture, verdicts),
+        *(tables.confusion_of, tables.differences, tables.facts, tables.facts_of, tables.key_figure),
     )
-    page = environment.get_template("report.html.j2").render(
-        title=title or (" · ".join(names) if len(names) <= 3 else f"{len(names)} runs side by side"),
-        notes=notes,
-        sections=sections,
-        runs=runs,
-        facts=facts(in_order),
-        differences=differences(in_order) if len(sections) == 1 else [],
-    )
-    return page.strip() + "\n"
+    environment.filters |= {function.__name__: function for function in filters}
+    return environment.get_template("report.html.j2")
 
 
 def _section(verb: str, runs: Mapping[str, RunRecord]) -> Section:
     colors = itertools.cycle(RUN_COLORS if len(runs) > 1 else [None])
-    views = [RunView(name, next(colors), record, verdicts(record)) for name, record in runs.items()]
+    views = [RunView(name, next(colors), record) for name, record in runs.items()]
     records = list(runs.values())
     return Section(
-        VERB_TITLES.get(verb, verb),
+        verb.capitalize(),
         views,
-        figure_rows(records),
-        class_rows(records),
+        tables.figure_rows(records),
+        tables.class_table(records),
         _galleries(views),
         draw_charts({name: record.curves for name, record in runs.items()}),
     )
@@ -121,12 +107,26 @@ def _galleries(views: Sequence[RunView]) -> dict[str, list[tuple[RunView, list[P
         gallery = galleries[kind.replace("-", " ").replace("_", " ")] = []
         for view in views:
             pictures = [picture for picture in view.record.pictures if picture.kind == kind]
-            # Of the earlier ones a few, evenly spaced, the first among them.
-            earlier, count = len(pictures) - 1, min(len(pictures) - 1, EARLIER_PICTURES)
-            spaced = [pictures[index * earlier // count] for index in range(count)]
             if pictures:
-                gallery.append((view, [*spaced, pictures[-1]]))
+                gallery.append((view, [*pictures[:-1][:1], pictures[-1]]))
     return galleries
+
+
+def key_picture(runs: Sequence[RunView]) -> Picture | None:
+    """The picture that shows what it came to: the last one of the first run of a task, else of the last run."""
+    tasks = [run for run in runs if run.record.verb in ("finetune", "segment")]
+    pictures = [
+        picture for run in [*runs, *tasks[:1]] for picture in run.record.pictures if picture.kind != "mistakes"
+    ]
+    return pictures[-1] if pictures else None
+
+
+def chart_uri(chart: Chart) -> str:
+    return _data_uri(chart.svg.encode(), "image/svg+xml")
+
+
+def picture_uri(picture: Picture) -> str:
+    return _data_uri(picture.path.read_bytes(), MIME_TYPES[picture.path.suffix.lower()])
 
 
 def _data_uri(data: bytes, mime_type: str) -> str:

@@ -2,72 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from beit.figures import Figure, figure_of, plain
+from beit.figures import Figure, figure_of, headlines, plain
 from beit.training.run.curves import NOT_FIGURES, Curve
-from beit.training.run.record import RunRecord, find, flatten, regions
+from beit.training.run.record import RunRecord, find, flatten
+from beit.verdicts.rules import interval_of
 
 NOT_RESULTS = NOT_FIGURES | {"epochs", "knn_images", "parameters", "skipped_steps", "steps", "vocab_size"}
-SHOWN_ELSEWHERE = ("best", "first", "classes.", "interval.")
+SHOWN_ELSEWHERE = ("best", "first", "classes.", "confusion.", "interval.")
+CLASS_FIGURES = {
+    "iou": ("Share of pixels", "Overlap (intersection over union)"),
+    "top1": ("Images", "Named right"),
+    "average_precision": ("Images", "Average precision"),
+}
+"""The figures of a class, by what they are called, with the headings of its size and of the figure."""
+MATRIX, MISTAKES = 20, 8
+"""Classes that fit into a table of confusions; the kinds of mistakes that are listed."""
 Line = tuple[str, list[str]]
 """A name and its value in each run."""
 
 
-class Cell(NamedTuple):
-    """One run's entry in the table of figures."""
+class ClassTable(NamedTuple):
+    """How the classes fare in each run."""
 
-    value: str
-    remarks: tuple[str, ...]
+    size: str
+    """What is said of how large a class is."""
+    figure: str
+    """What is said of how well it is found."""
+    rows: Sequence[tuple[str, str | None, str, Sequence[str]]]
+    """For each class: its name, its colour as CSS says it, its size, and its figure in each run."""
 
 
-class ClassRow(NamedTuple):
-    """One class of segmenters in the table of regions."""
+class Confusion(NamedTuple):
+    """What a model takes its classes for."""
 
-    name: str
-    color: str | None
-    """As CSS says it."""
-    share: str
-    """Of the pixels that were judged."""
-    values: list[str]
-    """Intersection over union in each run."""
+    names: Sequence[str]
+    rows: Sequence[Sequence[tuple[str, float]]]
+    """For each true class, how often each was named: a number, and its share of the row; empty for many classes."""
+    worst: Sequence[str]
+    """The mistakes that are made most often, in words."""
 
 
 class Row(NamedTuple):
     figure: Figure
-    cells: list[Cell | None]
+    cells: list[list[str] | None]
+    """Of each run the value, and what else is said of it."""
 
 
 def facts(records: Sequence[RunRecord]) -> list[Line]:
     """What each run is, one line per fact that any run knows."""
-    return _lines([dict(_facts_of(record)) for record in records])
+    return _lines([facts_of(record) for record in records])
 
 
-def _facts_of(record: RunRecord) -> Iterator[tuple[str, str]]:
-    status, results = record.status, record.results
-    yield "Command", f"beit {record.verb}" if record.status.get("verb") else "–"
-    yield "State", record.state
-    step, steps = status.get("step"), status.get("steps")
-    if isinstance(step, int):
-        yield "Steps", f"{step:,} of {steps:,}" if isinstance(steps, int) else f"{step:,}"
-    if record.parameters is not None:
-        yield "Model", _parameters(record.parameters)
-    if "data" in record.config:
-        yield "Data", _words(record.config["data"])
-    if isinstance(images := find(results, "images"), int | float):
-        yield "Images seen", f"{images:,.0f}"
-    if skipped := results.get("skipped_steps"):
-        yield "Steps skipped", f"{skipped} with a loss that was not finite"
-    if record.time:
-        yield "Time", record.time
-    if machine := status.get("machine"):
-        yield "Machine", _machine(machine)
-    if versions := status.get("versions"):
-        yield "Versions", _words(versions)
-    if command := status.get("command"):
-        yield "Started with", _words(command, " ")
-    yield "Folder", str(record.folder)
+def facts_of(record: RunRecord) -> dict[str, str]:
+    """What a run is, by the name of the fact."""
+    status, skipped = record.status, find(record.results, "skipped_steps")
+    known = {
+        "State": record.state,
+        "Steps": " of ".join(_count(status.get(name)) for name in ("step", "steps") if name in status),
+        "Model": record.parameters and f"{record.parameters:,} parameters",
+        "Data": record.config.get("data"),
+        "Images seen": _count(find(record.results, "images")),
+        "Steps skipped": skipped and f"{skipped} with a loss that was not finite",
+        "Time": record.time,
+        "Date": _words(status.get("updated", "")).replace("T", " ")[:16],
+        "Machine": _machine(status.get("machine")),
+        "Versions": status.get("versions"),
+        "Started with": status.get("command"),
+        "Folder": record.folder,
+    }
+    return {name: _words(value) for name, value in known.items() if value}
 
 
 def differences(records: Sequence[RunRecord]) -> list[Line]:
@@ -91,7 +97,7 @@ def figure_rows(records: Sequence[RunRecord]) -> list[Row]:
     return [Row(figure, [cells.get(figure.name) for cells in per_run]) for figure in results]
 
 
-def _cells(record: RunRecord) -> dict[str, Cell]:
+def _cells(record: RunRecord) -> dict[str, list[str]]:
     cells = {
         name: _cell(figure_of(name), *(record.curves.get(f"{images}{name}") for images in ("", "eval/", "test/")))
         for name in dict.fromkeys(map(plain, record.curves))
@@ -100,41 +106,69 @@ def _cells(record: RunRecord) -> dict[str, Cell]:
         name = plain(path.removeprefix("last."))
         elsewhere = name in cells or name in NOT_RESULTS or path.startswith(SHOWN_ELSEWHERE)
         if isinstance(value, int | float) and not isinstance(value, bool) and not elsewhere:
-            cells[name] = Cell(figure_of(name).format(value), ())
+            cells[name] = [figure_of(name).format(value)]
+    match record.results.get("best"):
+        case {"monitor": str(monitor), "step": int(step), "remark": str(remark), **figures}:
+            figure, value, curve = figure_of(monitor), figures.get(monitor), record.curves.get(monitor)
+            if curve is not None and isinstance(value, float) and value != curve.last:
+                cells[figure.name].append(f"best {figure.format(value)} at step {step:,}, {remark}")
     return cells
 
 
-def _cell(figure: Figure, train: Curve | None, held_back: Curve | None, test: Curve | None) -> Cell:
+def _cell(figure: Figure, train: Curve | None, held_back: Curve | None, test: Curve | None) -> list[str]:
     """A figure on the test images, else on held-back ones, where there are any, with what else its curves say."""
-    trained = figure.format(train.recent) if train is not None else ""
-    remarks = [f"training {trained}"] if trained else []
-    if test is not None:
-        held = [f"held-back {figure.format(held_back.last)}"] if held_back is not None else []
-        return Cell(figure.format(test.last), ("test", *held, *remarks))
-    if held_back is None:
-        return Cell(trained, ("training",))
-    if figure.better is not None:
-        values = held_back.values if figure.better == "higher" else -held_back.values
-        best = int(values.argmax())
-        if values[best] > values[-1]:
-            value = figure.format(float(held_back.values[best]))
-            remarks.append(f"best {value} at step {held_back.steps[best]:,.0f}, chosen on these images")
-    return Cell(figure.format(held_back.last), tuple(remarks))
+    said = {"test": test and test.last, "held-back": held_back and held_back.last, "training": train and train.recent}
+    values = [(images, figure.format(value)) for images, value in said.items() if value is not None]
+    (images, first), *others = values
+    return [first, *([images] if images != "held-back" else []), *(f"{images} {value}" for images, value in others)]
 
 
-def class_rows(records: Sequence[RunRecord]) -> list[ClassRow]:
-    """How well each class's region is found, for finished runs of segmentation; nothing for other runs."""
-    tables = [regions(record) for record in records]
+def key_figure(record: RunRecord) -> tuple[str, str, str] | None:
+    """The figure that matters most: its title, its value, and how sure it is or what it stands beside."""
+    values = {name: curve.last for name, curve in record.curves.items()}
+    if (name := next(iter(headlines(values)), None)) is None:
+        return None
+    figure, interval = figure_of(name, {*map(plain, values)}), interval_of(record)
+    beside = [(figure_of(other), value) for other, value in values.items() if plain(other) in figure.references]
+    remark = ", ".join(f"{other.title} {other.format(value)}" for other, value in beside[-1:])
+    if interval.get("figure") in (name, None) and interval:
+        low, high = figure.format(interval["low"]), figure.format(interval["high"])
+        remark = f"95 % interval {low} to {high}, on {interval['images']:,.0f} images"
+    return figure.title, figure.format(values[name]), remark
+
+
+def confusion_of(record: RunRecord) -> Confusion | None:
+    """What the classes are taken for, at the end of a run that has them."""
+    table = record.entries("confusion")
+    counts = {(true, str(name)): n for true, row in table.items() for name, n in row.items() if isinstance(n, int)}
+    if not counts:
+        return None
+    total = {true: max(1, sum(counts.get((true, name), 0) for name in table)) for true in table}
+    wrong = sorted((pair for pair in counts if pair[0] != pair[1]), key=counts.__getitem__, reverse=True)[:MISTAKES]
+    worst = [f"{_percent(counts[true, name] / total[true])} of {true} is taken for {name}" for true, name in wrong]
+    rows = [
+        [(f"{n:,}" if (n := counts.get((true, name), 0)) else "", n / total[true]) for name in table]
+        for true in table
+    ]
+    return Confusion([*table], rows if len(table) <= MATRIX else (), worst)
+
+
+def class_table(records: Sequence[RunRecord]) -> ClassTable | None:
+    """How the classes fare in the runs that say it; None where none does."""
+    tables = [record.entries("classes") for record in records]
+    known = {figure for table in tables for entry in table.values() for figure in entry}
+    if (measure := next(filter(known.__contains__, CLASS_FIGURES), None)) is None:
+        return None
     colors: dict[str, str] = {}
     for record in reversed(records):
         colors |= _colors(record)
     rows = []
     for name in dict.fromkeys(name for table in tables for name in table):
         entries = [table.get(name, {}) for table in tables]
-        share = next(_percent(entry.get("share")) for entry in entries if entry)
-        values = [_percent(entry.get("iou")) for entry in entries]
-        rows.append(ClassRow(name, colors.get(name), share, values))
-    return rows
+        first = next(filter(None, entries), {})
+        size = _percent(first["share"]) if "share" in first else f"{first.get('images', '–')}"
+        rows.append((name, colors.get(name), size, [_percent(entry.get(measure)) for entry in entries]))
+    return ClassTable(*CLASS_FIGURES[measure], rows)
 
 
 def _percent(value: object) -> str:
@@ -151,25 +185,22 @@ def _colors(record: RunRecord) -> dict[str, str]:
     }
 
 
-def _words(value: Any, separator: str = " · ") -> str:
+def _count(value: object) -> str:
+    return f"{value:,.0f}" if isinstance(value, int | float) else ""
+
+
+def _words(value: Any) -> str:
     """A value of a configuration or status in one line."""
     if isinstance(value, Mapping):
-        return separator.join(f"{key} {_words(part)}" for key, part in value.items())
+        return " · ".join(f"{key} {_words(part)}" for key, part in value.items())
     if isinstance(value, list | tuple):
-        return separator.join(_words(part) for part in value)
+        return " · ".join(map(_words, value))
     return "none" if value is None else str(value)
 
 
 def _machine(machine: Any) -> str:
     """What decides the speed of a run; pages are shared, so neither the host's name nor its system."""
     if not isinstance(machine, Mapping):
-        return str(machine)
-    units = {"gpu": "", "cpu": "", "cores": " cores", "memory_gib": " GiB", "processes": " processes"}
+        return ""
+    units = {"gpu": "", "cpu": "", "cores": " cores", "memory_gib": " GiB"}
     return " · ".join(f"{machine[key]}{unit}" for key, unit in units.items() if machine.get(key) is not None)
-
-
-def _parameters(count: float) -> str:
-    for size, unit in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
-        if count >= size:
-            return f"{count / size:.3g} {unit} parameters"
-    return f"{count:.0f} parameters"

@@ -24,7 +24,7 @@ from beit.data.sources.subsets import Subset
 from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.segmentation import SegmentationEvaluationView
 from beit.metrics.classification import accuracy_by_class, classification_sums, precision_by_class, with_f1
-from beit.metrics.segmentation import by_class, confusion_by_name, segmentation_figures
+from beit.metrics.segmentation import by_class, segmentation_figures
 from beit.models.heads import ImageClassifier, LinearProbe
 from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import Inference, Size
@@ -134,8 +134,7 @@ def segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine: Machine
         return {
             "inference": inference.words(),
             **segmentation_figures(sums),
-            "classes": by_class(sums["confusion"], names),
-            "confusion": confusion_by_name(sums["confusion"], names),
+            **by_class(sums["confusion"], names),
         }
 
     test_set = TestSet(split, source, SegmentationEvaluationView(inference.input_side), True, inference.windows)

@@ -76,4 +76,4 @@ def draw(model: nn.Module, batches: Sequence[ImageBatch], folder: Path, step: in
             "decoded tokens": model.decode(tokens).float(),
         }
     )
-    save_picture(sheet, folder / f"step-{step:06d}-reconstructions.png")
+    save_picture(sheet, folder / f"step-{step:06d}-reconstructions.webp")

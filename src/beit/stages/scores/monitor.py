@@ -40,8 +40,10 @@ class FeatureMonitor:
         shape = (encoder.depth, encoder.width)
         labeled = labels_for_figures(config, images) if images.held_back else None
         self._classes = len(labeled.train.classes or ()) if labeled else 0
-        bank = _balanced if labeled else _chosen
-        self._bank = FeatureSource(bank((labeled or images).train, min(BANK, most), config.seed), shape)
+        bank, count = (labeled or images).train, min(BANK, most)
+        if labeled:
+            bank = labels_per_class(bank, max(1, count // self._classes), config.seed)
+        self._bank = FeatureSource(_chosen(bank, count, config.seed), shape)
         held_back = labeled.held_back if labeled else Subset(images.held_back, [])
         self._queries = FeatureSource(_chosen(held_back, most, config.seed), shape)
         self._origin = config.labels or "the data"
@@ -94,16 +96,8 @@ class FeatureMonitor:
         if not queries.whole.any():
             return figures
         labels, answers = bank.labels()[rows], queries.labels()[queries.whole]
-        scores = [
-            knn_accuracy(
-                bank.features[rows, layer],
-                labels,
-                queries.features[queries.whole, layer],
-                answers,
-                self._classes,
-            )
-            for layer in range(self._encoder.depth)
-        ]
+        layers = zip(bank.features[rows].unbind(1), queries.features[queries.whole].unbind(1), strict=True)
+        scores = [knn_accuracy(near, labels, asked, answers, self._classes) for near, asked in layers]
         best = max(scores)
         return {
             "knn_top1": best,
@@ -120,12 +114,6 @@ def _images_at_once(plan: Plan) -> int:
     tokenizer. (More where the encoder sees the visible patches alone in training, for then a step is cheaper.)"""
     between = plan.steps * plan.config.batch_size / plan.config.evaluations
     return max(LEAST, int(between / SHARE))
-
-
-def _balanced(source: Source, count: int, seed: int) -> Source:
-    """At most `count` images, as many of each class."""
-    classes = len(source.classes or ())
-    return _chosen(labels_per_class(source, max(1, count // classes), seed), count, seed)
 
 
 def _chosen(source: Source, count: int, seed: int) -> Source:

@@ -20,7 +20,7 @@ from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import Subset, spread
 from beit.data.views.evaluation import EvaluationView
 from beit.masking import BlockwiseMasking
-from beit.metrics.agreement import class_agreement
+from beit.metrics.neighbours import class_agreement
 from beit.metrics.tokens import TokenBaselines, best_mixtures_of_sums, patch_sums, predictability
 from beit.stages.batches import Machine
 from beit.stages.scores.features import FeatureSource

@@ -68,6 +68,12 @@ class RunRecord:
         classes = self.model.get("classes")
         return classes if isinstance(classes, list) else []
 
+    def entries(self, name: str) -> dict[str, Mapping[str, Any]]:
+        """What of `name` in results.json has figures of its own: "classes", each class; "confusion", likewise."""
+        table = self.results.get(name)
+        entries = table.items() if isinstance(table, Mapping) else ()
+        return {str(key): entry for key, entry in entries if isinstance(entry, Mapping)}
+
     @property
     def parameters(self) -> int | None:
         return self._number("parameters")
@@ -147,13 +153,6 @@ def distinct_names(runs: Sequence[RunRecord]) -> list[str]:
         clashing = {name for name in names if names.count(name) > 1}
         names = ["/".join(p[-depth:]) if n in clashing else n for n, p in zip(names, parts, strict=True)]
     return [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names, 1)]
-
-
-def regions(run: RunRecord) -> dict[str, Mapping[str, Any]]:
-    """How each class's regions were found at the end of a segmentation run; empty for other runs."""
-    classes = run.results.get("classes")
-    entries = classes.items() if isinstance(classes, Mapping) else ()
-    return {str(name): entry for name, entry in entries if isinstance(entry, Mapping) and "iou" in entry}
 
 
 def flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
