@@ -19,6 +19,7 @@ from beit.metrics.classification import accuracy_by_class
 from beit.metrics.intervals import FIGURES, bootstrap, wilson
 from beit.stages.overlap import image_hashes
 from beit.training.device import Compute
+from beit.training.method import Method
 from beit.training.run.curves import Curve
 from beit.training.run.directory import SAMPLES
 from beit.training.run.record import RunRecord, read_run
@@ -77,9 +78,10 @@ class Judgement:
             low, high = bootstrap(FIGURES[score], judged.rows, units=judged.unit)
         return judged, {"figure": name, "low": low, "high": high, "images": count, "units": units}
 
-    def verdict(self, run: Path, score: str, next_command: str | None, results: Mapping[str, Any]) -> dict[str, Any]:
+    def verdict(self, run: Path, method: Method, results: Mapping[str, Any]) -> dict[str, Any]:
         """`verdict`, `interval` and `next` of results.json, and how the classes of a classifier fare; the images that
         were judged are kept in the run, and the worst of them drawn."""
+        score, next_command = method.evaluation.monitor, method.notes.next_command
         judged, interval = self.interval(score, results["last"], results.get("knn_images"))
 
         def conclude() -> dict[str, Any]:

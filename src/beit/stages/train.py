@@ -89,10 +89,9 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
             _prepare(method, batches, machine)
         description = {**method.product.description, "value_range": feed.images.value_range}
         save = partial(_save, session, dataclasses.replace(method.product, description=description))
-        score, next_command = method.evaluation.monitor, method.notes.next_command
-        verdict = partial(batches.judgement.verdict, run.path, score, next_command)
-        method = with_page(method, run)
-        results = fit(method, batches, plan, run, compute, machine.precision, save, session.pace, verdict)
+        verdict = partial(batches.judgement.verdict, run.path, method)
+        shown = with_page(method, run)
+        results = fit(shown, batches, plan, run, compute, machine.precision, save, session.pace, verdict)
         conclude(session, method.notes, results, run.damaged())
         if run.budget is not None and config.extend_to is None:
             console.say(f"took {duration(run.elapsed)} of a budget of {run.budget}")
