@@ -201,3 +201,19 @@ def test_a_budget_is_filled_with_steps() -> None:
     assert evaluations == 4 and 94 < total <= 95
     assert fit_into(100, pace._replace(evaluation=9.0), config)[1] == 2, "a fifth of the time at most"
     assert fit_into(-5, pace, config) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("side", "size", "crop"),
+    [
+        (360, (224, 224), (224, 224)),
+        (360, (112, 112), (224, 224)),
+        (32, (32, 32), (32, 32)),
+        (180, (112, 96), (112, 112)),
+    ],
+)
+def test_a_segmenter_has_crops_of_most_of_an_image(side: float, size: Any, crop: Any) -> None:
+    facts = Facts(side=side, width=192, size=size, patch=16 if size[0] > 32 else 4)
+    config, _ = resolve(SegmentConfig(data="x", out="y", init="i"), facts)
+    assert config.crop == crop
+    assert resolve(SegmentConfig(data="x", out="y", init="i", crop=64), facts)[0].crop == 64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def without_budget(line: list[str]) -> list[str]:
 def test_the_first_two_blocks_set_up_and_go() -> None:
     first, second = blocks("sh")[:2]
     assert first.count("\n") == second.count("\n") == 1
-    assert first.endswith("&& beit demo\n")
+    assert first.endswith("&& beit train --data photos/ --out runs/mine --budget 1h\n")
     assert second.endswith("&& pytest\n")
 
 
@@ -84,7 +85,8 @@ def test_every_beit_line_and_the_python_block_run(tmp_path: Path, monkeypatch: p
         assert not leave.value.code, line
     assert (tmp_path / "demo/report.html").exists()
     assert (tmp_path / "runs/tokenizer/report.html").exists()
+    shutil.copy(tmp_path / "photos/0.png", "photo.jpg")
     scope: dict[str, torch.Tensor] = {}
-    exec(compile(blocks("python")[0], str(README), "exec"), scope)
+    exec(compile("\n".join(blocks("python")), str(README), "exec"), scope)
     assert scope["features"].shape[:2] == (1, 65)  # the width is one that this machine is fast enough for
     assert scope["tokens"].shape == (1, 8, 8)

@@ -174,6 +174,13 @@ def test_one_window_over_the_whole_image_is_one_pass() -> None:
     torch.testing.assert_close(windows, whole)
 
 
+def test_no_scale_is_smaller_than_a_window() -> None:
+    """Released code, at 512 px: the two small scales become 512 px, and the others are as they are."""
+    sizes = Inference(512, (512, 512), (341, 341), multi_scale=True).sizes((600, 900))
+    assert [min(size) for size in sizes] == [512, 512, 512, 640, 768, 896]
+    assert sizes[0] == (512, 768)
+
+
 def test_the_inference_of_a_model_is_read_back() -> None:
     description = {"resize": 512, "crop": [512, 512], "stride": [341, 341], "image_size": [512, 512]}
     assert Inference.from_description(description) == Inference(512, (512, 512), (341, 341))

@@ -63,6 +63,16 @@ def test_runs_from_a_config_and_refuses_what_training_refuses(tmp_path: Path) ->
         inspect(config(tmp_path / "nowhere"))
 
 
+def test_what_is_ready_is_followed_by_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plant(tmp_path)
+    check(config(tmp_path / "train"))
+    assert capsys.readouterr().out.endswith(f"\nnext: beit plan {tmp_path / 'train'}\n")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "0.png").write_bytes(b"<html>")
+    check(config(tmp_path / "bad", holdout=0.0))
+    assert "next:" not in capsys.readouterr().out
+
+
 @pytest.mark.skipif(not REAL, reason="needs BEIT_REAL_DATA")
 def test_the_awkward_folder() -> None:
     report = inspect(config(Path(f"{REAL}/awkward")))

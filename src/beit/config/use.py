@@ -86,7 +86,8 @@ class EvaluateConfig(MachineConfig, DataConfig):
     window: Literal["slide", "whole"] | None = None
     """For a segmenter: overlapping windows, or one pass over each image; null for what it was trained with."""
     multi_scale: bool = False
-    """For a segmenter: average over six sizes of each image, from 0.5 to 1.75, and their mirror images."""
+    """For a segmenter: average over six sizes of each image, from 0.5 to 1.75 but none smaller than a window, and
+    their mirror images: some 17 times the work."""
     baseline_images: PositiveInt = 2048
     """For a pre-trained model: training images that the baselines count tokens on, at most."""
     batch_size: PositiveInt = 64

@@ -57,8 +57,11 @@ class Inference(NamedTuple):
         return self
 
     def sizes(self, size: Size) -> list[Size]:
-        """Those in which the network sees an image that `scores` takes in `size`."""
-        return [scale_size(size, self.resize, scale) for scale in SCALES] if self.multi_scale else [size]
+        """Those in which the network sees an image that `scores` takes in `size`: of several scales, none has a
+        shorter side below that of a window (released code)."""
+        base = self.resize or min(size)
+        shorter = [max(round(base * scale), *self.crop) for scale in SCALES]
+        return [scale_size(size, side) for side in shorter] if self.multi_scale else [size]
 
     def windows(self, size: Size) -> int:
         """How many times the network sees an image that `scores` takes in `size`, or a part of it."""

@@ -56,6 +56,10 @@ class Facts:
     """Rows and columns of the tokens of the tokenizer that is given."""
     width: int | None = None
     """Channels of the encoder that a task starts from; None from scratch."""
+    size: tuple[int, int] | None = None
+    """Height and width of the images that it was trained on."""
+    patch: int | None = None
+    """Side of its patches in pixels."""
     network: Values = field(default_factory=dict)
     """The knobs that a run takes from the model that it goes on from."""
 

@@ -54,6 +54,9 @@ SMALL_IMAGES = 48
 TOKEN_STRIDE = 4
 """Pixels of a token along each side of the view of a tokenizer that is trained."""
 
+CROP_SHARE = 0.62
+"""Of the shorter side of an image, that a crop of a segmenter shows."""
+
 PROBE_RATES = ((500, 1e-3), (10_000, 1e-2), (math.inf, 1e-1))
 """The learning rate of a linear probe for labelled images up to a number: 2,000 steps of 256 bring it to where L-BFGS
 would end where there are many, and stop before where there are few (docs/results.md)."""
@@ -110,6 +113,13 @@ def within_epochs(verb: str, images: int, batch_size: int, steps: int) -> tuple[
     if steps <= (last := epochs * images / batch_size):
         return steps, ""
     return max(1, round(last)), f"; stops at {epochs:.0f} epochs: {images:,} labelled images"
+
+
+def crop_of(side: float, size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """Height and width of the crops of a segmenter on images with shorter sides of `side` pixels: most of an image,
+    as in the trials on CamVid, but no less than the `size` of the encoder's images and no more than twice that."""
+    height, width = (min(2 * own, max(own, round(CROP_SHARE * side / patch) * patch)) for own in size)
+    return height, width
 
 
 def lasts(typed: Values) -> bool:
@@ -195,6 +205,9 @@ def _finetune(facts: Facts, typed: Values) -> Iterable[Choice]:
 
 def _segment(facts: Facts, typed: Values) -> Iterable[Choice]:
     yield from _encoder(facts, typed, "crop")
+    if facts.size is not None and facts.patch is not None:
+        crop = crop_of(facts.side, facts.size, facts.patch)
+        yield Choice({"crop": crop}, f"images of {facts.side:.0f} px (median), an encoder of {max(facts.size)} px")
     width = _width(facts, typed)
     large = width >= 768
     yield from _batch(16 if large else 8, 2e-4 if large else 1e-3, facts, typed)

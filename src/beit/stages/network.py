@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from beit.checkpoints.store import describe
-from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEKnobs, EncoderConfig
+from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEKnobs, EncoderConfig, sides
 from beit.config.errors import UserError
 from beit.config.pretrain import PretrainConfig
 from beit.config.run import TrainingConfig
@@ -22,7 +22,9 @@ TOKENIZER_KNOBS = [knob.name for knob in fields(DiscreteVAEKnobs)]
 def facts_of_start(config: TrainingConfig, init: str) -> Facts:
     """What `auto` is told of `init`. UserError where that is no model."""
     about = describe(init)
-    return Facts(width=about["architecture"].get("width"), network=network_of(config, about))
+    known = about["architecture"]
+    size, patch = sides(known.get("image_size")), known.get("patch_size")
+    return Facts(width=known.get("width"), size=size, patch=patch, network=network_of(config, about))
 
 
 def network_of(config: TrainingConfig, start: Values) -> Values:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from bisect import bisect
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -73,6 +74,9 @@ def check(config: CheckConfig) -> DataReport:
     """Read every image of `config.data` once and print what was found."""
     report = inspect(config)
     show(report, Console(), config.max_bad)
+    if _verdict(report, config.max_bad).startswith("ready"):
+        labels = ["--labels", config.labels] if config.labels else []
+        print(f"next: beit plan {shlex.join([*config.sources, *labels])}")
     return report
 
 

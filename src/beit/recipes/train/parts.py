@@ -25,6 +25,7 @@ from beit.data.label_file import read_label_rows
 from beit.data.label_maps.pairs import IMAGES
 from beit.data.sources.opening import open_splits
 from beit.presets import scratch
+from beit.presets.auto import crop_of
 from beit.presets.trials import FEW_IMAGES, prospect
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
@@ -170,13 +171,17 @@ def choose_parts(journey: Journey, *, overwrite: bool = False) -> list[Part]:
     unit = left() / (share + (1 - share) * trainings)
     network = plan("pretrain", share * unit).config
     start = scratch.task_network(dataclasses.asdict(network), TYPES[task])
-    alone = plan("scratch", (1 - share) * unit, TYPES[task], from_scratch=True, **start)
+    crop = {}
+    if isinstance(network, PretrainConfig) and task == "segmenter":
+        encoder = network.architecture()
+        crop = {"crop": crop_of(median_side(journey.images), encoder.image_size, encoder.patch_size)}
+    alone = plan("scratch", (1 - share) * unit, TYPES[task], from_scratch=True, **{**start, **crop})
     # The same recipe from the encoder that is not there yet.
-    own = {**dict.fromkeys(start), "init_scheme": start["init_scheme"], "from_scratch": False}
+    own = {**dict.fromkeys(start), "init_scheme": start["init_scheme"], "from_scratch": False, **crop}
     taught = journey.part(task, **{**own_values(alone.config), **own})._replace(seconds=alone.seconds)
     typed = {name: getattr(network, name) for name in (*scratch.NETWORK, "image_size")}
-    encoder = plan("pretrain", left() - trainings * alone.seconds, **typed)
-    return [tokens, encoder, taught, *([alone] if config.scratch else [])]
+    last = plan("pretrain", left() - trainings * alone.seconds, **typed)
+    return [tokens, last, taught, *([alone] if config.scratch else [])]
 
 
 # ------------------------------------------------------------------------------------------------------------
