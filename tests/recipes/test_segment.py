@@ -193,7 +193,8 @@ def test_ade20k_as_published(tmp_path: Path) -> None:
     assert names == dict(enumerate(said["classes"], 1)) and names[3] == "sky" and names[150] == "flag"
     assert len(records) == 2
     for record in records:
-        numbers = np.array(Image.open(out / "maps" / Path(record["image"]).with_suffix(".png").name)).ravel()
+        file = Path(record["image"]).relative_to(sample / "images").with_suffix(".png")
+        numbers = np.array(Image.open(out / "maps" / file)).ravel()
         assert {names[number] for number in numbers.tolist()} == set(record["classes"])
 
 
