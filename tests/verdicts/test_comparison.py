@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from beit.presets.trials import seed_spread
+from beit.recipes.train.run import verdict
 from beit.training.run.record import RunRecord
 from beit.verdicts.comparison import JUDGED, Judged, comparisons, read_judged
 
@@ -34,6 +36,20 @@ def test_runs_are_compared_on_the_images_of_both(tmp_path: Path) -> None:
     [line] = comparisons([scratch, better], seed_spread)
     assert line.startswith("better is better than scratch: 90.0 and 70.0 % on the same 100 images")
     assert "a difference of 20.0 points (95 % interval 1" in line
+
+
+def test_where_pre_training_does_not_pay_is_said_and_what_would(tmp_path: Path) -> None:
+    """Better, worse, not to be told apart from scratch, and not comparable."""
+    numbers = np.arange(200)
+    scratch = run(tmp_path / "scratch", numbers < 140)
+    elsewhere = run(tmp_path / "elsewhere", numbers < 140, first=200)
+    for place, (right, other, pays) in enumerate(
+        [(180, scratch, True), (100, scratch, False), (141, scratch, False), (100, elsewhere, True)]
+    ):
+        (tmp_path / str(place)).mkdir()
+        task = replace(run(tmp_path / str(place) / "classifier", numbers < right), results={"verdict": []})
+        lines = verdict({"classifier": task, "scratch": replace(other, name="scratch")})
+        assert ("Pre-training does not pay here" in " ".join(lines)) != pays, lines
 
 
 def test_what_cannot_be_compared_is_said_or_left_out(tmp_path: Path) -> None:

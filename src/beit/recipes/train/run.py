@@ -34,6 +34,7 @@ TITLES = {
     "scratch": "the same from scratch, to compare",
 }
 SAME = "Both had the same labels and steps, not the same time: pre-training took more."
+NO_GAIN = "Pre-training does not pay here. What would: a released encoder (--init), or more unlabelled images."
 
 
 def train(config: TrainConfig, *, dry_run: bool = False, overwrite: bool = False) -> Outcome:
@@ -96,4 +97,5 @@ def verdict(records: Mapping[str, RunRecord]) -> list[str]:
     tasks = [name for name in ("classifier", "segmenter") if name in records]
     lines = [f"{name}: {line['text']}" for name in tasks for line in records[name].results["verdict"]]
     compared = comparisons([*records.values()], seed_spread)
-    return [*lines, *compared, *([SAME] if compared else [])]
+    in_doubt = any(line.startswith("scratch is better") or "cannot be told apart" in line for line in compared)
+    return [*lines, *compared, *([SAME] if compared else []), *([NO_GAIN] if in_doubt else [])]
