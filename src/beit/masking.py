@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.config.errors import UserError, require
+from beit.config.errors import require
 
 Mask = NDArray[np.bool_]
 Count = Literal["exact", "at_most", "more_than"]
@@ -70,8 +70,8 @@ class BlockwiseMasking:
         self.grid = grid
         self.num_masked = _checked_num_masked(grid, num_masked)
         self.min_block = max(1, round(_MIN_BLOCK_SHARE * num_patches)) if min_block is None else min_block
-        if not 0 < self.min_block <= num_patches:
-            raise UserError(f"--min-block {self.min_block} is not between 1 and the {num_patches} patches")
+        fits = 0 < self.min_block <= num_patches
+        require(fits, f"--min-block {self.min_block} is not between 1 and the {num_patches} patches")
         self.count, self.aspect, self.min_aspect = count, aspect, min_aspect
 
     def __call__(self, rng: np.random.Generator) -> Mask:
@@ -146,14 +146,11 @@ class RandomMasking:
         return mask
 
 
-class NoMasking:
+class NoMasking(RandomMasking):
     """Hides nothing (ablation, paper table 4)."""
 
     def __init__(self, grid: tuple[int, int]) -> None:
         self.grid, self.num_masked = grid, 0
-
-    def __call__(self, rng: np.random.Generator) -> Mask:
-        return np.zeros(self.grid, dtype=np.bool_)
 
 
 def _place(mask: Mask, height: int, width: int, rng: np.random.Generator) -> Mask:
@@ -185,16 +182,11 @@ def _grow(mask: Mask, missing: int, rng: np.random.Generator) -> None:
 def _checked_num_masked(grid: tuple[int, int], num_masked: int | None) -> int:
     """`num_masked` or its default for the grid; refuses to hide nothing or everything."""
     num_patches = grid[0] * grid[1]
-    if min(grid) < 1 or num_patches < 2:
-        raise UserError(
-            f"a grid of {grid[0]}x{grid[1]} patches leaves nothing to predict from; "
-            "use larger images or smaller patches"
-        )
+    size, mend = "{}x{}".format(*grid), "use larger images or smaller patches"
+    require(min(grid) > 0 and num_patches > 1, f"a grid of {size} patches leaves nothing to predict from; {mend}")
     if num_masked is None:
         num_masked = round(_MASKED_SHARE * num_patches)
-    if not 0 < num_masked < num_patches:
-        raise UserError(
-            f"--num-masked {num_masked} of {num_patches} patches ({grid[0]}x{grid[1]}) hides "
-            f"{'nothing' if num_masked <= 0 else 'everything'}; choose 1 to {num_patches - 1}"
-        )
+    asked = f"--num-masked {num_masked} of {num_patches} patches ({size})"
+    hides = f"hides {'nothing' if num_masked <= 0 else 'everything'}; choose 1 to {num_patches - 1}"
+    require(0 < num_masked < num_patches, f"{asked} {hides}")
     return num_masked

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from beit.config.errors import UserError, require
 
+GRAY = (0.299, 0.587, 0.114)
+"""The parts of red, green and blue in gray (ITU-R 601), as Pillow and torchvision weigh colours."""
 LONGEST = 4
 """The longer side of a scaled image is at most so many times `base`: 2048 for 512 (mmsegmentation)."""
 
@@ -41,6 +44,14 @@ def cut_patches(images: Tensor, side: int) -> Tensor:
     return cells.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
 
+def from_unit(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Floats in [0, 1], or beyond by interpolation, as uint8, or as the floats that they are within [0, 1]."""
+    if dtype == torch.uint8:
+        # numpy converts to bytes three times as fast as torch.
+        return torch.from_numpy((pixels * 255).add_(0.5).clamp_(0, 255.5).numpy().astype(np.uint8))
+    return pixels.clamp(0, 1)
+
+
 def require_unit(images: Tensor) -> None:
     """UserError for floats further outside [0, 1] than interpolation takes them. It costs a look at all of them, so
     that training does without; nothing is looked at where a graph is recorded."""
@@ -48,11 +59,9 @@ def require_unit(images: Tensor) -> None:
     if recorded or not images.is_floating_point() or not images.numel():
         return
     low, high = map(float, images.detach().aminmax())
-    require(
-        not (low < -0.25 or high > 1.25),
-        f"images run from {low:.3g} to {high:.3g}; give uint8, or floats in [0, 1]: pixels of 0 to 255 are to be "
-        f"divided by 255, and the model itself subtracts its mean",
-    )
+    given = f"images run from {low:.3g} to {high:.3g}; give uint8, or floats in [0, 1]"
+    mend = "pixels of 0 to 255 are to be divided by 255, and the model itself subtracts its mean"
+    require(not (low < -0.25 or high > 1.25), f"{given}: {mend}")
 
 
 def scale_size(size: tuple[int, int], base: int | None, ratio: float = 1.0) -> tuple[int, int]:

@@ -121,7 +121,7 @@ def test_alike_folders_of_one_level_are_no_classes_for_sure(tmp_path: Path) -> N
     message = refusal(tmp_path, labeled=True)
     assert "each of fold_a, fold_b, fold_c holds the folders cat, dog" in message and "--layout classes" in message
     report = inspect(CheckConfig(data=str(tmp_path), workers=0, holdout=0))
-    assert [note for note in report.notes if note.startswith("for training with labels: --data")]
+    assert "holds the folders" in report.refusals["finetune and probe"]
     assert not report.splits["train"].classes
     splits = open_splits([str(tmp_path)], holdout=Holdout(0, layout="classes"), labeled=True)
     assert splits["train"].classes == ("fold_a", "fold_b", "fold_c")

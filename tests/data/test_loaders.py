@@ -19,9 +19,10 @@ from torch import Tensor
 from beit.config.errors import RunFailed, UserError
 from beit.data.batches import ImageBatch, LabeledBatch, PretrainBatch
 from beit.data.decode import ImageError
-from beit.data.loaders import Loader, WorkerError, evaluation_batches
+from beit.data.loaders import Loader, evaluation_batches
 from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.pretraining import PretrainViews
+from beit.data.workers import WorkerError
 from beit.patience import Silence
 
 

@@ -29,6 +29,7 @@ PEAK = 2e-3 * (6 / 12) ** 0.5
 SHARED: Knobs = {
     "limit": Knob(20, lambda a: len(a.feed.images.train)),
     "holdout": Knob(0.4, lambda a: len(a.feed.images.held_back), 16),
+    "image_channels": Knob(1, lambda a: a.model.config.channels),
     "max_bad": Knob(0.3, lambda a: a.arguments["Loader"]["max_bad"]),
     "steps": Knob(STEPS, lambda a: a.plan.steps),
     "batch_size": Knob(6, lambda a: a.arguments["Loader"]["batch_size"]),

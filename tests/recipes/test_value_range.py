@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_runs import finetune_config, tokenizer_config
+from tiny_runs import finetune_config, pretrain_config, tokenizer_config
 
 import beit
 from beit.config.errors import UserError
 from beit.config.use import PredictConfig
 from beit.recipes.finetune import finetune
 from beit.recipes.predict.run import predictions
+from beit.recipes.pretrain import pretrain
 from beit.recipes.tokenizer.run import tokenizer
 
 
@@ -37,7 +38,7 @@ def test_a_stated_range_goes_with_the_model(dark: Path, tmp_path: Path) -> None:
     assert json.loads((run / "model" / "model.json").read_text())["value_range"] == [0, 4095]
     assert "nearly black" not in " ".join((run / "log.txt").read_text().split())
     values = np.asarray(Image.open(dark / "a" / "0.png"))
-    expected = np.round(values / 4095 * 255).astype(np.uint8)[None].repeat(3, 0)
+    expected = (values / 4095).astype(np.float32)[None]
     tokens = beit.load_tokenizer(run).encode(torch.from_numpy(expected)[None])[0]
     for stated in (None, (0.0, 4095.0)):
         images = (str(dark / "a" / "0.png"),)
@@ -45,11 +46,20 @@ def test_a_stated_range_goes_with_the_model(dark: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(record["tokens"], tokens)
 
 
-def test_what_stays_nearly_black_is_said(dark: Path, tmp_path: Path) -> None:
+def test_a_range_that_nobody_states_is_found_and_said(dark: Path, tmp_path: Path) -> None:
     tokenizer(tokenizer_config(dark, tmp_path / "run", kind="kmeans", holdout=0.25))
     log = " ".join((tmp_path / "run" / "log.txt").read_text().split())  # which is wrapped
+    assert log.count("of each channel, for want of --value-range: ") == 1 and "nearly black" not in log
+    black, white = json.loads((tmp_path / "run/model/model.json").read_text())["value_range"]
+    assert 0 < black < 10 and 4085 < white < 4096
+
+
+def test_a_model_of_bytes_says_what_stays_nearly_black(dark: Path, tmp_path: Path, images: Path) -> None:
+    tokenizer(tokenizer_config(images, tmp_path / "bytes", kind="kmeans"))
+    config = pretrain_config(dark, tmp_path / "run", tokenizer=str(tmp_path / "bytes"), image_size=16, patch_size=4)
+    pretrain(config)
+    log = " ".join((tmp_path / "run" / "log.txt").read_text().split())
     assert log.count("nearly black; --value-range 0 4") == 1
-    assert json.loads((tmp_path / "run/model/model.json").read_text())["value_range"] is None
 
 
 def test_a_range_is_two_values(dark: Path, tmp_path: Path) -> None:

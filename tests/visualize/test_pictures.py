@@ -24,7 +24,9 @@ def test_float_and_uint8_images_are_the_same_picture() -> None:
     ]
 
 
-@pytest.mark.parametrize("image", [torch.zeros(1, 8, 8), torch.zeros(3, 8), torch.zeros(3, 8, 8, dtype=torch.int64)])
+@pytest.mark.parametrize(
+    "image", [torch.zeros(1, 3, 8, 8), torch.zeros(3, 8), torch.zeros(3, 8, 8, dtype=torch.int64)]
+)
 def test_what_is_no_image_is_refused(image: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="expected"):
         pictures.to_uint8(image)

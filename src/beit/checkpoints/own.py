@@ -38,9 +38,9 @@ _TYPES: Facts = {
     **dict.fromkeys(("tokenizer_kind", "weights_sha256"), str),
     **dict.fromkeys(("tokenizer", "interpolation", "crop_mode"), str | None),
     **dict.fromkeys(("multilabel", "reduce_zero_label"), bool | None),
-    **dict.fromkeys(("resize", "ignore_value"), int | None),
+    **dict.fromkeys(("resize", "ignore_value", "bits"), int | None),
     **dict.fromkeys(("crop", "stride"), _PAIR | None),
-    **{"image_size": _PAIR, "value_range": tuple[float, float] | None, "crop_pct": float | None, "provenance": dict},
+    **{"image_size": _PAIR, "value_range": tuple[float, ...] | None, "crop_pct": float | None, "provenance": dict},
     **{"classes": Sequence[str] | None, "palette": Sequence[tuple[int, int, int]] | None},
 }
 """Of the keys beside the architecture and what a kind is built with."""

@@ -24,6 +24,9 @@ from beit.presets import AUTO, Values, find, resolve
 TRAINED = (TrainingConfig, TrainConfig)
 """Configurations of the verbs that leave runs, which take the flags of :class:`CommonFlags`."""
 
+ALIASES = {"channels": "image_channels"}
+"""Shorter names of flags, for the verbs that have no other knob of that name."""
+
 Arguments = list[str]
 Config = TypeVar("Config")
 
@@ -93,6 +96,7 @@ def _values(
     unknown = [argument for argument in arguments if argument == "--"]
     valued = {argument[: argument.find("=") + 1] for argument in arguments if argument.startswith("--")}
     for name, words in words_by_flag(arguments).items():
+        name = name if name in hints else ALIASES.get(name, name)
         switch = name.removeprefix("no_")
         if hints.get(switch) is bool and f"{flag_of(name)}=" not in valued:
             values[switch] = switch == name

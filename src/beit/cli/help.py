@@ -13,7 +13,8 @@ from beit.config.values import FILE_ONLY
 
 GROUPS = {
     "data": "data eval_data labels label_share labels_per_class multilabel classes reduce_zero_label "
-    "split limit holdout group_by image_size token_image_size resize crop max_bad max_megapixels",
+    "split limit holdout group_by image_size token_image_size resize crop max_bad image_channels value_range "
+    "max_megapixels",
     "model": "model init from_scratch tokenizer kind teacher teacher_layer vocab_size patch_size width depth "
     "num_heads mlp_ratio position bias init_scheme layer_scale_init normalization stride blocks_per_group code_width "
     "pool init_scale decoder layers channels transposed window multi_scale layer top_k",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from annotated_types import Ge, Le
 
@@ -20,6 +21,8 @@ DALLE_PIXELS = ((-0.125, -0.125, -0.125), (1.25, 1.25, 1.25))
 """DALL-E's pixel map 0.1 + 0.8 x, written as (x - mean) / std; its tokenizer has no other."""
 UNIT_PIXELS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 """Pixels as they are, in [0, 1]."""
+Normalization = Literal["half", "imagenet", "data"]
+"""By 0.5 and 0.5, by ImageNet's statistics, or by those of the images."""
 MAX_DEPTH = 512
 """Blocks of a network: a file that asks for a million is an attack."""
 
@@ -104,6 +107,8 @@ class EncoderConfig(EncoderKnobs):
     """Subtracted from images in [0, 1], per channel; their number is that of the channels."""
     pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)
     """Divides images after the subtraction, per channel."""
+    pixel_bits: PositiveInt = 8
+    """Above 8 the patches are projected in float32 whatever the precision, for bfloat16 holds 8 bits."""
 
     def __post_init__(self) -> None:
         check_limits(self)
@@ -170,6 +175,8 @@ class TokenArchitecture:
     """Height and width in pixels that the tokenizer is meant for; it runs at any multiple of `stride`."""
     channels: PositiveInt = 3
     """Of images."""
+    pixel_bits: PositiveInt = 8
+    """Above 8 the first convolution is made in float32 whatever the precision, for bfloat16 holds 8 bits."""
 
     def __post_init__(self) -> None:
         check_limits(self)
@@ -189,6 +196,15 @@ class DiscreteVAEConfig(DiscreteVAEKnobs, TokenArchitecture):
         blocks = self.blocks_per_group * self.stride.bit_length()
         require(blocks <= MAX_DEPTH, f"--blocks-per-group makes {blocks} blocks, more than {MAX_DEPTH}")
         require(self.width % 4 == 0, f"--width {self.width} of a tokenizer must be a multiple of 4")
+
+
+def pixel_constants(normalization: Normalization | None, pixels: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The fields of an :class:`EncoderConfig` for images that are as the `pixels` of a configuration say."""
+    about = {"channels": 3, "bits": 8, **(pixels or {})}
+    known = PIXEL_STATISTICS.get(normalization or "half") if about["channels"] == 3 else None
+    mean, std = known or ((0.5,) * about["channels"],) * 2
+    mean, std = tuple(about.get("mean", mean)), tuple(about.get("std", std))
+    return {"pixel_mean": mean, "pixel_std": std, "pixel_bits": about["bits"]}
 
 
 def default_crop(image_size: tuple[int, int]) -> float:

@@ -75,8 +75,6 @@ class FinetuneConfig(StartConfig):
         require(0 <= magnitude <= 10, f"--randaugment must lie between 0 and 10, not {magnitude}")
         if self.multilabel and self.labels is None:
             raise UserError("--multilabel needs --labels FILE: a folder gives an image one class")
-        require(
-            not self.multilabel or self.labels_per_class is None,
-            f"--labels-per-class {self.labels_per_class} (given, or of the preset) needs one class for each image; "
-            f"use --label-share, or add --labels-per-class null",
-        )
+        needs = f"--labels-per-class {self.labels_per_class} (given, or of the preset) needs one class for each image"
+        one_class = not self.multilabel or self.labels_per_class is None
+        require(one_class, f"{needs}; use --label-share, or add --labels-per-class null")

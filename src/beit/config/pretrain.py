@@ -9,13 +9,14 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from beit.config.architecture import (
-    PIXEL_STATISTICS,
     Bias,
     EncoderConfig,
     EncoderKnobs,
     InitScheme,
+    Normalization,
     Position,
     Sides,
+    pixel_constants,
     sides,
 )
 from beit.config.errors import UserError, require
@@ -58,8 +59,9 @@ class PretrainConfig(EncoderKnobs, TrainingConfig):
     init_scheme: InitScheme = "beit"
     """First values: normal with a deviation of .02 whatever the width (paper), or as torch's own layers draw them,
     with one that follows the width."""
-    normalization: Literal["half", "imagenet"] | None = None
-    """Pixel mean and deviation of the encoder, 0.5 and 0.5, or ImageNet's; null for those of `init`, else half."""
+    normalization: Normalization | None = None
+    """Pixel mean and deviation of the encoder, 0.5 and 0.5, ImageNet's, or those of the data; null for those of
+    `init`, else half, but those of data that is not RGB of 8 bits."""
 
     masking: Literal["block", "random", "none"] = "block"
     """Hide blocks of patches (paper algorithm 1), single patches, or nothing."""
@@ -115,11 +117,8 @@ class PretrainConfig(EncoderKnobs, TrainingConfig):
             hides = self.masking != "none"
             require(hides, "--encoder-sees visible needs hidden patches; drop --masking none")
             fixed = self.mask_count == "exact"
-            require(
-                fixed,
-                f"--encoder-sees visible needs as many hidden patches in every image, and --mask-count "
-                f"{self.mask_count} varies; choose --mask-count exact",
-            )
+            varies = f"and --mask-count {self.mask_count} varies; choose --mask-count exact"
+            require(fixed, f"--encoder-sees visible needs as many hidden patches in every image, {varies}")
 
     def idle(self) -> Mapping[str, Collection[str]]:
         blocks = {"min_block", "mask_count", "block_aspect"}
@@ -142,12 +141,10 @@ class PretrainConfig(EncoderKnobs, TrainingConfig):
 
     def architecture(self) -> EncoderConfig:
         """The encoder these knobs describe."""
-        mean, std = PIXEL_STATISTICS[self.normalization or "half"]
         return EncoderConfig(
             image_size=sides(self.image_size),
             position=self.position,
             bias=self.bias,
-            pixel_mean=mean,
-            pixel_std=std,
+            **pixel_constants(self.normalization, self.pixels),
             **{knob.name: getattr(self, knob.name) for knob in fields(EncoderKnobs)},
         )

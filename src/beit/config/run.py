@@ -6,12 +6,13 @@ import math
 import os
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from beit.config.errors import UserError, require
 from beit.config.values import (
+    FILE_ONLY,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -33,9 +34,11 @@ class DecodingConfig:
     """Refuse images larger than this many million pixels."""
     max_gibibytes: PositiveFloat = 1.0
     """Refuse images whose decoding takes more memory than this."""
+    image_channels: PositiveInt | None = None
+    """Channels of the images; null for those of the model, else what the files have."""
     value_range: tuple[float, float] | None = None
-    """The numbers that are black and white in TIFF and in PNG of 16 bits; null for what the files state, else all
-    that the bits hold."""
+    """The numbers that are black and white in images of more than 8 bits; null for what the model was trained with,
+    else what the files state, else percentiles of each channel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +145,9 @@ class TrainingConfig(DevicesConfig, DataConfig):
     """A recipe of `beit presets`; auto chooses for images and machine; null: the defaults alone, as shown here."""
     out: str
     """The run directory. The same command on a directory that holds a run continues it."""
+    pixels: dict[str, Any] | None = field(default=None, metadata=FILE_ONLY)
+    """What the images are, found before the first step: channels, bits, value_range, and, where they normalise the
+    encoder, mean and std of each channel; null: to be found."""
 
     epochs: PositiveFloat | None = None
     """Length in passes over the images. Excludes `steps` and `budget`."""

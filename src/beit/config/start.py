@@ -10,8 +10,10 @@ from beit.config.architecture import (
     Bias,
     EncoderConfig,
     InitScheme,
+    Normalization,
     Position,
     Sides,
+    pixel_constants,
     positions,
     sides,
 )
@@ -57,8 +59,9 @@ class StartConfig(TrainingConfig):
     """From scratch: first value of LayerScale, 0 for none; null for 0.1."""
     init_scheme: InitScheme = "beit"
     """First values of the encoder, from scratch, and of a classifier's head, as of `beit pretrain`."""
-    normalization: Literal["half", "imagenet"] | None = None
-    """From scratch: pixel mean and deviation, 0.5 and 0.5, or ImageNet's; null for half."""
+    normalization: Normalization | None = None
+    """From scratch: pixel mean and deviation, 0.5 and 0.5, ImageNet's, or those of the data; null for half, but those
+    of data that is not RGB of 8 bits."""
     drop_path_rate: ShareBelowOne = 0.1
     """Stochastic depth of the last block."""
     dropout: ShareBelowOne = 0.0
@@ -68,6 +71,10 @@ class StartConfig(TrainingConfig):
     freeze: NonNegativeInt | Literal["all"] | None = None
     """Keep patches, positions and so many blocks as `init` has them, or `all` of the encoder, and teach the rest (for
     few labels); null keeps nothing."""
+
+    class_weights: str | None = None
+    """Weights of the classes in the loss: `balanced`, as rare as they are among the labels to train on (of pixels, in
+    a sample of the label maps), or a .csv file of lines `class,weight`; null for all alike."""
 
     SIZE = "image_size"
     """The field that states the size of the images."""
@@ -98,12 +105,12 @@ class StartConfig(TrainingConfig):
         needed = (self.SIZE, "patch_size", "width", "depth", "num_heads")
         missing = [flag_of(name) for name in needed if getattr(self, name) is None]
         if size is None or missing:
-            raise UserError(
-                "give --init a trained model, or --from-scratch with --preset auto or one that `beit pretrain` has "
-                f"too; without such a preset, name {', '.join(missing)}"
-            )
+            start = "--from-scratch with --preset auto or one that `beit pretrain` has too"
+            wants = f"without such a preset, name {', '.join(missing)}"
+            raise UserError(f"give --init a trained model, or {start}; {wants}")
         # Fine-tuning's form of the default architecture, so that both starts train the same network.
-        values: dict[str, Any] = {"position": "block_bias", **self.stated()}
+        pixels = pixel_constants(self.normalization, self.pixels)
+        values: dict[str, Any] = {"position": "block_bias", **self.stated(), **pixels}
         return EncoderConfig(image_size=size, drop_path_rate=self.drop_path_rate, dropout=self.dropout, **values)
 
     def stated(self) -> dict[str, Any]:
@@ -114,6 +121,6 @@ class StartConfig(TrainingConfig):
             stated["position"], stated["bias"] = positions(self.position, self.bias)
         if self.layer_scale_init is not None:
             stated["layer_scale_init"] = self.layer_scale_init or None
-        if self.normalization is not None:
+        if self.normalization in PIXEL_STATISTICS:
             stated["pixel_mean"], stated["pixel_std"] = PIXEL_STATISTICS[self.normalization]
         return stated

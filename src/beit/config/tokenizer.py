@@ -135,18 +135,17 @@ class TokenizerConfig(DiscreteVAEKnobs, TrainingConfig):
 
     def architecture(self) -> DiscreteVAEConfig | PatchKMeansConfig:
         """The tokenizer that these knobs describe; of features it is the teacher's."""
-        size = (self.image_size, self.image_size)
+        pixels, size = self.pixels or {}, (self.image_size, self.image_size)
+        shared: dict[str, Any] = {"image_size": size, "channels": pixels.get("channels", 3)}
         if self.kind == "kmeans":
-            return PatchKMeansConfig(
-                vocab_size=self.vocab_size, stride=self.stride, pixel_norm=self.pixel_norm, image_size=size
-            )
-        knobs: dict[str, Any] = {knob.name: getattr(self, knob.name) for knob in fields(DiscreteVAEKnobs)}
+            knobs = ("vocab_size", "stride", "pixel_norm")
+            return PatchKMeansConfig(**{name: getattr(self, name) for name in knobs}, **shared)
+        shared |= {knob.name: getattr(self, knob.name) for knob in fields(DiscreteVAEKnobs)}
+        shared["pixel_bits"] = pixels.get("bits", 8)
         if self.kind == "dvae":
-            return DiscreteVAEConfig(image_size=size, **knobs)
+            return DiscreteVAEConfig(**shared)
         if self.vocab_size not in LEVELS:
             near = sorted(sorted(LEVELS, key=lambda size: abs(size / self.vocab_size - 1))[:2])
-            raise UserError(
-                f"--vocab-size {self.vocab_size} is no product of the levels of --kind fsq; near it are "
-                f"{near[0]} and {near[1]}, of all {', '.join(map(str, LEVELS))}"
-            )
-        return FiniteScalarVAEConfig(image_size=size, levels=LEVELS[self.vocab_size], **knobs)
+            wrong = f"--vocab-size {self.vocab_size} is no product of the levels of --kind fsq"
+            raise UserError(f"{wrong}; near it are {near[0]} and {near[1]}, of all {', '.join(map(str, LEVELS))}")
+        return FiniteScalarVAEConfig(levels=LEVELS[self.vocab_size], **shared)

@@ -182,7 +182,8 @@ class DemoConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig(DataConfig):
-    """Look a data set over before anything is trained: counts, sizes, label maps, broken files, duplicates."""
+    """Look a data set over before anything is trained: what it is taken for, counts, sizes, channels, label maps,
+    broken files, duplicates, and which verbs will take it."""
 
     workers: NonNegativeInt | Literal["auto"] = "auto"
     """Processes that read images."""

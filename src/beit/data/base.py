@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import UserDict, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, cast
 
 from torch import Tensor
 
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
+from beit.untrusted import listed
 
 Split = Literal["train", "val", "test"]
 """Images to learn from, to choose by on the way, or to judge by once, at the end."""
@@ -71,40 +73,26 @@ class Source(Protocol):
 SourceOfSplit = TypeVar("SourceOfSplit", bound=Source)
 
 
-class Splits(Mapping[Split, SourceOfSplit]):
+class Splits(UserDict[Split, SourceOfSplit]):
     """The images of each split that has any, opened when they are asked for: who judges need not read what is trained
     on."""
 
-    def __init__(self, open_split: Mapping[Split, Callable[[], SourceOfSplit]]) -> None:
-        self._open_split = open_split
-        self._opened: dict[Split, SourceOfSplit] = {}
+    def __init__(self, openers: Mapping[Split, Callable[[], SourceOfSplit]]) -> None:
+        super().__init__(cast(Any, openers))
 
     def __getitem__(self, split: Split) -> SourceOfSplit:
-        if split not in self._opened:
-            self._opened[split] = self._open_split[split]()
-        return self._opened[split]
-
-    def __contains__(self, split: object) -> bool:
-        return split in self._open_split
-
-    def __iter__(self) -> Iterator[Split]:
-        return iter(self._open_split)
-
-    def __len__(self) -> int:
-        return len(self._open_split)
+        if callable(opener := self.data[split]):
+            self.data[split] = opener()
+        return self.data[split]
 
 
 def check_classes(classes: Sequence[str], names: Iterable[str], data: str, origin: str) -> None:
     """UserError unless there are two `classes`, all `names` in `data` among them. They come from `origin`."""
-    if unknown := sorted(set(names) - set(classes)):
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise UserError(
-            f"{data} has classes that are unknown to {origin}: {', '.join(map(repr, unknown[:5]))}{more}; "
-            f"rename or remove them"
-        )
-    if len(classes) < 2:
-        content = f"one class only ('{classes[0]}')" if classes else "no class"
-        raise UserError(f"{data} holds {content}; a classifier needs at least two")
+    unknown = [repr(name) for name in {*names} - {*classes}]
+    others = f"{data} has classes that are unknown to {origin}: {listed(unknown, 5)}"
+    require(not unknown, f"{others}; rename or remove them")
+    content = f"one class only ('{classes[0]}')" if classes else "no class"
+    require(len(classes) > 1, f"{data} holds {content}; a classifier needs at least two")
 
 
 def read_text(path: str | Path, name: str, errors: str = "strict", newline: str | None = None) -> str:
@@ -118,6 +106,15 @@ def read_text(path: str | Path, name: str, errors: str = "strict", newline: str 
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or "it is not text in UTF-8"
         raise UserError(f"{name} cannot be read: {reason}") from error
+
+
+def grouped(items: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:
+    """Those of the numbers `items` that share a key, in order; none of those whose key is None."""
+    groups: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    groups.pop(None, None)
+    return list(groups.values())
 
 
 def stable_hash(text: str) -> int:

@@ -1,8 +1,8 @@
-"""Any image file -> RGB uint8, or an :class:`ImageError` that names the file.
+"""Any image file -> its pixels, uint8 or of more bits float32, or an :class:`ImageError` that names the file.
 
 What decoding means here: EXIF orientation applied, first frame of an animation, alpha over white, 16 bits scaled by
-what the file or --value-range says is white (else divided by 257), ICC profiles ignored, the content rather than the
-extension decides the format. The size is read from the header and refused above a limit before anything is decoded,
+what the file or --value-range says is black and white, ICC profiles ignored, the content rather than the extension
+decides the format. The size is read from the header and refused above a limit before anything is decoded,
 because a 300 KB file can hold gigabytes of pixels.
 """
 
@@ -19,14 +19,10 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torchvision.io import ImageReadMode
+from torchvision.io import decode_image as decode_with_torchvision
 
 from beit.pixels import Limits
-
-try:
-    from torchvision.io import ImageReadMode
-    from torchvision.io import decode_image as decode_with_torchvision
-except ImportError:  # deprecated since torchvision 0.29: once it is gone, Pillow decodes everything
-    decode_with_torchvision = None
 
 # Only formats that hold pixels: Pillow would hand others (EPS, PSD, FITS ...) to interpreters of much wider scope.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
@@ -47,8 +43,13 @@ class Decoding(NamedTuple):
     """How files are made images."""
 
     limits: Limits = Limits()
-    value_range: tuple[float, float] | None = None
-    """The numbers that are black and white, where a file has more than 8 bits; None for what it states itself."""
+    channels: int | None = 3
+    """Of the images; None where the files are still to be asked."""
+    bits: int | None = 8
+    """8, or 16 for images of more; likewise."""
+    value_range: tuple[float, ...] | None = None
+    """The numbers that are black and white, of all channels or of one after another, where a file has more than 8
+    bits; None for what it states itself."""
     pillow: bool = False
     """Send JPEG to Pillow too, for runs that must match the released pipeline to the last bit."""
 
@@ -77,26 +78,30 @@ def reading(name: str) -> Iterator[None]:
 
 
 def decode_image(data: bytes, name: str, decoding: Decoding = USUAL) -> Tensor:
-    """The picture in `data` as uint8 (3, H, W), stored channels-last.
+    """The picture in `data`, (C, H, W) stored channels-last: uint8, or, of more than 8 bits, float32 in [0, 1].
 
-    Ordinary JPEG goes through torchvision (1.3 to 1.7 times as fast), TIFF and what has more than 8 bits through a
+    Ordinary JPEG goes through torchvision (1.3 to 1.7 times as fast), what is not RGB of 8 bits through a
     :class:`beit.data.rasters.Raster`, everything else through Pillow. Raises :class:`ImageError` with `name` for
     anything that is damaged, too large or no image.
     """
-    from beit.data.rasters import raster_of_picture, read_raster, rgb_of  # which few sets need
+    from beit.data.rasters import pixels_of, raster_of_picture, read_raster  # which few sets need
 
+    channels, bits = decoding.channels or 3, decoding.bits or 8
     with reading(name):
-        raster = read_raster(data, decoding.limits)
+        raster = read_raster(data, decoding.limits, channels)
         if raster is None:
             image = open_pillow(data, name, decoding.limits)
-            jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
-            if decode_with_torchvision is not None and jpeg and not decoding.pillow:
-                return _torchvision(data, ImageReadMode.RGB)
-            if image.mode[0] not in "IF":
+            plain = (channels, bits) == (3, 8)
+            jpeg = plain and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+            if jpeg and not decoding.pillow:
+                writable = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+                decoded: Tensor = decode_with_torchvision(writable, ImageReadMode.RGB, apply_exif_orientation=True)
+                return decoded
+            if plain and image.mode[0] not in "IF":
                 return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
             image.load()
             raster = raster_of_picture(upright(image))
-        return torch.from_numpy(rgb_of(raster, decoding.value_range)).permute(2, 0, 1)
+        return torch.from_numpy(pixels_of(raster, channels, bits, decoding.value_range)).permute(2, 0, 1)
 
 
 def open_pillow(data: bytes, name: str, limits: Limits) -> Image.Image:
@@ -119,11 +124,11 @@ def open_pillow(data: bytes, name: str, limits: Limits) -> Image.Image:
 
 def upright_size(data: bytes, name: str, limits: Limits) -> tuple[int, int]:
     """(height, width) of the picture that :func:`decode_image` gives, from its header alone."""
-    from beit.data.rasters import TIFF, tiff_size
+    from beit.data.rasters import raster_size
 
-    if data[:4] in TIFF:
-        with reading(name):
-            return tiff_size(data)
+    with reading(name):
+        if size := raster_size(data, limits):
+            return size
     image = open_pillow(data, name, limits)
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -149,12 +154,6 @@ def upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # unreadable EXIF says nothing about the pixels, which are whole
         return image
-
-
-def _torchvision(data: bytes, mode: ImageReadMode) -> Tensor:
-    writable = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    decoded: Tensor = decode_with_torchvision(writable, mode, apply_exif_orientation=True)
-    return decoded
 
 
 @cache

@@ -6,7 +6,6 @@ Sets of classes are numbered as classes are, so that a label stays one whole num
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.data.base import Source, Split, check_classes, read_text
 from beit.data.sources.files import path_of
 from beit.data.sources.listing import IMAGE_SUFFIXES
@@ -76,12 +75,10 @@ class LabelFile:
         self._used: set[str] = set()
         self._image_at = _images_at(rows, self.path)
         for image, label in self._labels.items():
-            if any(self._labels[self._image_at[place]] != label for place in _places(image, self.path)):
-                raise UserError(
-                    f"--labels {path} gives {display(image)} two times, and not the same classes; keep one"
-                )
+            alike = all(self._labels[self._image_at[place]] == label for place in _places(image, self.path))
+            require(alike, f"--labels {path} gives {display(image)} two times, and not the same classes; keep one")
 
-    def apply(self, source: Source, split: Split = "train") -> Relabeled | None:
+    def apply(self, source: Source, split: Split = "train") -> Subset | None:
         """The images of `source` that the file names, with their labels; the others are left out, with a note. None
         for a `test` that has no labels.
         """
@@ -92,20 +89,15 @@ class LabelFile:
             raise UserError(f"--labels {self.path}: '{several[0]}' may mean several images; write its ending")
         if not images and split == "test":
             return None
-        if not images and split == "val" and len(source):
-            raise UserError(
-                f"--labels {self.path} names none of the {len(source):,} images of val; label some of them, or name "
-                f"labelled ones with --eval-data"
-            )
+        none, some = f"--labels {self.path} names none of the", bool(images) or not len(source)
+        mend = "label some of them, or name labelled ones with --eval-data"
+        require(some or split != "val", f"{none} {len(source):,} images of val; {mend}")
         if not images and split == "train":
-            first = display(next(iter(self._labels)))
-            raise UserError(
-                f"--labels {self.path} names none of the images of --data (it has '{first}', and an image there is "
-                f"'{display(source.key(0))}'); write paths relative to --data"
-            )
+            both = f"it has '{display(next(iter(self._labels)))}', and an image there is '{display(source.key(0))}'"
+            raise UserError(f"{none} images of --data ({both}); write paths relative to --data")
         self._used.update(images.values())
         labels = [self._labels[image] for image in images.values()]
-        relabeled = Relabeled(source, list(images), labels, self.labels.classes)
+        relabeled = Subset(source, list(images), labels, self.labels.classes)
         if missing := len(source) - len(images):
             relabeled.notes.append(f"{missing:,} images are not in {self.path} and are left out")
         relabeled.notes += self._notes if split == "train" else []
@@ -171,28 +163,6 @@ def _marked(sets: Sequence[tuple[int, ...]], num_classes: int) -> Tensor:
     return rows
 
 
-class Relabeled(Subset):
-    """Some images of a source under labels of their own."""
-
-    def __init__(
-        self, source: Source, indices: Sequence[int], labels: Sequence[int], classes: tuple[str, ...]
-    ) -> None:
-        super().__init__(source, indices)
-        self._labels = torch.tensor(labels, dtype=torch.int64)
-        self.classes = classes
-
-    def label(self, index: int) -> int:
-        return int(self._labels[index])
-
-    def describe(self) -> str:
-        return f"{super().describe()}, {len(self.classes or ())} classes from a file"
-
-    @property
-    def fingerprint(self) -> str:
-        content = [self.classes, self._labels.tolist()]
-        return f"{super().fingerprint} {hashlib.blake2b(repr(content).encode(), digest_size=16).hexdigest()}"
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Files as rows: the path of an image, and the names of its classes
 
@@ -207,11 +177,9 @@ def read_label_rows(path: Path) -> Mapping[str, Sequence[str]]:
     # A name may hold any bytes, and line breaks; so may a class that `beit predict` wrote.
     text = read_text(path, name, errors="surrogateescape", newline="")
     for place, image, classes in readers[path.suffix.lower()](name, text):
-        if image in rows:
-            raise UserError(f"{place}: {display(image)} is there already; join the two")
+        require(image not in rows, f"{place}: {display(image)} is there already; join the two")
         rows[image] = [text for text in classes if text.strip()]
-    if not rows:
-        raise UserError(f"{name} is empty; write a line `image,class;class` for each image")
+    require(bool(rows), f"{name} is empty; write a line `image,class;class` for each image")
     return rows
 
 

@@ -7,26 +7,19 @@ image permutation(seed, epoch)[p % N]; all randomness of that sample is drawn fr
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
-import signal
-import threading
-import warnings
-import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from beit.config.errors import RunFailed, UserError
+from beit.config.errors import RunFailed, UserError, require
 from beit.data.base import Source
 from beit.data.decode import ImageError
-from beit.patience import DEFAULT, OutOfPatience, Silence, patience
+from beit.data.workers import Task, fetch
+from beit.patience import DEFAULT
 
 View = Callable[..., Any]
 """(image, rng) -> sample, or with labels (image, label, rng) -> sample; a sample is a NamedTuple of tensors."""
@@ -38,12 +31,6 @@ HANDFUL = 5  # damaged files that never stop a run, however small the set
 _ORDER, _SAMPLES, _NEW = 1, 2, 3  # first word of the seeds: no order shares its stream with a sample
 _EVALUATION = 2**32 - 1  # stands for the epoch in the seeds of evaluation samples; no training run gets there
 _REPLACEMENTS = 100  # tries before a set counts as unreadable
-_LANES = 64  # workers whose progress is followed
-_DEATH = getattr(signal, "SIGCHLD", signal.SIGINT)  # Windows has no signal for it
-
-
-class WorkerError(RunFailed):
-    """A loader process died; the message says which and what to do."""
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -88,11 +75,9 @@ class Loader:
         pin_memory: bool = False,
         timeout: float = DEFAULT,
     ) -> None:
-        if batch_size < 1 or batch_size % (world * accumulate):
-            raise UserError(
-                f"--batch-size {batch_size} is not divisible by {world} processes x {accumulate} accumulated "
-                f"micro-batches; choose a multiple of {world * accumulate}"
-            )
+        parts, whole = f"{world} processes x {accumulate} accumulated micro-batches", world * accumulate
+        divides = batch_size > 0 and batch_size % whole == 0
+        require(divides, f"--batch-size {batch_size} is not divisible by {parts}; choose a multiple of {whole}")
         self._size = len(source)
         self._fetcher = _Fetcher(source, view, seed, labeled=labeled, replace=True, timeout=timeout)
         self._fetcher.cycle = cycle
@@ -176,10 +161,8 @@ class _Damage:
         if fetched.error:
             raise fetched.error
         if len(self.files) >= HANDFUL and self._failed > self._max_bad * self._tried:
-            raise RunFailed(
-                f"--data: {self._failed:,} of {self._tried:,} images read were damaged ({len(self.files):,} files), "
-                f"more than --max-bad {self._max_bad:g} allows; `beit check` lists them"
-            )
+            read = f"{self._failed:,} of {self._tried:,} images read were damaged ({len(self.files):,} files)"
+            raise RunFailed(f"--data: {read}, more than --max-bad {self._max_bad:g} allows; `beit check` lists them")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -197,7 +180,7 @@ class _Fetched(NamedTuple):
     """Why the run cannot go on. A value, because what is raised in a worker arrives as a quoted traceback."""
 
 
-class _Fetcher(Dataset[_Fetched]):
+class _Fetcher(Task[_Fetched]):
     """Turns work into batches of `view`; damaged images are replaced by others, or left out."""
 
     cycle: int | None = None
@@ -205,14 +188,12 @@ class _Fetcher(Dataset[_Fetched]):
     def __init__(
         self, source: Source, view: View, seed: int, *, labeled: bool, replace: bool, timeout: float
     ) -> None:
+        super().__init__(timeout)
         self._source, self._view, self._seed = source, view, seed
-        self._labeled, self._replace, self.timeout = labeled, replace, timeout
-        self.progress = torch.zeros(_LANES, 2, dtype=torch.int64)
-        """Of each worker, how many images it has begun, and the last of them; shared with workers."""
+        self._labeled, self._replace = labeled, replace
 
-    def place(self, worker: int) -> str:
-        """Where `worker` was last seen."""
-        return f" over {self._source.name(int(self.progress[worker % _LANES, 1]))}"
+    def place(self, index: int) -> str:
+        return f" over {self._source.name(index)}"
 
     def __getitem__(self, work: Work) -> _Fetched:
         samples: list[Any] = []
@@ -234,9 +215,8 @@ class _Fetcher(Dataset[_Fetched]):
         again = epoch if self.cycle is None else epoch % self.cycle
         rng = np.random.default_rng((_SAMPLES, self._seed, again, index))
         new, number = np.random.default_rng((_NEW, self._seed, epoch, index)), again * len(self._source) + index
-        lane = self.progress.numpy()[getattr(get_worker_info(), "id", 0) % _LANES]
         for _ in range(_REPLACEMENTS if self._replace else 1):
-            lane[:] = lane[0] + 1, index
+            self.begin(index)
             try:
                 image = self._source.image(index)
                 labels = (self._source.label(index),) if self._labeled else ()
@@ -246,122 +226,6 @@ class _Fetcher(Dataset[_Fetched]):
                 continue
             return self._view(image, *labels, rng, *([] if self.cycle is None else [new, number]))
         if self._replace:
-            raise RunFailed(
-                f"--data: {_REPLACEMENTS} images in a row are damaged, the last being {bad[-1][1]}; "
-                f"`beit check` lists the damaged files"
-            )
+            row = f"{_REPLACEMENTS} images in a row are damaged, the last being {bad[-1][1]}"
+            raise RunFailed(f"--data: {row}; `beit check` lists the damaged files")
         return None
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Ahead, in other processes
-
-
-def fetch(fetcher: Dataset[Any], works: Iterable[Any], workers: int, pin_memory: bool = False) -> Iterator[Any]:
-    """``fetcher[work]`` for each of `works`, in order, computed ahead in `workers` processes (0: in this one)."""
-    if workers == 0:
-        return _fetch_here(fetcher, works)
-    batches = _fetch_ahead(fetcher, works, workers, pin_memory)
-    _unfinished.add(batches)
-    return batches
-
-
-_unfinished: weakref.WeakSet[Generator[_Fetched]] = weakref.WeakSet()
-
-
-@atexit.register
-def _stop_workers() -> None:
-    """Workers ignore SIGTERM, so multiprocessing would wait for them in vain at the end of the process."""
-    for batches in list(_unfinished):
-        batches.close()
-
-
-def _fetch_here(fetcher: Dataset[Any], works: Iterable[Any]) -> Iterator[Any]:
-    for work in works:
-        # As in workers: how an operation is split among threads may change the last bit of a sum.
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            fetched = fetcher[work]
-        finally:
-            torch.set_num_threads(threads)
-        yield fetched
-
-
-def _fetch_ahead(fetcher: Dataset[Any], works: Iterable[Any], workers: int, pin_memory: bool) -> Generator[Any]:
-    iterator = _start_workers(fetcher, works, workers, pin_memory)
-    try:
-        while (fetched := _wait_for_next(iterator, fetcher)) is not None:
-            yield fetched
-    except (OutOfPatience, RuntimeError, OSError, EOFError) as error:
-        raise _worker_error(error, iterator, fetcher) from error
-    finally:
-        # A traceback may keep the iterator alive to the end of the process, and its workers with it.
-        iterator._shutdown_workers()
-        for worker in iterator._workers:  # one that hangs hears nothing else
-            worker.kill()
-
-
-def _start_workers(fetcher: Dataset[Any], works: Iterable[Any], workers: int, pin_memory: bool) -> Any:
-    getattr(fetcher, "progress", torch.zeros(0)).share_memory_()
-    with warnings.catch_warnings():
-        # More workers than cores pay where reading is slow, and --workers has been asked for.
-        warnings.filterwarnings("ignore", "This DataLoader will create")
-        loader = DataLoader(
-            fetcher,
-            batch_size=None,  # a unit of work is a micro-batch already
-            sampler=works,
-            num_workers=workers,
-            pin_memory=pin_memory,
-            # Forked workers share the tables of a source.
-            multiprocessing_context="fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn",
-            worker_init_fn=_start_worker,
-            timeout=1,  # then it looks whether all are alive
-            # Without a generator of its own, the loader would draw its base seed from the global one.
-            generator=torch.Generator(),
-        )
-        on_death = signal.getsignal(_DEATH)
-        iterator = iter(loader)
-    # The loader's own handler raises wherever the main thread is; deaths are looked for where a batch is awaited.
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(_DEATH, on_death)
-    return iterator
-
-
-def _wait_for_next(iterator: Any, fetcher: Any) -> Any:
-    """The next batch, None after the last; patient as long as any worker gets on."""
-    progress = getattr(fetcher, "progress", torch.zeros(0))
-    while True:
-        before = progress.clone()
-        with patience(getattr(fetcher, "timeout", 3 * DEFAULT)):
-            while torch.equal(before, progress):
-                try:
-                    return next(iterator, None)
-                except RuntimeError as error:
-                    if "DataLoader timed out" not in str(error):
-                        raise
-
-
-def _worker_error(error: BaseException, iterator: Any, fetcher: Any) -> BaseException:
-    """What `error`, which ended the work ahead, comes from, in words; itself where it comes from no process."""
-    reason, workers = str(error).partition("\n")[0], iterator._workers
-    if isinstance(error, OutOfPatience):
-        worker = workers[(number := iterator._task_info[iterator._rcvd_idx][0])]
-        worker.kill()
-        place = fetcher.place(number) if isinstance(fetcher, _Fetcher) else ""
-        return Silence(f"loader process {worker.pid} is silent{place}: a disk hangs, or --timeout is short")
-    dead = wait([worker.sentinel for worker in workers], 1)
-    if not dead and "exited unexpectedly" not in reason:
-        return error
-    pids = ", ".join(str(worker.pid) for worker in workers if worker.sentinel in dead)
-    return WorkerError(
-        f"a loader process died (pid {pids}: {reason}); most often memory ran out: lower --workers. "
-        f'In a script, training must be called under `if __name__ == "__main__":`'
-    )
-
-
-def _start_worker(_: int) -> None:
-    torch.set_num_threads(1)
-    # Ctrl-C and SIGTERM reach the whole process group; the main process ends its step and then stops the workers.
-    for number in {"SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"} & signal.Signals.__members__.keys():
-        signal.signal(signal.Signals[number], signal.SIG_IGN)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import struct
 import zlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from beit.pixels import Limits
+from beit.pixels import GRAY, Limits
 
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF, PNG = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), b"\x89PNG"
 
 
 class Raster(NamedTuple):
@@ -24,19 +25,34 @@ class Raster(NamedTuple):
 
     values: NDArray[Any]
     """(H, W, channels), as they are stored, but that more is always lighter."""
-    white: float | None
-    """The number that is white; None where there is no agreed one."""
+    span: tuple[float, float] | None
+    """The numbers that are black and white; None where there are no agreed ones."""
     opacity: str = ""
     """What the last channel is: "straight" opacity, "associated" (colours multiplied by it), or, "", no opacity."""
     pages: int = 1
     """Of the file, of which `values` are the first."""
 
+    @property
+    def bands(self) -> int:
+        """Channels without opacity."""
+        return int(self.values.shape[2]) - (self.opacity != "")
 
-def read_raster(data: bytes, limits: Limits) -> Raster | None:
-    """The numbers in a TIFF or a PNG of 16 bits, None for any other file. Raises whatever a parser can."""
+    @property
+    def is_stated(self) -> bool:
+        """Whether the file itself says what is black and white, and not its number of bits."""
+        return self.span not in (None, (0, 0xFFFF))
+
+
+def read_raster(data: bytes, limits: Limits, channels: int | None = None) -> Raster | None:
+    """The numbers in a TIFF, a PNG of 16 bits, an NPY or a DICOM file, None for any other file. Each page of a TIFF
+    that has as many as `channels` is a channel. Raises whatever a parser can."""
     if data[:4] in TIFF:
-        return read_tiff(data, limits)
-    if data[:4] != b"\x89PNG" or data[24:25] != b"\x10":  # where the header has the bit depth
+        return read_tiff(data, limits, channels)
+    if data[:6] == b"\x93NUMPY":
+        return read_npy(data, limits, channels)
+    if data[128:132] == b"DICM":
+        return read_dicom(data, limits)
+    if data[:4] != PNG or data[24:25] != b"\x10":  # where the header has the bit depth
         return None
     from torchvision.io import ImageReadMode, decode_image
 
@@ -45,45 +61,52 @@ def read_raster(data: bytes, limits: Limits) -> Raster | None:
     pixels = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     decoded = decode_image(pixels, ImageReadMode.UNCHANGED, apply_exif_orientation=True)
     values = decoded.permute(1, 2, 0).numpy()
-    return Raster(values, png_white(data, values), "straight" if values.shape[2] in (2, 4) else "")
+    return Raster(values, (0, png_white(data, values)), "straight" if values.shape[2] in (2, 4) else "")
 
 
-def rgb_of(raster: Raster, value_range: tuple[float, float] | None) -> NDArray[np.uint8]:
-    """uint8 (H, W, 3): the first three channels, or gray three times; opacity over white. `value_range` is for
-    numbers of more than 8 bits."""
-    values, stated = raster.values, None if raster.values.dtype == np.uint8 else value_range
-    black, white = stated or (0.0, raster.white)
-    if white is None or not (stated or 0 <= values.min() <= values.max() <= 0xFFFF):
+def raster_size(data: bytes, limits: Limits) -> tuple[int, int] | None:
+    """(height, width) of what :func:`read_raster` gives, of a TIFF from its header alone."""
+    if data[:4] not in TIFF:
+        raster = None if data[:4] == PNG else read_raster(data, limits)
+        return raster and raster.values.shape[:2]
+    with _open_tiff(data) as file:
+        page = file.pages[0]
+        size = page.imagelength, page.imagewidth
+        return size[::-1] if page.tags.valueof(274, 1) in (5, 6, 7, 8) else size
+
+
+def pixels_of(raster: Raster, channels: int, bits: int, value_range: Sequence[float] | None) -> NDArray[Any]:
+    """(H, W, channels), uint8, or of more than 8 `bits` float32 in [0, 1]; opacity over white, unless it is one of
+    the channels. `value_range`, black and white of all channels or of each, is for numbers of more than 8 bits."""
+    values = raster.values
+    is_byte = values.dtype == np.uint8
+    span = raster.span if is_byte or value_range is None else value_range
+    if span is None or not (value_range or 0 <= values.min() <= values.max() <= 0xFFFF or raster.is_stated):
         raise ValueError("its numbers have no agreed range; state it, as --value-range BLACK WHITE")
     if not np.isfinite(values).all():
         raise ValueError("it holds numbers that are not finite")
-    if values.dtype != np.uint8 or white != 255 or raster.opacity:
-        unit = np.clip((values - np.float32(black)) / np.float32(white - black), 0, 1)
-        if raster.opacity:
-            alpha = values[..., -1:] / np.float32(raster.white or 1)
-            unit = unit[..., :-1] * (alpha if raster.opacity == "straight" else 1) + (1 - alpha)
-        values = np.rint(unit * 255).astype(np.uint8)
-    return np.ascontiguousarray(values[..., :3] if values.shape[2] > 2 else values[..., [0, 0, 0]])
+    is_seen_through = raster.opacity != "" and values.shape[2] != channels
+    opacity: NDArray[Any] = values[..., -1:] / np.float32(raster.span[1] if raster.span else 1)
+    values = _fitted(values[..., :-1] if is_seen_through else values, channels)
+    if is_byte and bits == 8 and tuple(span) == (0, 255) and not is_seen_through:
+        return np.ascontiguousarray(np.rint(values).astype(np.uint8))
+    black, white = np.array(span, dtype=np.float32).reshape(-1, 2).T
+    unit: NDArray[np.float32] = np.clip((values - black) / (white - black), 0, 1).astype(np.float32)
+    if is_seen_through:
+        unit = unit * (opacity if raster.opacity == "straight" else np.float32(1)) + (1 - opacity)
+    return np.rint(unit * 255).astype(np.uint8) if bits == 8 else unit
 
 
-def remarks(rasters: Sequence[Raster], stated: bool) -> list[str]:
-    """What files hold that images of them do not show, one line each; `stated`: their range is."""
-    bands = [raster.values.shape[2] - (raster.opacity != "") for raster in rasters]
-    spare = {"pages": [raster.pages - 1 for raster in rasters]}
-    spare["bands"] = [count - (3 if count > 2 else 1) for count in bands]
-    lines = [
-        f"{sum(map(bool, counts))} of {len(rasters)} files looked at hold more {what} than the first, of which "
-        f"{sum(counts):,} are dropped"
-        for what, counts in spare.items()
-        if any(counts)
-    ]
-    highest = max((int(raster.values.max()) for raster in rasters if raster.white == 0xFFFF), default=0)
-    if 0 < highest < 0x10000 / 8 and not stated:
-        lines.append(
-            f"the images of 16 bits that were looked at stay under an eighth of their range, nearly black; "
-            f"--value-range 0 {highest} would make {highest:,} white"
-        )
-    return lines
+def _fitted(values: NDArray[Any], channels: int) -> NDArray[Any]:
+    """(H, W, any number) -> (H, W, channels): gray three times, the first three bands, colours as gray."""
+    count = values.shape[2]
+    if count == channels:
+        return values
+    if channels == 3:
+        return values[..., :3] if count > 2 else values[..., [0, 0, 0]]
+    if channels == 1 and count <= 3:
+        return values @ np.array([GRAY], dtype=np.float32).T if count == 3 else values[..., :1]
+    raise ValueError(f"it has {count} channels and not {channels}; leave it out, or see --image-channels")
 
 
 def turn(values: NDArray[Any], orientation: int) -> NDArray[Any]:
@@ -97,42 +120,107 @@ def raster_of_picture(image: Image.Image) -> Raster:
     """What Pillow reads as it is stored: gray of 8 or 16 bits, and RGB of 8; it makes RGB of all else."""
     opaque = "transparency" not in image.info and image.mode not in ("RGBA", "LA", "PA", "La", "RGBa")
     if opaque and image.mode[0] in "IF":
-        return Raster(np.asarray(image)[..., None], None if image.mode == "F" else 65535)
+        return Raster(np.asarray(image)[..., None], None if image.mode == "F" else (0, 0xFFFF))
     mode = "RGBA" if not opaque else "L" if image.mode in ("1", "L") else "RGB"
     values = np.asarray(image.convert(mode))
-    return Raster(values.reshape(*values.shape[:2], -1), 255, "" if opaque else "straight")
+    return Raster(values.reshape(*values.shape[:2], -1), (0, 255), "" if opaque else "straight")
 
 
-def tiff_size(data: bytes) -> tuple[int, int]:
-    """(height, width) of the upright picture, from the header alone."""
+# ------------------------------------------------------------------------------------------------------------
+# Formats
+
+
+def read_npy(data: bytes, limits: Limits, channels: int | None) -> Raster:
+    """An array (H, W), (H, W, C) or (C, H, W), whose channels are its `channels`, else the shortest of the axes."""
+    stream, formats = io.BytesIO(data), np.lib.format
+    is_first = formats.read_magic(stream) == (1, 0)
+    read_header = formats.read_array_header_1_0 if is_first else formats.read_array_header_2_0
+    shape, is_fortran, dtype = read_header(stream)
+    if len(shape) not in (2, 3) or dtype.kind not in "uif" or 0 in shape:
+        raise ValueError(f"it is no array of images: {dtype} of shape {shape}")
+    order: Literal["C", "F"] = "F" if is_fortran else "C"
+    values = np.frombuffer(data, dtype, math.prod(shape), stream.tell()).reshape(shape, order=order)
+    if values.ndim == 3 and (shape[0] == channels != shape[2] or (channels != shape[2] > shape[0])):
+        values = np.moveaxis(values, 0, 2)
+    values = values.reshape(*values.shape[:2], -1).astype(dtype.newbyteorder("="))
+    limits.check(values.shape[0], values.shape[1], values.shape[2] * dtype.itemsize)
+    spans = {np.dtype(np.uint8): (0.0, 255.0), np.dtype(np.uint16): (0.0, 65535.0)}
+    return Raster(values, spans.get(values.dtype))
+
+
+def read_dicom(data: bytes, limits: Limits) -> Raster:
+    """The first frame of a DICOM file, its values rescaled as it says (Hounsfield units of a CT), and its window as
+    black and white (DICOM PS3.3, C.11.1 and C.11.2). ValueError for a compression that nothing here reads."""
+    try:
+        from pydicom import dcmread
+        from pydicom.pixels.decoders.base import get_decoder
+        from pydicom.pixels.processing import apply_modality_lut
+        from pydicom.pixels.utils import pixel_array
+    except ImportError as error:
+        raise ValueError("DICOM needs `pip install beit[dicom]`") from error
+    file = dcmread(io.BytesIO(data))
+    if "PixelData" not in file:
+        raise ValueError("it holds no picture")
+    syntax, samples, most = file.file_meta.TransferSyntaxUID, int(file.SamplesPerPixel), 2.0**file.BitsStored - 1
+    frames = int(file.get("NumberOfFrames") or 1)
+    limits.check(file.Rows, file.Columns, frames * samples * file.BitsAllocated / 8 + 4)
+    if syntax.is_compressed and not (decoder := get_decoder(syntax)).is_available:
+        raise ValueError(f"{syntax.name} compression needs one of {'; '.join(decoder.missing_dependencies)}")
+    stored = pixel_array(file, index=0)
+    values = apply_modality_lut(stored, file)
+    is_plain = not file.PixelRepresentation and np.array_equal(values, stored)
+    span = (_window(file) if samples == 1 else None) or ((0.0, most) if is_plain else None)
+    values = stored if is_plain else values.astype(np.float32)
+    if file.PhotometricInterpretation == "MONOCHROME1":  # where less is lighter
+        values, span = (most - values).astype(values.dtype), span and (most - span[1], most - span[0])
+    return Raster(values.reshape(*values.shape[:2], -1), span, pages=frames)
+
+
+def _window(file: Any) -> tuple[float, float] | None:
+    """The numbers that are black and white by the first window, if there is one."""
+    if file.get("WindowWidth") is None or file.get("WindowCenter") is None:
+        return None
+    center, width = (float(np.ravel(file[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
+    # The linear function of the standard ends half a step early at either side, unless it is called exact.
+    early = 0 if file.get("VOILUTFunction") == "LINEAR_EXACT" else 0.5
+    return center - width / 2, center + width / 2 - 2 * early
+
+
+def read_tiff(data: bytes, limits: Limits, channels: int | None = None) -> Raster:
+    """The first page of a TIFF, or, where there are as many as `channels`, each as one; ValueError, or whatever a
+    parser can raise, for what cannot be read."""
     with _open_tiff(data) as file:
-        page = file.pages[0]
-        size = page.imagelength, page.imagewidth
-        return size[::-1] if page.tags.valueof(274, 1) in (5, 6, 7, 8) else size
+        pages = [page for page in file.pages if not page.is_reduced] or file.pages[:1]
+        first, is_stack = pages[0], 1 < len(pages) == channels and pages[0].samplesperpixel == 1
+        used = pages if is_stack else pages[:1]
+        pixels = max(first.imagelength * first.imagewidth, 1)
+        tiles = max(1, first.tilelength * first.tilewidth / pixels)
+        limits.check(first.imagelength, first.imagewidth, len(used) * tiles * first.nbytes / pixels)
+        if any((page.shape, page.dtype) != (first.shape, first.dtype) for page in used):
+            raise ValueError("its pages are not alike, and so no channels of one image")
+        rasters = [_read_page(data, page) for page in used]
+        values = np.concatenate([raster.values for raster in rasters], axis=2)
+        return rasters[0]._replace(values=values, pages=1 if is_stack else len(pages))
 
 
-def read_tiff(data: bytes, limits: Limits) -> Raster:
-    """The first page of a TIFF; ValueError, or whatever a parser can raise, for what cannot be read."""
-    with _open_tiff(data) as file:
-        page, count = file.pages[0], sum(not page.is_reduced for page in file.pages)
-        pixels = max(page.imagelength * page.imagewidth, 1)
-        tiles = max(1, page.tilelength * page.tilewidth / pixels)
-        limits.check(page.imagelength, page.imagewidth, tiles * page.nbytes / pixels)
-        if _is_plain(page):
-            with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
-                image.load()
-                return raster_of_picture(ImageOps.exif_transpose(image))._replace(pages=count)
-        if page.photometric not in (0, 1, 2):
-            raise ValueError(f"{page.photometric!s} of {page.bitspersample} bits is not read; make it gray or RGB")
-        values, white = _values(data, page), None
-        if values.dtype.kind == "u" and page.bitspersample <= 16:
-            most = 2**page.bitspersample - 1
-            stated = page.tags.valueof(281, most)  # of each sample, or of all
-            white = float(np.max(stated)) if 0 < np.max(stated) < most else float(most)
-            if page.photometric == 0:
-                values = (white - np.minimum(values, white)).astype(values.dtype)
-        extra = int(page.extrasamples[-1]) if page.extrasamples else 0
-        return Raster(values, white, {1: "associated", 2: "straight"}.get(extra, ""), count)
+def _read_page(data: bytes, page: Any) -> Raster:
+    if _is_plain(page):
+        with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
+            image.seek(page.index)
+            image.load()
+            return raster_of_picture(ImageOps.exif_transpose(image))
+    if page.photometric not in (0, 1, 2):
+        raise ValueError(f"{page.photometric!s} of {page.bitspersample} bits is not read; make it gray or RGB")
+    values, span = _values(data, page), None
+    if values.dtype.kind == "u" and page.bitspersample <= 16:
+        most = 2**page.bitspersample - 1
+        stated = page.tags.valueof(281, most)  # of each sample, or of all
+        white = float(np.max(stated)) if 0 < np.max(stated) < most else float(most)
+        span = 0.0, white
+        if page.photometric == 0:
+            values = (white - np.minimum(values, white)).astype(values.dtype)
+    extra = int(page.extrasamples[-1]) if page.extrasamples else 0
+    return Raster(values, span, {1: "associated", 2: "straight"}.get(extra, ""))
 
 
 def _open_tiff(data: bytes) -> Any:

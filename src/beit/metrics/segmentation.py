@@ -15,12 +15,13 @@ from torch import Tensor
 from beit.config.segment import IGNORE
 
 
-def pixel_loss(logits: Tensor, label_map: Tensor) -> Tensor:
-    """Mean cross-entropy of the labelled pixels of logits (B, C, H, W) and class indices (B, H, W); 0 without any.
+def pixel_loss(logits: Tensor, label_map: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy of the labelled pixels of logits (B, C, H, W) and class indices (B, H, W), each times the
+    weight of its class (C,); 0 without any.
 
     mmsegmentation divides by all pixels, so that there an image that is mostly padding counts for less.
     """
-    total = F.cross_entropy(logits, label_map, ignore_index=IGNORE, reduction="sum")
+    total = F.cross_entropy(logits, label_map, weights, ignore_index=IGNORE, reduction="sum")
     return total / (label_map != IGNORE).sum().clamp(min=1)
 
 

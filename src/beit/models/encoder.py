@@ -56,7 +56,7 @@ class BeitEncoder(nn.Module):
 
         width, grid = config.width, config.grid
         self.num_prefix_tokens = CLS_TOKENS + config.num_registers
-        self.patch_embed = PatchEmbed(config.patch_size, width, config.channels)
+        self.patch_embed = PatchEmbed(config.patch_size, width, config.channels, config.pixel_bits)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         registers = config.num_registers
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, width)) if registers else None
@@ -137,12 +137,12 @@ class BeitEncoder(nn.Module):
     def grid_of(self, images: Tensor) -> Grid:
         """Rows and columns of patches of images (B, C, H, W)."""
         height, width = images.shape[-2:]
-        side, count = self.config.patch_size, self.config.channels
+        side, count = self.patch_embed.patch_size, self.patch_embed.proj.in_channels
         if images.dim() != 4 or images.shape[1] != count or height % side or width % side or not height * width:
-            raise UserError(
-                f"images of shape {tuple(images.shape)} do not fit an encoder with patches of {side}x{side} "
-                f"pixels; give (batch, {count}, height, width) with sides that are multiples of {side}"
+            wrong = (
+                f"images of shape {tuple(images.shape)} do not fit an encoder with patches of {side}x{side} pixels"
             )
+            raise UserError(f"{wrong}; give (batch, {count}, height, width) with sides that are multiples of {side}")
         return height // side, width // side
 
     def layer_groups(self) -> list[list[nn.Parameter]]:

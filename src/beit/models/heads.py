@@ -266,18 +266,14 @@ def _require_count(name: str, mask: Tensor, count: int) -> None:
     if torch.compiler.is_compiling() or mask.is_meta:
         return
     if others := set(mask.sum(dim=1).tolist()) - {count}:
-        raise ValueError(
-            f"mask has {min(others)} patches of an image, but {name} is {count}; give masks that have as many of "
-            f"every image"
-        )
+        wrong = f"mask has {min(others)} patches of an image, but {name} is {count}"
+        raise ValueError(f"{wrong}; give masks that have as many of every image")
 
 
 def _flat_mask(name: str, mask: Tensor, patches: Sequence[int]) -> Tensor:
     """bool (B, h, w) or (B, N) -> (B, N), checked against the shape of patches (B, N, ...)."""
     flat = mask.flatten(1)
     if mask.dtype != torch.bool or flat.shape != tuple(patches[:2]):
-        raise ValueError(
-            f"{name} is {mask.dtype} of shape {tuple(mask.shape)}, but the images hold "
-            f"{tuple(patches[:2])} (batch, patches); give a bool mask of these patches"
-        )
+        wrong = f"{name} is {mask.dtype} of shape {tuple(mask.shape)}, but the images hold {tuple(patches[:2])}"
+        raise ValueError(f"{wrong} (batch, patches); give a bool mask of these patches")
     return flat

@@ -28,7 +28,7 @@ from beit.stages.scores.yardsticks import beside_classifier
 from beit.stages.session import Feed, Outcome, finished, open_images, open_session
 from beit.stages.start.encoder import encoder_facts, rates
 from beit.stages.start.heads import starting_classifier
-from beit.stages.tasks.labels import few_labels, label_images, require_classes
+from beit.stages.tasks.labels import class_weights, count_labels, few_labels, label_images, require_classes
 from beit.stages.train import train
 from beit.training.method import Evaluation, Learner, Method, Noise, Notes, Product, Step, StepOutput
 from beit.training.metrics import over_count
@@ -57,12 +57,14 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
         labeled=True,
         repeats=config.repeats,
     )
+    counts = partial(count_labels, images.train, labels)
+    weights = class_weights(config, labels.classes, counts, session.compute.device)
     description = {"interpolation": "bicubic", "crop_pct": crop_pct, "multilabel": config.multilabel}
     judging = evaluation(config.multilabel, labels.to(session.compute.device))
     method = Method(
         learner=Learner(
             model=model,
-            step=classification_step(config, labels.to(session.compute.device)),
+            step=classification_step(config, labels.to(session.compute.device), weights),
             layer_decay=config.decay_of_layers,
             layer_groups=model.layer_groups(),
         ),
@@ -84,8 +86,9 @@ def require_pairs(config: FinetuneConfig, world: int) -> None:
     require(pairs, f"images are mixed in pairs, of which each pass holds whole ones: {advice}")
 
 
-def classification_step(config: FinetuneConfig, labels: Labels) -> Step:
-    """Targets smoothed, images and targets mixed, and cross-entropy, binary where an image has several classes."""
+def classification_step(config: FinetuneConfig, labels: Labels, weights: Tensor | None) -> Step:
+    """Targets smoothed, images and targets mixed, and cross-entropy, binary where an image has several classes, with
+    the `weights` (C,) of the classes."""
     mixing = BatchMixing(config.mixup, config.cutmix, config.cutmix_share, config.repeats)
     loss_of = F.binary_cross_entropy_with_logits if config.multilabel else F.cross_entropy
 
@@ -94,7 +97,7 @@ def classification_step(config: FinetuneConfig, labels: Labels) -> Step:
         images, targets = mixing(batch.image, targets, noise.of_batch())
         draw_paths(model, noise.uniform)
         logits = model(images).float()
-        return StepOutput(loss_of(logits, targets), {"top1": share_of_right(logits, targets)})
+        return StepOutput(loss_of(logits, targets, weights), {"top1": share_of_right(logits, targets)})
 
     return step
 

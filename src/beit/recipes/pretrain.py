@@ -63,7 +63,7 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool =
     else:
         session, config = settle(session, images)
         token_size = sides(config.image_size)
-        model, about = first_model(config, 3 * config.patch_size**2)
+        model, about = first_model(config, config.architecture().channels * config.patch_size**2)
         method = pixel_method(config, model)
     if config.init is not None:
         from beit.stages.start.prediction import going_on

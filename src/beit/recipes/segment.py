@@ -29,6 +29,7 @@ from beit.stages.scores.yardsticks import beside_segmenter
 from beit.stages.session import Feed, Outcome, finished, open_images, open_session
 from beit.stages.start.encoder import encoder_facts, rates
 from beit.stages.start.heads import starting_segmenter
+from beit.stages.tasks.labels import class_weights
 from beit.stages.tasks.segmentation import evaluate_batch, predict_classes, require_memory_for_all
 from beit.stages.train import train
 from beit.training.console import bar
@@ -57,7 +58,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
     # 2,000 maps take seconds; a mistake that shows in the first evaluation takes the steps until then.
     with bar("reading label maps", None, shown=session.compute.main):
         for judged in filter(None, (held_back, cast(PairSource | None, images.test))):
-            judged.verify_labels()
+            judged.count_pixels(len(judged))  # reads all, so that a mistake shows before it costs anything
             require_memory_for_all(model, inference, judged, session.compute.device)
     feed = Feed(
         images=images,
@@ -65,11 +66,12 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
         evaluation_view=SegmentationEvaluationView(inference.input_side),
         labeled=True,
     )
+    weights = class_weights(config, source.classes, source.count_pixels, session.compute.device)
     evaluation, details = evaluation_of(inference, source)
     method = Method(
         learner=Learner(
             model=model,
-            step=partial(step, config.auxiliary_weight),
+            step=partial(step, config.auxiliary_weight, weights),
             summarise=segmentation_figures,
             schedule=partial(polynomial_schedule, power=config.power),
             layer_decay=config.decay_of_layers,
@@ -109,13 +111,20 @@ def evaluation_of(inference: Inference, source: PairSource) -> tuple[Evaluation,
     return evaluation, lambda: by_class(last_confusion, source.classes)
 
 
-def step(auxiliary_weight: float, model: nn.Module, batch: SegmentationBatch, index: int, noise: Noise) -> StepOutput:
-    """Cross-entropy of the decoder, and of the auxiliary heads at their weight."""
+def step(
+    auxiliary_weight: float,
+    weights: Tensor | None,
+    model: nn.Module,
+    batch: SegmentationBatch,
+    index: int,
+    noise: Noise,
+) -> StepOutput:
+    """Cross-entropy of the decoder, and of the auxiliary heads at their weight, with the `weights` of the classes."""
     draw_paths(model, noise.uniform)
     main, *auxiliary = model(batch.image, auxiliary=True)
-    loss = pixel_loss(main, batch.label_map)
+    loss = pixel_loss(main, batch.label_map, weights)
     for logits in auxiliary:
-        loss = loss + auxiliary_weight * pixel_loss(logits, batch.label_map)
+        loss = loss + auxiliary_weight * pixel_loss(logits, batch.label_map, weights)
     # Every fourth pixel tells how training goes.
     main, truth = main.detach()[:, :, ::2, ::2], batch.label_map[:, ::2, ::2]
     return StepOutput(loss, {"confusion": confusion(main.argmax(1), truth, main.shape[1])})
@@ -152,10 +161,8 @@ def norms(config: SegmentConfig, compute: Compute) -> list[str]:
     images = config.batch_size // (compute.world * config.accumulate)
     together = compute.world > 1 and compute.device.type == "cuda"
     if config.decoder == "upernet" and images * (compute.world if together else 1) < 2:
-        raise UserError(
-            f"--batch-size {config.batch_size} leaves one image to a pass, and the batch norms of UPerNet need two; "
-            f"raise it, or lower --accumulate {config.accumulate}"
-        )
+        few = f"--batch-size {config.batch_size} leaves one image to a pass, and the batch norms of UPerNet need two"
+        raise UserError(f"{few}; raise it, or lower --accumulate {config.accumulate}")
     if compute.world == 1:
         return []
     where = "on all devices" if together else "on each process alone, and those of the first are kept"

@@ -45,8 +45,7 @@ def classifier_view(size: tuple[int, int], description: dict[str, Any]) -> Evalu
     interpolation, crop, mode = preparation(description, size)
     filters, modes = get_args(Filter), ("center", "squash")
     if interpolation not in filters or mode not in modes:
-        raise UserError(
-            f"the model wants interpolation {interpolation} and crop_mode {mode}, and only {', '.join(filters)} and "
-            f"{', '.join(modes)} are known; beit convert it --to beit and change these in its model.json"
-        )
+        known = f"only {', '.join(filters)} and {', '.join(modes)} are known"
+        mend = "beit convert it --to beit and change these in its model.json"
+        raise UserError(f"the model wants interpolation {interpolation} and crop_mode {mode}, and {known}; {mend}")
     return EvaluationView(size, crop_share=crop, interpolation=cast(Filter, interpolation), squash=mode == "squash")

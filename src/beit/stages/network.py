@@ -60,7 +60,5 @@ def require_equal(config: Any, field: str, value: Any, present: Any) -> None:
     name = "normalization" if field.startswith("pixel_") else field
     name = "position" if field == "bias" and config.bias is None else name
     flag = flag_of(name)
-    raise UserError(
-        f"{flag} {getattr(config, name)} contradicts --init {config.init}, whose network has {field} "
-        f"{present}; drop {flag}, or drop --init to train from scratch"
-    )
+    both = f"{flag} {getattr(config, name)} contradicts --init {config.init}, whose network has {field} {present}"
+    raise UserError(f"{both}; drop {flag}, or drop --init to train from scratch")

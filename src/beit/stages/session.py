@@ -37,6 +37,9 @@ from beit.untrusted import read_json
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
+PLAIN_PIXELS: Mapping[str, Any] = {"channels": 3, "bits": 8, "value_range": None}
+"""What images are where nobody says anything."""
+
 
 class Session(NamedTuple, Generic[Config]):
     """One start of a training verb."""
@@ -112,6 +115,7 @@ def open_session(verb: str, config: Config, *, dry_run: bool, overwrite: bool) -
             return None
     if stored is not None:
         values = fields_of(stored.config, type(config), f"{config.out}/config.yaml")
+        values["pixels"] = values.get("pixels") or PLAIN_PIXELS  # which releases before had alone
         config = type(config)(**{**values, "preset": None}).as_typed(config.typed)
     elif config.preset != AUTO:
         config = resolved
@@ -163,8 +167,6 @@ class Images(NamedTuple):
     """What is judged once, at the end."""
     all_held_back: Source | None = None
     """What `held_back` is a choice of, which nothing is trained on."""
-    value_range: tuple[float, float] | None = None
-    """The numbers that are black and white in them, where that is stated."""
 
     @property
     def fingerprint(self) -> str:
@@ -180,17 +182,16 @@ def open_images(config: TrainingConfig, opener: OpenSplits = open_splits) -> Ima
     """The images of `config.data`. Nothing is written yet, so that a mistake in the data leaves no trace."""
     splits = open_data(config, opener, holdout_of(config))
     names = ", ".join(config.sources)
-    if "train" not in splits:
-        raise UserError(f"--data {names} holds images for evaluation alone; name that folder itself to train on it")
-    train = limited(splits["train"], config.limit, config.seed)
-    if "val" not in splits and config.holdout != 0:
-        raise UserError(f"--data {names} leaves no image for evaluation; add images, or --holdout 0")
+    mend = "name that folder itself to train on it"
+    require("train" in splits, f"--data {names} holds images for evaluation alone; {mend}")
+    train, judges = limited(splits["train"], config.limit, config.seed), "val" in splits or config.holdout == 0
+    require(judges, f"--data {names} leaves no image for evaluation; add images, or --holdout 0")
     val = splits.get("val") or Subset(train, [])
     test = splits.get("test")
     train = without_copies(train, [val, *([test] if test else [])])
     require(len(train) > 0, f"--data {names} leaves no image to train on but those to judge on; add others")
     judged = limited(val, config.eval_images, config.seed)
-    return Images(train, judged, test, val, value_range_of(config))
+    return Images(train, judged, test, val)
 
 
 def open_data(config: DataConfig, opener: OpenSplits, holdout: Holdout) -> Splits[Source]:
@@ -200,18 +201,27 @@ def open_data(config: DataConfig, opener: OpenSplits, holdout: Holdout) -> Split
 
 
 def decoding_of(config: DecodingConfig) -> Decoding:
-    """How `config` has files decoded."""
-    value_range = value_range_of(config)
-    black, white = value_range or (0, 1)
+    """How `config` has files decoded: as the model was trained that is used or started from, else as the run found
+    its images, else as they are found to be."""
+    stated, channels = config.value_range, config.image_channels
+    black, white = stated or (0, 1)
     require(black != white, f"--value-range {black:g} {white:g} has one value for black and white; give two")
-    return Decoding(Limits(config.max_megapixels, config.max_gibibytes), value_range)
+    limits = Limits(config.max_megapixels, config.max_gibibytes)
+    known = _pixels_of_model(config) or (config.pixels if isinstance(config, TrainingConfig) else None)
+    if known is None:
+        return Decoding(limits, channels, None, stated)
+    fits = channels in (None, known["channels"])
+    require(fits, f"--image-channels {channels}: the model takes {known['channels']}; drop it")
+    value_range = stated or (known["value_range"] and tuple(known["value_range"]))
+    return Decoding(limits, known["channels"], known["bits"], value_range)
 
 
-def value_range_of(config: DecodingConfig) -> tuple[float, float] | None:
-    """The numbers that are black and white: those stated, else those of the model that is used or started from."""
-    paths = map(Path, _starts(config).values())
-    ranges = [read_description(path).get("value_range") for path in paths if is_own(path)]
-    return config.value_range or next((tuple(stored) for stored in ranges if stored), None)
+def _pixels_of_model(config: DecodingConfig) -> Mapping[str, Any] | None:
+    """What images are to the models that `config` names, by the one that sees most; None where it names none."""
+    places = map(Path, _starts(config).values())
+    models = [{**PLAIN_PIXELS, **read_description(place)} if is_own(place) else PLAIN_PIXELS for place in places]
+    about = max(models, key=lambda about: (about["bits"], bool(about["value_range"])), default=None)
+    return about and {**about, "channels": len(about.get("pixel_mean", "RGB"))}
 
 
 def holdout_of(config: DataConfig) -> Holdout:

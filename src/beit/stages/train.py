@@ -18,6 +18,7 @@ from beit.checkpoints.store import save_model
 from beit.config.errors import Interrupted, RunFailed, UserError
 from beit.data.base import Source
 from beit.data.loaders import Loader, View, evaluation_batches
+from beit.data.sources.files import decoding_in
 from beit.data.sources.subsets import Subset, spread
 from beit.presets import Choice
 from beit.stages.announcement import announce, conclude, with_page
@@ -87,7 +88,8 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
         batches = RunBatches(session, feed, machine)
         if not is_prepared:
             _prepare(method, batches, machine)
-        description = {**method.product.description, "value_range": feed.images.value_range}
+        decoding = decoding_in(feed.images.train)
+        description = {**method.product.description, "value_range": decoding.value_range, "bits": decoding.bits}
         save = partial(_save, session, dataclasses.replace(method.product, description=description))
         verdict = partial(batches.judgement.verdict, run.path, method)
         shown = with_page(method, run)

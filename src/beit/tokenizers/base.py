@@ -34,7 +34,7 @@ class VisualTokenizer(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, tokens: Tensor) -> Tensor:
-        """Images in [0, 1], float32 (B, 3, H, W), from tokens (B, h, w)."""
+        """Images in [0, 1], float32 (B, C, H, W), from tokens (B, h, w)."""
 
     def require_whole_tokens(self, images: Tensor) -> None:
         """UserError for images with sides that are no multiples of `stride`, or, but in training, not in [0, 1]."""
@@ -42,10 +42,8 @@ class VisualTokenizer(nn.Module, ABC):
             require_unit(images)
         height, width = images.shape[-2:]
         if height % self.stride or width % self.stride:
-            raise UserError(
-                f"tokenizer images of {height}x{width} pixels do not divide into tokens of "
-                f"{self.stride}x{self.stride}; choose sides that are multiples of {self.stride}"
-            )
+            wrong = f"images of {height}x{width} pixels do not divide into tokens of {self.stride}x{self.stride}"
+            raise UserError(f"tokenizer {wrong}; choose sides that are multiples of {self.stride}")
 
 
 class CategoricalTokenizer(VisualTokenizer):

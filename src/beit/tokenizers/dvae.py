@@ -1,7 +1,7 @@
 """The discrete VAE of DALL-E (arXiv 2102.12092, appendix A), at any width, depth, stride and vocabulary.
 
-    images (B, 3, H, W) -> encoder -> logits (B, V, h, w) -> argmax, or Gumbel-softmax while training
-        -> decoder -> statistics (B, 6, H, W): means and log-scales of the logit-Laplace pixel distribution
+    images (B, C, H, W) -> encoder -> logits (B, V, h, w) -> argmax, or Gumbel-softmax while training
+        -> decoder -> statistics (B, 2 C, H, W): means and log-scales of the logit-Laplace pixel distribution
 
 Parameter names are those of OpenAI's package but for `.w`/`.b`, which are `.weight`/`.bias` here.
 """
@@ -27,7 +27,7 @@ from beit.tokenizers.objective import gumbel_softmax, map_pixels, median_images
 class PixelAutoencoder(VisualTokenizer):
     """DALL-E's encoder and decoder, with `channels` between them, by default one for each token.
 
-    Images are float in [0, 1] or uint8, (B, 3, H, W); this module maps them to the pixel range of its networks.
+    Images are float in [0, 1] or uint8, (B, C, H, W); this module maps them to the pixel range of its networks.
     The computation follows `torch.autocast` of the caller (bf16 is meant) except for the layers on either side of
     the tokens and of the pixels, which stay in the dtype of the weights.
     """
@@ -49,12 +49,12 @@ class PixelAutoencoder(VisualTokenizer):
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
-        """Images in [0, 1], (B, 3, H, W), from tokens int64 (B, h, w)."""
+        """Images in [0, 1], (B, C, H, W), from tokens int64 (B, h, w)."""
         return median_images(self.statistics(tokens))
 
     @abstractmethod
     def statistics(self, tokens: Tensor) -> Tensor:
-        """The pixel distribution p(x | z) of tokens int64 (B, h, w), (B, 6, H, W)."""
+        """The pixel distribution p(x | z) of tokens int64 (B, h, w), (B, 2 C, H, W)."""
 
 
 class DiscreteVAE(PixelAutoencoder, CategoricalTokenizer):
@@ -113,9 +113,10 @@ class Layers(nn.Module):
 
 
 def _encoder_layers(config: DiscreteVAEConfig, channels: int) -> OrderedDict[str, nn.Module]:
-    """Mapped pixels (B, 3, H, W) -> (B, channels, h, w); a max-pool of 2 after every group but the last."""
+    """Mapped pixels (B, C, H, W) -> (B, channels, h, w); a max-pool of 2 after every group but the last."""
     widths = _group_widths(config)
-    layers: OrderedDict[str, nn.Module] = OrderedDict(input=_conv(config.channels, config.width, 7))
+    first = _FullPrecisionConv if config.pixel_bits > 8 else nn.Conv2d
+    layers: OrderedDict[str, nn.Module] = OrderedDict(input=first(config.channels, config.width, 7, padding=3))
     for index, (n_in, n_out) in enumerate(pairwise([config.width, *widths]), start=1):
         group = _group(n_in, n_out, config, kernels=(3, 3, 3, 1))
         if index < len(widths):
@@ -126,12 +127,12 @@ def _encoder_layers(config: DiscreteVAEConfig, channels: int) -> OrderedDict[str
 
 
 def _decoder_layers(config: DiscreteVAEConfig, channels: int) -> OrderedDict[str, nn.Module]:
-    """Distributions over tokens, or codes, (B, channels, h, w) -> pixel statistics (B, 6, H, W).
+    """Distributions over tokens, or codes, (B, channels, h, w) -> pixel statistics (B, 2 C, H, W).
 
     Groups in the reverse order of the encoder's, each but the first at twice the size of the one before it.
     """
     widths = _group_widths(config)[::-1]
-    layers: OrderedDict[str, nn.Module] = OrderedDict(input=_FullPrecisionConv1x1(channels, config.code_width))
+    layers: OrderedDict[str, nn.Module] = OrderedDict(input=_FullPrecisionConv(channels, config.code_width, 1))
     for index, (n_in, n_out) in enumerate(pairwise([config.code_width, *widths]), start=1):
         group = _group(n_in, n_out, config, kernels=(1, 3, 3, 3), upsample=index > 1)
         layers[f"group_{index}"] = nn.Sequential(group)
@@ -174,11 +175,8 @@ class ResidualBlock(nn.Module):
         return torch.add(self.upsample(self.id_path(x)), self.res_path(x), alpha=self.gain)
 
 
-class _FullPrecisionConv1x1(nn.Conv2d):
-    """A 1x1 convolution that autocast leaves alone: next to tokens and pixels 8 bits of mantissa are too few."""
-
-    def __init__(self, n_in: int, n_out: int) -> None:
-        super().__init__(n_in, n_out, 1)
+class _FullPrecisionConv(nn.Conv2d):
+    """A convolution that autocast leaves alone: next to tokens and pixels 8 bits of mantissa are too few."""
 
     def forward(self, input: Tensor) -> Tensor:
         with torch.autocast(input.device.type, enabled=False):
@@ -222,7 +220,7 @@ def _group(
 
 
 def _output(n_in: int, n_out: int) -> nn.Sequential:
-    return nn.Sequential(OrderedDict(relu=nn.ReLU(inplace=True), conv=_FullPrecisionConv1x1(n_in, n_out)))
+    return nn.Sequential(OrderedDict(relu=nn.ReLU(inplace=True), conv=_FullPrecisionConv(n_in, n_out, 1)))
 
 
 def _conv(n_in: int, n_out: int, kernel: int) -> nn.Conv2d:

@@ -1,7 +1,7 @@
 """Finite scalar quantisation (arXiv 2309.15505) between the encoder and the decoder of the discrete VAE.
 
-    images (B, 3, H, W) -> encoder -> channels (B, C, h, w) -> each rounded to one of its levels -> codes in [-1, 1]
-        -> decoder -> statistics (B, 6, H, W)
+    images (B, C, H, W) -> encoder -> channels (B, C, h, w) -> each rounded to one of its levels -> codes in [-1, 1]
+        -> decoder -> statistics (B, 2 C, H, W)
 
 The token is the number that the C levels write as digits, the first the lowest.
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beit.config.architecture import Sides
-from beit.config.errors import UserError
+from beit.config.errors import require
 from beit.config.tokenizer import PatchKMeansConfig
 from beit.pixels import cut_patches, to_unit
 from beit.tokenizers.base import VisualTokenizer
@@ -64,10 +64,8 @@ class KMeansTokenizer(VisualTokenizer):
 
         UserError where there are fewer patches than entries.
         """
-        if len(vectors) < self.vocab_size:
-            raise UserError(
-                f"--vocab-size {self.vocab_size} is more than the {len(vectors):,} patches of the sample; take less"
-            )
+        most = f"the {len(vectors):,} patches of the sample"
+        require(len(vectors) >= self.vocab_size, f"--vocab-size {self.vocab_size} is more than {most}; take less")
         self.adapt(vectors)
         centers, tokens = kmeans(self.scale(vectors), self.vocab_size, rng, poll)
         self.centers.copy_(centers)

@@ -75,7 +75,7 @@ def gumbel_softmax(logits: Tensor, temperature: float, uniform: Tensor | None = 
 
 
 def logit_laplace_nll(pixels: Tensor, statistics: Tensor) -> Tensor:
-    """-log p of each mapped pixel (B, 3, H, W) in (0, 1) under `statistics` (B, 6, H, W): means, then log-scales.
+    """-log p of each mapped pixel (B, C, H, W) in (0, 1) under `statistics` (B, 2 C, H, W): means, then log-scales.
 
     f(x | mu, b) = exp(-|logit x - mu| / b) / (2 b x (1 - x)), DALL-E equation 4.
     """
@@ -91,7 +91,7 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
 
 
 def reconstruction_nll(images: Tensor, statistics: Tensor) -> Tensor:
-    """-log p(x | z) of images (B, 3, H, W), float in [0, 1] or uint8, under `statistics` (B, 6, H, W): the sum over
+    """-log p(x | z) of images (B, C, H, W), float in [0, 1] or uint8, under `statistics` (B, 2 C, H, W): the sum over
     the pixels of an image, the mean over the batch, in nats."""
     return logit_laplace_nll(map_pixels(images), statistics).flatten(1).sum(dim=1).mean()
 
@@ -100,9 +100,9 @@ def elbo_loss(images: Tensor, logits: Tensor, statistics: Tensor, kl_weight: flo
     """The negative evidence lower bound with a weighted KL, divided by the number of pixel values of an image.
 
     Args:
-        images: (B, 3, H, W), float in [0, 1] or uint8.
+        images: (B, C, H, W), float in [0, 1] or uint8.
         logits: (B, V, h, w).
-        statistics: (B, 6, H, W).
+        statistics: (B, 2 C, H, W).
         kl_weight: beta; 6.6 was found at 8x8 pixels per token.
 
     Both terms are sums over one image and means over the batch, so that `kl_weight` means the same at any batch size.
@@ -143,7 +143,7 @@ def perplexity(counts: Tensor) -> float:
 
 
 def reconstruction_sums(model: VisualTokenizer, images: Tensor) -> dict[str, Tensor]:
-    """What a tokenizer keeps of images (B, 3, H, W), as sums over them."""
+    """What a tokenizer keeps of images (B, C, H, W), as sums over them."""
     logits = model.logits(images) if isinstance(model, CategoricalTokenizer) else None
     tokens = model.encode(images) if logits is None else logits.argmax(dim=1)
     count = torch.tensor(float(len(tokens)), device=tokens.device)

@@ -109,14 +109,12 @@ def explained(saver: Saver, compute: Compute) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         step, config, text = saver.state.step + 1, saver.plan.config, str(error).lower()
         if out_of_memory(error):
-            raise RunFailed(
-                f"out of memory in step {step}, with --batch-size {config.batch_size} and --accumulate"
-                f" {config.accumulate}: double --accumulate or lower --batch-size; {saver.last_resort}"
-            ) from error
+            sizes = f"--batch-size {config.batch_size} and --accumulate {config.accumulate}"
+            mend = f"double --accumulate or lower --batch-size; {saver.last_resort}"
+            raise RunFailed(f"out of memory in step {step}, with {sizes}: {mend}") from error
         if compute.world > 1 and any(sign in text for sign in LOST_RANK):
-            raise RunFailed(
-                f"rank {compute.rank} lost touch with another rank in step {step}; {saver.last_resort}"
-            ) from error
+            lost = f"rank {compute.rank} lost touch with another rank in step {step}"
+            raise RunFailed(f"{lost}; {saver.last_resort}") from error
         raise
 
 

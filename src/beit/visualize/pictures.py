@@ -1,6 +1,7 @@
 """Tensors -> pictures: contact sheets, hidden patches, grids of visual tokens.
 
-An `image` is a Tensor (3, H, W), uint8 or float in [0, 1]. Functions between tensors return uint8 (3, H, W).
+An `image` is a Tensor (C, H, W), uint8 or float in [0, 1]; see :func:`to_uint8` for its colours. Functions between
+tensors return uint8 (3, H, W).
 """
 
 from __future__ import annotations
@@ -27,10 +28,14 @@ GOLDEN_RATIO = 0.6180339887498949
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """Image (3, H, W), uint8 or float in [0, 1] (clamped) -> uint8 on the CPU."""
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"expected an image (3, H, W), got {tuple(image.shape)}")
+    """Image (C, H, W), uint8 or float in [0, 1] (clamped) -> uint8 (3, H, W) on the CPU: the first three channels as
+    red, green and blue, one as gray, two as red and green."""
+    if image.ndim != 3:
+        raise ValueError(f"expected an image (C, H, W), got {tuple(image.shape)}")
     image = image.detach().cpu()
+    image = (
+        image.expand(3, -1, -1) if len(image) == 1 else functional.pad(image[:3], (0, 0, 0, 0, 0, 3 - len(image[:3])))
+    )
     if image.is_floating_point():
         return image.float().clamp(0, 1).mul(255).round().to(torch.uint8)
     if image.dtype != torch.uint8:

@@ -46,10 +46,8 @@ def survey(path: Path, stated: Stated) -> Survey:
     contents = file.contents
     kind = f"a {getattr(contents, 'name', type(contents).__name__)}"
     inside = listed(map(str, contents)) if isinstance(contents, dict) else kind
-    raise UserError(
-        f"{path} is of no known format: it holds {inside or 'nothing'}; give a BEiT or a tokenizer under the names "
-        f"of the released code, timm, Hugging Face or DALL-E"
-    )
+    known = "give a BEiT or a tokenizer under the names of the released code, timm, Hugging Face or DALL-E"
+    raise UserError(f"{path} is of no known format: it holds {inside or 'nothing'}; {known}")
 
 
 def _configured(path: Path, file: TensorFile) -> Foreign | None:

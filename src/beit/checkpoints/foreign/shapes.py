@@ -125,10 +125,8 @@ def _width_and_patch(shapes: Mapping[str, Shape]) -> tuple[int, int]:
     hidden = shapes["encoder.blocks.0.mlp.fc1.weight"]
     lengths = len(token), len(patches), len(hidden)
     if lengths != (3, 4, 2) or patches[1] != 3 or patches[2] != patches[3]:
-        raise UserError(
-            f"cls_token {token}, patch_embed.proj.weight {patches} and mlp.fc1.weight {hidden} "
-            f"are not those of an encoder of square patches of RGB images"
-        )
+        found = f"cls_token {token}, patch_embed.proj.weight {patches} and mlp.fc1.weight {hidden}"
+        raise UserError(f"{found} are not those of an encoder of square patches of RGB images")
     require(0 not in (*token, *patches, *hidden), "it has weights without numbers")
     return token[2], patches[2]
 
@@ -152,8 +150,6 @@ def _grid(grid: Grid | None, kinds: Mapping[str, int]) -> Grid:
             grid = ((math.isqrt(max(rows - CLS_ROWS, 0)) + 1) // 2,) * 2
         needed = CLS_TOKENS + math.prod(grid) if kind == EMBEDDING else bias_table_rows(grid)
         if min(grid) < 1 or needed != rows:
-            raise UserError(
-                f"its position information has {rows} rows, and a grid of {grid[0]}x{grid[1]} patches needs "
-                f"{needed}; state grid (PATH@grid=ROWSxCOLUMNS)"
-            )
+            needs = f"a grid of {grid[0]}x{grid[1]} patches needs {needed}; state grid (PATH@grid=ROWSxCOLUMNS)"
+            raise UserError(f"its position information has {rows} rows, and {needs}")
     return grid or DEFAULT_GRID

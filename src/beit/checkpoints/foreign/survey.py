@@ -220,10 +220,8 @@ def _require_agreement(foreign: Foreign, kind: ModelKind, expected: ModelKind | 
     if expected not in (None, kind):
         words, head, _ = _KINDS[expected]
         (head,) = foreign.table.theirs(head) or (head,)
-        raise UserError(
-            f"{path} lacks {head}: it holds {_KINDS[kind].words}, and its configuration says {words}; "
-            f"copy or download both again"
-        )
+        lacks = f"{path} lacks {head}: it holds {_KINDS[kind].words}, and its configuration says {words}"
+        raise UserError(f"{lacks}; copy or download both again")
     if classes is not None and outputs not in (None, len(classes)):
         raise UserError(f"{path}: its configuration names {len(classes)} classes, and its head has {outputs}")
 

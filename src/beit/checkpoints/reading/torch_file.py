@@ -116,9 +116,8 @@ def open_tensor_file(path: Path) -> TensorFile:
         raise UserError(f"{path} is refused: {reason}") from None
     except _FAULTS as error:
         raise UserError(f"{path} cannot be read ({printable(str(error))}); copy or download it again") from None
-    raise UserError(
-        f"{path} is of no known format: it is neither safetensors nor written by torch.save; download it again"
-    )
+    known = "neither safetensors nor written by torch.save"
+    raise UserError(f"{path} is of no known format: it is {known}; download it again")
 
 
 def _numbers(storage: Storage, place: Place) -> Tensor:

@@ -68,10 +68,8 @@ def _fetch(name: str, address: str, record: Path, expected: str | None, target: 
             digest = _copy(name, response, file)
     except (OSError, HTTPException, ValueError) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        raise UserError(
-            f"{name} cannot be fetched from {address} ({' '.join(str(reason).split())}); download it where there is "
-            f"a network, and give the file"
-        ) from None
+        failed = f"{name} cannot be fetched from {address} ({' '.join(str(reason).split())})"
+        raise UserError(f"{failed}; download it where there is a network, and give the file") from None
     if expected not in (None, digest):
         raise UserError(f"{address} has the sha256 {digest}, not {expected} as stands in {record}")
     write_text(record, f"{digest}  {record.stem}\n")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.config.errors import require
-from beit.data.label_maps.table import read_class_colors
+from beit.data.label_maps.table import read_class_rows
 
 _PLACES = np.array([1 << 16, 1 << 8, 1])
 
@@ -20,18 +20,16 @@ class ColorKey:
 
     def __init__(self, path: str | None) -> None:
         self._path = path
-        colors = [] if path is None else read_class_colors(path)
-        shared = Counter(color for _, color in colors)
-        self._numbers = {color: number for number, color in colors if shared[color] == 1}
+        colors = {} if path is None else {number: color for number, _, color in read_class_rows(path) if color}
+        shared = Counter(colors.values())
+        self._numbers = {color: number for number, color in colors.items() if shared[color] == 1}
         self._palette: dict[int, tuple[Sequence[int], str]] = {}
 
     def numbers(self, pixels: NDArray[np.uint8], name: str) -> NDArray[np.integer[Any]]:
         """(H, W, 3 or 4) -> (H, W): the number of each colour, exactly. UserError for a colour that has none."""
-        require(
-            bool(self._numbers),
-            f"{name} is a colour picture and no label map; write the number of its class for each pixel, as a gray "
-            f"or palette PNG, or name the colours in a table of classes (classes.tsv: value, name, r, g, b)",
-        )
+        mend = "write the number of its class for each pixel, as a gray or palette PNG"
+        table = "name the colours in a table of classes (classes.tsv: value, name, r, g, b)"
+        require(bool(self._numbers), f"{name} is a colour picture and no label map; {mend}, or {table}")
         seen = f"{name} has transparent pixels, which have no class; write it without transparency"
         require(pixels.shape[2] == 3 or bool((pixels[..., 3] == 255).all()), seen)
         number_of = {int(np.array(color) @ _PLACES): number for color, number in self._numbers.items()}
@@ -65,8 +63,8 @@ class ColorKey:
             number = self._numbers.get(color, index)
             earlier, file = self._palette.setdefault(index, (color, name))
             other = f"{self._path} gives to {number}" if number != index else f"is {earlier} in {file}"
-            require(
-                number == index and color == earlier,
-                f"{name} has the colour {color} for the number {index}, which {other}; write the maps in gray if "
-                f"their numbers mean the same, else in RGB colours, which a table of classes tells apart",
+            mend = (
+                "write the maps in gray if their numbers mean the same, else in RGB colours, which a table of classes"
             )
+            has = f"{name} has the colour {color} for the number {index}, which {other}"
+            require(number == index and color == earlier, f"{has}; {mend} tells apart")

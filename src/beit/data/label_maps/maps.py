@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.config.errors import UserError, require
+from beit.config.errors import require
 from beit.data.decode import Decoding, ImageError, open_pillow, reading, upright
 from beit.data.label_maps.colors import ColorKey
 from beit.data.sources.files import Files, FileSource
@@ -19,17 +19,6 @@ from beit.data.sources.subsets import spread
 from beit.pixels import Limits
 
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF", "HEIF")
-
-
-class MapNumbers(NamedTuple):
-    """What some label maps hold."""
-
-    file_of: dict[int, str]
-    """The name of a map for every number."""
-    num_maps: int
-    """How many maps were read."""
-    shades: str | None = None
-    """One of the maps whose numbers look like shades of gray, where many do."""
 
 
 class MapFiles(FileSource):
@@ -44,19 +33,16 @@ class MapFiles(FileSource):
 
         Raises :class:`ImageError` for a damaged file, and :class:`UserError` for one that is no map of its image.
         """
-        numbers = decode_label_map(self.read(index), self.name(index), self._decoding.limits, self._key)
+        numbers = decode_label_map(self.read(index), self.name(index), self.decoding.limits, self._key)
         height, width = self._images.size(index)
-        if numbers.shape != (height, width):
-            raise UserError(
-                f"{self.name(index)} has {numbers.shape[1]}x{numbers.shape[0]} pixels, but its image "
-                f"{self._images.name(index)} {width}x{height}; make the map of the image as it is"
-            )
+        image = f"its image {self._images.name(index)} {width}x{height}; make the map of the image as it is"
+        has = f"{self.name(index)} has {numbers.shape[1]}x{numbers.shape[0]} pixels"
+        require(numbers.shape == (height, width), f"{has}, but {image}")
         return numbers
 
-    def numbers(self, at_most: int = 500) -> MapNumbers:
-        """Every number in an even choice of the maps.
-
-        Damaged files are left to be met by whoever reads them all.
+    def numbers(self, at_most: int = 500) -> tuple[dict[int, str], int, str | None]:
+        """The name of a map for every number in an even choice of the maps, how many were read, and one of those that
+        look like shades of gray, where many do. Damaged files are left to whoever reads them all.
         """
         names: dict[int, str] = {}
         shaded: list[str] = []
@@ -68,7 +54,7 @@ class MapFiles(FileSource):
                 # Shades between two classes are many and rare; classes in one picture are not.
                 if len(numbers) >= 16 and (counts > counts.sum() / 100).sum() * 4 <= len(numbers):
                     shaded.append(self.name(index))
-        return MapNumbers(names, len(indices), shaded[0] if len(shaded) * 10 > len(indices) else None)
+        return names, len(indices), shaded[0] if len(shaded) * 10 > len(indices) else None
 
 
 def decode_label_map(data: bytes, name: str, limits: Limits, key: ColorKey) -> NDArray[np.integer[Any]]:
@@ -82,11 +68,9 @@ def decode_label_map(data: bytes, name: str, limits: Limits, key: ColorKey) -> N
     require(image.format not in _LOSSY, f"{reason}; write label maps as PNG from their source")
     raw_mode, white = _storage(image)
     colored = image.mode in ("RGB", "RGBA") and "16" not in raw_mode
-    require(
-        colored or image.mode in ("1", "L", "P", "I") or image.mode.startswith("I;16"),
-        f"{name} is a colour picture (mode {image.mode}) and no label map; write the number of its class for each "
-        f"pixel, as a gray or palette PNG",
-    )
+    fits = colored or image.mode in ("1", "L", "P", "I") or image.mode.startswith("I;16")
+    mend = "write the number of its class for each pixel, as a gray or palette PNG"
+    require(fits, f"{name} is a colour picture (mode {image.mode}) and no label map; {mend}")
     with reading(name):
         image.load()
         pixels = np.array(upright(image))

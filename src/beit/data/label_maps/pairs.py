@@ -13,12 +13,13 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 from torch import Tensor
 
 from beit.config.errors import UserError, require
+from beit.config.segment import IGNORE
 from beit.data.base import SPLITS, Source, Split, Splits
 from beit.data.decode import USUAL, Decoding, ImageError
 from beit.data.label_maps.colors import ColorKey
@@ -36,9 +37,10 @@ from beit.data.sources.demo import DemoSource
 from beit.data.sources.files import FileSource
 from beit.data.sources.holdout import Holdout
 from beit.data.sources.listing import Listing, Member, list_data
+from beit.data.sources.measure import settled
 from beit.data.sources.opening import is_named_set, open_splits
 from beit.data.sources.splits import Part, Parts, split_listings, unlabeled
-from beit.data.sources.subsets import Subset, origin
+from beit.data.sources.subsets import Subset, origin, spread
 
 IMAGES, MAPS = "images/", "annotations/"
 _CLASHES = {
@@ -67,10 +69,8 @@ def open_map_files(parts: Sequence[Part], decoding: Decoding, key: ColorKey) -> 
     if missing:
         root, path = missing[0]
         more = f", and {len(missing) - 1:,} others have none" if len(missing) > 1 else ""
-        raise UserError(
-            f"--data {root}: the image {path} has no label map {MAPS}{_stem(path, IMAGES)}.png{more}; "
-            f"add it, or take the image away"
-        )
+        lacks = f"the image {path} has no label map {MAPS}{_stem(path, IMAGES)}.png{more}"
+        raise UserError(f"--data {root}: {lacks}; add it, or take the image away")
     images = FileSource(unlabeled(parts), decoding)
     return images, MapFiles(images, maps, decoding, key)
 
@@ -95,16 +95,12 @@ def _set_around(folder: str) -> str | None:
     return next((str(p) for p in parents if (p / IMAGES).is_dir() and (p / MAPS).is_dir()), None)
 
 
-def notes_on_spare_maps(listings: Sequence[Listing]) -> list[str]:
-    """A line for every listing that has label maps without images."""
-    notes = []
-    for listing in listings:
-        images = _by_stem(listing, IMAGES)
-        if spare := [m.path for stem, m in _by_stem(listing, MAPS).items() if stem not in images]:
-            notes.append(
-                f"{listing.root}: {len(spare):,} label maps without an image ignored, the first being {spare[0]}"
-            )
-    return notes
+def notes_on_spare_maps(listing: Listing) -> list[str]:
+    """A line about label maps without images, where there are any."""
+    images = _by_stem(listing, IMAGES)
+    spare = [member.path for stem, member in _by_stem(listing, MAPS).items() if stem not in images]
+    about = f"{listing.root}: {len(spare):,} label maps without an image ignored, the first being "
+    return [about + spare[0]] if spare else []
 
 
 def _by_stem(listing: Listing, top: str) -> dict[str, Member]:
@@ -113,8 +109,8 @@ def _by_stem(listing: Listing, top: str) -> dict[str, Member]:
     for member in listing.members:
         if member.path.startswith(top):
             other = members.setdefault(_stem(member.path, top), member)
-            if other is not member:
-                raise UserError(f"--data {listing.root}: {other.path} and {member.path} are {_CLASHES[top]}")
+            both = f"{other.path} and {member.path} are {_CLASHES[top]}"
+            require(other is member, f"--data {listing.root}: {both}")
     return members
 
 
@@ -126,40 +122,12 @@ def _stem(path: str, top: str) -> str:
 # A source
 
 
-_SAMPLE = 16  # maps that are read before a run starts
-
-
-class SceneMaps:
-    """The label maps of built-in scenes, or of some of them."""
-
-    def __init__(self, scenes: Source) -> None:
-        self._scenes = scenes
-
-    def _find(self, index: int) -> tuple[DemoSource, int]:
-        scenes, inner = origin(self._scenes, index)
-        assert isinstance(scenes, DemoSource)
-        return scenes, inner
-
-    def name(self, index: int) -> str:
-        return self._scenes.name(index)
-
-    def size(self, index: int) -> tuple[int, int]:
-        scenes, inner = self._find(index)
-        return scenes.size(inner)
-
-    def label_map(self, index: int) -> NDArray[np.uint8]:
-        scenes, inner = self._find(index)
-        return scenes.label_map(inner)
-
-    @property
-    def fingerprint(self) -> str:
-        return self._scenes.fingerprint
-
-
 class PairSource(Subset):
     """Images with their label maps, those of the numbers `indices`."""
 
-    def __init__(self, images: Source, maps: MapFiles | SceneMaps, table: ClassTable, indices: Sequence[int]) -> None:
+    def __init__(
+        self, images: Source, maps: MapFiles | DemoSource, table: ClassTable, indices: Sequence[int]
+    ) -> None:
         super().__init__(images, indices)
         self._maps, self.table = maps, table
         self.classes: tuple[str, ...] = table.names
@@ -167,12 +135,11 @@ class PairSource(Subset):
         self.notes += table.notes
 
     def chosen(self, indices: Sequence[int]) -> PairSource:
-        inner = [self._find(index)[1] for index in indices]
-        return PairSource(self._source, self._maps, self.table, inner)
+        return PairSource(self._source, self._maps, self.table, self._indices[list(indices)].tolist())
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of an image's label map, from its header alone; raises :class:`ImageError`."""
-        return self._maps.size(self._find(index)[1])
+        return self._maps.size(origin(self, index)[1])
 
     def label(self, index: int) -> Tensor:
         """uint8 (H, W): an index into `classes` for each pixel, 255 = no class.
@@ -180,17 +147,17 @@ class PairSource(Subset):
         Raises :class:`ImageError` for a damaged file, and :class:`UserError` for a map that does not fit its image or
         the classes.
         """
-        _, inner = self._find(index)
+        _, inner = origin(self, index)
         return self.table.indices(self._maps.label_map(inner), self._maps.name(inner))
 
-    def verify_labels(self) -> None:
-        """Read every label map once, so that a mistake shows before it costs anything.
-
-        Raises :class:`UserError` as `label` does; damaged files are left to be met with their images.
-        """
-        for index in range(len(self)):
+    def count_pixels(self, at_most: int = 500) -> Tensor:
+        """Pixels of each class, (C,), in an even choice of the label maps; UserError as of :meth:`label`, but damaged
+        files are left to be met with their images."""
+        counts = torch.zeros(IGNORE + 1, dtype=torch.int64)
+        for index in spread(len(self), min(at_most, len(self))):
             with suppress(ImageError):
-                self.label(index)
+                counts += self.label(index).flatten().bincount(minlength=IGNORE + 1)
+        return counts[: len(self.classes)]
 
     def describe(self) -> str:
         return f"{super().describe()}, with label maps of {len(self.classes)} classes"
@@ -226,12 +193,12 @@ def open_pairs(
     if path is not None:
         listings = [listing.using(path) for listing in listings]
     parts = split_pairs(listings, holdout)
-    key = ColorKey(path)
+    decoding, key = settled(parts, decoding), ColorKey(path)
 
     def open_split(split: Split) -> PairSource:
         images, maps = open_map_files(parts[split], decoding, key)
-        images.with_remarks().notes += notes_on_spare_maps(listings)
-        file_of, count, _ = maps.numbers(_SAMPLE)
+        images.notes += [note for listing in listings for note in notes_on_spare_maps(listing)]
+        file_of, count, _ = maps.numbers(at_most=16)
         if classes is not None:
             table = table_of_model(classes, reduce_zero_label, path)
         elif path is not None:
@@ -275,7 +242,8 @@ def _open_scenes(holdout: Holdout, reduce_zero_label: bool, classes: Sequence[st
 
     def open_split(split: Split) -> PairSource:
         scenes = splits[split]
-        return PairSource(scenes, SceneMaps(scenes), table, range(len(scenes)))
+        maps, _ = origin(scenes, 0)
+        return PairSource(scenes, cast(DemoSource, maps), table, range(len(scenes)))
 
     return Splits({split: partial(open_split, split) for split in splits})
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.config.segment import IGNORE
 from beit.data.base import read_text
 from beit.data.sources.listing import Listing
@@ -49,13 +49,9 @@ class ClassTable:
 
     def __post_init__(self) -> None:
         count = len(self.names)
-        if count < 2:
-            raise UserError(
-                f"{self.origin} has {'one class' if count else 'no class'}; segmentation needs at least two"
-                f"{'' if self.reduce_zero_label else ' (a background counts as one)'}"
-            )
-        if count > MAX_CLASSES:
-            raise UserError(f"{self.origin} has {count:,} classes; {MAX_CLASSES} at most can be told apart")
+        two = f"at least two{'' if self.reduce_zero_label else ' (a background counts as one)'}"
+        require(count > 1, f"{self.origin} has {'one class' if count else 'no class'}; segmentation needs {two}")
+        require(count <= MAX_CLASSES, f"{self.origin} has {count:,} classes; {MAX_CLASSES} at most can be told apart")
         if repeated := [name for name in dict.fromkeys(self.names) if self.names.count(name) > 1]:
             raise UserError(f"{self.origin} has two classes of the name '{repeated[0]}'; rename one")
 
@@ -99,11 +95,9 @@ class ClassTable:
 
     def require(self, number: int, name: str) -> None:
         """UserError naming the file `name` unless `number` has a class, or means "no class"."""
-        if not (0 <= number <= self.last or number == IGNORE):
-            raise UserError(
-                f"{name} holds the number {number}, but the classes of {self.origin} run from {self.first} to "
-                f"{self.last} ({IGNORE}: no class); {self.remedy}"
-            )
+        known = f"the classes of {self.origin} run from {self.first} to {self.last} ({IGNORE}: no class)"
+        fits = 0 <= number <= self.last or number == IGNORE
+        require(fits, f"{name} holds the number {number}, but {known}; {self.remedy}")
 
 
 def named_table(names: Sequence[str], reduce_zero_label: bool, origin: str) -> ClassTable:
@@ -140,7 +134,7 @@ def read_class_table(path: str, reduce_zero_label: bool, classes: Sequence[str] 
     `classes` are those of a model that is to be judged, for messages.
     """
     first = int(reduce_zero_label)
-    lines = sorted(_read_rows(path))
+    lines = sorted(read_class_rows(path))
     rows = [row for row in lines if row[0] not in (IGNORE, first - 1)]
     if rows and rows[0][0] == 1 and not reduce_zero_label:
         remedy = "add --reduce-zero-label to ignore 0, or name it in the table"
@@ -157,29 +151,17 @@ def read_class_table(path: str, reduce_zero_label: bool, classes: Sequence[str] 
     return replace(table, palette=palette, notes=notes)
 
 
-def read_class_names(path: str) -> dict[int, str]:
-    """The names in a class table by their numbers as they stand there."""
-    return {value: name for value, name, _ in _read_rows(path)}
-
-
-def read_class_colors(path: str) -> list[tuple[int, Color]]:
-    """The numbers in a class table as they stand there, with their colours; none where it has no colours."""
-    return [(value, color) for value, _, color in _read_rows(path) if color is not None]
-
-
-def _read_rows(path: str) -> list[tuple[int, str, Color | None]]:
-    """Number, name and colour of every line."""
+def read_class_rows(path: str) -> list[tuple[int, str, Color | None]]:
+    """Number, name and colour of every line of a class table, as they stand there."""
     text = read_text(path, f"the table of classes {path}")
     lines = [line for line in text.splitlines() if line.strip()] or [""]
     cells = csv.reader(lines, delimiter="\t" if "\t" in lines[0] else ",")
     heading, *table = [[cell.strip() for cell in row] for row in cells]
     heading = [name.lower() for name in heading]
     value = next((name for name in _VALUE_HEADINGS if name in heading), None)
+    columns = "must start with a line that names its columns, `value,name` or `value,name,r,g,b`"
     if value is None or "name" not in heading:
-        raise UserError(
-            f"the table of classes {path} must start with a line that names its columns, `value,name` or "
-            f"`value,name,r,g,b`"
-        )
+        raise UserError(f"the table of classes {path} {columns}")
     color = next((names for names in _COLOR_HEADINGS if set(names) <= set(heading)), None)
     rows = []
     for row in table:
@@ -191,9 +173,8 @@ def _read_rows(path: str) -> list[tuple[int, str, Color | None]]:
                 raise ValueError
             rows.append((number, name, shades))
         except (KeyError, ValueError) as error:
-            raise UserError(
-                f"{path}: the line '{','.join(row)}' has no number from 0, a name, and colours up to 255"
-            ) from error
+            line = f"the line '{','.join(row)}' has no number from 0, a name, and colours up to 255"
+            raise UserError(f"{path}: {line}") from error
     return rows
 
 
@@ -207,10 +188,8 @@ def find_class_table(listings: Sequence[Listing]) -> str | None:
     candidates = [os.path.join(folder, name) for folder in folders for name in TABLE_NAMES]
     tables = [path for path in candidates if os.path.isfile(path)]
     if len(tables) > 1:
-        raise UserError(
-            f"--data: {tables[0]} and {tables[1]} both name classes; keep one, or let `beit segment` know by "
-            f"--classes FILE which is meant"
-        )
+        both = f"{tables[0]} and {tables[1]} both name classes"
+        raise UserError(f"--data: {both}; keep one, or let `beit segment` know by --classes FILE which is meant")
     return tables[0] if tables else None
 
 
@@ -231,10 +210,8 @@ def table_of_data(path: str, reduce_zero_label: bool, numbers: Sequence[int], co
     notes = [f"classes from {path}", *table.notes, table.zero]
     highest = max((number for number in numbers if number <= table.last), default=0)
     if table.last - highest > len(table.names) / 2 or highest == 0:  # as black and white masks have it
-        notes.append(
-            f"{table.last - highest} of {len(table.names)} classes occur in none of the {count} label maps looked "
-            f"at, nor any number above {highest}; is {path} their table?"
-        )
+        absent = f"{table.last - highest} of {len(table.names)} classes occur in none of the {count} label maps"
+        notes.append(f"{absent} looked at, nor any number above {highest}; is {path} their table?")
     return replace(table, notes=tuple(notes))
 
 
@@ -249,33 +226,26 @@ def counted_table(
     if not file_of:
         raise UserError(f"none of {count:,} label maps can be read; `beit check` says what is wrong with them")
     highest = max(file_of.keys() - {IGNORE}, default=0)
-    if highest > MAX_CLASSES:
-        raise UserError(
-            f"{file_of[highest]} holds the number {highest}; {MAX_CLASSES} classes at most can be told apart"
-        )
-    if shades is not None:
-        raise UserError(
-            f"{shades} holds many numbers with few pixels each, as a map has that was resized with smoothing or was "
-            f"a JPEG; make it again from its source, by nearest neighbour, or name its numbers in a table (--classes)"
-        )
+    most = f"{MAX_CLASSES} classes at most can be told apart"
+    require(highest <= MAX_CLASSES, f"{file_of[max(file_of)]} holds the number {highest}; {most}")
+    smooth = "many numbers with few pixels each, as a map has that was resized with smoothing or was a JPEG"
+    again = "make it again from its source, by nearest neighbour, or name its numbers in a table (--classes)"
+    require(shades is None, f"{shades} holds {smooth}; {again}")
     # Nothing is learned from maps of a single class, nor from a mask of 0 and 255, which has but one.
     if highest <= reduce_zero_label:
         *others, last = sorted(file_of)
         content = f"{', '.join(map(str, others))} and {last}" if others else f"{last}"
         none = f"0 (--reduce-zero-label) and {IGNORE} mean" if reduce_zero_label else f"{IGNORE} means"
         classes = "1, 2, 3 ..." if reduce_zero_label else "0, 1, 2 ..."
-        raise UserError(
-            f"{file_of[last]} holds {content} alone, like every other map that was looked at; {none} 'no class', so "
-            f"number the classes {classes}, two at least"
-        )
+        alone = f"{file_of[last]} holds {content} alone, like every other map that was looked at"
+        raise UserError(f"{alone}; {none} 'no class', so number the classes {classes}, two at least")
     numbers = sorted(file_of.keys() - {IGNORE, *range(int(reduce_zero_label))})
     if highest > 4 * len(numbers):
         listed = ", ".join(map(str, numbers[:4])) + (" ..." if len(numbers) > 4 else "")
-        raise UserError(
-            f"{file_of[highest]} holds the number {highest}, but {count:,} maps hold {len(numbers)} numbers alone "
-            f"({listed}), like shades of gray; write {', '.join(map(str, range(len(numbers))[:3]))} ... for them "
-            f"in their order, or name the classes up to {highest} in a table (--classes)"
-        )
+        few = f"{count:,} maps hold {len(numbers)} numbers alone ({listed}), like shades of gray"
+        mend = f"write {', '.join(map(str, range(len(numbers))[:3]))} ... for them in their order"
+        mend += f", or name the classes up to {highest} in a table (--classes)"
+        raise UserError(f"{file_of[highest]} holds the number {highest}, but {few}; {mend}")
     names = [str(number) for number in range(int(reduce_zero_label), highest + 1)]
     table = named_table(names, reduce_zero_label, f"{count:,} of {total:,} label maps")
     note = f"{len(names)} classes, the numbers in {table.origin}; --classes FILE gives them names"
@@ -302,10 +272,9 @@ def reconcile(table: ClassTable, classes: Sequence[str]) -> ClassTable:
     first = f"the number {number} is {ours} there and {theirs} in the model"
     if different:
         more = f", and {len(different) - 1:,} more differ" if len(different) > 1 else ""
-        raise UserError(
-            f"{table.origin} has {len(table.names)} classes, the model {len(classes)}: {first}{more}; "
-            f"{reading_of_zero(classes, table.reduce_zero_label)}; choose data with the model's classes"
-        )
+        counts = f"{table.origin} has {len(table.names)} classes, the model {len(classes)}: {first}{more}"
+        zero = reading_of_zero(classes, table.reduce_zero_label)
+        raise UserError(f"{counts}; {zero}; choose data with the model's classes")
     note = f"{table.origin}: {len(renamed):,} classes have other names in the model, which are used; {first}"
     return replace(table, names=tuple(classes), notes=(*table.notes, note))
 

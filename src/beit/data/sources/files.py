@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +19,9 @@ from torch.utils.data import get_worker_info
 
 from beit.config.values import counted
 from beit.data.base import Source
-from beit.data.decode import USUAL, Decoding, ImageError, decode_image, reading, upright_size
+from beit.data.decode import USUAL, Decoding, ImageError, decode_image, upright_size
 from beit.data.sources.listing import Listing
-from beit.data.sources.subsets import origin, spread
+from beit.data.sources.subsets import origin
 from beit.untrusted import display
 
 
@@ -58,7 +58,7 @@ class FileSource:
         self._roots = [listing.root for listing in files.listings]
         self._tars = [listing.tars for listing in files.listings]
         self._labels = torch.tensor(files.labels or [], dtype=torch.int64)
-        self._decoding = decoding
+        self.decoding = decoding
         self._decoded: dict[int, Tensor] = {}
         self.classes = files.classes
         self.notes = list(files.notes)
@@ -103,7 +103,7 @@ class FileSource:
         path, file, offset, size = self._place(index)
         name = display(path)
         # The largest sensible file: 8 bytes for every allowed pixel, and room for metadata.
-        limit = int(self._decoding.limits.megapixels * 8e6) + (64 << 20)
+        limit = int(self.decoding.limits.megapixels * 8e6) + (64 << 20)
         try:
             if not stat.S_ISREG(os.stat(file).st_mode):  # a pipe would block its reader
                 raise ImageError(name, "it is no regular file")
@@ -125,15 +125,12 @@ class FileSource:
             raise ImageError(name, "the tar has been cut short")
         return data
 
-    def decode(self, data: bytes, index: int) -> Tensor:
-        """The image in the file's bytes, as uint8 (3, H, W)."""
-        return decode_image(data, self.name(index), self._decoding)
-
     def image(self, index: int) -> Tensor:
-        """uint8 (3, H, W), not to be changed: where all images fit into memory, each is decoded once."""
+        """(C, H, W), uint8 or of more bits float32 in [0, 1], not to be changed: where all images fit into memory,
+        each is decoded once."""
         image = self._decoded.get(index)
         if image is None:
-            image = self.decode(self.read(index), index)
+            image = decode_image(self.read(index), self.name(index), self.decoding)
             worker = get_worker_info()  # every one of which has images of its own
             if len(self) * image.nbytes * (worker.num_workers if worker else 1) <= MEMORY:
                 self._decoded[index] = image
@@ -141,21 +138,7 @@ class FileSource:
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of the image, from its header alone."""
-        return upright_size(self.read(index), self.name(index), self._decoding.limits)
-
-    def with_remarks(self) -> Self:
-        """This source, with notes on what an even choice of the files holds that images do not show."""
-        from beit.data.rasters import read_raster, remarks  # which few sets need
-
-        rasters = []
-        for index in spread(len(self), 16):
-            if self.key(index).lower().endswith((".tif", ".tiff", ".png")):
-                # Damaged files are met where they are used.
-                with suppress(ImageError), reading(self.name(index)):
-                    rasters.append(read_raster(self.read(index), self._decoding.limits))
-        stated = self._decoding.value_range is not None
-        self.notes += remarks([raster for raster in rasters if raster], stated)
-        return self
+        return upright_size(self.read(index), self.name(index), self.decoding.limits)
 
     def label(self, index: int) -> int:
         return int(self._labels[index])
@@ -173,6 +156,12 @@ class FileSource:
                 if index % (1 + len(self) // SAMPLE) == 0:
                     digest.update(self.read(index, ENDING))
         return f"{len(self):,} files {self._paths.digest()} {digest.hexdigest()}"
+
+
+def decoding_in(source: Source) -> Decoding:
+    """How the images of `source` are decoded; those of sets by name are RGB of 8 bits."""
+    inner, _ = origin(source, 0)
+    return inner.decoding if isinstance(inner, FileSource) else USUAL
 
 
 def path_of(source: Source, index: int) -> str:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol, cast
+from typing import Protocol, cast
 
 from beit.config.errors import UserError
 from beit.config.run import LayoutName
-from beit.data.base import Source, stable_hash
+from beit.data.base import Source, grouped, stable_hash
 from beit.data.decode import ImageError
 from beit.data.sources.files import full_name
 from beit.data.sources.subsets import origin, select
@@ -59,22 +59,14 @@ class Pool(Source, Protocol):
         """These bytes, or no more than the `last`; raises :class:`ImageError`."""
 
 
-class Choice(NamedTuple):
-    """What is held back of a pool."""
-
-    held_back: list[int]
-    """Numbers of images, rising."""
-    note: str
-    """The same in words."""
-
-
-def hold_back(pool: Source, classes: Sequence[Sequence[str]], holdout: Holdout, root: str) -> Choice:
-    """What is held back of the images in `pool`, which have `classes`. UserError where --group-by fits no path."""
+def hold_back(pool: Source, classes: Sequence[Sequence[str]], holdout: Holdout, root: str) -> tuple[list[int], str]:
+    """The numbers, rising, of the images in `pool` to hold back, which have `classes`, and the same in words.
+    UserError where --group-by fits no path."""
     size = len(pool)
     if listed := [i for i in range(size) if holdout.listed and full_name(pool, i) in holdout.listed]:
-        return Choice(listed, f"{root}: the model's run held {len(listed):,} of {size:,} images back as val")
+        return listed, f"{root}: the model's run held {len(listed):,} of {size:,} images back as val"
     if holdout.share == 0 or size < 2:
-        return Choice([], idle_note(root, holdout, "no image is held back"))
+        return [], idle_note(root, holdout, "no image is held back")
     keys = [pool.key(index) for index in range(size)]
     together, about = equal_images([pool]), ""
     if holdout.group_by is not None:
@@ -88,7 +80,7 @@ def hold_back(pool: Source, classes: Sequence[Sequence[str]], holdout: Holdout, 
     held_back = choose_held_back(keys, rows, units, holdout.share)
     if kinds := len({name for row in rows for name in row}):
         about = f", evenly of {kinds:,} classes (labels are read for this choice){about}"
-    return Choice(held_back, f"{root}: {len(held_back):,} of {size:,} training images held back as val{about}")
+    return held_back, f"{root}: {len(held_back):,} of {size:,} training images held back as val{about}"
 
 
 def idle_note(root: str, holdout: Holdout, reason: str) -> str:
@@ -125,7 +117,10 @@ def choose_held_back(
     spare[""] = len(keys)  # one of all must stay, whatever its class
     strata = [min(row, key=lambda name: (spare[name], name), default="") for row in classes]
     short = Counter(_quotas(strata, hashes, share))
-    waiting = sorted(_members(units), key=lambda unit: hashes[min(unit, key=lambda index: keys[index])])
+    waiting = sorted(
+        grouped(range(len(units)), units.__getitem__),
+        key=lambda unit: hashes[min(unit, key=lambda index: keys[index])],
+    )
     chosen: Members = []
 
     def take(fits: Callable[[Counter[str]], bool], at_most: int) -> None:
@@ -169,14 +164,6 @@ def _quotas(strata: Sequence[str], hashes: Sequence[int], share: float | None) -
         if missing > 0 and quotas[name] < room[name]:
             quotas[name], missing = quotas[name] + 1, missing - 1
     return quotas
-
-
-def _members(numbers: Sequence[int]) -> Members:
-    """The places of each number in `numbers`."""
-    places: defaultdict[int, list[int]] = defaultdict(list)
-    for place, number in enumerate(numbers):
-        places[number].append(place)
-    return list(places.values())
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -223,25 +210,19 @@ def equal_images(sources: Sequence[Source], matters: Callable[[list[int]], objec
 
     groups: Members = [list(range(len(places)))]
     for trait in (lambda n: places[n][0].length(places[n][1]), partial(content, last=_TAIL), content):
-        groups = [same for group in groups for same in _equal(group, trait) if matters(same)]
+        same = (group for group in groups for group in grouped(group, partial(_of_whole, trait)))
+        groups = [group for group in same if len(group) > 1 and matters(group)]
     return groups
 
 
-def _equal(indices: Sequence[int], trait: Callable[[int], Hashable]) -> Members:
-    """Those of `indices` that share a trait with another; damaged files have none."""
-    groups: defaultdict[Hashable, list[int]] = defaultdict(list)
-    for index in indices:
-        try:
-            groups[trait(index)].append(index)
-        except (ImageError, OSError):
-            continue
-    return [group for group in groups.values() if len(group) > 1]
+def _of_whole(trait: Callable[[int], Hashable], number: int) -> Hashable:
+    """The trait of an image; a damaged one has none."""
+    try:
+        return trait(number)
+    except (ImageError, OSError):
+        return None
 
 
 def named_groups(keys: Sequence[str], pattern: str) -> Members:
-    groups: defaultdict[str | None, list[int]] = defaultdict(list)
-    for index, key in enumerate(keys):
-        if match := re.search(pattern, key):
-            groups[match[1]].append(index)
-    groups.pop(None, None)
-    return list(groups.values())
+    matches = [re.search(pattern, key) for key in keys]
+    return grouped(range(len(keys)), lambda index: (match := matches[index]) and match[1])

@@ -23,7 +23,7 @@ from beit.data.base import split_of
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp"}
     | {".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"}
-    | {".jpx", ".avif", ".heic", ".heif", ".hif"}
+    | {".jpx", ".avif", ".heic", ".heif", ".hif", ".npy", ".dcm", ".dicom"}
 )
 # Folders of thumbnails and resource forks that file systems and archivers leave behind.
 _LITTER = frozenset(("__MACOSX", "@eaDir", "lost+found"))
@@ -139,11 +139,9 @@ def _tar_paths(value: str) -> list[tuple[str, str]] | None:
         numbers = range(int(first), int(last) + 1)
         paths = [value[: match.start()] + f"{n:0{len(first)}d}" + value[match.end() :] for n in numbers]
         missing = [path for path in paths if not os.path.exists(path)]
-        if missing or not paths:
-            raise UserError(
-                f"{value}: {len(missing)} of {len(paths)} shards do not exist, the first being "
-                f"{[*missing, value][0]}; correct the range or fetch the missing shards"
-            )
+        first = f"the first being {[*missing, value][0]}; correct the range or fetch the missing shards"
+        whole = bool(paths) and not missing
+        require(whole, f"{value}: {len(missing)} of {len(paths)} shards do not exist, {first}")
         return [(path, "") for path in paths]
     require(os.path.exists(value), f"{value}: no such folder or file; check the path")
     if os.path.isfile(value):
@@ -185,11 +183,9 @@ def _scan_folder(root: str) -> Listing:
     omissions: list[str] = []
     others: Counter[str] = Counter()
     paths = sorted(_walk(root, others, omissions))
-    if not paths:
-        content = f" (it holds {others.total()} other files)" if others else ""
-        raise UserError(
-            f"{root} holds no image{content}; name a folder with files such as .jpg or .png, or tar shards"
-        )
+    content = f" (it holds {others.total()} other files)" if others else ""
+    mend = "name a folder with files such as .jpg or .png, or tar shards"
+    require(bool(paths), f"{root} holds no image{content}; {mend}")
     return Listing(root, [Member(path) for path in paths], omissions=omissions, others=others)
 
 
@@ -250,8 +246,7 @@ def _scan_tars(tars: Sequence[tuple[str, str]]) -> Listing:
             omissions.append(f"{tar}: ignored {kinds}")
     paths = [tar for tar, _ in tars]
     root = paths[0] if len(paths) == 1 else f"{paths[0]} .. {os.path.basename(paths[-1])}"
-    if not members:
-        raise UserError(f"{root} holds no image; a shard is a tar of files such as KEY.jpg")
+    require(bool(members), f"{root} holds no image; a shard is a tar of files such as KEY.jpg")
     return Listing(root, sorted(members), paths, numbers, omissions)
 
 
@@ -263,11 +258,8 @@ def _tar_members(tar: str, shard: int, ignored: Counter[str], omissions: list[st
         with open(tar, "rb") as file:
             head = file.read(6)
         for magic, kind in _COMPRESSED.items():
-            if head.startswith(magic):
-                raise UserError(
-                    f"{tar} is compressed with {kind}, so its members cannot be read in place; "
-                    f"unpack it: {kind} -dk '{tar}'"
-                )
+            packed = f"{tar} is compressed with {kind}, so its members cannot be read in place"
+            require(not head.startswith(magic), f"{packed}; unpack it: {kind} -dk '{tar}'")
         with tarfile.open(tar, "r:") as archive:
             for info in archive:
                 vars(archive)["members"] = []  # or a shard of a million members stays in memory

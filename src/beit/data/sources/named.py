@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,9 +56,11 @@ class NamedSource:
         self.classes = _class_names(self._dataset) if entry.labeled else None
         self.notes: list[str] = []
         # Kept as tensors, which loader processes share; arrays would be copied into each of them.
-        self._labels = torch.as_tensor(np.asarray(_labels(self._dataset)), dtype=torch.int64)
+        samples = _of(self._dataset, "_samples") or ()
+        labels = [label for _, label in samples] or _of(self._dataset, "targets", "labels", "_labels")
+        self._labels = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
         self._pictures: Tensor | None = None
-        self._files = _files(self._dataset)
+        self._files = [path for path, _ in samples] or _of(self._dataset, "_image_files", "_images")
         if isinstance(data := getattr(self._dataset, "data", None), np.ndarray):
             self._pictures = torch.from_numpy(data if data.shape[1] == 3 else np.moveaxis(data, -1, 1))
             self._dataset = None
@@ -74,17 +75,13 @@ class NamedSource:
         return f"{self._name}/{self.key(index)}"
 
     def length(self, index: int) -> int:
-        if self._pictures is not None:
-            return self._pictures[index].numel()
-        return os.path.getsize(self._files[index])
+        return os.path.getsize(self._files[index]) if self._pictures is None else self._pictures[index].numel()
 
     def read(self, index: int, last: int | None = None) -> bytes:
         """What tells the image from others: its file, or its pixels."""
-        if self._pictures is not None:
-            content = bytes(self._pictures[index].numpy())
-        else:
-            content = Path(self._files[index]).read_bytes()
-        return content if last is None else content[-last:]
+        pictures = self._pictures
+        content = Path(self._files[index]).read_bytes() if pictures is None else bytes(pictures[index].numpy())
+        return content[-(last or 0) :]
 
     def image(self, index: int) -> Tensor:
         if self._pictures is not None:
@@ -121,29 +118,17 @@ def _download(name: str, entry: NamedSet, split: Split) -> Any:
                 return dataset_type(str(root), download=True, **arguments)
     except Exception as error:  # no connection, a moved file, a wrong checksum, a full disk
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"--data {name}: no folder of that name exists, and the download into {root} failed ({reason}); "
-            f"check the path or the connection"
-        ) from error
+        failed = f"no folder of that name exists, and the download into {root} failed ({reason})"
+        raise UserError(f"--data {name}: {failed}; check the path or the connection") from error
 
 
-def _labels(dataset: Any) -> Any:
-    """The class of every image, which torchvision keeps under various names."""
-    names = [name for name in ("targets", "labels", "_labels") if hasattr(dataset, name)]
-    return getattr(dataset, names[0]) if names else [label for _, label in dataset._samples]
-
-
-def _files(dataset: Any) -> Sequence[str | Path]:
-    """The file of every image, likewise; none where torchvision keeps pixels."""
-    if samples := getattr(dataset, "_samples", None):
-        return [path for path, _ in samples]
-    names = [name for name in ("_image_files", "_images") if hasattr(dataset, name)]
-    files: Sequence[str | Path] = getattr(dataset, names[0]) if names else ()
-    return files
+def _of(dataset: Any, *names: str) -> Any:
+    """What torchvision keeps under one of various names; None where it has none of them."""
+    return next((getattr(dataset, name) for name in names if hasattr(dataset, name)), None)
 
 
 def _class_names(dataset: Any) -> tuple[str, ...]:
-    names = getattr(dataset, "classes", None)
+    names = _of(dataset, "classes")
     if names is None:
         return tuple(str(number) for number in range(1 + max(dataset._labels)))
     return tuple(name if isinstance(name, str) else name[0] for name in names)

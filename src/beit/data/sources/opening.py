@@ -10,12 +10,11 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import NamedTuple
 
-from beit.config.errors import UserError, require
+from beit.config.errors import require
 from beit.data.base import SPLITS, Source, Split, Splits
 from beit.data.decode import USUAL, Decoding
-from beit.data.sources.files import Files, FileSource
+from beit.data.sources.files import Files, FileSource, path_of
 from beit.data.sources.holdout import ClassesOf, Holdout, hold_back, idle_note
 from beit.data.sources.listing import list_data, list_images
 from beit.data.sources.splits import Parts, label_members, split_listings, unlabeled, without_unlabeled_test
@@ -40,42 +39,40 @@ def open_splits(
     """
     require(bool(data), "--data is missing; name a folder of images, tar shards, a set such as cifar10, or demo")
     own = replace(holdout, share=0, eval_data=()) if holdout.eval_data else holdout
-    options = Options(labeled, decoding._replace(pillow=pillow))
-    openers = _open_roots(data, own, options, classes)
-    splits = Splits(openers)
+    openers, decoding = _open_roots(data, own, labeled, decoding._replace(pillow=pillow), classes)
     if holdout.eval_data:
 
         def open_val() -> Source:
             known = classes or (splits["train"].classes if labeled and "train" in splits else None)
-            others = _open_roots(holdout.eval_data, Holdout(share=0, layout=holdout.layout), options, known)
+            plain = Holdout(share=0, layout=holdout.layout)
+            others, _ = _open_roots(holdout.eval_data, plain, labeled, decoding, known)
             return next(others[split]() for split in ("val", "test", "train") if split in others)
 
         openers["val"] = open_val
+    splits = Splits(openers)
     return splits
 
 
-class Options(NamedTuple):
-    """How files are opened."""
-
-    labeled: bool
-    decoding: Decoding
-
-
 def _open_roots(
-    data: Sequence[str], holdout: Holdout, options: Options, classes: Sequence[str] | None
-) -> dict[Split, Callable[[], Source]]:
-    """The sources of each split, to be opened."""
-    paths = [value for value in data if not _is_set(value)]
-    opened = [_open_set(value, holdout) for value in data if _is_set(value)]
+    data: Sequence[str], holdout: Holdout, labeled: bool, decoding: Decoding, classes: Sequence[str] | None
+) -> tuple[dict[Split, Callable[[], Source]], Decoding]:
+    """The sources of each split, to be opened, and how they are decoded: as they are, where that is left open."""
+    paths, sets = ([value for value in data if _is_set(value) == is_set] for is_set in (False, True))
+    opened = [_open_set(value, holdout) for value in sets]
     if paths:
+        from beit.data.sources.measure import settled
+
         parts = split_listings(list_data(paths), holdout)
-        parts = without_unlabeled_test(parts) if options.labeled else parts
-        opened.append({split: partial(_open_files, parts, split, options, classes) for split in parts})
+        parts = without_unlabeled_test(parts) if labeled else parts
+        decoding = settled(parts, decoding)
+        opened.append({split: partial(_open_files, parts, split, labeled, decoding, classes) for split in parts})
+    plain = not sets or (decoding.channels or 3, decoding.bits or 8) == (3, 8)
+    require(plain, f"--data {', '.join(sets)} is RGB of 8 bits; name sets and images of other kinds apart")
 
     def open_all(split: Split) -> Source:
         sources = [openers[split]() for openers in opened if split in openers]
-        source = sources[0] if len(sources) == 1 else Concatenation(sources, options.labeled)
-        if options.labeled:
+        source = sources[0] if len(sources) == 1 else Concatenation(sources, labeled)
+        if labeled:
             _require_classes(source, classes, ", ".join(data))
         source.notes[:0] = [
             f"--data {value}: the existing path is used, not the set that can be downloaded"
@@ -85,20 +82,21 @@ def _open_roots(
         return source
 
     there = [split for split in SPLITS if any(split in openers for openers in opened)]
-    return {split: partial(open_all, split) for split in there}
+    return {split: partial(open_all, split) for split in there}, decoding
 
 
-def _open_files(parts: Parts, split: Split, options: Options, classes: Sequence[str] | None) -> FileSource:
-    files = label_members(parts, split, classes) if options.labeled else unlabeled(parts[split])
-    return FileSource(files, options.decoding).with_remarks()
+def _open_files(
+    parts: Parts, split: Split, labeled: bool, decoding: Decoding, classes: Sequence[str] | None
+) -> FileSource:
+    return FileSource(label_members(parts, split, classes) if labeled else unlabeled(parts[split]), decoding)
 
 
 def _require_classes(source: Source, classes: Sequence[str] | None, names: str) -> None:
     """UserError unless `source` has classes, those of a model that has its own."""
-    if source.classes is None:
-        raise UserError(f"--data {names} has no labels; put the images of each class in a folder of their own")
-    if classes is not None and tuple(classes) != source.classes:
-        raise UserError(f"--data {names} has classes other than the model's; choose data with the same classes")
+    mend = "put the images of each class in a folder of their own"
+    require(source.classes is not None, f"--data {names} has no labels; {mend}")
+    alike = classes is None or tuple(classes) == source.classes
+    require(alike, f"--data {names} has classes other than the model's; choose data with the same classes")
 
 
 def open_images(values: Sequence[str], decoding: Decoding = USUAL) -> FileSource:
@@ -106,7 +104,11 @@ def open_images(values: Sequence[str], decoding: Decoding = USUAL) -> FileSource
     layout."""
     listings = [list_images(value) for value in ([values] if isinstance(values, str) else values)]
     notes = [note for listing in listings for note in listing.notes]
-    return FileSource(Files(listings, notes), decoding).with_remarks()
+    from beit.data.sources.measure import look_over
+
+    files = Files(listings, notes)
+    decoding, about = look_over(FileSource(files, decoding))
+    return FileSource(files._replace(notes=[*notes, *about]), decoding)
 
 
 def _is_set(value: str) -> bool:
@@ -135,18 +137,18 @@ def _open_set(value: str, holdout: Holdout) -> dict[Split, Callable[[], Source]]
     @cache
     def parts() -> tuple[Subset, Subset]:
         train = kind("train")
-        choice = hold_back(train, _classes_of(train, holdout.classes_of), holdout, f"--data {value}")
-        train.notes.append(choice.note)
-        held_back = set(choice.held_back)
-        rest = [index for index in range(len(train)) if index not in held_back]
-        return Subset(train, rest), Subset(train, choice.held_back)
+        held_back, note = hold_back(train, classes_of_images(train, holdout.classes_of), holdout, f"--data {value}")
+        train.notes.append(note)
+        rest = sorted({*range(len(train))}.difference(held_back))
+        return Subset(train, rest), Subset(train, held_back)
 
     return openers | {"train": lambda: parts()[0], "val": lambda: parts()[1]}
 
 
-def _classes_of(source: Source, classes_of: ClassesOf | None) -> list[Sequence[str]]:
+def classes_of_images(source: Source, classes_of: ClassesOf | None) -> list[Sequence[str]]:
+    """The classes of every image, which a file tells, or its own."""
     if classes_of is not None:
-        return [classes_of(source.key(index), source.name(index)) for index in range(len(source))]
+        return [classes_of(source.key(index), path_of(source, index)) for index in range(len(source))]
     return [(source.classes[source.label(index)],) if source.classes else () for index in range(len(source))]
 
 

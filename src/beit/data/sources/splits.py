@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import groupby
 from typing import NamedTuple
 
-from beit.config.errors import UserError, given_by
+from beit.config.errors import UserError, given_by, require
 from beit.config.run import LayoutName
 from beit.data.base import SPLITS, Split, check_classes, split_of
 from beit.data.sources.files import Files, FileSource
@@ -72,13 +72,12 @@ def _split(listing: Listing, holdout: Holdout, paired: bool) -> dict[Split, Part
             classes = _class_names(train)
         else:
             classes = [holdout.classes_of(pool.key(index), pool.path(index)) for index in range(len(pool))]
-        choice = hold_back(pool, classes, holdout, listing.root)
-        notes += filter(None, [choice.note])
-        if choice.held_back:
-            chosen = set(choice.held_back)
-            rest = [member for index, member in enumerate(train.members) if index not in chosen]
-            parts["train"] = train._replace(members=rest)
-            parts["val"] = train._replace(members=[train.members[index] for index in choice.held_back])
+        held_back, note = hold_back(pool, classes, holdout, listing.root)
+        notes += filter(None, [note])
+        if held_back:
+            rest = sorted({*range(len(pool))}.difference(held_back))
+            parts["train"] = train._replace(members=[train.members[index] for index in rest])
+            parts["val"] = train._replace(members=[train.members[index] for index in held_back])
     return parts
 
 
@@ -208,8 +207,7 @@ def label_members(parts: Parts, split: Split, classes: Sequence[str] | None) -> 
     label = _by_number if by_number else _by_folder
     origin = "the model" if classes else "the training split"
     for part in everything:
-        if part.doubt and not (classes or by_number):
-            raise UserError(f"--data {part.listing.root}: {part.doubt}")
+        require(not part.doubt or bool(classes) or by_number, f"--data {part.listing.root}: {part.doubt}")
     if not classes and split != "train" and "train" in parts:
         classes = label(parts["train"], None, origin)[1]
     own = parts[split]
@@ -265,8 +263,7 @@ def _by_number(parts: Sequence[Part], classes: Sequence[str] | None, origin: str
     if len(parts) > 1:
         raise UserError(f"--data {where}: tars labelled by .cls numbers cannot be joined with folders; name one kind")
     numbers = _read_numbers(parts[0])
-    if not numbers:
-        raise UserError(f"--data {where} has images without .cls numbers; add KEY.cls beside each KEY.jpg")
+    require(bool(numbers), f"--data {where} has images without .cls numbers; add KEY.cls beside each KEY.jpg")
     names = tuple(classes or map(str, range(1 + max(numbers.values()))))
     if (largest := max(numbers.values())) >= len(names):
         raise UserError(f"--data {where} holds class number {largest}, but {origin} has only {len(names)} classes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from beit.config.errors import UserError
-from beit.data.base import Source, stable_hash
+from beit.config.errors import require
+from beit.data.base import Source, grouped, stable_hash
 
 
 class _Joined(ABC):
@@ -41,13 +41,23 @@ class _Joined(ABC):
 
 
 class Subset(_Joined):
-    """Some images of a source, in the order of `indices`."""
+    """Some images of a source, in the order of `indices`; perhaps under `labels` of their own, of `classes`."""
 
-    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        indices: Sequence[int],
+        labels: Sequence[int] | None = None,
+        classes: tuple[str, ...] | None = None,
+    ) -> None:
         self._source = source
         self._indices = torch.tensor(indices, dtype=torch.int64)
-        self.classes = source.classes
+        self._labels = None if labels is None else torch.tensor(labels, dtype=torch.int64)
+        self.classes = source.classes if labels is None else classes
         self.notes = list(source.notes)
+
+    def label(self, index: int) -> Any:
+        return super().label(index) if self._labels is None else int(self._labels[index])
 
     def _find(self, index: int) -> tuple[Source, int]:
         return self._source, int(self._indices[index])
@@ -60,13 +70,15 @@ class Subset(_Joined):
         return Subset(self, indices)
 
     def describe(self) -> str:
-        whole = len(self) == len(self._source)
-        return self._source.describe() if whole else f"{len(self):,} chosen of {self._source.describe()}"
+        chosen = "" if len(self) == len(self._source) else f"{len(self):,} chosen of "
+        own = "" if self._labels is None else f", {len(self.classes or ())} classes from a file"
+        return f"{chosen}{self._source.describe()}{own}"
 
     @property
     def fingerprint(self) -> str:
-        digest = hashlib.blake2b(self._indices.numpy().tobytes(), digest_size=16).hexdigest()
-        return f"{self._source.fingerprint} {digest}"
+        own = [] if self._labels is None else [repr([self.classes, self._labels.tolist()]).encode()]
+        digests = (hashlib.blake2b(x, digest_size=16).hexdigest() for x in (self._indices.numpy().tobytes(), *own))
+        return " ".join([self._source.fingerprint, *digests])
 
 
 def origin(source: Source, index: int) -> tuple[Source, int]:
@@ -83,8 +95,8 @@ class Concatenation(_Joined):
         self._sources = list(sources)
         self._ends = np.cumsum([len(source) for source in sources])
         names = {source.classes for source in sources}
-        if labeled and len(names) > 1:
-            raise UserError("--data: the sets named together have different classes; train on one of them")
+        alike = not labeled or len(names) == 1
+        require(alike, "--data: the sets named together have different classes; train on one of them")
         self.classes = names.pop() if len(names) == 1 else None
         self.notes = [note for source in sources for note in source.notes]
 
@@ -147,18 +159,15 @@ def labels_per_class(source: Source, count: int, seed: int) -> Subset:
     sizes = Counter(subset.label(index) for index in range(len(subset)))
     if short := [label for label in sorted(sizes) if sizes[label] < count]:
         name = source.classes[short[0]] if source.classes else str(short[0])
-        subset.notes.append(
-            f"{len(short)} classes have fewer than {count} images, the first being '{name}' with {sizes[short[0]]}"
-        )
+        first = f"the first being '{name}' with {sizes[short[0]]}"
+        subset.notes.append(f"{len(short)} classes have fewer than {count} images, {first}")
     return subset
 
 
 def _few_labels(source: Source, seed: int, how_many: Callable[[int], int], balanced: bool) -> Subset:
     """Of every class with n images, the first `how_many(n)` in a seeded order."""
-    members: defaultdict[int, list[int]] = defaultdict(list)
-    for index in range(len(source)):
-        members[source.label(index) if balanced else 0].append(index)
-    parts = (_seeded_order(source, indices, seed)[: how_many(len(indices))] for indices in members.values())
+    classes = grouped(range(len(source)), source.label if balanced else lambda index: 0)
+    parts = (_seeded_order(source, indices, seed)[: how_many(len(indices))] for indices in classes)
     return Subset(source, sorted(index for part in parts for index in part))
 
 

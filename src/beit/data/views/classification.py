@@ -13,11 +13,13 @@ from beit.data.batches import LabeledBatch
 from beit.data.views.colors import apply_jitter, draw_jitter, from_pillow, to_pillow
 from beit.data.views.geometry import Box, Size, draw_box, render
 from beit.data.views.randaugment import RandAugment
+from beit.pixels import from_unit
 
 
 @dataclass
 class ClassificationView:
-    """A labelled image as fine-tuning sees it: random resized crop, flip, colour jitter, RandAugment, random erasing.
+    """A labelled image as fine-tuning sees it: random resized crop, flip, colour jitter, RandAugment (of 8-bit RGB),
+    random erasing.
 
     `mean` and `std` are the network's pixel constants, in [0, 1]: erased boxes and uncovered borders are made of
     them.
@@ -34,7 +36,7 @@ class ClassificationView:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        red, green, blue = (min(255, round(255 * value)) for value in self.mean)
+        red, green, blue = (min(255, round(255 * value)) for value in (*self.mean, 0, 0)[:3])
         self.randaugment = RandAugment(self.magnitude, self.magnitude_std, fill=(red, green, blue))
 
     def __call__(self, image: Tensor, label: int, rng: np.random.Generator) -> LabeledBatch:
@@ -45,7 +47,7 @@ class ClassificationView:
             view = view.flip(-1)
         if jitter := draw_jitter(self.color_jitter, rng):
             view = apply_jitter(jitter, view)[0]
-        if self.magnitude > 0:
+        if self.magnitude > 0 and len(view) == 3 and view.dtype == torch.uint8:
             view = from_pillow(self.randaugment(to_pillow(view), rng))
         if rng.random() < self.erasing and (erased := draw_erased_box(self.image_size, rng)):
             view = erase(view, erased, self.mean, self.std, rng)
@@ -67,13 +69,13 @@ def draw_erased_box(size: Size, rng: np.random.Generator) -> Box | None:
 def erase(
     image: Tensor, box: Box, mean: tuple[float, ...], std: tuple[float, ...], rng: np.random.Generator
 ) -> Tensor:
-    """`image`, uint8 (3, H, W), with normal noise in `box`: pixels of the network's own mean and deviation.
+    """`image` (C, H, W) with normal noise in `box`: pixels of the network's own mean and deviation.
 
     timm's mode "pixel" puts the noise behind the normalisation; here it is clipped to what a pixel can be.
     """
-    noise = rng.standard_normal((3, box.height, box.width), dtype=np.float32)
+    noise = rng.standard_normal((len(mean), box.height, box.width), dtype=np.float32)
     channels = np.array([mean, std], dtype=np.float32)[:, :, None, None]
-    pixels = np.clip(255 * (channels[0] + channels[1] * noise) + 0.5, 0, 255).astype(np.uint8)
+    pixels = from_unit(torch.from_numpy(channels[0] + channels[1] * noise), image.dtype)
     image = image.clone()
-    image[:, box.top : box.top + box.height, box.left : box.left + box.width] = torch.from_numpy(pixels)
+    image[:, box.top : box.top + box.height, box.left : box.left + box.width] = pixels
     return image

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-_GRAY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow and torchvision weigh colours
+from beit.pixels import GRAY, white
 
 
 class Jitter(NamedTuple):
@@ -30,26 +30,28 @@ def draw_jitter(strength: float, rng: np.random.Generator) -> Jitter | None:
 
 
 def apply_jitter(jitter: Jitter, *views: Tensor) -> list[Tensor]:
-    """The same change of colours for several views of one crop, each uint8 (3, H, W).
+    """The same change of colours for several views of one crop, each (C, H, W), uint8 or float in [0, 1]. What is
+    not RGB has no saturation.
 
     Pillow's three blends (with black, with the mean gray, with each pixel's gray) are affine maps of a pixel, and
     commute as long as nothing is clipped in between. So they are one 3x3 matrix here, clipped and rounded once.
     """
     brightness, contrast, saturation, _ = jitter
+    count, is_byte = len(views[0]), views[0].dtype == torch.uint8
+    weights, saturation = (GRAY, saturation) if count == 3 else ((1 / count,) * count, 1.0)
     scale = brightness * contrast
-    row = [scale * (1 - saturation) * weight for weight in _GRAY]
-    matrix = torch.tensor([[row[j] + (i == j) * scale * saturation for j in range(3)] for i in range(3)])
-    planes = [view.to(torch.float32).reshape(3, -1) for view in views]
+    row = [scale * (1 - saturation) * weight for weight in weights]
+    matrix = torch.tensor([[row[j] + (i == j) * scale * saturation for j in range(count)] for i in range(count)])
+    planes = [view.to(torch.float32).reshape(count, -1) for view in views]
     means = planes[-1].mean(dim=1).tolist()  # of the same crop, so the last (smallest) view will do
-    gray = sum(weight * mean for weight, mean in zip(_GRAY, means, strict=True))
-    # With half a step, to round when the fraction is cut off.
-    shift = brightness * (1 - contrast) * gray + 0.5
-    changed = [torch.mm(matrix, plane).add_(shift).clamp_(0, 255.5) for plane in planes]
+    gray = sum(weight * mean for weight, mean in zip(weights, means, strict=True))
+    # With half a step of bytes, to round when the fraction is cut off.
+    half = 0.5 if is_byte else 0.0
+    shift, highest = brightness * (1 - contrast) * gray + half, white(views[0]) + half
+    changed = [torch.mm(matrix, plane).add_(shift).clamp_(0, highest) for plane in planes]
     # numpy converts to bytes three times as fast as torch.
-    return [
-        torch.from_numpy(plane.numpy().astype(np.uint8)).view(view.shape)
-        for plane, view in zip(changed, views, strict=True)
-    ]
+    changed = [torch.from_numpy(x.numpy().astype(np.uint8)) if is_byte else x for x in changed]
+    return [plane.view(view.shape) for plane, view in zip(changed, views, strict=True)]
 
 
 def to_pillow(image: Tensor) -> Image.Image:

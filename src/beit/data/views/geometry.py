@@ -41,15 +41,16 @@ def draw_box(size: Size, min_scale: float, rng: np.random.Generator, aspect: flo
 
 
 def render(image: Tensor, box: Box, size: Size, mode: Filter = "bicubic") -> Tensor:
-    """`box` of `image` at `size`: antialiased, on uint8."""
+    """`box` of `image` at `size`: antialiased, on uint8 or on floats in [0, 1]."""
     part = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
     if part.shape[1:] == size:
         return part
-    return functional.interpolate(part[None], size, mode=mode, antialias=True)[0]
+    view = functional.interpolate(part[None], size, mode=mode, antialias=True)[0]
+    return view.clamp_(0, 1) if view.is_floating_point() else view
 
 
 def resize(image: Tensor, size: Size, mode: Filter = "bicubic") -> Tensor:
-    """The whole of `image` at `size`: antialiased, on uint8."""
+    """The whole of `image` at `size`, likewise."""
     return render(image, Box(0, 0, image.shape[1], image.shape[2]), size, mode)
 
 

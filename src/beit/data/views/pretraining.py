@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-from beit.config.errors import UserError
+from beit.config.errors import require
 from beit.data.batches import PretrainBatch
 from beit.data.views.colors import Jitter, apply_jitter, draw_jitter, from_pillow, to_pillow
 from beit.data.views.geometry import Box, Size, center_view, draw_box, render
@@ -30,11 +30,8 @@ class _TwoSizes:
 
     def __post_init__(self) -> None:
         (height, width), (rows, columns) = self.image_size, self.token_size
-        if height * columns != width * rows:
-            raise UserError(
-                f"--image-size {height}x{width} and the tokenizer's {rows}x{columns} have different shapes; both "
-                f"must show the same crop"
-            )
+        differ = f"--image-size {height}x{width} and the tokenizer's {rows}x{columns} have different shapes"
+        require(height * columns == width * rows, f"{differ}; both must show the same crop")
 
 
 @dataclass(frozen=True)

@@ -27,24 +27,6 @@ def _affine(matrix: Callable[[float, int, int], tuple[float, ...]]) -> Operation
     return operation
 
 
-def _rotate(picture: Image.Image, level: float, fill: Color) -> Image.Image:
-    return picture.rotate(30 * level, Image.Resampling.BICUBIC, fillcolor=fill)
-
-
-def _posterize(picture: Image.Image, level: float, fill: Color) -> Image.Image:
-    # timm keeps no bit at all at level 1, which today's Pillow refuses.
-    return ImageOps.posterize(picture, max(1, 4 - int(4 * abs(level))))
-
-
-def _solarize(picture: Image.Image, level: float, fill: Color) -> Image.Image:
-    return ImageOps.solarize(picture, 256 - int(256 * abs(level)))
-
-
-def _solarize_add(picture: Image.Image, level: float, fill: Color) -> Image.Image:
-    added = int(110 * abs(level))
-    return picture.point([min(255, value + added) if value < 128 else value for value in range(256)] * 3)
-
-
 def _enhance(enhancer: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:
     def operation(picture: Image.Image, level: float, fill: Color) -> Image.Image:
         return enhancer(picture).enhance(max(0.1, 1 + 0.9 * level))
@@ -52,14 +34,19 @@ def _enhance(enhancer: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operat
     return operation
 
 
+def _lighter_below_middle(added: int) -> list[int]:
+    return [min(255, value + added) if value < 128 else value for value in range(256)]
+
+
 OPERATIONS: Mapping[str, Operation] = {
     "auto_contrast": lambda picture, level, fill: ImageOps.autocontrast(picture),
     "equalize": lambda picture, level, fill: ImageOps.equalize(picture),
     "invert": lambda picture, level, fill: ImageOps.invert(picture),
-    "rotate": _rotate,
-    "posterize": _posterize,
-    "solarize": _solarize,
-    "solarize_add": _solarize_add,
+    "rotate": lambda picture, level, fill: picture.rotate(30 * level, Image.Resampling.BICUBIC, fillcolor=fill),
+    # timm keeps no bit at all at level 1, which today's Pillow refuses.
+    "posterize": lambda picture, level, fill: ImageOps.posterize(picture, max(1, 4 - int(4 * abs(level)))),
+    "solarize": lambda picture, level, fill: ImageOps.solarize(picture, 256 - int(256 * abs(level))),
+    "solarize_add": lambda picture, level, fill: picture.point(_lighter_below_middle(int(110 * abs(level))) * 3),
     "color": _enhance(ImageEnhance.Color),
     "contrast": _enhance(ImageEnhance.Contrast),
     "brightness": _enhance(ImageEnhance.Brightness),

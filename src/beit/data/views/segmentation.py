@@ -17,7 +17,7 @@ from torch.nn import functional
 from beit.config.segment import IGNORE
 from beit.data.batches import SegmentationBatch
 from beit.data.views.geometry import Box, Size, render, resize
-from beit.pixels import scale_size
+from beit.pixels import from_unit, scale_size, white
 
 _COUNTED_SIDE = 128
 _CROPS = 10  # tries for one that shows more than one class
@@ -60,11 +60,8 @@ class SegmentationView:
     photometric: bool = True
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
 
-    def __post_init__(self) -> None:
-        self._fill = torch.tensor([round(255 * value) for value in self.mean], dtype=torch.uint8)
-
     def __call__(self, image: Tensor, label_map: Tensor, rng: np.random.Generator) -> SegmentationBatch:
-        """`image` uint8 (3, H, W) and `label_map` uint8 (H, W) of class indices, 255 = none."""
+        """`image` (C, H, W), uint8 or float in [0, 1], and `label_map` uint8 (H, W) of class indices, 255 = none."""
         box, size = self._draw_crop(label_map, rng)
         view, labels = render(image, box, size, mode="bilinear"), nearest(label_map, box, size)
         if rng.random() < self.flip:
@@ -73,7 +70,7 @@ class SegmentationView:
             view = distort(view, draw_distortion(rng))
         rows, columns = self.crop[0] - view.shape[1], self.crop[1] - view.shape[2]
         labels = functional.pad(labels.long(), (0, columns, 0, rows), value=IGNORE)
-        padded = self._fill[:, None, None].repeat(1, *self.crop)
+        padded = from_unit(torch.tensor(self.mean), view.dtype)[:, None, None].repeat(1, *self.crop)
         padded[:, : view.shape[1], : view.shape[2]] = view
         return SegmentationBatch(padded, labels)
 
@@ -119,24 +116,26 @@ def draw_distortion(rng: np.random.Generator) -> Distortion:
 
 
 def distort(view: Tensor, change: Distortion) -> Tensor:
-    """`view`, uint8 (3, H, W), in other colours. Clipped to what a pixel can be after every change, rounded once."""
+    """`view`, (C, H, W), uint8 or float in [0, 1], in other colours; what is not RGB has neither saturation nor hue.
+    Clipped to what a pixel can be after every change, rounded once."""
     # In strips whose planes stay in the processor's cache: large tensors take several times as long for each pixel.
     strips = torch.split(view, max(1, 2**15 // view.shape[2]), 1)
     return torch.cat([_distort(strip, change) for strip in strips], 1)
 
 
 def _distort(view: Tensor, change: Distortion) -> Tensor:
-    pixels = view.to(torch.float32, memory_format=torch.contiguous_format)
+    pixels = view.to(torch.float32, memory_format=torch.contiguous_format, copy=True).mul_(255 / white(view))
     if change.brightness:
         pixels.add_(change.brightness).clamp_(0, 255)
     if change.contrast != 1 and not change.contrast_last:
         pixels.mul_(change.contrast).clamp_(0, 255)
-    if change.saturation != 1 or change.hue:
+    if len(pixels) == 3 and (change.saturation != 1 or change.hue):
         pixels = turn_colors(pixels, change.saturation, change.hue)
     if change.contrast != 1 and change.contrast_last:
         pixels.mul_(change.contrast).clamp_(0, 255)
     # numpy converts to bytes three times as fast as torch.
-    return torch.from_numpy(pixels.add_(0.5).numpy().astype(np.uint8))
+    is_byte = view.dtype == torch.uint8
+    return torch.from_numpy(pixels.add_(0.5).numpy().astype(np.uint8)) if is_byte else pixels.div_(255)
 
 
 def turn_colors(pixels: Tensor, saturation: float, hue: float) -> Tensor:
@@ -182,6 +181,6 @@ class SegmentationEvaluationView:
 
 
 def resized_image(image: Tensor, base: int | None) -> Tensor:
-    """`image`, uint8 (3, H, W), with its shorter side at `base`, as evaluation and prediction show it."""
+    """`image` (C, H, W) with its shorter side at `base`, as evaluation and prediction show it."""
     height, width = image.shape[1:]
     return resize(image, scale_size((height, width), base), mode="bilinear")

@@ -4,33 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from bisect import bisect
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import NamedTuple
+from itertools import pairwise
+from typing import NamedTuple, cast
 
 from rich.console import Console
 from rich.table import Table
 
 from beit.config.errors import UserError
+from beit.config.run import DataConfig, TrainingConfig
 from beit.config.use import CheckConfig
-from beit.data.base import SPLITS, Source, Split
+from beit.data.base import SPLITS, Source, Split, grouped
 from beit.data.decode import ImageError
+from beit.data.label_file import classes_in_file
 from beit.data.label_maps.pairs import IMAGES
 from beit.data.loaders import HANDFUL
-from beit.data.sources.files import FileSource
-from beit.data.sources.opening import open_splits
-from beit.data.sources.subsets import limited
-from beit.recipes.check.inspection import inspect_all
+from beit.data.sources.holdout import Pool
+from beit.data.sources.opening import classes_of_images, open_splits
+from beit.data.sources.subsets import limited, origin
+from beit.data.workers import fetch_each
 from beit.recipes.check.maps import MapReport, inspect_maps, show_maps
-from beit.stages.session import holdout_of, open_data
+from beit.stages.session import holdout_of, open_data, open_images
+from beit.stages.tasks.labels import label_images, require_classes
 from beit.training.console import bar
 from beit.untrusted import markup
 
-_SIDES = (0, 32, 64, 128, 224, 384, 512, 1024)
+_STEPS = (0, 32, 64, 128, 224, 384, 512, 1024)
+_SIDES = {low: f"{low} to {high - 1}" for low, high in pairwise(_STEPS)} | {0: "under 32", 1024: "1024 and more"}
 _LINES = 20  # of a list that are printed; the report object holds all
+RARE = 10
+"""Images of a class to train on, below which little can be learned of it."""
+UNLABELED, LABELED, SEGMENT = "tokenizer and pretrain", "finetune and probe", "segmentation"
+"""The verbs that need no labels, those that need classes, and label maps."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,12 @@ class DataReport:
     """Groups of files with the same bytes."""
     leaked: list[tuple[str, str]]
     """Training files, which training leaves out, and files of `val` or `test` with the same bytes."""
+    conflicts: list[str]
+    """Files with the same bytes that have different labels, one line for each group."""
+    refusals: dict[str, str]
+    """Why training would refuse, by the verbs that would."""
     notes: list[str]
-    """What training ignores, and why."""
+    """What folders and images were taken for, what training ignores, and why."""
     maps: MapReport | None = None
     """Where there are label maps: what they hold."""
 
@@ -74,7 +86,7 @@ def check(config: CheckConfig) -> DataReport:
     """Read every image of `config.data` once and print what was found."""
     report = inspect(config)
     show(report, Console(), config.max_bad)
-    if _verdict(report, config.max_bad).startswith("ready"):
+    if any(line.startswith("ready") for line in verdicts(report, config.max_bad)):
         labels = ["--labels", config.labels] if config.labels else []
         print(f"next: beit plan {shlex.join([*config.sources, *labels])}")
     return report
@@ -83,29 +95,39 @@ def check(config: CheckConfig) -> DataReport:
 def inspect(config: CheckConfig) -> DataReport:
     """Decode every image of all splits; prints nothing but a bar on a terminal.
 
-    Raises :class:`UserError` where training would: no such folder, no image, a compressed tar.
+    Raises :class:`UserError` for what no verb opens: no such folder, no image, a compressed tar.
     """
-    sources = _open_splits(config)
-    images: dict[Split, list[_Image]] = {split: [] for split in sources}
+    sources = open_labeled(config)
+    classes_of = None if config.labels is None else classes_in_file(config.labels)
+    found: list[_Image] = []
     with bar("reading images", sum(map(len, sources.values()))) as progress:
         for split, source in sources.items():
-            for image in inspect_all(_inspect, source, config.workers):
-                images[split].append(image)
+            rows = classes_of_images(source, classes_of)
+            for row, image in zip(rows, fetch_each(_inspect, source, config.workers), strict=True):
+                found.append(image._replace(split=split, classes=row))
                 progress.move()
-    reports = {split: _split_report(source, images[split]) for split, source in sources.items()}
-    duplicates, leaks = _same_bytes(sources, images)
+    groups = [[found[i] for i in group] for group in grouped(range(len(found)), lambda i: found[i].digest)]
+    same = [group for group in groups if len(group) > 1]
     has_maps = any(source.key(0).startswith(IMAGES) for source in sources.values())
     return DataReport(
-        splits=reports,
-        duplicates=duplicates,
-        leaked=leaks,
+        splits={
+            split: _split_report(source, [x for x in found if x.split == split]) for split, source in sources.items()
+        },
+        duplicates=[[image.name for image in group] for group in same],
+        leaked=[(a.name, b.name) for group in same for a in group for b in group if a.split == "train" != b.split],
+        conflicts=[
+            " = ".join(f"{image.name} ({', '.join(image.classes) or 'no class'})" for image in group)
+            for group in same
+            if len({tuple(sorted(image.classes)) for image in group}) > 1
+        ],
+        refusals=_refusals(config),
         notes=list(dict.fromkeys(note for source in sources.values() for note in source.notes)),
         maps=inspect_maps(config) if has_maps else None,
     )
 
 
-def _open_splits(config: CheckConfig) -> dict[Split, Source]:
-    """Those that have images, with labels where there are any. UserError where none has."""
+def open_labeled(config: CheckConfig) -> dict[Split, Source]:
+    """The splits that have images, with labels where there are any. UserError where none has."""
     holdout = holdout_of(config)
     plain = open_data(config, open_splits, holdout)
     labeled = open_data(config, partial(open_splits, labeled=True), holdout)
@@ -113,27 +135,26 @@ def _open_splits(config: CheckConfig) -> dict[Split, Source]:
     for split in plain:
         try:
             sources[split] = labeled[split]
-        except (KeyError, UserError) as error:  # no labels, or wrong ones
+        except (KeyError, UserError):  # no labels, or wrong ones
             sources[split] = plain[split]
-            plain[split].notes += [f"for training with labels: {error}"] * isinstance(error, UserError)
     return {split: limited(source, config.limit, 0) for split, source in sources.items()}
 
 
-def _same_bytes(
-    sources: Mapping[Split, Source], images: Mapping[Split, Sequence[_Image]]
-) -> tuple[list[list[str]], list[tuple[str, str]]]:
-    """Names of files with the same bytes, in groups, and those trained on and judged by, in pairs."""
-    groups: dict[bytes, dict[Split, list[str]]] = {}
-    for split, source in sources.items():
-        for index, image in enumerate(images[split]):
-            if image.digest:
-                group = groups.setdefault(image.digest, {name: [] for name in SPLITS})
-                group[split].append(source.name(index))
-    leaks = [
-        (copy, name) for group in groups.values() for copy in group["train"] for name in group["val"] + group["test"]
-    ]
-    same = [[name for names in group.values() for name in names] for group in groups.values()]
-    return [names for names in same if len(names) > 1], leaks
+def _refusals(config: CheckConfig) -> dict[str, str]:
+    """What the verbs say against the data, which open it as they would."""
+
+    def labeled() -> None:
+        images = open_images(training, partial(open_splits, labeled=config.labels is None))
+        require_classes(*label_images(images, config.labels, multilabel=config.labels is not None))
+
+    values = {field.name: getattr(config, field.name) for field in fields(DataConfig)}
+    training, refusals = TrainingConfig(out="", **values), dict[str, str]()
+    for verbs, trial in ((UNLABELED, partial(open_images, training)), (LABELED, labeled)):
+        try:
+            trial()
+        except UserError as error:
+            refusals[verbs] = str(error)
+    return refusals
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -141,49 +162,37 @@ def _same_bytes(
 
 
 class _Image(NamedTuple):
-    """One image: hash of its file, size, or why there is none."""
+    """What one image is, or why there is none."""
 
-    digest: bytes
-    shorter_side: int
-    damage: tuple[str, str] | None
+    name: str
+    digest: bytes | None = None
+    """Hash of its bytes, where it can be read."""
+    shorter_side: int = 0
+    damage: tuple[str, str] | None = None
+    split: Split = "train"
+    classes: Sequence[str] = ()
 
 
 def _inspect(source: Source, index: int) -> _Image:
-    content = b""
+    image, (pool, place) = _Image(source.name(index)), origin(source, index)
     try:
-        if isinstance(source, FileSource):
-            content = source.read(index)
-            image = source.decode(content, index)
-        else:
-            image = source.image(index)
-            content = image.contiguous().numpy().tobytes()
-        side, damage = min(image.shape[1:]), None
+        image = image._replace(digest=hashlib.blake2b(cast(Pool, pool).read(place), digest_size=16).digest())
+        return image._replace(shorter_side=min(pool.image(place).shape[1:]))
     except ImageError as error:
-        side, damage = 0, (error.name, error.reason)
-    digest = hashlib.blake2b(content, digest_size=16).digest() if content else b""
-    return _Image(digest, side, damage)
+        return image._replace(damage=(error.name, error.reason))
 
 
 def _split_report(source: Source, images: Sequence[_Image]) -> SplitReport:
-    classes: Counter[str] = Counter()
-    if source.classes:
-        classes.update(dict.fromkeys(source.classes, 0))
-        classes.update(source.classes[source.label(index)] for index in range(len(source)))
-    sides = Counter(bisect(_SIDES, image.shorter_side) - 1 for image in images if not image.damage)
+    classes = Counter(dict.fromkeys(source.classes or (), 0))
+    classes.update(name for image in images for name in image.classes)
+    sides = Counter(max(x for x in _SIDES if x <= image.shorter_side) for image in images if not image.damage)
     return SplitReport(
         description=source.describe(),
         images=len(source),
         classes=dict(classes),
-        sizes={_range_of_sides(place): sides[place] for place in sorted(sides)},
+        sizes={_SIDES[side]: sides[side] for side in sorted(sides)},
         broken=[image.damage for image in images if image.damage],
     )
-
-
-def _range_of_sides(place: int) -> str:
-    """In words: from `_SIDES[place]` to the next."""
-    if place == 0:
-        return f"under {_SIDES[1]}"
-    return f"{_SIDES[place]} " + (f"to {_SIDES[place + 1] - 1}" if place + 1 < len(_SIDES) else "and more")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -192,41 +201,52 @@ def _range_of_sides(place: int) -> str:
 
 def show(report: DataReport, console: Console, max_bad: float = 0.05) -> None:
     """Print `report` for people."""
-    for split in SPLITS:
-        part = report.splits.get(split)
-        description = markup(part.description) if part else "no images"
-        console.print(f"[bold]{split}[/]: {description}", soft_wrap=True)
-    for note in report.notes:
-        console.print(f"  {markup(note)}", soft_wrap=True)
     parts = report.splits
+    for split in SPLITS:
+        description = markup(parts[split].description) if split in parts else "no images"
+        console.print(f"[bold]{split}[/]: {description}", soft_wrap=True)
+    for note in dict.fromkeys([*report.notes, *(report.maps.notes if report.maps else [])]):
+        console.print(f"  {markup(note)}", soft_wrap=True)
     _print_counts(console, "shorter side in pixels", [part.sizes for part in parts.values()], parts)
     if any(part.classes for part in parts.values()):
         _print_counts(console, "class", [part.classes for part in parts.values()], parts)
+    rare = {name: n for name, n in parts["train"].classes.items() if n < RARE} if "train" in parts else {}
+    lists: dict[str, Sequence[str]] = {
+        f"classes of fewer than {RARE} images to train on": [f"{name}: {n}" for name, n in rare.items()],
+        "damaged files": [f"{name}: {reason}" for name, reason in report.broken],
+        "files with the same bytes": [" = ".join(group) for group in report.duplicates],
+        "files with the same bytes and different labels": report.conflicts,
+        "left out of training, being in val or test too": [f"{a} = {b}" for a, b in report.leaked],
+    }
     if report.maps:
         show_maps(report.maps, console)
-        _print_list(console, "label maps and classes that segmentation would not take", report.maps.mistakes)
-    _print_list(console, "damaged files", [f"{name}: {reason}" for name, reason in report.broken])
-    _print_list(console, "files with the same bytes", [" = ".join(group) for group in report.duplicates])
-    copies = [f"{a} = {b}" for a, b in report.leaked]
-    _print_list(console, "left out of training, being in val or test too", copies)
-    console.print(_verdict(report, max_bad), soft_wrap=True)
+        lists["label maps and classes that segmentation would not take"] = report.maps.mistakes
+    for title, lines in lists.items():
+        console.print(f"[bold]{title}[/]: {len(lines):,}")
+        for line in lines[:_LINES]:
+            console.print(f"  {markup(line)}", soft_wrap=True)
+        if len(lines) > _LINES:
+            console.print(f"  ... and {len(lines) - _LINES:,} more")
+    for verdict in verdicts(report, max_bad):
+        console.print(markup(verdict), soft_wrap=True, style="red" if "not ready" in verdict else None)
 
 
-def _verdict(report: DataReport, max_bad: float) -> str:
-    """What training will do with the images."""
+def verdicts(report: DataReport, max_bad: float) -> list[str]:
+    """What the verbs will do with the images, one line each."""
     train, val, test = map(report.splits.get, SPLITS)
-    if train is None or len(train.broken) == train.images:
-        return "[red]training would refuse: there is no image to train on[/]"
-    bad = len(train.broken)
-    used = train.images - len({name for name, _ in [*report.leaked, *train.broken]})
-    if bad >= HANDFUL and bad > max_bad * train.images:
-        return f"[red]training would stop: {bad / train.images:.1%} damaged files exceed --max-bad {max_bad:g}[/]"
-    if report.maps and (mistakes := report.maps.mistakes):
-        mend = f"mend the {len(mistakes):,} mistakes in label maps and classes listed above"
-        return f"[red]not ready for segmentation: {mend}[/]"
+    refusals, bad = dict(report.refusals), len(train.broken) if train else 0
+    if train and ((bad >= HANDFUL and bad > max_bad * train.images) or bad == train.images):
+        stop = f"{bad / train.images:.1%} damaged files exceed --max-bad {max_bad:g}"
+        refusals = dict.fromkeys((UNLABELED, LABELED, SEGMENT), stop)
+    elif report.maps and report.maps.mistakes:
+        mistakes = len(report.maps.mistakes)
+        refusals[SEGMENT] = f"mend the {mistakes:,} mistakes in label maps and classes listed above"
+    used = train.images - len({name for name, _ in [*report.leaked, *train.broken]}) if train else 0
     usable = val.images - len(val.broken) if val else 0
     once = f", {test.images - len(test.broken):,} (test) to judge on once at the end" if test else ""
-    return f"ready: {used:,} images to train on, {usable:,} (val) to evaluate on{once}"
+    about = f"{used:,} images to train on, {usable:,} (val) to evaluate on{once}"
+    tasks = (UNLABELED, SEGMENT if report.maps else LABELED)
+    return [f"not ready for {x}: {refusals[x]}" if x in refusals else f"ready for {x}: {about}" for x in tasks]
 
 
 def _print_counts(
@@ -239,11 +259,3 @@ def _print_counts(
     if len(rows) > _LINES:
         table.add_row(f"... and {len(rows) - _LINES:,} more")
     console.print(table)
-
-
-def _print_list(console: Console, title: str, lines: Sequence[str]) -> None:
-    console.print(f"[bold]{title}[/]: {len(lines):,}")
-    for line in lines[:_LINES]:
-        console.print(f"  {markup(line)}", soft_wrap=True)
-    if len(lines) > _LINES:
-        console.print(f"  ... and {len(lines) - _LINES:,} more")

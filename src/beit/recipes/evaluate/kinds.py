@@ -127,10 +127,9 @@ def segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine: Machine
 
     def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
         if not sums["count"]:
-            raise UserError(
-                f"--data: no pixel of the {len(source):,} label maps has a class ({IGNORE}{' and 0' * reduce_zero} "
-                f"stand for none); choose --data or --split with labelled pixels"
-            )
+            none = f"no pixel of the {len(source):,} label maps has a class"
+            why = f"{IGNORE}{' and 0' * reduce_zero} stand for none"
+            raise UserError(f"--data: {none} ({why}); choose --data or --split with labelled pixels")
         return {
             "inference": inference.words(),
             **segmentation_figures(sums),
@@ -161,7 +160,5 @@ def _open_labeled(config: EvaluateConfig, classes: list[str] | None, multilabel:
 def _require_number(names: tuple[str, ...], number: int, config: EvaluateConfig) -> None:
     """UserError unless there are as many classes as the model has."""
     if len(names) != number:
-        raise UserError(
-            f"--data has {len(names)} classes and {config.model}, which does not name its classes, has {number}; "
-            f"choose data with the same classes"
-        )
+        both = f"--data has {len(names)} classes and {config.model}, which does not name its classes, has {number}"
+        raise UserError(f"{both}; choose data with the same classes")

@@ -78,9 +78,8 @@ def recipe_of(model: MaskedImageModel, config: EvaluateConfig) -> PretrainConfig
     if values.get("target") != "pixels":
         values["tokenizer"] = config.tokenizer or values.get("tokenizer")
         if values["tokenizer"] is None:
-            raise UserError(
-                f"{config.model} predicts the tokens of a tokenizer; name its run or model with --tokenizer"
-            )
+            mend = "name its run or model with --tokenizer"
+            raise UserError(f"{config.model} predicts the tokens of a tokenizer; {mend}")
         if run is None:
             with given_by("--tokenizer"):
                 stride = load_tokenizer(values["tokenizer"]).stride
@@ -95,10 +94,9 @@ def matching_tokenizer(recipe: PretrainConfig, config: EvaluateConfig, machine: 
         tokenizer = load_tokenizer(recipe.tokenizer)
     expected, actual = describe(config.model).get("tokenizer"), weights_sha256(tokenizer)
     if expected is not None and expected != actual:
-        raise UserError(
-            f"--tokenizer {recipe.tokenizer} is not the one that {config.model} was trained with (its weights "
-            f"are {actual[:12]}, the model wants {expected[:12]}); name that one"
-        )
+        weights = f"its weights are {actual[:12]}, the model wants {expected[:12]}"
+        wrong = f"--tokenizer {recipe.tokenizer} is not the one that {config.model} was trained with"
+        raise UserError(f"{wrong} ({weights}); name that one")
     return tokenizer.to(machine.compute.device)
 
 

@@ -64,10 +64,8 @@ def evaluation_of(model: nn.Module, config: EvaluateConfig, machine: Machine) ->
         return pretrained(model, config, machine)
     if isinstance(model, VisualTokenizer):
         return tokenizer(model, config, machine)
-    raise UserError(
-        f"{config.model} is a {kind_of(model)} model, of which there is nothing to evaluate; "
-        f"beit probe judges an encoder"
-    )
+    nothing = f"{config.model} is a {kind_of(model)} model, of which there is nothing to evaluate"
+    raise UserError(f"{nothing}; beit probe judges an encoder")
 
 
 def measure(
@@ -100,10 +98,8 @@ def measure(
     if bad == images:
         raise RunFailed(f"none of the {images:,} images could be read")
     if bad >= HANDFUL and bad > config.max_bad * images:
-        raise UserError(
-            f"--data: {bad:,} of {images:,} images are damaged, more than --max-bad {config.max_bad:g} allows; "
-            f"`beit check` lists them"
-        )
+        read = f"{bad:,} of {images:,} images are damaged"
+        raise UserError(f"--data: {read}, more than --max-bad {config.max_bad:g} allows; `beit check` lists them")
     about = {"data": source.describe(), "images": images - bad, "damaged": bad}
     figures = about | evaluation.summarise(machine.compute.sums(sums))
     return figures | judgement.of_figures({**figures, "split": test_set.split})

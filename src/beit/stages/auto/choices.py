@@ -8,15 +8,19 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
+from typing import Any
 
 import torch
 
 from beit.config.architecture import sides
+from beit.config.errors import require
+from beit.config.run import TrainingConfig
 from beit.data.base import Source
 from beit.data.decode import ImageError
+from beit.data.sources.files import decoding_in
 from beit.data.sources.subsets import spread
-from beit.presets import BUDGET, NOTHING_KNOWN, Facts, resolve
-from beit.stages.session import Config, Images, Session
+from beit.presets import BUDGET, NOTHING_KNOWN, Choice, Facts, resolve
+from beit.stages.session import PLAIN_PIXELS, Config, Images, Session
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.device import Compute, Precision, choose_precision
 
@@ -31,11 +35,28 @@ def settle(
 ) -> tuple[Session[Config], Config]:
     """`session` with every value in its configuration, and that: for a new run with `--preset auto`, what suits
     `images`, this machine, and the tokenizer that is given. The steps that a budget allows are still open."""
-    config = session.config
-    if config.preset is None:
-        return session, config
-    resolved, choices = session.compute.from_main(lambda: resolve(config, facts_of(session, images, tokenizer)))
-    return session._replace(config=resolved, choices=tuple(choices)), resolved
+    config, choices = session.config, list[Choice]()
+    if config.preset is not None:
+        config, choices = session.compute.from_main(lambda: resolve(config, facts_of(session, images, tokenizer)))
+    if config.pixels is None:
+        pixels = session.compute.from_main(lambda: pixels_of(config, images))
+        config = dataclasses.replace(config, pixels=pixels).as_typed(config.typed)
+        config.check()
+    return session._replace(config=config, choices=tuple(choices)), config
+
+
+def pixels_of(config: TrainingConfig, images: Images) -> dict[str, Any]:
+    """What `images` are, with the mean and deviation of their channels where these are to normalise an encoder."""
+    from beit.data.sources.measure import statistics_of  # which few sets need
+
+    decoding, stated = decoding_in(images.train), config.typed.get("normalization")
+    pixels = {name: getattr(decoding, name) for name in PLAIN_PIXELS}
+    fits = stated != "imagenet" or decoding.channels == 3
+    require(fits, f"--normalization imagenet is for 3 channels, and images have {decoding.channels}; drop it")
+    makes_encoder = hasattr(config, "normalization") and getattr(config, "init", None) is None
+    if makes_encoder and (stated == "data" or (stated is None and (decoding.channels, decoding.bits) != (3, 8))):
+        pixels["mean"], pixels["std"] = statistics_of(images.train)
+    return pixels
 
 
 def facts_of(session: Session[Config], images: Images, tokenizer: VisualTokenizer | None) -> Facts:

@@ -24,6 +24,7 @@ from beit.metrics.classification import classification_sums
 from beit.metrics.intervals import FIGURES
 from beit.metrics.neighbours import knn_votes
 from beit.metrics.segmentation import confusion, segmentation_figures
+from beit.pixels import to_unit
 from beit.stages.session import Images
 from beit.training.method import Measure
 from beit.training.signals import StopSignals
@@ -55,8 +56,7 @@ def beside_classifier(images: Images, labels: Labels) -> Measure | None:
         histogram = _linear(_histogram(pixels), targets, _histogram(asked)) - 0.5
         logits = {"commonest": commonest, "histogram": histogram}
         if not multilabel:
-            near, bank_pixels = asked.flatten(1) / 255, pixels.flatten(1) / 255
-            logits["pixels"] = knn_votes(near, bank_pixels, numbers, len(labels.classes))
+            logits["pixels"] = knn_votes(asked.flatten(1), pixels.flatten(1), numbers, len(labels.classes))
         sums_of = partial(classification_sums, targets=truth, multilabel=multilabel)
         each = {name: sums_of(values)["each"].sum(0).double().numpy() for name, values in logits.items()}
         return {f"{split}/{name}_{score}": float(FIGURES[score](sums)) for name, sums in each.items()}
@@ -90,14 +90,15 @@ def _samples(source: Source, stop: StopSignals, read: Callable[[Any, int], Any])
 
 
 def _thumbnail(source: Source, index: int) -> tuple[Tensor, Tensor]:
-    """uint8 (3, SIDE, SIDE), and the label."""
-    return center_view(source.image(index), (SIDE, SIDE)), torch.tensor(source.label(index))
+    """Floats in [0, 1], (C, SIDE, SIDE), and the label."""
+    return to_unit(center_view(source.image(index), (SIDE, SIDE))), torch.tensor(source.label(index))
 
 
 def _histogram(pixels: Tensor) -> Tensor:
-    """Square roots of the shares of colours, uint8 (M, 3, SIDE, SIDE) -> float32 (M, SHADES^3)."""
-    shades = (pixels.long() * SHADES) // 256
-    cells = (shades[:, 0] * SHADES + shades[:, 1]) * SHADES + shades[:, 2]
+    """Square roots of the shares of colours, (M, C, SIDE, SIDE) in [0, 1], by the first three channels -> float32
+    (M, SHADES^3)."""
+    shades = (pixels[:, :3] * SHADES).long().clamp(max=SHADES - 1)
+    cells = sum(shades[:, channel] * SHADES**channel for channel in range(shades.shape[1]))
     return torch.stack([image.bincount(minlength=SHADES**3) for image in cells.flatten(1)]).sqrt() / SIDE
 
 

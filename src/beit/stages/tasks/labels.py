@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import re
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
+from beit.data.base import Source, read_text
 from beit.data.label_file import LabelFile, Labels, read_label_rows
 from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import label_share, labels_per_class
@@ -18,6 +23,7 @@ from beit.untrusted import listed
 if TYPE_CHECKING:
     from beit.config.finetune import FinetuneConfig
     from beit.config.pretrain import PretrainConfig
+    from beit.config.start import StartConfig
 
 
 def label_images(images: Images, path: str | None, *, multilabel: bool = False) -> tuple[Images, Labels]:
@@ -49,12 +55,35 @@ def labels_for_figures(config: PretrainConfig, images: Images) -> Images | None:
         return None
 
 
+def count_labels(train: Source, labels: Labels) -> Tensor:
+    """How many images are of each class, (C,)."""
+    return labels.targets(torch.tensor([train.label(i) for i in range(len(train))])).sum(0)
+
+
 def require_classes(images: Images, labels: Labels) -> None:
     """UserError where a class has no image to train on."""
-    train = images.train
-    there = labels.targets(torch.tensor(sorted({train.label(i) for i in range(len(train))}))).any(0).tolist()
-    if absent := [name for name, is_there in zip(labels.classes, there, strict=True) if not is_there]:
-        raise UserError(f"--data: no image to train on is of class {listed(absent)}; add some, or choose more")
+    counts = zip(labels.classes, count_labels(images.train, labels).tolist(), strict=True)
+    absent = [name for name, count in counts if not count]
+    require(not absent, f"--data: no image to train on is of class {listed(absent)}; add some, or choose more")
+
+
+def class_weights(
+    config: StartConfig, classes: Sequence[str], count: Callable[[], Tensor], device: torch.device
+) -> Tensor | None:
+    """Weights of the classes in the loss, (C,), on average 1 over labels of which there are `count` (C,); or those of
+    a file. None for all alike; UserError for a file that does not name each class with a number above 0."""
+    stated = config.class_weights
+    if stated is None:
+        return None
+    if stated == "balanced":
+        counts = count().double()
+        return (counts.sum() / (counts > 0).sum() / counts.clamp(min=1)).float().to(device)
+    rows = csv.reader(read_text(stated, flag := f"--class-weights {stated}").splitlines())
+    number = re.compile(r"\s*\d*\.?\d+(e[-+]?\d+)?\s*")
+    weights = {row[0]: float(row[1]) for row in rows if len(row) == 2 and number.fullmatch(row[1])}
+    wrong = [name for name in classes if not weights.get(name, 0) > 0]
+    require(not wrong, f"{flag} has no line `class,weight`, above 0, for {listed(wrong)}; add it")
+    return torch.tensor([weights[name] for name in classes], device=device)
 
 
 def few_labels(config: FinetuneConfig, images: Images) -> Images:

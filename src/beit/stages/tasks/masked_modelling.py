@@ -83,12 +83,10 @@ def token_image_size(config: PretrainConfig, tokenizer: VisualTokenizer) -> tupl
     grid = config.architecture().grid
     fitting = (grid[0] * tokenizer.stride, grid[1] * tokenizer.stride)
     if size != fitting:
-        raise UserError(
-            f"the tokenizer {config.tokenizer} makes {size[0] / tokenizer.stride:g}x{size[1] / tokenizer.stride:g} "
-            f"tokens of {size[0]}x{size[1]} px, but the encoder has {grid[0]}x{grid[1]} patches; make it as "
-            f"many with --token-image-size {fitting[0]} {fitting[1]}, or change --image-size or, without --init, "
-            f"--patch-size"
-        )
+        tokens = f"{size[0] / tokenizer.stride:g}x{size[1] / tokenizer.stride:g} tokens of {size[0]}x{size[1]} px"
+        wrong = f"makes {tokens}, but the encoder has {grid[0]}x{grid[1]} patches"
+        mend = f"make it as many with --token-image-size {fitting[0]} {fitting[1]}, or change --image-size or"
+        raise UserError(f"the tokenizer {config.tokenizer} {wrong}; {mend}, without --init, --patch-size")
     return size
 
 

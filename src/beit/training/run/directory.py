@@ -206,10 +206,9 @@ class RunDirectory:
             self._status["id"] = then["id"]
         now = self._nature()
         for name in sorted(name for name in then.keys() & now.keys() if then[name] != now[name]):
-            raise RunFailed(
-                f"the newest of {self.checkpoints} is of another run ({name} {then[name]!r}, and {now[name]!r} here);"
-                f" move it away, or start afresh with --overwrite"
-            )
+            other = f"of another run ({name} {then[name]!r}, and {now[name]!r} here)"
+            mend = "move it away, or start afresh with --overwrite"
+            raise RunFailed(f"the newest of {self.checkpoints} is {other}; {mend}")
         return manifest, broken
 
     def _nature(self) -> dict[str, Any]:

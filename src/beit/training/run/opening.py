@@ -120,19 +120,18 @@ def _require_same_version(path: Path, request: Request, status: Mapping[str, Any
     if version != RNG_VERSION:
         release = RELEASES.get(version, "the release that began it")
         with_init = f"from its model with --init {path}" if "init" in request.config else "in another --out"
-        raise UserError(
-            f"--out {path} began when random numbers were drawn and images held back in another way (version "
-            f"{version}, now {RNG_VERSION}): finish it with {release}, or begin a new run {with_init}"
+        drawn = (
+            f"random numbers were drawn and images held back in another way (version {version}, now {RNG_VERSION})"
         )
+        mend = f"finish it with {release}, or begin a new run {with_init}"
+        raise UserError(f"--out {path} began when {drawn}: {mend}")
 
 
 def _require_same_facts(path: Path, facts: Mapping[str, str], status: Mapping[str, Any]) -> None:
     for name, fact in facts.items():
         if status.get(name, fact) != fact:
-            raise UserError(
-                f"--out {path} began with other {name} ({status[name]}, now {fact}); bring them back, choose "
-                f"another --out, or start afresh with --overwrite"
-            )
+            other = f"--out {path} began with other {name} ({status[name]}, now {fact})"
+            raise UserError(f"{other}; bring them back, choose another --out, or start afresh with --overwrite")
 
 
 def _delete_run(path: Path, verb: str, console: Console) -> None:
@@ -163,10 +162,8 @@ def _reconcile(path: Path, request: Request) -> Stored:
     stored = plain(request.defaults) | _read_config(path)
     merged, differences = _compare(request, stored, status, {"extend_to"} if is_longer else set())
     if differences:
-        raise UserError(
-            f"--out {path} holds a run with another configuration: {'; '.join(differences)}."
-            " Give the stored values, choose another --out, or delete the run with --overwrite"
-        )
+        other = f"--out {path} holds a run with another configuration: {'; '.join(differences)}"
+        raise UserError(f"{other}. Give the stored values, choose another --out, or delete the run with --overwrite")
     if not is_longer:
         return Stored(merged, status)
     # All of it as it was until now, so that whatever follows from its length stays.

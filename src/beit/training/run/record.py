@@ -99,10 +99,8 @@ def read_run(folder: Path) -> RunRecord:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a run directory: there is no such folder; name the --out of a training run")
     if not any((folder / name).is_file() for name in ("status.json", "config.yaml", "metrics.jsonl")):
-        raise UserError(
-            f"{folder} is not a run directory: it holds no status.json, config.yaml or metrics.jsonl; "
-            "name the --out of a training run"
-        )
+        lacks = "it holds no status.json, config.yaml or metrics.jsonl"
+        raise UserError(f"{folder} is not a run directory: {lacks}; name the --out of a training run")
     problems: list[str] = []
     curves, unreadable = read_curves(folder / "metrics.jsonl")
     if unreadable:
