@@ -55,7 +55,6 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     encoder = model.encoder.config
     inference = Inference(config.resize, encoder.image_size, config.strides(encoder.image_size))
-    # 2,000 maps take seconds; a mistake that shows in the first evaluation takes the steps until then.
     with bar("reading label maps", None, shown=session.compute.main):
         for judged in filter(None, (held_back, cast(PairSource | None, images.test))):
             judged.count_pixels(len(judged))  # reads all, so that a mistake shows before it costs anything
