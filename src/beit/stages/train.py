@@ -18,7 +18,6 @@ from beit.checkpoints.store import save_model
 from beit.config.errors import Interrupted, RunFailed, UserError
 from beit.data.base import Source
 from beit.data.loaders import Loader, View, evaluation_batches
-from beit.data.sources.files import decoding_in
 from beit.data.sources.subsets import Subset, spread
 from beit.presets import Choice
 from beit.stages.announcement import announce, conclude, with_page
@@ -88,9 +87,7 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
         batches = RunBatches(session, feed, machine)
         if not is_prepared:
             _prepare(method, batches, machine)
-        decoding = decoding_in(feed.images.train)
-        description = {**method.product.description, "value_range": decoding.value_range, "bits": decoding.bits}
-        save = partial(_save, session, dataclasses.replace(method.product, description=description))
+        save = partial(_save, session, method.product)
         verdict = partial(batches.judgement.verdict, run.path, method)
         shown = with_page(method, run)
         results = fit(shown, batches, plan, run, compute, machine.precision, save, session.pace, verdict)
@@ -184,13 +181,14 @@ def set_steps(session: Session[Config], make_method: Callable[[Config], Method],
 
 
 def _save(session: Session[Any], product: Product, model: nn.Module, folder: Path, step: int) -> None:
+    pixels = {name: (session.config.pixels or {}).get(name) for name in ("value_range", "bits")}
     save_model(
         product.export(model),
         folder,
         provenance={"verb": session.verb, "step": step, "data": list(session.config.sources)},
         tokenizer_hash=product.tokenizer_hash,
         classes=product.classes,
-        extra=product.description,
+        extra={**product.description, **pixels},
     )
 
 
