@@ -242,8 +242,7 @@ def _open_scenes(holdout: Holdout, reduce_zero_label: bool, classes: Sequence[st
 
     def open_split(split: Split) -> PairSource:
         scenes = splits[split]
-        maps, _ = origin(scenes, 0)
-        return PairSource(scenes, cast(DemoSource, maps), table, range(len(scenes)))
+        return PairSource(scenes, cast(DemoSource, origin(scenes, 0)[0]), table, range(len(scenes)))
 
     return Splits({split: partial(open_split, split) for split in splits})
 

@@ -103,12 +103,11 @@ def open_images(values: Sequence[str], decoding: Decoding = USUAL) -> FileSource
     """The image files, and every image in the folders and tar shards that `values` name, in their order, whatever the
     layout."""
     listings = [list_images(value) for value in ([values] if isinstance(values, str) else values)]
-    notes = [note for listing in listings for note in listing.notes]
     from beit.data.sources.measure import look_over
 
-    files = Files(listings, notes)
+    files = Files(listings, [note for listing in listings for note in listing.notes])
     decoding, about = look_over(FileSource(files, decoding))
-    return FileSource(files._replace(notes=[*notes, *about]), decoding)
+    return FileSource(files._replace(notes=[*files.notes, *about]), decoding)
 
 
 def _is_set(value: str) -> bool:
