@@ -11,8 +11,9 @@ from beit.config.pretrain import PretrainConfig
 from beit.config.probe import ProbeConfig
 from beit.config.run import TrainingConfig
 from beit.config.segment import SegmentConfig
-from beit.presets import configure
+from beit.presets import configure, recipes_of
 from beit.presets.trials import prospect
+from beit.recipes.finetune import require_pairs
 
 # ------------------------------------------------------------------------------------------------------------
 # `beit finetune`
@@ -177,6 +178,16 @@ def test_a_preset_is_what_was_published(
     # Its rate is meant for its batch, but for the released probe, whose 256 images are those of one GPU.
     factor = 4 if (config_type, name) == (ProbeConfig, "released") else 1
     assert config.scaled(config.lr) == pytest.approx(factor * config.lr)
+    if isinstance(config, FinetuneConfig):
+        for devices in (1, 8):
+            require_pairs(config, devices)
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
+def test_a_recipe_of_the_large_model_is_said_to_be_one(verb: str) -> None:
+    for name, preset in recipes_of(verb).items():
+        assert not name.startswith("large") or "base" not in preset.summary
+        assert not name.startswith("base") or "large" not in preset.summary.replace("larger", "")
 
 
 def test_what_to_expect_is_what_was_measured_and_nothing_else() -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from timm.data.mixup import Mixup, mixup_target, rand_bbox
 
-from beit.data.views.mixing import BatchMixing, cut_box, cutmix, mixup, partners, smoothed
+from beit.data.views.mixing import BatchMixing, cut_box, cutmix, distance, mixup, partners, smoothed
 
 pytestmark = pytest.mark.slow
 
@@ -72,13 +72,13 @@ def test_which_way_a_batch_is_mixed() -> None:
     assert all(set(mixed.unique().tolist()) <= {0.0, 1.0} for mixed in only_cut)
 
 
-@pytest.mark.parametrize("repeats", [1, 2])
+@pytest.mark.parametrize("repeats", [1, 2, 3])
 @pytest.mark.parametrize("way", [{"cutmix_alpha": 0.0}, {"mixup_alpha": 0.0}])
 def test_parts_of_a_batch_are_mixed_as_the_whole(way: dict[str, float], repeats: int) -> None:
     batch, targets, mixing = torch.rand(8, 3, 12, 16), torch.rand(8, 3), BatchMixing(**way, repeats=repeats)
     whole = mixing(batch, targets, np.random.default_rng(5))
     assert not torch.equal(whole[0], batch)
-    for part in torch.arange(8).split(2 * repeats):
+    for part in torch.arange(8).split(2 * distance(repeats)):
         mixed = mixing(batch[part], targets[part], np.random.default_rng(5))
         torch.testing.assert_close(mixed, (whole[0][part], whole[1][part]), rtol=0, atol=0)
 
@@ -86,3 +86,6 @@ def test_parts_of_a_batch_are_mixed_as_the_whole(way: dict[str, float], repeats:
 def test_an_image_is_mixed_with_no_view_of_itself() -> None:
     views = torch.arange(4.0).repeat_interleave(2)[:, None]
     assert partners(views, 2).flatten().tolist() == [1, 1, 0, 0, 3, 3, 2, 2]
+    for repeats in (1, 2, 3, 5):
+        views = torch.arange(1024)[:, None] // repeats
+        assert (partners(views, repeats) != views).all()

@@ -35,7 +35,7 @@ class Preset:
 
 def for_large(base: Preset, values: Values, expected: str) -> Preset:
     """The recipe of the base model with the `values` that the large one has instead."""
-    summary, cost = f"{base.summary}; the large model", "3.5 times base for each image"
+    summary, cost = base.summary.replace("base", "large"), "3.5 times base for each image"
     return replace(base, values={**base.values, **values}, summary=summary, cost=cost, expected=expected)
 
 

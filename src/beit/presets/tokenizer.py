@@ -39,5 +39,4 @@ RECIPES = {
         "architecture of DALL-E; schedules ours",
         "26 GMAC forward per image",
     ),
-    # Scenes of 64 px: tokens from a second view of 32 px at 4 px each, patches of 8 px, both on an 8x8 grid.
 }

@@ -20,7 +20,7 @@ from beit.data.label_file import Labels
 from beit.data.sources.opening import open_splits
 from beit.data.views.classification import ClassificationView
 from beit.data.views.evaluation import EvaluationView, LabeledView
-from beit.data.views.mixing import BatchMixing, smoothed
+from beit.data.views.mixing import BatchMixing, distance, smoothed
 from beit.metrics.classification import classification_sums, share_of_right, with_f1
 from beit.models.layers import draw_paths
 from beit.stages.auto.choices import settle
@@ -80,7 +80,7 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
 
 def require_pairs(config: FinetuneConfig, world: int) -> None:
     """UserError where a pass does not hold whole pairs of images to mix."""
-    whole = world * config.accumulate * 2 * config.repeats
+    whole = world * config.accumulate * 2 * distance(config.repeats)
     pairs = config.batch_size % whole == 0 or not (config.mixup or config.cutmix)
     advice = f"--batch-size {config.batch_size} must be a multiple of {whole}, or add --mixup 0 --cutmix 0"
     require(pairs, f"images are mixed in pairs, of which each pass holds whole ones: {advice}")

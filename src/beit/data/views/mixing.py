@@ -1,7 +1,7 @@
 """Soft targets: label smoothing, mixup and cutmix of a whole batch, on whatever device it is.
 
-The images of a batch are mixed in pairs, those at the places 2j and 2j + 1, so that a batch that is split into parts
-of whole pairs mixes the same; views of one image that stand together (`repeats` of them) count as one place.
+The images of a batch are mixed in pairs, those at the places 2j and 2j + 1, or as far apart as `repeats` views of one
+image ask for, so that a batch that is split into parts of whole pairs mixes the same.
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ def smoothed(targets: Tensor, smoothing: float, *, multilabel: bool = False) -> 
 def partners(values: Tensor, repeats: int = 1) -> Tensor:
     """`values` of a batch, (B, ...), each in the place of the other of its pair, or of none in its own."""
     places = torch.arange(len(values), device=values.device)
-    others = (places // repeats ^ 1) * repeats + places % repeats
+    others = places ^ distance(repeats)
     return values[torch.where(others < len(values), others, places)]
+
+
+def distance(repeats: int) -> int:
+    """Places between the two of a pair: a power of two, as batches are, and no view of the same image."""
+    return 1 << (repeats - 1).bit_length()
 
 
 def mixup(images: Tensor, targets: Tensor, share: float, repeats: int = 1) -> tuple[Tensor, Tensor]:
