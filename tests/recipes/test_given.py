@@ -28,9 +28,13 @@ def test_an_image_is_the_same_in_any_form(probed: Path, photo: Path) -> None:
     assert model.classes == ("blue", "green", "red")
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     forms: list[Any] = [photo, str(photo), Image.open(photo), pixels, pixels / 255, tensor, tensor / 255]
+    turned = pixels[..., ::-1].copy()[..., ::-1]  # as BGR is made RGB
+    forms += [turned, np.asarray(Image.open(photo))]  # which may not be written
     found = [beit.predict(model, form) for form in forms]
     assert all(isinstance(one, beit.Prediction) and one.label == "red" for one in found)
     assert {one.probabilities == found[0].probabilities for one in found} == {True}  # type: ignore[union-attr]
+    gray = pixels[..., 0], pixels[..., :1], tensor[0], tensor[:1]
+    assert len({beit.predict(model, form).probabilities["red"] for form in gray}) == 1  # type: ignore[union-attr, index]
     assert found[0].image == str(photo) and found[2].image is None  # type: ignore[union-attr]
     many = beit.predict(probed, [photo, pixels, *torch.stack([tensor, tensor])])
     assert isinstance(many, list) and [one.label for one in many] == ["red"] * 4

@@ -195,6 +195,7 @@ def test_mistakes_are_one_line(
         ([image, "--model", trained_tokenizer], 2, "--out FILE.jsonl or FILE.npz"),
         ([image, "--model", probed, "--out", "x.npz"], 2, "FILE.csv or FILE.jsonl"),
         ([image, "--model", probed, "--layer", "1"], 2, "--layer is for features"),
+        ([image, "--model", probed, "--layer", "0"], 2, "--layer is for features"),
         ([image, "--model", probed, "--window", "slide"], 2, "--window is for label maps"),
         ([folder / "broken_text.png", "--model", probed], 1, "none of the 1 images could be read"),
     ]

@@ -90,11 +90,10 @@ def _each(images: Any) -> Iterator[tuple[str | None, Tensor]]:
 
 
 def _pixels(image: NDArray[Any] | Tensor) -> Tensor:
-    """uint8 (3, H, W) of an array (H, W) or (H, W, 3), or a tensor (H, W) or (3, H, W)."""
-    pixels = (
-        image if isinstance(image, Tensor) else torch.from_numpy(np.moveaxis(image, -1, 0 if image.ndim > 2 else -1))
-    )
-    pixels = pixels.expand(3, -1, -1) if pixels.ndim == 2 else pixels
+    """uint8 (3, H, W) of an array (H, W), (H, W, 1) or (H, W, 3), or a tensor (H, W), (1, H, W) or (3, H, W)."""
+    # Copied, for torch takes no view that runs backwards, as BGR -> RGB is, nor what may not be written.
+    pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.atleast_3d(np.array(image))).movedim(-1, 0)
+    pixels = pixels.expand(3, -1, -1) if pixels.ndim == 2 or len(pixels) == 1 else pixels
     if pixels.ndim != 3 or len(pixels) != 3:
         raise UserError(f"an image of shape {tuple(image.shape)}; give arrays (H, W, 3) or tensors (3, H, W)")
     require_unit(pixels)

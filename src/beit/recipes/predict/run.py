@@ -137,7 +137,7 @@ def reading_of(model: nn.Module, config: PredictConfig) -> Reading:
     else:
         raise UserError(f"{config.model} is a {kind_of(model)} model, which beit predict cannot use")
     for name, noun in (("window", "label maps"), ("features", "features"), ("layer", "features")):
-        if getattr(config, name) not in (None, False) and reading.noun != noun:
+        if reading.noun != noun and not any(getattr(config, name) is idle for idle in (None, False)):
             raise UserError(f"{flag_of(name)} is for {noun}, and {config.model} gives {reading.noun}; drop it")
     return reading
 
