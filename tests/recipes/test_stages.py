@@ -323,3 +323,13 @@ def test_a_run_that_nobody_waits_for_has_to_be_meant(
         tokenizer(config)
     assert not (tmp_path / "run").exists()
     assert tokenizer(config, dry_run=True).seconds > 1e6  # which only says so
+
+
+def test_a_run_that_has_begun_was_meant(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = tokenizer_config(images, tmp_path / "run").typed
+    config = TokenizerConfig(**{key: value for key, value in small.items() if key != "steps"} | {"preset": "tiny"})
+    with stopped_in_step(2):
+        tokenizer(config)
+    monkeypatch.setattr("beit.stages.train.measure", lambda *arguments, **options: Pace(1e5, 1.0, 0.0))
+    with stopped_in_step(3):
+        tokenizer(config)

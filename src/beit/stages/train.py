@@ -31,8 +31,8 @@ from beit.training.console import Console, duration
 from beit.training.device import to_device
 from beit.training.loop import fit
 from beit.training.method import EvaluationSplit, Method, Product
-from beit.training.plan import Pace
-from beit.training.run.directory import SKIPPED, TRAINED_ON
+from beit.training.plan import Pace, Plan
+from beit.training.run.directory import CONFIG, SKIPPED, TRAINED_ON
 from beit.training.run.opening import open_run
 from beit.training.signals import StopRequested, stop_signals
 
@@ -41,7 +41,7 @@ PICTURES = 8
 REHEARSAL, LONGEST_REHEARSAL = 0.05, 5.0
 """The steps of a rehearsal take this share of the budget, and so many seconds at most."""
 MEANT, LENGTHS = 30 * 86_400.0, {"steps", "epochs", "budget"}
-"""Seconds from which on a run has to be meant: one of these was typed."""
+"""Seconds from which on a run has to be meant: one of these was typed, or it has begun."""
 FEW, FEWEST = 8, 10
 """Images of a pass that tell whether a step takes seconds, and the steps of the shortest run that is rehearsed."""
 
@@ -71,11 +71,7 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
         announce(session, method, feed, plan, machine.precision)
         console.say("dry run: nothing was written")
         return Outcome(config, seconds=session.expected_seconds(plan))
-    if (seconds := session.expected_seconds(plan) or 0.0) > MEANT and not LENGTHS & config.typed.keys():
-        raise UserError(
-            f"this run would take about {duration(seconds)} on this machine; --budget 1h makes one that fits it, and "
-            f"--steps {plan.steps} says that so long a one is meant"
-        )
+    _require_meant(session, plan)
     facts = {"images": feed.images.fingerprint, **method.product.facts}
     if method.product.tokenizer_hash is not None:
         facts["tokenizer"] = method.product.tokenizer_hash
@@ -95,6 +91,17 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
         if run.budget is not None and config.extend_to is None:
             console.say(f"took {duration(run.elapsed)} of a budget of {run.budget}")
     return Outcome(config, results)
+
+
+def _require_meant(session: Session[Any], plan: Plan) -> None:
+    """UserError for a run of months that has not begun, and whose length nobody typed."""
+    config, seconds = session.config, session.expected_seconds(plan) or 0.0
+    is_meant = LENGTHS & config.typed.keys() or (not session.overwrite and Path(config.out, CONFIG).exists())
+    if seconds > MEANT and not is_meant:
+        raise UserError(
+            f"this run would take about {duration(seconds)} on this machine; --budget 1h makes one that fits it, and "
+            f"--steps {plan.steps} says that so long a one is meant"
+        )
 
 
 def _prepare(method: Method, batches: RunBatches, machine: Machine) -> None:
