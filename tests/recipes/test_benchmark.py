@@ -29,4 +29,6 @@ def test_every_stage_is_measured_and_its_work_counted(tmp_path: Path, capsys: py
     assert features["multiply_adds_per_image"] == depth * block + 16 * width * 3 * 8**2
     rate = features["images_per_second"] * features["multiply_adds_per_image"]
     assert features["share"] == pytest.approx(rate / figures["multiply_adds_per_second"])
-    assert "beit pretrain --preset tiny --encoder-sees visible, 30 epochs of 1,281,167 images: " in lines
+    assert (
+        "beit pretrain --preset tiny --encoder-sees visible --masking random --num-masked 75%, 30 epochs of " in lines
+    )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 from run_results import same_weights, stopped_in_step
 
 import beit
@@ -15,8 +16,9 @@ from beit.cli.main import main
 from beit.config.errors import UserError
 from beit.config.files import read_yaml
 from beit.config.finetune import FinetuneConfig
-from beit.config.use import TrainConfig
+from beit.config.use import PlanConfig, TrainConfig
 from beit.recipes.train import run as journey_run
+from beit.recipes.train.parts import begin
 from beit.recipes.train.run import train
 from beit.stages import train as train_stage
 from beit.stages.auto.rehearsal import Pace
@@ -135,6 +137,12 @@ def test_a_plan_says_what_train_would_do_and_writes_nothing(
     assert "expect: not known" in text and "--init beit_base_patch16_224_pt22k" in text
     assert "classifier" in text and "scratch" not in text.replace("--no-scratch", "")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_start_is_advised_only_where_it_would_be_taken(tmp_path: Path) -> None:
+    for number in range(3):
+        Image.new("RGB", (32, 32), (80 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    assert "--init" not in " ".join(begin(PlanConfig(data=str(tmp_path)), tmp_path / "run").words())
 
 
 @pytest.mark.parametrize(

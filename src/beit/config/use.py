@@ -211,7 +211,7 @@ class BenchmarkConfig(MachineConfig):
     patch_size: PositiveInt = 16
     """Side of a patch in pixels."""
     batch_size: PositiveInt = 8
-    """Images of a step; a quarter of it in segmentation, two at least."""
+    """Images of a step, two at least; a quarter of them in segmentation, but no less than two."""
     seconds: PositiveFloat = 3.0
     """Time for each stage; one step after the first takes place in any case."""
     json: str | None = None
@@ -219,6 +219,7 @@ class BenchmarkConfig(MachineConfig):
 
     def __post_init__(self) -> None:
         check_limits(self)
+        require(self.batch_size > 1, "--batch-size 1 is too few for batch norms; give 2 or more")
         require(self.json is None or self.json.endswith(".json"), f"--json {self.json} must end in .json")
 
 

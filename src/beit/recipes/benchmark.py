@@ -21,6 +21,7 @@ from beit.atomic import write_text
 from beit.config.architecture import DiscreteVAEConfig
 from beit.config.pretrain import PretrainConfig
 from beit.config.use import BenchmarkConfig
+from beit.config.values import flag_of
 from beit.data.batches import PretrainBatch
 from beit.data.decode import decode_image
 from beit.data.views.pretraining import PretrainViews
@@ -81,9 +82,11 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         shares = f"{figures['share']:9.0%} {figures['data_wait']:10.0%} {figures['gib']:6.1f}"
         print(f"{stage.name:40} {rate:9,.1f} {shares}   {duration(1e6 / rate)}", flush=True)
     epochs = _pretraining(config).epochs or 0.0
-    for sees in SEES:
-        seconds = epochs * IMAGENET / stages[_step_of(sees)]["images_per_second"]
-        recipe = f"beit pretrain --preset {config.encoder} --encoder-sees {sees}"
+    for sees, values in SEES.items():
+        figures = stages[_step_of(sees)]
+        seconds = epochs * IMAGENET / figures["images_per_second"] / (1 - figures["data_wait"])
+        flags = {"preset": config.encoder, "encoder_sees": sees, **values}.items()
+        recipe = " ".join(["beit pretrain", *(f"{flag_of(name)} {value}" for name, value in flags)])
         print(f"{recipe}, {epochs:g} epochs of {IMAGENET:,} images: {duration(seconds)} here")
     results = {"machine": about, "multiply_adds_per_second": limit, "views_per_second": views, "stages": stages}
     if config.json is not None:

@@ -96,11 +96,10 @@ class Journey(NamedTuple):
         config, images = self.config, self.images
         count, classes = len(images), len(images.classes or ())
         labels = len(read_label_rows(Path(config.labels))) if config.labels else count
-        labels = min(labels, (config.labels_per_class or count) * classes or count)
-        labels = round(labels * (config.label_share or 1))
+        labels = round(min(labels, (config.labels_per_class or count) * classes or count) * (config.label_share or 1))
         asked = self.task, count, labels, median_side(images), config.budget_seconds() / 60
         lines = [f"expect: {prospect(*asked)}"]
-        if config.init is None and count <= FEW_IMAGES:
+        if self.task and config.init is None and count <= FEW_IMAGES:
             lines.append("few images teach little; try a released encoder first: --init beit_base_patch16_224_pt22k")
         return lines
 

@@ -14,6 +14,7 @@ from beit.config.files import read_record
 from beit.config.pretrain import PretrainConfig
 from beit.config.tokenizer import TokenizerConfig
 from beit.config.use import TrainConfig
+from beit.config.values import counted
 from beit.presets.trials import seed_spread
 from beit.recipes.train.parts import Part, begin, choose_parts, planned, restored, stored
 from beit.stages.session import Outcome
@@ -83,7 +84,7 @@ def in_words(parts: Sequence[Part]) -> list[str]:
     width, lines = max(len(part.name) for part in parts), list[str]()
     for part in parts:
         config = part.config
-        what = f"{config.steps:,} steps of {config.batch_size} images"
+        what = f"{counted(config.steps or 0, 'step')} of {counted(config.batch_size, 'image')}"
         if isinstance(config, TokenizerConfig):
             what = f"{config.kind}, {config.vocab_size} codes"
         elif isinstance(config, PretrainConfig):
