@@ -33,13 +33,7 @@ from beit.presets import Values, configure
 from beit.stages.auto.choices import rate_of
 from beit.stages.auto.memory import bytes_kept, state_bytes
 from beit.stages.batches import Machine, open_machine
-from beit.stages.tasks.masked_modelling import (
-    masked_image_model,
-    masked_image_modelling,
-    masking_of,
-    num_predicted,
-    tokens_by,
-)
+from beit.stages.tasks import masked_modelling as task
 from beit.tokenizers.dvae import DiscreteVAE
 from beit.training.console import duration
 from beit.training.device import Compute, autocast, choose_device, describe_machine, eval_mode
@@ -132,7 +126,7 @@ def _rate_of_views(config: BenchmarkConfig) -> float:
     pretraining = _pretraining(config)
     architecture, threads = pretraining.architecture(), torch.get_num_threads()
     rows, columns = architecture.grid
-    views = PretrainViews(architecture.image_size, (8 * rows, 8 * columns), masking_of(pretraining))
+    views = PretrainViews(architecture.image_size, (8 * rows, 8 * columns), task.masking_of(pretraining))
     smooth = F.interpolate(torch.rand(1, 3, 12, 16), (375, 500), mode="bicubic")[0]
     pixels = 255 * (smooth + 0.04 * torch.randn(3, 375, 500)).clamp(0, 1)
     to_pil_image(pixels.byte()).save(file := io.BytesIO(), "JPEG", quality=90)
@@ -156,11 +150,11 @@ def _stages(config: BenchmarkConfig, device: torch.device) -> Iterator[Stage]:
     yield Stage("tokenizing, as DALL-E does", size, partial(tokenizer.encode, token_images))
     for sees, values in SEES.items():
         training = _pretraining(config, encoder_sees=sees, **values)
-        masks = [torch.from_numpy(masking_of(training)(np.random.default_rng(number))) for number in range(size)]
+        masks = [torch.from_numpy(task.masking_of(training)(np.random.default_rng(number))) for number in range(size)]
         batch = PretrainBatch(images, token_images, torch.stack(masks).to(device))
-        network = masked_image_model(training, BeitEncoder(architecture), tokenizer.vocab_size)
-        method = partial(masked_image_modelling, network, tokens_by(tokenizer), batch, batch.mask)
-        yield Stage(_step_of(sees), size, lambda: method(num_predicted(training))[1], network)  # noqa: B023  # run at once
+        network = task.masked_image_model(training, BeitEncoder(architecture), tokenizer.vocab_size)
+        method = partial(task.masked_image_modelling, network, task.tokens_by(tokenizer), batch, batch.mask)
+        yield Stage(_step_of(sees), size, lambda: method(task.num_predicted(training))[1], network)  # noqa: B023  # run at once
     labels = torch.randint(CLASSES, (size,), device=device)
     classifier = ImageClassifier(BeitEncoder(architecture), CLASSES)
     yield Stage("fine-tuning step", size, lambda: F.cross_entropy(classifier(images), labels), classifier)

@@ -104,11 +104,9 @@ class Layers(nn.Module):
         """Recompute each group in the backward pass instead of keeping its activations: less memory, more time."""
 
     def forward(self, x: Tensor) -> Tensor:
+        again = self.checkpoint_activations and torch.is_grad_enabled()
         for name, layer in self.blocks.named_children():
-            if self.checkpoint_activations and torch.is_grad_enabled() and name.startswith("group"):
-                x = checkpoint(layer, x, use_reentrant=False)
-            else:
-                x = layer(x)
+            x = checkpoint(layer, x, use_reentrant=False) if again and name.startswith("group") else layer(x)
         return x
 
 
