@@ -109,7 +109,7 @@ def test_a_journey_stands_for_the_part_that_is_meant(journey: Path, colours: Pat
     assert cli("evaluate", "--model", journey, "--data", colours, "--workers", "0") == 0
     assert cli("report", journey, "--out", tmp_path / "page.html") == 0
     page = (tmp_path / "page.html").read_text()
-    assert "Masked image modelling" in page and "Fine-tuning" in page
+    assert ">Pretrain</h2>" in page and ">Finetune</h2>" in page
 
 
 def test_images_without_labels_make_an_encoder(images: Path, tmp_path: Path) -> None:
