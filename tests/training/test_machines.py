@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -26,6 +27,21 @@ def test_a_killed_rank_is_started_again_by_torchrun(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "continuing after step 9 of 24" in done.stdout
     assert_same_training(tmp_path / "two", tmp_path / "alone", 2e-6)
+
+
+def test_a_stop_is_for_torchrun_and_not_for_a_rank_alone(tmp_path: Path) -> None:
+    """Asked itself, it has all ranks save and leave; of a rank that left it would start all again."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=1"]
+    toy = [str(Path(__file__).with_name("toy_recipe.py")), str(tmp_path / "run"), "sleep=0.2"]
+    with subprocess.Popen([*launch, *toy], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as started:
+        while not (tmp_path / "run" / "checkpoints" / "step-3").exists() and started.poll() is None:
+            time.sleep(0.02)
+        started.terminate()
+        said = started.communicate(timeout=60)[0]
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "interrupted", said
+    assert "continuing" not in said
+    script = Path(__file__).parents[2].joinpath("docs", "machines.md").read_text().partition("## SLURM")[2]
+    assert "scancel --signal=TERM" in script and "pkill" not in script
 
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
