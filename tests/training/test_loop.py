@@ -19,14 +19,17 @@ import pytest
 import torch
 import yaml
 from torch import Tensor, nn
-from toy_recipe import Toy, train
+from toy_recipe import Toy, ToyBatches, train
 
 from beit.config.errors import RunFailed, UserError
-from beit.training.device import Compute, choose_device, choose_precision, open_compute, seed_of
+from beit.training.device import Compute, Precision, choose_device, choose_precision, open_compute, seed_of
+from beit.training.evaluation import Evaluator
+from beit.training.method import Evaluation
 from beit.training.metrics import MetricWindow, json_ready, line_of
 from beit.training.nonfinite import NonFiniteGuard
 from beit.training.optim import adamw
 from beit.training.plan import Pace, Plan
+from beit.training.signals import StopRequested, StopSignals
 from beit.training.state import TrainingState
 
 HERE = Path(__file__).parent
@@ -173,6 +176,31 @@ def test_a_lack_of_memory_is_explained(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(RunFailed, match=r"out of memory in step 1, .*--accumulate 2: double --accumulate"):
         train(tmp_path / "run")
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_ranks_leave_a_measurement_together(asked: bool) -> None:
+    """One of two that was asked to stop, and leaves at once, and the other, which comes to the end."""
+
+    class Ranks(Compute):
+        def largest(self, value: int) -> int:
+            questions.append(value)
+            return 1
+
+    def measure(model: nn.Module, precision: Precision, stop: StopSignals) -> dict[str, float]:
+        stop.poll()
+        return {}
+
+    questions: list[int] = []
+    compute, stop = Ranks(torch.device("cpu"), world=2), StopSignals()
+    stop.requested = asked
+    state = TrainingState(nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1)]), {}, None, "stop")
+    evaluation = Evaluation(evaluate_batch=lambda model, batch: {})
+    evaluator = Evaluator(evaluation, ToyBatches(SPLIT, compute, lambda: None), state, compute, "float32", 0, stop)
+    with pytest.raises(StopRequested):
+        evaluator.measure(measure)
+    assert questions == [asked]
+    assert state.model.training, "as it was"
 
 
 def test_gradients_are_clipped_and_reported_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -55,8 +55,11 @@ class Evaluator:
         """What the recipe measures besides, if anything."""
         if measure is None:
             return {}
-        with self.eval_mode("float32"):  # which passes take less, the recipe knows
-            return dict(measure(self.state.result, self.precision, self.stop))
+        figures: Mapping[str, float] = {}
+        with self.eval_mode("float32"), suppress(StopRequested):  # which passes take less, the recipe knows
+            figures = measure(self.state.result, self.precision, self.stop)
+        self.stop.poll_together(self.compute)
+        return dict(figures)
 
     def draw(self, folder: Path) -> None:
         """Draw a few held-back images, where the recipe has a way to and there are any."""

@@ -57,7 +57,7 @@ EvaluateBatch = Callable[[nn.Module, Any], dict[str, Tensor]]
 :data:`beit.metrics.intervals.FIGURES` takes of each image. It must not communicate."""
 Measure = Callable[[nn.Module, Precision, StopSignals], Mapping[str, float]]
 """`measure(model, precision, stop)`: figures that take a pass of their own, alike on every rank. All ranks call it;
-it polls the signals, and leaves by StopRequested on all of them together."""
+it polls the signals, and may leave by StopRequested on one of them, unless another waits for that one inside."""
 Draw = Callable[[nn.Module, Sequence[Any], Path, int], None]
 """`draw(model, batches, folder, step)`: pictures of a few evaluation samples, in one batch, or in as many as they are
 where they differ in size."""
