@@ -151,6 +151,7 @@ def test_a_run_and_its_images_may_move(images: Path, trained_tokenizer: Path, tm
     (there / "00.jpg").write_bytes(content)
     tokenizer(tokenizer_config(there, moved, save_every="1"))
     assert same_weights(moved, trained_tokenizer)
+    assert tokenizer(tokenizer_config(there, moved, save_every="1")).config.out == str(moved), "finished before"
 
 
 def test_a_stored_value_that_is_none_is_refused(images: Path, tmp_path: Path) -> None:

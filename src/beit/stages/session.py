@@ -83,7 +83,9 @@ class Outcome(NamedTuple):
 def finished(config: TrainingConfig) -> Outcome:
     """That of a run that was finished before."""
     stored, _ = read_record(Path(config.out) / CONFIG, type(config))
-    return Outcome(type(config)(**{**stored, "preset": None}), read_json(Path(config.out) / RESULTS) or {})
+    return Outcome(
+        type(config)(**{**stored, "preset": None, "out": config.out}), read_json(Path(config.out) / RESULTS) or {}
+    )
 
 
 def open_session(verb: str, config: Config, *, dry_run: bool, overwrite: bool) -> Session[Config] | None:

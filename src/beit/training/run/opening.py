@@ -165,7 +165,9 @@ def _reconcile(path: Path, request: Request) -> Stored:
         other = f"--out {path} holds a run with another configuration: {'; '.join(differences)}"
         raise UserError(f"{other}. Give the stored values, choose another --out, or delete the run with --overwrite")
     if not is_longer:
-        return Stored(merged, status)
+        now, then = plain(request.typed or {}), status.get("typed", {})
+        moved = {name: now[name] for name in PLACES & now.keys() & then.keys()}  # or, once done, it would be refused
+        return Stored(merged, {**status, "typed": {**then, **moved}} if moved else status)
     # All of it as it was until now, so that whatever follows from its length stays.
     length = {"steps": status["steps"], "epochs": None, "extend_to": config["extend_to"]}
     return Stored(merged | length, {**status, "state": EXTENDED, "typed": plain(request.typed)})
