@@ -137,6 +137,7 @@ def test_a_configuration_of_another_model_is_refused(
         load_model(folder)
     assert "\n" not in str(error.value)
     assert "--" not in str(error.value)
+    assert str(error.value).count("not one of BEiT's") == message.count("not one of BEiT's"), "what is wrong is said"
 
 
 def test_a_statement_against_a_configuration_is_refused(tmp_path: Path) -> None:
@@ -165,6 +166,16 @@ def test_arguments_of_timm_for_another_model_are_refused(
     file.write_text(json.dumps(config))
     with pytest.raises(UserError, match=message):
         load_model(folder)
+
+
+def test_arguments_of_timm_may_be_a_few(tmp_path: Path) -> None:
+    """Those that `save_for_hf` was given; the name says the rest."""
+    folder = written("mean", "timm", tmp_path)
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"model_args": {"use_abs_pos_emb": False, "num_heads": 4}}))
+    images = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(load_model(folder)(images), load_model(tmp_path / "own")(images))
 
 
 def test_beit_v2_of_timm_is_read(tmp_path: Path) -> None:

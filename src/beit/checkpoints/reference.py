@@ -45,7 +45,7 @@ class Stated:
     weights: str | None = None
     """`ema` for averaged weights beside those as trained; by default they are read where there are no others."""
     strict: bool = True
-    """Refuse unknown and missing weights. Otherwise unknown ones are left out, and missing ones drawn anew."""
+    """Refuse unknown weights, which are left out otherwise; missing ones are refused in any case."""
 
     def __post_init__(self) -> None:
         heads, grid, layers = self.num_heads, self.grid, self.layers

@@ -30,7 +30,7 @@ def require(condition: bool, message: str) -> None:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether it is a lack of memory, of the GPU or of the machine (of which torch makes a plain RuntimeError)."""
-    said = re.search("out of memory|can't allocate memory", str(error), re.IGNORECASE)
+    said = re.search("out of memory|not enough memory|allocate memory", str(error), re.IGNORECASE)
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said is not None)
 
 

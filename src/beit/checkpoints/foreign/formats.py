@@ -65,4 +65,5 @@ def _configured(path: Path, file: TensorFile) -> Foreign | None:
             return timm.open_folder(file, config)
         return huggingface.open_folder(file, config, processor) if huggingface.reads(file) else None
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: its config.json is not one of BEiT's ({error})") from None
+        strange = f"{path}: its config.json is not one of BEiT's ({error})"
+        raise (error if isinstance(error, UserError) else UserError(strange)) from None

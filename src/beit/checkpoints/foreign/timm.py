@@ -49,7 +49,8 @@ def open_folder(file: TensorFile, config: Facts) -> Foreign:
     facts = {
         **{ours: arguments.get(theirs) for theirs, ours in _FIELDS.items()},
         "image_size": sides(size),
-        **(positions_of(arguments, _POSITIONS) if {*_POSITIONS.values()} & {*arguments} else {}),
+        # All BEiTs of timm have it, whatever of their arguments is stated.
+        **({} if plain else positions_of({"use_rel_pos_bias": True, **arguments}, _POSITIONS)),
         "drop_path_rate": arguments.get("drop_path_rate"),
         "pixel_mean": inner.get("mean"),
         "pixel_std": inner.get("std"),
