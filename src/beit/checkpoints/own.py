@@ -169,9 +169,8 @@ def _load(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     mend = "give the two files that were saved together"
     require(not faults, f"{file} does not fit its {DESCRIPTION}: {listed(faults)}; {mend}")
     is_same = _sha256_of(weights) == description.get("weights_sha256")
-    require(
-        is_same, f"{file} is not what {DESCRIPTION} describes (its checksum differs); copy or save the model again"
-    )
+    other = f"{file} is not what {DESCRIPTION} describes (its checksum differs); copy or save the model again"
+    require(is_same, other)
     model.load_state_dict(weights, assign=True)
     return model.eval(), description
 

@@ -181,9 +181,8 @@ def set_steps(session: Session[Config], make_method: Callable[[Config], Method],
         f"{pace.evaluation:.2g} s, a save {pace.save:.2g} s{remark}"
     )
     values = {"steps": steps, "evaluations": evaluations}
-    settled = dataclasses.replace(config, steps=steps, evaluations=evaluations, budget=None)
+    settled = dataclasses.replace(config, steps=steps, evaluations=evaluations, budget=None).as_typed(config.typed)
     choices = (*session.choices, Choice(values, reason))
-    settled = settled.as_typed(config.typed)
     return session._replace(config=settled, choices=choices, budget=config.budget, pace=pace)
 
 

@@ -187,8 +187,7 @@ def choose_device(device: str = "auto") -> torch.device:
         raise UserError(f"--device {device} is not a device; choose auto, cpu, cuda or mps") from None
     mps: bool = torch.backends.mps.is_available()
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": mps}
-    if not available.get(chosen.type, False):
-        raise UserError(f"--device {device} is not available on this machine; choose auto")
+    require(available.get(chosen.type, False), f"--device {device} is not available on this machine; choose auto")
     return chosen
 
 
@@ -207,9 +206,7 @@ def choose_precision(precision: str, device: torch.device) -> Precision:
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """The context in which networks run at `precision`; their weights stay float32."""
-    if precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)
 
 
 @contextmanager

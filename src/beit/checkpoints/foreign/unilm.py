@@ -153,9 +153,8 @@ def write(model: nn.Module, destination: Path, classes: Sequence[str] | None, ex
     encoder, segments = model.encoder, isinstance(model, SemanticSegmenter)
     patch = encoder.config.patch_size
     fits = not segments or patch in _PYRAMIDS
-    require(
-        fits, f"the released code has pyramids for patches of 8 and 16: it cannot hold one for patches of {patch}"
-    )
+    lacking = f"the released code has pyramids for patches of 8 and 16: it cannot hold one for patches of {patch}"
+    require(fits, lacking)
     weights, notes = with_table(model)
     weights = (SEGMENTER_KEYS if segments else KEYS).write(weights, NAME)
     # The released code wants the index of its tables beside them; all blocks share one.

@@ -259,8 +259,7 @@ class RunDirectory:
 
     def _write_config(self) -> None:
         if self._compute.main:
-            text = to_yaml(self.config, f"beit {self.request.verb} --config THIS-FILE")
-            write_text(self._own(CONFIG), text)
+            write_text(self._own(CONFIG), to_yaml(self.config, f"beit {self.request.verb} --config THIS-FILE"))
 
     def __enter__(self) -> Self:
         return self

@@ -45,8 +45,7 @@ class RunLock:
         if is_granted is None:
             file.close()
             return cls(path, None)
-        file.seek(0)
-        file.truncate()
+        file.truncate(0)
         print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)
         return cls(path, file)
 
