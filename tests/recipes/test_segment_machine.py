@@ -64,6 +64,7 @@ def test_batch_norms_are_shared_by_gpus_alone(
     trained: list[nn.Module] = []
     compute = Compute(torch.device(device), 0, world)
     monkeypatch.setattr(session, "open_compute", lambda device, timeout: compute)
+    monkeypatch.setattr(Compute, "from_main", lambda self, produce: produce())  # the other rank is not there
     monkeypatch.setattr(segment_recipe, "train", lambda session, method, feed: trained.append(method.learner.model))
     segment(segment_config(regions, tmp_path / "run"))
     norms = [module for module in trained[0].modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
