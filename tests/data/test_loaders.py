@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
+import multiprocessing.synchronize
 import os
 import signal
 import time
@@ -345,6 +347,25 @@ def test_a_worker_that_is_killed_is_told_where_a_batch_is_awaited() -> None:
     while time.monotonic() < end:
         pass  # a step
     with pytest.raises(WorkerError, match=f"a loader process died .pid {worker.pid}"):
+        list(batches)
+
+
+class Holder(Numbers):
+    """Killed while it asks whether the work is over, and takes the lock of that question with it, if there is one."""
+
+    def image(self, index: int) -> Tensor:
+        if index == 5:
+            for thing in gc.get_objects():
+                if type(thing) is multiprocessing.synchronize.Event:
+                    thing._cond.acquire()  # type: ignore[attr-defined]
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().image(index)
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_is_killed_holds_nothing_that_the_rest_waits_for() -> None:
+    batches = Loader(Holder(64), plain, batch_size=4, seed=0, workers=1, timeout=5).batches(0, 16)
+    with pytest.raises(WorkerError, match="a loader process died"):
         list(batches)
 
 

@@ -10,7 +10,9 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from copy import copy
 from multiprocessing.connection import wait
+from multiprocessing.context import BaseContext
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -130,8 +132,7 @@ def _start_workers(task: Task[Any], works: Iterable[Any], workers: int, pin_memo
             sampler=works,
             num_workers=workers,
             pin_memory=pin_memory,
-            # Forked workers share the tables of a source.
-            multiprocessing_context="fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn",
+            multiprocessing_context=_context(),
             worker_init_fn=_start_worker,
             timeout=1,  # then it looks whether all are alive
             # Without a generator of its own, the loader would draw its base seed from the global one.
@@ -143,6 +144,27 @@ def _start_workers(task: Task[Any], works: Iterable[Any], workers: int, pin_memo
     if threading.current_thread() is threading.main_thread():
         signal.signal(_DEATH, on_death)
     return iterator
+
+
+def _context() -> BaseContext:
+    """Forked workers, where there are any: they share the tables of a source."""
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    context = copy(multiprocessing.get_context(method))
+    context.Event = _End  # type: ignore[method-assign,assignment]
+    return context
+
+
+class _End:
+    """An Event that none can wait for: asking a usual one takes a lock, and who is killed then keeps it for ever."""
+
+    def __init__(self) -> None:
+        self._told = multiprocessing.RawValue("b", 0)
+
+    def set(self) -> None:
+        self._told.value = 1
+
+    def is_set(self) -> bool:
+        return bool(self._told.value)
 
 
 def _wait_for_next(iterator: Any, task: Task[Any]) -> Any:
@@ -161,14 +183,14 @@ def _wait_for_next(iterator: Any, task: Task[Any]) -> Any:
 def _worker_error(error: BaseException, iterator: Any, task: Task[Any]) -> BaseException:
     """What `error`, which ended the work ahead, comes from, in words; itself where it comes from no process."""
     reason, workers = str(error).partition("\n")[0], iterator._workers
-    if isinstance(error, OutOfPatience):
+    dead = wait([worker.sentinel for worker in workers], 1)
+    if isinstance(error, OutOfPatience) and not dead:
         worker = workers[(number := iterator._task_info[iterator._rcvd_idx][0])]
         worker.kill()
         seen = int(task.progress[number % _LANES, 1])
         return Silence(
             f"loader process {worker.pid} is silent{task.place(seen)}: a disk hangs, or --timeout is short"
         )
-    dead = wait([worker.sentinel for worker in workers], 1)
     if not dead and "exited unexpectedly" not in reason:
         return error
     pids = ", ".join(str(worker.pid) for worker in workers if worker.sentinel in dead)
