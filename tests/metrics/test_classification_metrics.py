@@ -9,7 +9,7 @@ import torchmetrics.functional.classification as oracle
 
 from beit.data.views.mixing import smoothed
 from beit.metrics.classification import (
-    average_precisions,
+    average_precision,
     classification_sums,
     mean_of_present,
     share_of_right,
@@ -49,7 +49,7 @@ def test_average_precision_is_torchmetrics() -> None:
     scores[:, 2] = 0.5
     targets = torch.from_numpy(rng.random((300, 6)) < 0.2)
     targets[:, 3], targets[:, 4] = False, True
-    ours = average_precisions(scores, targets)
+    ours = [*map(average_precision, scores.unbind(1), targets.unbind(1))]
     assert ours[3] is None and ours[4] == pytest.approx(1)
     assert ours[2] == pytest.approx(float(targets[:, 2].double().mean()))
     for column in (0, 1, 2, 4, 5):

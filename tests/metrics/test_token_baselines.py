@@ -22,7 +22,7 @@ def draw(kind: str) -> torch.Tensor:
 def best(kind: str, mask: torch.Tensor) -> dict[str, float]:
     tokens = draw(kind)
     baselines = TokenBaselines(GRID, VOCAB)
-    baselines.observe(tokens)
+    baselines.count(tokens)
     return {name: float(value.min()) for name, value in baselines.losses(tokens, mask, mask).items()}
 
 

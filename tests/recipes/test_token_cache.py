@@ -57,6 +57,7 @@ def test_tokens_are_those_of_the_tokenizer_and_asked_for_once(trained_tokenizer:
     for images in (4, 1):  # in place of a damaged image each time
         assert torch.equal(cache(batch), truth)
         assert shown.pop() == images
+        cache.keep(truth.flatten(1), batch.number)
 
 
 def test_killed_after_the_cycle_a_run_ends_with_the_same_bits_and_without_the_tokenizer(

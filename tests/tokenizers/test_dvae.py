@@ -16,7 +16,6 @@ from beit.tokenizers.dvae import DiscreteVAE, ResidualBlock
 from beit.tokenizers.objective import (
     Anneal,
     cell_mean_mae,
-    codes_used,
     count_codes,
     elbo_loss,
     gumbel_softmax,
@@ -24,9 +23,9 @@ from beit.tokenizers.objective import (
     logit_laplace_nll,
     map_pixels,
     median_images,
-    perplexity,
     reconstruction_mae,
     unmap_pixels,
+    with_codebook_usage,
 )
 
 TINY = DiscreteVAEConfig(vocab_size=37, width=8, stride=4, blocks_per_group=1, code_width=12, image_size=(16, 16))
@@ -272,6 +271,5 @@ def test_cell_mean_is_perfect_on_flat_cells_and_half_on_a_chessboard() -> None:
 def test_codebook_usage() -> None:
     counts = count_codes(torch.tensor([[0, 0, 3, 3], [1, 1, 5, 5]]), vocab_size=8)
     assert counts.tolist() == [2, 2, 0, 2, 0, 2, 0, 0]
-    assert codes_used(counts) == 4
-    assert perplexity(counts) == pytest.approx(4)
-    assert perplexity(torch.tensor([9, 0, 0])) == pytest.approx(1)
+    assert with_codebook_usage({"codes": counts}) == {"perplexity": pytest.approx(4), "codes_used": 4}
+    assert with_codebook_usage({"codes": torch.tensor([9, 0, 0])})["perplexity"] == pytest.approx(1)

@@ -90,7 +90,7 @@ def precision_by_class(logits: Tensor, targets: Tensor, names: Sequence[str]) ->
     both (N, C); and the mean of the former."""
     answers = logits > 0
     counts = torch.stack([x.sum(0) for x in (answers, targets, answers & targets)])
-    precisions = average_precisions(logits, targets)
+    precisions = [*map(average_precision, logits.unbind(1), targets.unbind(1))]  # one by one, to sort one at a time
     classes = {
         name: {
             "images": true,
@@ -104,18 +104,13 @@ def precision_by_class(logits: Tensor, targets: Tensor, names: Sequence[str]) ->
     return {**({} if mean is None else {"mean_average_precision": mean}), "classes": classes}
 
 
-def average_precisions(scores: Tensor, targets: Tensor) -> list[float | None]:
-    """For each class how well its images stand before the others, at every threshold at once: the sum, over the
+def average_precision(scores: Tensor, truth: Tensor) -> float | None:
+    """How well the images of a class stand before the others, at every threshold at once: the sum, over the
     thresholds, of the recall gained there times the precision there.
 
-    scores: (N, C), higher for surer. Images with equal scores are above or below a threshold together.
-    targets: bool (N, C). A class without images has no average precision: None.
+    scores: (N,), higher for surer. Images with equal scores are above or below a threshold together.
+    truth: bool (N,). A class without images has no average precision: None.
     """
-    columns = zip(scores.unbind(1), targets.unbind(1), strict=True)  # one by one, to sort one at a time
-    return [_average_precision(column, truth) for column, truth in columns]
-
-
-def _average_precision(scores: Tensor, truth: Tensor) -> float | None:
     images = int(truth.sum())
     if not images:
         return None

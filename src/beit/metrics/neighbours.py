@@ -22,7 +22,6 @@ def knn_votes(
     bank: Tensor,
     bank_labels: Tensor,
     num_classes: int,
-    *,
     neighbours: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> Tensor:

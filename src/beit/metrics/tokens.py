@@ -51,13 +51,8 @@ class TokenBaselines(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
 
     @torch.no_grad()
-    def observe(self, tokens: Tensor) -> None:
-        """Count `tokens` (B, h, w), those of every rank."""
-        self.count(of_all_ranks(tokens.flatten(1)))
-
-    @torch.no_grad()
     def count(self, tokens: Tensor) -> None:
-        """Count `tokens` (B, h, w) of this rank alone."""
+        """Count `tokens` (B, h, w), those of every rank."""
         tokens = tokens.flatten(1)
         self.place_counts.scatter_add_(1, tokens.T, torch.ones_like(tokens.T, dtype=torch.int64))
 

@@ -27,7 +27,6 @@ from beit.models.position import (
     relative_position_index,
     resize_position_embedding,
     sincos_embedding,
-    token_places,
 )
 from beit.pixels import per_channel, require_unit, white
 
@@ -98,7 +97,8 @@ class BeitEncoder(nn.Module):
     def transform(self, patches: Tensor, grid: Grid, places: Tensor | None = None) -> Tensor:
         """Patches of `grid`, all N or those at `places` (B, K) -> class token and patches after the last block,
         (B, 1 + N, D) or (B, 1 + K, D)."""
-        places = None if places is None else token_places(places)
+        if places is not None:  # among all tokens, the class token's first
+            places = F.pad(places + 1, (1, 0))
         tokens = self._tokens(patches, grid, places)
         return self._run_blocks(tokens, grid, [self.config.depth - 1], places)[0]
 

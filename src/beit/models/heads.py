@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beit.config.architecture import InitScheme
@@ -100,13 +99,13 @@ class MaskedImageModel(EncoderWithHead):
             states, norm = self._all_tokens(images, mask, grid), self.norm
         else:
             states, norm = self._tokens_of_visible(images, mask, grid, self.decoder), self.decoder.norm
-        prefix = states.shape[1] - predict.shape[1]
+        rows, (prefix, patches) = rows_of(predict, count), (states.shape[1] - predict.shape[1], predict.shape[1])
         # The norm works on each token alone, so only the predicted ones go through it.
-        features = norm(states.flatten(0, 1).index_select(0, rows_of(F.pad(predict, (prefix, 0)), count)))
+        features = norm(states.flatten(0, 1).index_select(0, rows + prefix * (1 + rows // patches)))
         if tokens is None:
             logits: Tensor = self.token_head(features)
             return logits
-        return linear_cross_entropy(features, self.token_head, tokens.flatten()[rows_of(predict, count)])
+        return linear_cross_entropy(features, self.token_head, tokens.flatten()[rows])
 
     def _all_tokens(self, images: Tensor, mask: Tensor, grid: Grid) -> Tensor:
         """(B, 1 + N, D) of an encoder that sees all patches, the hidden ones as mask tokens."""
@@ -118,8 +117,7 @@ class MaskedImageModel(EncoderWithHead):
     def _tokens_of_visible(self, images: Tensor, mask: Tensor, grid: Grid, decoder: PatchDecoder) -> Tensor:
         """(B, 1 + N, decoder width) of a decoder that reads what the encoder makes of the visible patches."""
         assert self.num_masked is not None
-        # A stable sort puts the visible ones first, row by row: shapes that do not depend on the values.
-        places = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, : mask.shape[1] - self.num_masked]
+        places = _first_places(~mask, mask.shape[1] - self.num_masked)
         seen = self.encoder.transform(self.encoder.embed(images, places), grid, places)
         tokens: Tensor = decoder(self.norm(seen), places, self.mask_token, grid)
         _require_count("num_masked", mask, self.num_masked)  # last, because a GPU is waited for
@@ -255,10 +253,16 @@ def rows_of(mask: Tensor, count: int | None = None) -> Tensor:
     row, where that is known."""
     if count is None:
         return mask.flatten().nonzero().squeeze(1)
-    # A stable sort puts those that are True first, row by row: shapes that do not depend on the values.
-    places = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
     _require_count("count", mask, count)
-    return (places + mask.shape[1] * torch.arange(len(mask), device=mask.device)[:, None]).flatten()
+    return (
+        _first_places(mask, count) + mask.shape[1] * torch.arange(len(mask), device=mask.device)[:, None]
+    ).flatten()
+
+
+def _first_places(mask: Tensor, count: int) -> Tensor:
+    """The first `count` places of each row where a bool mask (B, N) is True, int64 (B, count). By a stable sort, so
+    that no shape depends on the values."""
+    return mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 def _require_count(name: str, mask: Tensor, count: int) -> None:

@@ -44,11 +44,6 @@ def relative_position_index(grid: Grid, device: torch.device | None = None) -> T
     return index
 
 
-def token_places(places: Tensor) -> Tensor:
-    """Places of patches in a grid, (B, K), row by row -> of the class token and them among all tokens, (B, 1 + K)."""
-    return F.pad(places + 1, (1, 0))
-
-
 def position_bias(table: Tensor, table_grid: Grid, grid: Grid, index: Tensor, dtype: torch.dtype) -> Tensor:
     """The bias of every pair of tokens, (B, heads, T, T) in `dtype`.
 

@@ -17,7 +17,6 @@ from beit.config.errors import require
 from beit.config.finetune import FinetuneConfig
 from beit.data.batches import LabeledBatch
 from beit.data.label_file import Labels
-from beit.data.sources.opening import open_splits
 from beit.data.views.classification import ClassificationView
 from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.mixing import BatchMixing, distance, smoothed
@@ -25,10 +24,10 @@ from beit.metrics.classification import classification_sums, share_of_right, wit
 from beit.models.layers import draw_paths
 from beit.stages.auto.choices import settle
 from beit.stages.scores.yardsticks import beside_classifier
-from beit.stages.session import Feed, Outcome, finished, open_images, open_session
+from beit.stages.session import Feed, Outcome, finished, open_session
 from beit.stages.start.encoder import encoder_facts, rates
 from beit.stages.start.heads import starting_classifier
-from beit.stages.tasks.labels import class_weights, count_labels, few_labels, label_images, require_classes
+from beit.stages.tasks.labels import class_weights, count_labels, few_labels, open_with_labels
 from beit.stages.train import train
 from beit.training.method import Evaluation, Learner, Method, Noise, Notes, Product, Step, StepOutput
 from beit.training.metrics import over_count
@@ -41,10 +40,7 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
     if session is None:
         return finished(config)
     config = session.config
-    images = open_images(config, partial(open_splits, labeled=config.labels is None))
-    images, labels = label_images(images, config.labels, multilabel=config.multilabel)
-    images = few_labels(config, images)
-    require_classes(images, labels)
+    images, labels = open_with_labels(config, multilabel=config.multilabel, choose=partial(few_labels, config))
     session, config = settle(session, images)
     require_pairs(config, session.compute.world)
     model, about = starting_classifier(config, labels.classes)

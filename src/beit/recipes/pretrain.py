@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
+import torch
 from torch import nn
 
 from beit.checkpoints.store import load_tokenizer, weights_sha256
@@ -18,7 +19,7 @@ from beit.config.pretrain import PretrainConfig
 from beit.data.batches import PretrainBatch
 from beit.data.sources.opening import open_splits
 from beit.data.views.pretraining import PretrainViews
-from beit.metrics.tokens import TokenBaselines, best_mixtures, best_mixtures_of_sums
+from beit.metrics.tokens import TokenBaselines, best_mixtures, best_mixtures_of_sums, of_all_ranks
 from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.heads import MaskedImageModel
 from beit.models.layers import draw_paths
@@ -83,17 +84,21 @@ def token_method(
     """Predict the tokens of so many `images` by a trained tokenizer, whose weights have the hash `identity`."""
     token_size = token_image_size(config, tokenizer)
     baselines = TokenBaselines(model.encoder.config.grid, tokenizer.vocab_size)
-    count, companions, encode = num_predicted(config), dict[str, nn.Module](baselines=baselines), tokens_by(tokenizer)
+    count, companions, cache = num_predicted(config), dict[str, nn.Module](baselines=baselines), None
     if config.token_cache is not None:
         views, patches = config.token_cache * images, math.prod(model.encoder.config.grid)
-        companions["token_cache"] = encode = TokenCache(tokenizer, views, patches)
+        companions["token_cache"] = cache = TokenCache(tokenizer, views, patches)
+    encode = cache or tokens_by(tokenizer)
 
     def step(model: nn.Module, batch: PretrainBatch, index: int, noise: Noise) -> StepOutput:
         predict = patches_to_predict(config, batch.mask)
         draw_paths(model, noise.uniform)
         tokens, loss, share = masked_image_modelling(model, encode, batch, predict, count)
         metrics = {"token_accuracy": share, **baselines.losses(tokens, batch.mask, predict)}
-        baselines.observe(tokens)
+        everyone = of_all_ranks(torch.cat([tokens.flatten(1), batch.number.expand(len(tokens))[:, None]], dim=1))
+        baselines.count(everyone[:, :-1])
+        if cache is not None:
+            cache.keep(everyone[:, :-1], everyone[:, -1])
         return StepOutput(loss, metrics)
 
     about = (

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from beit.config.errors import UserError, given_by, require
 from beit.config.probe import ProbeConfig
 from beit.data.batches import ImageBatch, LabeledBatch
 from beit.data.label_file import Labels
-from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import Subset, spread
 from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.tokenizer import TokenizerViews
@@ -35,8 +33,8 @@ from beit.stages.auto.choices import settle
 from beit.stages.batches import open_machine
 from beit.stages.scores.features import FeatureSource
 from beit.stages.scores.yardsticks import beside_classifier
-from beit.stages.session import Feed, Images, Outcome, Session, finished, open_images, open_session
-from beit.stages.tasks.labels import label_images, require_classes
+from beit.stages.session import Feed, Images, Outcome, Session, finished, open_session
+from beit.stages.tasks.labels import open_with_labels
 from beit.stages.train import train
 from beit.training.device import Precision
 from beit.training.method import Batches, Evaluation, Learner, Method, Noise, Notes, Product, StepOutput
@@ -52,9 +50,7 @@ def probe(config: ProbeConfig, *, dry_run: bool = False, overwrite: bool = False
     if session is None:
         return finished(config)
     config = session.config
-    images = open_images(config, partial(open_splits, labeled=config.labels is None))
-    images, labels = label_images(images, config.labels)
-    require_classes(images, labels)
+    images, labels = open_with_labels(config)
     require(
         len(images.held_back) > 0,
         "--holdout 0 leaves no image to choose the layer on; drop it, or name some with --eval-data",
@@ -222,19 +218,13 @@ class Probing:
         rows = rows[self.bank.whole[rows]]
         labels, answers = self.bank.labels()[rows].to(device), judged.labels()[judged.whole]
         std = self.model.std.cpu()  # k-NN takes the mean off by itself
-        vote = partial(
-            knn_votes,
-            num_classes=self.num_classes,
-            neighbours=config.knn,
-            temperature=config.knn_temperature,
-        )
         for layer in self.layers:
             bank = (self.bank.features[rows, layer] / std[layer]).to(device)
             queries = judged.features[judged.whole, layer] / std[layer]
             for part, answer in zip(torch.split(queries, CHUNK), torch.split(answers, CHUNK), strict=True):
                 poll()
-                votes = vote(part.to(device), bank, labels).cpu()
-                for name, right in hits(votes, self.targets(answer)).items():
+                votes = knn_votes(part.to(device), bank, labels, self.num_classes, config.knn, config.knn_temperature)
+                for name, right in hits(votes.cpu(), self.targets(answer)).items():
                     counts[name][layer] += right
         return {name: right / len(answers) for name, right in counts.items()}
 

@@ -131,17 +131,6 @@ def count_codes(tokens: Tensor, vocab_size: int) -> Tensor:
     return torch.bincount(tokens.flatten(), minlength=vocab_size)
 
 
-def codes_used(counts: Tensor) -> int:
-    """Entries of the codebook that occur at all."""
-    return int((counts > 0).sum())
-
-
-def perplexity(counts: Tensor) -> float:
-    """exp of the entropy of the token frequencies: the number of equally used codes that they amount to."""
-    frequency = counts.double() / counts.sum()
-    return float(torch.special.entr(frequency).sum().exp())
-
-
 def reconstruction_sums(model: VisualTokenizer, images: Tensor) -> dict[str, Tensor]:
     """What a tokenizer keeps of images (B, C, H, W), as sums over them."""
     logits = model.logits(images) if isinstance(model, CategoricalTokenizer) else None
@@ -162,10 +151,13 @@ def reconstruction_figures(totals: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def with_codebook_usage(means: Mapping[str, Tensor]) -> dict[str, float]:
-    """Named figures, with what the (mean) counts of `codes` say about the codebook in their place."""
+    """Named figures, with what the (mean) counts of `codes` say about the codebook in their place: how many codes
+    occur at all, and the perplexity, exp of the entropy of their frequencies, the number of equally used ones that
+    they amount to."""
     figures = {name: float(value) for name, value in means.items() if name != "codes"}
-    codes = means["codes"]
-    return figures | {"perplexity": perplexity(codes), "codes_used": codes_used(codes)}
+    frequency = means["codes"].double() / means["codes"].sum()
+    perplexity = float(torch.special.entr(frequency).sum().exp())
+    return figures | {"perplexity": perplexity, "codes_used": int((frequency > 0).sum())}
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

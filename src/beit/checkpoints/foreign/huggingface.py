@@ -253,8 +253,20 @@ def write(model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: 
 
 
 def _config(model: Model, classes: Sequence[str] | None) -> dict[str, Any]:
-    kind = next(name for name, ours in _KINDS.items() if ours == kind_of(model))
-    content = {"architectures": [kind], **_encoder_config(model.encoder.config)}
+    config: EncoderConfig = model.encoder.config
+    height, width = config.image_size
+    content = {
+        "architectures": [next(name for name, kind in _KINDS.items() if kind == kind_of(model))],
+        "model_type": "beit",
+        "hidden_size": config.width,
+        "intermediate_size": int(config.width * config.mlp_ratio),
+        "num_hidden_layers": config.depth,
+        "image_size": height if height == width else [height, width],
+        **flags_of(config, _POSITIONS),
+        **{theirs: getattr(config, ours) for theirs, ours, _ in _FIELDS},
+        # Zero means no LayerScale there.
+        "layer_scale_init_value": 0.0 if config.layer_scale_init is None else config.layer_scale_init or 1e-6,
+    }
     if isinstance(model, MaskedImageModel):
         # Without mean pooling its masked image model has a second final norm.
         return {**content, "use_mask_token": True, "use_mean_pooling": True, "vocab_size": model.vocab_size}
@@ -266,21 +278,6 @@ def _config(model: Model, classes: Sequence[str] | None) -> dict[str, Any]:
     if isinstance(model, SemanticSegmenter):
         return content | segmentation.config_of(model)
     return content | {"use_mean_pooling": model.pool == "mean"}
-
-
-def _encoder_config(config: EncoderConfig) -> dict[str, Any]:
-    height, width = config.image_size
-    return {
-        "model_type": "beit",
-        "hidden_size": config.width,
-        "intermediate_size": int(config.width * config.mlp_ratio),
-        "num_hidden_layers": config.depth,
-        "image_size": height if height == width else [height, width],
-        **flags_of(config, _POSITIONS),
-        **{theirs: getattr(config, ours) for theirs, ours, _ in _FIELDS},
-        # Zero means no LayerScale there.
-        "layer_scale_init_value": 0.0 if config.layer_scale_init is None else config.layer_scale_init or 1e-6,
-    }
 
 
 def _processor(model: Model, extra: Facts) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from beit.data.sources.subsets import limited, origin
 from beit.data.workers import fetch_each
 from beit.recipes.check.maps import MapReport, inspect_maps, show_maps
 from beit.stages.session import holdout_of, open_data, open_images
-from beit.stages.tasks.labels import label_images, require_classes
+from beit.stages.tasks.labels import open_with_labels
 from beit.training.console import bar
 from beit.untrusted import markup
 
@@ -142,16 +142,12 @@ def open_labeled(config: CheckConfig) -> dict[Split, Source]:
 
 def _refusals(config: CheckConfig) -> dict[str, str]:
     """What the verbs say against the data, which open it as they would."""
-
-    def labeled() -> None:
-        images = open_images(training, partial(open_splits, labeled=config.labels is None))
-        require_classes(*label_images(images, config.labels, multilabel=config.labels is not None))
-
     values = {field.name: getattr(config, field.name) for field in fields(DataConfig)}
     training, refusals = TrainingConfig(out="", **values), dict[str, str]()
-    for verbs, trial in ((UNLABELED, partial(open_images, training)), (LABELED, labeled)):
+    labeled = partial(open_with_labels, multilabel=config.labels is not None)
+    for verbs, opener in ((UNLABELED, open_images), (LABELED, labeled)):
         try:
-            trial()
+            opener(training)
         except UserError as error:
             refusals[verbs] = str(error)
     return refusals

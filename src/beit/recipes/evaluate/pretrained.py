@@ -123,5 +123,5 @@ def count_tokens(
         title="counting tokens",
     )
     for *_, tokens in passes:
-        baselines.observe(tokens)
+        baselines.count(tokens)
     return baselines

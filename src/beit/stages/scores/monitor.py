@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from beit.config.architecture import EncoderConfig, default_crop
 from beit.config.pretrain import PretrainConfig
-from beit.data.base import Source
 from beit.data.batches import ImageBatch
 from beit.data.sources.subsets import Subset, labels_per_class, seeded_choice
 from beit.data.views.evaluation import EvaluationView
@@ -43,9 +42,9 @@ class FeatureMonitor:
         bank, count = (labeled or images).train, min(BANK, most)
         if labeled:
             bank = labels_per_class(bank, max(1, count // self._classes), config.seed)
-        self._bank = FeatureSource(_chosen(bank, count, config.seed), shape)
+        self._bank = FeatureSource(Subset(bank, seeded_choice(bank, count, config.seed)), shape)
         held_back = labeled.held_back if labeled else Subset(images.held_back, [])
-        self._queries = FeatureSource(_chosen(held_back, most, config.seed), shape)
+        self._queries = FeatureSource(Subset(held_back, seeded_choice(held_back, most, config.seed)), shape)
         self._origin = config.labels or "the data"
 
     def watch(self, method: Method) -> Method:
@@ -114,7 +113,3 @@ def _images_at_once(plan: Plan) -> int:
     tokenizer. (More where the encoder sees the visible patches alone in training, for then a step is cheaper.)"""
     between = plan.steps * plan.config.batch_size / plan.config.evaluations
     return max(LEAST, int(between / SHARE))
-
-
-def _chosen(source: Source, count: int, seed: int) -> Source:
-    return Subset(source, seeded_choice(source, count, seed))

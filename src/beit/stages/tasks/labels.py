@@ -23,6 +23,7 @@ from beit.untrusted import listed
 if TYPE_CHECKING:
     from beit.config.finetune import FinetuneConfig
     from beit.config.pretrain import PretrainConfig
+    from beit.config.run import TrainingConfig
     from beit.config.start import StartConfig
 
 
@@ -60,11 +61,18 @@ def count_labels(train: Source, labels: Labels) -> Tensor:
     return labels.targets(torch.tensor([train.label(i) for i in range(len(train))])).sum(0)
 
 
-def require_classes(images: Images, labels: Labels) -> None:
-    """UserError where a class has no image to train on."""
+def open_with_labels(
+    config: TrainingConfig, *, multilabel: bool = False, choose: Callable[[Images], Images] = lambda images: images
+) -> tuple[Images, Labels]:
+    """The images of `config.data` with their labels, those to train on as `choose` has them. UserError where a class
+    has no image to train on."""
+    images = open_images(config, partial(open_splits, labeled=config.labels is None))
+    images, labels = label_images(images, config.labels, multilabel=multilabel)
+    images = choose(images)
     counts = zip(labels.classes, count_labels(images.train, labels).tolist(), strict=True)
     absent = [name for name, count in counts if not count]
     require(not absent, f"--data: no image to train on is of class {listed(absent)}; add some, or choose more")
+    return images, labels
 
 
 def class_weights(

@@ -15,7 +15,7 @@ from beit.config.pretrain import PretrainConfig
 from beit.data.batches import PretrainBatch
 from beit.data.views.pretraining import PretrainEvaluationView
 from beit.masking import BlockwiseMasking, NoMasking, RandomMasking
-from beit.metrics.tokens import TokenBaselines, of_all_ranks, patch_sums
+from beit.metrics.tokens import TokenBaselines, patch_sums
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import MaskedImageModel
 from beit.tokenizers.base import VisualTokenizer
@@ -24,7 +24,7 @@ TokenFigures = Callable[[Tensor, Tensor, Tensor, Tensor], dict[str, Tensor]]
 
 
 class TokenCache(nn.Module):
-    """Tokens of the views that come again, on a grid of h w patches; one for all ranks, and part of a run's state."""
+    """Tokens of the views that come again, on a grid of h w patches; alike on all ranks, part of a run's state."""
 
     tokens: Tensor
 
@@ -41,10 +41,12 @@ class TokenCache(nn.Module):
         missing = (number < 0) | (tokens[:, 0] < 0)
         if missing.any():
             tokens[missing] = self.encode(batch.token_image[missing]).flatten(1)
-        everyone = of_all_ranks(torch.cat([tokens, number[:, None]], dim=1))
-        everyone = everyone[everyone[:, -1] >= 0]
-        self.tokens[everyone[:, -1]] = everyone[:, :-1].to(self.tokens.dtype)
         return tokens.view(batch.mask.shape)
+
+    def keep(self, tokens: Tensor, number: Tensor) -> None:
+        """Keep `tokens` (B, h w) of the views of these numbers (B,), those of all ranks; -1 of one that is not."""
+        again = number >= 0
+        self.tokens[number[again]] = tokens[again].to(self.tokens.dtype)
 
 
 def masked_image_modelling(
@@ -145,15 +147,18 @@ def token_sums(
 ) -> dict[str, Tensor]:
     """Loss and accuracy of a batch's tokens, and what `baselines` score, as sums over the predicted patches; and what
     `besides` makes of the tokenizer's images, their tokens, the logits and the patches predicted."""
-    predict = patches_to_predict(config, batch.mask)
-    tokens, loss, share = masked_image_modelling(model, tokens_by(tokenizer), batch, predict, num_predicted(config))
+    predict, further = patches_to_predict(config, batch.mask), dict[str, Tensor]()
+    if besides is None:
+        encode, count = tokens_by(tokenizer), num_predicted(config)
+        tokens, loss, share = masked_image_modelling(model, encode, batch, predict, count)
+    else:
+        tokens, logits = tokenizer.encode(batch.token_image), model(batch.image, batch.mask, predict)
+        targets, further = tokens[predict], besides(batch.token_image, tokens, logits, predict)
+        loss, share = F.cross_entropy(logits.float(), targets), (logits.argmax(1) == targets).float().mean()
     means = {"loss": loss, "token_accuracy": share}
     if baselines is not None:
         means |= baselines.losses(tokens, batch.mask, predict)
-    sums = patch_sums(means, predict)
-    if besides is None:
-        return sums
-    return sums | besides(batch.token_image, tokens, model(batch.image, batch.mask, predict), predict)
+    return patch_sums(means, predict) | further
 
 
 def pixel_sums(
