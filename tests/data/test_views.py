@@ -18,6 +18,7 @@ from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.geometry import center_view, draw_box
 from beit.data.views.pretraining import PretrainEvaluationView, PretrainViews
 from beit.data.views.tokenizer import TokenizerViews
+from beit.masking import RandomMasking
 
 
 def masking(rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -92,6 +93,15 @@ def test_one_rendering_when_the_sizes_are_equal() -> None:
 def test_shapes_must_match() -> None:
     with pytest.raises(UserError, match="--image-size 32x48"):
         PretrainViews((32, 48), (16, 16), masking)
+
+
+def test_masks_are_held_to_the_number_that_their_rule_says() -> None:
+    image = smooth(32, 48)
+    for view in (PretrainViews, PretrainEvaluationView):
+        mask = view((32, 48), (16, 24), RandomMasking((4, 6), 5), 5)(image, rng()).mask
+        assert int(mask.sum()) == 5
+        with pytest.raises(ValueError, match="a mask hides 5 patches, and its rule says 6"):
+            view((32, 48), (16, 24), RandomMasking((4, 6), 5), 6)(image, rng())
 
 
 def test_exact_mode_is_the_released_pipeline() -> None:

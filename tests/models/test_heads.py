@@ -91,6 +91,20 @@ def test_a_count_of_patches_changes_no_logit_and_is_held_to(sees: Literal["all",
         model(images, mask, count=7)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("sees", ["all", "visible"])
+def test_a_pass_with_a_count_waits_for_no_gpu(sees: Literal["all", "visible"], tiny: Tiny) -> None:
+    model = MaskedImageModel(BeitEncoder(tiny()), 20, encoder_sees=sees, num_masked=6).cuda()
+    mask, images = (torch.rand(3, 16).argsort(dim=1) < 6).cuda(), torch.rand(3, 3, 32, 32).cuda()
+    tokens = torch.randint(20, (3, 4, 4)).cuda()
+    model(images, mask, mask, tokens, 6)  # which fills what is kept on the device
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model(images, mask, mask, tokens, 6)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_every_parameter_has_a_part_in_visible_predictions(tiny: Tiny) -> None:
     """What DistributedDataParallel asks for; in bfloat16 and with recomputation too."""
     encoder = BeitEncoder(tiny(position="absolute", bias="block", drop_path_rate=0.0))

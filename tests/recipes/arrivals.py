@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from beit.recipes import finetune as finetune_recipe
 from beit.recipes import probe as probe_recipe
 from beit.stages import train as train_stage
 from beit.stages.session import Feed
+from beit.stages.tasks import labels
 from beit.stages.train import RunBatches
 from beit.training import loop
 from beit.training.method import Method, Noise, StepOutput
@@ -23,7 +23,7 @@ from beit.training.state import TrainingState
 
 WATCHED = (
     (train_stage, "Loader"),
-    (finetune_recipe, "open_splits"),
+    (labels, "open_splits"),
     (probe_recipe, "EvaluationView"),
     (probe_recipe, "knn_votes"),
 )

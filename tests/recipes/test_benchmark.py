@@ -30,5 +30,5 @@ def test_every_stage_is_measured_and_its_work_counted(tmp_path: Path, capsys: py
     rate = features["images_per_second"] * features["multiply_adds_per_image"]
     assert features["share"] == pytest.approx(rate / figures["multiply_adds_per_second"])
     assert (
-        "beit pretrain --preset tiny --encoder-sees visible --masking random --num-masked 75%, 30 epochs of " in lines
+        "--encoder-sees visible --image-size 32 --patch-size 8 --masking random --num-masked 75%, 30 epochs" in lines
     )

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from run_results import log, metrics, same_weights, stopped_in_step
 from tiny_runs import pretrain_config
 
 from beit.config.errors import UserError
+from beit.config.pretrain import PretrainConfig
 from beit.recipes.pretrain import pretrain
-from beit.training.optim import Rates, constant_schedule
+from beit.training.optim import Rates, constant_schedule, cosine_schedule
+from beit.training.plan import Plan
 
 pytestmark = pytest.mark.slow
 
@@ -72,6 +75,13 @@ def test_a_run_whose_rate_has_fallen_is_warmed_up_again(images: Path, tmp_path: 
     train(images, tmp_path / "run", **short, extend_to="20")  # and from there, on
     assert rates(tmp_path / "run")[:16] == after and len(rates(tmp_path / "run")) == 20
     assert status(tmp_path / "run")["step"] == 20
+    values = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (values["steps"], values["ends"]) == (8, [8, 16])
+    # Whichever state a restart falls back on, every step has the rate that it had.
+    twice = Plan(PretrainConfig(**values), 32)
+    assert [twice.learning_rate(cosine_schedule, step) for step in range(20)] == rates(tmp_path / "run")
+    with pytest.raises(UserError, match="--extend-to 18 is 18 steps, and the run has 20; ask for more"):
+        train(images, tmp_path / "run", **short, extend_to="18")
 
 
 def test_what_cannot_be_extended_is_refused(images: Path, tmp_path: Path) -> None:

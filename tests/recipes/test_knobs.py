@@ -145,7 +145,7 @@ ELSEWHERE = {
     *("preset", "budget", "extend_to"),  # in tests of their own
     *("data", "eval_data", "out", "devices", "init", "tokenizer", "teacher"),  # in runs to the end
     *("labels", "multilabel", "classes", "class_weights"),  # likewise
-    "pixels",  # found, and never typed; in the tests of other images
+    *("pixels", "ends"),  # found, and never typed; in the tests of other images and of runs that are extended
     "layout",  # in the tests of layouts
     *("mixup", "cutmix", "cutmix_share", "label_smoothing", "tensorboard", "wandb"),  # above
     "device",  # above

@@ -85,6 +85,13 @@ def drop_norm(encoder: BeitEncoder) -> nn.LayerNorm | None:
     return norm
 
 
+@torch.no_grad()
+def take_over(model: nn.Module, start: nn.Module, parts: tuple[str, ...]) -> None:
+    """Give `model` the weights of `start` whose names begin with one of `parts`."""
+    kept = {name: tensor for name, tensor in start.state_dict().items() if name.startswith(parts)}
+    model.load_state_dict(model.state_dict() | kept)
+
+
 def _encoder_with(config: EncoderConfig, weights: dict[str, Tensor], like: BeitEncoder) -> BeitEncoder:
     with torch.device("meta"):
         encoder = BeitEncoder(config)

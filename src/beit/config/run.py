@@ -72,8 +72,12 @@ class DataConfig(DecodingConfig):
         require(bool(self.sources), "--data names no images; give a folder, tar shards, a data set's name, or demo")
         once = len({*self.sources}) == len(self.sources)
         require(once, f"--data {' '.join(self.sources)} names the same images twice; name them once")
-        if self.group_by is not None:
-            self._require_group(self.group_by)
+        try:
+            groups = 1 if self.group_by is None else re.compile(self.group_by).groups
+        except re.error as error:
+            raise UserError(f"--group-by {self.group_by} is no regular expression ({error}); correct it") from error
+        mend = f"put brackets around what names one: ({self.group_by})"
+        require(groups > 0, f"--group-by {self.group_by} has no group; {mend}")
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -84,14 +88,6 @@ class DataConfig(DecodingConfig):
     def eval_sources(self) -> tuple[str, ...]:
         """`eval_data` likewise."""
         return _as_tuple(self.eval_data or ())
-
-    @staticmethod
-    def _require_group(pattern: str) -> None:
-        try:
-            groups = re.compile(pattern).groups
-        except re.error as error:
-            raise UserError(f"--group-by {pattern} is no regular expression ({error}); correct it") from error
-        require(groups > 0, f"--group-by {pattern} has no group; put brackets around what names one: ({pattern})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +154,8 @@ class TrainingConfig(DevicesConfig, DataConfig):
     extend_to: str | None = None
     """Go on with the finished run in `out` until it has so many steps (`2000`) or epochs (`20e`), all in all. The
     steps that are added are warmed up and decay as a run of their own, unless `schedule` is constant."""
+    ends: tuple[int, ...] | None = field(default=None, metadata=FILE_ONLY)
+    """The steps at which the run was finished before it was extended, the first first; null for none."""
     batch_size: PositiveInt = 2048
     """Images per optimiser step over all devices and accumulation steps."""
     accumulate: PositiveInt = 1
@@ -294,8 +292,9 @@ class TrainingConfig(DevicesConfig, DataConfig):
         number, unit = _quantity(self.extend_to, "e")
         require(number > 0, f"--extend-to {self.extend_to} is neither steps (2000) nor epochs (20e)")
         steps = self._steps_of(number, images) if unit else int(number)
-        is_more = steps > first or images == 0
-        require(is_more, f"--extend-to {self.extend_to} is {steps:,} steps, and the run has {first:,}; ask for more")
+        done = max(first, *(self.ends or (0,)))
+        is_more = steps > done or images == 0
+        require(is_more, f"--extend-to {self.extend_to} is {steps:,} steps, and the run has {done:,}; ask for more")
         return steps
 
     def num_warmup_steps(self, steps: int, images: int) -> int:

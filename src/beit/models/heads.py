@@ -88,7 +88,8 @@ class MaskedImageModel(EncoderWithHead):
         predict: the patches to predict, shaped like a mask; by default the hidden ones.
         tokens: int64 (B, h, w), the truth: gives the cross-entropy of the predicted ones and the share that is right
             instead of logits, which are never there at once.
-        count: patches that `predict` has of every image, where that is known: no shape depends on a value then.
+        count: patches that `predict` has of every image, where that is known: no shape depends on a value then. Who
+            gives it has looked at the masks on the host: on a GPU, which would be waited for, nobody looks again.
         Raises ValueError for a mask that is not of these patches, and, outside compilation, for one that has another
         number of them in an image than `count`, or hides another than `num_masked` where only the visible are seen.
         """
@@ -99,6 +100,8 @@ class MaskedImageModel(EncoderWithHead):
             states, norm = self._all_tokens(images, mask, grid), self.norm
         else:
             states, norm = self._tokens_of_visible(images, mask, grid, self.decoder), self.decoder.norm
+        if count is None or mask.is_cpu:  # last, because a GPU is waited for
+            self._require_counts(mask, predict, count)
         rows, (prefix, patches) = rows_of(predict, count), (states.shape[1] - predict.shape[1], predict.shape[1])
         # The norm works on each token alone, so only the predicted ones go through it.
         features = norm(states.flatten(0, 1).index_select(0, rows + prefix * (1 + rows // patches)))
@@ -120,8 +123,17 @@ class MaskedImageModel(EncoderWithHead):
         places = _first_places(~mask, mask.shape[1] - self.num_masked)
         seen = self.encoder.transform(self.encoder.embed(images, places), grid, places)
         tokens: Tensor = decoder(self.norm(seen), places, self.mask_token, grid)
-        _require_count("num_masked", mask, self.num_masked)  # last, because a GPU is waited for
         return tokens
+
+    def _require_counts(self, mask: Tensor, predict: Tensor, count: int | None) -> None:
+        """ValueError where a row of `mask` or `predict` (B, N) has another number of patches than is said."""
+        num_masked = None if self.decoder is None else self.num_masked
+        if torch.compiler.is_compiling() or mask.is_meta:
+            return
+        for name, patches, number in (("num_masked", mask, num_masked), ("count", predict, count)):
+            if number is not None and (others := set(patches.sum(dim=1).tolist()) - {number}):
+                wrong = f"mask has {min(others)} patches of an image, but {name} is {number}"
+                raise ValueError(f"{wrong}; give masks that have as many of every image")
 
     def pixel_targets(self, images: Tensor, predict: Tensor, norm: PixelNorm = "none") -> Tensor:
         """Normalised pixels of the patches in `predict`, (number of True, 3 * patch_size**2), rows as forward's;
@@ -253,7 +265,6 @@ def rows_of(mask: Tensor, count: int | None = None) -> Tensor:
     row, where that is known."""
     if count is None:
         return mask.flatten().nonzero().squeeze(1)
-    _require_count("count", mask, count)
     return (
         _first_places(mask, count) + mask.shape[1] * torch.arange(len(mask), device=mask.device)[:, None]
     ).flatten()
@@ -263,15 +274,6 @@ def _first_places(mask: Tensor, count: int) -> Tensor:
     """The first `count` places of each row where a bool mask (B, N) is True, int64 (B, count). By a stable sort, so
     that no shape depends on the values."""
     return mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
-
-
-def _require_count(name: str, mask: Tensor, count: int) -> None:
-    """ValueError where a row of the mask (B, N) has not `count` patches, which `name` says."""
-    if torch.compiler.is_compiling() or mask.is_meta:
-        return
-    if others := set(mask.sum(dim=1).tolist()) - {count}:
-        wrong = f"mask has {min(others)} patches of an image, but {name} is {count}"
-        raise ValueError(f"{wrong}; give masks that have as many of every image")
 
 
 def _flat_mask(name: str, mask: Tensor, patches: Sequence[int]) -> Tensor:

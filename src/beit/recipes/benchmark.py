@@ -79,7 +79,8 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     for sees, values in SEES.items():
         figures = stages[_step_of(sees)]
         seconds = epochs * IMAGENET / figures["images_per_second"] / (1 - figures["data_wait"])
-        flags = {"preset": config.encoder, "encoder_sees": sees, **values}.items()
+        sizes = {"image_size": config.image_size, "patch_size": config.patch_size}
+        flags = {"preset": config.encoder, "encoder_sees": sees, **sizes, **values}.items()
         recipe = " ".join(["beit pretrain", *(f"{flag_of(name)} {value}" for name, value in flags)])
         print(f"{recipe}, {epochs:g} epochs of {IMAGENET:,} images: {duration(seconds)} here")
     results = {"machine": about, "multiply_adds_per_second": limit, "views_per_second": views, "stages": stages}

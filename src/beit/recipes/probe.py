@@ -235,8 +235,7 @@ class Probing:
         features, labels = self.held_back.features, self.held_back.labels()
         with torch.no_grad():
             for rows in torch.split(self.held_back.whole.nonzero().squeeze(1), CHUNK):
-                targets = self.targets(labels[rows]).to(device)
-                sums = classification_sums(model(features[rows].to(device)), targets)
+                sums = self.evaluate(model, LabeledBatch(features[rows].to(device), labels[rows].to(device)))
                 totals += torch.stack([sums[name].float().cpu() for name in ("loss", "top1")])
         scores = dict(zip(("loss", "top1"), totals, strict=True))
         return model.probe(self.encoder, best_layer(scores), self.config.pool)

@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from beit.checkpoints.store import describe
-from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEKnobs, EncoderConfig, sides
+from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEKnobs, sides
 from beit.config.errors import UserError
 from beit.config.pretrain import PretrainConfig
 from beit.config.run import TrainingConfig
@@ -44,13 +44,6 @@ def network_of(config: TrainingConfig, start: Values) -> Values:
         kind = {"kind": start.get("tokenizer_kind", "dvae"), "image_size": network["image_size"][0]}
         return {name: network[name] for name in TOKENIZER_KNOBS} | kind
     return {}
-
-
-def require_network(config: PretrainConfig, network: EncoderConfig) -> None:
-    """UserError where a knob contradicts the encoder of `init`."""
-    pixels = () if config.normalization is None else ("pixel_mean", "pixel_std")
-    for name in (*KNOBS, *pixels):
-        require_equal(config, name, getattr(config.architecture(), name), getattr(network, name))
 
 
 def require_equal(config: Any, field: str, value: Any, present: Any) -> None:

@@ -21,8 +21,9 @@ from beit.data.loaders import Loader, View, evaluation_batches
 from beit.data.sources.subsets import Subset, spread
 from beit.presets import Choice
 from beit.stages.announcement import announce, conclude, with_page
+from beit.stages.auto.choices import rate_of
 from beit.stages.auto.memory import FEW as FEW_IMAGES
-from beit.stages.auto.memory import checkpoint_activations, fit_memory
+from beit.stages.auto.memory import checkpoint_activations, fit_memory, work_of_an_image
 from beit.stages.auto.rehearsal import fit_into, measure
 from beit.stages.batches import Machine, each_batch, open_machine, report_skipped
 from beit.stages.overlap import write_images
@@ -151,7 +152,11 @@ def rehearse(session: Session[Any], method: Method, feed: Feed, seconds: float) 
     if method.evaluation.measure is not None:  # which shows the network about as many images again
         held_back *= 2
     run = method, batches, feed.images.plan(config), compute, machine.precision
-    return measure(*run, passes=(held_back, test), seconds=seconds)
+    pace, few = measure(*run, passes=(held_back, test), seconds=seconds), batches.few_to_train_on(FEW_IMAGES)
+    if few is not None:
+        work = work_of_an_image(method, few, config, compute, machine.precision)
+        pace = pace._replace(image=work / rate_of(compute, machine.precision))
+    return pace
 
 
 def set_steps(session: Session[Config], make_method: Callable[[Config], Method], feed: Feed) -> Session[Config]:

@@ -20,13 +20,18 @@ class Plan:
 
     @cached_property
     def first_steps(self) -> int:
-        """Optimiser steps of the run before it was extended, for which its schedules are."""
+        """Optimiser steps of the run before it was extended at all, for which its schedules are."""
         return self.config.num_steps(self.images)
 
     @cached_property
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
         return self.config.extended(self.first_steps, self.images)
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """The steps that were the last for a time, and the last one."""
+        return sorted({self.first_steps, *(self.config.ends or ()), self.steps})
 
     @property
     def warmup_steps(self) -> int:
@@ -45,16 +50,14 @@ class Plan:
     def learning_rate(self, schedule: Schedule, step: int) -> float:
         """That of the optimiser step `step`, from 0; every group takes its `lr_scale` of it.
 
-        Of a run that was extended the steps that were added have the rates of a run of their own.
+        Of a run that was extended the steps that were added each time have the rates of a run of their own.
         """
-        config, warmup, start, length = self.config, self.warmup_steps, 0, self.first_steps
+        config, final = self.config, self.config.scaled(self.config.min_lr)
         if config.schedule == "constant":
-            schedule, length = constant_schedule, self.steps
-        elif step >= length < self.steps:
-            start, length = length, self.steps - length
-            warmup = config.num_warmup_steps(length, self.images)
-        decay = length if config.schedule == "constant" else config.in_steps(config.lr_steps, length)
-        final = config.scaled(config.min_lr)
+            return constant_schedule(step, Rates(self.peak, final, self.warmup_steps, self.steps))
+        start = max(end for end in (0, *self.ends[:-1]) if end <= step)
+        length = min(end for end in self.ends if end > start) - start
+        warmup, decay = config.num_warmup_steps(length, self.images), config.in_steps(config.lr_steps, length)
         return schedule(step - start, Rates(self.peak, final, warmup, decay))
 
     def epoch(self, step: int) -> float:
@@ -66,7 +69,7 @@ class Plan:
 
     def should_evaluate(self, step: int) -> bool:
         """Whether to evaluate and draw after `step` steps."""
-        return step in (self.first_steps, self.steps) or (step > 0 and step % self._eval_every == 0)
+        return step in self.ends or (step > 0 and step % self._eval_every == 0)
 
     def should_save(self, step: int, seconds_since: float) -> bool:
         """Whether to save after `step` steps, the last save being so many seconds ago."""

@@ -128,7 +128,8 @@ def open_folder(file: TensorFile, config: Facts, processor: Facts) -> Foreign:
             unused = _BLOCK.format(config["num_hidden_layers"] - 1)
             tensors = {key: x for key, x in tensors.items() if not key.startswith(f"{unused}.")}
         facts["layers"] = segmentation.layers_of(config, file.path)
-        extra = segmentation.extra_of(processor)
+        reduces = processor.get("do_reduce_labels", processor.get("reduce_labels"))
+        extra = {} if reduces is None else {"reduce_zero_label": bool(reduces)}
         notes += segmentation.doubts(config)
     elif config and "classifier.weight" in tensors:
         extra, doubts = images.preparation_of(processor, facts["image_size"])
@@ -247,7 +248,11 @@ def write(model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: 
         notes += unused
     keys = _MASKED_KEYS if isinstance(model, MaskedImageModel) else _CLASSIFIER_KEYS
     several = {"problem_type": _SEVERAL} if extra.get("multilabel") else {}
-    files = {"config": _config(model, classes) | several, "preprocessor_config": _processor(model, extra)}
+    is_classifier = isinstance(model, ImageClassifier)
+    processor = images.content(config, preparation(extra, config.image_size) if is_classifier else images.WHOLE)
+    if not is_classifier:
+        processor |= {"do_reduce_labels": bool(extra.get("reduce_zero_label", False))}
+    files = {"config": _config(model, classes) | several, "preprocessor_config": processor}
     write_folder(folder, keys.write(weights, NAME), files)
     return notes
 
@@ -278,11 +283,3 @@ def _config(model: Model, classes: Sequence[str] | None) -> dict[str, Any]:
     if isinstance(model, SemanticSegmenter):
         return content | segmentation.config_of(model)
     return content | {"use_mean_pooling": model.pool == "mean"}
-
-
-def _processor(model: Model, extra: Facts) -> dict[str, Any]:
-    config: EncoderConfig = model.encoder.config
-    if isinstance(model, ImageClassifier):
-        return images.content(config, preparation(extra, config.image_size))
-    content = images.content(config, images.WHOLE)
-    return content | {"do_reduce_labels": bool(extra.get("reduce_zero_label", False))}

@@ -66,12 +66,6 @@ def doubts(config: Facts) -> list[str]:
     ]
 
 
-def extra_of(preprocessor: Facts) -> dict[str, Any]:
-    """Further keys of model.json."""
-    reduces = preprocessor.get("do_reduce_labels", preprocessor.get("reduce_labels"))
-    return {} if reduces is None else {"reduce_zero_label": bool(reduces)}
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Writing
 

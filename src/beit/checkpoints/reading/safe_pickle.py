@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import pickletools
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple
 
@@ -265,7 +264,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> StoredTensor:
         raise Refused("it holds a tensor without a storage")
     if not isinstance(shape, tuple) or not isinstance(stride, tuple) or len(shape) != len(stride):
         raise Refused("it holds a tensor without a shape")
-    if len(shape) > MAX_DIMENSIONS or not _sizes((offset, *shape, *stride)):
+    sizes = (offset, *shape, *stride)
+    if len(shape) > MAX_DIMENSIONS or not all(type(value) is int and 0 <= value < MAX_SIZE for value in sizes):
         raise Refused("it holds a tensor of an impossible shape")
     count = math.prod(shape)
     if not count and math.prod(size for size in shape if size) >= MAX_SIZE:
@@ -274,7 +274,3 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> StoredTensor:
     if count and (last >= storage.numel or count > storage.numel):
         raise Refused(f"it holds a tensor of shape {shape} in a storage of {storage.numel} numbers")
     return StoredTensor(storage, offset, shape, stride)
-
-
-def _sizes(values: Sequence[Any]) -> bool:
-    return all(type(value) is int and 0 <= value < MAX_SIZE for value in values)

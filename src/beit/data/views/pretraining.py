@@ -27,6 +27,15 @@ class _TwoSizes:
     image_size: Size
     token_size: Size
     masking: Masking
+    num_masked: int | None = None
+    """Patches that every mask hides, where networks are told so, whose shapes hang on it."""
+
+    def mask(self, rng: np.random.Generator) -> Tensor:
+        """Draws one, bool (rows, columns). Looked at here, on the host: a GPU would have to be waited for."""
+        mask = torch.from_numpy(self.masking(rng))
+        if self.num_masked not in (None, hidden := int(mask.sum())):
+            raise ValueError(f"a mask hides {hidden} patches, and its rule says {self.num_masked}")
+        return mask
 
     def __post_init__(self) -> None:
         (height, width), (rows, columns) = self.image_size, self.token_size
@@ -57,8 +66,7 @@ class PretrainViews(_TwoSizes):
         box = draw_box((image.shape[1], image.shape[2]), self.min_scale, rng, aspect)
         draw = self._fast if self.mode == "fast" else self._exact
         view, token_view = draw(image, box, flip, jitter)
-        mask = torch.from_numpy(self.masking(of_mask or rng))
-        return PretrainBatch(view, token_view, mask, torch.tensor(number))
+        return PretrainBatch(view, token_view, self.mask(of_mask or rng), torch.tensor(number))
 
     def _fast(self, image: Tensor, box: Box, flip: bool, jitter: Jitter | None) -> tuple[Tensor, Tensor]:
         sizes = (self.image_size, self.token_size)
@@ -93,4 +101,4 @@ class PretrainEvaluationView(_TwoSizes):
     def __call__(self, image: Tensor, rng: np.random.Generator) -> PretrainBatch:
         view = center_view(image, self.image_size)
         token_view = view if self.token_size == self.image_size else center_view(image, self.token_size)
-        return PretrainBatch(view, token_view, torch.from_numpy(self.masking(rng)))
+        return PretrainBatch(view, token_view, self.mask(rng))

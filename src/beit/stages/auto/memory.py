@@ -1,4 +1,4 @@
-"""How much memory training takes, measured on a few images, and how its passes are made to fit into it."""
+"""How much memory and work training takes, measured on a few images, and how its passes are made to fit."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from beit.config.run import TrainingConfig
 from beit.models.encoder import BeitEncoder
 from beit.presets import Choice
-from beit.stages.auto.rehearsal import untouched
+from beit.stages.auto.rehearsal import companion_bytes, untouched
 from beit.stages.session import Session
 from beit.tokenizers.dvae import Layers
 from beit.training.device import Compute, Precision, autocast, memory_of
-from beit.training.method import Method, Noise
+from beit.training.method import Method, Noise, StepOutput
 
 FEW = 2
 """Images of the smaller pass that is measured: batch norms need two."""
@@ -38,11 +39,11 @@ def fit_memory(session: Session[Any], method: Method, batch: Any, precision: Pre
     memory /= compute.world if compute.device.type == "cpu" else 1
     images: float = config.batch_size / (compute.world * config.accumulate)
     wish, needed, choices = config.checkpoint_activations, list[float](), session.choices
+    fixed = state_bytes(model, averaged=config.ema_decay is not None) + companion_bytes(method)
     for choice in ("off", "on") if wish == "auto" else (wish,):
         config = replace(config, checkpoint_activations=choice).as_typed(config.typed)
         checkpoint_activations(model, config)
-        an_image = bytes_for_an_image(method, batch, compute, precision)
-        needed.append(images * an_image + state_bytes(model, averaged=config.ema_decay is not None))
+        needed.append(images * bytes_for_an_image(method, batch, compute, precision) + fixed)
         if needed[-1] <= memory:
             break
     if needed[1:]:
@@ -61,16 +62,32 @@ def checkpoint_activations(model: nn.Module, config: TrainingConfig) -> None:
 def bytes_for_an_image(method: Method, batch: Any, compute: Compute, precision: Precision) -> float:
     """Bytes that a training pass keeps for its gradient, for each of its images: what some take more than a few. The
     method is left as it was."""
-    step, model = method.learner.step, method.learner.model.train()
-    assert step is not None, "what takes no steps keeps nothing"
-
-    def kept(count: int) -> int:
-        noise = Noise(0, 0, range(count), compute.device)
-        return bytes_kept(partial(step, model, _of_size(batch, count), 0, noise))
-
     with untouched(method), torch.random.fork_rng(devices=[]), autocast(compute.device, precision):
-        few, some = kept(FEW), kept(2 * FEW)
+        few, some = (bytes_kept(_pass(method, batch, count, compute)) for count in (FEW, 2 * FEW))
     return (some - few) / FEW
+
+
+def work_of_an_image(
+    method: Method, batch: Any, config: TrainingConfig, compute: Compute, precision: Precision
+) -> float:
+    """Multiply-adds of a training step for each of its images, without what `config` has computed a second time. The
+    method is left as it was."""
+    model = method.learner.model
+    checkpoint_activations(model, replace(config, checkpoint_activations="off"))
+    with untouched(method), torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
+        with autocast(compute.device, precision):
+            output = _pass(method, batch, FEW, compute)()
+        torch.autograd.backward(output.loss)
+    checkpoint_activations(model, config)
+    return float(counter.get_total_flops() / 2 / FEW)
+
+
+def _pass(method: Method, batch: Any, count: int, compute: Compute) -> Callable[[], StepOutput]:
+    """A training pass over the images of `batch`, over and over, until there are `count`."""
+    assert method.learner.step is not None, "what takes no steps has no passes"
+    images = type(batch)(*(part[torch.arange(count, device=part.device) % len(part)] for part in batch))
+    noise = Noise(0, 0, range(count), compute.device)
+    return partial(method.learner.step, method.learner.model.train(), images, 0, noise)
 
 
 def bytes_kept(forward: Callable[[], object]) -> int:
@@ -84,11 +101,6 @@ def bytes_kept(forward: Callable[[], object]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         _output = forward()  # alive until all is counted
     return sum(storages.values())
-
-
-def _of_size(batch: Any, count: int) -> Any:
-    """The images of a batch, over and over, until there are `count`."""
-    return type(batch)(*(part[torch.arange(count, device=part.device) % len(part)] for part in batch))
 
 
 def state_bytes(model: nn.Module, averaged: bool) -> float:

@@ -7,16 +7,14 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from beit.config.run import TrainingConfig
-from beit.stages.auto.choices import rate_of
 from beit.training.device import Compute, Precision, eval_mode
 from beit.training.method import Batches, Method
 from beit.training.optim import set_learning_rate
@@ -60,11 +58,11 @@ def measure(
     """The pace of `method`, whose evaluation and final test take so many `passes`, on this machine; about `seconds`
     are spent on steps. The method is left as it was."""
     with untouched(method), torch.random.fork_rng(devices=[]):
-        step, size, work = _time_steps(method, batches, plan, compute, precision, seconds)
+        step, size = _time_steps(method, batches, plan, compute, precision, seconds)
         with eval_mode(compute.device, precision):
             a_pass, drawing = _time_evaluation(method, batches, compute)
     evaluation, test = (count * a_pass for count in passes)
-    return Pace(step, evaluation + drawing, size / WRITING, test, work / rate_of(compute, precision))
+    return Pace(step, evaluation + drawing, size / WRITING, test)
 
 
 @contextmanager
@@ -80,29 +78,31 @@ def untouched(method: Method) -> Iterator[None]:
             module.zero_grad(set_to_none=True)
 
 
+def companion_bytes(method: Method) -> int:
+    """Bytes of what the method keeps besides its model, as tokens of the views that come again."""
+    return sum(x.nbytes for module in method.learner.companions.values() for x in module.state_dict().values())
+
+
 def _time_steps(
     method: Method, batches: Batches, plan: Plan, compute: Compute, precision: Precision, seconds: float
-) -> tuple[float, int, float]:
-    """Seconds of a step, the loading of its images among them, bytes of the state after it, and multiply-adds of an
-    image."""
+) -> tuple[float, int]:
+    """Seconds of a step, the loading of its images among them, and bytes of the state after it."""
     state = initial_state(method, plan, compute)
     set_learning_rate(state.optimizer, 0.0)  # without the warm-up of the run its first rates might diverge
     stepper = Stepper(method.learner, plan, state, compute, precision)
     stepper.network.train()
     micro_batches = iter(batches.train(0, 10**6))  # a rehearsal may be longer than its run
     began = start = time.monotonic()
-    counter = FlopCounterMode(display=False)
     done, least, most = 0, WARM_UP + TIMED, SHARE * plan.steps
     while not compute.largest(int(done >= least and (time.monotonic() > began + seconds or done > most))):
         if done == WARM_UP:
             start = time.monotonic()
-        with nullcontext() if done else counter:
-            stepper.take_step(micro_batches)
+        stepper.take_step(micro_batches)
         _wait_for(compute)
         done += 1
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    seconds, work = (time.monotonic() - start) / (done - WARM_UP), counter.get_total_flops() / 2 * compute.world
-    return seconds, parameters * (16 if state.ema is None else 20), work / plan.config.batch_size
+    size = parameters * (16 if state.ema is None else 20) + companion_bytes(method)
+    return (time.monotonic() - start) / (done - WARM_UP), size
 
 
 def _time_evaluation(method: Method, batches: Batches, compute: Compute) -> tuple[float, float]:

@@ -54,7 +54,8 @@ class FeatureMonitor:
         if self._classes:
             evaluation = replace(evaluation, monitor="knn_top1", monitor_mode="max", keep_best=True)
             labels = f"{self._bank.fingerprint} and {self._queries.fingerprint}"
-            product = replace(product, facts={**product.facts, "labels": labels}, details=self._details)
+            facts = {**product.facts, "labels": labels}
+            product = replace(product, facts=facts, details=lambda: {"knn_images": int(self._queries.whole.sum())})
         notes = replace(notes, about=[*notes.about, self._about()])
         return replace(method, evaluation=evaluation, product=product, notes=notes)
 
@@ -72,9 +73,6 @@ class FeatureMonitor:
         for source in (self._bank, self._queries):
             source.compute(features, view, machine, batch_size=batch_size, title="features", stop=stop)
         return compute.from_main(self._figures)
-
-    def _details(self) -> dict[str, int]:
-        return {"knn_images": int(self._queries.whole.sum())}
 
     def _about(self) -> str:
         bank, queries = f"{len(self._bank):,} training images", f"{len(self._queries):,} held-back ones"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from beit.checkpoints.adapt import drop_norm
+from beit.checkpoints.adapt import drop_norm, take_over
 from beit.checkpoints.store import describe
 from beit.config.errors import UserError
 from beit.config.finetune import FinetuneConfig
@@ -68,16 +68,14 @@ def _take_over_head(
     if isinstance(start, MaskedImageModel):
         if model.norm is None:
             return f"new norm and head for {len(classes):,} classes, on the mean of the patches"
-        model.norm.load_state_dict(start.norm.state_dict())
+        take_over(model, start, ("norm.",))
         return f"norm kept, new head for {len(classes):,} classes, on the class token"
     if not isinstance(start, ImageClassifier):
         return f"new head for {len(classes):,} classes"
     assert config.init is not None
     if start.pool != model.pool:
         return f"new norm and head for {len(classes):,} classes: --pool {model.pool} instead of {start.pool}"
-    for norm, source in ((model.fc_norm, start.fc_norm), (model.norm, start.norm)):
-        if norm is not None and source is not None:
-            norm.load_state_dict(source.state_dict())
+    take_over(model, start, ("norm.", "fc_norm."))
     old_classes = _classes_of(config.init)
     if old_classes is not None and sorted(old_classes) == sorted(classes):
         rows = [old_classes.index(name) for name in classes]
@@ -108,8 +106,7 @@ def _take_over_decoder(
         return f"new {decoder}, for that of --init differs in {', '.join(different)}"
     if _classes_of(config.init) != classes:
         return f"new {decoder}, for that of --init has other classes"
-    own = {name: value for name, value in start.state_dict().items() if not name.startswith("encoder.")}
-    model.load_state_dict(model.state_dict() | own)
+    take_over(model, start, ("pyramid.", "decode_head.", "auxiliary_head."))
     return f"kept {decoder}"
 
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from torch import nn
 
-from beit.checkpoints.adapt import changes, drop_norm, replace_rates, resize_encoder
+from beit.checkpoints.adapt import changes, drop_norm, replace_rates, resize_encoder, take_over
 from beit.checkpoints.store import describe
 from beit.config.architecture import sides
 from beit.config.pretrain import PretrainConfig
 from beit.models.encoder import init_weights
 from beit.models.heads import MaskedImageModel
-from beit.stages.network import require_network
+from beit.stages.network import KNOBS, require_equal
 from beit.stages.start.encoder import encoder_facts, load_start
 from beit.stages.tasks.masked_modelling import masked_image_model
 from beit.training.method import Method
@@ -25,7 +25,8 @@ def starting_masked_model(
     or drawn. `tokenizer` is the hash of the one whose tokens it predicts; None for pixels."""
     assert config.init is not None
     start, encoder, notes = load_start(config.init)
-    require_network(config, encoder.config)
+    for name in (*KNOBS, *(() if config.normalization is None else ("pixel_mean", "pixel_std"))):
+        require_equal(config, name, getattr(config.architecture(), name), getattr(encoder.config, name))
     with changes() as adapting:
         encoder = resize_encoder(encoder, sides(config.image_size))
         encoder = replace_rates(encoder, drop_path_rate=config.drop_path_rate, dropout=config.dropout)
@@ -63,8 +64,7 @@ def _take_over(model: MaskedImageModel, start: nn.Module, config: PretrainConfig
         words = "norm and mask token kept, new head: --init predicted other tokens or pixels"
         if start.vocab_size == model.vocab_size and _same_targets(config, tokenizer):
             kept, words = [*kept, "token_head."], "norm, mask token and head kept: they predict the same"
-    weights = {name: x for name, x in start.state_dict().items() if name.startswith(tuple(kept))}
-    model.load_state_dict(model.state_dict() | weights)
+    take_over(model, start, tuple(kept))
     return words
 
 

@@ -20,8 +20,6 @@ from beit.models.encoder import BeitEncoder
 from beit.models.heads import MaskedImageModel
 from beit.tokenizers.base import VisualTokenizer
 
-TokenFigures = Callable[[Tensor, Tensor, Tensor, Tensor], dict[str, Tensor]]
-
 
 class TokenCache(nn.Module):
     """Tokens of the views that come again, on a grid of h w patches; alike on all ranks, part of a run's state."""
@@ -76,7 +74,7 @@ def tokens_by(tokenizer: VisualTokenizer) -> Callable[[PretrainBatch], Tensor]:
 
 def evaluation_view(config: PretrainConfig, token_size: tuple[int, int]) -> PretrainEvaluationView:
     """Images without augmentation, their masks, and the tokenizer's view of them at `token_size`."""
-    return PretrainEvaluationView(sides(config.image_size), token_size, masking_of(config))
+    return PretrainEvaluationView(sides(config.image_size), token_size, masking_of(config), num_hidden(config))
 
 
 def token_image_size(config: PretrainConfig, tokenizer: VisualTokenizer) -> tuple[int, int]:
@@ -116,6 +114,11 @@ def masking_of(config: PretrainConfig) -> BlockwiseMasking | RandomMasking | NoM
     return BlockwiseMasking(grid, num_masked, config.min_block, count=config.mask_count, aspect=config.block_aspect)
 
 
+def num_hidden(config: PretrainConfig) -> int | None:
+    """How many patches are hidden in every image; None where that varies."""
+    return masking_of(config).num_masked if config.mask_count == "exact" else None
+
+
 def patches_to_predict(config: PretrainConfig, mask: Tensor) -> Tensor:
     """The hidden patches, or all of them (ablation, paper table 4)."""
     return mask if config.predict == "masked" else torch.ones_like(mask)
@@ -125,7 +128,7 @@ def num_predicted(config: PretrainConfig) -> int | None:
     """How many they are in every image; None where that varies."""
     if config.predict == "all":
         return math.prod(config.architecture().grid)
-    return masking_of(config).num_masked if config.mask_count == "exact" else None
+    return num_hidden(config)
 
 
 def pixel_loss(
@@ -143,7 +146,7 @@ def token_sums(
     baselines: TokenBaselines | None,
     model: nn.Module,
     batch: PretrainBatch,
-    besides: TokenFigures | None = None,
+    besides: Callable[[Tensor, Tensor, Tensor, Tensor], dict[str, Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """Loss and accuracy of a batch's tokens, and what `baselines` score, as sums over the predicted patches; and what
     `besides` makes of the tokenizer's images, their tokens, the logits and the patches predicted."""

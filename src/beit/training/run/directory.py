@@ -44,7 +44,7 @@ CHANGEABLE = frozenset(_OF_MACHINE | _OF_OUTPUT)
 """Knobs that may differ when a run continues."""
 PLACES = frozenset({"data", "eval_data", "labels", "label_maps"})
 """Where its images lie, which may move until it is done: the facts tell whether they are the same."""
-LENGTH = frozenset({"steps", "epochs", "extend_to"})
+LENGTH = frozenset({"steps", "epochs", "extend_to", "ends"})
 """What tells how long a run is, which a finished one may change."""
 EXTENDED = "extended"
 """State of a finished run that begins to go on."""

@@ -169,7 +169,8 @@ def _reconcile(path: Path, request: Request) -> Stored:
         moved = {name: now[name] for name in PLACES & now.keys() & then.keys()}  # or, once done, it would be refused
         return Stored(merged, {**status, "typed": {**then, **moved}} if moved else status)
     # All of it as it was until now, so that whatever follows from its length stays.
-    length = {"steps": status["steps"], "epochs": None, "extend_to": config["extend_to"]}
+    ends = [*(stored.get("ends") or ()), status["steps"]]
+    length = {"steps": ends[0], "epochs": None, "extend_to": config["extend_to"], "ends": ends}
     return Stored(merged | length, {**status, "state": EXTENDED, "typed": plain(request.typed)})
 
 
@@ -188,7 +189,7 @@ def _leave_end(path: Path, stored: Stored) -> None:
     remove(path / RESULTS)
     if stored.config.get("schedule") != "constant":
         return
-    states, branch = path / CHECKPOINTS, cool_down_start(stored.config["steps"])
+    states, branch = path / CHECKPOINTS, cool_down_start(stored.config["ends"][-1])
     kept = [step for step in checkpoint_steps(states) if step <= branch]
     require(bool(kept), f"{states} holds no state of step {branch}, before the cool-down; begin a longer run anew")
     for step in checkpoint_steps(states):
