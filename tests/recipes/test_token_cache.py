@@ -16,7 +16,6 @@ from beit.data.sources.holdout import Holdout
 from beit.data.sources.opening import open_splits
 from beit.data.views.pretraining import PretrainViews
 from beit.masking import RandomMasking
-from beit.recipes import pretrain as recipe
 from beit.recipes.pretrain import pretrain
 from beit.stages.tasks import masked_modelling
 from beit.stages.tasks.masked_modelling import TokenCache, tokens_by
@@ -77,7 +76,7 @@ def test_killed_after_the_cycle_a_run_ends_with_the_same_bits_and_without_the_to
         return method(model, encode, batch, *rest)  # type: ignore[arg-type]
 
     method = masked_modelling.masked_image_modelling
-    monkeypatch.setattr(recipe, "masked_image_modelling", watched)
+    monkeypatch.setattr(masked_modelling, "masked_image_modelling", watched)
     die_at = -1
     pretrain(config("whole"))  # type: ignore[arg-type]
     die_at = len(calls) - 1  # steps of a rehearsal come before; the run has states of steps 5 and 10

@@ -15,19 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import beit.models.position as position
 from beit.config.architecture import EncoderConfig, InitScheme
 from beit.config.errors import UserError
 from beit.models.layers import Block, PatchEmbed
-from beit.models.position import (
-    CLS_TOKENS,
-    Grid,
-    RelativePositionBias,
-    bias_table_rows,
-    position_bias,
-    relative_position_index,
-    resize_position_embedding,
-    sincos_embedding,
-)
+from beit.models.position import Grid
 from beit.pixels import per_channel, require_unit, white
 
 
@@ -54,18 +46,18 @@ class BeitEncoder(nn.Module):
         """Blocks from the first on that do not learn; see :meth:`freeze`."""
 
         width, grid = config.width, config.grid
-        self.num_prefix_tokens = CLS_TOKENS + config.num_registers
+        self.num_prefix_tokens = position.CLS_TOKENS + config.num_registers
         self.patch_embed = PatchEmbed(config.patch_size, width, config.channels, config.pixel_bits)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         registers = config.num_registers
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, width)) if registers else None
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.final_norm else None
         self.pos_embed = (
-            nn.Parameter(torch.zeros(1, CLS_TOKENS + math.prod(grid), width))
+            nn.Parameter(torch.zeros(1, position.CLS_TOKENS + math.prod(grid), width))
             if config.position == "absolute"
             else None
         )
-        self.rel_pos_bias = RelativePositionBias(grid, config.num_heads) if config.bias == "shared" else None
+        self.rel_pos_bias = position.RelativePositionBias(grid, config.num_heads) if config.bias == "shared" else None
         self.blocks = nn.ModuleList(
             Block(
                 width,
@@ -75,7 +67,7 @@ class BeitEncoder(nn.Module):
                 drop_path_rate=config.drop_path_rate * layer / max(config.depth - 1, 1),
                 dropout=config.dropout,
                 layer_norm_eps=config.layer_norm_eps,
-                bias_rows=bias_table_rows(grid) if config.bias == "block" else None,
+                bias_rows=position.bias_table_rows(grid) if config.bias == "block" else None,
                 qv_bias=config.qv_bias,
             )
             for layer in range(config.depth)
@@ -170,10 +162,10 @@ class BeitEncoder(nn.Module):
     def position_embedding(self, grid: Grid) -> Tensor | None:
         """What is added to the tokens of `grid`, (1, 1 + N, D), learned or sine-cosine; None for none."""
         if self.pos_embed is not None:
-            return resize_position_embedding(self.pos_embed, self.grid, grid)
+            return position.resize_position_embedding(self.pos_embed, self.grid, grid)
         if self.config.position == "sincos":
             token, trained = self.cls_token, self.config.position_grid or self.grid
-            return sincos_embedding(grid, trained, self.config.width, token.dtype, token.device)
+            return position.sincos_embedding(grid, trained, self.config.width, token.dtype, token.device)
         return None
 
     def _tokens(self, patches: Tensor, grid: Grid, places: Tensor | None = None) -> Tensor:
@@ -186,7 +178,7 @@ class BeitEncoder(nn.Module):
         if self.register_tokens is None:
             return tokens
         registers = self.register_tokens.expand(len(tokens), -1, -1)
-        return torch.cat([tokens[:, :CLS_TOKENS], registers, tokens[:, CLS_TOKENS:]], dim=1)
+        return torch.cat([tokens[:, : position.CLS_TOKENS], registers, tokens[:, position.CLS_TOKENS :]], dim=1)
 
     def _run_blocks(
         self, tokens: Tensor, grid: Grid, keep: Sequence[int], places: Tensor | None = None
@@ -213,11 +205,11 @@ class BeitEncoder(nn.Module):
         device = self.cls_token.device
         autocast = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if autocast else self.cls_token.dtype
-        index = relative_position_index(grid, device)
+        index = position.relative_position_index(grid, device)
         index = index[None] if places is None else index[places[:, :, None], places[:, None, :]]
 
         def bias_of(table: Tensor) -> Tensor:
-            return position_bias(table, self.grid, grid, index, dtype)
+            return position.position_bias(table, self.grid, grid, index, dtype)
 
         owner = self.rel_pos_bias
         shared = None if owner is None else bias_of(owner.relative_position_bias_table)

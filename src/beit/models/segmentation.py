@@ -12,17 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+import beit.models.decoders as decoders
 from beit.config.architecture import MAX_DEPTH
 from beit.config.errors import require
-from beit.models.decoders import (
-    AUXILIARY_CHANNELS,
-    FCNHead,
-    FeaturePyramid,
-    PupHead,
-    UPerHead,
-    init_decoder,
-    resize_map,
-)
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import EncoderWithHead
 
@@ -81,22 +73,22 @@ class SemanticSegmenter(EncoderWithHead):
         width, patch_size = encoder.config.width, encoder.config.patch_size
         eps = encoder.config.layer_norm_eps
         pup = partial(
-            PupHead, width, channels, num_classes, transposed=transposed, dropout=dropout, layer_norm_eps=eps
+            decoders.PupHead, width, channels, num_classes, transposed=transposed, dropout=dropout, layer_norm_eps=eps
         )
-        self.pyramid = FeaturePyramid(width, patch_size) if decoder == "upernet" else None
+        self.pyramid = decoders.FeaturePyramid(width, patch_size) if decoder == "upernet" else None
         self.decode_head: nn.Module
         self.auxiliary_head: nn.Module | None = None
         if decoder == "upernet":
-            self.decode_head = UPerHead(width, channels, num_classes, dropout)
+            self.decode_head = decoders.UPerHead(width, channels, num_classes, dropout)
             if auxiliary:
-                self.auxiliary_head = FCNHead(width, AUXILIARY_CHANNELS, num_classes, dropout)
+                self.auxiliary_head = decoders.FCNHead(width, decoders.AUXILIARY_CHANNELS, num_classes, dropout)
         else:
             self.decode_head = pup(num_stages=max(patch_size.bit_length() - 1, 1))
             if auxiliary:
                 self.auxiliary_head = nn.ModuleList(pup(num_stages=1) for _ in self.layers[:-1])
         for part in (self.pyramid, self.decode_head, self.auxiliary_head):
             if part is not None:
-                init_decoder(part)
+                decoders.init_decoder(part)
 
     def forward(self, images: Tensor, auxiliary: bool = False) -> Tensor | list[Tensor]:
         """(B, 3, H, W), float in [0, 1] or uint8 -> logits (B, C, H, W), float32 at least.
@@ -114,7 +106,7 @@ class SemanticSegmenter(EncoderWithHead):
         elif auxiliary and self.auxiliary_head is not None:
             outputs.append(self.auxiliary_head(features[2]))
         size = images.shape[-2:]
-        logits = [resize_map(x.to(torch.promote_types(x.dtype, torch.float32)), size) for x in outputs]
+        logits = [decoders.resize_map(x.to(torch.promote_types(x.dtype, torch.float32)), size) for x in outputs]
         return logits if auxiliary else logits[0]
 
 

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import nn
 
+import beit.stages.tasks.masked_modelling as task
 from beit.checkpoints.store import load_tokenizer, weights_sha256
 from beit.config.architecture import sides
 from beit.config.errors import given_by
@@ -25,21 +26,6 @@ from beit.models.heads import MaskedImageModel
 from beit.models.layers import draw_paths
 from beit.stages.auto.choices import settle
 from beit.stages.session import Feed, Images, Outcome, finished, open_images, open_session
-from beit.stages.tasks.masked_modelling import (
-    TokenCache,
-    evaluation_view,
-    masked_image_model,
-    masked_image_modelling,
-    masking_of,
-    num_hidden,
-    num_predicted,
-    patches_to_predict,
-    pixel_loss,
-    pixel_sums,
-    token_image_size,
-    token_sums,
-    tokens_by,
-)
 from beit.stages.train import set_steps, train
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.method import Evaluation, Learner, Method, Noise, Notes, Product, StepOutput
@@ -60,7 +46,7 @@ def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool =
         identity = weights_sha256(tokenizer)
         tokenizer.to(session.compute.device).requires_grad_(False)
         model, about = first_model(config, tokenizer.vocab_size, identity)
-        token_size = token_image_size(config, tokenizer)
+        token_size = task.token_image_size(config, tokenizer)
         method = token_method(config, model, tokenizer, identity, len(images.train))
     else:
         session, config = settle(session, images)
@@ -83,18 +69,18 @@ def token_method(
     config: PretrainConfig, model: MaskedImageModel, tokenizer: VisualTokenizer, identity: str, images: int
 ) -> Method:
     """Predict the tokens of so many `images` by a trained tokenizer, whose weights have the hash `identity`."""
-    token_size = token_image_size(config, tokenizer)
+    token_size = task.token_image_size(config, tokenizer)
     baselines = TokenBaselines(model.encoder.config.grid, tokenizer.vocab_size)
-    count, companions, cache = num_predicted(config), dict[str, nn.Module](baselines=baselines), None
+    count, companions, cache = task.num_predicted(config), dict[str, nn.Module](baselines=baselines), None
     if config.token_cache is not None:
         views, patches = config.token_cache * images, math.prod(model.encoder.config.grid)
-        companions["token_cache"] = cache = TokenCache(tokenizer, views, patches)
-    encode = cache or tokens_by(tokenizer)
+        companions["token_cache"] = cache = task.TokenCache(tokenizer, views, patches)
+    encode = cache or task.tokens_by(tokenizer)
 
     def step(model: nn.Module, batch: PretrainBatch, index: int, noise: Noise) -> StepOutput:
-        predict = patches_to_predict(config, batch.mask)
+        predict = task.patches_to_predict(config, batch.mask)
         draw_paths(model, noise.uniform)
-        tokens, loss, share = masked_image_modelling(model, encode, batch, predict, count)
+        tokens, loss, share = task.masked_image_modelling(model, encode, batch, predict, count)
         metrics = {"token_accuracy": share, **baselines.losses(tokens, batch.mask, predict)}
         everyone = of_all_ranks(torch.cat([tokens.flatten(1), batch.number.expand(len(tokens))[:, None]], dim=1))
         baselines.count(everyone[:, :-1])
@@ -109,7 +95,7 @@ def token_method(
     return Method(
         learner=Learner(model=model, step=step, summarise=best_mixtures, companions=companions),
         evaluation=Evaluation(
-            evaluate_batch=partial(token_sums, config, tokenizer, baselines),
+            evaluate_batch=partial(task.token_sums, config, tokenizer, baselines),
             summarise=best_mixtures_of_sums,
             draw=partial(draw_tokens, tokenizer),
         ),
@@ -122,9 +108,9 @@ def pixel_method(config: PretrainConfig, network: MaskedImageModel) -> Method:
     """Predict the normalised pixels of the patches (ablation, paper table 4: without visual tokens)."""
 
     def step(model: nn.Module, batch: PretrainBatch, index: int, noise: Noise) -> StepOutput:
-        predict = patches_to_predict(config, batch.mask)
+        predict = task.patches_to_predict(config, batch.mask)
         draw_paths(model, noise.uniform)
-        return StepOutput(pixel_loss(config, network, model, batch, predict), {})
+        return StepOutput(task.pixel_loss(config, network, model, batch, predict), {})
 
     about = f"predicts the normalised pixels of {config.patch_size}x{config.patch_size} patches"
     if config.pixel_norm == "patch":
@@ -132,7 +118,7 @@ def pixel_method(config: PretrainConfig, network: MaskedImageModel) -> Method:
     return Method(
         learner=Learner(model=network, step=step),
         evaluation=Evaluation(
-            evaluate_batch=partial(pixel_sums, config, network), draw=partial(draw_pixels, config.pixel_norm)
+            evaluate_batch=partial(task.pixel_sums, config, network), draw=partial(draw_pixels, config.pixel_norm)
         ),
         product=Product(description={"pixel_norm": config.pixel_norm}),
         notes=notes(config, network, about),
@@ -147,7 +133,7 @@ def first_model(
         from beit.stages.start.prediction import starting_masked_model
 
         return starting_masked_model(config, vocab_size, tokenizer)
-    model = masked_image_model(config, BeitEncoder(config.architecture()), vocab_size)
+    model = task.masked_image_model(config, BeitEncoder(config.architecture()), vocab_size)
     init_weights(model, config.init_scheme)
     return model, []
 
@@ -160,14 +146,14 @@ def feed(config: PretrainConfig, images: Images, token_size: tuple[int, int]) ->
         view=PretrainViews(
             size,
             token_size,
-            masking_of(config),
-            num_hidden(config),
+            task.masking_of(config),
+            task.num_hidden(config),
             min_scale=config.min_crop,
             flip=config.flip,
             color_jitter=config.color_jitter,
             mode=config.views,
         ),
-        evaluation_view=evaluation_view(config, token_size),
+        evaluation_view=task.evaluation_view(config, token_size),
         cycle=config.token_cache,
     )
 

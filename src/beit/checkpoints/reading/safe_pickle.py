@@ -15,16 +15,7 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
-from beit.checkpoints.reading.pickle_names import (
-    ALLOWED,
-    DEFAULT_DICT,
-    DICT,
-    OLD_TENSOR,
-    PARAMETERS,
-    SIZE,
-    STORAGES,
-    TENSOR,
-)
+from beit.checkpoints.reading import pickle_names as names
 
 MAX_DIMENSIONS = 8
 MAX_OPERATIONS = 2**20
@@ -211,7 +202,7 @@ class _Machine:
 
 
 def _named(name: str) -> _Global:
-    if name not in ALLOWED:
+    if name not in names.ALLOWED:
         raise Refused(
             f"it holds {name[:80]!r}, which is neither a tensor nor part of a known checkpoint; save its weights "
             f"alone, torch.save(model.state_dict(), FILE), where you trust it"
@@ -221,19 +212,19 @@ def _named(name: str) -> _Global:
 
 def _made(maker: _Global, arguments: tuple[Any, ...]) -> Any:
     """What calling `maker` would give, for the makers that are known."""
-    if maker.name in (TENSOR, OLD_TENSOR):
+    if maker.name in (names.TENSOR, names.OLD_TENSOR):
         return _tensor(*arguments[:4])
-    if maker.name in PARAMETERS:
+    if maker.name in names.PARAMETERS:
         if not arguments or not isinstance(arguments[0], StoredTensor):
             raise Refused("it holds a parameter that is no tensor")
         return arguments[0]
-    if maker.name == DEFAULT_DICT:  # made of what it calls for a new key; its items follow
+    if maker.name == names.DEFAULT_DICT:  # made of what it calls for a new key; its items follow
         return {}
-    if maker.name in (DICT, SIZE):
+    if maker.name in (names.DICT, names.SIZE):
         values = arguments[0] if arguments else ()
         if not isinstance(values, list | tuple):  # text is not charged
             raise Refused(f"it makes a {maker.name} of a {type(values).__name__}")
-        return _items(values) if maker.name == DICT else tuple(values)
+        return _items(values) if maker.name == names.DICT else tuple(values)
     return Inert(maker.name)
 
 
@@ -250,10 +241,10 @@ def _items(pairs: Any) -> dict[Any, Any]:
 def _persistent(value: Any) -> Any:
     """A storage, or in the older container also a class with its source code, which is left unread."""
     match value:
-        case ("storage", _Global(name), str(key), _, int(numel), *view) if name in STORAGES:
+        case ("storage", _Global(name), str(key), _, int(numel), *view) if name in names.STORAGES:
             if numel < 0 or any(part is not None for part in view):
                 raise Refused(f"its storage {key[:40]!r} is of an unknown kind")
-            return Storage(key, STORAGES[name], numel)
+            return Storage(key, names.STORAGES[name], numel)
         case ("module", _Global() as named, _, _):
             return named
     raise Refused("it refers to something that is neither a storage nor a module")

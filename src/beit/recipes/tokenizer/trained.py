@@ -18,18 +18,9 @@ from beit.data.batches import ImageBatch
 from beit.recipes.tokenizer.judging import evaluation, notes
 from beit.stages.network import TOKENIZER_KNOBS, require_equal
 from beit.stages.session import Images, Session
+from beit.tokenizers import objective
 from beit.tokenizers.dvae import DiscreteVAE
 from beit.tokenizers.fsq import FiniteScalarVAE
-from beit.tokenizers.objective import (
-    Anneal,
-    cell_mean_mae,
-    count_codes,
-    elbo_loss,
-    median_images,
-    reconstruction_mae,
-    reconstruction_nll,
-    with_codebook_usage,
-)
 from beit.training.method import Learner, Method, Noise, Step, StepOutput
 from beit.verdicts.rules import collapse
 
@@ -38,7 +29,7 @@ def reconstruction_method(config: TokenizerConfig, session: Session[Any], images
     """Learn to reconstruct images from tokens; a collapse is said on the console."""
 
     def summarise(means: Mapping[str, Tensor]) -> dict[str, float]:
-        figures = with_codebook_usage(means)
+        figures = objective.with_codebook_usage(means)
         # Few codes win the argmax while the KL divergence gains its weight and the temperature is high.
         is_cool = figures.get("temperature", 0) <= (config.temperature + config.final_temperature) / 2
         counts = figures["perplexity"], figures["codes_used"], config.vocab_size
@@ -84,14 +75,14 @@ def starting_tokenizer(config: TokenizerConfig) -> tuple[DiscreteVAE | FiniteSca
 def reconstruction_step(config: TokenizerConfig, steps: int) -> Step:
     """The evidence lower bound of a batch, with the temperature and the weight of the KL divergence of the step."""
     cooling = config.in_steps(config.temperature_steps, steps)
-    temperature = Anneal(config.temperature, config.final_temperature, cooling)
-    kl_weight = Anneal(0.0, config.kl_weight, config.in_steps(config.kl_steps, steps))
+    temperature = objective.Anneal(config.temperature, config.final_temperature, cooling)
+    kl_weight = objective.Anneal(0.0, config.kl_weight, config.in_steps(config.kl_steps, steps))
 
     def step(model: nn.Module, batch: ImageBatch, index: int, noise: Noise) -> StepOutput:
         height, width = (side // config.stride for side in batch.image.shape[-2:])
         uniform = noise.uniform(height, width, config.vocab_size)
         logits, statistics = model(batch.image, temperature(index), uniform)
-        loss, nll, kl = elbo_loss(batch.image, logits, statistics, kl_weight(index))
+        loss, nll, kl = objective.elbo_loss(batch.image, logits, statistics, kl_weight(index))
         metrics = {
             "nll": nll / batch.image[0].numel(),
             "kl": kl / logits[0, 0].numel(),
@@ -109,7 +100,7 @@ def quantization_step(config: TokenizerConfig) -> Step:
 
     def step(model: nn.Module, batch: ImageBatch, index: int, noise: Noise) -> StepOutput:
         tokens, statistics = model(batch.image)
-        nll = reconstruction_nll(batch.image, statistics) / batch.image[0].numel()
+        nll = objective.reconstruction_nll(batch.image, statistics) / batch.image[0].numel()
         return StepOutput(nll, {"nll": nll, **reconstruction_metrics(config, batch, tokens, statistics)})
 
     return step
@@ -120,7 +111,7 @@ def reconstruction_metrics(
 ) -> dict[str, Tensor]:
     """How far the reconstruction of a batch is off, and the tokens that it used."""
     return {
-        "reconstruction_mae": reconstruction_mae(batch.image, median_images(statistics.detach())),
-        "cell_mean_mae": cell_mean_mae(batch.image, config.stride),
-        "codes": count_codes(tokens, config.vocab_size).float(),
+        "reconstruction_mae": objective.reconstruction_mae(batch.image, objective.median_images(statistics.detach())),
+        "cell_mean_mae": objective.cell_mean_mae(batch.image, config.stride),
+        "codes": objective.count_codes(tokens, config.vocab_size).float(),
     }
