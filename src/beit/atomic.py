@@ -3,8 +3,6 @@
 What is half written is called `.tmp-NAME` and lies beside its place, so that one rename puts it there.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """What each named figure of a run means, how it is written, and what it is compared with. One table."""
 
-from __future__ import annotations
-
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Literal

@@ -4,8 +4,6 @@ A mask is a bool array (rows, columns), True = hidden. It is a function of the `
 and of nothing else, so that a data loader can repeat any sample's mask.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal, get_args
 

@@ -1,7 +1,5 @@
 """How long a wait for others may last: a file system, a loader process. The alarm that ends it is the process's."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Iterator

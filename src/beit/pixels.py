@@ -1,7 +1,5 @@
 """What the numbers of an image mean: black is 0; white is 255 in uint8 and 1 in floats. And the sizes of images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """What a stranger wrote, made fit for use: a JSON object, values as their types, text and names in a message."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Changes to an encoder between two stages. Each returns a new encoder and logs what it changed."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Iterator

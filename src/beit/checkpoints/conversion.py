@@ -1,7 +1,5 @@
 """From any format to any other that can hold the model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace

@@ -4,8 +4,6 @@ Loading is strict: every weight must be there, have its shape and its checksum, 
 may come from anywhere, so nothing in model.json is taken on trust.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

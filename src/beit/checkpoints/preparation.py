@@ -4,8 +4,6 @@ Of classifiers they have timm's names and meaning: images are resized (`interpol
 the network's size, keeping their shape (`crop_mode` center) or not (squash), and the middle is cut out.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 from torch import nn

@@ -1,7 +1,5 @@
 """Architectures: saved with the weights."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

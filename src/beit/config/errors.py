@@ -1,7 +1,5 @@
 """How a run ends otherwise than well."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager

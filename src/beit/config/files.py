@@ -1,7 +1,5 @@
 """Configurations on disk, and how defaults, presets, files and flags are laid over one another."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import os

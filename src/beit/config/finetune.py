@@ -1,7 +1,5 @@
 """`beit finetune`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """`beit pretrain`."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Collection, Mapping

@@ -1,7 +1,5 @@
 """What every verb that reads images takes, and what every verb that trains takes."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

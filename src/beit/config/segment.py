@@ -1,7 +1,5 @@
 """`beit segment`."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

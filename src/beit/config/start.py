@@ -1,7 +1,5 @@
 """What the verbs share that teach an encoder a task: where it starts, and how fast its layers learn."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """`beit tokenizer`, and the architectures that it alone makes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields

@@ -1,7 +1,5 @@
 """Verbs that train nothing themselves: they are made of those that do, look data over, or use what was trained."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """Values of configurations: the limits that stand in their types, and YAML and JSON read as those types."""
 
-from __future__ import annotations
-
 import functools
 import math
 import operator

@@ -1,7 +1,5 @@
 """What every set of images offers, whatever it is stored in."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

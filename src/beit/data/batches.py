@@ -1,7 +1,5 @@
 """What a loader yields. A sample is the same tuple without the batch axis B; images are uint8 in [0, 255]."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -171,8 +171,7 @@ def read_label_rows(path: Path) -> Mapping[str, Sequence[str]]:
     """Paths of images and their classes as the file at `path` has them; UserError for whatever is no such file."""
     name = f"--labels {path}"
     readers = {".csv": _csv_rows, ".json": _json_rows, ".jsonl": _json_lines}
-    if path.suffix.lower() not in readers:
-        raise UserError(f"{name} must end in {' or '.join(readers)}, to say what it holds")
+    require(path.suffix.lower() in readers, f"{name} must end in {' or '.join(readers)}, to say what it holds")
     rows: dict[str, list[str]] = {}
     # A name may hold any bytes, and line breaks; so may a class that `beit predict` wrote.
     text = read_text(path, name, errors="surrogateescape", newline="")

@@ -1,7 +1,5 @@
 """What pictures of more than 8 bits, or of other channels than RGB, hold: the numbers that are stored."""
 
-from __future__ import annotations
-
 import io
 import logging
 import math

@@ -1,7 +1,5 @@
 """Work done ahead in other processes, in order, whose silence and death are told from each other."""
 
-from __future__ import annotations
-
 import atexit
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """How often a classifier is right: tensors in, figures out."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """How sure a figure is that was measured on a few images: numpy alone, for whoever reads a run without torch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import numpy as np

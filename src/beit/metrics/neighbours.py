@@ -1,8 +1,6 @@
 """What features and tokens are worth without any training: how often the nearest neighbours name the class, and how
 many dimensions the features fill."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -3,8 +3,6 @@
 A label map holds class indices, and `IGNORE` where there is none to learn or to judge by.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

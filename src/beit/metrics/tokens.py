@@ -4,8 +4,6 @@ Without these baselines a falling loss says little: the frequencies of the token
 place, already beat ln V by a wide margin.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

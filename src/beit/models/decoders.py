@@ -4,8 +4,6 @@ Shapes: B images, D channels of a feature map, C classes, (h, w) cells of a map.
 released ADE20K models. Convolutions with a batch norm have no bias of their own.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import pairwise

@@ -3,8 +3,6 @@
 Shapes: B images of C channels and (H, W) pixels, (h, w) the patch grid, N = h w patches, D width.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain

@@ -1,7 +1,5 @@
 """What is put on an encoder: prediction of visual tokens (or pixels), classification, linear probes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Literal

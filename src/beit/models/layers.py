@@ -1,7 +1,5 @@
 """The parts of a transformer block. Shapes: B images, N patches, T = prefix + N tokens, D width, H heads."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """What predicts hidden patches where the encoder has not seen them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -3,8 +3,6 @@
 A grid is (rows, columns) of patches; nothing here assumes that it is square.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

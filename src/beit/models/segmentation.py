@@ -3,8 +3,6 @@
 Shapes: B images of (H, W) pixels, C classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Literal

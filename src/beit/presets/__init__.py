@@ -1,13 +1,11 @@
 """Recipes by name: what differs from the defaults, with its source, its cost and what to expect."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
-from beit.config.errors import UserError
+from beit.config.errors import require
 from beit.config.files import layered
 from beit.config.run import TrainingConfig
 
@@ -103,8 +101,7 @@ def verb_of(config_type: type[TrainingConfig]) -> str:
 def find(config_type: type[TrainingConfig], name: str) -> Preset:
     """The preset `name` of the verb that `config_type` belongs to; UserError lists the names otherwise."""
     recipes = recipes_of(verb_of(config_type))
-    if name not in recipes:
-        raise UserError(f"--preset {name} does not exist; choose one of {', '.join([AUTO, *recipes])}")
+    require(name in recipes, f"--preset {name} does not exist; choose one of {', '.join([AUTO, *recipes])}")
     return recipes[name]
 
 

@@ -4,8 +4,6 @@
 patch on the size of the image) follows what was typed. The steps are not chosen here: a rehearsal finds them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple

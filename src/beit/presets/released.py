@@ -5,8 +5,6 @@ Hugging Face Hub. None of the authors of the plain files has published a checksu
 download is trusted, its SHA-256 kept beside it and checked from then on (:mod:`beit.checkpoints.remote.fetch`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 

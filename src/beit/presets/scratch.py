@@ -1,7 +1,5 @@
 """The network of a task that starts from scratch with a preset: that of pre-training."""
 
-from __future__ import annotations
-
 from beit.config.files import layered
 from beit.config.pretrain import PretrainConfig
 from beit.config.run import TrainingConfig

@@ -1,7 +1,5 @@
 """What was measured: by how much seeds of a recipe differed, and what journeys came to (docs/results.md)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

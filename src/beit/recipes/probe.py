@@ -4,8 +4,6 @@ images -> frozen encoder -> features of every layer -> one linear classifier for
                                                     -> the vote of the nearest training images, without training
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress

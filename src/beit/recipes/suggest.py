@@ -18,7 +18,7 @@ from torch import Tensor
 from beit.atomic import replace_file, write_text
 from beit.checkpoints.reference import part_of
 from beit.checkpoints.store import describe
-from beit.config.errors import UserError
+from beit.config.errors import require
 from beit.config.use import PredictConfig, SuggestConfig
 from beit.data.decode import Decoding
 from beit.data.label_file import read_label_rows
@@ -49,8 +49,7 @@ def suggest(config: SuggestConfig) -> list[Suggestion]:
     shared: dict[str, Any] = {name: getattr(config, name) for name in ("images", "device", "precision", "workers")}
     features = PredictConfig(model=part_of(config.model, "init"), features=True, **shared)
     records = [record for record in predictions(features) if not _endings(record["image"]) & labeled]
-    if not records:
-        raise UserError("every image has a label already; name others")
+    require(bool(records), "every image has a label already; name others")
     names = [record["image"] for record in records]
     chosen: dict[str, str] = {}
     if describe(config.model)["kind"] == "classifier":

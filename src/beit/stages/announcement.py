@@ -1,7 +1,5 @@
 """What a training verb says before it begins and after it has ended."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Images through a network that does not learn from them, batch by batch."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Generator

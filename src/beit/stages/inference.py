@@ -1,7 +1,5 @@
 """What the verbs that train nothing have in common: this machine, notes and files, and how images are shown."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the images that a model was judged on say of it: intervals, the verdict, and what comparisons need."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace

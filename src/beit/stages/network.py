@@ -1,7 +1,5 @@
 """The network of a model that pre-training or a tokenizer goes on from: knobs of theirs that are not chosen."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from typing import Any
 

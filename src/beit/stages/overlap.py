@@ -1,8 +1,6 @@
 """Which images a run was trained on, and which it held back: kept in the run for whoever goes on from it or judges
 it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 """A training verb on this machine, before anything is written: its configuration, its ranks, its images and their
 labels."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import time

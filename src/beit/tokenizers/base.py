@@ -1,7 +1,5 @@
 """What pre-training asks of a visual tokenizer."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import ClassVar
 

@@ -6,8 +6,6 @@
 Parameter names are those of OpenAI's package but for `.w`/`.b`, which are `.weight`/`.bias` here.
 """
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections import OrderedDict

@@ -4,8 +4,6 @@ The teacher may be any encoder that the package loads, one of an earlier round o
 are part of the tokenizer and of its identity.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Protocol, cast
 

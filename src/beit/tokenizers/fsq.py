@@ -8,8 +8,6 @@ The token is the number that the C levels write as digits, the first the lowest.
 No codebook is learned, so none collapses: there is no divergence and no temperature.
 """
 
-from __future__ import annotations
-
 from itertools import accumulate
 from operator import mul
 

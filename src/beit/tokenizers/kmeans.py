@@ -6,8 +6,6 @@
 Nothing is learned by gradient: the codebook is computed at once, from a sample of patches, in seconds.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable
 

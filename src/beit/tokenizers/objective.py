@@ -3,8 +3,6 @@
 Every constant is that of DALL-E (arXiv 2102.12092, appendix A.2-A.3) unless a line says otherwise.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import NamedTuple

@@ -2,8 +2,6 @@
 tokenizer and DALLE-pytorch have it, which differ in the order of their layers. To use, not to train.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 

@@ -3,8 +3,6 @@
 A plain one is the released code's "customized" tokenizer (pytorch_model.bin) or DALLE-pytorch's vae.pt.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -145,8 +143,7 @@ def _config(path: Path, shapes: Mapping[str, Shape], stated: Stated) -> Discrete
         raise UserError(f"{path} and its other half are not OpenAI's encoder and decoder; check their names")
     groups = number_of(shapes, "encoder.blocks.group_{}.block_1.res_path.conv_1.weight", start=1)
     blocks = number_of(shapes, "encoder.blocks.group_1.block_{}.res_path.conv_1.weight", start=1)
-    if not 2 <= groups <= 8:
-        raise UserError(f"{path} has {groups} groups of blocks; OpenAI's encoder has 4")
+    require(2 <= groups <= 8, f"{path} has {groups} groups of blocks; OpenAI's encoder has 4")
     stride = 2 ** (groups - 1)
     rows, columns = stated.grid or (max(1, 112 // stride),) * 2
     sizes = {"vocab_size": last[0], "width": first[0], "blocks_per_group": blocks, "code_width": code[0]}

@@ -1,7 +1,5 @@
 """Which library wrote a file or folder, told by its configuration and by the names of its weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from beit.checkpoints.foreign import dalle, huggingface, timm, unilm
@@ -26,8 +24,7 @@ def survey(path: Path, stated: Stated) -> Survey:
     if any((path / name).is_file() for name in dalle.FILES):
         return dalle.survey(path, stated)
     places = [path] if path.is_file() else [path / name for name in WEIGHT_FILES if (path / name).is_file()]
-    if not places:
-        raise UserError(f"{path} holds neither {' nor '.join(WEIGHT_FILES)}")
+    require(bool(places), f"{path} holds neither {' nor '.join(WEIGHT_FILES)}")
     weights = places[0]
     file = open_shards(weights) if weights.name.endswith(INDEX) else open_tensor_file(weights)
     averaged = stated.weights == "ema"

@@ -4,8 +4,6 @@ Written under the names of transformers 4.x, which the hub has and which 5.x rea
 these and under the names that 5.x uses in memory. What is peculiar to segmentation: huggingface_segmentation.py.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ Its BEiT processor squashes images to `size`, whatever their shape, and cuts `cr
 `shortest_edge` in place of a height and a width, as its BiT processor has it, they keep their shape.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

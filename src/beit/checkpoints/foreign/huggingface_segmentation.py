@@ -13,8 +13,6 @@ is written with a block of zeros above it, which is never read, so that transfor
 `unused_blocks` of the configuration tells it, and it is left out again when the file is read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 In a name, {} stands for a number (a block, a layer) and a last * for all that a linear layer or a norm has.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Plain vision transformers (timm's and Hugging Face's ViT, DeiT, MAE, DINO, DINOv2) as encoders of ours."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Mapping

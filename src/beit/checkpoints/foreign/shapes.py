@@ -1,7 +1,5 @@
 """The architecture of an encoder, read off the names and shapes of its weights."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping
@@ -149,7 +147,6 @@ def _grid(grid: Grid | None, kinds: Mapping[str, int]) -> Grid:
         elif grid is None:
             grid = ((math.isqrt(max(rows - CLS_ROWS, 0)) + 1) // 2,) * 2
         needed = CLS_TOKENS + math.prod(grid) if kind == EMBEDDING else bias_table_rows(grid)
-        if min(grid) < 1 or needed != rows:
-            needs = f"a grid of {grid[0]}x{grid[1]} patches needs {needed}; state grid (PATH@grid=ROWSxCOLUMNS)"
-            raise UserError(f"its position information has {rows} rows, and {needs}")
+        needs = f"a grid of {grid[0]}x{grid[1]} patches needs {needed}; state grid (PATH@grid=ROWSxCOLUMNS)"
+        require(min(grid) > 0 and needed == rows, f"its position information has {rows} rows, and {needs}")
     return grid or DEFAULT_GRID

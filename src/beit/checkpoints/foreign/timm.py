@@ -4,8 +4,6 @@
 ones; timm has neither a mask token nor a head for visual tokens.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -8,8 +8,6 @@ nor a grid that is not square, nor, without a bias table, its heads. Segmentatio
 decoder reads.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

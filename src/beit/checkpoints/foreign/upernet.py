@@ -3,8 +3,6 @@
 The released code (mmsegmentation) and Hugging Face have the same decoder, fixed but for its classes and width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

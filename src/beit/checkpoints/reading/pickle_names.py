@@ -1,7 +1,5 @@
 """Classes and functions that pickles of checkpoints name: none of them is imported or called by that name."""
 
-from __future__ import annotations
-
 import torch
 
 STORAGES = {

@@ -6,8 +6,6 @@ names beyond that is refused by name, or, for the few classes that checkpoints a
 :class:`Inert` record of its attributes.
 """
 
-from __future__ import annotations
-
 import math
 import pickletools
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ training checkpoint to give a third of it, and it inflates a zip of 1 MB to 1 Gi
 tensor is made before its bytes are known to lie in the file.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import struct
@@ -67,8 +65,7 @@ class TensorFile(NamedTuple):
             if isinstance(tensor, StoredTensor):
                 views.setdefault(tensor.storage, []).append(key)
         needed = sum(tensor.nbytes for tensor in tensors.values()), sum(storage.nbytes for storage in views)
-        if max(needed) > self.size:
-            raise UserError(f"{self.path} is refused: its tensors add up to more bytes than it has")
+        require(max(needed) <= self.size, f"{self.path} is refused: its tensors add up to more bytes than it has")
         loaded = {key: tensor.clone() for key, tensor in tensors.items() if isinstance(tensor, Tensor)}
         try:
             for storage, keys in views.items():

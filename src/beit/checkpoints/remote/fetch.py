@@ -3,8 +3,6 @@
 A checksum is written beside the file when it is fetched first (trust on first use); one that stands there holds.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import sys
@@ -70,8 +68,7 @@ def _fetch(name: str, address: str, record: Path, expected: str | None, target: 
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         failed = f"{name} cannot be fetched from {address} ({' '.join(str(reason).split())})"
         raise UserError(f"{failed}; download it where there is a network, and give the file") from None
-    if expected not in (None, digest):
-        raise UserError(f"{address} has the sha256 {digest}, not {expected} as stands in {record}")
+    require(expected in (None, digest), f"{address} has the sha256 {digest}, not {expected} as stands in {record}")
     write_text(record, f"{digest}  {record.stem}\n")
     if expected is None:
         message = "%s: sha256 %s, trusted because none is published; kept in %s and checked from now on"

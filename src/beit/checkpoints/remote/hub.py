@@ -1,7 +1,5 @@
 """The Hugging Face Hub: hf://owner/name wherever a model is wanted."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

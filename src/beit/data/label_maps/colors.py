@@ -1,7 +1,5 @@
 """What the colours in label maps mean: numbers, by a table of classes."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any

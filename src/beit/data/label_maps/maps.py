@@ -1,7 +1,5 @@
 """Files of label maps: the number of a class for every pixel."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any

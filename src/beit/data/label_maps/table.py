@@ -1,7 +1,5 @@
 """What the numbers in label maps mean: classes by number, their names and the colours to draw them in."""
 
-from __future__ import annotations
-
 import colorsys
 import csv
 import os
@@ -142,9 +140,8 @@ def read_class_table(path: str, reduce_zero_label: bool, classes: Sequence[str] 
             remedy = f"{reading_of_zero(classes, False)}, so choose data that does"
         raise UserError(f"{path} numbers its classes from 1, so that 0 has no class; {remedy}")
     for number, (value, _, _) in enumerate(rows, first):
-        if value != number:
-            what = f"names {value} twice" if value == number - 1 else f"has no class {number}"
-            raise UserError(f"{path} {what}; the numbers of classes must run from {first} without a gap")
+        what = f"names {value} twice" if value == number - 1 else f"has no class {number}"
+        require(value == number, f"{path} {what}; the numbers of classes must run from {first} without a gap")
     table = named_table([name for _, name, _ in rows], reduce_zero_label, path)
     palette = tuple(own or color for (_, _, own), color in zip(rows, table.palette, strict=True))
     notes = tuple(f"{path}: {row[0]} ('{row[1]}') is ignored" for row in lines if row not in rows)
@@ -223,8 +220,7 @@ def counted_table(
 
     Raises :class:`UserError` where those cannot be classes, nor where they are `shades` in the map of that name.
     """
-    if not file_of:
-        raise UserError(f"none of {count:,} label maps can be read; `beit check` says what is wrong with them")
+    require(bool(file_of), f"none of {count:,} label maps can be read; `beit check` says what is wrong with them")
     highest = max(file_of.keys() - {IGNORE}, default=0)
     most = f"{MAX_CLASSES} classes at most can be told apart"
     require(highest <= MAX_CLASSES, f"{file_of[max(file_of)]} holds the number {highest}; {most}")

@@ -5,8 +5,6 @@ they tell nothing of it. Scenes are functions of (seed, index) and look the same
 float64, so that rounding to 8 bits hides the last-digit differences between machines.
 """
 
-from __future__ import annotations
-
 import colorsys
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Image files in folders and tar shards as a source."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

@@ -4,8 +4,6 @@ A share of each class, exact in number, first by a hash of the path. Images with
 those of one group; a class never loses its last training image.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections import Counter

@@ -95,8 +95,7 @@ def list_data(values: Sequence[str]) -> list[Listing]:
 def _require_apart(places: Sequence[str]) -> None:
     """UserError where one of the `places` is another, or lies in it: its images would count twice."""
     for outer, inner in pairwise(sorted(os.path.join(os.path.realpath(place), "") for place in places)):
-        if inner.startswith(outer):
-            raise UserError(f"names {inner[:-1]} and {outer[:-1]}, which holds it; drop the former")
+        require(not inner.startswith(outer), f"names {inner[:-1]} and {outer[:-1]}, which holds it; drop the former")
 
 
 def _run_around(place: str) -> Path | None:

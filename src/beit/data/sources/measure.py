@@ -1,7 +1,5 @@
 """What the images of a set are, told by an even choice: channels, bits, black and white, and their statistics."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 

@@ -1,7 +1,5 @@
 """Public sets by name: torchvision knows where they are and what their checksums are."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from pathlib import Path

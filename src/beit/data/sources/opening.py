@@ -4,8 +4,6 @@ Folders and tar shards, sets that torchvision downloads, and the built-in scenes
 the headers of tars; images are decoded when asked for.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -1,8 +1,6 @@
 """Which images of folders and tars are for training, `val` and `test`, and their classes: decided on paths alone, but
 for what is held back."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """One decoded image -> what fine-tuning sees of it, as timm's `create_transform`, which the release uses."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

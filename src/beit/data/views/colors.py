@@ -1,7 +1,5 @@
 """Colour jitter, and images between torch and Pillow."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """One decoded image -> what a trained network is shown of it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

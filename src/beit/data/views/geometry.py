@@ -1,7 +1,5 @@
 """Which part of an image is shown, and at which size. Sizes are (height, width)."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal, NamedTuple
 

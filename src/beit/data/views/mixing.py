@@ -4,8 +4,6 @@ The images of a batch are mixed in pairs, those at the places 2j and 2j + 1, or 
 image ask for, so that a batch that is split into parts of whole pairs mixes the same.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """One decoded image -> what the encoder and the tokenizer are shown of it, and which patches are hidden."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal

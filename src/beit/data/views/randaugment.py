@@ -4,8 +4,6 @@ The operations, their ranges and their order are those of timm's `rand-m9-mstd0.
 fine-tuning uses.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import numpy as np

@@ -4,8 +4,6 @@ Order and figures are those of mmsegmentation's ADE20K pipeline, which the relea
 ratio, crop, flip, change of colours, pad. Only the part that the crop shows is resized.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """One decoded image -> what a discrete VAE learns from."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """The label maps of a data set, for `beit check`: what they hold, and which of them segmentation would refuse."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial

@@ -1,7 +1,5 @@
 """`beit check`: look a data set over before anything is trained on it."""
 
-from __future__ import annotations
-
 import hashlib
 import shlex
 from collections import Counter

@@ -9,8 +9,6 @@ The inequalities need a factor of p(z | x~) for every patch (`--predict all`). A
 pixels mapped to [.1, .9], so that figures compare at equal image size alone.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -1,11 +1,9 @@
 """Which images of the data a model is judged on."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from beit.config.errors import UserError
+from beit.config.errors import require
 from beit.config.use import EvaluateConfig
 from beit.data.base import SPLITS, Source, Split
 from beit.data.sources.holdout import Holdout
@@ -30,9 +28,8 @@ def judged_images(config: EvaluateConfig, opener: OpenSplits = open_splits, *, l
     chosen: list[Split] = [name for name in ("test", "val") if name in splits]
     split: Split | Literal["all"] = config.split or (chosen[0] if chosen else "all")
     names = [name for name in SPLITS if name in splits and split in (name, "all")]
-    if not names:
-        choice = " or ".join(f"--split {name}" for name in splits)
-        raise UserError(f"--data {', '.join(config.sources)} has no {split} images; choose {choice}")
+    choice = " or ".join(f"--split {name}" for name in splits)
+    require(bool(names), f"--data {', '.join(config.sources)} has no {split} images; choose {choice}")
     sources = [limited(splits[name], config.limit, config.seed) for name in names]
     source = sources[0] if len(sources) == 1 else Concatenation(sources, labeled)
     is_all = split == "all" and config.split is None

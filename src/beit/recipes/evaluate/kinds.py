@@ -1,7 +1,5 @@
 """What tokenizers, classifiers and segmenters are evaluated on, and how."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.checkpoints.store import describe
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.config.segment import IGNORE
 from beit.config.use import EvaluateConfig
 from beit.data.base import Source
@@ -150,8 +148,7 @@ def _open_labeled(config: EvaluateConfig, classes: list[str] | None, multilabel:
         assert labeled is not None  # only a test beside training images may have no labels
         labeled.notes += file.unused()
         return Judged(split, labeled), file.labels
-    if multilabel:
-        raise UserError(f"{config.model} gives an image several classes; name a file that has them with --labels")
+    require(not multilabel, f"{config.model} gives an image several classes; name a file that has them with --labels")
     judged = judged_images(config, partial(open_splits, labeled=True, classes=classes), labeled=True)
     assert judged.source.classes is not None  # open_splits refuses data without labels
     return judged, Labels(judged.source.classes)
@@ -159,6 +156,5 @@ def _open_labeled(config: EvaluateConfig, classes: list[str] | None, multilabel:
 
 def _require_number(names: tuple[str, ...], number: int, config: EvaluateConfig) -> None:
     """UserError unless there are as many classes as the model has."""
-    if len(names) != number:
-        both = f"--data has {len(names)} classes and {config.model}, which does not name its classes, has {number}"
-        raise UserError(f"{both}; choose data with the same classes")
+    both = f"--data has {len(names)} classes and {config.model}, which does not name its classes, has {number}"
+    require(len(names) == number, f"{both}; choose data with the same classes")

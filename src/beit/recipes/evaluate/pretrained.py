@@ -1,7 +1,5 @@
 """Evaluation of a pre-trained model: can it tell what is hidden?"""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import replace

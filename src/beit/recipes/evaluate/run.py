@@ -1,7 +1,5 @@
 """`beit evaluate`: how good a model is on images, measured as its kind asks."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time

@@ -1,7 +1,5 @@
 """The figures of an evaluation, for people."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a model says of images that a program has in its hands."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path

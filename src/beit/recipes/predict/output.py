@@ -1,7 +1,5 @@
 """Where results go: files, record by record in little memory, whole or not at all; and what a terminal shows."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

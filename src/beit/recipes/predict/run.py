@@ -1,8 +1,6 @@
 """`beit predict`: images in, and out what the model's kind makes of them: labels, label maps, visual tokens, or
 features."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext

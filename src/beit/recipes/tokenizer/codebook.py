@@ -1,7 +1,5 @@
 """Tokenizers that are computed at once: k-means of patches, or of a teacher's features of them."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How a tokenizer of any kind is judged, drawn, and spoken of."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """`beit tokenizer`: make a visual tokenizer (paper section 2.1)."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from beit.config.tokenizer import TokenizerConfig

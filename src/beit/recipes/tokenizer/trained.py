@@ -1,8 +1,6 @@
 """Tokenizers that are trained to reconstruct images: the discrete VAE (DALL-E, appendix A), and the same network with
 finite scalar quantisation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

@@ -3,8 +3,6 @@
 It is chosen once, on the main rank, shared, and stored with the configuration; no random number of the run is drawn.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import statistics
 import time

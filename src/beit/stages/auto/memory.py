@@ -1,7 +1,5 @@
 """How much memory and work training takes, measured on a few images, and how its passes are made to fit."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial

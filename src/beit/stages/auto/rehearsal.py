@@ -1,7 +1,5 @@
 """How long a run's parts take here, measured in seconds of the real thing, and how many steps fit into a time."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import math

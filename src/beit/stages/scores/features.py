@@ -1,7 +1,5 @@
 """Features of a frozen encoder, computed once and kept in the place of images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import closing, suppress
 

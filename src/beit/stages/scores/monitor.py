@@ -1,7 +1,5 @@
 """What an encoder's features are worth while it learns: how often neighbours name the class, what rank they have."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

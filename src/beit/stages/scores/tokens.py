@@ -1,8 +1,6 @@
 """What a tokenizer is worth before any pre-training: how far its tokens can be foretold without looking at an image,
 and whether images of one class have like tokens."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple

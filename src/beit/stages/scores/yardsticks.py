@@ -3,8 +3,6 @@
 Every rank does all of it, so that none waits for another.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial

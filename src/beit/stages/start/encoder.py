@@ -7,7 +7,7 @@ from torch import nn
 from beit.checkpoints.adapt import changes, expand_shared_bias, replace_rates, resize_encoder
 from beit.checkpoints.store import encoder_of, kind_of, load_model
 from beit.config.architecture import EncoderConfig
-from beit.config.errors import UserError, given_by
+from beit.config.errors import UserError, given_by, require
 from beit.config.segment import SegmentConfig
 from beit.config.start import StartConfig
 from beit.models.encoder import BeitEncoder, init_weights
@@ -47,8 +47,7 @@ def _freeze(config: StartConfig, encoder: BeitEncoder) -> list[str]:
         return []
     depth = encoder.config.depth
     blocks = depth if config.freeze == "all" else config.freeze
-    if blocks > depth:
-        raise UserError(f"--freeze {blocks} of the {depth} blocks of {config.init}; choose 0 to {depth}, or all")
+    require(blocks <= depth, f"--freeze {blocks} of the {depth} blocks of {config.init}; choose 0 to {depth}, or all")
     encoder.freeze(blocks)
     return [f"patches, positions and {blocks} of {depth} blocks are frozen"]
 

@@ -1,7 +1,5 @@
 """The classifier or segmenter that fine-tuning starts with, and what it keeps of another."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

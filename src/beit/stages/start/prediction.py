@@ -1,7 +1,5 @@
 """The masked image model that pre-training starts with, and what it keeps of another."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from torch import nn

@@ -1,7 +1,5 @@
 """Masked image modelling as pre-training and its evaluation share it: what is hidden, what is predicted, the loss."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -3,8 +3,6 @@
 An image for which there is no memory is said in one line, where possible before the machine gives way.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
