@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import os
+import pydoc
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
 
+import beit
 from beit import UserError, presets
-from beit.cli.flags import CommonFlags
+from beit.cli.docs import field_docs
+from beit.cli.flags import CommonFlags, _read
 from beit.cli.help import GROUPS
 from beit.cli.main import VERBS, main
 from beit.config.files import layered, plain, read_record, read_yaml, to_yaml
@@ -100,6 +104,45 @@ def test_every_verb_explains_its_flags(verb: str, capsys: pytest.CaptureFixture[
     for flag in [*flags, *(common if verb in presets.VERBS else [])]:
         assert len(re.findall(rf"(?m)^[\s│|]*{flag}\b(?!-)", text)) == 1, flag
     assert "annotated" not in text.lower(), "limits are no part of a type that a user reads"
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_help_is_for_people(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for verb in VERBS:
+        assert run(verb, "--help") == 0
+        text = capsys.readouterr().out
+        prose = [line for line in text.splitlines() if not line.startswith(("usage", "  -", "  ["))]
+        assert max(map(len, prose)) <= columns
+        assert not re.search(r"null|None|STR|\{[A-Z]", text), verb
+    assert run("segment", "--help") == 0
+    text = capsys.readouterr().out
+    assert "  --data TEXT...  (required)\n      Folder with" in text
+    assert "  --crop NUMBER [NUMBER]\n" in text and "--scale NUMBER NUMBER  (default: 0.5 2.0)" in text
+    assert "  --photometric, --no-photometric  (default: on)\n" in text and "  --transposed\n" in text
+
+
+def test_python_help_has_the_text_of_every_field() -> None:
+    for config_type in (beit.PretrainConfig, beit.SegmentConfig, beit.EvaluateConfig, beit.TrainConfig):
+        page = " ".join(re.sub(r"(?m)^ \| *", "", pydoc.plain(pydoc.render_doc(config_type))).split())
+        docs = field_docs(config_type)
+        assert docs.keys() >= {field.name for field in dataclasses.fields(config_type)} - {"epochs", "steps"}
+        assert all(f"{name}: {text}" in page for name, text in docs.items())
+
+
+def test_words_become_what_the_type_of_a_flag_asks_for() -> None:
+    def read(hint: object, *words: str) -> object:
+        return _read("x", list(words), hint)
+
+    assert read(int | str, "4") == (4, []) and read(int | str, "75%") == ("75%", [])
+    assert read(str | None, "007") == ("007", []) and read(str | None, "none") == (None, [])
+    assert read(Literal["none", "patch"] | None, "none") == ("none", [])
+    assert read(str | tuple[str, ...], "a", "b", "c") == (("a", "b", "c"), [])
+    assert read(int | tuple[int, int] | None, "64", "96", "c") == ((64, 96), ["c"])
+    assert read(int | tuple[int, int] | None, "64", "c") == (64, ["c"])
+    assert read(tuple[int, ...] | None, "3", "5", "7") == ((3, 5, 7), []) and read(float, "1e-3") == (1e-3, [])
 
 
 TRAINING = ["--data", "x", "--out", "y", "--tokenizer", "t"]

@@ -18,7 +18,10 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'beit' has no attribute {name!r}")
     if _HOMES[name] == "beit":
         return importlib.import_module(f"beit.{name}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    found = getattr(importlib.import_module(_HOMES[name]), name)
+    if name.endswith("Config"):  # help(beit.PretrainConfig) shows the text of every field
+        importlib.import_module("beit.cli.docs").documented(found)
+    return found
 
 
 def __dir__() -> list[str]:

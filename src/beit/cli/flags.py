@@ -1,16 +1,13 @@
 """The words of a command line as a configuration: flags over a file over a preset over defaults."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import difflib
-import io
+import itertools
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
-
-import tyro
 
 from beit.cli.help import explain
 from beit.config.errors import UserError
@@ -18,7 +15,7 @@ from beit.config.files import layered, overlaid, read_yaml
 from beit.config.run import TrainingConfig
 from beit.config.start import StartConfig
 from beit.config.use import TrainConfig
-from beit.config.values import FILE_ONLY, flag_of, in_words
+from beit.config.values import FILE_ONLY, alternatives, as_type, flag_of, in_words
 from beit.presets import AUTO, Values, find, resolve
 
 TRAINED = (TrainingConfig, TrainConfig)
@@ -26,6 +23,8 @@ TRAINED = (TrainingConfig, TrainConfig)
 
 ALIASES = {"channels": "image_channels"}
 """Shorter names of flags, for the verbs that have no other knob of that name."""
+NULL = ("none", "null", "None")
+"""What says that a knob has no value."""
 
 Arguments = list[str]
 Config = TypeVar("Config")
@@ -68,6 +67,7 @@ def parse(
     if words != arguments:
         bases = (config_type, CommonFlags) if issubclass(config_type, TRAINED) else (config_type,)
         explain(bases, positional, below, program)
+        raise SystemExit(0)
     spelling = {name: name.upper() for name in positional}
     missing = [spelling.get(name, flag_of(name)) for name in knobs if name not in below | typed]
     if missing:
@@ -133,15 +133,23 @@ def words_by_flag(arguments: Arguments) -> dict[str, Arguments]:
 
 
 def _read(name: str, words: Arguments, hint: object) -> tuple[object, Arguments]:
-    """What the words behind a flag say, as tyro reads a value of this type, and those that it does not take."""
-    words = ["None" if word == "null" else word for word in words]
-    alone = dataclasses.make_dataclass("Alone", [(name, hint)])
-    try:
-        # tyro's boxed complaints are not shown: what is wrong is said in one line.
-        with contextlib.redirect_stderr(io.StringIO()):
-            parsed, unknown = tyro.cli(alone, args=[flag_of(name), *words], return_unknown_args=True)  # type: ignore[var-annotated]
-    except SystemExit:
-        text = " ".join(words if "tuple" in str(hint) else words[:1])
-        problem = f"cannot be {text!r}, but must be {in_words(hint)}" if words else "needs a value"
-        raise UserError(f"{flag_of(name)} {problem}") from None
-    return getattr(parsed, name), unknown
+    """What the words behind a flag say, as many of them as its type takes, and the others."""
+    options = alternatives(hint)
+    if words and words[0] in NULL and types.NoneType in options and repr(words[0]) not in str(hint):
+        return None, words[1:]
+    for count in sorted({count for count in (len(words), 2, 1) if count <= len(words)}, reverse=True):
+        row, numbers = tuple(words[:count]), tuple(map(_number, words[:count]))
+        readings = [row, numbers] if count > 1 else [*row, *numbers, row, numbers]
+        for option, reading in itertools.product(options, readings):
+            with contextlib.suppress(TypeError):
+                return as_type(reading, option), words[count:]
+    text = " ".join(words if "tuple" in str(hint) else words[:1])
+    problem = f"cannot be {text!r}, but must be {in_words(hint)}" if words else "needs a value"
+    raise UserError(f"{flag_of(name)} {problem}")
+
+
+def _number(word: str) -> int | float | str:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(word)
+    return word

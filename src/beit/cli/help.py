@@ -1,20 +1,21 @@
 """`beit VERB --help`: the flags in groups, the common ones first."""
 
-from __future__ import annotations
-
-import dataclasses
+import re
+import shutil
+import textwrap
+import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, cast
+from dataclasses import MISSING, fields
+from typing import Any, Literal
 
-import tyro
-
-from beit.config.values import FILE_ONLY
+from beit.cli.docs import field_docs
+from beit.config.values import FILE_ONLY, alternatives, flag_of
 
 GROUPS = {
-    "data": "data eval_data labels label_share labels_per_class multilabel classes reduce_zero_label "
+    "data": "data eval_data labels label_maps label_share labels_per_class multilabel classes reduce_zero_label "
     "split limit holdout group_by image_size token_image_size resize crop max_bad image_channels value_range "
-    "max_megapixels",
+    "max_megapixels max_gibibytes layout",
     "model": "model init from_scratch tokenizer kind teacher teacher_layer vocab_size patch_size width depth "
     "num_heads mlp_ratio position bias init_scheme layer_scale_init normalization stride blocks_per_group code_width "
     "pool init_scale decoder layers channels transposed window multi_scale layer top_k",
@@ -25,34 +26,54 @@ GROUPS = {
     "output": "out overwrite dry_run print_config save_every keep log_every evaluations overlays tensorboard wandb",
 }
 """What no group names comes last in `training`, where schedules and augmentations are."""
+KINDS: Mapping[object, str] = {int: "NUMBER", float: "NUMBER", str: "TEXT", ...: "..."}
+SHORT = {"TEXT|TEXT...": "TEXT...", "NUMBER|NUMBER NUMBER": "NUMBER [NUMBER]"}
+"""How values are written, and shorter ways to say that one or several may be given."""
+WIDEST = 100
 
 
 def explain(bases: tuple[type, ...], positional: Sequence[str], values: Mapping[str, Any], program: str) -> None:
-    """Print the flags for the fields of `bases`, with `values` for defaults, and leave."""
-    names = [knob.name for base in bases for knob in dataclasses.fields(base) if knob.metadata != FILE_ONLY]
-    members = {group: [name for name in words.split() if name in names] for group, words in GROUPS.items()}
-    members["training"] += [name for name in names if not any(name in group for group in members.values())]
-    parts = {group: _part(bases, fields, positional, values) for group, fields in members.items() if fields}
-    groups = [(group, type(part), dataclasses.field(default=part)) for group, part in parts.items()]
-    whole = dataclasses.make_dataclass("Flags", groups, namespace={"__doc__": program})
-    look = (tyro.conf.OmitArgPrefixes,)
-    tyro.cli(whole, prog=program, args=["--help"], description=bases[0].__doc__, config=look)
+    """Print the flags for the fields of `bases`, with `values` for defaults."""
+    hints = {name: hint for base in bases for name, hint in typing.get_type_hints(base).items()}
+    docs = {name: text for base in bases for name, text in field_docs(base).items()}
+    knobs = {knob.name: knob.default for base in bases for knob in fields(base) if knob.metadata != FILE_ONLY}
+    values, width = {**knobs, **values}, min(WIDEST, shutil.get_terminal_size().columns)
+    heads = {name: _flag(name, hints[name], values[name]) for name in knobs}
+    for name in positional:
+        word = f"{name.upper()}{'...' * ('tuple' in str(hints[name]))}"
+        heads[name] = word if values[name] is MISSING else f"[{word}]"
+    print("usage:", program, *(heads[name] for name in positional), "[--flags]\n")
+    print(textwrap.fill(" ".join(str(bases[0].__doc__).partition("\n\n")[0].split()), width))
+    groups = {"positional arguments": positional}
+    groups |= {f"{group} options": names.split() for group, names in GROUPS.items()}
+    named = {name for names in groups.values() for name in names}
+    groups["training options"] = [*groups["training options"], *(name for name in knobs if name not in named)]
+    for heading, names in groups.items():
+        if members := [x for x in names if x in knobs and (names is positional or x not in positional)]:
+            print(f"\n{heading}")
+        for name in members:
+            left_out = "without it" if values[name] is None else "none"
+            text = re.sub(r"\bnull( for)?\b", left_out, docs.get(name, ""))
+            print(f"  {heads[name]}", textwrap.indent(textwrap.fill(text, width - 6), 6 * " "), sep="\n")
 
 
-def _part(
-    bases: tuple[type, ...], fields: Sequence[str], positional: Sequence[str], values: Mapping[str, Any]
-) -> object:
-    """An object with the `fields` alone, of an unvalidated twin of `bases`, for a value may be missing."""
-    twin: Any = type("Part", bases, {"__hash__": object.__hash__, "__eq__": object.__eq__, "__annotations__": {}})
-    for name in set(positional).intersection(fields):
-        hint, mark = typing.get_type_hints(bases[0])[name], cast(Any, tyro.conf.Positional)
-        words = f"{name.upper()}{'...' * ('tuple' in str(hint))}"
-        shown = tyro.conf.arg(metavar=f"[{words}]" if name in values else words)
-        # One word where any number may stand, or it would be shown as optional.
-        twin.__annotations__[name] = mark[Annotated[hint if name in values else str, shown]]
-    twin = dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)(twin)
-    twin.__dataclass_fields__ = {name: twin.__dataclass_fields__[name] for name in fields}
-    part: object = object.__new__(twin)
-    for name in fields:
-        object.__setattr__(part, name, values.get(name, getattr(bases[-1], name, tyro.MISSING)))
-    return part
+def _flag(name: str, hint: object, default: object) -> str:
+    """A flag, what stands behind it, and what holds where it is not given, if that is anything."""
+    if hint is bool:
+        return f"{flag_of(name)}, {flag_of(f'no_{name}')}  (default: on)" if default is True else flag_of(name)
+    words = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    held = "  (required)" if default is MISSING else "" if default is None else f"  (default: {words})"
+    return f"{flag_of(name)} {_value(hint)}{held}"
+
+
+def _value(hint: object) -> str:
+    """How a value of this type is written."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return "|".join(map(str, options))
+    if origin is tuple:
+        return " ".join(map(_value, options)).replace(" ...", "...")
+    if hint in KINDS:
+        return KINDS[hint]
+    said = "|".join(dict.fromkeys(_value(option) for option in alternatives(hint) if option is not types.NoneType))
+    return SHORT.get(said, said)

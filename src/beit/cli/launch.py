@@ -1,7 +1,5 @@
 """Several processes on this machine, one for each device, without torchrun: for ``--devices N``."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal

@@ -4,8 +4,6 @@ Exit status: 0 done, 1 failed (without a word where nobody reads the output any 
 standard error), 75 interrupted and saved.
 """
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import io

@@ -51,7 +51,7 @@ class StartConfig(TrainingConfig):
     """Learned absolute embeddings, fixed sine-cosine ones, or none, as of `beit pretrain`; null for those of `init`,
     from scratch none."""
     bias: Bias | None = None
-    """Relative position bias; null for what `position` says, else for one in each block, into which a shared one is
+    """Relative position bias; null for what `position` says, else one in each block, into which a shared one is
     copied (released code)."""
     layer_scale_init: NonNegativeFloat | None = None
     """From scratch: first value of LayerScale, 0 for none; null for 0.1."""

@@ -6,6 +6,7 @@ import operator
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import astuple
 from numbers import Real
 from pathlib import Path
@@ -17,7 +18,7 @@ from beit.config.errors import UserError, require
 
 Limit = Gt | Ge | Lt | Le
 
-EXCLUSIVE = (("label_share", "labels_per_class"), ("eval_data", "holdout"))
+EXCLUSIVE = (("label_share", "labels_per_class"), ("eval_data", "holdout"), ("labels", "label_maps"))
 """Ways to say one thing, of which at most one may be given."""
 FILE_ONLY = {"file_only": True}
 """Metadata of a field that stands in files, and has no flag."""
@@ -95,15 +96,19 @@ def _problem(value: Any, limits: Sequence[Limit]) -> str | None:
     return f"must be {' and '.join(words)}, not {value if abs(value) < 1e15 or not finite else 'so large'}"
 
 
+def alternatives(hint: object) -> tuple[Any, ...]:
+    """The types of a union; of another type itself."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
 def as_type(value: object, hint: object) -> Any:
     """`value` as the type `hint` says, lists as tuples, or TypeError. Knows the few types that the package uses."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        for option in options:
-            try:
+    if len(among := alternatives(hint)) > 1:
+        for option in among:
+            with suppress(TypeError):
                 return as_type(value, option)
-            except TypeError:
-                continue
     elif origin is Literal:
         if any(type(value) is type(option) and value == option for option in options):
             return value
@@ -140,8 +145,8 @@ def in_words(hint: object) -> str:
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return f"{'one of ' if len(options) > 1 else ''}{', '.join(map(repr, options))}"
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(in_words, options))
+    if len(among := alternatives(hint)) > 1:
+        return " or ".join(map(in_words, among))
     if origin in (tuple, Sequence):
         return f"{'several' if Ellipsis in options or origin is Sequence else len(options)} values"
     words: dict[object, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
