@@ -60,3 +60,22 @@ def test_a_new_masking_rule_is_a_task_to_learn(runs: Path, labelled: Path) -> No
     blocks, before, after = map(float, re.findall(r": ([\d.]+) nats", output))
     assert after < before
     assert blocks == pytest.approx(before, rel=0.2)  # so short a training favours neither rule
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_script_without_a_main_guard(method: str, labelled: Path, tmp_path: Path) -> None:
+    """It works where processes fork; where each begins with the script anew, a line says what it lacks."""
+    knobs = (
+        f"data={str(labelled)!r}, out={str(tmp_path / 'run')!r}, workers=1, eval_images=8, limit=16, vocab_size=16"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import multiprocessing\nmultiprocessing.get_all_start_methods = lambda: [{method!r}]\n"
+        f"import beit\nprint(beit.tokenizer(beit.TokenizerConfig({knobs}, preset='auto')).results['steps'])\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    if method == "fork":
+        assert done.returncode == 0 and (tmp_path / "run/model/model.json").exists(), done.stderr
+    else:
+        assert done.returncode == 1
+        assert 'must be called under `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]

@@ -9,6 +9,7 @@ from beit.config.errors import UserError as UserError
 from beit.config.finetune import FinetuneConfig as FinetuneConfig
 from beit.config.pretrain import PretrainConfig as PretrainConfig
 from beit.config.probe import ProbeConfig as ProbeConfig
+from beit.config.run import Outcome as Outcome
 from beit.config.segment import SegmentConfig as SegmentConfig
 from beit.config.tokenizer import TokenizerConfig as TokenizerConfig
 from beit.config.use import CheckConfig as CheckConfig
@@ -44,6 +45,5 @@ from beit.recipes.segment import segment as segment
 from beit.recipes.suggest import suggest as suggest
 from beit.recipes.tokenizer.run import tokenizer as tokenizer
 from beit.recipes.train.run import train as train
-from beit.stages.session import Outcome as Outcome
 from beit.tokenizers.base import VisualTokenizer as VisualTokenizer
 from beit.tokenizers.dvae import DiscreteVAE as DiscreteVAE

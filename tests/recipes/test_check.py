@@ -58,7 +58,7 @@ def test_report(tmp_path: Path, workers: int) -> None:
 
 def test_runs_from_a_config_and_refuses_what_training_refuses(tmp_path: Path) -> None:
     plant(tmp_path)
-    assert "train" in check(config(tmp_path)).splits
+    assert "train" in check(config(tmp_path)).results["splits"]
     with pytest.raises(UserError, match="no such folder"):
         inspect(config(tmp_path / "nowhere"))
 

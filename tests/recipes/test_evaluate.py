@@ -59,7 +59,7 @@ def labelled(folder: Path, names: str = "abcdefg") -> Path:
 def test_a_classifier_scores_what_torchmetrics_says(classifier: Path, tmp_path: Path, capsys: Any) -> None:
     data = labelled(tmp_path / "data")
     (data / "val/c/damaged.png").write_bytes(b"nothing")
-    figures = evaluate(config(classifier, data, out=str(tmp_path / "out" / "figures.json")))
+    figures = evaluate(config(classifier, data, out=str(tmp_path / "out" / "figures.json"))).results
 
     from beit.data.sources.holdout import Holdout
     from beit.data.sources.opening import open_splits
@@ -103,9 +103,9 @@ def test_several_processes_are_refused(classifier: Path, tmp_path: Path, monkeyp
 
 def test_classes_are_matched_by_name(classifier: Path, tmp_path: Path) -> None:
     some = labelled(tmp_path / "some", "cf")
-    figures = evaluate(config(classifier, some))
+    figures = evaluate(config(classifier, some)).results
     assert {name for name, entry in figures["classes"].items() if entry["images"]} == {"c", "f"}
-    both = evaluate(config(classifier, labelled(tmp_path / "all")))
+    both = evaluate(config(classifier, labelled(tmp_path / "all"))).results
     assert figures["classes"]["c"]["images"] == both["classes"]["c"]["images"] == 6
     with pytest.raises(UserError, match=r"unknown to the model: 'x', 'y'; rename or remove") as error:
         evaluate(config(classifier, labelled(tmp_path / "more", "axy")))
@@ -118,7 +118,7 @@ def test_what_is_left_out_is_told(classifier: Path, tmp_path: Path, capsys: Any)
     for place in ("val/loose.png", "other/a.png", "train/a/0.png"):
         (data / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(data / "val/a/0.png", data / place)
-    figures = evaluate(config(classifier, data, split="all"))
+    figures = evaluate(config(classifier, data, split="all")).results
     assert figures["data"].startswith(f"43 images: 1 image, 7 classes, from {data}; 42 images")
     notes = capsys.readouterr().err.splitlines()
     assert sorted(notes) == [
@@ -130,7 +130,7 @@ def test_what_is_left_out_is_told(classifier: Path, tmp_path: Path, capsys: Any)
 
     file = tmp_path / "labels.csv"
     file.write_text("".join(f"val/{name}/{i}.png,{name}\n" for name in CLASSES for i in (0, 1, 9)))
-    figures = evaluate(config(classifier, data, split="all", labels=str(file)))
+    figures = evaluate(config(classifier, data, split="all", labels=str(file))).results
     assert figures["images"] == 14
     assert figures["data"].startswith(f"14 chosen of 44 images: 1 image, from {data}; 43 images, from {data}, ")
     notes = capsys.readouterr().err
@@ -151,7 +151,7 @@ def test_several_classes_an_image(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "labels.json").write_text(json.dumps(rows))
     with pytest.raises(UserError, match="--labels"):
         evaluate(config(tmp_path / "model", data))
-    figures = evaluate(config(tmp_path / "model", data, labels=str(tmp_path / "labels.json")))
+    figures = evaluate(config(tmp_path / "model", data, labels=str(tmp_path / "labels.json"))).results
 
     assert figures["images"] == 12
     records = beit.predictions(
@@ -185,7 +185,7 @@ SAME: dict[str, Any] = {"limit": 8, "holdout": 0.2}
 
 
 def test_a_tokenizer_scores_what_its_run_recorded(trained_tokenizer: Path, images: Path) -> None:
-    figures = evaluate(config(trained_tokenizer, images, **SAME))
+    figures = evaluate(config(trained_tokenizer, images, **SAME)).results
     expected = last_evaluation(trained_tokenizer)
     scores = {"unigram_loss", "position_unigram_loss", "copy_neighbour_loss", "predictability"}
     kept = {"reconstruction_mae", "cell_mean_mae", "kl", "perplexity", "codes_used"}
@@ -210,7 +210,7 @@ def test_a_pretrained_model_scores_what_its_run_recorded(
     run = tmp_path / "run"
     target = {} if "target" in values else {"tokenizer": str(trained_tokenizer)}
     pretrain(pretrain_config(images, run, **target, **values))
-    figures = evaluate(config(run, images, **SAME))
+    figures = evaluate(config(run, images, **SAME)).results
     expected = last_evaluation(run)
     for name in {"loss", "token_accuracy"} & expected.keys():
         assert figures[name] == pytest.approx(expected[name], rel=1e-5)
@@ -232,7 +232,7 @@ def test_a_model_without_its_run_needs_its_own_tokenizer(
     shutil.copytree(pretrained / "model", alone)
     with pytest.raises(UserError, match="with --tokenizer"):
         evaluate(config(alone, images, **SAME))
-    figures = evaluate(config(alone, images, **SAME, tokenizer=str(trained_tokenizer)))
+    figures = evaluate(config(alone, images, **SAME, tokenizer=str(trained_tokenizer))).results
     assert figures["loss"] == pytest.approx(last_evaluation(pretrained)["loss"], rel=1e-5)
     tokenizer(tokenizer_config(images, other, seed=1, steps=1))
     with pytest.raises(UserError, match="is not the one"):
@@ -248,7 +248,7 @@ def test_a_run_of_another_version_is_judged_with_what_is_known_of_it(
     shutil.copytree(pretrained, run)
     with open(run / "config.yaml", "a") as file:
         file.write("compile: false\nmasking_of_2031: spiral\n")
-    figures = evaluate(config(run, images, **SAME))
+    figures = evaluate(config(run, images, **SAME)).results
     assert figures["loss"] == pytest.approx(last_evaluation(pretrained)["loss"], rel=1e-5)
     assert f"{run / 'config.yaml'}: compile, masking_of_2031 unknown to this version" in capsys.readouterr().err
     (run / "config.yaml").write_text("masking: spiral\n")
@@ -264,15 +264,15 @@ def test_images_need_not_be_square(target: str, images: Path, trained_tokenizer:
     norm = {"pixel_norm": "patch"} if target == "pixels" else {}
     pretrain(pretrain_config(images, run, image_size=(24, 40), target=target, **tokens, **norm))
     expected = pytest.approx(last_evaluation(run)["loss"], rel=1e-5)
-    assert evaluate(config(run, images, **SAME))["loss"] == expected
+    assert evaluate(config(run, images, **SAME)).results["loss"] == expected
     shutil.copytree(run / "model", alone)
     tokenizer_of = {"tokenizer": str(trained_tokenizer)} if target == "tokens" else {}
-    assert evaluate(config(alone, images, **SAME, **tokenizer_of))["loss"] == expected
+    assert evaluate(config(alone, images, **SAME, **tokenizer_of)).results["loss"] == expected
 
 
 def test_splits_are_what_training_made_of_them(trained_tokenizer: Path, images: Path) -> None:
     counts = {
-        split: evaluate(config(trained_tokenizer, images, holdout=0.2, split=split))["images"]
+        split: evaluate(config(trained_tokenizer, images, holdout=0.2, split=split)).results["images"]
         for split in ("train", "val", "all")
     }
     assert counts["train"] + counts["val"] == counts["all"] == 40
@@ -282,8 +282,8 @@ def test_tokens_are_not_scored_by_the_images_that_they_were_counted_on(
     trained_tokenizer: Path, images: Path, tmp_path: Path, capsys: Any
 ) -> None:
     elsewhere = shutil.copytree(images, tmp_path / "elsewhere")  # where none was held back
-    figures = evaluate(config(trained_tokenizer, elsewhere))
+    figures = evaluate(config(trained_tokenizer, elsewhere)).results
     assert figures["split"] == "all" and "predictability" not in figures
     assert "but those that are judged; add --split val" in capsys.readouterr().out
-    assert "predictability" in evaluate(config(trained_tokenizer, elsewhere, split="val"))
-    assert "predictability" in evaluate(config(trained_tokenizer, elsewhere, limit=20))
+    assert "predictability" in evaluate(config(trained_tokenizer, elsewhere, split="val")).results
+    assert "predictability" in evaluate(config(trained_tokenizer, elsewhere, limit=20)).results

@@ -54,7 +54,7 @@ def test_a_folder_becomes_a_classifier_and_label_maps(kind: str, precision: str,
     assert len(about["value_range"]) == (2 if stated else 2 * channels)
     assert json.loads((tmp_path / "c/results.json").read_text())["last"]["eval/top1"] >= 0.9
     judged = {"model": str(tmp_path / "c"), "workers": 0, "split": "all"}
-    assert evaluate(EvaluateConfig(data=str(blind), **judged))["top1"] == 0.5
+    assert evaluate(EvaluateConfig(data=str(blind), **judged)).results["top1"] == 0.5
     run(f"predict --model {tmp_path}/c --out {tmp_path}/labels.csv --workers 0 --images {data}")
     with open(tmp_path / "labels.csv", newline="") as table:
         rows = list(csv.DictReader(table))

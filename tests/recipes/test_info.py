@@ -27,7 +27,7 @@ from beit.training.run.lock import RunLock
 
 
 def test_a_run_and_its_model(probed: Path, pretrained: Path, capsys: Any) -> None:
-    facts = info(InfoConfig(path=str(probed)))
+    facts = info(InfoConfig(path=str(probed))).results
     assert (facts["run"]["state"], facts["run"]["step"], facts["run"]["steps"]) == ("done", 60, 60)
     assert facts["run"]["last"]["eval/top1"] > 0.9
     assert "to continue" not in facts["run"]
@@ -36,7 +36,7 @@ def test_a_run_and_its_model(probed: Path, pretrained: Path, capsys: Any) -> Non
     assert facts["model"]["parameters"] == sum(p.numel() for p in model.parameters())
     text = capsys.readouterr().out
     assert all(word in text for word in ("red", "probe", "done", "image size", "32, 32"))
-    alone = info(InfoConfig(path=str(pretrained / "model")))
+    alone = info(InfoConfig(path=str(pretrained / "model"))).results
     assert alone.keys() == {"model"}
     assert alone["model"]["tokenizer"] in capsys.readouterr().out
 
@@ -48,7 +48,7 @@ def test_an_unfinished_run_says_how_to_go_on(probed: Path, tmp_path: Path) -> No
     (run / "results.json").unlink()
     status = json.loads((run / "status.json").read_text())
     (run / "status.json").write_text(json.dumps({**status, "state": "interrupted", "step": 40}))
-    facts = info(InfoConfig(path=str(run)))["run"]
+    facts = info(InfoConfig(path=str(run))).results["run"]
     assert facts["to continue"] == f"beit probe --config {run}/config.yaml --out {run}", "it was moved"
     assert (facts["state"], facts["step"], facts["checkpoint"]) == ("interrupted", 40, 60)
     assert facts["last"]["loss"] > 0
@@ -62,7 +62,7 @@ def test_a_killed_run_is_told_from_a_running_one(probed: Path, tmp_path: Path) -
     (run / "status.json").write_text(json.dumps({**status, "state": "running", "step": 40}))
 
     def facts() -> dict[str, Any]:
-        return info(InfoConfig(path=str(run)))["run"]
+        return info(InfoConfig(path=str(run))).results["run"]
 
     take = f"from beit.training.run.lock import RunLock; lock = RunLock.take(Path({str(run)!r}))"
     script = f"from pathlib import Path; {take}; print('taken', flush=True); import time; time.sleep(60)"
@@ -72,7 +72,7 @@ def test_a_killed_run_is_told_from_a_running_one(probed: Path, tmp_path: Path) -
         process.kill()
     assert facts()["state"] == "killed" and "its process is gone" in facts()["reason"]
     assert facts()["to continue"] == f"beit probe --config {run}/config.yaml --out {run}"
-    page = report(ReportConfig(runs=(str(run),))).read_text()
+    page = report(ReportConfig(runs=(str(run),))).results["page"].read_text()
     assert "Killed at step 40 of" in page and "its process is gone" in page and "Still running" not in page
     # Asked by the process that runs it, the lock must stay a lock: closing its file would give it up.
     lock = RunLock.take(run)
@@ -99,7 +99,7 @@ def test_a_checkpoint_of_another_library_is_described_and_used(tmp_path: Path, c
     torch.nn.init.normal_(model.head.weight)
     save_model(model, tmp_path / "own", provenance={}, classes=("ash", "elm", "oak"))
     beit.checkpoints.convert(tmp_path / "own", tmp_path / "theirs", to="huggingface")
-    facts = info(InfoConfig(path=str(tmp_path / "theirs")))["model"]
+    facts = info(InfoConfig(path=str(tmp_path / "theirs"))).results["model"]
     assert (facts["format"], facts["kind"]) == ("huggingface", "classifier")
     assert facts["parameters"] == sum(p.numel() for p in model.parameters())
     assert "ash, elm, oak" in capsys.readouterr().out

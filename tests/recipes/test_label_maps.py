@@ -37,7 +37,7 @@ def opened(path: Path) -> Image.Image:
 
 
 def evaluation(model: Path, data: Path, **values: Any) -> dict[str, Any]:
-    return evaluate(EvaluateConfig(model=str(model), data=str(data), **PLAIN, **values))
+    return evaluate(EvaluateConfig(model=str(model), data=str(data), **PLAIN, **values)).results
 
 
 def test_an_evaluation_agrees_with_the_one_in_training(
@@ -93,7 +93,7 @@ def test_a_side_too_long_for_a_jpeg_makes_the_overlay_smaller(segmenter: Path, t
     for name, width in (("long", 65_501), ("short", 40)):
         Image.new("RGB", (width, 2), (200, 50, 40)).save(tmp_path / f"{name}.png")
     images, out = (str(tmp_path / "long.png"), str(tmp_path / "short.png")), tmp_path / "out"
-    assert predict(PredictConfig(images=images, model=str(segmenter), out=str(out), **PLAIN)) == 2
+    assert predict(PredictConfig(images=images, model=str(segmenter), out=str(out), **PLAIN)).results["images"] == 2
     assert opened(out / "maps/long.png").size == (65_501, 2)
     assert opened(out / "overlays/long.jpg").width == 65_500 and opened(out / "overlays/short.jpg").width == 40
 
@@ -132,7 +132,7 @@ def test_an_image_too_large_for_the_memory_costs_itself_alone(
     Image.new("RGB", (8000, 8000), (200, 50, 40)).save(tmp_path / "large.png")
     images, out = (str(tmp_path / "large.png"), str(regions / "images/validation/0.jpg")), tmp_path / "out"
     values: dict[str, Any] = {"images": images, "model": str(segmenter), "out": str(out), **PLAIN}
-    assert predict(PredictConfig(window="whole", **values)) == 1
+    assert predict(PredictConfig(window="whole", **values)).results["images"] == 1
     output = capsys.readouterr().err
     assert f"skipped {images[0]}: an image of 8000x8000 px in one pass takes 14,901 GiB for attention" in output
     assert "choose --window slide, or make it smaller" in output and "maps for 1 of 2 images; 1 could not" in output
@@ -157,7 +157,10 @@ def test_a_lack_of_memory_is_one_line(
 
     monkeypatch.setattr(Inference, "scores", scarce)
     folder, out = regions / "images/validation", tmp_path / "out"
-    assert predict(PredictConfig(images=(str(folder),), model=str(segmenter), out=str(out), **PLAIN)) == 4
+    assert (
+        predict(PredictConfig(images=(str(folder),), model=str(segmenter), out=str(out), **PLAIN)).results["images"]
+        == 4
+    )
     output = capsys.readouterr().err
     assert output.count("out of memory with an image of 56x44 px; make it smaller") == 2
     assert "label maps for 4 of 6 images; 2 could not be read" in output
@@ -193,7 +196,7 @@ def test_predicted_maps_follow_the_data_and_can_be_trained_on(
 ) -> None:
     images, out = regions / "images", tmp_path / "out"
     config = PredictConfig(images=(str(images),), model=str(segmenter), out=str(out), **PLAIN)
-    assert predict(config) == 22
+    assert predict(config).results["images"] == 22
     records = list(predictions(config))
     assert len(records) == 22 and records[0]["label_map"].shape == records[0]["picture"].shape[1:]
     assert sum(records[0]["classes"].values()) == pytest.approx(1, abs=1e-5)
@@ -232,7 +235,7 @@ def test_images_of_one_name_do_not_overwrite_each_other(segmenter: Path, regions
     out = tmp_path / "out"
     chosen = (str(folder), str(photo), str(regions / "images/validation/0.jpg"))
     config = PredictConfig(images=chosen, model=str(segmenter), out=str(out), overlays=False, **PLAIN)
-    assert predict(config) == 4
+    assert predict(config).results["images"] == 4
     files = {path.relative_to(out / "maps").as_posix() for path in (out / "maps").rglob("*.png")}
     assert len(files) == 4 and {"a.jpg.png", "a.png.png"} < files
     assert not (out / "overlays").exists()

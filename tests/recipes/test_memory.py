@@ -12,6 +12,7 @@ from tiny_runs import finetune_config, tokenizer_config
 from torch import nn
 
 import beit
+from beit import UserError
 from beit.data.batches import ImageBatch
 from beit.recipes.finetune import finetune
 from beit.recipes.tokenizer.run import tokenizer
@@ -72,13 +73,29 @@ def test_activations_are_computed_again_where_they_do_not_fit_and_the_run_is_the
     }[verb]
     run(make(data, tmp_path / "roomy"))
     assert "checkpoint_activations" not in capsys.readouterr().out
-    monkeypatch.setattr(memory, "memory_of", lambda device: 1)
+    monkeypatch.setattr(memory, "SPARE", 1.0)
     run(make(data, tmp_path / "tight"))
     assert "checkpoint_activations on: passes of 8 images take" in capsys.readouterr().out
     words = [yaml.safe_load((tmp_path / name / "config.yaml").read_text()) for name in ("roomy", "tight")]
     assert [values["checkpoint_activations"] for values in words] == ["off", "on"]
     roomy, tight = (beit.load_model(tmp_path / name).state_dict() for name in ("roomy", "tight"))
     assert all(torch.equal(roomy[name], tight[name]) for name in roomy)
+
+
+def test_what_takes_more_memory_than_there_is_is_refused_before_it_begins(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = finetune_config(colours, tmp_path / "run", batch_size=32, checkpoint_activations="off")
+    finetune(config, dry_run=True)
+    gib = float(capsys.readouterr().out.partition(", about ")[2].partition(" GiB")[0])
+    monkeypatch.setattr(memory, "memory_of", lambda device: 0.8 * gib * 2**30)
+    with pytest.raises(UserError, match=r"takes about .* GiB of memory, .*; --accumulate (2|4|8) takes fewer"):
+        finetune(config)
+    assert not (tmp_path / "run").exists()
+    finetune(config, dry_run=True)
+    monkeypatch.setattr(memory, "memory_of", lambda device: 1)
+    with pytest.raises(UserError, match="choose a smaller network"):
+        finetune(config)
 
 
 @pytest.mark.parametrize("recompute", ["on", "off"])

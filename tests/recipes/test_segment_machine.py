@@ -39,7 +39,7 @@ def test_two_ranks_judge_the_model_that_is_saved(ema_decay: float | None, region
     file.write_text(to_yaml(config))
     command = [sys.executable, "-m", "beit", "segment", "--config", str(file), "--devices", "2"]
     subprocess.run(command, check=True, timeout=200, stdout=subprocess.DEVNULL)
-    alone = evaluate(EvaluateConfig(model=str(run), data=str(regions), workers=0, precision="float32"))
+    alone = evaluate(EvaluateConfig(model=str(run), data=str(regions), workers=0, precision="float32")).results
     for name in ("loss", "miou", "macc", "aacc"):
         assert metrics(run)[-1][f"eval/{name}"] == pytest.approx(alone[name], rel=1e-5)
 

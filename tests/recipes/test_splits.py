@@ -67,7 +67,7 @@ def held_back(run: Path) -> list[str]:
 
 
 def judge(model: Path, data: Path, **values: Any) -> dict[str, Any]:
-    return evaluate(EvaluateConfig(model=str(model), data=str(data), workers=0, **values))
+    return evaluate(EvaluateConfig(model=str(model), data=str(data), workers=0, **values)).results
 
 
 @pytest.mark.slow

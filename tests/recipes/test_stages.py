@@ -142,7 +142,7 @@ def test_a_run_and_its_images_may_move(images: Path, trained_tokenizer: Path, tm
     with stopped_in_step(3):
         tokenizer(tokenizer_config(here, run, save_every="1"))
     there, moved = here.rename(tmp_path / "there"), run.rename(tmp_path / "moved")
-    command = info(InfoConfig(path=str(moved)))["run"]["to continue"].split()
+    command = info(InfoConfig(path=str(moved))).results["run"]["to continue"].split()
     assert command[-2:] == ["--out", str(moved)]
     content = (there / "00.jpg").read_bytes()
     (there / "00.jpg").write_bytes((there / "01.jpg").read_bytes())

@@ -30,7 +30,7 @@ def test_a_table_to_fill_in_and_a_page(pretrained: Path, images: Path, tmp_path:
     config = SuggestConfig(
         images=(str(images),), model=str(pretrained), number=6, labels=str(labels), out=str(out), workers=0
     )
-    suggestions = suggest(config)
+    suggestions = suggest(config).results["suggestions"]
     rows = list(csv.reader(out.read_text().splitlines()))
     assert rows[0] == ["image", "class"] and rows[1:] == [[name, ""] for name, _ in suggestions]
     assert len({name for name, _ in suggestions}) == 6
@@ -48,5 +48,5 @@ def test_a_classifier_names_what_it_is_unsure_of(colours: Path, pretrained: Path
     config = SuggestConfig(
         images=(str(colours / "val"),), model=str(run), number=4, out=str(tmp_path / "l.csv"), workers=0
     )
-    reasons = [reason for _, reason in suggest(config)]
+    reasons = [reason for _, reason in suggest(config).results["suggestions"]]
     assert [reason.startswith("unsure") for reason in reasons] == [True, True, False, False]

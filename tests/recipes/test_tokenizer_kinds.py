@@ -77,7 +77,9 @@ def test_a_kind_is_saved_judged_and_used(
     )
     assert ("--teacher" in log and " was trained on " in log) == (kind == "features")
 
-    figures = evaluate(EvaluateConfig(model=str(run), data=str(colours), holdout=0.2, workers=0, precision="float32"))
+    figures = evaluate(
+        EvaluateConfig(model=str(run), data=str(colours), holdout=0.2, workers=0, precision="float32")
+    ).results
     names = {"reconstruction_mae", "codes_used", "copy_neighbour_loss", "class_agreement"}
     assert names <= figures.keys()
     assert {f"eval/{name}" for name in names} <= results["last"].keys()
@@ -114,7 +116,7 @@ def test_classes_in_a_file_are_agreed_with_like_folders(colours: Path, tmp_path:
         holdout=0.2,
         workers=0,
     )
-    assert evaluate(config)["class_agreement"] == 1
+    assert evaluate(config).results["class_agreement"] == 1
 
 
 def test_features_belong_to_their_teacher(made: Any, pretrained: Path, colours: Path, tmp_path: Path) -> None:

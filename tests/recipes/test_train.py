@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from beit.config.files import read_yaml
 from beit.config.finetune import FinetuneConfig
 from beit.config.use import PlanConfig, TrainConfig
 from beit.recipes.train import run as journey_run
-from beit.recipes.train.parts import begin
+from beit.recipes.train.parts import begin, choose_parts, imagined_tokenizer
 from beit.recipes.train.run import train
 from beit.stages import train as train_stage
 from beit.stages.auto.rehearsal import Pace
@@ -106,7 +108,9 @@ def test_a_journey_stands_for_the_part_that_is_meant(journey: Path, colours: Pat
     config = FinetuneConfig(data=str(colours), init=str(journey), out=str(tmp_path / "run"))
     session = open_session("finetune", config, dry_run=True, overwrite=False)
     assert session is not None and session.config.init == str(journey / "pretrain")
-    assert cli("evaluate", "--model", journey, "--data", colours, "--workers", "0") == 0
+    found = beit.evaluate(beit.EvaluateConfig(model=str(journey), data=str(colours), workers=0)).results
+    held_back = (journey / "classifier/held-back.txt").read_text().splitlines()
+    assert (found["split"], found["images"] + found["damaged"]) == ("val", len(held_back)) and held_back
     assert cli("report", journey, "--out", tmp_path / "page.html") == 0
     page = (tmp_path / "page.html").read_text()
     assert ">Pretrain</h2>" in page and ">Finetune</h2>" in page
@@ -126,6 +130,32 @@ def test_label_maps_make_a_segmenter(regions: Path, tmp_path: Path) -> None:
     assert beit.checkpoints.describe(out)["kind"] == "segmenter"
 
 
+def test_maps_in_a_folder_apart_for_some_of_the_images(
+    regions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The images without one serve the encoder; 20 % of the others are held back, by every verb the same."""
+    photos, maps, out = tmp_path / "photos", tmp_path / "maps", tmp_path / "run"
+    shutil.copytree(regions / "images/training", photos / "a")
+    maps.mkdir()
+    for number in range(10):
+        (maps / "a").mkdir(exist_ok=True)
+        shutil.copy(regions / f"annotations/training/{number}.png", maps / "a")
+    shutil.copy(regions / "classes.tsv", maps)
+    shared = {"data": str(photos), "label_maps": str(maps), "reduce_zero_label": True, "workers": 0}
+    train(TrainConfig(**shared, out=str(out), budget="6m", scratch=False))
+    assert beit.checkpoints.describe(out)["classes"] == ["red", "green", "blue"]
+    held_back = {x: {*(out / x / "held-back.txt").read_text().splitlines()} for x in ("pretrain", "segmenter")}
+    stems = {Path(name).stem for name in held_back["segmenter"]}
+    assert len(stems) == 2 and stems < {*map(str, range(10))} and held_back["segmenter"] <= held_back["pretrain"]
+    assert re.search(r"8 of 1\d images have a label map", capsys.readouterr().out)
+    found = beit.evaluate(beit.EvaluateConfig(model=str(out), data=str(photos), label_maps=str(maps), workers=0))
+    assert found.results["images"] == 2 and "miou" in found.results
+    assert cli("check", photos, "--label-maps", maps, "--workers", "0") == 0
+    assert "ready for segmentation: " in capsys.readouterr().out
+    with pytest.raises(UserError, match="has no map of an image of --data; give both the same name"):
+        train(TrainConfig(**{**shared, "data": str(photos / "a")}, out=str(tmp_path / "other"), budget="6m"))
+
+
 def test_a_plan_says_what_train_would_do_and_writes_nothing(
     colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +167,22 @@ def test_a_plan_says_what_train_would_do_and_writes_nothing(
     assert "expect: not known" in text and "--init beit_base_patch16_224_pt22k" in text
     assert "classifier" in text and "scratch" not in text.replace("--no-scratch", "")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_plan_makes_no_tokenizer_and_is_of_the_time_that_is_given(
+    journey: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever lies in the folder: a finished run of 20 minutes there says nothing of a plan for 40."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("made for a plan")
+
+    monkeypatch.setattr("beit.recipes.tokenizer.codebook.sample", refuse)
+    begun = begin(TrainConfig(data=str(colours), out=str(journey), budget="40m", workers=0), journey)
+    monkeypatch.setattr("beit.recipes.train.parts.save_model", lambda *_, **options: None)
+    tokenizer, pretraining, classifier, scratch = choose_parts(begun, imagined_tokenizer)
+    assert sum(part.config.steps or 0 for part in (pretraining, classifier, scratch)) in range(34, 40)
+    assert tokenizer.seconds >= 10 and (journey / "tokenizer/model/model.json").exists()
 
 
 def test_a_start_is_advised_only_where_it_would_be_taken(tmp_path: Path) -> None:

@@ -115,14 +115,14 @@ def test_the_run_ends_with_its_verdict(run: Path) -> None:
 def test_evaluate_and_report_say_it_too(
     run: Path, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    figures = evaluate(EvaluateConfig(model=str(run), data=str(colours), workers=0, precision="float32"))
+    figures = evaluate(EvaluateConfig(model=str(run), data=str(colours), workers=0, precision="float32")).results
     low, high = wilson(round(21 * figures["top1"]), 21)
     assert figures["interval"] == {"figure": "top1", "low": low, "high": high, "images": 21, "units": 21}
     assert f"of 21 held-back images are named right (95 % interval {100 * low:.1f} %" in capsys.readouterr().out
     other = tmp_path / "other"
     finetune(finetune_config(colours, other, seed=1, **PLAIN))
     capsys.readouterr()
-    page = report(ReportConfig(runs=(str(run), str(other)), out=str(tmp_path / "page.html")))
+    page = report(ReportConfig(runs=(str(run), str(other)), out=str(tmp_path / "page.html"))).results["page"]
     line = capsys.readouterr().out.partition("\n")[0]
     assert "on the same 21 images" in line and "seeds of this recipe differ: not known" in line
     assert line in page.read_text().replace("\u00a0", " ")

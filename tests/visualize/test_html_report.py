@@ -139,7 +139,7 @@ def test_figures_on_test_images_are_called_so(tmp_path: Path) -> None:
 
 def test_settings_that_differ_are_shown(tmp_path: Path) -> None:
     runs = [fake_run(tmp_path / str(seed), "finetune", seed=seed, pictures=False) for seed in (4, 7)]
-    text = Page(report(ReportConfig(runs=tuple(map(str, runs))))).text
+    text = Page(report(ReportConfig(runs=tuple(map(str, runs)))).results["page"]).text
     different = text[text.index("What was set differently") :]
     assert re.search(r"seed 4 7", different) and "batch_size 64 64" not in different
 

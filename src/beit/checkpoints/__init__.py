@@ -1,7 +1,5 @@
 """Models at rest, ours and other people's: the only door for weights."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 from beit.checkpoints.store import describe, load_encoder, load_model, load_tokenizer, save_model, weights_sha256

@@ -1,4 +1,4 @@
-"""What every verb that reads images takes, and what every verb that trains takes."""
+"""What every verb that reads images takes, what every verb that trains takes, and what all return."""
 
 import math
 import os
@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from beit.config.errors import UserError, require
 from beit.config.values import (
@@ -48,7 +48,7 @@ class DataConfig(DecodingConfig):
     built-in set (a folder of that name is `./demo`)."""
     layout: LayoutName | None = None
     """What folders called `train`, `val` or `test` hold: these `splits`, or images like all `classes` beside them;
-    null where what lies beside them leaves no doubt."""
+    null: as what lies beside them says, where that leaves no doubt."""
     limit: PositiveInt | None = None
     """Use only this many images: a fixed choice, spread over the set."""
     holdout: ShareBelowOne | None = None
@@ -62,6 +62,9 @@ class DataConfig(DecodingConfig):
     labels: str | None = None
     """File with the classes of images (.csv, .json, .jsonl), of which each gives its share to the images held back;
     null: class folders, where there are any."""
+    label_maps: str | None = None
+    """Folder of label maps, under the names of their images (`a/street.png` for `photos/a/street.jpg`), for some of
+    them or all; null: those beside the images, where there are any."""
     max_bad: Share = 0.05
     """Stop when more than this share of the images cannot be read."""
 
@@ -108,6 +111,17 @@ class DevicesConfig(MachineConfig):
     """Processes to start on this machine, one per GPU; auto: every GPU, or one CPU process."""
     seed: NonNegativeInt = 0
     """Seed of everything random."""
+
+
+class Outcome(NamedTuple):
+    """What every verb returns."""
+
+    config: Any
+    """The configuration; of a verb that trains, with every value."""
+    results: Mapping[str, Any] = {}
+    """What came of it, by name. Of a verb that trains, the content of results.json; empty after a dry run."""
+    seconds: float | None = None
+    """Of a dry run with a budget: what the run is expected to take."""
 
 
 def _as_tuple(values: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from beit.config.errors import require
 from beit.config.run import DataConfig, DecodingConfig, DevicesConfig, MachineConfig, seconds_of
+from beit.config.run import Outcome as Outcome
 from beit.config.values import FILE_ONLY, NonNegativeInt, PositiveFloat, PositiveInt, PositiveShare, check_limits
 
 
@@ -14,7 +15,7 @@ class JourneyConfig(DevicesConfig, DataConfig):
 
     data: str | tuple[str, ...]
     """Folders of images, as of the other verbs. With one folder for each class, or a file of labels, a classifier is
-    trained; with label maps beside the images (`images/` and `annotations/`) a segmenter; else an encoder alone."""
+    trained; with label maps (`--label-maps`, or `images/` and `annotations/`) a segmenter; else an encoder alone."""
     task: Literal["auto", "classify", "segment", "none"] = "auto"
     """What to teach the encoder after pre-training; auto: what the data has labels for; none: nothing."""
     budget: str = "1h"
@@ -35,11 +36,7 @@ class JourneyConfig(DevicesConfig, DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.budget_seconds()
-
-    def budget_seconds(self) -> float:
-        """`budget` in seconds."""
-        return seconds_of(self.budget)
+        seconds_of(self.budget)
 
     def shared_with(self, config_type: type) -> dict[str, Any]:
         """The values, other than defaults, of the knobs that a verb's configuration has as well."""

@@ -1,7 +1,5 @@
 """`beit benchmark`: how fast this machine is at each stage of the work, beside its own rate of matrix products."""
 
-from __future__ import annotations
-
 import io
 import json
 import time
@@ -20,7 +18,7 @@ from torchvision.transforms.functional import to_pil_image
 from beit.atomic import write_text
 from beit.config.architecture import DiscreteVAEConfig
 from beit.config.pretrain import PretrainConfig
-from beit.config.use import BenchmarkConfig
+from beit.config.use import BenchmarkConfig, Outcome
 from beit.config.values import flag_of
 from beit.data.batches import PretrainBatch
 from beit.data.decode import decode_image
@@ -57,8 +55,8 @@ class Stage(NamedTuple):
     """What learns."""
 
 
-def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
-    """Measure and print every stage, and what the recipe of the encoder would take; the figures by name."""
+def benchmark(config: BenchmarkConfig) -> Outcome:
+    """Measure and print every stage, and what the recipe of the encoder would take, and return the figures."""
     compute = Compute(choose_device(config.device))
     machine, about = open_machine(config, compute), describe_machine(compute)
     limit, views = rate_of(compute, machine.precision), _rate_of_views(config)
@@ -86,7 +84,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     results = {"machine": about, "multiply_adds_per_second": limit, "views_per_second": views, "stages": stages}
     if config.json is not None:
         write_text(Path(config.json), json.dumps(results, indent=2) + "\n")
-    return results
+    return Outcome(config, results)
 
 
 def _measure(stage: Stage, machine: Machine, seconds: float) -> dict[str, float]:

@@ -1,15 +1,13 @@
 """`beit convert`."""
 
-from __future__ import annotations
-
 from beit import checkpoints
-from beit.config.use import ConvertConfig
+from beit.config.use import ConvertConfig, Outcome
 
 
-def convert(config: ConvertConfig) -> list[str]:
-    """Convert, and print what was adapted, line by line, and where the result is."""
+def convert(config: ConvertConfig) -> Outcome:
+    """Convert, print what was adapted, line by line, and where the result is, and return the lines as `notes`."""
     notes = checkpoints.convert(config.source, config.destination, config.to)
     for note in notes:
         print(note)
     print(f"{config.destination} holds {config.source} for {config.to}")
-    return notes
+    return Outcome(config, {"notes": notes})

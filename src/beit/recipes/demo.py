@@ -1,7 +1,5 @@
 """`beit demo`: the journey of `beit train` on built-in images, in minutes on a CPU."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from beit.config.finetune import FinetuneConfig
@@ -9,11 +7,10 @@ from beit.config.pretrain import PretrainConfig
 from beit.config.run import TrainingConfig
 from beit.config.segment import SegmentConfig
 from beit.config.tokenizer import TokenizerConfig
-from beit.config.use import DemoConfig, TrainConfig
+from beit.config.use import DemoConfig, Outcome, TrainConfig
 from beit.presets import Facts, resolve
 from beit.recipes.train.parts import own_values
 from beit.recipes.train.run import train
-from beit.stages.session import Outcome
 
 LABELS = 100
 """Of each class, that the classifiers learn from: few enough for pre-training to show."""

@@ -4,8 +4,6 @@ image -> augmented view -> mixed with another of the batch -> encoder -> mean of
 label -> smoothed target -> mixed alike ------------------------------> cross-entropy, or binary cross-entropy
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

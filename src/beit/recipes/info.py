@@ -1,7 +1,5 @@
 """`beit info`: what a run, a model or a checkpoint of another library is, and where a run stands."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Mapping
@@ -11,7 +9,7 @@ from typing import Any
 from beit.checkpoints.reference import locate
 from beit.checkpoints.store import REMEDY, describe, is_model
 from beit.config.errors import UserError
-from beit.config.use import InfoConfig
+from beit.config.use import InfoConfig, Outcome
 from beit.training.metrics import short_number
 from beit.training.run.checkpoints import checkpoint_steps
 from beit.training.run.record import read_standing
@@ -20,8 +18,8 @@ Facts = dict[str, Any]
 """Named facts, in the order in which they are shown."""
 
 
-def info(config: InfoConfig) -> dict[str, Facts]:
-    """Print what is at `config.path`, and return it: the facts about a `run`, a `model`, or both."""
+def info(config: InfoConfig) -> Outcome:
+    """Print what is at `config.path`, and return it: `results` has the facts about a `run`, a `model`, or both."""
     path = locate(config.path).path
     if not path.exists():
         raise UserError(f"{path} does not exist; {REMEDY}")
@@ -35,7 +33,7 @@ def info(config: InfoConfig) -> dict[str, Facts]:
     if not facts:
         raise UserError(f"{path} is neither a run nor a model of a known format; {REMEDY}")
     show(facts)
-    return facts
+    return Outcome(config, facts)
 
 
 # ------------------------------------------------------------------------------------------------------------

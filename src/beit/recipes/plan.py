@@ -1,27 +1,19 @@
 """`beit plan`: what `beit train` would do with these images on this machine, as commands with their times."""
 
-from __future__ import annotations
-
 import shlex
-from pathlib import Path
 
-from beit.config.use import PlanConfig, TrainConfig
+from beit.config.use import Outcome, PlanConfig, TrainConfig
 from beit.config.values import flag_of
-from beit.recipes.train.parts import begin, planned
-from beit.recipes.train.run import in_words
+from beit.recipes.train.run import train
 
 
-def plan(config: PlanConfig) -> list[str]:
-    """Print the parts of the journey, their sizes and times, and the command; nothing is written.
-
-    Returns:
-        The command, in words.
-    """
-    for line in [*in_words(planned(config)), *begin(config, Path(config.out)).words()]:
-        print(line)
+def plan(config: PlanConfig) -> Outcome:
+    """Print the parts of the journey, their sizes and times, and the command, which is returned as `command`, in
+    words; nothing is written."""
+    train(TrainConfig(**vars(config)), dry_run=True, overwrite=True)
     command = ["beit", "train", *_flags(config), "--budget", config.budget, "--out", config.out]
     print(f"next: {shlex.join(command)}")
-    return command
+    return Outcome(config, {"command": command})
 
 
 def _flags(config: PlanConfig) -> list[str]:

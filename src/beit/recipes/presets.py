@@ -1,7 +1,5 @@
 """`beit presets`: recipes and released models by name, each with its source."""
 
-from __future__ import annotations
-
 from beit.config.use import PresetsConfig
 from beit.presets import VERBS, recipes_of
 from beit.presets.released import RELEASED

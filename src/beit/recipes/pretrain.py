@@ -4,8 +4,6 @@ image --encoder's view---> patches, about 40 % of them replaced by [MASK] -> enc
 image --tokenizer's view-> visual tokens on the same grid                 -> targets at the hidden patches
 """
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

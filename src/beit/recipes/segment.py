@@ -5,8 +5,6 @@ image     -> resized, cropped, flipped, recoloured -> encoder -> decoder -> a cl
 label map -> resized, cropped, flipped ------------------------------------> cross-entropy, with auxiliary heads
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -45,8 +43,8 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
     if session is None:
         return finished(config)
     config = session.config
-    opener = partial(open_pairs, reduce_zero_label=config.reduce_zero_label, class_table=config.classes)
-    images = open_images(config, opener)
+    classes: dict[str, Any] = {"reduce_zero_label": config.reduce_zero_label, "class_table": config.classes}
+    images = open_images(config, partial(open_pairs, label_maps=config.label_maps, **classes))
     session, config = settle(session, images)
     source, held_back = cast(PairSource, images.train), cast(PairSource, images.held_back)
     model, about = starting_segmenter(config, source.classes)

@@ -1,7 +1,5 @@
 """`beit suggest`: which images to label next, as a table to fill in and a page to look at."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import html
@@ -19,7 +17,7 @@ from beit.atomic import replace_file, write_text
 from beit.checkpoints.reference import part_of
 from beit.checkpoints.store import describe
 from beit.config.errors import require
-from beit.config.use import PredictConfig, SuggestConfig
+from beit.config.use import Outcome, PredictConfig, SuggestConfig
 from beit.data.decode import Decoding
 from beit.data.label_file import read_label_rows
 from beit.data.sources.opening import open_images
@@ -42,8 +40,8 @@ class Suggestion(NamedTuple):
     reason: str
 
 
-def suggest(config: SuggestConfig) -> list[Suggestion]:
-    """Choose among `config.images`, write the table and the page, and return what was chosen, the best first."""
+def suggest(config: SuggestConfig) -> Outcome:
+    """Choose among `config.images`, write the table and the page, and return the `suggestions`, the best first."""
     require_writable_file(config.out)
     labeled = set(read_label_rows(Path(config.labels))) if config.labels else set[str]()
     shared: dict[str, Any] = {name: getattr(config, name) for name in ("images", "device", "precision", "workers")}
@@ -67,7 +65,7 @@ def suggest(config: SuggestConfig) -> list[Suggestion]:
     _write(suggestions, config, decoding_of(features))
     page = Path(config.out).with_suffix(".html")
     print(f"{len(suggestions):,} of {len(names):,} images to label: fill in {config.out}, and see {page}")
-    return suggestions
+    return Outcome(config, {"suggestions": suggestions})
 
 
 def representatives(features: Tensor, count: int, rng: torch.Generator) -> list[tuple[int, int]]:

@@ -17,6 +17,7 @@ from beit.checkpoints.reference import PARTS, part_of
 from beit.config.errors import UserError, require
 from beit.config.files import fields_of, read_record
 from beit.config.run import DataConfig, DecodingConfig, TrainingConfig
+from beit.config.run import Outcome as Outcome
 from beit.data.base import Source, Splits
 from beit.data.decode import Decoding
 from beit.data.loaders import View
@@ -61,21 +62,15 @@ class Session(NamedTuple, Generic[Config]):
     memory: float = 0.0
     """Bytes that training takes on each device, besides torch itself; 0 where that is not known."""
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the run that this start continues was meant before."""
+        return not self.overwrite and Path(self.config.out, CONFIG).exists()
+
     def expected_seconds(self, plan: Plan) -> float | None:
         """What the whole run will take, its start included, where a rehearsal told; the same on all ranks."""
         left = self.pace and sum(self.pace.left(plan))
         return self.compute.from_main(lambda: None if left is None else time.monotonic() - self.began + left)
-
-
-class Outcome(NamedTuple):
-    """What every verb that trains returns, `train` and `demo` among them."""
-
-    config: Any
-    """The configuration, with every value."""
-    results: Mapping[str, Any] = {}
-    """The content of results.json; empty after a dry run."""
-    seconds: float | None = None
-    """Of a dry run with a budget: what the run is expected to take."""
 
 
 def finished(config: TrainingConfig) -> Outcome:
@@ -231,6 +226,10 @@ def holdout_of(config: DataConfig) -> Holdout:
         from beit.data.label_file import classes_in_file
 
         classes_of = classes_in_file(config.labels)
+    elif config.label_maps is not None:
+        from beit.data.label_maps.pairs import mapped_in
+
+        classes_of = mapped_in(config.label_maps)
     return Holdout(config.holdout, config.group_by, classes_of, config.eval_sources, config.layout)
 
 

@@ -33,7 +33,7 @@ from beit.training.device import to_device
 from beit.training.loop import fit
 from beit.training.method import EvaluationSplit, Method, Product
 from beit.training.plan import Pace, Plan
-from beit.training.run.directory import CONFIG, SKIPPED, TRAINED_ON
+from beit.training.run.directory import SKIPPED, TRAINED_ON
 from beit.training.run.opening import open_run
 from beit.training.signals import StopRequested, stop_signals
 
@@ -97,8 +97,7 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
 def _require_meant(session: Session[Any], plan: Plan) -> None:
     """UserError for a run of months that has not begun, and whose length nobody typed."""
     config, seconds = session.config, session.expected_seconds(plan) or 0.0
-    is_meant = LENGTHS & config.typed.keys() or (not session.overwrite and Path(config.out, CONFIG).exists())
-    if seconds > MEANT and not is_meant:
+    if seconds > MEANT and not LENGTHS & config.typed.keys() and not session.has_begun:
         raise UserError(
             f"this run would take about {duration(seconds)} on this machine; --budget 1h makes one that fits it, and "
             f"--steps {plan.steps} says that so long a one is meant"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -117,14 +118,14 @@ class Bar(NamedTuple):
 def bar(
     title: str, total: int | None, *, done: int = 0, shown: bool = True, file: IO[str] | None = None
 ) -> Iterator[Bar]:
-    """A bar of `total` parts (None: so many as there are) while inside: among those on the terminal, else the first,
-    if `file` (by default standard error) is one and the bar is to be `shown`."""
+    """A bar of `total` parts (None: so many as there are) while inside: among those on the terminal or in a notebook,
+    else the first, if `file` (by default standard error) is one and the bar is to be `shown`."""
     global _display
     outer, display, file = _display, _display if shown else None, file or sys.stderr
     if display is None:
         columns = (TextColumn("{task.description}"), BarColumn(None), Standing(Column(no_wrap=True)))
         # Lines for a pipe, printed while the bar is shown, must not end up above it.
-        beside, hidden = sys.stdout.isatty(), not (shown and file.isatty())
+        beside, hidden = sys.stdout.isatty(), not (shown and (file.isatty() or _in_notebook()))
         look: Any = {"transient": True, "expand": True, "redirect_stdout": beside, "disable": hidden}
         display = Display(*columns, console=Terminal(file=file), **look)
         display.start()
@@ -137,6 +138,11 @@ def bar(
         if not display.tasks and not display.disable:
             display.stop()
             _display = None
+
+
+def _in_notebook() -> bool:
+    """Whether a notebook shows what is live, for which it needs ipywidgets."""
+    return Terminal().is_jupyter and find_spec("ipywidgets") is not None
 
 
 def duration(seconds: float) -> str:

@@ -1,7 +1,5 @@
 """Two runs on the same held-back images: which is better, and whether by more than chance."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path

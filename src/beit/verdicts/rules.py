@@ -1,7 +1,5 @@
 """The rules, and their thresholds: figures in, sentences out for a reader who does not know the method."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple

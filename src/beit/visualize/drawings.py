@@ -1,7 +1,5 @@
 """What models make of held-back images while they are trained: classes, and label maps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

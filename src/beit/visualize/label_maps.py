@@ -1,7 +1,5 @@
 """Label maps -> pictures: classes in their colours, over the image, with a legend."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

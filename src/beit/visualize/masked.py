@@ -1,7 +1,5 @@
 """What masked image modelling looks like: hidden patches beside what the model expects behind them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -15,7 +13,7 @@ from beit.data.batches import PretrainBatch
 from beit.models.heads import MaskedImageModel
 from beit.models.layers import patch_statistics
 from beit.tokenizers.base import VisualTokenizer
-from beit.visualize.pictures import contact_sheet, save_picture, shade_hidden
+from beit.visualize.pictures import save_columns, shade_hidden
 
 
 def draw_tokens(
@@ -26,15 +24,11 @@ def draw_tokens(
     tokens = tokenizer.encode(batch.token_image)
     predicted = tokens.clone()
     predicted[batch.mask] = model(batch.image, batch.mask).argmax(dim=1)
-    sheet = contact_sheet(
-        {
-            "image": batch.image,
-            "what the encoder sees": hidden(batch),
-            "all tokens decoded": tokenizer.decode(tokens).float(),
-            "hidden tokens predicted, then decoded": tokenizer.decode(predicted).float(),
-        }
-    )
-    save_picture(sheet, folder / f"step-{step:06d}-masked.webp")
+    decoded = {
+        "all tokens decoded": tokenizer.decode(tokens).float(),
+        "hidden tokens predicted, then decoded": tokenizer.decode(predicted).float(),
+    }
+    save_columns({**seen(batch), **decoded}, folder, step, "masked")
 
 
 def draw_pixels(norm: PixelNorm, model: nn.Module, batches: Sequence[PretrainBatch], folder: Path, step: int) -> None:
@@ -54,16 +48,11 @@ def draw_pixels(norm: PixelNorm, model: nn.Module, batches: Sequence[PretrainBat
     columns = patches.view(len(batch.image), -1, patches.shape[1]).transpose(1, 2)
     rebuilt = F.fold(columns, config.image_size, config.patch_size, stride=config.patch_size)
     mean, std = (rebuilt.new_tensor(value).view(-1, 1, 1) for value in (config.pixel_mean, config.pixel_std))
-    sheet = contact_sheet(
-        {
-            "image": batch.image,
-            "what the encoder sees": hidden(batch),
-            "hidden pixels predicted": (rebuilt * std + mean).clamp(0, 1),
-        }
-    )
-    save_picture(sheet, folder / f"step-{step:06d}-masked.webp")
+    predicted = (rebuilt * std + mean).clamp(0, 1)
+    save_columns({**seen(batch), "hidden pixels predicted": predicted}, folder, step, "masked")
 
 
-def hidden(batch: PretrainBatch) -> list[Tensor]:
-    """Every image with its hidden patches shaded."""
-    return [shade_hidden(image, mask) for image, mask in zip(batch.image, batch.mask, strict=True)]
+def seen(batch: PretrainBatch) -> dict[str, Sequence[Tensor] | Tensor]:
+    """Every image, and with its hidden patches shaded."""
+    shaded = [shade_hidden(image, mask) for image, mask in zip(batch.image, batch.mask, strict=True)]
+    return {"image": batch.image, "what the encoder sees": shaded}

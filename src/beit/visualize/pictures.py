@@ -4,8 +4,6 @@ An `image` is a Tensor (C, H, W), uint8 or float in [0, 1]; see :func:`to_uint8`
 tensors return uint8 (3, H, W).
 """
 
-from __future__ import annotations
-
 import colorsys
 import math
 import textwrap
@@ -118,6 +116,11 @@ def lay_out(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
             sheet.paste(picture, (MARGIN + index * step, top))
         top += height
     return sheet
+
+
+def save_columns(columns: Mapping[str, Sequence[Tensor] | Tensor], folder: Path, step: int, kind: str) -> None:
+    """Write a contact sheet of a run, as it is after `step` steps."""
+    save_picture(contact_sheet(columns), folder / f"step-{step:06d}-{kind}.webp")
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:

@@ -1,7 +1,5 @@
 """Run directories -> one HTML page that needs nothing else: no network, no script, pictures inside."""
 
-from __future__ import annotations
-
 import base64
 import itertools
 from collections.abc import Callable, Mapping, Sequence

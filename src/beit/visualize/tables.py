@@ -1,7 +1,5 @@
 """The tables of the report: what the runs are, how they differ, and the figures they reached."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 

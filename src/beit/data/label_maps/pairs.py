@@ -1,8 +1,10 @@
-"""Images with label maps as a source: folders and tars in ADE20K's layout, or the built-in scenes.
+"""Images with label maps as a source: folders and tars in ADE20K's layout, images beside a folder of maps, or the
+built-in scenes.
 
 ``images/`` lies beside ``annotations/``, and a map where its image does, under the same name:
-``images/training/street.jpg`` and ``annotations/training/street.png``. Wrong maps are mistakes in the data and stop
-a run; damaged files are left out like any others.
+``images/training/street.jpg`` and ``annotations/training/street.png``. A folder of maps (`--label-maps`) has that of
+``photos/a/street.jpg`` as ``a/street.png``, and not of every image. Wrong maps are mistakes in the data and stop a
+run; damaged files are left out like any others.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from beit.config.errors import UserError, require
 from beit.config.segment import IGNORE
+from beit.config.values import counted
 from beit.data.base import SPLITS, Source, Split, Splits
 from beit.data.decode import USUAL, Decoding, ImageError
 from beit.data.label_maps.colors import ColorKey
@@ -35,8 +38,8 @@ from beit.data.label_maps.table import (
 )
 from beit.data.sources.demo import DemoSource
 from beit.data.sources.files import FileSource
-from beit.data.sources.holdout import Holdout
-from beit.data.sources.listing import Listing, Member, list_data
+from beit.data.sources.holdout import MAPPED, ClassesOf, Holdout
+from beit.data.sources.listing import Listing, Member, list_data, list_maps
 from beit.data.sources.measure import settled
 from beit.data.sources.opening import is_named_set, open_splits
 from beit.data.sources.splits import Part, Parts, split_listings, unlabeled
@@ -46,6 +49,7 @@ IMAGES, MAPS = "images/", "annotations/"
 _CLASHES = {
     IMAGES: "images of one label map; rename one, and give it a map of its own",
     MAPS: "label maps of one image; keep one",
+    "": "called alike, as an image and its label map are; rename one",
 }
 
 
@@ -53,18 +57,21 @@ _CLASHES = {
 # Pairs
 
 
-def open_map_files(parts: Sequence[Part], decoding: Decoding, key: ColorKey) -> tuple[FileSource, MapFiles]:
-    """The images in `parts` and their label maps, whose colours `key` tells.
+def open_map_files(
+    parts: Sequence[Part], decoding: Decoding, key: ColorKey, apart: Listing | None = None
+) -> tuple[FileSource, MapFiles]:
+    """The images in `parts` and their label maps, `apart` or in the same roots, whose colours `key` tells.
 
     Raises :class:`UserError` for an image without a map, or with two.
     """
     maps: list[Listing] = []
     missing: list[tuple[str, str]] = []
+    top = IMAGES if apart is None else ""
     for part in parts:
-        _by_stem(part.listing, IMAGES)
-        map_of = _by_stem(part.listing, MAPS)
-        stems = {_stem(image.path, IMAGES): image.path for image in part.members}
-        maps.append(replace(part.listing, members=[map_of[stem] for stem in stems if stem in map_of]))
+        _by_stem(part.alone(), top)
+        listing, map_of = apart or part.listing, _by_stem(apart, "") if apart else _by_stem(part.listing, MAPS)
+        stems = {_stem(image.path, top): image.path for image in part.members}
+        maps.append(replace(listing, members=[map_of[stem] for stem in stems if stem in map_of]))
         missing += [(part.listing.root, path) for stem, path in stems.items() if stem not in map_of]
     if missing:
         root, path = missing[0]
@@ -171,12 +178,14 @@ def open_pairs(
     data: Sequence[str],
     *,
     holdout: Holdout,
+    label_maps: str | None = None,
     reduce_zero_label: bool = False,
     class_table: str | None = None,
     classes: Sequence[str] | None = None,
     decoding: Decoding = USUAL,
 ) -> Splits[PairSource]:
-    """The images of `data` by split (see :func:`open_splits`), with their label maps.
+    """The images of `data` by split (see :func:`open_splits`), with their label maps; those that have one in the
+    folder `label_maps`, where that is given.
 
     `reduce_zero_label` makes 0 in a map "no class", and 1 the first one. Classes come from the file `class_table`, or
     from one that lies in the folder under a usual name, or are counted in the training maps; `classes` are those of a
@@ -188,23 +197,24 @@ def open_pairs(
         require(class_table is None, "--classes is for folders; demo has its own")
         require(not holdout.eval_data, "--eval-data is for folders; demo has its own")
         return _open_scenes(holdout, reduce_zero_label, classes)
-    listings = _listings(data)
-    path = class_table or find_class_table(listings)
+    apart = None if label_maps is None else list_maps(label_maps)
+    listings = _listings(data, apart)
+    path = class_table or find_class_table([*listings, *([apart] if apart else [])])
     if path is not None:
         listings = [listing.using(path) for listing in listings]
-    parts = split_pairs(listings, holdout)
+    parts = split_pairs(listings, holdout, apart)
     decoding, key = settled(parts, decoding), ColorKey(path)
 
     def open_split(split: Split) -> PairSource:
-        images, maps = open_map_files(parts[split], decoding, key)
-        images.notes += [note for listing in listings for note in notes_on_spare_maps(listing)]
+        images, maps = open_map_files(parts[split], decoding, key, apart)
+        images.notes += [note for listing in listings if not apart for note in notes_on_spare_maps(listing)]
         file_of, count, _ = maps.numbers(at_most=16)
         if classes is not None:
             table = table_of_model(classes, reduce_zero_label, path)
         elif path is not None:
             table = table_of_data(path, reduce_zero_label, list(file_of), count)
         else:
-            _, to_count = open_map_files(parts.get("train", parts[split]), decoding, key)
+            _, to_count = open_map_files(parts.get("train", parts[split]), decoding, key, apart)
             table = counted_table(*to_count.numbers(), len(to_count), reduce_zero_label)
         for number, name in file_of.items():
             table.require(number, name)
@@ -213,19 +223,41 @@ def open_pairs(
     return Splits({split: partial(open_split, split) for split in SPLITS if split in parts})
 
 
-def split_pairs(listings: Sequence[Listing], holdout: Holdout) -> Parts:
-    """The parts of `listings` by split, training first; label maps go with their images."""
+def mapped_in(folder: str) -> ClassesOf:
+    """Which images have a label map in a folder, as their one class."""
+    map_of = _by_stem(list_maps(folder), "")
+    return lambda key, _: (MAPPED,) if _stem(key, "") in map_of else ()
+
+
+def split_pairs(listings: Sequence[Listing], holdout: Holdout, apart: Listing | None = None) -> Parts:
+    """The parts of `listings` by split, training first; label maps go with their images, of which only those remain
+    that have one where these lie `apart`. UserError where none has."""
+    own = replace(holdout, share=0) if holdout.eval_data else holdout
+    parts = dict(split_listings(listings, own, paired=apart is None))
     if holdout.eval_data:
-        parts = dict(split_listings(listings, replace(holdout, share=0), paired=True))
-        others = split_listings(_listings(holdout.eval_data), Holdout(0, layout=holdout.layout), paired=True)
+        others = split_listings(
+            _listings(holdout.eval_data, apart), Holdout(0, layout=holdout.layout), paired=apart is None
+        )
         parts["val"] = others.get("val") or others.get("test") or others["train"]
-    else:
-        parts = dict(split_listings(listings, holdout, paired=True))
-    if "test" in parts and not any(map(_has_maps, parts["test"])):
+    if apart is not None:
+        parts = {split: [_mapped(part, apart) for part in of_split] for split, of_split in parts.items()}
+        parts = {split: of_split for split, of_split in parts.items() if any(part.members for part in of_split)}
+        require(bool(parts), f"--label-maps {apart.root} has no map of an image of --data; give both the same name")
+    elif "test" in parts and not any(map(_has_maps, parts["test"])):
         note = "test has no label maps, so that nothing is judged on it"
         for part in parts.pop("test"):
             part.notes.append(f"{part.listing.root}: {note}")
     return parts
+
+
+def _mapped(part: Part, maps: Listing) -> Part:
+    """The images of a part that have a map, with a note."""
+    map_of = _by_stem(maps, "")
+    members = [member for member in part.members if _stem(member.path, "") in map_of]
+    images = counted(len(part.members), "image")
+    return part._replace(
+        members=members, notes=[*part.notes, f"{len(members):,} of {images} have a label map in {maps.root}"]
+    )
 
 
 def _has_maps(part: Part) -> bool:
@@ -247,11 +279,11 @@ def _open_scenes(holdout: Holdout, reduce_zero_label: bool, classes: Sequence[st
     return Splits({split: partial(open_split, split) for split in splits})
 
 
-def _listings(data: Sequence[str]) -> list[Listing]:
+def _listings(data: Sequence[str], apart: Listing | None) -> list[Listing]:
     for value in data:
         if is_named_set(value) and not os.path.exists(value):
             raise UserError(f"--data {value} has no label maps; name a folder with images/ and annotations/")
     listings = list_data(data)
-    for listing in listings:
+    for listing in listings if apart is None else ():
         check_layout(listing)
     return listings

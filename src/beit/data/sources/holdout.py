@@ -14,6 +14,7 @@ from typing import Protocol, cast
 
 from beit.config.errors import UserError
 from beit.config.run import LayoutName
+from beit.config.values import counted
 from beit.data.base import Source, grouped, stable_hash
 from beit.data.decode import ImageError
 from beit.data.sources.files import full_name
@@ -23,6 +24,8 @@ SHARE, SHARE_OF_FEW, FEW = 0.05, 0.2, 2000
 """What is held back of the images; and of labelled images where a root has fewer of them than FEW."""
 _TAIL = 1024
 """Bytes at the end of a file that tell most files of one length apart."""
+MAPPED = "label map"
+"""The one class of images that have a label map in a folder apart, so that some of these are held back."""
 
 ClassesOf = Callable[[str, str], Sequence[str]]
 Members = list[list[int]]
@@ -77,7 +80,7 @@ def hold_back(pool: Source, classes: Sequence[Sequence[str]], holdout: Holdout, 
     rows = _true_classes(classes, units)
     held_back = choose_held_back(keys, rows, units, holdout.share)
     if kinds := len({name for row in rows for name in row}):
-        about = f", evenly of {kinds:,} classes (labels are read for this choice){about}"
+        about = f", evenly of {counted(kinds, 'class')} (labels are read for this choice){about}"
     return held_back, f"{root}: {len(held_back):,} of {size:,} training images held back as val{about}"
 
 
@@ -92,7 +95,7 @@ def _true_classes(classes: Sequence[Sequence[str]], units: Sequence[int]) -> Seq
     class, nor one for every patient whose images stay together."""
     pairs = {(name, unit) for row, unit in zip(classes, units, strict=True) for name in row}
     sizes = Counter(name for name, _ in pairs)
-    return classes if len(sizes) > 1 and max(sizes.values()) > 1 else [()] * len(classes)
+    return classes if (len(sizes) > 1 or MAPPED in sizes) and max(sizes.values()) > 1 else [()] * len(classes)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -119,6 +119,12 @@ def list_images(value: str) -> Listing:
         return _scan_folder(value) if tars is None else _scan_tars(tars)
 
 
+def list_maps(folder: str) -> Listing:
+    """The label maps in a folder, at any depth."""
+    with _about("--label-maps"):
+        return _scan_folder(folder)
+
+
 @contextmanager
 def _about(flag: str) -> Iterator[None]:
     """Puts `flag`, which named the files, in front of what is wrong with them."""

@@ -16,7 +16,7 @@ from beit.data.base import SPLITS, Split
 from beit.data.decode import ImageError
 from beit.data.label_maps.pairs import PairSource, open_pairs
 from beit.data.label_maps.table import find_class_table, read_class_rows
-from beit.data.sources.listing import list_data
+from beit.data.sources.listing import list_data, list_maps
 from beit.data.workers import fetch_each
 from beit.stages.session import holdout_of, open_data
 from beit.untrusted import markup
@@ -37,12 +37,14 @@ def inspect_maps(config: CheckConfig) -> MapReport:
     """Read every label map of `config.data` as segmentation would."""
     report = MapReport()
     try:
-        path = find_class_table(list_data(config.sources)) if "demo" not in config.sources else None
+        apart = [list_maps(config.label_maps)] if config.label_maps else []
+        path = find_class_table([*list_data(config.sources), *apart]) if "demo" not in config.sources else None
         numbers = [] if path is None else [number for number, _, _ in read_class_rows(path)]
         from_one = bool(numbers) and 0 not in numbers
         if from_one:
             report.notes.append(f"{path} numbers its classes from 1: segment with --reduce-zero-label")
-        splits = open_data(config, partial(open_pairs, reduce_zero_label=from_one), holdout_of(config))
+        opener = partial(open_pairs, label_maps=config.label_maps, reduce_zero_label=from_one)
+        splits = open_data(config, opener, holdout_of(config))
     except UserError as error:
         report.mistakes.append(str(error))
         return report

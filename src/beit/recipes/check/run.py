@@ -14,7 +14,7 @@ from rich.table import Table
 
 from beit.config.errors import UserError
 from beit.config.run import DataConfig, TrainingConfig
-from beit.config.use import CheckConfig
+from beit.config.use import CheckConfig, Outcome
 from beit.data.base import SPLITS, Source, Split, grouped
 from beit.data.decode import ImageError
 from beit.data.label_file import classes_in_file
@@ -80,14 +80,16 @@ class DataReport:
         return [bad for part in self.splits.values() for bad in part.broken]
 
 
-def check(config: CheckConfig) -> DataReport:
-    """Read every image of `config.data` once and print what was found."""
+def check(config: CheckConfig) -> Outcome:
+    """Read every image of `config.data` once and print what was found: a :class:`DataReport`, `results` by its
+    fields."""
     report = inspect(config)
     show(report, Console(), config.max_bad)
     if any(line.startswith("ready") for line in verdicts(report, config.max_bad)):
-        labels = ["--labels", config.labels] if config.labels else []
+        stated = {"--labels": config.labels, "--label-maps": config.label_maps}
+        labels = [word for flag, value in stated.items() if value for word in (flag, value)]
         print(f"next: beit plan {shlex.join([*config.sources, *labels])}")
-    return report
+    return Outcome(config, vars(report))
 
 
 def inspect(config: CheckConfig) -> DataReport:
@@ -106,7 +108,7 @@ def inspect(config: CheckConfig) -> DataReport:
                 progress.move()
     groups = [[found[i] for i in group] for group in grouped(range(len(found)), lambda i: found[i].digest)]
     same = [group for group in groups if len(group) > 1]
-    has_maps = any(source.key(0).startswith(IMAGES) for source in sources.values())
+    has_maps = config.label_maps or any(source.key(0).startswith(IMAGES) for source in sources.values())
     return DataReport(
         splits={
             split: _split_report(source, [x for x in found if x.split == split]) for split, source in sources.items()

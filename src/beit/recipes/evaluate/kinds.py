@@ -115,9 +115,8 @@ def segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine: Machine
     description = describe(config.model)
     classes = description.get("classes")
     reduce_zero = bool(description.get("reduce_zero_label", False))
-    split, source = judged_images(
-        config, partial(open_pairs, reduce_zero_label=reduce_zero, classes=classes), labeled=True
-    )
+    opener = partial(open_pairs, label_maps=config.label_maps, reduce_zero_label=reduce_zero, classes=classes)
+    split, source = judged_images(config, opener, labeled=True)
     names = source.classes or ()
     _require_number(names, model.num_classes, config)
     inference = Inference.from_description(description).with_window(config.window)

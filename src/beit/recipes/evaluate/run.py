@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from beit.atomic import write_text
+from beit.checkpoints.reference import part_of
 from beit.checkpoints.store import kind_of, load_model
 from beit.config.errors import RunFailed, UserError, given_by
-from beit.config.use import EvaluateConfig
+from beit.config.use import EvaluateConfig, Outcome
 from beit.config.values import counted, flag_of
 from beit.data.loaders import HANDFUL
 from beit.data.sources.subsets import Subset
@@ -32,11 +34,12 @@ from beit.training.metrics import accumulate
 from beit.untrusted import in_lines
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig) -> Outcome:
     """Print the figures of `config.model` on `config.data`, write them to `config.out`, and return them."""
     if config.out is not None:
         require_writable_file(config.out)
     with given_by("--model"):
+        config = replace(config, model=part_of(config.model, "model"))  # whose held-back images are judged
         model = load_model(config.model)
     _require_flags_for(model, config)
     machine = open_machine_alone(config)
@@ -49,7 +52,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if config.out is not None:
         write_text(Path(config.out), json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
         print(f"wrote {config.out}")
-    return figures
+    return Outcome(config, figures)
 
 
 def evaluation_of(model: nn.Module, config: EvaluateConfig, machine: Machine) -> Kind:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from beit.checkpoints.store import encoder_of, kind_of, load_model
 from beit.config.errors import RunFailed, UserError, given_by, require
-from beit.config.use import PredictConfig
+from beit.config.use import Outcome, PredictConfig
 from beit.config.values import flag_of
 from beit.data.batches import ImageBatch
 from beit.data.sources.files import FileSource
@@ -34,13 +34,13 @@ from beit.tokenizers.base import VisualTokenizer
 
 def predict(
     model: PredictConfig | nn.Module | str | Path, images: Any = None, **options: Any
-) -> int | Prediction | list[Prediction]:
+) -> Outcome | Prediction | list[Prediction]:
     """What a model makes of images.
 
     Args:
         model: one that :func:`beit.load_model` gave, or the path that it takes. Of a configuration the command `beit
             predict` is run, which prints and writes each as it comes, names damaged images on standard error, and
-            returns how many there were.
+            returns an :class:`beit.Outcome`: how many `images` there were, and how many of them `damaged`.
         images: one, or several: paths (of folders too), PIL images, arrays (H, W, 3) or tensors (3, H, W), in uint8
             or floats in [0, 1].
         options: `features`, `layer` and `window`, as of :class:`beit.PredictConfig`.
@@ -56,7 +56,7 @@ def predict(
     return predict_given(reading_of(model, config), images, next(model.parameters()).device)
 
 
-def _write(config: PredictConfig) -> int:
+def _write(config: PredictConfig) -> Outcome:
     """The command: print and write what there is to say, and count it."""
     reading, source, records = open_prediction(config)
     _require_out(config, reading)
@@ -69,7 +69,7 @@ def _write(config: PredictConfig) -> int:
     # Where the lines of labels are the output, to be piped on, they are all of it.
     to = sys.stderr if prints and not sys.stdout.isatty() else sys.stdout
     print(f"{message}; wrote {config.out}" if config.out else message, file=to)
-    return count
+    return Outcome(config, {"images": count, "damaged": len(source) - count})
 
 
 def _writer(

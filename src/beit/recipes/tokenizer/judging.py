@@ -16,7 +16,7 @@ from beit.tokenizers.objective import reconstruction_figures, reconstruction_sum
 from beit.training.device import Precision
 from beit.training.method import Evaluation, Notes
 from beit.training.signals import StopSignals
-from beit.visualize.pictures import contact_sheet, save_picture, token_picture
+from beit.visualize.pictures import save_columns, token_picture
 
 LARGEST_PASS = 256
 """Images whose tokens are sought at once, at most."""
@@ -67,11 +67,9 @@ def draw(model: nn.Module, batches: Sequence[ImageBatch], folder: Path, step: in
     assert isinstance(model, VisualTokenizer)
     tokens = model.encode(batch.image)
     cell = batch.image.shape[-1] // tokens.shape[-1]
-    sheet = contact_sheet(
-        {
-            "image": batch.image,
-            "visual tokens": [token_picture(grid, model.vocab_size, cell) for grid in tokens],
-            "decoded tokens": model.decode(tokens).float(),
-        }
-    )
-    save_picture(sheet, folder / f"step-{step:06d}-reconstructions.webp")
+    columns: dict[str, Sequence[Tensor] | Tensor] = {
+        "image": batch.image,
+        "visual tokens": [token_picture(grid, model.vocab_size, cell) for grid in tokens],
+        "decoded tokens": model.decode(tokens).float(),
+    }
+    save_columns(columns, folder, step, "reconstructions")

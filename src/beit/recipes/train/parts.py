@@ -10,29 +10,35 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+from beit.checkpoints.store import load_tokenizer, save_model
 from beit.config.errors import UserError
 from beit.config.files import fields_of
 from beit.config.finetune import FinetuneConfig
 from beit.config.pretrain import PretrainConfig
-from beit.config.run import TrainingConfig
+from beit.config.run import TrainingConfig, seconds_of
 from beit.config.segment import SegmentConfig
-from beit.config.tokenizer import TokenizerConfig
-from beit.config.use import JourneyConfig
+from beit.config.tokenizer import PatchKMeansConfig, TokenizerConfig
+from beit.config.use import JourneyConfig, Outcome
 from beit.data.base import Source
 from beit.data.label_file import read_label_rows
 from beit.data.label_maps.pairs import IMAGES
+from beit.data.sources.listing import list_maps
 from beit.data.sources.opening import open_splits
+from beit.data.sources.subsets import Subset
 from beit.presets import scratch
 from beit.presets.auto import crop_of
 from beit.presets.trials import FEW_IMAGES, prospect
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
 from beit.recipes.segment import segment
+from beit.recipes.tokenizer.codebook import VIEWS
 from beit.recipes.tokenizer.run import tokenizer
-from beit.stages.auto.choices import median_side
-from beit.stages.session import Outcome, holdout_of, open_data
+from beit.stages.auto.choices import SAMPLE, median_side, settle
+from beit.stages.scores.tokens import BANK
+from beit.stages.session import Images, holdout_of, open_data, open_session
+from beit.tokenizers.kmeans import PatchKMeans
 
 RESERVE, BESIDE = 0.03, 10.0
 """Share of a budget that is left free, and seconds of each part that no rehearsal sees: its start, the last images,
@@ -77,7 +83,7 @@ class Part(NamedTuple):
     def plan(self) -> Part:
         """This part with every value of its configuration, and the time that it takes here, by a rehearsal."""
         with contextlib.redirect_stdout(io.StringIO()):
-            outcome = self.run(dry_run=True)
+            outcome = self.run(dry_run=True, overwrite=True)  # whatever lies there
         return Part(self.name, outcome.config, outcome.seconds or 0.0)
 
 
@@ -96,8 +102,9 @@ class Journey(NamedTuple):
         config, images = self.config, self.images
         count, classes = len(images), len(images.classes or ())
         labels = len(read_label_rows(Path(config.labels))) if config.labels else count
+        labels = len(list_maps(config.label_maps).members) if config.label_maps else labels
         labels = round(min(labels, (config.labels_per_class or count) * classes or count) * (config.label_share or 1))
-        asked = self.task, count, labels, median_side(images), config.budget_seconds() / 60
+        asked = self.task, count, labels, median_side(images), seconds_of(config.budget) / 60
         lines = [f"expect: {prospect(*asked)}"]
         if self.task and config.init is None and count <= FEW_IMAGES:
             lines.append("few images teach little; try a released encoder first: --init beit_base_patch16_224_pt22k")
@@ -111,6 +118,14 @@ class Journey(NamedTuple):
             values = {**values, knob: self.config.init or str(self.folder / other)}
         config = config_type(**{**self.config.shared_with(config_type), "out": str(self.folder / name), **values})
         return Part(name, config)
+
+    def network(self, seconds: float) -> PretrainConfig:
+        """Pre-training in so many seconds, with every value but the steps."""
+        config = self.part("pretrain", budget=f"{max(1.0, seconds):.0f}s").config
+        session = open_session("pretrain", cast(PretrainConfig, config), dry_run=True, overwrite=True)
+        assert session is not None, "it begins afresh"
+        images = Images(self.images, Subset(self.images, []))
+        return settle(session, images, load_tokenizer(str(session.config.tokenizer)))[1]
 
 
 def begin(config: JourneyConfig, folder: Path) -> Journey:
@@ -131,7 +146,7 @@ def _labeled_images(config: JourneyConfig) -> tuple[str | None, Source]:
     """What the images have labels for, and those to train on."""
     opened = open_data(config, open_splits, holdout_of(config))
     images = opened["train" if "train" in opened else next(iter(opened))]
-    if any(source.key(0).startswith(IMAGES) for source in opened.values() if len(source)):
+    if config.label_maps or any(source.key(0).startswith(IMAGES) for source in opened.values() if len(source)):
         return "segmenter", images
     if config.labels is None:
         with contextlib.suppress(UserError):
@@ -144,15 +159,15 @@ def _labeled_images(config: JourneyConfig) -> tuple[str | None, Source]:
 def planned(config: JourneyConfig) -> list[Part]:
     """The parts that a journey would have; nothing is written or said."""
     with TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        return choose_parts(begin(config, Path(folder)))
+        return choose_parts(begin(config, Path(folder)), imagined_tokenizer)
 
 
-def choose_parts(journey: Journey, *, overwrite: bool = False) -> list[Part]:
+def choose_parts(journey: Journey, make: Callable[[Journey], Part]) -> list[Part]:
     """All parts with every value, within the budget. The steps come from rehearsals of seconds, and the tokens from
-    the tokenizer, which is made: nothing else is written."""
+    the tokenizer that `make` leaves: nothing else is written."""
     config, task = journey.config, journey.task
     trainings, share = 2 if config.scratch and task else 1, PRETRAINING[task]
-    ends = time.monotonic() + (1 - RESERVE) * config.budget_seconds() - BESIDE * (1 + trainings)
+    ends = time.monotonic() + (1 - RESERVE) * seconds_of(config.budget) - BESIDE * (1 + trainings)
 
     def plan(name: str, seconds: float, config_type: type[TrainingConfig] | None = None, **typed: Any) -> Part:
         return journey.part(name, config_type, budget=f"{max(1.0, seconds):.0f}s", **typed).plan()
@@ -163,15 +178,15 @@ def choose_parts(journey: Journey, *, overwrite: bool = False) -> list[Part]:
     if config.init is not None:
         assert task is not None, "an encoder that is given and taught nothing is no journey"
         return [plan(task, left())]
-    began, tokens = time.monotonic(), journey.part("tokenizer")
-    tokens = tokens._replace(config=tokens.run(overwrite=overwrite).config, seconds=time.monotonic() - began)
+    began, tokens = time.monotonic(), make(journey)
+    ends -= tokens.seconds - (time.monotonic() - began)  # where it was not made, but will be
     if task is None:
         return [tokens, plan("pretrain", left())]
     unit = left() / (share + (1 - share) * trainings)
-    network = plan("pretrain", share * unit).config
+    network = journey.network(share * unit)
     start = scratch.task_network(dataclasses.asdict(network), TYPES[task])
     crop = {}
-    if isinstance(network, PretrainConfig) and task == "segmenter":
+    if task == "segmenter":
         encoder = network.architecture()
         crop = {"crop": crop_of(median_side(journey.images), encoder.image_size, encoder.patch_size)}
     alone = plan("scratch", (1 - share) * unit, TYPES[task], from_scratch=True, **{**start, **crop})
@@ -183,18 +198,29 @@ def choose_parts(journey: Journey, *, overwrite: bool = False) -> list[Part]:
     return [tokens, last, taught, *([alone] if config.scratch else [])]
 
 
+def made_tokenizer(journey: Journey, *, overwrite: bool) -> Part:
+    """The tokenizer, which is there from now on."""
+    began, part = time.monotonic(), journey.part("tokenizer")
+    config = part.run(overwrite=overwrite).config
+    return Part(part.name, config, time.monotonic() - began)
+
+
+def imagined_tokenizer(journey: Journey) -> Part:
+    """What it will be, one in its place whose tokens say nothing, and its time: that of decoding what it looks at."""
+    began = time.monotonic()
+    median_side(journey.images)
+    an_image, part = (time.monotonic() - began) / SAMPLE, journey.part("tokenizer").plan()
+    architecture = cast(TokenizerConfig, part.config).architecture()
+    save_model(PatchKMeans(cast(PatchKMeansConfig, architecture)), Path(part.config.out), provenance={})
+    return part._replace(seconds=BESIDE + (VIEWS + 2 * min(BANK, len(journey.images))) * an_image)
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Parts in a file
 
 
-def stored(parts: list[Part]) -> dict[str, dict[str, Any]]:
-    """Every value of every part, as OUT/config.yaml has them, but those of the whole journey, and the runs that parts
-    start from."""
-    return {part.name: own_values(part.config) for part in parts}
-
-
 def restored(journey: Journey, values: Mapping[str, Mapping[str, Any]]) -> list[Part]:
-    """The parts that :func:`stored` gave. UserError for a part that is none, or a value that is none of it."""
+    """The parts of OUT/config.yaml. UserError for a part that is none, or a value that is none of it."""
     parts = []
     for name, fields in values.items():
         config_type = TYPES.get((journey.task or "") if name == "scratch" else name)
@@ -208,7 +234,8 @@ def restored(journey: Journey, values: Mapping[str, Mapping[str, Any]]) -> list[
 
 
 def own_values(config: TrainingConfig) -> dict[str, Any]:
-    """The knobs of a part that are its own."""
+    """The knobs of a part that are its own, as OUT/config.yaml has them: neither those of the whole journey, nor the
+    run that it starts from."""
     values = dataclasses.asdict(config)
     common = {field.name for field in dataclasses.fields(JourneyConfig)} - {"init"}
     apart = {"out", *(knob for knob, _ in STARTS.values())}

@@ -3,21 +3,19 @@
 The folder is a run directory whose parts are ordinary runs in it; `parts` says which, and what they hold.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from beit.config.files import read_record
 from beit.config.pretrain import PretrainConfig
 from beit.config.tokenizer import TokenizerConfig
-from beit.config.use import TrainConfig
+from beit.config.use import Outcome, TrainConfig
 from beit.config.values import counted
 from beit.presets.trials import seed_spread
-from beit.recipes.train.parts import Part, begin, choose_parts, planned, restored, stored
-from beit.stages.session import Outcome
+from beit.recipes.train.parts import Part, begin, choose_parts, made_tokenizer, own_values, planned, restored
 from beit.training.console import Console, duration
 from beit.training.device import open_compute
 from beit.training.run.directory import CONFIG, REPORT, RESULTS, Request
@@ -47,12 +45,12 @@ def train(config: TrainConfig, *, dry_run: bool = False, overwrite: bool = False
         console.say(f"{folder} is finished; nothing to do (--overwrite starts afresh)")
         return Outcome(config, read_json(folder / RESULTS) or {})
     journey = begin(config, folder)
-    parts, budget, made = config.parts, None, ""
+    parts, budget = config.parts, None
     if parts is None and not overwrite and (folder / CONFIG).exists():  # chosen at an earlier start
         parts = read_record(folder / CONFIG, TrainConfig)[0].get("parts")
     if parts is None:
-        chosen = planned(config) if dry_run else choose_parts(journey, overwrite=overwrite)
-        parts, budget, made = stored(chosen), config.budget, "tokenizer"
+        chosen = planned(config) if dry_run else choose_parts(journey, partial(made_tokenizer, overwrite=overwrite))
+        parts, budget = {part.name: own_values(part.config) for part in chosen}, config.budget
         for line in [*in_words(chosen), *journey.words()]:
             console.say(line)
     config = dataclasses.replace(config, parts=parts)
@@ -64,7 +62,8 @@ def train(config: TrainConfig, *, dry_run: bool = False, overwrite: bool = False
         run.write_status(**({"budget": budget} if budget else {}))
         for number, part in enumerate(steps, start=1):
             console.say(f"\n{number} of {len(steps)}: {TITLES[part.name]}\n")
-            part.run(overwrite=overwrite and part.name != made)
+            is_made = budget is not None and part.name == "tokenizer"  # by which the others were chosen
+            part.run(overwrite=overwrite and not is_made)
         records = {part.name: read_standing(Path(part.config.out)) for part in steps}
         lines = verdict(records)
         for line in lines:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from beit.config.errors import UserError
 from beit.config.run import TrainingConfig
 from beit.models.encoder import BeitEncoder
 from beit.presets import Choice
@@ -26,28 +27,39 @@ SPARE = 0.25
 
 def fit_memory(session: Session[Any], method: Method, batch: Any, precision: Precision) -> Session[Any]:
     """`session` with the memory that training takes; `--checkpoint-activations auto` becomes on where a pass does not
-    fit otherwise.
+    fit otherwise. UserError where a run that has not begun takes more than there is.
 
     batch: a few training images on the device.
     """
     if method.learner.step is None:
         return session
     config, compute, model = session.config, session.compute, method.learner.model
-    memory = (1 - SPARE) * compute.from_main(lambda: memory_of(compute.device))
-    memory /= compute.world if compute.device.type == "cpu" else 1
+    whole: float = compute.from_main(lambda: memory_of(compute.device))
+    whole /= compute.world if compute.device.type == "cpu" else 1
+    memory = (1 - SPARE) * whole
     images: float = config.batch_size / (compute.world * config.accumulate)
     wish, needed, choices = config.checkpoint_activations, list[float](), session.choices
     fixed = state_bytes(model, averaged=config.ema_decay is not None) + companion_bytes(method)
     for choice in ("off", "on") if wish == "auto" else (wish,):
         config = replace(config, checkpoint_activations=choice).as_typed(config.typed)
         checkpoint_activations(model, config)
-        needed.append(images * bytes_for_an_image(method, batch, compute, precision) + fixed)
+        an_image = bytes_for_an_image(method, batch, compute, precision)
+        needed.append(images * an_image + fixed)
         if needed[-1] <= memory:
             break
     if needed[1:]:
-        reason = f"passes of {images:.0f} images take {needed[0] / 2**30:.1f} GiB else, of {memory / 2**30:.1f}"
+        reason = f"passes of {images:.0f} images take {_gib(needed[0])} else, of {_gib(memory)}"
         choices = (*choices, Choice({"checkpoint_activations": choice}, reason))
+    if needed[-1] > whole and not (session.dry_run or session.has_begun):
+        passes = (config.accumulate * part for part in range(2, config.batch_size + 1) if images % part == 0)
+        fits = next((x for x in passes if images * an_image * config.accumulate / x + fixed <= memory), None)
+        mend = f"--accumulate {fits} takes fewer images at a time" if fits else "choose a smaller network or image"
+        raise UserError(f"this run takes about {_gib(needed[-1])} of memory, and there are {_gib(whole)}; {mend}")
     return session._replace(config=config, memory=needed[-1], choices=choices)
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:,.1f} GiB"
 
 
 def checkpoint_activations(model: nn.Module, config: TrainingConfig) -> None:

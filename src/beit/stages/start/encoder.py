@@ -1,7 +1,5 @@
 """The encoder that training starts with: of another model, adapted, or with values drawn at random."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from beit.checkpoints.adapt import changes, expand_shared_bias, replace_rates, resize_encoder
