@@ -326,5 +326,14 @@ def test_plain_tokenizers(layout: str, tmp_path: Path) -> None:
         expected = decoder(codebook(tokens).permute(0, 3, 1, 2)) * 0.5 + 0.5
         torch.testing.assert_close(ours.decode(tokens), expected.clamp(0, 1))
     with pytest.raises(UserError, match="cannot hold a PlainDVAE"):
-        convert(file, tmp_path / "x", "beit")
-    assert describe(file)["format"] == "plain_dvae"
+        convert(file, tmp_path / "x", "dalle")
+    assert (describe(file)["format"], describe(file)["tokenizer_kind"]) == ("plain_dvae", "plain")
+    convert(file, tmp_path / "own", "beit")
+    own: Any = load_tokenizer(tmp_path / "own")
+    assert (own.config, own.image_size) == (ours.config, ours.image_size)
+    torch.testing.assert_close(own.logits(images), ours.logits(images), rtol=0, atol=0)
+    with torch.no_grad():  # DALLE-pytorch's own training pass, of the same noise
+        uniform = torch.rand(2, 2, 3, 32)
+        relaxed = ((logits.movedim(1, -1) - torch.log(-torch.log(uniform))) / 0.5).softmax(-1).movedim(-1, 1)
+        sampled = torch.einsum("bnhw,nd->bdhw", relaxed, codebook.weight)
+        assert all(map(torch.allclose, ours(images, 0.5, uniform), (logits, decoder(sampled))))

@@ -225,3 +225,47 @@ def test_a_tokenizer_goes_on_where_it_stood(kind: str, images: Path, tmp_path: P
     assert f"({kind}), whose weights are all kept" in log(tmp_path / "after")
     with pytest.raises(UserError, match="--vocab-size 512 contradicts --init"):
         tokenizer(TokenizerConfig(**{**config.typed, "out": str(tmp_path / "no"), "vocab_size": 512, "kind": kind}))
+
+
+def dalle_pytorch(file: Path) -> None:
+    """Its vae.pt: two strides, a residual block, 16 codes of width 8."""
+    blocks = {
+        f"{half}.{place}.net.{i}": (8, 8, 1 if i == 4 else 3)
+        for half, place in (("encoder", 2), ("decoder", 1))
+        for i in (0, 2, 4)
+    }
+    layers = {"encoder.0.0": (8, 3, 4), "encoder.1.0": (8, 8, 4), "encoder.3": (16, 8, 1), "decoder.0": (8, 8, 1)}
+    layers |= {"decoder.2.0": (8, 8, 4), "decoder.3.0": (8, 8, 4), "decoder.4": (3, 8, 1), **blocks}
+    weights = {f"{name}.weight": 0.3 * torch.randn(n_out, n_in, k, k) for name, (n_out, n_in, k) in layers.items()}
+    weights |= {f"{name}.bias": torch.zeros(n_out) for name, (n_out, *_) in layers.items()}
+    weights["codebook.weight"] = torch.randn(16, 8)
+    torch.save({"hparams": {"image_size": 16, "num_layers": 2}, "weights": weights}, file)
+
+
+def test_a_tokenizer_of_dalle_pytorch_goes_on(images: Path, tmp_path: Path) -> None:
+    dalle_pytorch(tmp_path / "vae.pt")
+    values = {
+        **SHORT,
+        "preset": "auto",
+        "steps": 30,
+        "evaluations": 1,
+        "log_every": 1,
+        "lr": 3e-3,
+        "out": str(tmp_path / "a"),
+    }
+    config = TokenizerConfig(data=str(images), init=str(tmp_path / "vae.pt"), **values)
+    with stopped_in_step(20):
+        tokenizer(config)
+    tokenizer(config)
+    assert "(plain), whose weights are all kept" in log(tmp_path / "a")
+    losses = [line["loss"] for line in metrics(tmp_path / "a") if "loss" in line]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    figure = "eval/reconstruction_mae"
+    assert last(tmp_path / "a", figure) < first(tmp_path / "a", figure)
+    model = beit.load_tokenizer(tmp_path / "a")
+    assert (model.kind, model.stride, model.image_size) == ("plain", 4, (16, 16))
+    again = {**values, "out": str(tmp_path / "b"), "init": str(tmp_path / "a"), "steps": 2, "lr": 1e-9}
+    tokenizer(TokenizerConfig(data=str(images), **again))  # from a run of ours
+    assert first(tmp_path / "b", figure) == pytest.approx(last(tmp_path / "a", figure), rel=1e-5)
+    with pytest.raises(UserError, match="--stride 8 contradicts --init"):
+        tokenizer(TokenizerConfig(data=str(images), **{**again, "out": str(tmp_path / "c"), "stride": 8}))

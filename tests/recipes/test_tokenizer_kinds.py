@@ -178,6 +178,8 @@ def test_a_codebook_that_was_stopped_is_made_again_to_the_bit(
         ("--kind fsq --vocab-size 240 --kl-weight 1", "--kind fsq has no use for --kl-weight; drop it"),
         ("--kind dvae --pixel-norm patch", "--kind dvae has no use for --pixel-norm; drop it"),
         ("--kind features", "--kind features needs --teacher"),
+        ("--kind plain", "--kind plain goes on from a tokenizer of its kind; give it as --init"),
+        ("--kind plain --init x --kl-weight 1", "--kind plain has no use for --kl-weight; drop it"),
     ],
 )
 def test_flags_that_a_kind_has_no_use_for_are_refused(words: str, message: str) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from beit.config.architecture import DALLE_PIXELS, UNIT_PIXELS, DiscreteVAEConfig, EncoderConfig
+from beit.config.architecture import DALLE_PIXELS, UNIT_PIXELS, DiscreteVAEConfig, EncoderConfig, TokenArchitecture
 from beit.config.errors import UserError
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
@@ -16,10 +16,7 @@ from beit.tokenizers.base import VisualTokenizer
 from beit.tokenizers.dvae import DiscreteVAE
 from beit.untrusted import Facts, printable
 
-if TYPE_CHECKING:
-    from beit.config.tokenizer import PatchKMeansConfig
-
-    Architecture = EncoderConfig | DiscreteVAEConfig | PatchKMeansConfig
+Architecture = EncoderConfig | TokenArchitecture
 
 
 class Kind(NamedTuple):
@@ -63,6 +60,11 @@ def tokenizer_of_kind(name: str) -> Kind:
         from beit.tokenizers.fsq import FiniteScalarVAE
 
         return Kind(FiniteScalarVAE, config=FiniteScalarVAEConfig)
+    if name == "plain":
+        from beit.config.tokenizer import PlainVAEConfig
+        from beit.tokenizers.plain_dvae import PlainDVAE
+
+        return Kind(PlainDVAE, config=PlainVAEConfig)
     if name == "kmeans":
         from beit.config.tokenizer import PatchKMeansConfig
         from beit.tokenizers.kmeans import PatchKMeans

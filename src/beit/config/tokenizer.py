@@ -19,6 +19,10 @@ LEVELS = {
 }
 """Levels of finite scalar quantisation by the size of the vocabulary, from 240 on those that its paper recommends
 (arXiv 2309.15505, table 1, and for 512 and 1920 after its rule of at least 5 levels)."""
+MAX_LAYERS = 64
+"""Of an encoder or decoder that lists them: more is an attack."""
+TRAINED = ("dvae", "fsq", "plain")
+"""The kinds that learn by gradient steps; a codebook of k-means is computed at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,30 @@ class PatchKMeansConfig(TokenArchitecture):
     """Whether patches are compared as they are, or each less its mean and divided by its deviation."""
 
 
+Layer = tuple[Literal["stride", "residual", "pointwise"], PositiveInt, PositiveInt]
+"""A strided convolution of 4x4 with ReLU, a residual block, or a 1x1 convolution; channels in and out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainVAEConfig(TokenArchitecture):
+    """Architecture of a :class:`beit.tokenizers.plain_dvae.PlainDVAE`."""
+
+    code_width: PositiveInt
+    """Channels of a codebook entry."""
+    encoder: tuple[Layer, ...]
+    decoder: tuple[Layer, ...]
+    """Their layers in order; "stride" halves the size in the one and doubles it in the other."""
+    pixel_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    """What images in [0, 1] are normalised with."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fits = 2 ** sum(kind == "stride" for kind, *_ in self.encoder) == self.stride
+        require(fits, f"its encoder does not halve the size as often as --stride {self.stride} says")
+        require(max(len(self.encoder), len(self.decoder)) <= MAX_LAYERS, f"it has more than {MAX_LAYERS} layers")
+
+
 _OF_PATCHES, _OF_FEATURES = {"pixel_norm"}, {"teacher", "teacher_layer"}
 _OF_DISTRIBUTIONS = {"kl_weight", "kl_steps", "temperature", "final_temperature", "temperature_steps"}
 _OF_GRADIENTS = {
@@ -54,6 +82,7 @@ _OF_GRADIENTS = {
 IDLE: Mapping[str, Collection[str]] = {
     "dvae": _OF_PATCHES | _OF_FEATURES,
     "fsq": _OF_PATCHES | _OF_FEATURES | _OF_DISTRIBUTIONS,
+    "plain": _OF_PATCHES | _OF_FEATURES | {"kl_weight", "kl_steps", "width", "blocks_per_group"},
     "kmeans": _OF_FEATURES | _OF_DISTRIBUTIONS | _OF_GRADIENTS | {"init"},
     "features": {"init"} | _OF_PATCHES | _OF_DISTRIBUTIONS | _OF_GRADIENTS | {"stride"},
 }
@@ -65,11 +94,12 @@ class TokenizerConfig(DiscreteVAEKnobs, TrainingConfig):
     """Make a visual tokenizer: a discrete VAE (DALL-E, appendix A; defaults: the full recipe, for 112 px), or a kind
     that costs less."""
 
-    kind: Literal["auto", "dvae", "kmeans", "fsq", "features"] = "dvae"
+    kind: Literal["auto", "dvae", "kmeans", "fsq", "features", "plain"] = "dvae"
     """auto: that of the preset, as where none is given; dvae: a discrete VAE; kmeans: the nearest of a few patches;
-    fsq: the same network with finite scalar quantisation; features: the nearest of a few features of `teacher`."""
+    fsq: the same network with finite scalar quantisation; features: the nearest of a few features of `teacher`;
+    plain: DALLE-pytorch's network, that of `init`, by its squared error."""
     init: str | None = None
-    """dvae, fsq: go on from this run or model, ours or not (as SOURCE of `beit convert`), whose network it is."""
+    """dvae, fsq, plain: go on from this run or model, ours or not (as SOURCE of `beit convert`), and its network."""
     pixel_norm: Literal["none", "patch"] = "none"
     """kmeans: compare patches as they are, or each less its mean and divided by its deviation."""
     teacher: str | None = None
@@ -115,6 +145,8 @@ class TokenizerConfig(DiscreteVAEKnobs, TrainingConfig):
         require(begins, f"--kind {self.kind} is computed at once and has no use for --init; drop it")
         if self.kind == "features":
             require(self.teacher is not None, "--kind features needs --teacher, a run or model with an encoder")
+        elif self.kind == "plain":
+            require(self.init is not None, "--kind plain goes on from a tokenizer of its kind; give it as --init")
         else:
             self.architecture()
         cools = self.final_temperature <= self.temperature
@@ -122,8 +154,8 @@ class TokenizerConfig(DiscreteVAEKnobs, TrainingConfig):
 
     @property
     def is_trained(self) -> bool:
-        """Whether the kind learns by gradient steps; a codebook of k-means is computed at once."""
-        return self.kind in ("dvae", "fsq")
+        """Whether the kind learns by gradient steps."""
+        return self.kind in TRAINED
 
     def num_steps(self, images: int) -> int:
         return super().num_steps(images) if self.is_trained else 0
@@ -132,7 +164,7 @@ class TokenizerConfig(DiscreteVAEKnobs, TrainingConfig):
         return {f"--kind {self.kind}": IDLE[self.kind]}
 
     def architecture(self) -> DiscreteVAEConfig | PatchKMeansConfig:
-        """The tokenizer that these knobs describe; of features it is the teacher's."""
+        """The tokenizer that these knobs describe; of features it is the teacher's, of plain ones that of `init`."""
         pixels, size = self.pixels or {}, (self.image_size, self.image_size)
         shared: dict[str, Any] = {"image_size": size, "channels": pixels.get("channels", 3)}
         if self.kind == "kmeans":

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from beit.config.tokenizer import IDLE, TokenizerConfig
+from beit.config.tokenizer import IDLE, TRAINED, TokenizerConfig
 from beit.config.values import flag_of
 from beit.presets import BUDGET, Choice, Facts, Values
 
@@ -160,7 +160,7 @@ def _kind(typed: Values) -> tuple[str, str]:
 
 def _tokens(kind: str, facts: Facts, typed: Values) -> Iterable[Choice]:
     """What suits a tokenizer of that kind; knobs that it has no use for among it."""
-    size, trained = _size(facts), kind in ("dvae", "fsq")
+    size, trained = _size(facts), kind in TRAINED
     grid, image_size = size.grid, typed.get("image_size", size.image_size)
     stride = typed.get("stride", TOKEN_STRIDE if trained else _divisor(image_size, image_size / grid))
     yield Choice(
@@ -173,7 +173,7 @@ def _tokens(kind: str, facts: Facts, typed: Values) -> Iterable[Choice]:
         | {"kl_weight": 1.65 * (stride / 4) ** 2},
         "a small vocabulary is learned in little time",
     )
-    yield from _batch(32, 5e-3, facts, typed)
+    yield from _batch(32, 1e-3 if kind == "plain" else 5e-3, facts, typed)
     yield Choice(
         {"min_lr": 2.5e-4, "lr_steps": 1.0, "warmup_steps": 100, "kl_steps": 0.2, "clip_grad": 1.0}
         | {"final_temperature": 0.25, "temperature_steps": 1.0, "ema_decay": 0.99},

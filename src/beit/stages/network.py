@@ -38,9 +38,9 @@ def network_of(config: TrainingConfig, start: Values) -> Values:
             "normalization": next((name for name, x in PIXEL_STATISTICS.items() if x == pixels), None),
             **{name: start[name] for name in sees if start.get(name) is not None},
         }
-    if isinstance(config, TokenizerConfig) and is_tokenizer and "blocks_per_group" in network:
+    if isinstance(config, TokenizerConfig) and is_tokenizer and "code_width" in network:
         kind = {"kind": start.get("tokenizer_kind", "dvae"), "image_size": network["image_size"][0]}
-        return {name: network[name] for name in TOKENIZER_KNOBS} | kind
+        return {name: network[name] for name in TOKENIZER_KNOBS if name in network} | kind
     return {}
 
 

@@ -15,15 +15,15 @@ from beit.checkpoints.foreign.shapes import Shape, number_of
 from beit.checkpoints.foreign.survey import Stored, Survey, compare, shapes_of
 from beit.checkpoints.reading.torch_file import TensorFile, open_tensor_file
 from beit.checkpoints.reference import Stated, agreed
-from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEConfig
+from beit.config.architecture import PIXEL_STATISTICS, DiscreteVAEConfig, TokenArchitecture
 from beit.config.errors import UserError, require
+from beit.config.tokenizer import MAX_LAYERS, Layer, PlainVAEConfig
 from beit.tokenizers.dvae import DiscreteVAE
-from beit.tokenizers.plain_dvae import Layer, PlainDVAE
+from beit.tokenizers.plain_dvae import PlainDVAE
 from beit.untrusted import Facts, listed
 
 NAME, PLAIN = "dalle", "plain_dvae"
 FILES = ("encoder.pkl", "decoder.pkl")
-MAX_LAYERS = 64
 MAX_SIDE = 2**16
 _LAYERS: Mapping[str, Literal["stride", "residual", "pointwise"]]
 _LAYERS = {"0.weight": "stride", "net.0.weight": "residual", "weight": "pointwise"}
@@ -91,8 +91,8 @@ def survey_plain(file: TensorFile, stated: Stated) -> Survey:
         raise UserError(f"{file.path} holds weights without numbers: {listed(wrong)}")
     encoder, decoder = _layers(shapes, "encoder"), _layers(shapes, "decoder")
     codebook = shapes["codebook.weight"]
-    strides = sum(layer.kind == "stride" for layer in encoder)
-    ends = [size for layers in (encoder, decoder) if layers for size in (layers[0].n_in, layers[-1].n_out)]
+    strides = sum(kind == "stride" for kind, *_ in encoder)
+    ends = [size for layers in (encoder, decoder) if layers for size in (layers[0][1], layers[-1][2])]
     if len(codebook) != 2 or ends != [3, *codebook, 3] or not strides:
         raise UserError(f"{file.path} has a codebook but not the encoder and decoder of a discrete VAE")
     hyper = file.contents.get("hparams")
@@ -100,32 +100,34 @@ def survey_plain(file: TensorFile, stated: Stated) -> Survey:
     own = (side >> strides,) * 2 if isinstance(side, int) and 1 << strides <= side < MAX_SIDE else None
     rows, columns = agreed("grid", stated.grid, own) or (max(1, 112 >> strides),) * 2
     mean, std = PIXEL_STATISTICS["half"]
+    config = PlainVAEConfig(
+        vocab_size=codebook[0],
+        code_width=codebook[1],
+        stride=1 << strides,
+        image_size=(rows << strides, columns << strides),
+        encoder=encoder,
+        decoder=decoder,
+        pixel_mean=stated.pixel_mean or mean,
+        pixel_std=stated.pixel_std or std,
+    )
     with torch.device("meta"):
-        model = PlainDVAE(
-            encoder,
-            decoder,
-            *codebook,
-            image_size=(rows << strides, columns << strides),
-            pixel_mean=stated.pixel_mean or mean,
-            pixel_std=stated.pixel_std or std,
-        )
-    config = {"vocab_size": codebook[0], "code_width": codebook[1], "stride": model.stride}
+        model = PlainDVAE(config)
     sources = [(file, {name: [tensor] for name, tensor in tensors.items()})]
     return _survey(PLAIN, config, model, shapes, sources, [])
 
 
-def _layers(shapes: Mapping[str, Shape], half: str) -> list[Layer]:
+def _layers(shapes: Mapping[str, Shape], half: str) -> tuple[Layer, ...]:
     """The layers of the encoder or the decoder, up to the first number that is missing."""
     layers: list[Layer] = []
     for number in range(MAX_LAYERS):
         keys = [(kind, shapes.get(f"{half}.{number}.{leaf}", ())) for leaf, kind in _LAYERS.items()]
         present = [(kind, shape) for kind, shape in keys if len(shape) == 4]
         if not present:
-            return layers
+            return tuple(layers)
         kind, (n_out, n_in, *_) = present[0]
         if half == "decoder" and kind == "stride":  # a transposed convolution has its inputs first
             n_out, n_in = n_in, n_out
-        layers.append(Layer(kind, n_in, n_out))
+        layers.append((kind, n_in, n_out))
     raise UserError(f"its {half} has more than {MAX_LAYERS} layers, which no discrete VAE has")
 
 
@@ -152,7 +154,7 @@ def _config(path: Path, shapes: Mapping[str, Shape], stated: Stated) -> Discrete
 
 def _survey(
     name: str,
-    config: DiscreteVAEConfig | dict[str, int],
+    config: TokenArchitecture,
     model: DiscreteVAE | PlainDVAE,
     shapes: Mapping[str, Shape],
     files: Sequence[tuple[TensorFile, Mapping[str, Sequence[Stored]]]],

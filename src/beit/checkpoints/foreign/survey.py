@@ -20,7 +20,7 @@ from beit.checkpoints.own import differences, without_weights
 from beit.checkpoints.reading.safe_pickle import StoredTensor
 from beit.checkpoints.reading.torch_file import TensorFile
 from beit.checkpoints.reference import Stated
-from beit.config.architecture import DALLE_PIXELS, DiscreteVAEConfig, EncoderConfig
+from beit.config.architecture import DALLE_PIXELS, EncoderConfig, TokenArchitecture
 from beit.config.errors import UserError, require
 from beit.models.encoder import BeitEncoder
 from beit.untrusted import Facts, listed
@@ -35,8 +35,7 @@ class Survey(NamedTuple):
 
     format: str
     kind: Literal[ModelKind, "tokenizer"]
-    config: EncoderConfig | DiscreteVAEConfig | Mapping[str, int]
-    """The architecture; of a plain tokenizer as model.json would have it."""
+    config: EncoderConfig | TokenArchitecture
     model: nn.Module
     """Without weights, on the meta device."""
     sources: Sequence[tuple[TensorFile, Mapping[str, Sequence[Stored]]]]
@@ -55,16 +54,15 @@ class Survey(NamedTuple):
     def description(self) -> dict[str, Any]:
         """See :func:`beit.checkpoints.describe`."""
         model: Any = self.model
-        config = self.config if isinstance(self.config, Mapping) else dataclasses.asdict(self.config)
-        pixels = self.config if isinstance(self.config, EncoderConfig) else model
-        vocabulary = {"vocab_size": model.vocab_size} if self.kind == "tokenizer" else {}
+        pixels: Any = self.config
+        tokens = {"vocab_size": model.vocab_size, "tokenizer_kind": model.kind} if self.kind == "tokenizer" else {}
         return {
             "format": self.format,
             "kind": self.kind,
-            **vocabulary,
+            **tokens,
             **options_of(model),
             **self.extra,
-            "architecture": config,
+            "architecture": dataclasses.asdict(self.config),
             "image_size": pixels.image_size,
             "pixel_mean": getattr(pixels, "pixel_mean", DALLE_PIXELS[0]),
             "pixel_std": getattr(pixels, "pixel_std", DALLE_PIXELS[1]),

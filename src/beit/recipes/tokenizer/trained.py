@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beit.checkpoints.store import load_tokenizer
 from beit.config.architecture import DiscreteVAEConfig
-from beit.config.errors import given_by, require
-from beit.config.tokenizer import FiniteScalarVAEConfig, TokenizerConfig
+from beit.config.errors import given_by
+from beit.config.tokenizer import IDLE, FiniteScalarVAEConfig, TokenizerConfig
 from beit.data.batches import ImageBatch
 from beit.recipes.tokenizer.judging import evaluation, notes
 from beit.stages.network import TOKENIZER_KNOBS, require_equal
@@ -19,8 +20,11 @@ from beit.stages.session import Images, Session
 from beit.tokenizers import objective
 from beit.tokenizers.dvae import DiscreteVAE
 from beit.tokenizers.fsq import FiniteScalarVAE
+from beit.tokenizers.plain_dvae import PlainDVAE
 from beit.training.method import Learner, Method, Noise, Step, StepOutput
 from beit.verdicts.rules import collapse
+
+Trainable = DiscreteVAE | FiniteScalarVAE | PlainDVAE
 
 
 def reconstruction_method(config: TokenizerConfig, session: Session[Any], images: Images) -> Method:
@@ -40,7 +44,7 @@ def reconstruction_method(config: TokenizerConfig, session: Session[Any], images
         step = quantization_step(config)
         about.append(f"finite scalar quantisation to levels {' x '.join(map(str, model.config.levels))}")
     else:
-        step = reconstruction_step(config, images.plan(config).first_steps)
+        step = reconstruction_step(config, images.plan(config).first_steps, model)
     return Method(
         learner=Learner(model=model, step=step, summarise=summarise),
         evaluation=replace(evaluation(config, session, images), at_start=config.init is not None),
@@ -48,30 +52,28 @@ def reconstruction_method(config: TokenizerConfig, session: Session[Any], images
     )
 
 
-def starting_tokenizer(config: TokenizerConfig) -> tuple[DiscreteVAE | FiniteScalarVAE, list[str]]:
+def starting_tokenizer(config: TokenizerConfig) -> tuple[Trainable, list[str]]:
     """The tokenizer before its first step, and a line where it goes on from another."""
-    architecture = config.architecture()
-    assert isinstance(architecture, DiscreteVAEConfig)
-    model: DiscreteVAE | FiniteScalarVAE
-    if isinstance(architecture, FiniteScalarVAEConfig):
-        model = FiniteScalarVAE(architecture)
-    else:
-        model = DiscreteVAE(architecture)
     if config.init is None:
-        return model, []
+        architecture = config.architecture()
+        assert isinstance(architecture, DiscreteVAEConfig)
+        if isinstance(architecture, FiniteScalarVAEConfig):
+            return FiniteScalarVAE(architecture), []
+        return DiscreteVAE(architecture), []
     with given_by("--init"):
         start: Any = load_tokenizer(config.init)
-    learns = "give it as --tokenizer, or train another here"
-    require(start.kind, f"--init {config.init} is a tokenizer of other layers, which do not learn here; {learns}")
     require_equal(config, "kind", config.kind, start.kind)
     for knob in TOKENIZER_KNOBS:
-        require_equal(config, knob, getattr(config, knob), getattr(start.config, knob))
+        if knob not in IDLE[config.kind]:
+            require_equal(config, knob, getattr(config, knob), getattr(start.config, knob))
+    model: Trainable = type(start)(replace(start.config, image_size=(config.image_size, config.image_size)))
     model.load_state_dict(start.state_dict())
     return model, [f"from {config.init} ({start.kind}), whose weights are all kept"]
 
 
-def reconstruction_step(config: TokenizerConfig, steps: int) -> Step:
-    """The evidence lower bound of a batch, with the temperature and the weight of the KL divergence of the step."""
+def reconstruction_step(config: TokenizerConfig, steps: int, network: DiscreteVAE | PlainDVAE) -> Step:
+    """The evidence lower bound of a batch, with the temperature and the weight of the KL divergence of the step; of a
+    plain network the squared error of normalised pixels alone (DALLE-pytorch)."""
     cooling = config.in_steps(config.temperature_steps, steps)
     temperature = objective.Anneal(config.temperature, config.final_temperature, cooling)
     kl_weight = objective.Anneal(0.0, config.kl_weight, config.in_steps(config.kl_steps, steps))
@@ -80,12 +82,16 @@ def reconstruction_step(config: TokenizerConfig, steps: int) -> Step:
         height, width = (side // config.stride for side in batch.image.shape[-2:])
         uniform = noise.uniform(height, width, config.vocab_size)
         logits, statistics = model(batch.image, temperature(index), uniform)
+        tokens, heat = logits.argmax(dim=1), {"temperature": torch.tensor(temperature(index))}
+        if isinstance(network, PlainDVAE):
+            figures = reconstruction_metrics(config, batch, tokens, network.images_of(statistics.detach()))
+            return StepOutput(F.mse_loss(statistics, network.normalize(batch.image)), figures | heat)
         loss, nll, kl = objective.elbo_loss(batch.image, logits, statistics, kl_weight(index))
         metrics = {
             "nll": nll / batch.image[0].numel(),
             "kl": kl / logits[0, 0].numel(),
-            **reconstruction_metrics(config, batch, logits.argmax(dim=1), statistics),
-            "temperature": torch.tensor(temperature(index)),
+            **reconstruction_metrics(config, batch, tokens, objective.median_images(statistics.detach())),
+            **heat,
             "kl_weight": torch.tensor(kl_weight(index)),
         }
         return StepOutput(loss, metrics)
@@ -99,17 +105,18 @@ def quantization_step(config: TokenizerConfig) -> Step:
     def step(model: nn.Module, batch: ImageBatch, index: int, noise: Noise) -> StepOutput:
         tokens, statistics = model(batch.image)
         nll = objective.reconstruction_nll(batch.image, statistics) / batch.image[0].numel()
-        return StepOutput(nll, {"nll": nll, **reconstruction_metrics(config, batch, tokens, statistics)})
+        figures = reconstruction_metrics(config, batch, tokens, objective.median_images(statistics.detach()))
+        return StepOutput(nll, {"nll": nll, **figures})
 
     return step
 
 
 def reconstruction_metrics(
-    config: TokenizerConfig, batch: ImageBatch, tokens: Tensor, statistics: Tensor
+    config: TokenizerConfig, batch: ImageBatch, tokens: Tensor, images: Tensor
 ) -> dict[str, Tensor]:
     """How far the reconstruction of a batch is off, and the tokens that it used."""
     return {
-        "reconstruction_mae": objective.reconstruction_mae(batch.image, objective.median_images(statistics.detach())),
+        "reconstruction_mae": objective.reconstruction_mae(batch.image, images),
         "cell_mean_mae": objective.cell_mean_mae(batch.image, config.stride),
         "codes": objective.count_codes(tokens, config.vocab_size).float(),
     }
