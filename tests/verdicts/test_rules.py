@@ -41,6 +41,17 @@ def test_a_run_that_went_on_says_whether_it_got_better(last: float, tone: str, w
     assert bool(verdict.mend) == (tone == "open") and not nothing
 
 
+def test_a_new_head_s_first_loss_is_no_yardstick() -> None:
+    """It falls whatever becomes of the features; k-NN tells what the run did to them."""
+    loss, knn = Curve(np.arange(3.0), np.array([5.8, 4.0, 3.1])), Curve(np.arange(3.0), np.array([0.58, 0.4, 0.3]))
+    chance = Curve(np.arange(3.0), np.full(3, 0.2))
+    curves = {"eval/loss": loss, "eval/knn_top1": knn, "eval/knn_chance": chance}
+    results = {"vocab_size": 256, "interval": {"low": 0.2, "high": 0.4, "images": 161, "units": 161}}
+    head, features = verdicts(RunRecord(curves=curves, config={"init": "x"}, results=results))
+    assert head.tone == "plain" and "its head was new" in head.text
+    assert features.text.startswith("Going on hurt") and "a lower --lr" in features.mend
+
+
 def test_two_classes_can_be_told_apart_well() -> None:
     [verdict] = score(0.99, 200, commonest=0.5, histogram=0.72, pixels=0.6)
     assert verdict.tone == "good" and not verdict.mend

@@ -155,10 +155,13 @@ def _features(run: RunRecord) -> Iterator[Verdict]:
     # Two standard errors of the difference, as if it were other images that were judged before.
     noise = 2 * math.sqrt((first * (1 - first) + last * (1 - last)) / images) if images else 0.0
     helped = last - first > noise
+    before, mend = "Pre-training", "a longer run, more unlabelled images, or a released encoder (--init)"
+    if run.config.get("init"):
+        before, mend = "Going on", "a lower --lr, or more unlabelled images; the start as it is may be the better one"
     effect = "helped" if helped else "hurt" if first - last > noise else "made no clear difference"
-    text = f"Pre-training {effect}: neighbours name {percent(last)} of {_images(run, 'knn_top1')} right, "
+    text = f"{before} {effect}: neighbours name {percent(last)} of {_images(run, 'knn_top1')} right, "
     text += f"{percent(first)} before the first step; guessing would get {percent(chance.last)}."
-    yield _good_if(helped, text, "a longer run, more unlabelled images, or a released encoder (--init)")
+    yield _good_if(helped, text, mend)
 
 
 def _start(run: RunRecord) -> Iterator[Verdict]:
@@ -169,8 +172,11 @@ def _start(run: RunRecord) -> Iterator[Verdict]:
             continue
         first, last = float(curve.values[0]), curve.last
         change = f"{'fell' if last < first else 'rose'} by {abs(last - first):.3g}, from {first:.3g} to {last:.3g}"
-        text = f"Since --init the {words} on held-back images {change}."
-        yield _good_if(last < first, text, "a lower --lr, or --layer-decay below 1")
+        text = f"Since --init the {words} on held-back images {change}"
+        if name == "loss" and run.vocab_size and first > math.log(run.vocab_size):
+            yield Verdict("plain", f"{text}: its head was new, and knew less than nothing.")
+        else:
+            yield _good_if(last < first, f"{text}.", "a lower --lr, or --layer-decay below 1")
 
 
 # ------------------------------------------------------------------------------------------------------------
