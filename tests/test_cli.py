@@ -28,6 +28,7 @@ from beit.config.tokenizer import TokenizerConfig
 from beit.config.values import FILE_ONLY, counted, flag_of
 from beit.presets import configure, find, recipes_of
 from beit.presets.released import RELEASED
+from beit.recipes.presets import time_here
 
 
 def run(*arguments: str) -> int:
@@ -88,6 +89,18 @@ def test_presets_of_one_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("presets", "pretrain") == 0
     text = capsys.readouterr().out
     assert set(re.findall(r"(?m)^  (\S+)$", text)) == recipes_of("pretrain").keys()
+    names = re.findall(r"(?m)^  (\S+)$", text)
+    assert names[:2] == ["tiny", "small"] and names[-1].startswith("large"), "small ones first"
+    assert text.count("on this machine: 10,000 images in") == len(names)
+    assert max(map(len, text.splitlines())) <= 100 and "None" not in text
+
+
+def test_the_time_of_a_recipe_is_that_of_its_products() -> None:
+    """BEiT-base takes 17.4 GMAC forward in its blocks, and three times that to learn."""
+    assert time_here("pretrain", "base", 17.45e9 * 3).startswith("10,000 images in 2 h 46 min")
+    assert time_here("tokenizer", "tiny", 1e12).startswith("5,000 steps in")
+    assert "of a base encoder" in time_here("segment", "base-640", 1e12)
+    assert all(time_here(verb, name, 1e12) for verb in ("finetune", "probe", "segment") for name in recipes_of(verb))
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from beit.config.errors import Interrupted, UserError
-from beit.training.console import Console, bar, duration
+from beit.training.console import Console, Notebook, bar, duration
 from beit.training.device import open_compute
 from beit.training.run.checkpoints import (
     BrokenCheckpoint,
@@ -394,6 +394,20 @@ def test_the_console_logs_what_it_prints(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out == (tmp_path / "log.txt").read_text()
     assert (tmp_path / "log.txt").read_text() == "found 3 images [bold]\nstep 1/10  loss 2\n"
     console.close()
+
+
+def test_a_notebook_has_a_bar_and_every_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    with bar("steps", 4) as progress:
+        for step in (1, 2, 3):
+            Console().say(f"line {step}")
+            progress.move()
+        progress.move_to(4, left=0.0)
+        assert isinstance(progress.display, Notebook) and progress.display.drawn.n == 4
+    said = capsys.readouterr()
+    assert said.out.splitlines() == ["line 1", "line 2", "line 3"] and "steps:" in said.err
 
 
 class FakeTerminal(io.StringIO):

@@ -25,8 +25,7 @@ def test_a_model_that_knows_the_pixels_draws_the_image(
             return self.pixel_targets(images, mask, norm)
 
     drawn: list[Tensor] = []
-    monkeypatch.setattr(masked, "contact_sheet", lambda rows: drawn.extend(rows.values()))
-    monkeypatch.setattr(masked, "save_picture", lambda sheet, path: None)
+    monkeypatch.setattr(masked, "save_columns", lambda columns, *_: drawn.extend(columns.values()))
     config = EncoderConfig(image_size=(16, 24), patch_size=8, width=8, depth=1, num_heads=1)
     image = torch.randint(256, (2, 3, 16, 24), dtype=torch.uint8)
     batch = PretrainBatch(image, image, torch.rand(2, 2, 3) < 0.5)

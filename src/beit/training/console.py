@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -99,10 +98,22 @@ class Standing(ProgressColumn):
         return Text(done if left is None or task.finished else f"{done}  {duration(left)} left")
 
 
+class Notebook(NamedTuple):
+    """A bar of tqdm in a notebook, where rich's would swallow lines that are printed while it is drawn."""
+
+    drawn: Any
+
+    def advance(self, _: TaskID, by: int) -> None:
+        self.drawn.update(by)
+
+    def update(self, _: TaskID, completed: int, left: float | None) -> None:
+        self.drawn.update(completed - self.drawn.n)
+
+
 class Bar(NamedTuple):
     """A piece of work under way, as a display has it."""
 
-    display: Display
+    display: Display | Notebook
     task: TaskID
 
     def move(self, by: int = 1) -> None:
@@ -118,14 +129,20 @@ class Bar(NamedTuple):
 def bar(
     title: str, total: int | None, *, done: int = 0, shown: bool = True, file: IO[str] | None = None
 ) -> Iterator[Bar]:
-    """A bar of `total` parts (None: so many as there are) while inside: among those on the terminal or in a notebook,
+    """A bar of `total` parts (None: so many as there are) while inside: in a notebook, among those on the terminal,
     else the first, if `file` (by default standard error) is one and the bar is to be `shown`."""
     global _display
+    if shown and Terminal().is_jupyter:
+        from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+        with tqdm(total=total, desc=title, initial=done, leave=False) as drawn:
+            yield Bar(Notebook(drawn), TaskID(0))
+        return
     outer, display, file = _display, _display if shown else None, file or sys.stderr
     if display is None:
         columns = (TextColumn("{task.description}"), BarColumn(None), Standing(Column(no_wrap=True)))
         # Lines for a pipe, printed while the bar is shown, must not end up above it.
-        beside, hidden = sys.stdout.isatty(), not (shown and (file.isatty() or _in_notebook()))
+        beside, hidden = sys.stdout.isatty(), not (shown and file.isatty())
         look: Any = {"transient": True, "expand": True, "redirect_stdout": beside, "disable": hidden}
         display = Display(*columns, console=Terminal(file=file), **look)
         display.start()
@@ -140,16 +157,13 @@ def bar(
             _display = None
 
 
-def _in_notebook() -> bool:
-    """Whether a notebook shows what is live, for which it needs ipywidgets."""
-    return Terminal().is_jupyter and find_spec("ipywidgets") is not None
-
-
 def duration(seconds: float) -> str:
-    """Seconds as people read them: 45 s, 12 min 05 s, 3 h 07 min, 2 d 4 h."""
+    """Seconds as people read them: 45 s, 12 min 05 s, 3 h 07 min, 2 d 4 h, 12 years."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
+    if days > 999:
+        return f"{days / 365:,.0f} years"
     if days:
         return f"{days} d {hours} h"
     if hours:
