@@ -1,7 +1,5 @@
 """The kinds of models that our own format holds: their classes, and what each is built from."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

@@ -3,8 +3,6 @@
 A terminal has one live display, at its bottom: a bar for each piece of work under way, and lines below them.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

@@ -1,7 +1,5 @@
 """A model judged, measured and drawn while it is trained, as it is used and not as it learns."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a recipe brings to the training loop: what learns, how it is evaluated, what is kept, what is said."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

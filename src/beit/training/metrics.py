@@ -1,7 +1,5 @@
 """Figures on their way from a step to metrics.jsonl."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any

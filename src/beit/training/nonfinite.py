@@ -1,7 +1,5 @@
 """Losses and gradients that are not finite: no update is made from them, on any rank."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Literal

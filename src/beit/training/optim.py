@@ -1,7 +1,5 @@
 """Which parameters learn how fast: weight decay, layer-wise learning-rate decay, schedules over steps."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple

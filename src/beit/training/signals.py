@@ -1,7 +1,5 @@
 """Asked to stop from outside: the request is noted, and honoured where the run can be saved."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -4,8 +4,6 @@ checkpoints/step-N/state.pt        tensors and primitives only, so that no pickl
 checkpoints/step-N/manifest.json   what it is, size and sha256 of every file, and a checksum of itself
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """metrics.jsonl read back: the curve of every figure."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """At most one run on a directory. The kernel holds the lock: it goes away with its process, however that ends."""
 
-from __future__ import annotations
-
 import errno
 import os
 import platform

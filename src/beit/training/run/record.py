@@ -1,7 +1,5 @@
 """A run directory as the report sees it: everything that is there, whatever the state the run is in."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Where figures go besides metrics.jsonl, for those who want it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
