@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ranks import as_two_ranks
 from run_results import log, metrics, same_weights, stopped_in_step, weights
 from tiny_runs import finetune_config, pretrain_config
 
@@ -23,7 +22,7 @@ from beit.checkpoints.own import read_description
 from beit.checkpoints.store import save_model
 from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError
-from beit.config.files import overlaid, to_yaml
+from beit.config.files import overlaid
 from beit.config.finetune import FinetuneConfig
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, MaskedImageModel
@@ -136,11 +135,9 @@ def test_frozen_layers_end_as_they_began(colors: Path, pretrained: Path, tmp_pat
 
 
 def test_two_ranks_teach_a_head_alone(colors: Path, pretrained: Path, tmp_path: Path) -> None:
-    run, file = tmp_path / "run", tmp_path / "config.yaml"
+    run = tmp_path / "run"
     config = finetune_config(colors, run, init=str(pretrained), freeze="all", position="shared_bias", lr=0.1)
-    file.write_text(to_yaml(config))
-    command = [sys.executable, "-m", "beit", "finetune", "--config", str(file), "--devices", "2"]
-    subprocess.run(command, check=True, timeout=200, stdout=subprocess.DEVNULL)
+    as_two_ranks(finetune, config)
     start, now = weights(pretrained), weights(run)
     assert all(torch.equal(now[name], start[name]) for name in now if name.startswith("encoder."))
     assert now["head.weight"].abs().max() > 0.01

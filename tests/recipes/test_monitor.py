@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ranks import as_two_ranks
 from run_results import log, metrics, same_weights, stopped_in_step
 from tiny_runs import pretrain_config
 
 import beit
 from beit.config.errors import Interrupted
-from beit.config.files import to_yaml
 from beit.data.sources.holdout import Holdout
 from beit.data.sources.opening import open_splits
 from beit.data.views.geometry import center_view
@@ -150,11 +148,9 @@ def test_asked_to_stop_while_it_is_measured(
 
 def test_two_ranks_measure_what_one_measures(colours: Path, tmp_path: Path) -> None:
     """Also of an encoder that sees the visible patches alone in training: here it is shown them all."""
-    one, two, file = tmp_path / "one", tmp_path / "two", tmp_path / "config.yaml"
+    one, two = tmp_path / "one", tmp_path / "two"
     values = {**PIXELS, "encoder_sees": "visible", "masking": "random", "num_masked": 12, "steps": 2}
     pretrain(pretrain_config(colours, one, **values))
-    file.write_text(to_yaml(pretrain_config(colours, two, **values)))
-    command = [sys.executable, "-m", "beit", "pretrain", "--config", str(file), "--devices", "2"]
-    subprocess.run(command, check=True, timeout=200, stdout=subprocess.DEVNULL)
+    as_two_ranks(pretrain, pretrain_config(colours, two, **values))
     first, second = (results(run)["first"] for run in (one, two))
     assert second == pytest.approx(first, rel=1e-5) and first["eval/knn_chance"] == pytest.approx(1 / 3)

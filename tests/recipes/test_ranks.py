@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from ranks import runs
+from ranks import as_two_ranks, runs
 from safetensors.torch import load_file
 from tiny_runs import finetune_config
 
@@ -30,13 +28,10 @@ def test_a_batch_trains_the_same_however_it_is_split(
     images: Path, colours: Path, trained_tokenizer: Path, tmp_path: Path
 ) -> None:
     """Drop path, mixup, cutmix and Gumbel noise on: one rank, two ranks, and one with two passes."""
-    program = [sys.executable, Path(__file__).with_name("ranks.py"), tmp_path, images, colours, trained_tokenizer]
-    with subprocess.Popen([*map(str, program)], stderr=subprocess.PIPE, text=True) as two:
-        for split in ("1x1", "1x2"):
-            for run in runs(tmp_path, images, colours, trained_tokenizer, split).values():
-                run()
-        said = two.communicate(timeout=200)[1]
-    assert two.returncode == 0, said
+    data = tmp_path, images, colours, trained_tokenizer
+    as_two_ranks(runs, *data, "2x1")
+    for split in ("1x1", "1x2"):
+        runs(*data, split)
     for name in ("gumbel", "paths", "mixed"):
         whole = losses(tmp_path / f"{name}-1x1")
         weights = load_file(tmp_path / f"{name}-1x1" / "model" / "model.safetensors")
