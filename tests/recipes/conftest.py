@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,16 @@ from tiny_runs import pretrain_config, probe_config, segment_config, tokenizer_c
 from beit.recipes.pretrain import pretrain
 from beit.recipes.probe import probe
 from beit.recipes.segment import segment
+from beit.recipes.tokenizer import codebook
 from beit.recipes.tokenizer.run import tokenizer
+
+
+@pytest.fixture(autouse=True, scope="session")
+def few_views() -> Iterator[None]:
+    """Codebooks of a few thousand patches: the images of these tests have no more to tell."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codebook, "VIEWS", 128)
+        yield
 
 
 @pytest.fixture(scope="session")
