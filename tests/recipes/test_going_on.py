@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -14,6 +15,7 @@ from run_results import log, metrics, same_weights, stopped_in_step, weights
 from tiny_runs import SHORT, finetune_config, pretrain_config, probe_config, segment_config, tokenizer_config
 
 import beit
+from beit.checkpoints.adapt import change_channels
 from beit.checkpoints.conversion import convert
 from beit.checkpoints.own import save_model
 from beit.cli.flags import parse
@@ -107,6 +109,30 @@ def test_what_does_not_fit_is_new_and_said(
         said = started(images, tmp_path / f"from-{run}", tmp_path / run, tokenizer=str(trained_tokenizer))
         assert "new mask token, head and norm" in said
         assert beit.load_encoder(tmp_path / f"from-{run}").config.bias == "block"
+
+
+def test_an_encoder_goes_on_with_other_channels(pretrained: Path, tmp_path: Path) -> None:
+    """What it says of images whose channels are all alike stays; data and model have the channels that are stated."""
+    encoder = beit.load_encoder(pretrained)
+    gray = torch.rand(2, 1, 32, 32)
+    for channels in (1, 2, 5):
+        changed = change_channels(encoder, channels)
+        assert len(changed.config.pixel_mean) == channels
+        torch.testing.assert_close(changed(gray.expand(-1, channels, -1, -1)), encoder(gray.expand(-1, 3, -1, -1)))
+    rng = np.random.default_rng(0)
+    for index in range(60):
+        folder = tmp_path / "bands" / ("dark", "bright")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 120, (40, 40, 5)) + 120 * (index % 2)
+        np.save(folder / f"{index:02}.npy", pixels.astype(np.uint8))
+    said = started(tmp_path / "bands", tmp_path / "run", pretrained, target="pixels", image_channels=5)
+    assert "patches of 5 channels projected as those of 3, summed or in turn" in said
+    assert beit.load_encoder(tmp_path / "run").config.channels == 5
+    config = finetune_config(tmp_path / "bands", tmp_path / "labels", init=str(pretrained), image_channels=5)
+    finetune(config)
+    assert beit.load_model(tmp_path / "labels").encoder.config.channels == 5
+    with pytest.raises(UserError, match="--image-channels 5: the model takes 3; drop it"):
+        probe(probe_config(tmp_path / "bands", tmp_path / "no", pretrained, image_channels=5))
 
 
 def test_layers_may_learn_the_slower_the_lower_they_are(

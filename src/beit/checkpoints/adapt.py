@@ -52,6 +52,24 @@ def resize_encoder(encoder: BeitEncoder, image_size: int | Sides) -> BeitEncoder
 
 
 @torch.no_grad()
+def change_channels(encoder: BeitEncoder, channels: int) -> BeitEncoder:
+    """The encoder for images of so many `channels`, which gives the same where all of them are alike: one has the sum
+    of the patch projection, several have its channels in turn, scaled (timm's rule), and in equal parts what that sum
+    lacks. Pixel constants are taken in turn as well, for one channel their mean."""
+    config, key, before = encoder.config, "patch_embed.proj.weight", encoder.config.channels
+    if channels == before:
+        return encoder
+    weights, turn = encoder.state_dict(), torch.arange(channels) % before
+    kernel = weights[key][:, turn] * before / channels
+    weights[key] = kernel + (weights[key].sum(1, keepdim=True) - kernel.sum(1, keepdim=True)) / channels
+    constants = (torch.tensor(x, dtype=torch.float64) for x in (config.pixel_mean, config.pixel_std))
+    mean, std = ([float(x.mean())] if channels == 1 else x[turn].tolist() for x in constants)
+    logger.info("patches of %d channels projected as those of %d, summed or in turn", channels, before)
+    changed = dataclasses.replace(config, pixel_mean=tuple(mean), pixel_std=tuple(std))
+    return _encoder_with(changed, weights, encoder)
+
+
+@torch.no_grad()
 def expand_shared_bias(encoder: BeitEncoder) -> BeitEncoder:
     """The encoder with its one shared bias copied into a bias for every block, as official fine-tuning starts."""
     config = dataclasses.replace(encoder.config, bias="block")

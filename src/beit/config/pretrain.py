@@ -18,7 +18,7 @@ from beit.config.architecture import (
     sides,
 )
 from beit.config.errors import UserError, require
-from beit.config.run import TrainingConfig
+from beit.config.run import AdaptsChannels, TrainingConfig
 from beit.config.values import PositiveInt, PositiveShare, Share
 
 PixelNorm = Literal["patch", "none"]
@@ -26,7 +26,7 @@ PixelNorm = Literal["patch", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(EncoderKnobs, TrainingConfig):
+class PretrainConfig(EncoderKnobs, AdaptsChannels, TrainingConfig):
     """Masked image modelling (paper sections 2.3 to 2.5; defaults: the released BEiT-base recipe)."""
 
     tokenizer: str | None = None

@@ -33,10 +33,15 @@ class DecodingConfig:
     max_gibibytes: PositiveFloat = 1.0
     """Refuse images whose decoding takes more memory than this."""
     image_channels: PositiveInt | None = None
-    """Channels of the images; null for those of the model, else what the files have."""
+    """Channels of the images; null for those of the model, else what the files have. With another number than that
+    of `init` its patch projection is summed (1), or taken in turn and scaled."""
     value_range: tuple[float, float] | None = None
     """The numbers that are black and white in images of more than 8 bits; null for what the model was trained with,
     else what the files state, else percentiles of each channel."""
+
+
+class AdaptsChannels:
+    """Of a verb whose `init` brings an encoder that takes images of another number of channels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +252,10 @@ class TrainingConfig(DevicesConfig, DataConfig):
         self.budget_seconds()
         self.extended(0, 0)
         for name in ("init", "tokenizer", "teacher"):
-            self._require_other_run(flag_of(name), getattr(self, name, None))
+            # --overwrite would delete a model that lies in the run.
+            out, read = Path(self.out).resolve(), Path(getattr(self, name, None) or os.devnull).resolve()
+            lies_in_it = read == out or any(read.is_relative_to(out / place) for place in ("model", "model-best"))
+            require(not lies_in_it, f"--out is the run of {flag_of(name)}; choose another folder")
         if self.preset is None:
             self.check()
 
@@ -269,12 +277,6 @@ class TrainingConfig(DevicesConfig, DataConfig):
         number, unit = _quantity(self.save_every, "m")
         require(number > 0, f"--save-every {self.save_every} is neither steps (500) nor minutes (10m)")
         return (None, number) if unit else (int(number), None)
-
-    def _require_other_run(self, flag: str, path: str | None) -> None:
-        """UserError where the model that `flag` reads lies in the run `out`: --overwrite would delete it."""
-        out, read = Path(self.out).resolve(), Path(path or os.devnull).resolve()
-        lies_in_it = read == out or any(read.is_relative_to(out / name) for name in ("model", "model-best"))
-        require(not lies_in_it, f"--out is the run of {flag}; choose another folder")
 
     def idle(self) -> Mapping[str, Collection[str]]:
         """The knobs without effect, by the choice that makes them so."""

@@ -16,7 +16,7 @@ from beit.config.architecture import (
     sides,
 )
 from beit.config.errors import UserError, require
-from beit.config.run import TrainingConfig
+from beit.config.run import AdaptsChannels, TrainingConfig
 from beit.config.values import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -29,7 +29,7 @@ from beit.config.values import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartConfig(TrainingConfig):
+class StartConfig(AdaptsChannels, TrainingConfig):
     """A pre-trained encoder, or one of a stated architecture with first values drawn at random."""
 
     init: str | None = None

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Generator
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from beit.config.errors import RunFailed
 from beit.config.run import MachineConfig, TrainingConfig
@@ -30,16 +30,10 @@ def open_machine(config: MachineConfig, compute: Compute, precision: Precision |
     """What `config` asks for of the machine that `compute` has joined, at a `precision` that is chosen already."""
     precision = precision or choose_precision(config.precision, compute.device)
     timeout = config.timeout_seconds() if isinstance(config, TrainingConfig) else DEFAULT
-    return Machine(compute, precision, _num_workers(config.workers, compute), timeout)
-
-
-def _num_workers(workers: int | Literal["auto"], compute: Compute) -> int:
-    """Processes that read images for each device."""
-    if workers != "auto":
-        return workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # On a CPU the network wants the cores itself; one worker hides the decoding behind it.
-    return min(16, cores // compute.world) if compute.device.type == "cuda" else 1
+    workers = min(16, cores // compute.world) if compute.device.type == "cuda" else 1
+    return Machine(compute, precision, workers if config.workers == "auto" else config.workers, timeout)
 
 
 def each_batch(

@@ -16,7 +16,7 @@ from beit.checkpoints.own import is_own, load_own, read_description
 from beit.checkpoints.reference import PARTS, part_of
 from beit.config.errors import UserError, require
 from beit.config.files import fields_of, read_record
-from beit.config.run import DataConfig, DecodingConfig, TrainingConfig
+from beit.config.run import AdaptsChannels, DataConfig, DecodingConfig, TrainingConfig
 from beit.config.run import Outcome as Outcome
 from beit.data.base import Source, Splits
 from beit.data.decode import Decoding
@@ -36,7 +36,7 @@ from beit.untrusted import read_json
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
-PLAIN_PIXELS: Mapping[str, Any] = {"channels": 3, "bits": 8, "value_range": None}
+PLAIN_PIXELS: dict[str, Any] = {"channels": 3, "bits": 8, "value_range": None}
 """What images are where nobody says anything."""
 
 
@@ -88,7 +88,10 @@ def open_session(verb: str, config: Config, *, dry_run: bool, overwrite: bool) -
     it was typed, until :func:`beit.stages.auto.choices.settle` has chosen.
     """
     began = time.monotonic()
-    config = _with_parts(config)
+    # The part that is meant, wherever a run of `beit train` is named.
+    starts: dict[str, Any] = _starts(config)
+    typed = config.typed | {name: start for name, start in starts.items() if name in config.typed}
+    config = dataclasses.replace(config, **starts).as_typed(typed)
     facts = NOTHING_KNOWN
     if (init := getattr(config, "init", None)) is not None:
         from beit.stages.network import facts_of_start
@@ -119,13 +122,6 @@ def open_session(verb: str, config: Config, *, dry_run: bool, overwrite: bool) -
     torch.manual_seed(config.seed)
     console = Console(compute.main)
     return Session(verb, config, compute, console, dry_run, overwrite, began, facts=facts)
-
-
-def _with_parts(config: Config) -> Config:
-    """`config` with the part that is meant wherever it names a run of `beit train`."""
-    starts: dict[str, Any] = _starts(config)
-    typed = {**config.typed, **{name: start for name, start in starts.items() if name in config.typed}}
-    return dataclasses.replace(config, **starts).as_typed(typed)
 
 
 def _starts(config: object) -> dict[str, str]:
@@ -213,10 +209,15 @@ def decoding_of(config: DecodingConfig) -> Decoding:
 
 def _pixels_of_model(config: DecodingConfig) -> Mapping[str, Any] | None:
     """What images are to the models that `config` names, by the one that sees most; None where it names none."""
-    places = map(Path, _starts(config).values())
-    models = [{**PLAIN_PIXELS, **read_description(place)} if is_own(place) else PLAIN_PIXELS for place in places]
-    about = max(models, key=lambda about: (about["bits"], bool(about["value_range"])), default=None)
-    return about and {**about, "channels": len(about.get("pixel_mean", "RGB"))}
+    places = {name: Path(start) for name, start in _starts(config).items()}
+    models = {name: PLAIN_PIXELS | (read_description(x) if is_own(x) else {}) for name, x in places.items()}
+    about = max(models.values(), key=lambda about: (about["bits"], bool(about["value_range"])), default=None)
+    if about is None:
+        return None
+    # An encoder to go on from takes other channels, a tokenizer or a teacher beside it does not.
+    held = [x for name, x in models.items() if name != "init" or not isinstance(config, AdaptsChannels)]
+    channels = len((held or [about])[0].get("pixel_mean", "RGB"))
+    return {**about, "channels": channels if held else config.image_channels or channels}
 
 
 def holdout_of(config: DataConfig) -> Holdout:

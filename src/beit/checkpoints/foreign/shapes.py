@@ -68,6 +68,7 @@ def infer(shapes: Mapping[str, Shape], facts: Facts, stated: Stated) -> EncoderC
     ratio = facts.pop("mlp_ratio", None)
     by_ratio = None if ratio is None else int(width * ratio)
     hidden = agreed("hidden", facts.pop("hidden", None), by_ratio, shapes["encoder.blocks.0.mlp.fc1.weight"][0])
+    ratio = hidden / width
     rows, heads = _position_rows(shapes)
     heads = _heads(width, stated.num_heads, facts.pop("num_heads", None), heads)
     size = facts.pop("image_size", None)
@@ -91,7 +92,8 @@ def infer(shapes: Mapping[str, Shape], facts: Facts, stated: Stated) -> EncoderC
         patch_size=patch,
         width=width,
         num_heads=heads,
-        mlp_ratio=_ratio(hidden, width),
+        # Such that int(width * ratio) is `hidden` again.
+        mlp_ratio=ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf),
         **seen | facts,
     )
 
@@ -110,12 +112,6 @@ def number_of(names: Mapping[str, Shape], template: str, start: int = 0) -> int:
         if template.format(start + number) not in names:
             return number
     raise UserError(f"it has more than {MAX_DEPTH} blocks")
-
-
-def _ratio(hidden: int, width: int) -> float:
-    """hidden / width, such that int(width * ratio) is `hidden` again."""
-    ratio = hidden / width
-    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def _width_and_patch(shapes: Mapping[str, Shape]) -> tuple[int, int]:

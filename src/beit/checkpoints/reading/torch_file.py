@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -200,28 +200,18 @@ def _open_legacy(path: Path) -> TensorFile:
         if not isinstance(system, dict) or system.get("little_endian") is not True:
             raise Refused("it was written on a big-endian machine")
         contents = read_pickle(head)
-        keys = read_pickle(head)
-        places = _legacy_places(path, file, head.tell(), keys, _storages(contents))
-    return TensorFile(path, contents, places, path.stat().st_size)
-
-
-def _legacy_places(
-    path: Path, file: IO[bytes], start: int, keys: Any, storages: Mapping[str, Storage]
-) -> dict[str, Place]:
-    """Where each storage's numbers begin, checked to end within the file."""
-    size, places = file.seek(0, io.SEEK_END), {}
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or {*keys} != {*storages}:
-        raise Refused("its list of storages does not fit its tensors")
-    for key in keys:
-        storage = storages[key]
-        file.seek(start)
-        length = file.read(8)
-        end = start + 8 + storage.nbytes
-        if len(length) < 8 or struct.unpack("<q", length)[0] != storage.numel or end > size:
-            raise Refused("it is cut off or damaged")
-        places[key] = Place(path, start + 8)
-        start = end
-    return places
+        keys, storages = read_pickle(head), _storages(contents)
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or {*keys} != {*storages}:
+            raise Refused("its list of storages does not fit its tensors")
+        start, size, places = head.tell(), path.stat().st_size, {}
+        for key in keys:
+            file.seek(start)
+            length = file.read(8)
+            places[key], storage = Place(path, start + 8), storages[key]
+            start += 8 + storage.nbytes
+            if len(length) < 8 or struct.unpack("<q", length)[0] != storage.numel or start > size:
+                raise Refused("it is cut off or damaged")
+    return TensorFile(path, contents, places, size)
 
 
 def _storages(contents: Any) -> dict[str, Storage]:

@@ -2,14 +2,16 @@
 
 from torch import nn
 
-from beit.checkpoints.adapt import changes, expand_shared_bias, replace_rates, resize_encoder
+from beit.checkpoints.adapt import change_channels, changes, expand_shared_bias, replace_rates, resize_encoder
 from beit.checkpoints.store import encoder_of, kind_of, load_model
 from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError, given_by, require
+from beit.config.run import TrainingConfig
 from beit.config.segment import SegmentConfig
 from beit.config.start import StartConfig
 from beit.models.encoder import BeitEncoder, init_weights
 from beit.stages.network import require_equal
+from beit.stages.session import PLAIN_PIXELS
 
 
 def starting_encoder(config: StartConfig) -> tuple[BeitEncoder, nn.Module | None, list[str]]:
@@ -19,7 +21,7 @@ def starting_encoder(config: StartConfig) -> tuple[BeitEncoder, nn.Module | None
         encoder = BeitEncoder(config.architecture())
         init_weights(encoder, config.init_scheme, cut=None)
         return encoder, None, [f"from scratch: {_in_words(encoder.config)}"]
-    start, source, notes = load_start(config.init)
+    start, source, notes = load_start(config, config.init)
     _require_agreement(config, source.config)
     with changes() as adapting:
         encoder = source if config.stated_size is None else resize_encoder(source, config.stated_size)
@@ -29,13 +31,13 @@ def starting_encoder(config: StartConfig) -> tuple[BeitEncoder, nn.Module | None
     return encoder, start, [*notes, *adapting, *_freeze(config, encoder)]
 
 
-def load_start(init: str) -> tuple[nn.Module, BeitEncoder, list[str]]:
-    """The model of `--init`, its encoder, and what it is."""
+def load_start(config: TrainingConfig, init: str) -> tuple[nn.Module, BeitEncoder, list[str]]:
+    """The model of `--init`, its encoder, for images of as many channels as there are, and what it is."""
     with given_by("--init"), changes() as loading:
         start = load_model(init)
-    source = encoder_of(start)
-    if source is None:
-        raise UserError(f"--init {init} is a {kind_of(start)} and has no encoder; give a pre-trained model")
+        if (source := encoder_of(start)) is None:
+            raise UserError(f"{init} is a {kind_of(start)} and has no encoder; give a pre-trained model")
+        source = change_channels(source, (config.pixels or PLAIN_PIXELS)["channels"])
     return start, source, [f"from {init} ({kind_of(start)}): {_in_words(source.config)}", *loading]
 
 

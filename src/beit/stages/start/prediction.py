@@ -22,7 +22,7 @@ def starting_masked_model(
     """The masked image model that goes on from `config.init`, and a line for everything that was taken over, changed
     or drawn. `tokenizer` is the hash of the one whose tokens it predicts; None for pixels."""
     assert config.init is not None
-    start, encoder, notes = load_start(config.init)
+    start, encoder, notes = load_start(config, config.init)
     for name in (*KNOBS, *(() if config.normalization is None else ("pixel_mean", "pixel_std"))):
         require_equal(config, name, getattr(config.architecture(), name), getattr(encoder.config, name))
     with changes() as adapting:

@@ -10,7 +10,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from beit.config.architecture import EncoderConfig
 from beit.config.errors import RunFailed, UserError, out_of_memory
 from beit.data.batches import SegmentationBatch
 from beit.data.decode import ImageError
@@ -65,20 +64,16 @@ def require_memory(model: SemanticSegmenter, inference: Inference, size: Size, d
     memory of `device`."""
     if inference.stride is not None:
         return
+    config, patch = model.encoder.config, model.encoder.config.patch_size
     sizes = inference.sizes(scale_size(size, inference.input_side))
-    required, memory = max(_bias_bytes(model.encoder.config, size) for size in sizes), memory_of(device)
-    if required > memory:
+    tokens = max(1 + -(-height // patch) * -(-width // patch) for height, width in sizes)
+    # For every pair of tokens the row of the table, int64, and each head's value, float32, at least.
+    required, memory = tokens**2 * (8 + 4 * config.num_heads), memory_of(device)
+    if config.bias != "none" and required > memory:  # without a bias attention keeps no pairs
         raise TooLarge(
             f"an image of {size[1]}x{size[0]} px in one pass takes {required / 2**30:,.0f} GiB for attention alone, "
             f"of {memory / 2**30:,.0f}; choose --window slide, or make it smaller"
         )
-
-
-def _bias_bytes(config: EncoderConfig, size: Size) -> int:
-    """Bytes, at least, of the position bias of one block for an image of `size`: for every pair of tokens the row of
-    the table, int64, and each head's value, float32. 0 without a bias, for then attention keeps no pairs."""
-    rows, columns = (-(-side // config.patch_size) for side in size)
-    return 0 if config.bias == "none" else (1 + rows * columns) ** 2 * (8 + 4 * config.num_heads)
 
 
 def require_memory_for_all(
