@@ -197,7 +197,7 @@ def test_mistakes_are_one_line(
         ([image, "--model", probed, "--layer", "1"], 2, "--layer is for features"),
         ([image, "--model", probed, "--layer", "0"], 2, "--layer is for features"),
         ([image, "--model", probed, "--window", "slide"], 2, "--window is for label maps"),
-        ([folder / "broken_text.png", "--model", probed], 1, "none of the 1 images could be read"),
+        ([folder / "broken_text.png", "--model", probed], 1, "of 1 image none could be read"),
     ]
     for arguments, status, expected in cases:
         assert run("predict", *arguments) == status, arguments

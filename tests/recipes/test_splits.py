@@ -174,7 +174,7 @@ def test_images_to_judge_on_are_not_trained_on(tested: Path) -> None:
     images = open_images(dataclasses.replace(config, eval_data=str(train / "red")))
     assert images.all_held_back is not None and len(images.all_held_back) == 20
     assert {key.partition("/")[0] for key in key_set(images.train)} == {"blue", "green"}
-    [note] = [note for note in images.train.notes if "20 images are left out of training" in note]
+    [note] = [note for note in images.train.notes if "20 images left out of training" in note]
     assert note.endswith(f"the first being {train}/red/00.png")
     with pytest.raises(UserError, match="leaves no image to train on but those to judge on"):
         open_images(dataclasses.replace(config, data=str(train / "red"), eval_data=str(train)))

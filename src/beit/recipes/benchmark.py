@@ -19,7 +19,7 @@ from beit.atomic import write_text
 from beit.config.architecture import DiscreteVAEConfig
 from beit.config.pretrain import PretrainConfig
 from beit.config.use import BenchmarkConfig, Outcome
-from beit.config.values import flag_of
+from beit.config.values import counted, flag_of
 from beit.data.batches import PretrainBatch
 from beit.data.decode import decode_image
 from beit.data.views.pretraining import PretrainViews
@@ -60,7 +60,8 @@ def benchmark(config: BenchmarkConfig) -> Outcome:
     compute = Compute(choose_device(config.device))
     machine, about = open_machine(config, compute), describe_machine(compute)
     limit, views = rate_of(compute, machine.precision), _rate_of_views(config)
-    print(f"machine    {about.get('gpu') or about['cpu']}, {about['threads']} threads, {machine.precision}")
+    device = f"{about.get('gpu') or about['cpu']}, {counted(about['threads'], 'thread')}"
+    print(f"machine    {device}, {machine.precision}")
     print(f"limit      {limit / 1e9:,.0f} billion multiply-adds a second in products of matrices")
     print(f"files      {views:,.0f} JPEG of 500x375 px a second to views, in one process")
     print(f"encoder    {config.encoder} at {config.image_size} px, batches of {config.batch_size}\n")

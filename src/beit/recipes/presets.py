@@ -65,15 +65,11 @@ def time_here(verb: str, name: str, rate: float) -> str:
     size = size_of(name)
     encoder = layered(PretrainConfig, [recipes_of("pretrain")[name if verb == "pretrain" else size].values])
     side = knobs.get("crop") or knobs.get("image_size") or encoder["image_size"]
-    if verb == "tokenizer":
-        work, by = work_of_tokenizer(knobs), ""
-    else:
-        work, by = work_of_encoder(encoder, sides(side)), f", of a {size} encoder" * (verb != "pretrain")
-    if verb == "probe":
-        return f"the features of {EPOCH:,} images in {duration(EPOCH * work / rate)} at best{by}"
-    steps = knobs["steps"]
+    work = work_of_tokenizer(knobs) if verb == "tokenizer" else work_of_encoder(encoder, sides(side))
+    by = "" if verb in ("tokenizer", "pretrain") else f", of a {size} encoder"
+    steps, passes = (None, 1) if verb == "probe" else (knobs["steps"], 3)  # forward, and twice that backward
     images, what = (steps * knobs["batch_size"], counted(steps, "step")) if steps else (EPOCH, f"{EPOCH:,} images")
-    return f"{what} in {duration(3 * images * work / rate)} at best{by}"
+    return f"{what} in {duration(passes * images * work / rate)} at best{by}"
 
 
 def size_of(name: str) -> str:

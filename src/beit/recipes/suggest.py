@@ -18,6 +18,7 @@ from beit.checkpoints.reference import part_of
 from beit.checkpoints.store import describe
 from beit.config.errors import require
 from beit.config.use import Outcome, PredictConfig, SuggestConfig
+from beit.config.values import counted
 from beit.data.decode import Decoding
 from beit.data.label_file import read_label_rows
 from beit.data.sources.opening import open_images
@@ -60,11 +61,11 @@ def suggest(config: SuggestConfig) -> Outcome:
     rest = torch.from_numpy(np.stack([record["mean"] for record in records]))
     for index, size in representatives(rest, config.number, torch.Generator().manual_seed(config.seed)):
         if len(chosen) < config.number:
-            chosen.setdefault(names[index], f"stands for {size:,} images like it")
+            chosen.setdefault(names[index], f"stands for {counted(size, 'image')} like it")
     suggestions = [Suggestion(*entry) for entry in chosen.items()]
     _write(suggestions, config, decoding_of(features))
     page = Path(config.out).with_suffix(".html")
-    print(f"{len(suggestions):,} of {len(names):,} images to label: fill in {config.out}, and see {page}")
+    print(f"{len(suggestions):,} of {counted(len(names), 'image')} to label: fill in {config.out}, and see {page}")
     return Outcome(config, {"suggestions": suggestions})
 
 

@@ -38,13 +38,13 @@ def announce(session: Session[Any], method: Method, feed: Feed, plan: Plan, prec
         training = [
             f"{counted(plan.steps, 'step')} of {counted(config.batch_size, 'image')} ({epochs:.1f} epochs)",
             f"rate {plan.peak:.3g} at this batch size ({config.lr:.3g} at {config.lr_batch_size}, "
-            f"{config.lr_scaling} scaling) after {warmup:,} steps of warm-up{shortened}",
+            f"{config.lr_scaling} scaling) after {counted(warmup, 'step')} of warm-up{shortened}",
             *_few_images(config, plan.images),
         ]
     rows = {
         "choices": choices and ["made for these images and this machine; what is typed binds them", *choices],
         "data": [f"{images.describe()}; {_in_words(feed)}", *images.notes, *_seen_before(config, feed)],
-        "model": [f"{parameters:,} parameters{frozen}", *method.notes.about],
+        "model": [*([f"{parameters:,} parameters{frozen}"] if parameters else []), *method.notes.about],
         "training": training,
         "machine": [f"{session.compute.world} x {device}, {precision}{memory}"],
         "time": ["not measured" if seconds is None else f"about {duration(seconds)} for the whole run"],

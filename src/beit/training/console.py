@@ -31,8 +31,9 @@ class Console:
         if not self._main:
             return
         text = in_lines(text)
-        if _display is not None and sys.stdout.isatty():
-            _display.console.print(text, markup=False, highlight=False)
+        if sys.stdout.isatty():  # lines break between words, but for commands, which may be copied
+            terminal = Terminal() if _display is None else _display.console
+            terminal.print(text, markup=False, highlight=False, soft_wrap=text.startswith("next: "))
         else:
             print(text, flush=True)
         self.log(text)

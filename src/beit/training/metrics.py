@@ -88,7 +88,7 @@ def line_of(
     of = {"eval": ", held-back images", "test": ", test images"}.get(next(iter(figures), "").partition("/")[0], "")
     constants = {name for name in figures if last and name in last and plain(name) in CONSTANT}
     news = {name: value for name, value in figures.items() if name not in constants}
-    return f"step {step:,} of {steps:,}, epoch {epoch:.2f}{of}: {in_words(news)}"
+    return f"{f'step {step:,} of {steps:,}, epoch {epoch:.2f}' if steps else 'at once'}{of}: {in_words(news)}"
 
 
 def brief_line(figures: Mapping[str, float]) -> str:

@@ -106,7 +106,7 @@ def notes_on_spare_maps(listing: Listing) -> list[str]:
     """A line about label maps without images, where there are any."""
     images = _by_stem(listing, IMAGES)
     spare = [member.path for stem, member in _by_stem(listing, MAPS).items() if stem not in images]
-    about = f"{listing.root}: {len(spare):,} label maps without an image ignored, the first being "
+    about = f"{listing.root}: {counted(len(spare), 'label map')} without an image ignored, the first being "
     return [about + spare[0]] if spare else []
 
 

@@ -75,7 +75,7 @@ def hold_back(pool: Source, classes: Sequence[Sequence[str]], holdout: Holdout, 
         if not groups:
             raise UserError(f"--group-by {holdout.group_by} matches no path in {root}, such as {keys[0]}; correct it")
         together += groups
-        about = f", none of the {len(groups):,} groups divided"
+        about = f", none of {counted(len(groups), 'group')} divided"
     units = units_of(size, together)
     rows = _true_classes(classes, units)
     held_back = choose_held_back(keys, rows, units, holdout.share)
@@ -196,7 +196,7 @@ def without_copies(train: Source, judged: Sequence[Source]) -> Source:
         return train
     rest = select(train, [index for index in range(size) if index not in copies])
     first = f"the first being {train.name(min(copies))}"
-    rest.notes.append(f"{len(copies):,} images are left out of training, being judged on too, {first}")
+    rest.notes.append(f"{counted(len(copies), 'image')} left out of training, being judged on too, {first}")
     return rest
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from beit.config.errors import UserError, given_by, require
 from beit.config.run import LayoutName
+from beit.config.values import counted
 from beit.data.base import SPLITS, Split, check_classes, split_of
 from beit.data.sources.files import Files, FileSource
 from beit.data.sources.holdout import Holdout, hold_back, idle_note
@@ -113,7 +114,7 @@ def find_splits(paths: Sequence[str], *, paired: bool, layout: LayoutName | None
     top, base, notes = children(paths, ""), _base_of_splits(paths), list[str]()
     if {"images", "annotations"} <= top.keys():
         base = "images/"
-        maps = f"annotations/ (label maps for segmentation) ignored ({top['annotations']:,} images)"
+        maps = f"annotations/ (label maps for segmentation) ignored ({counted(top['annotations'], 'image')})"
         notes += [] if paired else [maps]
     names, inner = children(paths, base), _inner_folders(paths, base)
     alike = sorted(filter(split_of, names), key=lambda name: (len(name), name))
@@ -126,7 +127,7 @@ def find_splits(paths: Sequence[str], *, paired: bool, layout: LayoutName | None
         folders: dict[Split, str] = {split: f"{base}{named[split]}/" for split in SPLITS if split in named}
         notes.append(", ".join(f"{split} is {folder}" for split, folder in folders.items()))
         rest = {f"{base}{name}/" if name else "loose images": names[name] for name in names}
-        notes += [f"{at} ignored ({rest[at]:,} images)" for at in rest if at not in folders.values()]
+        notes += [f"{at} ignored ({counted(rest[at], 'image')})" for at in rest if at not in folders.values()]
         return Layout(folders, notes)
     notes += [f"{base}{name}/ is a class like what lies beside (else say --layout splits)" for name in alike]
     return Layout({"train": base}, notes, "" if layout else _doubt_about_classes(inner))
@@ -214,7 +215,7 @@ def label_members(parts: Parts, split: Split, classes: Sequence[str] | None) -> 
     notes = unlabeled(own).notes
     if unused := sum(len(part.members) - len(row) for part, row in zip(own, rows, strict=True)):
         reason = "without a .cls number" if by_number else "outside the class folders"
-        notes.append(f"{_where(own)}: {unused:,} images {reason} ignored")
+        notes.append(f"{_where(own)}: {counted(unused, 'image')} {reason} ignored")
     return Files(listings, notes, [number for row in rows for number in row.values()], names)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from beit.atomic import appearing
 from beit.config.errors import RunFailed
+from beit.config.values import counted
 from beit.data.loaders import View
 from beit.data.sources.files import FileSource
 from beit.stages.inference import print_notes
@@ -46,10 +47,10 @@ class Reading(NamedTuple):
 def summary(noun: str, count: int, images: int) -> str:
     """That `noun` came out for `count` of the images, in words. RunFailed when for none."""
     if not count:
-        raise RunFailed(f"none of the {images:,} images could be read")
+        raise RunFailed(f"of {counted(images, 'image')} none could be read")
     bad = images - count
     skipped = f"; {bad:,} could not be read and are named above" if bad else ""
-    return f"{noun} for {count:,} of {images:,} images{skipped}"
+    return f"{noun} for {count:,} of {counted(images, 'image')}{skipped}"
 
 
 @contextmanager

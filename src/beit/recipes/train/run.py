@@ -74,6 +74,9 @@ def train(config: TrainConfig, *, dry_run: bool = False, overwrite: bool = False
             page = write_report([*records.values()], folder / REPORT, title=folder.name, notes=lines)
             within = f" of a budget of {run.budget}" if run.budget else ""
             console.say(f"took {duration(run.elapsed)}{within}; open {page} in a browser")
+            [*_, last] = [record.results for name, record in records.items() if name != "scratch"]
+            mends = dict.fromkeys(line["mend"] for line in last["verdict"] if line["mend"])
+            console.say(f"to mend first: {'; '.join(mends)}" if mends else f"next: {last['next']}")
         run.finish(results)
     return Outcome(config, results)
 
