@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from beit.figures import headlines
 from beit.metrics.intervals import wilson
 from beit.training.run.curves import Curve
 from beit.training.run.record import RunRecord
@@ -161,3 +162,10 @@ def test_reconstructions_are_judged_beside_the_mean_of_a_cell() -> None:
 def test_a_results_file_that_makes_no_sense_is_not_believed(interval: object) -> None:
     [verdict] = judge({"interval": interval, "classes": 7}, eval_top1=[0.6], eval_commonest_top1=[0.3])
     assert verdict.tone == "plain"
+
+
+def test_what_matters_most_is_of_images_that_were_not_trained_on() -> None:
+    """Whichever was logged first; a page showed the accuracy on training images above the interval of others."""
+    for names in (("top1", "eval/top1"), ("eval/top1", "top1")):
+        assert headlines(dict.fromkeys(names, 0.5)) == {"eval/top1": 0.5}
+    assert headlines({"test/top1": 0.5, "eval/top1": 0.6, "top1": 0.7}) == {"test/top1": 0.5}
