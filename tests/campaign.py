@@ -1,5 +1,6 @@
 """`python tests/campaign.py --minutes 30`: what can happen to runs happens to them, in any order and again, and
-a table tells how they ended. `--every` kills a run of each verb before each of its file operations instead.
+a table tells how they ended. `--every` kills a run of each verb before each of its file operations instead, verb by
+verb; `--record FILE` keeps what came of each kill, and the same command goes on from there.
 
 One process loads torch and forks every start, so that a start costs a second. What a run does to its folder is heard
 by audit hooks: files opened to be written, renamed, cut or removed, folders made or removed.
@@ -10,6 +11,8 @@ from __future__ import annotations
 import argparse
 import errno
 import hashlib
+import io
+import json
 import os
 import random
 import shutil
@@ -21,6 +24,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -46,7 +50,8 @@ from beit.recipes.train.run import train
 WRITES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod", "shutil.rmtree"}
 SIX: dict[str, Any] = {"steps": 6, "save_every": "2", "evaluations": 2, "log_every": 1}
 STATUS: dict[type[BaseException], int] = {UserError: 2, RunFailed: 1, OSError: 1, MemoryError: 1, Interrupted: 75}
-TIMEOUT = "20s"
+VERBS = ["probe", "finetune", "tokenizer", "pretrain", "segment", "train"]
+"""The quickest first."""
 
 
 class Verb(NamedTuple):
@@ -80,14 +85,16 @@ def write_images(folder: Path) -> None:
             Image.fromarray(content).save(split / f"{index}.png")
 
 
-def verbs_in(folder: Path) -> dict[str, Verb]:
-    """Each verb that trains, on the images of `folder`; their starts are trained here."""
+def verbs_in(folder: Path, names: Sequence[str], timeout: str) -> dict[str, Verb]:
+    """Verbs that train, on the images of `folder`; what they start from is trained here. None of their processes may
+    be silent for longer than `timeout`."""
     images, tokens, encoder = folder / "data" / "classes", folder / "tokens", folder / "encoder"
     write_images(folder / "data")
-    tokenizer(tokenizer_config(images, tokens))
-    pretrain(pretrain_config(images, encoder, tokenizer=str(tokens)))
-    chance = {**SIX, "drop_path_rate": 0.3, "timeout": TIMEOUT}
-    steps = {**SIX, "timeout": TIMEOUT}
+    if {"pretrain", "probe", "train"} & {*names}:
+        tokenizer(tokenizer_config(images, tokens))
+        pretrain(pretrain_config(images, encoder, tokenizer=str(tokens)))
+    chance = {**SIX, "drop_path_rate": 0.3, "timeout": timeout}
+    steps = {**SIX, "timeout": timeout}
 
     def journey(out: Path) -> TrainConfig:
         start = str(encoder)
@@ -99,7 +106,7 @@ def verbs_in(folder: Path) -> dict[str, Verb]:
         knobs = {name: own_values(config) for name, config in parts.items()}
         return TrainConfig(data=str(images), out=str(out), workers=0, scratch=False, parts=knobs)
 
-    return {
+    verbs = {
         "tokenizer": Verb(tokenizer, lambda out: tokenizer_config(images, out, ema_decay=0.9, **steps)),
         "pretrain": Verb(pretrain, lambda out: pretrain_config(images, out, tokenizer=str(tokens), **chance)),
         "finetune": Verb(finetune, lambda out: finetune_config(images, out, from_scratch=True, **chance)),
@@ -107,6 +114,7 @@ def verbs_in(folder: Path) -> dict[str, Verb]:
         "probe": Verb(probe, lambda out: probe_config(images, out, encoder, **steps)),
         "train": Verb(train, journey),
     }
+    return {name: verbs[name] for name in names}
 
 
 def watch(folder: Path, act: Callable[[int], None]) -> None:
@@ -299,12 +307,10 @@ def note(place: Path, count: int) -> None:
     place.write_text(str(count))
 
 
-def subjects(folder: Path, names: Sequence[str]) -> list[Subject]:
+def subjects(folder: Path, names: Sequence[str], timeout: str) -> list[Subject]:
     """Each verb, run once without a mishap."""
     found = []
-    for name, verb in verbs_in(folder).items():
-        if names and name not in names:
-            continue
+    for name, verb in verbs_in(folder, names, timeout).items():
         out, counted = folder / "run", folder / "count"
         shutil.rmtree(out, ignore_errors=True)
         verb.run(verb.config(folder / "warm-up"))  # much is imported on first use
@@ -315,46 +321,68 @@ def subjects(folder: Path, names: Sequence[str]) -> list[Subject]:
     return found
 
 
-Try = tuple[Subject, str, Callable[[], str]]
-"""A run, what happens to it, and how it is made to."""
+class Try(NamedTuple):
+    """A run, and what happens to it."""
+
+    subject: Subject
+    mishap: str
+    happen: Callable[[], str]
+    number: int = 0
+    """The file operation before which it is killed, where each is tried once."""
 
 
 def each_operation(tried: Sequence[Subject], chance: random.Random) -> Iterator[Try]:
-    """A kill before every file operation of every run, in any order."""
-    places = [(subject, number) for subject in tried for number in range(1, subject.operations + 1)]
-    for subject, number in chance.sample(places, len(places)):
-        yield subject, f"killed at each of {subject.operations}", partial(killed_at, subject, number)
+    """A kill before every file operation of every run, the quickest runs first."""
+    for subject in tried:
+        for number in range(1, subject.operations + 1):
+            mishap = f"killed at each of {subject.operations}"
+            yield Try(subject, mishap, partial(killed_at, subject, number), number)
 
 
 def each_mishap(tried: Sequence[Subject], chance: random.Random) -> Iterator[Try]:
     """Everything that may happen to every run, in any order."""
     pairs = [(subject, mishap) for subject in tried for mishap in MISHAPS]
     for subject, mishap in chance.sample(pairs, len(pairs)):
-        yield subject, mishap, partial(MISHAPS[mishap], subject, chance)
+        yield Try(subject, mishap, partial(MISHAPS[mishap], subject, chance))
+
+
+def read_record(path: Path | None) -> dict[tuple[str, str, int], str]:
+    """How the kills of earlier calls ended, by verb, kind and operation; a line cut short is left out."""
+    lines = path.read_text().splitlines() if path is not None and path.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("]")]
+    return {(verb, mishap, number): outcome for verb, mishap, number, outcome in rows}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--verbs", nargs="*", default=[])
+    parser.add_argument("--verbs", nargs="*", default=VERBS)
     parser.add_argument("--every", action="store_true", help="kill a run before each of its file operations")
+    parser.add_argument("--record", type=Path, help="with --every: a file to go on from, and to add to")
     parser.add_argument("--once", action="store_true", help="let everything happen once")
+    parser.add_argument("--timeout", default="20s", help="how long a process of a run may be silent")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     began, chance, table = time.monotonic(), random.Random(options.seed), Counter[tuple[str, str, str]]()
+    known = read_record(options.record)
     with tempfile.TemporaryDirectory() as folder:
-        tried = subjects(Path(folder), options.verbs)
+        with redirect_stdout(io.StringIO()):
+            tried = subjects(Path(folder), options.verbs, options.timeout)
         kind, once = each_operation if options.every else each_mishap, options.every or options.once
         rounds = repeat(kind, 1) if once else repeat(kind)
-        tries = chain.from_iterable(make(tried, chance) for make in rounds)
-        for subject, mishap, happen in tries:
-            if time.monotonic() - began > 60 * options.minutes:
-                break
-            outcome = happen()
+        for subject, mishap, happen, number in chain.from_iterable(make(tried, chance) for make in rounds):
+            outcome = known.get((subject.name, mishap, number))
+            if outcome is None:
+                if time.monotonic() - began > 60 * options.minutes:
+                    break
+                outcome = happen()
+                if options.record is not None:
+                    with options.record.open("a") as record:
+                        print(json.dumps([subject.name, mishap, number, outcome]), file=record)
             table[subject.name, mishap, outcome] += 1
             if outcome not in GOOD:
-                print(subject.name, happen, outcome, file=sys.stderr, flush=True)
+                print(subject.name, mishap, number, outcome, file=sys.stderr, flush=True)
     for (verb, mishap, outcome), count in sorted(table.items()):
         print(f"{verb:<10}  {mishap:<28}  {outcome:<18}  {count:>5}")
     print(f"{table.total():,} tries in {(time.monotonic() - began) / 60:.1f} minutes")

@@ -154,3 +154,5 @@ def test_two_ranks_measure_what_one_measures(colours: Path, tmp_path: Path) -> N
     as_two_ranks(pretrain, pretrain_config(colours, two, **values))
     first, second = (results(run)["first"] for run in (one, two))
     assert second == pytest.approx(first, rel=1e-5) and first["eval/knn_chance"] == pytest.approx(1 / 3)
+    skipped = [{line for line in log(folder).splitlines() if line.startswith("skipped ")} for folder in (one, two)]
+    assert skipped[1] == skipped[0] and skipped[0], "what the other rank alone has met is logged as well"

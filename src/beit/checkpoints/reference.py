@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from beit.config.architecture import PIXEL_STATISTICS
 from beit.config.errors import UserError, require
 from beit.models.position import Grid
-from beit.presets.released import HUB, RELEASED
 from beit.untrusted import read_json
 
 FORM = (
@@ -116,7 +115,11 @@ def locate(reference: str | Path, stated: Stated | None = None) -> Located:
     place, statement = parse(part_of(str(reference), "model"))
     stated = statement if stated is None else statement.combine(stated)
     path = Path(place)
-    release = None if path.exists() else RELEASED.get(place.removeprefix(HUB))
+    if path.exists():
+        return Located(path, stated)
+    from beit.presets.released import HUB, RELEASED
+
+    release = RELEASED.get(place.removeprefix(HUB))
     if release and release.stated:
         stated = stated.combine(parse(f"{place}@{release.stated}")[1])
     if release or place.startswith(HUB):
@@ -125,7 +128,7 @@ def locate(reference: str | Path, stated: Stated | None = None) -> Located:
         if release and not release.hub and not place.startswith(HUB):
             return Located(fetch.fetched(place, release.files), stated)
         return Located(hub.fetched(place), stated)
-    if near := [] if path.exists() else difflib.get_close_matches(place, RELEASED, n=1, cutoff=0.9):
+    if near := difflib.get_close_matches(place, RELEASED, n=1, cutoff=0.9):
         raise UserError(f"{place} does not exist; did you mean {near[0]}?")
     return Located(path, stated)
 

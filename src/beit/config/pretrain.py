@@ -6,17 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from beit.config.architecture import (
-    Bias,
-    EncoderConfig,
-    EncoderKnobs,
-    InitScheme,
-    Normalization,
-    Position,
-    Sides,
-    pixel_constants,
-    sides,
-)
+import beit.config.architecture as network
 from beit.config.errors import UserError, require
 from beit.config.run import AdaptsChannels, TrainingConfig
 from beit.config.values import PositiveInt, PositiveShare, Share
@@ -26,7 +16,7 @@ PixelNorm = Literal["patch", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(EncoderKnobs, AdaptsChannels, TrainingConfig):
+class PretrainConfig(network.EncoderKnobs, AdaptsChannels, TrainingConfig):
     """Masked image modelling (paper sections 2.3 to 2.5; defaults: the released BEiT-base recipe)."""
 
     tokenizer: str | None = None
@@ -43,21 +33,21 @@ class PretrainConfig(EncoderKnobs, AdaptsChannels, TrainingConfig):
     """File with one class for each image, as that of `beit finetune`; null: class folders. Labels are read for the
     k-NN figure and the choice of model-best/ alone, where there are any."""
 
-    token_image_size: PositiveInt | Sides | None = None
+    token_image_size: PositiveInt | network.Sides | None = None
     """Side of the tokenizer's view, or height and width, in pixels; null for what the tokenizer was trained at."""
 
-    image_size: PositiveInt | Sides = 224
+    image_size: PositiveInt | network.Sides = 224
     """Side of the encoder's view, or height and width, in pixels."""
-    position: Position = "shared_bias"
+    position: network.Position = "shared_bias"
     """Learned absolute embeddings (paper), fixed sine-cosine ones, or none; shared_bias and block_bias are older
     words for none with that `bias`."""
-    bias: Bias | None = None
+    bias: network.Bias | None = None
     """Relative position bias, one for all blocks (released) or one for each; null for what `position` says, else
     none."""
-    init_scheme: InitScheme = "beit"
+    init_scheme: network.InitScheme = "beit"
     """First values: normal with a deviation of .02 whatever the width (paper), or as torch's own layers draw them,
     with one that follows the width."""
-    normalization: Normalization | None = None
+    normalization: network.Normalization | None = None
     """Pixel mean and deviation of the encoder, 0.5 and 0.5, ImageNet's, or those of the data; null for those of
     `init`, else half, but those of data that is not RGB of 8 bits."""
 
@@ -137,12 +127,12 @@ class PretrainConfig(EncoderKnobs, AdaptsChannels, TrainingConfig):
             raise UserError(f"--num-masked {self.num_masked} is neither a count (49) nor a share (75%)")
         return round(float(match[1]) / 100 * math.prod(self.architecture().grid))
 
-    def architecture(self) -> EncoderConfig:
+    def architecture(self) -> network.EncoderConfig:
         """The encoder these knobs describe."""
-        return EncoderConfig(
-            image_size=sides(self.image_size),
+        return network.EncoderConfig(
+            image_size=network.sides(self.image_size),
             position=self.position,
             bias=self.bias,
-            **pixel_constants(self.normalization, self.pixels),
-            **{knob.name: getattr(self, knob.name) for knob in fields(EncoderKnobs)},
+            **network.pixel_constants(self.normalization, self.pixels),
+            **{knob.name: getattr(self, knob.name) for knob in fields(network.EncoderKnobs)},
         )

@@ -8,18 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
+import beit.config.values as knobs
 from beit.config.errors import UserError, require
-from beit.config.values import (
-    FILE_ONLY,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Share,
-    ShareBelowOne,
-    check_limits,
-    flag_of,
-)
 
 LayoutName = Literal["splits", "classes"]
 
@@ -28,11 +18,11 @@ LayoutName = Literal["splits", "classes"]
 class DecodingConfig:
     """What is made of files of images."""
 
-    max_megapixels: PositiveFloat = 64.0
+    max_megapixels: knobs.PositiveFloat = 64.0
     """Refuse images larger than this many million pixels."""
-    max_gibibytes: PositiveFloat = 1.0
+    max_gibibytes: knobs.PositiveFloat = 1.0
     """Refuse images whose decoding takes more memory than this."""
-    image_channels: PositiveInt | None = None
+    image_channels: knobs.PositiveInt | None = None
     """Channels of the images; null for those of the model, else what the files have. With another number than that
     of `init` its patch projection is summed (1), or taken in turn and scaled."""
     value_range: tuple[float, float] | None = None
@@ -54,9 +44,9 @@ class DataConfig(DecodingConfig):
     layout: LayoutName | None = None
     """What folders called `train`, `val` or `test` hold: these `splits`, or images like all `classes` beside them;
     null: as what lies beside them says, where that leaves no doubt."""
-    limit: PositiveInt | None = None
+    limit: knobs.PositiveInt | None = None
     """Use only this many images: a fixed choice, spread over the set."""
-    holdout: ShareBelowOne | None = None
+    holdout: knobs.ShareBelowOne | None = None
     """Share of the training images held back as `val` where the data has none; 0 for none: nothing is chosen then;
     null for 0.05, or 0.2 of labelled images where there are fewer than 2,000."""
     eval_data: str | tuple[str, ...] | None = None
@@ -70,11 +60,11 @@ class DataConfig(DecodingConfig):
     label_maps: str | None = None
     """Folder of label maps, under the names of their images (`a/street.png` for `photos/a/street.jpg`), for some of
     them or all; null: those beside the images, where there are any."""
-    max_bad: Share = 0.05
+    max_bad: knobs.Share = 0.05
     """Stop when more than this share of the images cannot be read."""
 
     def __post_init__(self) -> None:
-        check_limits(self)
+        knobs.check_limits(self)
         require(bool(self.sources), "--data names no images; give a folder, tar shards, a data set's name, or demo")
         once = len({*self.sources}) == len(self.sources)
         require(once, f"--data {' '.join(self.sources)} names the same images twice; name them once")
@@ -104,7 +94,7 @@ class MachineConfig:
     """auto: a GPU where there is one, else the CPU."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """auto: bf16 where this machine is fast at it, else float32."""
-    workers: NonNegativeInt | Literal["auto"] = "auto"
+    workers: knobs.NonNegativeInt | Literal["auto"] = "auto"
     """Processes that load images, for each device. Does not change the result."""
 
 
@@ -112,9 +102,9 @@ class MachineConfig:
 class DevicesConfig(MachineConfig):
     """What is trained on one device or several."""
 
-    devices: PositiveInt | Literal["auto"] = "auto"
+    devices: knobs.PositiveInt | Literal["auto"] = "auto"
     """Processes to start on this machine, one per GPU; auto: every GPU, or one CPU process."""
-    seed: NonNegativeInt = 0
+    seed: knobs.NonNegativeInt = 0
     """Seed of everything random."""
 
 
@@ -158,32 +148,32 @@ class TrainingConfig(DevicesConfig, DataConfig):
     """A recipe of `beit presets`; auto chooses for images and machine; null: the defaults alone, as shown here."""
     out: str
     """The run directory. The same command on a directory that holds a run continues it."""
-    pixels: dict[str, Any] | None = field(default=None, metadata=FILE_ONLY)
+    pixels: dict[str, Any] | None = field(default=None, metadata=knobs.FILE_ONLY)
     """What the images are, found before the first step: channels, bits, value_range, and, where they normalise the
     encoder, mean and std of each channel; null: to be found."""
 
-    epochs: PositiveFloat | None = None
+    epochs: knobs.PositiveFloat | None = None
     """Length in passes over the images. Excludes `steps` and `budget`."""
-    steps: PositiveInt | None = None
+    steps: knobs.PositiveInt | None = None
     """Length in optimiser steps. Excludes `epochs` and `budget`."""
     budget: str | None = None
     """Time for the whole run (`30m`, `2h`), which a rehearsal turns into steps. Excludes `epochs` and `steps`."""
     extend_to: str | None = None
     """Go on with the finished run in `out` until it has so many steps (`2000`) or epochs (`20e`), all in all. The
     steps that are added are warmed up and decay as a run of their own, unless `schedule` is constant."""
-    ends: tuple[int, ...] | None = field(default=None, metadata=FILE_ONLY)
+    ends: tuple[int, ...] | None = field(default=None, metadata=knobs.FILE_ONLY)
     """The steps at which the run was finished before it was extended, the first first; null for none."""
-    batch_size: PositiveInt = 2048
+    batch_size: knobs.PositiveInt = 2048
     """Images per optimiser step over all devices and accumulation steps."""
-    accumulate: PositiveInt = 1
+    accumulate: knobs.PositiveInt = 1
     """Split every device's share of the batch into this many passes, whose losses are averaged, to save memory."""
     checkpoint_activations: Literal["auto", "on", "off"] = "auto"
     """Compute the activations of blocks again in the backward pass, to save memory for a third more time; auto: where
     they do not fit otherwise. Does not change the result."""
 
-    lr: PositiveFloat = 1.5e-3
+    lr: knobs.PositiveFloat = 1.5e-3
     """Peak learning rate at a batch of `lr_batch_size`."""
-    lr_batch_size: PositiveInt = 2048
+    lr_batch_size: knobs.PositiveInt = 2048
     """The batch that `lr` is meant for."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
     """How the learning rate follows the batch size away from `lr_batch_size`."""
@@ -191,23 +181,23 @@ class TrainingConfig(DevicesConfig, DataConfig):
     """decay: the learning rate falls from its peak on, along half a cosine (segmentation: a polynomial); constant: in
     the last tenth of the run alone, whatever `lr_steps` is. The state before that is kept, from which `extend_to`
     goes on without a seam."""
-    min_lr: NonNegativeFloat = 1e-5
+    min_lr: knobs.NonNegativeFloat = 1e-5
     """Learning rate at the end of the run, scaled like `lr`."""
-    lr_steps: PositiveInt | PositiveFloat = 1.0
+    lr_steps: knobs.PositiveInt | knobs.PositiveFloat = 1.0
     """Steps, or a share of the run up to 1, over which the learning rate falls to `min_lr`."""
-    warmup_epochs: NonNegativeFloat | None = 10.0
+    warmup_epochs: knobs.NonNegativeFloat | None = 10.0
     """Linear warm-up from 0 in epochs, at most a fifth of the run. Excludes `warmup_steps`."""
-    warmup_steps: NonNegativeInt | NonNegativeFloat | None = None
+    warmup_steps: knobs.NonNegativeInt | knobs.NonNegativeFloat | None = None
     """Linear warm-up in steps or a share of the run; a fifth of a run without more. Excludes `warmup_epochs`."""
-    weight_decay: NonNegativeFloat = 0.05
+    weight_decay: knobs.NonNegativeFloat = 0.05
     """AdamW weight decay; biases, norms, class token and position embeddings have none."""
-    beta1: ShareBelowOne = 0.9
+    beta1: knobs.ShareBelowOne = 0.9
     """AdamW first moment."""
-    beta2: ShareBelowOne = 0.999
+    beta2: knobs.ShareBelowOne = 0.999
     """AdamW second moment."""
-    clip_grad: PositiveFloat | None = 3.0
+    clip_grad: knobs.PositiveFloat | None = 3.0
     """Largest norm of the gradient; null for no clipping."""
-    ema_decay: ShareBelowOne | None = None
+    ema_decay: knobs.ShareBelowOne | None = None
     """Decay of the moving average of the weights, reached as min(decay, (1 + t) / (10 + t)); null for none."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """Stop at a loss or gradient that is not finite, or skip that step."""
@@ -217,13 +207,13 @@ class TrainingConfig(DevicesConfig, DataConfig):
 
     save_every: str = "10m"
     """Save a state to resume from every so many steps (`500`) or minutes (`10m`)."""
-    keep: PositiveInt = 2
+    keep: knobs.PositiveInt = 2
     """States to keep."""
-    log_every: PositiveInt = 50
+    log_every: knobs.PositiveInt = 50
     """Steps between lines of metrics.jsonl."""
-    evaluations: PositiveInt = 10
+    evaluations: knobs.PositiveInt = 10
     """Evaluations on `val` (held-back images where the data has none) over the run, the last one included."""
-    eval_images: PositiveInt = 2048
+    eval_images: knobs.PositiveInt = 2048
     """Images of `val` to evaluate on, at most; a `test` is judged whole, once, at the end."""
     tensorboard: bool = False
     """Also log to TensorBoard, in the run directory (needs `pip install beit[tensorboard]`)."""
@@ -255,7 +245,7 @@ class TrainingConfig(DevicesConfig, DataConfig):
             # --overwrite would delete a model that lies in the run.
             out, read = Path(self.out).resolve(), Path(getattr(self, name, None) or os.devnull).resolve()
             lies_in_it = read == out or any(read.is_relative_to(out / place) for place in ("model", "model-best"))
-            require(not lies_in_it, f"--out is the run of {flag_of(name)}; choose another folder")
+            require(not lies_in_it, f"--out is the run of {knobs.flag_of(name)}; choose another folder")
         if self.preset is None:
             self.check()
 
@@ -287,7 +277,7 @@ class TrainingConfig(DevicesConfig, DataConfig):
         values = {name: getattr(self, name) for name in typed}
         for choice, names in self.idle().items():
             for name in self.changed(names, values):
-                raise UserError(f"{choice} has no use for {flag_of(name)}; drop it")
+                raise UserError(f"{choice} has no use for {knobs.flag_of(name)}; drop it")
 
     @classmethod
     def changed(cls, names: Collection[str], values: Mapping[str, Any]) -> list[str]:

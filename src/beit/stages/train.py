@@ -284,7 +284,9 @@ class RunBatches:
         return (to_device(batch, self.machine.compute.device) for _, batch in batches)
 
     def _report_bad(self, name: str, reason: str) -> None:
+        line = f"{SKIPPED}{name}: {reason}"
         if self.machine.compute.main:
-            self._console.say(f"{SKIPPED}{name}: {reason}")
-        else:  # the other ranks have no log, but damage that only they meet must be named
+            self._console.say(line)
+        else:  # damage that only other ranks meet is named at once, and logged with the next save
             report_skipped(name, reason)
+            self._console.log(line)

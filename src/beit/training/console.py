@@ -39,9 +39,7 @@ class Console:
         self.log(text)
 
     def log(self, text: str) -> None:
-        """Write `text` to the log file alone."""
-        if not self._main:
-            return
+        """Write `text` to the log file alone, or keep it until there is one, which other ranks do not have."""
         if self._log is None:
             self._unlogged.append(text)
         else:
@@ -54,8 +52,13 @@ class Console:
         if self._main:
             self.close()
             self._log = path.open("a", encoding="utf-8", errors="backslashreplace")
-            while self._unlogged:
-                self.log(self._unlogged.pop(0))
+            for text in self.take_unlogged():
+                self.log(text)
+
+    def take_unlogged(self) -> list[str]:
+        """What was kept, and is not any more."""
+        texts, self._unlogged = self._unlogged, []
+        return texts
 
     def close(self) -> None:
         """Let go of the log file."""

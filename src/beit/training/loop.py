@@ -1,7 +1,5 @@
 """The loop of every recipe: accumulate, clip, update, average, report, evaluate, save, stop when asked."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -233,9 +231,9 @@ class Loop:
             self.save()  # without these figures yet: a run that goes on from here evaluates again
         self.record_evaluation(figures)
         if is_best and (not evaluation.keep_best or self.saver.write_best()):
-            state.note_best(figures, monitor)
-        if self.compute.main:
-            self.run.bear(SAMPLES, partial(self.evaluator.draw, self.run.path / SAMPLES))
+            # Among many the best is partly luck, so the figures say what they were chosen by.
+            state.best = {"step": state.step, "monitor": monitor, "remark": "chosen on these images", **figures}
+        self.run.bear(SAMPLES, partial(self.evaluator.draw, self.run.path / SAMPLES))
         self.pace = self.pace.after(evaluation=time.perf_counter() - started)
         return figures
 
@@ -251,6 +249,7 @@ class Loop:
     def save(self) -> None:
         started = time.perf_counter()
         self.state.guard.check()  # nothing is saved before its last step is known to be finite
+        self.run.gather_log()
         self.saver.save()
         self.pace = self.pace.after(save=time.perf_counter() - started)
         self.run.write_status(step=self.state.step)
@@ -269,6 +268,7 @@ class Loop:
         self.saver.write_model()
         details = self.method.product.details()  # of the last evaluation
         self.test()
+        self.run.gather_log()
         results = {
             "steps": state.step,
             "epochs": plan.epoch(state.step),

@@ -1,7 +1,5 @@
 """Everything that changes while a run trains, which is what a checkpoint holds; and the step that changes it."""
 
-from __future__ import annotations
-
 import copy
 import math
 import time
@@ -76,11 +74,6 @@ class TrainingState:
         if not math.isfinite(figures.get(monitor, math.nan)):
             return False
         return not self.best or sign * figures[monitor] > sign * self.best[monitor]
-
-    def note_best(self, figures: Mapping[str, float], monitor: str) -> None:
-        """Remember the figures of this step's evaluation as the best. Among many the best is partly luck, so they say
-        what they were chosen by."""
-        self.best = {"step": self.step, "monitor": monitor, "remark": "chosen on these images", **figures}
 
     def state_dict(self, compute: Compute) -> dict[str, Any]:
         """All of it as tensors and primitives; every rank must call this."""

@@ -20,6 +20,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+import beit.data.label_maps.table as tables
 from beit.config.errors import UserError, require
 from beit.config.segment import IGNORE
 from beit.config.values import counted
@@ -27,15 +28,6 @@ from beit.data.base import SPLITS, Source, Split, Splits
 from beit.data.decode import USUAL, Decoding, ImageError
 from beit.data.label_maps.colors import ColorKey
 from beit.data.label_maps.maps import MapFiles
-from beit.data.label_maps.table import (
-    ClassTable,
-    counted_table,
-    find_class_table,
-    named_table,
-    reconcile,
-    table_of_data,
-    table_of_model,
-)
 from beit.data.sources.demo import DemoSource
 from beit.data.sources.files import FileSource
 from beit.data.sources.holdout import MAPPED, ClassesOf, Holdout
@@ -133,7 +125,7 @@ class PairSource(Subset):
     """Images with their label maps, those of the numbers `indices`."""
 
     def __init__(
-        self, images: Source, maps: MapFiles | DemoSource, table: ClassTable, indices: Sequence[int]
+        self, images: Source, maps: MapFiles | DemoSource, table: tables.ClassTable, indices: Sequence[int]
     ) -> None:
         super().__init__(images, indices)
         self._maps, self.table = maps, table
@@ -199,7 +191,7 @@ def open_pairs(
         return _open_scenes(holdout, reduce_zero_label, classes)
     apart = None if label_maps is None else list_maps(label_maps)
     listings = _listings(data, apart)
-    path = class_table or find_class_table([*listings, *([apart] if apart else [])])
+    path = class_table or tables.find_class_table([*listings, *([apart] if apart else [])])
     if path is not None:
         listings = [listing.using(path) for listing in listings]
     parts = split_pairs(listings, holdout, apart)
@@ -210,12 +202,12 @@ def open_pairs(
         images.notes += [note for listing in listings if not apart for note in notes_on_spare_maps(listing)]
         file_of, count, _ = maps.numbers(at_most=16)
         if classes is not None:
-            table = table_of_model(classes, reduce_zero_label, path)
+            table = tables.table_of_model(classes, reduce_zero_label, path)
         elif path is not None:
-            table = table_of_data(path, reduce_zero_label, list(file_of), count)
+            table = tables.table_of_data(path, reduce_zero_label, list(file_of), count)
         else:
             _, to_count = open_map_files(parts.get("train", parts[split]), decoding, key, apart)
-            table = counted_table(*to_count.numbers(), len(to_count), reduce_zero_label)
+            table = tables.counted_table(*to_count.numbers(), len(to_count), reduce_zero_label)
         for number, name in file_of.items():
             table.require(number, name)
         return PairSource(images, maps, table, range(len(images)))
@@ -268,8 +260,8 @@ def _has_maps(part: Part) -> bool:
 def _open_scenes(holdout: Holdout, reduce_zero_label: bool, classes: Sequence[str] | None) -> Splits[PairSource]:
     """The built-in scenes."""
     names = DemoSource.label_classes[int(reduce_zero_label) :]
-    table = named_table(names, reduce_zero_label, "--data demo")
-    table = replace(table, notes=(table.zero,)) if classes is None else reconcile(table, classes)
+    table = tables.named_table(names, reduce_zero_label, "--data demo")
+    table = replace(table, notes=(table.zero,)) if classes is None else tables.reconcile(table, classes)
     splits = open_splits(["demo"], holdout=holdout)
 
     def open_split(split: Split) -> PairSource:

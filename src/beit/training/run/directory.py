@@ -4,8 +4,6 @@ config.yaml  status.json  log.txt  metrics.jsonl  results.json  held-back.txt  t
 checkpoints/step-N/
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -14,6 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -116,9 +115,8 @@ class RunDirectory:
     def write_status(self, **changes: Any) -> None:
         """Change what status.json says."""
         self._status |= {**changes, "updated": _now(), "elapsed": round(self.elapsed, 1)}
-        if self._compute.main:
-            text = json.dumps(self._status, indent=2) + "\n"
-            self.bear(STATUS, lambda: write_text(self._own(STATUS), text, durable=False))
+        text = json.dumps(self._status, indent=2) + "\n"
+        self.bear(STATUS, lambda: write_text(self._own(STATUS), text, durable=False))
 
     def write_metrics(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
@@ -137,11 +135,18 @@ class RunDirectory:
         self._unwritten = ""
 
     def bear(self, name: str, write: Callable[[], None]) -> None:
-        """Do `write`; what fails is told, and borne: whether the run goes on is decided where it is saved."""
+        """Do `write` on the main rank; what fails is told, and borne: whether the run goes on is decided where it is
+        saved."""
         try:
-            write()
+            if self._compute.main:
+                write()
         except OSError as error:
             self.console.say(f"{name} could not be written: {error}")
+
+    def gather_log(self) -> None:
+        """Log what the other ranks have kept; called on every rank."""
+        for text in chain(*self._compute.exchange(self.console.take_unlogged())):
+            self.console.log(text)
 
     def damaged(self) -> int:
         """How many images the log names that could not be used, all starts together."""

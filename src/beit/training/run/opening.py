@@ -1,12 +1,11 @@
 """Opening a run directory: a new run, one to continue, a finished one, or a refusal."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import beit.training.run.directory as directory
 from beit.atomic import remove
 from beit.config.errors import UserError, require
 from beit.config.files import plain, read_values
@@ -15,21 +14,7 @@ from beit.training.console import Console
 from beit.training.device import Compute
 from beit.training.optim import cool_down_start
 from beit.training.run.checkpoints import checkpoint_steps
-from beit.training.run.directory import (
-    CHANGEABLE,
-    CHECKPOINTS,
-    CONFIG,
-    EXTENDED,
-    LAYOUT,
-    LOG,
-    PLACES,
-    RESULTS,
-    SAMPLES,
-    STATUS,
-    Request,
-    RunDirectory,
-    Stored,
-)
+from beit.training.run.directory import Request, RunDirectory, Stored
 from beit.training.run.lock import RunLock
 from beit.untrusted import read_json
 
@@ -71,7 +56,7 @@ def open_run(
                 _delete_run(path, request.verb, console)
             stored = _reconcile(path, request)
             _require_same_facts(path, request.facts, stored.status)
-            if stored.status.get("state") == EXTENDED:
+            if stored.status.get("state") == directory.EXTENDED:
                 _leave_end(path, stored)
             return stored
         except BaseException:
@@ -79,7 +64,7 @@ def open_run(
             raise
 
     config, status = compute.from_main(claim)
-    console.log_to(path / LOG)
+    console.log_to(path / directory.LOG)
     typed = {} if request.typed is None else {"typed": plain(request.typed), "budget": request.budget}
     stored = Stored(config, {"rng_version": RNG_VERSION, **typed, **status, **request.facts})
     run = RunDirectory(path, request, stored, lock, compute, console)
@@ -97,7 +82,7 @@ def stored_run(out: str | Path, request: Request) -> Stored | None:
     Raises:
         UserError: `out` holds another run.
     """
-    return _reconcile(Path(out), request) if (Path(out) / CONFIG).exists() else None
+    return _reconcile(Path(out), request) if (Path(out) / directory.CONFIG).exists() else None
 
 
 def _make_folder(path: Path, parts: Collection[str]) -> None:
@@ -105,12 +90,12 @@ def _make_folder(path: Path, parts: Collection[str]) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         contents = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
-        if SAMPLES in contents and not any((path / SAMPLES).iterdir()):
-            contents.remove(SAMPLES)
+        if directory.SAMPLES in contents and not any((path / directory.SAMPLES).iterdir()):
+            contents.remove(directory.SAMPLES)
     except OSError as error:
         raise UserError(f"--out {path} cannot be used: {error.strerror}") from error
     # A run that was killed while it began may have left its log, its status and an empty folder, and nothing else.
-    if contents - {LOG, STATUS, *parts} and not (path / CONFIG).exists():
+    if contents - {directory.LOG, directory.STATUS, *parts} and not (path / directory.CONFIG).exists():
         raise UserError(f"--out {path} is not empty and holds no run; choose another folder")
     require(os.access(path, os.W_OK | os.X_OK), f"--out {path} cannot be written to; choose another folder")
 
@@ -135,7 +120,7 @@ def _require_same_facts(path: Path, facts: Mapping[str, str], status: Mapping[st
 
 
 def _delete_run(path: Path, verb: str, console: Console) -> None:
-    if not (path / CONFIG).exists():
+    if not (path / directory.CONFIG).exists():
         return
     status = _read_status(path)
     if status.get("verb", verb) != verb:
@@ -144,14 +129,14 @@ def _delete_run(path: Path, verb: str, console: Console) -> None:
         f"deleting the {status.get('verb', 'unfinished')} run in {path}"
         f" ({status.get('state', 'state unknown')}, step {status.get('step', 0)})"
     )
-    for name in LAYOUT:
+    for name in directory.LAYOUT:
         remove(path / name)
 
 
 def _reconcile(path: Path, request: Request) -> Stored:
     """The configuration and status to go on with in `path`: the stored ones where a run is there."""
     config, verb = plain(request.config), request.verb
-    if not (path / CONFIG).exists():
+    if not (path / directory.CONFIG).exists():
         return Stored(config, {})
     status = _read_status(path)
     if status.get("verb", verb) != verb:
@@ -166,12 +151,13 @@ def _reconcile(path: Path, request: Request) -> Stored:
         raise UserError(f"{other}. Give the stored values, choose another --out, or delete the run with --overwrite")
     if not is_longer:
         now, then = plain(request.typed or {}), status.get("typed", {})
-        moved = {name: now[name] for name in PLACES & now.keys() & then.keys()}  # or, once done, it would be refused
+        # Or, once done, it would be refused.
+        moved = {name: now[name] for name in directory.PLACES & now.keys() & then.keys()}
         return Stored(merged, {**status, "typed": {**then, **moved}} if moved else status)
     # All of it as it was until now, so that whatever follows from its length stays.
     ends = [*(stored.get("ends") or ()), status["steps"]]
     length = {"steps": ends[0], "epochs": None, "extend_to": config["extend_to"], "ends": ends}
-    return Stored(merged | length, {**status, "state": EXTENDED, "typed": plain(request.typed)})
+    return Stored(merged | length, {**status, "state": directory.EXTENDED, "typed": plain(request.typed)})
 
 
 def _is_longer(path: Path, request: Request, status: Mapping[str, Any]) -> bool:
@@ -186,10 +172,10 @@ def _is_longer(path: Path, request: Request, status: Mapping[str, Any]) -> bool:
 
 def _leave_end(path: Path, stored: Stored) -> None:
     """Forget what belongs to the end of a run that goes on: its results, and states of a rate that has fallen."""
-    remove(path / RESULTS)
+    remove(path / directory.RESULTS)
     if stored.config.get("schedule") != "constant":
         return
-    states, branch = path / CHECKPOINTS, cool_down_start(stored.config["ends"][-1])
+    states, branch = path / directory.CHECKPOINTS, cool_down_start(stored.config["ends"][-1])
     kept = [step for step in checkpoint_steps(states) if step <= branch]
     require(bool(kept), f"{states} holds no state of step {branch}, before the cool-down; begin a longer run anew")
     for step in checkpoint_steps(states):
@@ -202,7 +188,8 @@ def _compare(
 ) -> tuple[dict[str, Any], list[str]]:
     """The configuration to go on with, and what was typed otherwise before, or left out, or is not as stored, but for
     knobs that are `exempt`."""
-    changeable = (CHANGEABLE if status.get("state") == "done" else CHANGEABLE | PLACES) | exempt
+    places = directory.PLACES if status.get("state") != "done" else frozenset()
+    changeable = directory.CHANGEABLE | places | exempt
     config, now = plain(request.config), plain(request.typed)
     if now is None:
         now = {key: value for key, value in config.items() if value != "auto" or key not in stored}
@@ -216,7 +203,9 @@ def _compare(
         if now[key] != then.get(key, stored.get(key))
     ]
     differences += [
-        f"{key} was {then[key]!r} and is now left out" for key in then if key not in CHANGEABLE and key not in now
+        f"{key} was {then[key]!r} and is now left out"
+        for key in then
+        if key not in directory.CHANGEABLE and key not in now
     ]
     changed = changeable & (now.keys() | then.keys())
     return config | stored | {key: config[key] for key in changed if key in config}, differences
@@ -224,7 +213,7 @@ def _compare(
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        return read_values(path / CONFIG, str(path / CONFIG))
+        return read_values(path / directory.CONFIG, str(path / directory.CONFIG))
     except UserError as error:
         raise UserError(f"{error}; --overwrite starts the run afresh") from None
 
@@ -232,8 +221,9 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _read_status(path: Path) -> dict[str, Any]:
     """What status.json says; nothing if it was never written, or is gone."""
     try:
-        status = read_json(path / STATUS) or {}
+        status = read_json(path / directory.STATUS) or {}
         typed({name: status[name] for name in STATUS_TYPES.keys() & status.keys()}, STATUS_TYPES)
         return status
     except UserError as error:
-        raise UserError(f"{path / STATUS} is damaged: delete it, and the run goes on from its states") from error
+        mend = "delete it, and the run goes on from its states"
+        raise UserError(f"{path / directory.STATUS} is damaged: {mend}") from error
