@@ -50,7 +50,7 @@ def test_splits_with_folders(tmp_path: Path) -> None:
     assert keys(held_back) == ["images/validation/c.png"]
     assert train.classes == ("0", "1", "2", "3") and len(set(train.palette)) == 4
     assert torch.equal(train.label(1), torch.from_numpy(NUMBERS)) and train.image(1).shape == (3, 4, 6)
-    assert any("1 label maps without an image ignored" in note and "spare" in note for note in train.notes)
+    assert any("1 label map without an image ignored" in note and "spare" in note for note in train.notes)
     assert any("the numbers in 2 of 2 label maps" in note for note in train.notes)
     assert not any("(label maps for segmentation)" in note for note in train.notes)
     assert train.describe() == f"2 images, from {tmp_path}, with label maps of 4 classes"
