@@ -100,7 +100,7 @@ def test_label_maps_are_counted_and_wrong_ones_named(tmp_path: Path) -> None:
     size, colour, number = report.maps.mistakes
     assert "training/3.png has 30x40 pixels" in size and "training/69.png is a colour picture" in colour
     assert "validation/1.png holds the number 6, but the classes of" in number
-    spare = "1 label maps without an image ignored, the first being annotations/validation/0.png"
+    spare = "1 label map without an image ignored, the first being annotations/validation/0.png"
     assert f"{tmp_path}: {spare}" in report.maps.notes
     page = io.StringIO()
     show(report, Console(file=page, width=200))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from beit.cli.help import explain
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.config.files import layered, overlaid, read_yaml
 from beit.config.run import TrainingConfig
 from beit.config.start import StartConfig
@@ -70,8 +70,7 @@ def parse(
         raise SystemExit(0)
     spelling = {name: name.upper() for name in positional}
     missing = [spelling.get(name, flag_of(name)) for name in knobs if name not in below | typed]
-    if missing:
-        raise UserError(f"{program} needs {' and '.join(missing)}; {program} --help explains")
+    require(not missing, f"{program} needs {' and '.join(missing)}; {program} --help explains")
     if not issubclass(config_type, TrainingConfig):
         return config_type(**typed), common
     config = config_type(**{**typed, "preset": preset}).as_typed(typed)
@@ -124,8 +123,7 @@ def words_by_flag(arguments: Arguments) -> dict[str, Arguments]:
         if argument.startswith("--") and argument != "--":
             flag, equals, value = argument.partition("=")
             name = flag.removeprefix("--").replace("-", "_")
-            if name in flags:
-                raise UserError(f"{flag} is given twice; give it once, with all its values behind it")
+            require(name not in flags, f"{flag} is given twice; give it once, with all its values behind it")
             words = flags[name] = [value] if equals else []
         else:
             words.append(argument)

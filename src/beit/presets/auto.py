@@ -256,8 +256,7 @@ def _encoder(facts: Facts, typed: Values, image_size: str) -> Iterable[Choice]:
 
 def _width(facts: Facts, typed: Values) -> int:
     """Channels of the encoder that a task starts with."""
-    width: int = facts.width or typed.get("width") or _size(facts).encoder[0]
-    return width
+    return facts.width or typed.get("width") or _size(facts).encoder[0]
 
 
 def _size(facts: Facts) -> Size:

@@ -8,7 +8,7 @@ from typing import Any
 
 from beit.checkpoints.reference import locate
 from beit.checkpoints.store import REMEDY, describe, is_model
-from beit.config.errors import UserError
+from beit.config.errors import require
 from beit.config.use import InfoConfig, Outcome
 from beit.training.metrics import short_number
 from beit.training.run.checkpoints import checkpoint_steps
@@ -21,8 +21,7 @@ Facts = dict[str, Any]
 def info(config: InfoConfig) -> Outcome:
     """Print what is at `config.path`, and return it: `results` has the facts about a `run`, a `model`, or both."""
     path = locate(config.path).path
-    if not path.exists():
-        raise UserError(f"{path} does not exist; {REMEDY}")
+    require(path.exists(), f"{path} does not exist; {REMEDY}")
     facts: dict[str, Facts] = {}
     for run in (Path(config.path), path):  # a run of `beit train`, and the part that stands for it
         if (run / "status.json").is_file():
@@ -30,8 +29,7 @@ def info(config: InfoConfig) -> Outcome:
             break
     if is_model(path):
         facts["model"] = describe_model(config.path, path)
-    if not facts:
-        raise UserError(f"{path} is neither a run nor a model of a known format; {REMEDY}")
+    require(bool(facts), f"{path} is neither a run nor a model of a known format; {REMEDY}")
     show(facts)
     return Outcome(config, facts)
 

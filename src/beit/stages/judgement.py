@@ -94,8 +94,7 @@ class Judgement:
             said = verdicts(replace(record, status={}, results={**results, **found}))
             return {**found, "verdict": [verdict._asdict() for verdict in said]}
 
-        concluded: dict[str, Any] = self._compute.from_main(conclude)
-        return concluded
+        return self._compute.from_main(conclude)
 
     def _draw(self, worst: Sequence[tuple[int, str]], folder: Path, step: int) -> None:
         """The images that fare worst, of those that could be read, with how."""

@@ -1,7 +1,5 @@
 """The machine a run computes on: device, precision, and the ranks of a distributed run. Ranks are known here."""
 
-from __future__ import annotations
-
 import atexit
 import functools
 import hashlib

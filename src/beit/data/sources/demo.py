@@ -40,10 +40,6 @@ def _polygon(sides: int) -> Callable[[Array, Array], Array]:
     return distance
 
 
-def _disc(x: Array, y: Array) -> Array:
-    return np.hypot(x, y) - 0.88
-
-
 def _star(x: Array, y: Array) -> Array:
     """Five points: the polygon's border bent inwards between them."""
     step = 2 * math.pi / 5
@@ -73,7 +69,7 @@ def _dots(x: Array, y: Array, f: float) -> Array:
 
 
 LOOKS: dict[str, Look] = {
-    "disc": Look(_disc, _dots),
+    "disc": Look(lambda x, y: np.hypot(x, y) - 0.88, _dots),
     "square": Look(_polygon(4), lambda x, y, f: 2 * np.sin(f * x) * np.sin(f * y)),
     "triangle": Look(_polygon(3), lambda x, y, f: np.sin(1.5 * f * x)),
     "star": Look(_star, lambda x, y, f: 0.4 - np.hypot(x, y)),

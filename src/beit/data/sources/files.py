@@ -168,6 +168,9 @@ def path_of(source: Source, index: int) -> str:
     return source.path(index) if isinstance(source, FileSource) else source.name(index)
 
 
+_without_links = lru_cache(4096)(os.path.realpath)
+
+
 def full_name(source: Source, index: int) -> str:
     """What an image is called from everywhere: its path, by whatever link its folder was named, or its place in a
     set."""
@@ -176,11 +179,6 @@ def full_name(source: Source, index: int) -> str:
         return source.name(index)
     folder, name = os.path.split(source.path(index))
     return os.path.join(_without_links(os.path.abspath(folder)), name)
-
-
-@lru_cache(4096)
-def _without_links(folder: str) -> str:
-    return os.path.realpath(folder)
 
 
 class _Strings:

@@ -59,7 +59,9 @@ def tokenizer(model: VisualTokenizer, config: EvaluateConfig, machine: Machine) 
     """What is left of images that became tokens, how much of the codebook is used, and what the tokens say."""
     split, source = judged_images(config)
     train = open_data(config, open_splits, holdout_to_judge(config)).get("train")
-    others = [] if train is None else _others(train, source)
+    # Not those that are judged: an image is its own nearest neighbour.
+    judged = {full_name(source, index) for index in range(len(source))}
+    others = [] if train is None else [i for i in range(len(train)) if full_name(train, i) not in judged]
 
     def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
         figures = reconstruction_figures(sums) | {"vocab_size": model.vocab_size}
@@ -74,12 +76,6 @@ def tokenizer(model: VisualTokenizer, config: EvaluateConfig, machine: Machine) 
         evaluate_batch=lambda _, batch: reconstruction_sums(model, batch.image), summarise=summarise
     )
     return TestSet(split, source, EvaluationView(model.image_size)), evaluation
-
-
-def _others(train: Source, judged: Source) -> list[int]:
-    """Numbers of the training images that are not judged: an image is its own nearest neighbour."""
-    names = {full_name(judged, index) for index in range(len(judged))}
-    return [index for index in range(len(train)) if full_name(train, index) not in names]
 
 
 def classifier(model: ImageClassifier | LinearProbe, config: EvaluateConfig, machine: Machine) -> Kind:

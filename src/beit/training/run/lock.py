@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import IO, Any, ClassVar, Self
 
-from beit.config.errors import RunFailed, UserError
+from beit.config.errors import RunFailed, UserError, require
 from beit.untrusted import printable
 
 HELD = (errno.EACCES, errno.EAGAIN)
@@ -33,8 +33,7 @@ class RunLock:
             UserError: another process holds it; the message says which.
         """
         path = (run / LOCK).resolve()
-        if path in cls._own_files:
-            raise UserError(_refusal(run, ""))
+        require(path not in cls._own_files, _refusal(run, ""))
         file = path.open("a+", encoding="utf-8")
         is_granted = _ask(file, exclusive=True)
         if is_granted is False:

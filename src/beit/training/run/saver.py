@@ -1,7 +1,5 @@
 """When a run is saved, and what becomes of a save that fails."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Callable, Mapping
