@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,16 @@ import torch
 import torch.nn.functional as F
 from arrivals import arrive
 from PIL import Image
-from tiny_runs import finetune_config, segment_config
+from tiny_runs import finetune_config, probe_config, segment_config
 
+from beit.checkpoints.own import save_model
+from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError
 from beit.data.batches import LabeledBatch, SegmentationBatch
+from beit.models.encoder import BeitEncoder
+from beit.models.heads import ImageClassifier
 from beit.recipes.finetune import finetune
+from beit.recipes.probe import probe
 from beit.recipes.segment import segment
 
 PLAIN = {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0, "holdout": 0.0}
@@ -59,6 +65,20 @@ def test_weights_of_sets_of_labels_and_of_a_file(unequal: Path, tmp_path: Path) 
         ):
             finetune(finetune_config(unequal, tmp_path / "none", **config))
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("stated", ["balanced", None])
+def test_weights_of_the_linear_classifiers_of_a_probe(unequal: Path, tmp_path: Path, stated: str | None) -> None:
+    encoder = EncoderConfig(image_size=(32, 32), patch_size=8, width=16, depth=2, num_heads=2)
+    save_model(ImageClassifier(BeitEncoder(encoder), 2), tmp_path / "init", provenance={}, classes=["x", "y"])
+    config = probe_config(unequal, tmp_path / "run", tmp_path / "init", class_weights=stated, holdout=0.2)
+    run = arrive(probe, config)
+    counts = Counter(run.feed.images.train.label(i) for i in range(len(run.feed.images.train)))
+    weights = torch.tensor([sum(counts.values()) / 3 / counts[i] for i in range(3)]) if stated else torch.ones(3)
+    logits, labels = torch.randn(4, 2, 3), torch.tensor([0, 2, 1, 2])
+    loss = run.step(lambda features: logits, LabeledBatch(torch.zeros(4, 2, 16), labels)).loss
+    each = [F.cross_entropy(logits[:, layer], labels, reduction="none") for layer in range(2)]
+    torch.testing.assert_close(loss, sum((part * weights[labels]).mean() for part in each))
 
 
 def test_weights_of_pixels(regions: Path, tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ class ProbeConfig(TrainingConfig):
     labels: str | None = None
     """File with one class for each image: .csv (`image,class`) or .json ({image: [class]}); null: class folders."""
 
+    class_weights: str | None = None
+    """Weights of the classes in the loss of the linear classifiers, as of `beit finetune`; null for all alike."""
+
     image_size: PositiveInt | Sides | None = None
     """Side of the images, or height and width, in pixels; null for the size that the encoder was trained at."""
     pool: Literal["mean", "cls_mean"] = "mean"

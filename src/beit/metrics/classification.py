@@ -9,20 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def classification_sums(logits: Tensor, targets: Tensor, *, multilabel: bool = False) -> dict[str, Tensor]:
+def classification_sums(
+    logits: Tensor, targets: Tensor, *, multilabel: bool = False, weights: Tensor | None = None
+) -> dict[str, Tensor]:
     """Loss and right answers on a batch, as sums over its images, and their `count`; and `each`, (B, 5) or (B, 3):
     of each image, whether its likeliest class is right, 1, the true class, the likeliest, and the millionths of its
     probability; or the classes named and true, named, and true.
 
     logits: (B, C), or (B, layers, C) for several classifiers, whose sums are then of shape (layers,).
     targets: bool (B, C).
+    weights: (C,), of the classes in the loss, where an image has one; None for all alike.
     """
     logits = logits.float()
     targets = targets.view(len(targets), *[1] * (logits.dim() - 2), -1).expand_as(logits)
     if multilabel:
         losses = F.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none").mean(-1)
     else:
-        losses = -(logits.log_softmax(-1) * targets).sum(-1)
+        losses = -(logits.log_softmax(-1) * (targets if weights is None else targets * weights)).sum(-1)
     count = torch.tensor(len(logits), device=logits.device)
     sums = {"count": count, "loss": losses.sum(0), **hits(logits, targets)}
     if multilabel:

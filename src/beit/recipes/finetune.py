@@ -15,6 +15,7 @@ from beit.config.errors import require
 from beit.config.finetune import FinetuneConfig
 from beit.data.batches import LabeledBatch
 from beit.data.label_file import Labels
+from beit.data.sources.subsets import label_share, labels_per_class
 from beit.data.views.classification import ClassificationView
 from beit.data.views.evaluation import EvaluationView, LabeledView
 from beit.data.views.mixing import BatchMixing, distance, smoothed
@@ -22,10 +23,10 @@ from beit.metrics.classification import classification_sums, share_of_right, wit
 from beit.models.layers import draw_paths
 from beit.stages.auto.choices import settle
 from beit.stages.scores.yardsticks import beside_classifier
-from beit.stages.session import Feed, Outcome, finished, open_session
+from beit.stages.session import Feed, Images, Outcome, finished, open_session
 from beit.stages.start.encoder import encoder_facts, rates
 from beit.stages.start.heads import starting_classifier
-from beit.stages.tasks.labels import class_weights, count_labels, few_labels, open_with_labels
+from beit.stages.tasks.labels import class_weights, count_labels, open_with_labels
 from beit.stages.train import train
 from beit.training.method import Evaluation, Learner, Method, Noise, Notes, Product, Step, StepOutput
 from beit.training.metrics import over_count
@@ -52,7 +53,7 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
         repeats=config.repeats,
     )
     counts = partial(count_labels, images.train, labels)
-    weights = class_weights(config, labels.classes, counts, session.compute.device)
+    weights = class_weights(config.class_weights, labels.classes, counts, session.compute.device)
     description = {"interpolation": "bicubic", "crop_pct": crop_pct, "multilabel": config.multilabel}
     judging = evaluation(config.multilabel, labels.to(session.compute.device))
     method = Method(
@@ -70,6 +71,16 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
         ),
     )
     return train(session, method, feed)
+
+
+def few_labels(config: FinetuneConfig, images: Images) -> Images:
+    """As few images to train on as `config` asks for."""
+    train = images.train
+    if config.label_share is not None:
+        train = label_share(train, config.label_share, config.seed, balanced=not config.multilabel)
+    if config.labels_per_class is not None:
+        train = labels_per_class(train, config.labels_per_class, config.seed)
+    return images._replace(train=train)
 
 
 def require_pairs(config: FinetuneConfig, world: int) -> None:

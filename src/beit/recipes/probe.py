@@ -7,11 +7,11 @@ images -> frozen encoder -> features of every layer -> one linear classifier for
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beit.checkpoints.store import load_encoder, weights_sha256
@@ -32,10 +32,11 @@ from beit.stages.batches import open_machine
 from beit.stages.scores.features import FeatureSource
 from beit.stages.scores.yardsticks import beside_classifier
 from beit.stages.session import Feed, Images, Outcome, Session, finished, open_session
-from beit.stages.tasks.labels import open_with_labels
+from beit.stages.tasks.labels import class_weights, count_labels, open_with_labels
 from beit.stages.train import train
 from beit.training.device import Precision
 from beit.training.method import Batches, Evaluation, Learner, Method, Noise, Notes, Product, StepOutput
+from beit.training.metrics import accumulate
 from beit.training.signals import StopRequested, StopSignals
 
 CHUNK = 1024
@@ -74,6 +75,8 @@ class Probing:
     ) -> None:
         self.config, self.session, self.encoder, self.images = config, session, encoder, images
         self.labels, self.classes, self.num_classes = labels, labels.classes, len(labels.classes)
+        counts = partial(count_labels, images.train, labels)
+        self.weights = class_weights(config.class_weights, labels.classes, counts, session.compute.device)
         self.size = encoder.config.image_size
         self.crop_pct = default_crop(self.size) if config.crop_pct is None else config.crop_pct
         self.layers = range(encoder.config.depth)
@@ -156,15 +159,12 @@ class Probing:
     def step(self, model: nn.Module, batch: LabeledBatch, index: int, noise: Noise) -> StepOutput:
         """Cross-entropies summed over layers, which learn nothing from one another."""
         features = self.features(batch) if self.config.augment else batch.image
-        sums = classification_sums(model(features), self.targets(batch.label))
+        sums = classification_sums(model(features), self.labels.targets(batch.label), weights=self.weights)
         count = sums.pop("count")
         return StepOutput(sums["loss"].sum() / count, {"top1": sums["top1"] / count})
 
     def evaluate(self, model: nn.Module, batch: LabeledBatch) -> dict[str, Tensor]:
-        return classification_sums(model(batch.image), self.targets(batch.label))
-
-    def targets(self, label: Tensor) -> Tensor:
-        return F.one_hot(label, self.num_classes).bool()
+        return classification_sums(model(batch.image), self.labels.targets(batch.label))
 
     def summarise(self, totals: Mapping[str, Tensor]) -> dict[str, float]:
         self.scores = shares(totals)
@@ -222,21 +222,20 @@ class Probing:
             for part, answer in zip(torch.split(queries, CHUNK), torch.split(answers, CHUNK), strict=True):
                 poll()
                 votes = knn_votes(part.to(device), bank, labels, self.num_classes, config.knn, config.knn_temperature)
-                for name, right in hits(votes.cpu(), self.targets(answer)).items():
+                for name, right in hits(votes.cpu(), self.labels.targets(answer)).items():
                     counts[name][layer] += right
         return {name: right / len(answers) for name, right in counts.items()}
 
     def best_probe(self, model: nn.Module) -> LinearProbe:
         """The classifier of the layer that is best on the held-back images as `model` is now."""
         assert isinstance(model, LayerProbes)
-        device, totals = model.weight.device, torch.zeros(2, len(self.layers))
+        device, totals = model.weight.device, dict[str, Tensor]()
         features, labels = self.held_back.features, self.held_back.labels()
         with torch.no_grad():
             for rows in torch.split(self.held_back.whole.nonzero().squeeze(1), CHUNK):
-                sums = self.evaluate(model, LabeledBatch(features[rows].to(device), labels[rows].to(device)))
-                totals += torch.stack([sums[name].float().cpu() for name in ("loss", "top1")])
-        scores = dict(zip(("loss", "top1"), totals, strict=True))
-        return model.probe(self.encoder, best_layer(scores), self.config.pool)
+                batch = LabeledBatch(features[rows].to(device), labels[rows].to(device))
+                accumulate(totals, self.evaluate(model, batch))
+        return model.probe(self.encoder, best_layer(totals), self.config.pool)
 
     def details(self) -> dict[str, Any]:
         """Every layer's scores, for results.json; layers count from 0, the first block."""

@@ -63,7 +63,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
         evaluation_view=SegmentationEvaluationView(inference.input_side),
         labeled=True,
     )
-    weights = class_weights(config, source.classes, source.count_pixels, session.compute.device)
+    weights = class_weights(config.class_weights, source.classes, source.count_pixels, session.compute.device)
     evaluation, details = evaluation_of(inference, source)
     method = Method(
         learner=Learner(

@@ -1,30 +1,22 @@
-"""What the images of a run are labelled by, the folders they lie in or a file, and how many labels are used."""
-
-from __future__ import annotations
+"""What the images of a run are labelled by, the folders they lie in or a file, and how classes are weighed."""
 
 import csv
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from beit.config.errors import UserError, require
+from beit.config.pretrain import PretrainConfig
+from beit.config.run import TrainingConfig
 from beit.data.base import Source, read_text
 from beit.data.label_file import LabelFile, Labels, read_label_rows
 from beit.data.sources.opening import open_splits
-from beit.data.sources.subsets import label_share, labels_per_class
 from beit.stages.session import Images, open_images
 from beit.untrusted import listed
-
-if TYPE_CHECKING:
-    from beit.config.finetune import FinetuneConfig
-    from beit.config.pretrain import PretrainConfig
-    from beit.config.run import TrainingConfig
-    from beit.config.start import StartConfig
 
 
 def label_images(images: Images, path: str | None, *, multilabel: bool = False) -> tuple[Images, Labels]:
@@ -76,11 +68,11 @@ def open_with_labels(
 
 
 def class_weights(
-    config: StartConfig, classes: Sequence[str], count: Callable[[], Tensor], device: torch.device
+    stated: str | None, classes: Sequence[str], count: Callable[[], Tensor], device: torch.device
 ) -> Tensor | None:
-    """Weights of the classes in the loss, (C,), on average 1 over labels of which there are `count` (C,); or those of
-    a file. None for all alike; UserError for a file that does not name each class with a number above 0."""
-    stated = config.class_weights
+    """Weights of the classes in the loss, (C,), as --class-weights has `stated` them: balanced, on average 1 over
+    labels of which there are `count` (C,); or those of a file. None for all alike; UserError for a file that does not
+    name each class with a number above 0."""
     if stated is None:
         return None
     if stated == "balanced":
@@ -92,13 +84,3 @@ def class_weights(
     wrong = [name for name in classes if not weights.get(name, 0) > 0]
     require(not wrong, f"{flag} has no line `class,weight`, above 0, for {listed(wrong)}; add it")
     return torch.tensor([weights[name] for name in classes], device=device)
-
-
-def few_labels(config: FinetuneConfig, images: Images) -> Images:
-    """As few images to train on as `config` asks for."""
-    train = images.train
-    if config.label_share is not None:
-        train = label_share(train, config.label_share, config.seed, balanced=not config.multilabel)
-    if config.labels_per_class is not None:
-        train = labels_per_class(train, config.labels_per_class, config.seed)
-    return images._replace(train=train)
