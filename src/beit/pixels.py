@@ -1,5 +1,6 @@
 """What the numbers of an image mean: black is 0; white is 255 in uint8 and 1 in floats. And the sizes of images."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -50,16 +51,25 @@ def from_unit(pixels: Tensor, dtype: torch.dtype) -> Tensor:
     return pixels.clamp(0, 1)
 
 
-def require_unit(images: Tensor) -> None:
-    """UserError for floats further outside [0, 1] than interpolation takes them. It costs a look at all of them, so
-    that training does without; nothing is looked at where a graph is recorded."""
+def checked(images: Tensor, value_range: Sequence[float] | None = None, *, look: bool = True) -> Tensor:
+    """`images` (..., C, H, W) as networks take them: those of uint16 as float32 in [0, 1], by the numbers that are
+    black and white, of all channels or of one after another; others, and with no such numbers, as they are.
+
+    UserError for floats that are not finite, or further outside [0, 1] than interpolation takes them. It costs a
+    `look` at all of them, so that training does without; nothing is looked at where a graph is recorded.
+    """
+    if images.dtype == torch.uint16 and value_range is not None:
+        values = images.float()
+        black, white = (per_channel(ends, values) for ends in (value_range[::2], value_range[1::2]))
+        return ((values - black) / (white - black)).clamp(0, 1)
     recorded = torch.compiler.is_compiling() or images.is_meta
-    if recorded or not images.is_floating_point() or not images.numel():
-        return
-    low, high = map(float, images.detach().aminmax())
-    given = f"images run from {low:.3g} to {high:.3g}; give uint8, or floats in [0, 1]"
-    mend = "pixels of 0 to 255 are to be divided by 255, and the model itself subtracts its mean"
-    require(not (low < -0.25 or high > 1.25), f"{given}: {mend}")
+    if look and not recorded and images.is_floating_point() and images.numel():
+        low, high = map(float, images.detach().aminmax())
+        require(math.isfinite(high - low), "images hold numbers that are not finite; give uint8, or floats in [0, 1]")
+        given = f"images run from {low:.3g} to {high:.3g}; give uint8, or floats in [0, 1]"
+        mend = "pixels of 0 to 255 are to be divided by 255, and the model itself subtracts its mean"
+        require(low >= -0.25 and high <= 1.25, f"{given}: {mend}")
+    return images
 
 
 def scale_size(size: tuple[int, int], base: int | None, ratio: float = 1.0) -> tuple[int, int]:

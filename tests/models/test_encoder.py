@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pytest import MonkeyPatch
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 
 from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError
+from beit.config.tokenizer import PatchKMeansConfig
 from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.layers import Block, DropPath, PatchEmbed
+from beit.tokenizers.kmeans import PatchKMeans
 
 Tiny = Callable[..., EncoderConfig]
 Shaken = Callable[[nn.Module], nn.Module]
@@ -57,6 +60,30 @@ def test_whole_numbers_other_than_bytes_are_refused(tiny: Tiny, dtype: torch.dty
     images = torch.zeros(2, 3, *encoder.config.image_size).to(dtype)
     with pytest.raises(UserError, match=rf"images are of {dtype}; give uint8, or floats in \[0, 1\]"):
         encoder(images)
+
+
+@pytest.mark.parametrize("value_range", [(0, 4095), (100, 2000, 0, 65535, 40000, 1000)])
+@pytest.mark.parametrize("training", [False, True])
+def test_sixteen_bits_are_what_the_value_range_says(tiny: Tiny, value_range: Any, training: bool) -> None:
+    encoder = BeitEncoder(tiny(depth=1, drop_path_rate=0.0)).train(training)
+    encoder.value_range = value_range
+    numbers = np.random.default_rng(0).integers(0, 65536, (2, 3, *encoder.config.image_size), dtype=np.uint16)
+    black, white = np.array(value_range, dtype=np.float64).reshape(-1, 2).T[:, :, None, None]
+    units = np.clip((numbers - black) / (white - black), 0, 1)
+    for forward in (encoder, lambda images: encoder.intermediates(images, [0])[0]):
+        torch.testing.assert_close(forward(torch.from_numpy(numbers)), forward(torch.from_numpy(units).float()))
+    with pytest.raises(UserError, match=r"images are of torch.int32; give uint8"):
+        encoder(torch.from_numpy(numbers.astype(np.int32)))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_are_refused_when_judged(tiny: Tiny, value: float) -> None:
+    images = torch.zeros(1, 3, *tiny().image_size)
+    images[0, 1, 2, 3] = value
+    tokenizer = PatchKMeans(PatchKMeansConfig(vocab_size=2, stride=8, image_size=tiny().image_size))
+    for forward in (BeitEncoder(tiny(depth=1)).eval(), tokenizer.eval().encode):
+        with pytest.raises(UserError, match="images hold numbers that are not finite; give uint8, or floats in"):
+            forward(images)
 
 
 @pytest.mark.parametrize("wrong", [lambda x: 255 * x, lambda x: (x - 0.5) / 0.25, lambda x: x + 0.3])

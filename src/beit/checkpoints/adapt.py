@@ -112,4 +112,5 @@ def _encoder_with(config: EncoderConfig, weights: dict[str, Tensor], like: BeitE
     with torch.device("meta"):
         encoder = BeitEncoder(config)
     encoder.load_state_dict({key: tensor.clone() for key, tensor in weights.items()}, assign=True)
+    encoder.value_range = like.value_range
     return encoder.train(like.training)

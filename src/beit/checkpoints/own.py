@@ -170,6 +170,9 @@ def _load(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     other = f"{file} is not what {DESCRIPTION} describes (its checksum differs); copy or save the model again"
     require(is_same, other)
     model.load_state_dict(weights, assign=True)
+    if (description.get("bits") or 8) > 8:
+        reader: Any = model if isinstance(model, VisualTokenizer) else model.encoder
+        reader.value_range = tuple(description.get("value_range") or (0, 0xFFFF))
     return model.eval(), description
 
 

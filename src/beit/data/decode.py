@@ -57,12 +57,6 @@ class Decoding(NamedTuple):
 USUAL = Decoding()
 
 
-def refuse_need(error: Exception) -> None:
-    """MemoryError where `error` tells of the machine's need, and not of damage. Torch has its own words for it."""
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        raise MemoryError(str(error)) from error
-
-
 @contextmanager
 def reading(name: str) -> Iterator[None]:
     """Whatever fails inside is an :class:`ImageError` with `name`: a hostile file fails in any way a parser can."""
@@ -73,8 +67,12 @@ def reading(name: str) -> Iterator[None]:
     except ImageError:
         raise
     except Exception as error:
-        refuse_need(error)
-        raise ImageError(name, _reason(error)) from error
+        # Of the machine's need, and of no damage; torch has its own words for it.
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            raise MemoryError(str(error)) from error
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # torchvision: "decode_jpeg, /path/file.cpp:12, Image is incomplete ..."
+        raise ImageError(name, text.rpartition(".cpp:")[2].partition(", ")[2] if ".cpp:" in text else text) from error
 
 
 def decode_image(data: bytes, name: str, decoding: Decoding = USUAL) -> Tensor:
@@ -84,24 +82,32 @@ def decode_image(data: bytes, name: str, decoding: Decoding = USUAL) -> Tensor:
     :class:`beit.data.rasters.Raster`, everything else through Pillow. Raises :class:`ImageError` with `name` for
     anything that is damaged, too large or no image.
     """
-    from beit.data.rasters import pixels_of, raster_of_picture, read_raster  # which few sets need
+    from beit.data.rasters import pixels_of, read_raster  # which few sets need
 
     channels, bits = decoding.channels or 3, decoding.bits or 8
     with reading(name):
         raster = read_raster(data, decoding.limits, channels)
         if raster is None:
             image = open_pillow(data, name, decoding.limits)
-            plain = (channels, bits) == (3, 8)
-            jpeg = plain and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+            jpeg = (channels, bits) == (3, 8) and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
             if jpeg and not decoding.pillow:
                 writable = torch.frombuffer(bytearray(data), dtype=torch.uint8)
                 decoded: Tensor = decode_with_torchvision(writable, ImageReadMode.RGB, apply_exif_orientation=True)
                 return decoded
-            if plain and image.mode[0] not in "IF":
-                return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
-            image.load()
-            raster = raster_of_picture(upright(image))
+            return pixels_of_picture(image, decoding)
         return torch.from_numpy(pixels_of(raster, channels, bits, decoding.value_range)).permute(2, 0, 1)
+
+
+def pixels_of_picture(image: Image.Image, decoding: Decoding) -> Tensor:
+    """What :func:`decode_image` gives of what Pillow has opened. Errors are whatever Pillow raises."""
+    from beit.data.rasters import pixels_of, raster_of_picture
+
+    channels, bits = decoding.channels or 3, decoding.bits or 8
+    if (channels, bits) == (3, 8) and image.mode[0] not in "IF":
+        return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
+    image.load()
+    pixels = pixels_of(raster_of_picture(upright(image)), channels, bits, decoding.value_range)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def open_pillow(data: bytes, name: str, limits: Limits) -> Image.Image:
@@ -171,9 +177,3 @@ def _open_heif() -> None:
 def _known_formats() -> tuple[str, ...]:
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    # torchvision: "decode_jpeg, /path/file.cpp:12, Image is incomplete ..."
-    return text.rpartition(".cpp:")[2].partition(", ")[2] if ".cpp:" in text else text

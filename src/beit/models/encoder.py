@@ -18,13 +18,14 @@ from beit.config.architecture import EncoderConfig, InitScheme
 from beit.config.errors import UserError
 from beit.models.layers import Block, PatchEmbed
 from beit.models.position import Grid
-from beit.pixels import per_channel, require_unit, white
+from beit.pixels import checked, per_channel, white
 
 
 class BeitEncoder(nn.Module):
     """Vision Transformer of the BEiT paper (section 2.5), plain or with relative position bias and LayerScale.
 
-    images (B, C, H, W), float in [0, 1] or uint8 -> embed -> patches (B, N, D) -> transform -> (B, 1 + N, D).
+    images (B, C, H, W), float in [0, 1] or uint8, or uint16 where `value_range` says what these mean
+        -> embed -> patches (B, N, D) -> transform -> (B, 1 + N, D).
     Given `places` (B, K), embed and transform work on these K patches of each image, as if there were no others.
     H and W are any multiples of the patch size: position information is resized when they are not
     `config.image_size`. Parameter names are those of the official code.
@@ -32,6 +33,9 @@ class BeitEncoder(nn.Module):
 
     num_prefix_tokens: int
     """Tokens before the patches: the class token, then registers."""
+    value_range: tuple[float, ...] | None = None
+    """The numbers that are black and white in images of uint16, of all channels or of one after another; None for an
+    encoder of 8 bits, which takes no such images."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -79,8 +83,7 @@ class BeitEncoder(nn.Module):
     def embed(self, images: Tensor, places: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> patches (B, N, D), row by row, or those at `places` (B, K), int64; without positions."""
         self.grid_of(images)
-        if not self.training:
-            require_unit(images)
+        images = checked(images, self.value_range, look=not self.training)
         patches: Tensor = self.patch_embed(self.normalize(images), places)
         return patches
 

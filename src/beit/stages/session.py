@@ -198,26 +198,33 @@ def decoding_of(config: DecodingConfig) -> Decoding:
     black, white = stated or (0, 1)
     require(black != white, f"--value-range {black:g} {white:g} has one value for black and white; give two")
     limits = Limits(config.max_megapixels, config.max_gibibytes)
-    known = _pixels_of_model(config) or (config.pixels if isinstance(config, TrainingConfig) else None)
+    known = _decoding_of_models(config)
+    if known is None and isinstance(config, TrainingConfig) and config.pixels:
+        known = decoding_by(config.pixels)._replace(channels=config.pixels["channels"])
     if known is None:
         return Decoding(limits, channels, None, stated)
-    fits = channels in (None, known["channels"])
-    require(fits, f"--image-channels {channels}: the model takes {known['channels']}; drop it")
-    value_range = stated or (known["value_range"] and tuple(known["value_range"]))
-    return Decoding(limits, known["channels"], known["bits"], value_range)
+    fits = channels in (None, known.channels)
+    require(fits, f"--image-channels {channels}: the model takes {known.channels}; drop it")
+    return known._replace(limits=limits, value_range=stated or known.value_range)
 
 
-def _pixels_of_model(config: DecodingConfig) -> Mapping[str, Any] | None:
+def _decoding_of_models(config: DecodingConfig) -> Decoding | None:
     """What images are to the models that `config` names, by the one that sees most; None where it names none."""
     places = {name: Path(start) for name, start in _starts(config).items()}
-    models = {name: PLAIN_PIXELS | (read_description(x) if is_own(x) else {}) for name, x in places.items()}
-    about = max(models.values(), key=lambda about: (about["bits"], bool(about["value_range"])), default=None)
-    if about is None:
+    models = {name: decoding_by(read_description(x) if is_own(x) else {}) for name, x in places.items()}
+    known = max(models.values(), key=lambda known: (known.bits, bool(known.value_range)), default=None)
+    if known is None:
         return None
     # An encoder to go on from takes other channels, a tokenizer or a teacher beside it does not.
     held = [x for name, x in models.items() if name != "init" or not isinstance(config, AdaptsChannels)]
-    channels = len((held or [about])[0].get("pixel_mean", "RGB"))
-    return {**about, "channels": channels if held else config.image_channels or channels}
+    channels = (held or [known])[0].channels
+    return known._replace(channels=channels if held else config.image_channels or channels)
+
+
+def decoding_by(description: Mapping[str, Any]) -> Decoding:
+    """How a model is shown images that has this description; RGB of 8 bits where that does not say."""
+    channels, ends = len(description.get("pixel_mean", "RGB")), description.get("value_range")
+    return Decoding(channels=channels, bits=description.get("bits") or 8, value_range=ends and tuple(ends))
 
 
 def holdout_of(config: DataConfig) -> Holdout:

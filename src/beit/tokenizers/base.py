@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.config.errors import UserError
-from beit.pixels import require_unit
+from beit.pixels import checked
 
 
 class VisualTokenizer(nn.Module, ABC):
@@ -25,6 +25,8 @@ class VisualTokenizer(nn.Module, ABC):
     """Pixels per token along each axis."""
     image_size: tuple[int, int]
     """Height and width in pixels that it was trained at; it runs at any multiple of `stride`."""
+    value_range: tuple[float, ...] | None = None
+    """As of a :class:`beit.BeitEncoder`."""
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
@@ -34,14 +36,14 @@ class VisualTokenizer(nn.Module, ABC):
     def decode(self, tokens: Tensor) -> Tensor:
         """Images in [0, 1], float32 (B, C, H, W), from tokens (B, h, w)."""
 
-    def require_whole_tokens(self, images: Tensor) -> None:
-        """UserError for images with sides that are no multiples of `stride`, or, but in training, not in [0, 1]."""
-        if not self.training:
-            require_unit(images)
+    def whole_tokens(self, images: Tensor) -> Tensor:
+        """`images`, those of uint16 in [0, 1]; UserError for images with sides that are no multiples of `stride`, or,
+        but in training, not in [0, 1]."""
         height, width = images.shape[-2:]
         if height % self.stride or width % self.stride:
             wrong = f"images of {height}x{width} pixels do not divide into tokens of {self.stride}x{self.stride}"
             raise UserError(f"tokenizer {wrong}; choose sides that are multiples of {self.stride}")
+        return checked(images, self.value_range, look=not self.training)
 
 
 class CategoricalTokenizer(VisualTokenizer):

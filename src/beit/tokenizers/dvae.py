@@ -40,8 +40,7 @@ class PixelAutoencoder(VisualTokenizer):
 
     def encoded(self, images: Tensor) -> Tensor:
         """What the encoder makes of images, (B, channels, h, w), float32 for float32 weights even under autocast."""
-        self.require_whole_tokens(images)
-        pixels = map_pixels(images, next(self.parameters()).dtype)
+        pixels = map_pixels(self.whole_tokens(images), next(self.parameters()).dtype)
         channels: Tensor = self.encoder(pixels.contiguous(memory_format=torch.channels_last))
         return channels
 

@@ -75,7 +75,7 @@ class KMeansTokenizer(VisualTokenizer):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """The tokens of the nearest centres, int64 (B, h, w); the first of equals."""
-        self.require_whole_tokens(images)
+        images = self.whole_tokens(images)
         vectors = self.scale(self.read(images).to(self.centers.dtype))
         grid = images.shape[-2] // self.stride, images.shape[-1] // self.stride
         return scores(vectors, self.centers).argmax(dim=2).view(len(images), *grid)

@@ -38,8 +38,7 @@ class PlainDVAE(CategoricalTokenizer):
 
     def logits(self, images: Tensor) -> Tensor:
         """Unnormalised log-probabilities of the tokens, (B, V, h, w), in the precision of the weights."""
-        self.require_whole_tokens(images)
-        logits: Tensor = self.encoder(self.normalize(images))
+        logits: Tensor = self.encoder(self.normalize(self.whole_tokens(images)))
         return logits
 
     @torch.no_grad()

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from beit.config.errors import UserError
-from beit.data.decode import to_rgb
+from beit.data.decode import Decoding, pixels_of_picture
 from beit.data.sources.opening import open_images
-from beit.pixels import require_unit, to_unit
+from beit.pixels import checked, from_unit, to_unit
 from beit.recipes.predict.output import Reading
 from beit.training.device import eval_mode, to_device
 
@@ -43,8 +43,11 @@ class Prediction:
     """The class token, likewise."""
 
 
-def predict_given(reading: Reading, images: Any, device: torch.device) -> Prediction | list[Prediction]:
-    """One for an image, a list for several, in their order; see :func:`beit.predict`.
+def predict_given(
+    reading: Reading, images: Any, decoding: Decoding, device: torch.device
+) -> Prediction | list[Prediction]:
+    """One for an image, a list for several, in their order; see :func:`beit.predict`. The model was trained on images
+    as `decoding` makes them.
 
     Raises:
         UserError: something is no image.
@@ -52,7 +55,7 @@ def predict_given(reading: Reading, images: Any, device: torch.device) -> Predic
         RunFailed: the memory does not suffice for an image.
     """
     predicted = []
-    for path, image in _each(images):
+    for path, image in _each(images, decoding):
         sample = reading.view(image, np.random.default_rng(0))
         batch = to_device(type(sample)(*(part[None] for part in sample)), device)
         with eval_mode(device, "float32"):
@@ -73,26 +76,29 @@ def _is_one(images: Any) -> bool:
     return isinstance(images, Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim < 4)
 
 
-def _each(images: Any) -> Iterator[tuple[str | None, Tensor]]:
-    """Path, where there is one, and uint8 (3, H, W) of every image."""
+def _each(images: Any, decoding: Decoding) -> Iterator[tuple[str | None, Tensor]]:
+    """Path, where there is one, and (C, H, W), uint8 or of more bits float in [0, 1], of every image."""
     if isinstance(images, str | Path):
-        source = open_images([str(images)])
+        source = open_images([str(images)], decoding)
         yield from ((source.path(index), source.image(index)) for index in range(len(source)))
     elif isinstance(images, Image.Image):
-        yield None, torch.from_numpy(np.array(to_rgb(images))).movedim(-1, 0)
+        yield None, pixels_of_picture(images, decoding)
     elif isinstance(images, np.ndarray | Tensor) and images.ndim < 4:
-        yield None, _pixels(images)
+        yield None, _pixels(images, decoding)
     else:
         for image in images:
-            yield from _each(image)
+            yield from _each(image, decoding)
 
 
-def _pixels(image: NDArray[Any] | Tensor) -> Tensor:
-    """uint8 (3, H, W) of an array (H, W), (H, W, 1) or (H, W, 3), or a tensor (H, W), (1, H, W) or (3, H, W)."""
+def _pixels(image: NDArray[Any] | Tensor, decoding: Decoding) -> Tensor:
+    """The same of an array (H, W) or (H, W, C), or a tensor (H, W) or (C, H, W); gray is made RGB."""
     # Copied, for torch takes no view that runs backwards, as BGR -> RGB is, nor what may not be written.
     pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.atleast_3d(np.array(image))).movedim(-1, 0)
-    pixels = pixels.expand(3, -1, -1) if pixels.ndim == 2 or len(pixels) == 1 else pixels
-    if pixels.ndim != 3 or len(pixels) != 3:
-        raise UserError(f"an image of shape {tuple(image.shape)}; give arrays (H, W, 3) or tensors (3, H, W)")
-    require_unit(pixels)
-    return to_unit(pixels).clamp(0, 1).mul(255).round().to(torch.uint8)
+    pixels, channels = pixels[None] if pixels.ndim == 2 else pixels, decoding.channels or 3
+    pixels = pixels.expand(3, -1, -1) if channels == 3 and len(pixels) == 1 else pixels
+    if pixels.ndim != 3 or len(pixels) != channels:
+        shapes = f"arrays (H, W, {channels}) or tensors ({channels}, H, W)"
+        raise UserError(f"an image of shape {tuple(image.shape)}; give {shapes}")
+    if decoding.bits == 8:
+        return from_unit(to_unit(checked(pixels)).detach().cpu(), torch.uint8)
+    return to_unit(checked(pixels, decoding.value_range or (0, 0xFFFF))).clamp(0, 1)

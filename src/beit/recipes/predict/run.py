@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from beit.recipes.predict.maps import map_reading
 from beit.recipes.predict.output import WRITERS, Reading, Record, results_file, show_labels, summary
 from beit.stages.batches import each_batch, report_skipped
 from beit.stages.inference import classifier_view, open_machine_alone, print_notes, require_writable_file
-from beit.stages.session import decoding_of
+from beit.stages.session import decoding_by, decoding_of
 from beit.tokenizers.base import VisualTokenizer
 
 
@@ -41,8 +42,8 @@ def predict(
         model: one that :func:`beit.load_model` gave, or the path that it takes. Of a configuration the command `beit
             predict` is run, which prints and writes each as it comes, names damaged images on standard error, and
             returns an :class:`beit.Outcome`: how many `images` there were, and how many of them `damaged`.
-        images: one, or several: paths (of folders too), PIL images, arrays (H, W, 3) or tensors (3, H, W), in uint8
-            or floats in [0, 1].
+        images: one, or several: paths (of folders too), PIL images, arrays (H, W, C) or tensors (C, H, W), in uint8
+            or floats in [0, 1], or uint16 where the model was trained on 16 bits.
         options: `features`, `layer` and `window`, as of :class:`beit.PredictConfig`.
 
     Raises:
@@ -53,7 +54,8 @@ def predict(
         return _write(model)
     model = model if isinstance(model, nn.Module) else load_model(model)
     config = PredictConfig(images=("-",), model="the model", top_k=10**6, **options)
-    return predict_given(reading_of(model, config), images, next(model.parameters()).device)
+    device = next(chain(model.parameters(), model.buffers())).device
+    return predict_given(reading_of(model, config), images, decoding_by(getattr(model, "description", {})), device)
 
 
 def _write(config: PredictConfig) -> Outcome:
