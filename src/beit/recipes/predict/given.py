@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from beit.config.errors import UserError
 from beit.data.decode import Decoding, pixels_of_picture
 from beit.data.sources.opening import open_images
 from beit.pixels import checked, from_unit, to_unit
 from beit.recipes.predict.output import Reading
+from beit.stages.session import decoding_by
 from beit.training.device import eval_mode, to_device
 
 
@@ -43,18 +45,17 @@ class Prediction:
     """The class token, likewise."""
 
 
-def predict_given(
-    reading: Reading, images: Any, decoding: Decoding, device: torch.device
-) -> Prediction | list[Prediction]:
-    """One for an image, a list for several, in their order; see :func:`beit.predict`. The model was trained on images
-    as `decoding` makes them.
+def predict_given(reading: Reading, images: Any, model: nn.Module) -> Prediction | list[Prediction]:
+    """One for an image, a list for several, in their order, read as the model was shown those that it was trained on;
+    see :func:`beit.predict`.
 
     Raises:
         UserError: something is no image.
         ImageError: a file is damaged.
         RunFailed: the memory does not suffice for an image.
     """
-    predicted = []
+    predicted, decoding = [], decoding_by(getattr(model, "description", {}))
+    device = next(chain(model.parameters(), model.buffers())).device
     for path, image in _each(images, decoding):
         sample = reading.view(image, np.random.default_rng(0))
         batch = to_device(type(sample)(*(part[None] for part in sample)), device)

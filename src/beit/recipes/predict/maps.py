@@ -120,8 +120,10 @@ class MapFolder:
         file, classes = self._files[record["image"]], torch.from_numpy(record["label_map"])
         write_map(classes, self._legend, self._folder / "maps" / f"{file}.png")
         if self._overlays:
-            image, path = torch.from_numpy(record["picture"]), self._folder / "overlays" / f"{file}.jpg"
-            write_overlay(image, classes, self._legend, path)
+            picture = to_pil(overlay(torch.from_numpy(record["picture"]), classes, self._legend.palette))
+            picture.thumbnail((LONGEST_OVERLAY, LONGEST_OVERLAY))
+            path = self._folder / "overlays" / f"{file}.jpg"
+            _write(path, lambda draft: picture.save(draft, "JPEG", quality=90))
         show(record)
 
 
@@ -146,13 +148,6 @@ def write_map(classes: Tensor, legend: Legend, path: Path) -> None:
     else:
         image = Image.fromarray((classes + legend.first).numpy().astype(np.uint16))
     _write(path, lambda draft: image.save(draft, "PNG"))
-
-
-def write_overlay(image: Tensor, classes: Tensor, legend: Legend, path: Path) -> None:
-    """uint8 (3, H, W) under the colours of its classes."""
-    picture = to_pil(overlay(image, classes, legend.palette))
-    picture.thumbnail((LONGEST_OVERLAY, LONGEST_OVERLAY))
-    _write(path, lambda draft: picture.save(draft, "JPEG", quality=90))
 
 
 def write_legend(legend: Legend, path: Path) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from beit.atomic import appearing
 from beit.config.errors import RunFailed
-from beit.config.values import counted
 from beit.data.loaders import View
 from beit.data.sources.files import FileSource
 from beit.stages.inference import print_notes
@@ -42,15 +41,6 @@ class Reading(NamedTuple):
     """The results of an image -> what is said of it."""
     folder: Callable[[FileSource], Callable[[Record], None]] | None = None
     """The images -> what writes their records to a folder; None where one file holds all."""
-
-
-def summary(noun: str, count: int, images: int) -> str:
-    """That `noun` came out for `count` of the images, in words. RunFailed when for none."""
-    if not count:
-        raise RunFailed(f"of {counted(images, 'image')} none could be read")
-    bad = images - count
-    skipped = f"; {bad:,} could not be read and are named above" if bad else ""
-    return f"{noun} for {count:,} of {counted(images, 'image')}{skipped}"
 
 
 @contextmanager

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from beit.checkpoints.store import encoder_of, kind_of, load_model
 from beit.config.errors import RunFailed, UserError, given_by, require
 from beit.config.use import Outcome, PredictConfig
-from beit.config.values import flag_of
+from beit.config.values import counted, flag_of
 from beit.data.batches import ImageBatch
 from beit.data.sources.files import FileSource
 from beit.data.sources.opening import open_images
@@ -26,10 +25,10 @@ from beit.models.heads import ImageClassifier, LinearProbe
 from beit.models.segmentation import SemanticSegmenter
 from beit.recipes.predict.given import Prediction, predict_given
 from beit.recipes.predict.maps import map_reading
-from beit.recipes.predict.output import WRITERS, Reading, Record, results_file, show_labels, summary
+from beit.recipes.predict.output import WRITERS, Reading, Record, results_file, show_labels
 from beit.stages.batches import each_batch, report_skipped
 from beit.stages.inference import classifier_view, open_machine_alone, print_notes, require_writable_file
-from beit.stages.session import decoding_by, decoding_of
+from beit.stages.session import decoding_of
 from beit.tokenizers.base import VisualTokenizer
 
 
@@ -54,19 +53,21 @@ def predict(
         return _write(model)
     model = model if isinstance(model, nn.Module) else load_model(model)
     config = PredictConfig(images=("-",), model="the model", top_k=10**6, **options)
-    device = next(chain(model.parameters(), model.buffers())).device
-    return predict_given(reading_of(model, config), images, decoding_by(getattr(model, "description", {})), device)
+    return predict_given(reading_of(model, config), images, model)
 
 
 def _write(config: PredictConfig) -> Outcome:
     """The command: print and write what there is to say, and count it."""
     reading, source, records = open_prediction(config)
     _require_out(config, reading)
-    count = 0
+    count, images = 0, counted(len(source), "image")
     with _writer(config, reading, source) as write:
         for count, record in enumerate(records, 1):  # noqa: B007
             write(record)
-        message = summary(reading.noun, count, len(source))
+        if not count:
+            raise RunFailed(f"of {images} none could be read")
+    skipped = f"; {len(source) - count:,} could not be read and are named above" if count < len(source) else ""
+    message = f"{reading.noun} for {count:,} of {images}{skipped}"
     prints = config.out is None or reading.folder is not None
     # Where the lines of labels are the output, to be piped on, they are all of it.
     to = sys.stderr if prints and not sys.stdout.isatty() else sys.stdout
