@@ -108,7 +108,7 @@ def test_two_readings_are_refused_by_every_verb_until_one_is_stated(
         inspect(CheckConfig(data=str(tmp_path), workers=0))
     assert opened(tmp_path, layout="classes") == {"train": sorted(paths)}
     report = inspect(CheckConfig(data=str(tmp_path), workers=0, layout="classes", holdout=0))
-    assert report.splits["train"].images == len(paths)
+    assert {image.split for image in report.images.values()} == {"train"} and len(report.images) == len(paths)
     if " inside" not in reading:
         [(split, chosen)] = opened(tmp_path, layout="splits").items()
         assert 0 < len(chosen) < len(paths) and f"images for {split}" in reading
@@ -122,7 +122,7 @@ def test_alike_folders_of_one_level_are_no_classes_for_sure(tmp_path: Path) -> N
     assert "each of fold_a, fold_b, fold_c holds the folders cat, dog" in message and "--layout classes" in message
     report = inspect(CheckConfig(data=str(tmp_path), workers=0, holdout=0))
     assert "holds the folders" in report.refusals["finetune and probe"]
-    assert not report.splits["train"].classes
+    assert not report.classes
     splits = open_splits([str(tmp_path)], holdout=Holdout(0, layout="classes"), labeled=True)
     assert splits["train"].classes == ("fold_a", "fold_b", "fold_c")
     known = ("fold_a", "fold_b", "fold_c", "fold_d")

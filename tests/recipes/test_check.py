@@ -15,7 +15,8 @@ from rich.console import Console
 from beit.config.errors import UserError
 from beit.config.use import CheckConfig
 from beit.recipes.check.maps import inspect_maps
-from beit.recipes.check.run import check, inspect, show
+from beit.recipes.check.report import show
+from beit.recipes.check.run import check, inspect
 
 REAL = os.environ.get("BEIT_REAL_DATA")
 
@@ -43,17 +44,17 @@ def plant(root: Path) -> None:
 def test_report(tmp_path: Path, workers: int) -> None:
     plant(tmp_path)
     report = inspect(config(tmp_path, workers=workers))
-    assert report.splits["train"].classes == {"cat": 3, "dog": 4}
-    assert report.splits["val"].classes == {"cat": 1, "dog": 2}
-    assert report.splits["train"].sizes == {"32 to 63": 6, "224 to 383": 1}
+    assert report.classes == {"cat": {"train": 3, "val": 1}, "dog": {"train": 4, "val": 2}}
     assert report.broken == [(str(tmp_path / "val/dog/broken [red].png"), "not an image in a known format")]
-    names = [[Path(name).name for name in group] for group in report.duplicates]
-    assert sorted(names) == [["1.png", "copy.png"], ["2.png", "leak.png"]]
-    assert [(Path(a).name, Path(b).name) for a, b in report.leaked] == [("2.png", "leak.png")]
+    names = sorted([Path(name).name for name in group] for group in report.duplicates)
+    assert names == [["1.png", "copy.png"], ["2.png", "leak.png"]]
+    assert [[Path(name).name for name in group] for group in report.across(report.duplicates)] == names[1:]
     assert any("extra/ ignored" in note for note in report.notes)
     page = io.StringIO()
     show(report, Console(file=page, width=200))
-    assert "broken [red].png: not an image" in page.getvalue() and "2.png" in page.getvalue()
+    text = page.getvalue()
+    assert "broken [red].png: not an image" in text and "leak.png (val, cat)" in text
+    assert "shorter sides of 40 to 230 px, half of them up to 40" in text and "cat: 3 train, 1 val" in text
 
 
 def test_runs_from_a_config_and_refuses_what_training_refuses(tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_what_is_ready_is_followed_by_the_plan(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.skipif(not REAL, reason="needs BEIT_REAL_DATA")
 def test_the_awkward_folder() -> None:
     report = inspect(config(Path(f"{REAL}/awkward")))
-    assert len(report.broken) == 7 and not report.leaked
+    assert len(report.broken) == 7 and not report.across(report.duplicates)
     assert all("broken_" in name for name, _ in report.broken)
 
 

@@ -178,7 +178,10 @@ class DemoConfig:
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig(DataConfig):
     """Look a data set over before anything is trained: what it is taken for, counts, sizes, channels, label maps,
-    broken files, duplicates, and which verbs will take it."""
+    broken files, duplicates, images that look alike, and which verbs will take it."""
+
+    html: str | None = None
+    """Also write all of it to this page, with pictures."""
 
     workers: NonNegativeInt | Literal["auto"] = "auto"
     """Processes that read images."""

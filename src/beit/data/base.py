@@ -69,6 +69,7 @@ class Source(Protocol):
 
 
 SourceOfSplit = TypeVar("SourceOfSplit", bound=Source)
+Item = TypeVar("Item")
 
 
 class Splits(UserDict[Split, SourceOfSplit]):
@@ -106,9 +107,9 @@ def read_text(path: str | Path, name: str, errors: str = "strict", newline: str 
         raise UserError(f"{name} cannot be read: {reason}") from error
 
 
-def grouped(items: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:
-    """Those of the numbers `items` that share a key, in order; none of those whose key is None."""
-    groups: defaultdict[Hashable, list[int]] = defaultdict(list)
+def grouped(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[list[Item]]:
+    """Those of the `items` that share a key, in order; none of those whose key is None."""
+    groups: defaultdict[Hashable, list[Item]] = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)
     groups.pop(None, None)

@@ -1,8 +1,6 @@
 """`beit suggest`: which images to label next, as a table to fill in and a page to look at."""
 
-import base64
 import csv
-import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from beit.atomic import replace_file, write_text
+from beit.atomic import replace_file
 from beit.checkpoints.reference import part_of
 from beit.checkpoints.store import describe
 from beit.config.errors import require
@@ -26,12 +24,8 @@ from beit.recipes.predict.run import predictions
 from beit.stages.inference import require_writable_file
 from beit.stages.session import decoding_of
 from beit.tokenizers.kmeans import kmeans
-from beit.untrusted import display
+from beit.visualize.page import Section, write_page
 from beit.visualize.pictures import to_pil
-
-STYLE = "body{font:1em system-ui;color-scheme:light dark} figure{display:inline-block;width:11em;overflow:hidden}"
-THUMBNAIL = 160
-"""Longest side of a picture on the page, in pixels."""
 
 
 class Suggestion(NamedTuple):
@@ -93,13 +87,5 @@ def _write(suggestions: Sequence[Suggestion], config: SuggestConfig, decoding: D
     replace_file(Path(config.out), lambda draft: draft.write_bytes(content))
     source = open_images(config.images, decoding)
     places = {source.path(index): index for index in range(len(source))}
-    cells = []
-    for name, reason in suggestions:
-        picture = to_pil(source.image(places[name]))
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        picture.save(buffer := io.BytesIO(), "JPEG")
-        data = base64.b64encode(buffer.getvalue()).decode()
-        caption = f"<figcaption>{html.escape(display(name))}<br><small>{html.escape(reason)}</small></figcaption>"
-        cells.append(f'<figure><img src="data:image/jpeg;base64,{data}" alt="">{caption}</figure>')
-    title = f"<!doctype html><meta charset=utf-8><title>to label</title><style>{STYLE}</style>"
-    write_text(Path(config.out).with_suffix(".html"), title + "".join(cells))
+    page, path = Section("", rows=[suggestions]), Path(config.out).with_suffix(".html")
+    write_page(path, "To label", [page], lambda name: to_pil(source.image(places[name])))

@@ -27,15 +27,16 @@ def print_notes(notes: Iterable[str]) -> None:
         print(in_lines(note), file=sys.stderr, flush=True)
 
 
-def require_writable_file(out: str) -> None:
-    """Make the folder around the file `out`. UserError, before any work, where there can be no such file."""
+def require_writable_file(out: str, flag: str = "--out") -> None:
+    """Make the folder around the file `out`, which `flag` gave. UserError, before any work, where there can be no
+    such file."""
     path = Path(out)
-    require(not path.is_dir(), f"--out {out} is a folder; name a file in it")
+    require(not path.is_dir(), f"{flag} {out} is a folder; name a file in it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = f"{error.filename} is in no folder, or is none, or cannot be written ({error.strerror})"
-        raise UserError(f"--out {out}: {reason}; choose another") from error
+        raise UserError(f"{flag} {out}: {reason}; choose another") from error
 
 
 def classifier_view(size: tuple[int, int], description: dict[str, Any]) -> EvaluationView:

@@ -1,19 +1,17 @@
 """Run directories -> one HTML page that needs nothing else: no network, no script, pictures inside."""
 
-import base64
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
-
 from beit.atomic import write_text
-from beit.config.errors import UserError
+from beit.config.errors import UserError, require
 from beit.training.run.record import MIME_TYPES, Picture, RunRecord, distinct_names
 from beit.verdicts.rules import verdicts
 from beit.visualize import tables
 from beit.visualize.curves import RUN_COLORS, Chart, draw_charts
+from beit.visualize.page import data_uri, template
 
 
 class RunView(NamedTuple):
@@ -44,14 +42,17 @@ def write_report(
     `out` is a file or a folder that gets `report.html`; by default the first run. `notes` are paragraphs of plain
     text that open the page: which run is best, and by how much.
     """
-    if not records:
-        raise UserError("beit report needs at least one run directory, as in: beit report runs/pretrain")
+    require(bool(records), "beit report needs at least one run directory, as in: beit report runs/pretrain")
     names = distinct_names(records)
     by_verb: dict[str, dict[str, RunRecord]] = {}
     for name, record in zip(names, records, strict=True):
         by_verb.setdefault(record.verb, {})[name] = record
     sections = [_section(verb, runs) for verb, runs in by_verb.items()]
-    page = _template().render(
+    filters: Sequence[Callable[..., object]] = (
+        *(data_uri, picture_uri, key_picture, verdicts),
+        *(tables.confusion_of, tables.differences, tables.facts, tables.facts_of, tables.key_figure),
+    )
+    page = template("report.html.j2", **{function.__name__: function for function in filters}).render(
         title=title or (" · ".join(names) if len(names) <= 3 else f"{len(names)} runs side by side"),
         notes=notes,
         sections=sections,
@@ -66,23 +67,6 @@ def write_report(
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}; choose another --out") from error
     return path
-
-
-def _template() -> jinja2.Template:
-    """The page. Everything that comes from a run is escaped by it."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("beit.visualize", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters: Sequence[Callable[..., object]] = (
-        *(chart_uri, picture_uri, key_picture, verdicts),
-        *(tables.confusion_of, tables.differences, tables.facts, tables.facts_of, tables.key_figure),
-    )
-    environment.filters |= {function.__name__: function for function in filters}
-    return environment.get_template("report.html.j2")
 
 
 def _section(verb: str, runs: Mapping[str, RunRecord]) -> Section:
@@ -119,13 +103,5 @@ def key_picture(runs: Sequence[RunView]) -> Picture | None:
     return pictures[-1] if pictures else None
 
 
-def chart_uri(chart: Chart) -> str:
-    return _data_uri(chart.svg.encode(), "image/svg+xml")
-
-
 def picture_uri(picture: Picture) -> str:
-    return _data_uri(picture.path.read_bytes(), MIME_TYPES[picture.path.suffix.lower()])
-
-
-def _data_uri(data: bytes, mime_type: str) -> str:
-    return f"data:{mime_type};base64,{base64.b64encode(data).decode('ascii')}"
+    return data_uri(picture.path.read_bytes(), MIME_TYPES[picture.path.suffix.lower()])

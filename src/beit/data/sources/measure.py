@@ -42,9 +42,8 @@ def look_over(source: FileSource) -> tuple[Decoding, list[str]]:
         return decoding, _remarks(rasters, decoding)
     is_deep = bool(rasters) and all(raster.values.dtype != np.uint8 for raster in rasters)
     decoding = decoding._replace(bits=16 if is_deep else 8)
-    notes = _remarks(rasters, decoding)
-    if (decoding.channels, is_deep) != (3, False):
-        notes.append(f"images of {counted(decoding.channels or 0, 'channel')}, of {'more than ' * is_deep}8 bits")
+    kind = f"images of {counted(decoding.channels or 0, 'channel')}, of {'more than ' * is_deep}8 bits"
+    notes = [kind, *_remarks(rasters, decoding)]
     if is_deep and decoding.value_range is None and not all(raster.is_stated for raster in rasters):
         ends = _percentiles(rasters)
         decoding = decoding._replace(value_range=tuple(ends.ravel().tolist()))

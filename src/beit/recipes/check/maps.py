@@ -6,8 +6,6 @@ from functools import partial
 from typing import cast
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from beit.config.errors import UserError
 from beit.config.segment import IGNORE
@@ -19,7 +17,6 @@ from beit.data.label_maps.table import find_class_table, read_class_rows
 from beit.data.sources.listing import list_data, list_maps
 from beit.data.workers import fetch_each
 from beit.stages.session import holdout_of, open_data
-from beit.untrusted import markup
 
 
 @dataclass(frozen=True)
@@ -74,10 +71,8 @@ def _inspect(pairs: PairSource, index: int) -> tuple[dict[int, int], str]:
     return {-1 if number == IGNORE else number: count for number, count in found.items()}, ""
 
 
-def show_maps(report: MapReport, console: Console) -> None:
-    """Print the shares of the classes of `report` for people."""
-    table = Table("share of pixels", *report.pixels, box=None)
-    for name in dict.fromkeys(name for counts in report.pixels.values() for name in sorted(counts)):
-        shares = [counts[name] / max(1, counts.total()) for counts in report.pixels.values()]
-        table.add_row(markup(name), *(f"{share:.2%}" for share in shares))
-    console.print(table)
+def shares(report: MapReport) -> list[str]:
+    """The share of each class of `report` in the pixels of each split, one line each."""
+    names = dict.fromkeys(name for counts in report.pixels.values() for name in sorted(counts))
+    parts = {split: (counts, max(1, counts.total())) for split, counts in report.pixels.items()}
+    return [f"{x}: {', '.join(f'{n[x] / total:.2%} {split}' for split, (n, total) in parts.items())}" for x in names]

@@ -1,0 +1,179 @@
+"""What `beit check` found, for people: on the terminal, and as a page with pictures."""
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from rich.console import Console
+
+from beit.config.use import CheckConfig
+from beit.config.values import counted
+from beit.data.base import SPLITS, Source, Split, grouped
+from beit.data.loaders import HANDFUL
+from beit.recipes.check.alike import Look
+from beit.recipes.check.maps import MapReport, shares
+from beit.untrusted import markup
+from beit.visualize.page import Section, write_page
+from beit.visualize.pictures import to_pil
+
+UNLABELED, LABELED, SEGMENT = "tokenizer and pretrain", "finetune and probe", "segmentation"
+"""The verbs that need no labels, those that need classes, and label maps."""
+LINES, ROWS, BESIDE = 20, 50, 4
+"""Of a list that a terminal shows, of pictures on the page, and pictures in a row; the report object holds all."""
+
+
+class CheckedImage(NamedTuple):
+    """What one image is, or why there is none."""
+
+    split: Split
+    number: int
+    """In the split."""
+    classes: Sequence[str] = ()
+    digest: bytes | None = None
+    """Hash of its bytes, where it can be read."""
+    look: Look | None = None
+    """By which those that look alike are found; see :func:`beit.recipes.check.alike.look_of`."""
+    shorter_side: int = 0
+    damage: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Its split and its classes."""
+        return ", ".join([self.split, *self.classes])
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What :func:`beit.recipes.check.run.inspect` found."""
+
+    splits: dict[Split, str]
+    """Those that have images, described; `val` is what training would hold back where the data has none."""
+    images: dict[str, CheckedImage]
+    """By their names."""
+    classes: dict[str, Counter[Split]]
+    """How many images of each there are in each split, damaged ones included; empty without classes."""
+    duplicates: list[list[str]]
+    """Files with the same bytes."""
+    alike: list[list[str]]
+    """Images that look alike though their bytes differ."""
+    refusals: dict[str, str]
+    """Why training would refuse, by the verbs that would."""
+    notes: list[str]
+    """What folders and images were taken for, what training ignores, and why."""
+    maps: MapReport | None = None
+    """Where there are label maps: what they hold."""
+
+    @property
+    def broken(self) -> list[tuple[str, str]]:
+        """Name and reason of every damaged file."""
+        return [(name, image.damage) for name, image in self.images.items() if image.damage]
+
+    @property
+    def conflicts(self) -> list[list[str]]:
+        """The files with the same bytes that have different labels."""
+        return [group for group in self.duplicates if len({frozenset(self.images[x].classes) for x in group}) > 1]
+
+    def across(self, groups: list[list[str]]) -> list[list[str]]:
+        """Those of the groups of which some are to be trained on and others to be judged on."""
+        return [group for group in groups if len({self.images[name].split == "train" for name in group}) > 1]
+
+
+def introduction(report: DataReport) -> list[str]:
+    """What each folder and the images were taken for."""
+    lines = [f"{split}: {report.splits.get(split, 'no images')}" for split in SPLITS]
+    if sides := sorted(image.shorter_side for image in report.images.values() if not image.damage):
+        lines.append(f"shorter sides of {sides[0]} to {sides[-1]} px, half of them up to {sides[len(sides) // 2]}")
+    return [*lines, *dict.fromkeys([*report.notes, *(report.maps.notes if report.maps else [])])]
+
+
+def sections(report: DataReport) -> list[Section]:
+    """What was found, part by part."""
+    counts = {name: ", ".join(f"{n:,} {split}" for split, n in x.items()) for name, x in report.classes.items()}
+    order = sorted(counts, key=lambda name: report.classes[name]["train"])
+    lists = {
+        "classes, the rarest in training first": [f"{name}: {counts[name] or 'none'}" for name in order],
+        "damaged files": [f"{name}: {reason}" for name, reason in report.broken],
+    }
+    if report.maps:
+        lists |= {"share of pixels": shares(report.maps)}
+        lists |= {"label maps and classes that segmentation would not take": report.maps.mistakes}
+    groups = {
+        "files with the same bytes": report.duplicates,
+        "of these, with different labels": report.conflicts,
+        "of these, left out of training, being in val or test too": report.across(report.duplicates),
+        "groups of images that look alike": report.alike,
+        "of these, in training and in val or test": report.across(report.alike),
+    }
+    parts = [Section(title, lines) for title, lines in lists.items()]
+    for title, members in groups.items():
+        rows = [[(name, report.images[name].place) for name in group] for group in members]
+        lines = [" = ".join(f"{name} ({place})" for name, place in row) for row in rows]
+        parts.append(Section(title, lines, [row[:BESIDE] for row in rows[:ROWS]]))
+    return parts
+
+
+def verdicts(report: DataReport, max_bad: float) -> list[str]:
+    """What the verbs will do with the images, one line each, after what flatters a score."""
+    images, refusals = report.images, dict(report.refusals)
+    whole, damaged = (Counter(x.split for x in images.values() if bool(x.damage) == bad) for bad in (False, True))
+    bad, total = damaged["train"], whole["train"] + damaged["train"]
+    if total and ((bad >= HANDFUL and bad > max_bad * total) or bad == total):
+        stop = f"{bad / total:.1%} damaged files exceed --max-bad {max_bad:g}"
+        refusals = dict.fromkeys((UNLABELED, LABELED, SEGMENT), stop)
+    elif report.maps and report.maps.mistakes:
+        mistakes = len(report.maps.mistakes)
+        refusals[SEGMENT] = f"mend the {mistakes:,} mistakes in label maps and classes listed above"
+    copies = [x for group in report.across(report.duplicates) for x in group if images[x].split == "train"]
+    once = f", {whole['test']:,} (test) to judge on once at the end" if "test" in report.splits else ""
+    about = f"{whole['train'] - len(copies):,} images to train on, {whole['val']:,} (val) to evaluate on{once}"
+    tasks = (UNLABELED, SEGMENT if report.maps else LABELED)
+    lines = [f"not ready for {x}: {refusals[x]}" if x in refusals else f"ready for {x}: {about}" for x in tasks]
+    if across := report.across(report.alike):
+        judged = sum(images[name].split != "train" for group in across for name in group)
+        flatters = f"warning: {counted(judged, 'image')} of val or test with one that looks alike in training"
+        lines.insert(0, f"{flatters}, which flatters scores; keep both on one side (--group-by), or take them out")
+    return lines
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Where it is shown
+
+
+def show(report: DataReport, console: Console, max_bad: float = 0.05) -> None:
+    """Print `report`, with the first lines of each part."""
+    for line in introduction(report):
+        console.print(markup(line), soft_wrap=True)
+    for title, lines, _ in sections(report):
+        console.print(f"[bold]{title}[/]: {len(lines):,}")
+        for line in lines[:LINES]:
+            console.print(f"  {markup(line)}", soft_wrap=True)
+        if len(lines) > LINES:
+            console.print(f"  ... and {len(lines) - LINES:,} more")
+    for verdict in verdicts(report, max_bad):
+        style = "red" if "not ready" in verdict else "yellow" if "warning" in verdict else None
+        console.print(markup(verdict), soft_wrap=True, style=style)
+
+
+def present(report: DataReport, config: CheckConfig, sources: Mapping[Split, Source]) -> None:
+    """Print `report`, write it to the page `config.html` with a few images of each class and those that are equal or
+    alike, and say the next command."""
+
+    def picture_of(name: str) -> Image.Image:
+        return to_pil(sources[report.images[name].split].image(report.images[name].number))
+
+    show(report, Console(), config.max_bad)
+    lines = verdicts(report, config.max_bad)
+    if config.html is not None:
+        whole = {name: image.place for name, image in report.images.items() if not image.damage}
+        few = [[(x, whole[x]) for x in group[:BESIDE]] for group in grouped(whole, whole.__getitem__)[:ROWS]]
+        parts = [Section("", [*introduction(report), *lines]), Section("a few images of each class", rows=few)]
+        write_page(Path(config.html), f"beit check {' '.join(config.sources)}", parts + sections(report), picture_of)
+        print(f"wrote {config.html}")
+    if any(line.startswith("ready") for line in lines):
+        stated = {"--labels": config.labels, "--label-maps": config.label_maps}
+        labels = [word for flag, value in stated.items() if value for word in (flag, value)]
+        print(f"next: beit plan {shlex.join([*config.sources, *labels])}")
