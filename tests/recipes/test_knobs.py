@@ -144,7 +144,7 @@ def test_a_device_is_where_a_run_computes(images: Path, tmp_path: Path) -> None:
 ELSEWHERE = {
     *("preset", "budget", "extend_to"),  # in tests of their own
     *("data", "eval_data", "out", "devices", "init", "tokenizer", "teacher"),  # in runs to the end
-    *("labels", "multilabel", "classes", "class_weights"),  # likewise
+    *("labels", "label_maps", "multilabel", "classes", "class_weights"),  # likewise
     *("pixels", "ends"),  # found, and never typed; in the tests of other images and of runs that are extended
     "layout",  # in the tests of layouts
     *("mixup", "cutmix", "cutmix_share", "label_smoothing", "tensorboard", "wandb"),  # above
