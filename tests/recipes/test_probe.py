@@ -64,7 +64,8 @@ def test_a_run_leaves_a_model_that_sees_what_the_probe_saw(probed: Path, colours
     assert isinstance(model, LinearProbe)
     best = results["layers"][results["best_layer"]]
     assert best["top1"] > 0.9
-    figures = beit.evaluate(beit.EvaluateConfig(model=str(probed), data=str(colours), workers=0, precision="float32"))
+    config = beit.EvaluateConfig(model=str(probed), data=str(colours), workers=0, precision="float32")
+    figures = beit.evaluate(config).results
     assert figures["top1"] == pytest.approx(best["top1"], abs=1e-6)
     assert figures["loss"] == pytest.approx(best["loss"], abs=1e-5)
     log = (probed / "log.txt").read_text()
