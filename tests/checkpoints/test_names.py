@@ -20,12 +20,13 @@ from tiny_models import shaken, tiny
 
 import beit
 from beit import UserError, load_encoder, load_model
-from beit.checkpoints import convert, reference
+from beit.checkpoints import convert
 from beit.checkpoints.own import save_model
 from beit.checkpoints.reference import Stated, locate, parse
 from beit.checkpoints.store import describe
 from beit.cli.main import main
 from beit.config.architecture import DiscreteVAEConfig
+from beit.presets import released
 from beit.presets.released import RELEASED, Release
 from beit.tokenizers.dvae import DiscreteVAE
 
@@ -128,7 +129,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "beit_tiny": Release("a classifier", "", (f"{at}/beit_tiny.pth",)),
         "dvae": Release("a tokenizer", "", (f"{at}/encoder.pkl", f"{at}/decoder.pkl")),
     }
-    monkeypatch.setattr(reference, "RELEASED", names)
+    monkeypatch.setattr(released, "RELEASED", names)
     monkeypatch.setenv("BEIT_CACHE", str(tmp_path / "cache"))
     save_model(tiny("mean", position="block_bias"), tmp_path / "own", provenance={})
     convert(tmp_path / "own", tmp_path / "x.pth", "unilm")
@@ -212,7 +213,7 @@ def test_no_network_is_said_in_one_line(
 ) -> None:
     monkeypatch.setenv("BEIT_CACHE", str(tmp_path))
     nowhere = {"beit_tiny": Release("", "", ("http://127.0.0.1:9/beit_tiny.pth",))}
-    monkeypatch.setattr(reference, "RELEASED", nowhere)
+    monkeypatch.setattr(released, "RELEASED", nowhere)
     with pytest.raises(SystemExit) as leave:
         main(["info", "beit_tiny"])
     error = capsys.readouterr().err

@@ -122,8 +122,8 @@ def test_what_is_left_out_is_told(classifier: Path, tmp_path: Path, capsys: Any)
     assert figures["data"].startswith(f"43 images: 1 image, 7 classes, from {data}; 42 images")
     notes = capsys.readouterr().err.splitlines()
     assert sorted(notes) == [
-        f"{data}: 1 images outside the class folders ignored",
-        f"{data}: other/ ignored (1 images)",
+        f"{data}: 1 image outside the class folders ignored",
+        f"{data}: other/ ignored (1 image)",
         f"{data}: train is train/, val is val/",
         "judged on all",
     ]

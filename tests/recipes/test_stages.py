@@ -23,6 +23,7 @@ from beit.config.files import to_yaml
 from beit.config.pretrain import PretrainConfig
 from beit.config.tokenizer import TokenizerConfig
 from beit.config.use import InfoConfig
+from beit.config.values import counted
 from beit.presets import configure
 from beit.recipes.finetune import finetune
 from beit.recipes.info import info
@@ -242,7 +243,7 @@ def test_a_run_is_never_all_warm_up(
 ) -> None:
     values = {"warmup_epochs": None, "warmup_steps": 10, **length}
     tokenizer(tokenizer_config(images, tmp_path / "run", **values), dry_run=True)
-    told = f"after {warmup} steps of warm-up, not the 10 that the run would end in"
+    told = f"after {counted(warmup, 'step')} of warm-up, not the 10 that the run would end in"
     assert told in capsys.readouterr().out
 
 
