@@ -15,13 +15,16 @@ from beit.recipes.probe import probe
 from beit.recipes.segment import segment
 from beit.recipes.tokenizer import codebook
 from beit.recipes.tokenizer.run import tokenizer
+from beit.stages.auto import choices
 
 
 @pytest.fixture(autouse=True, scope="session")
-def few_views() -> Iterator[None]:
-    """Codebooks of a few thousand patches: the images of these tests have no more to tell."""
+def short_looks() -> Iterator[None]:
+    """Codebooks of a few thousand patches, for these images have no more to tell; and a short look at the
+    machine's rate, which each run takes twice."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codebook, "VIEWS", 128)
+        patch.setattr(choices, "PRODUCTS_FOR", 0.02)
         yield
 
 
