@@ -87,6 +87,17 @@ def test_a_folder_becomes_label_maps(started: tuple[str, Path], tmp_path: Path) 
         assert np.mean(np.asarray(Image.open(number)) == truth) > 0.8
 
 
+def test_black_and_white_of_other_channels_are_looked_for_anew(tmp_path: Path) -> None:
+    """Those of thirteen bands, each its own, are none of five pages; what is stated holds for all."""
+    many, few = (write_classes(tmp_path / kind, kind, 40) for kind in ("bands", "pages"))
+    run(f"pretrain --data {many} {MACHINE} --target pixels --out {tmp_path}/p {NETWORK} --steps 2")
+    start = f"finetune --data {few} {MACHINE} --init {tmp_path}/p --image-channels 5 --steps 2 {LEARN} {PLAIN}"
+    for out, stated, ends in (("found", "", 10), ("stated", "--value-range 0 65535", 2)):
+        run(f"{start} {stated} --out {tmp_path}/{out}")
+        about = json.loads((tmp_path / out / "model/model.json").read_text())
+        assert len(about["value_range"]) == ends and len(about["pixel_mean"]) == 5
+
+
 @pytest.mark.parametrize("kind", ["dvae", "fsq", "kmeans", "features"])
 def test_every_kind_of_tokenizer_takes_any_channels(kind: str, tmp_path: Path) -> None:
     data = write_classes(tmp_path / "data", "bands", 12)

@@ -112,5 +112,5 @@ def _encoder_with(config: EncoderConfig, weights: dict[str, Tensor], like: BeitE
     with torch.device("meta"):
         encoder = BeitEncoder(config)
     encoder.load_state_dict({key: tensor.clone() for key, tensor in weights.items()}, assign=True)
-    encoder.value_range = like.value_range
+    encoder.value_range = like.value_range if config.channels == like.config.channels else None
     return encoder.train(like.training)

@@ -31,9 +31,7 @@ def documented(config_type: Config) -> Config:
     """`config_type`, whose docstring now says what its fields are."""
     said = inspect.cleandoc(str(config_type.__doc__))
     if FIELDS not in said:
-        entries = (
-            textwrap.fill(f"{name}: {text}", 90, subsequent_indent="    ")
-            for name, text in field_docs(config_type).items()
-        )
-        config_type.__doc__ = said + FIELDS + "\n".join(entries)
+        entries = (f"{name}: {text}" for name, text in field_docs(config_type).items())
+        lines = (textwrap.fill(entry, 90, subsequent_indent="    ") for entry in entries)
+        config_type.__doc__ = said + FIELDS + "\n".join(lines)
     return config_type

@@ -217,8 +217,11 @@ def _decoding_of_models(config: DecodingConfig) -> Decoding | None:
         return None
     # An encoder to go on from takes other channels, a tokenizer or a teacher beside it does not.
     held = [x for name, x in models.items() if name != "init" or not isinstance(config, AdaptsChannels)]
-    channels = (held or [known])[0].channels
-    return known._replace(channels=channels if held else config.image_channels or channels)
+    channels = held[0].channels if held else config.image_channels or known.channels
+    # Black and white of one channel after another are of those alone: others are looked at anew.
+    if channels != known.channels and len(known.value_range or ()) > 2:
+        return known._replace(channels=channels, bits=None, value_range=None)
+    return known._replace(channels=channels)
 
 
 def decoding_by(description: Mapping[str, Any]) -> Decoding:
