@@ -184,6 +184,24 @@ def test_any_multiple_of_the_patch_size(position: str, size: tuple[int, int], ti
     assert last.shape == first.shape == (2, 32, *grid)
     torch.testing.assert_close(last.flatten(2).mT, tokens[:, encoder.num_prefix_tokens :])
     assert not torch.equal(first, last)
+    attention = encoder.attention(images, 2)
+    assert attention.shape == (2, 4, tokens.shape[1], tokens.shape[1])
+    torch.testing.assert_close(attention.sum(-1), torch.ones_like(attention[..., 0]))
+
+
+def test_attention_is_that_of_the_forward_pass(tiny: Tiny, shaken: Shaken) -> None:
+    encoder = shaken(BeitEncoder(tiny(depth=2)))
+    assert isinstance(encoder, BeitEncoder)
+    images = torch.rand(2, 3, 32, 32)
+    block: Any = encoder.blocks[1]
+    inputs_of = {}
+    block.attn.proj.register_forward_pre_hook(lambda _, inputs: inputs_of.update(mixed=inputs[0]))
+    block.attn.register_forward_pre_hook(lambda _, inputs: inputs_of.update(tokens=inputs[0]))
+    encoder(images)
+    value = inputs_of["tokens"] @ block.attn.qkv.weight[64:].T + block.attn.v_bias
+    value = value.view(2, 17, 4, 8).transpose(1, 2)
+    mixed = encoder.attention(images) @ value
+    torch.testing.assert_close(mixed.transpose(1, 2).flatten(2), inputs_of["mixed"], rtol=1e-4, atol=1e-4)
 
 
 def test_images_that_do_not_fit_are_refused(tiny: Tiny) -> None:

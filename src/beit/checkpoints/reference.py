@@ -4,8 +4,6 @@ PLACE is a path, hf://owner/name, or the name of a released model. Behind the @ 
 cannot tell, so that it travels with the path: into config.yaml, and to every verb that reads it from there.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
@@ -66,7 +64,7 @@ class Stated:
         values = [f"{name}={_written(name, getattr(self, name))}" for name in self.names()]
         return f"@{','.join(values)}" if values else ""
 
-    def combine(self, other: Stated) -> Stated:
+    def combine(self, other: "Stated") -> "Stated":
         """Both statements in one. Raises :class:`UserError` where they contradict one another."""
         names = [field.name for field in dataclasses.fields(Stated) if field.name != "strict"]
         values = {name: agreed(name, getattr(self, name), getattr(other, name)) for name in names}

@@ -3,8 +3,6 @@
 Formats of other libraries are imported when a path is not ours: a run that uses its own models never reads them.
 """
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,7 +102,7 @@ def is_model(path: Path) -> bool:
     return is_own(path) or is_foreign(path)
 
 
-def _survey(path: Path, stated: Stated) -> Survey | None:
+def _survey(path: Path, stated: Stated) -> "Survey | None":
     """What another library's file is; None for a model of our own, of which nothing can be stated."""
     if is_own(path):
         names = stated.names()

@@ -6,8 +6,6 @@ decides the format. The size is read from the header and refused above a limit b
 because a 300 KB file can hold gigabytes of pixels.
 """
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Iterator
@@ -35,7 +33,7 @@ class ImageError(Exception):
         self.name, self.reason = name, " ".join(reason.split()) or "unknown reason"
         super().__init__(f"{name}: {self.reason}")
 
-    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+    def __reduce__(self) -> "tuple[type[ImageError], tuple[str, str]]":
         return ImageError, (self.name, self.reason)  # so that it crosses from a worker to the main process
 
 

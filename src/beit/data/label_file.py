@@ -3,8 +3,6 @@
 Sets of classes are numbered as classes are, so that a label stays one whole number: see :class:`Labels`.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -47,7 +45,7 @@ class Labels(NamedTuple):
         """Labels int64 (B,) -> bool (B, C), True for the classes they stand for."""
         return F.one_hot(label, len(self.classes)).bool() if self.sets is None else self.sets[label]
 
-    def to(self, device: torch.device) -> Labels:
+    def to(self, device: torch.device) -> "Labels":
         return self if self.sets is None else self._replace(sets=self.sets.to(device))
 
 

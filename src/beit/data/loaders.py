@@ -5,8 +5,6 @@ image permutation(seed, epoch)[p % N]; all randomness of that sample is drawn fr
 (seed, epoch, image). To resume, ask for the batches from another step on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -151,7 +149,7 @@ class _Damage:
         self._tried = self._failed = 0
         self.files: set[int] = set()
 
-    def record(self, fetched: _Fetched) -> None:
+    def record(self, fetched: "_Fetched") -> None:
         self._tried += fetched.tried
         self._failed += len(fetched.bad)
         for index, damage in fetched.bad:
@@ -195,7 +193,7 @@ class _Fetcher(Task[_Fetched]):
     def place(self, index: int) -> str:
         return f" over {self._source.name(index)}"
 
-    def __getitem__(self, work: Work) -> _Fetched:
+    def __getitem__(self, work: Work) -> "_Fetched":
         samples: list[Any] = []
         bad: list[tuple[int, ImageError]] = []
         try:

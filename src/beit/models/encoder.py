@@ -5,7 +5,7 @@ Shapes: B images of C channels and (H, W) pixels, (h, w) the patch grid, N = h w
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Self, cast
 
 import torch
@@ -109,6 +109,15 @@ class BeitEncoder(nn.Module):
     def normed(self, tokens: Tensor) -> Tensor:
         """Tokens after a block, (B, P + N, D), as features are read: by the norm of an encoder that keeps one."""
         return tokens if self.norm is None else self.norm(tokens)
+
+    def attention(self, images: Tensor, layer: int = -1) -> Tensor:
+        """Attention that block `layer` pays, (B, heads, 1 + N, 1 + N): rows sum to one, row and column 0 class."""
+        grid, layer = self.grid_of(images), self._layer(layer)
+        tokens = self._tokens(self.embed(images), grid)
+        if layer > 0:
+            tokens = self._run_blocks(tokens, grid, [layer - 1])[0]
+        block, bias = next(islice(self._blocks_and_biases(grid), layer, None))
+        return block.attn.weights(block.norm1(tokens), bias)
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8, or float in [0, 1] -> (x - pixel_mean) / pixel_std in the precision of the weights."""

@@ -116,12 +116,16 @@ class Attention(nn.Module):
             # With a backward pass torch's fused attention for the CPU takes 4 to 13 times the time of these two
             # products in bfloat16 on a short row of tokens (17 to 65: 50 ms against 4 to 15), and as long in
             # float32. Without one, and on a GPU, it is the faster of the two.
-            scores = (query / math.sqrt(query.shape[-1])) @ key.mT
-            mixed = (scores if bias is None else scores + bias).softmax(dim=-1) @ value
+            mixed = attention_weights(query, key, bias) @ value
         else:
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         output: Tensor = self.drop(self.proj(mixed.transpose(1, 2).flatten(2)))
         return output
+
+    def weights(self, tokens: Tensor, bias: Tensor | None) -> Tensor:
+        """The attention that :meth:`forward` pays, (B, H, T, T): row = looking token, rows sum to one."""
+        query, key, _ = self._query_key_value(tokens)
+        return attention_weights(query, key, bias)
 
     def _query_key_value(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, D) -> three of (B, H, T, D / H)."""
@@ -131,6 +135,14 @@ class Attention(nn.Module):
         qkv = F.linear(tokens, self.qkv.weight, qkv_bias)
         query, key, value = qkv.view(*tokens.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         return query, key, value
+
+
+def attention_weights(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias), (B, H, T, T)."""
+    scores = (query / math.sqrt(query.shape[-1])) @ key.mT
+    if bias is not None:
+        scores = scores + bias
+    return scores.softmax(dim=-1)
 
 
 class Block(nn.Module):

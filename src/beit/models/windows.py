@@ -3,8 +3,6 @@
 Shapes: B images of (H, W) pixels, C classes. `predict` is any function (B, 3, H, W) -> logits (B, C, H, W).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -43,12 +41,12 @@ class Inference(NamedTuple):
     """Average over six sizes and their mirror images (released code)."""
 
     @classmethod
-    def from_description(cls, description: Mapping[str, Any]) -> Inference:
+    def from_description(cls, description: Mapping[str, Any]) -> "Inference":
         """That of a model.json."""
         crop, stride = description.get("crop") or description["image_size"], description.get("stride")
         return cls(description.get("resize"), pair(crop), stride and pair(stride))
 
-    def with_window(self, window: Literal["slide", "whole"] | None) -> Inference:
+    def with_window(self, window: Literal["slide", "whole"] | None) -> "Inference":
         """In windows (two thirds of one apart where model.json does not say), or in one pass; None: as it is."""
         if window == "whole":
             return self._replace(stride=None)

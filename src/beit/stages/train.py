@@ -1,8 +1,6 @@
 """What every training verb does around its method: rehearse, open the run, say what will be done, train, and say what
 comes next."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import time
@@ -104,7 +102,7 @@ def _require_meant(session: Session[Any], plan: Plan) -> None:
         )
 
 
-def _prepare(method: Method, batches: RunBatches, machine: Machine) -> None:
+def _prepare(method: Method, batches: "RunBatches", machine: Machine) -> None:
     """Compute what `method` needs before its first step, at each start anew: there is nothing to save of it."""
     assert method.prepare is not None
     with stop_signals(distributed=machine.compute.world > 1) as stop:

@@ -1,7 +1,5 @@
 """How long a run is and what happens when: its configuration, applied to so many images."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,7 +97,7 @@ class Pace(NamedTuple):
     image: float = 0.0
     """To train on an image, at the machine's own rate of matrix products; the same all the time."""
 
-    def after(self, **seconds: float) -> Pace:
+    def after(self, **seconds: float) -> "Pace":
         """This pace once a part has taken `seconds`: halfway between what was thought and that."""
         thought = self._asdict()
         return self._replace(**{part: ((thought[part] or took) + took) / 2 for part, took in seconds.items()})

@@ -4,8 +4,6 @@ Titles and legends are left to the page (they stay sharp, selectable and readabl
 enters a drawing. matplotlib is slow to import and is imported only where a chart is drawn, never through pyplot.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 from collections.abc import Mapping, Sequence
@@ -117,7 +115,7 @@ def _svg(lines: Sequence[Line], figure: Figure) -> str:
     return drawn[drawn.index("<svg") :].replace(">", f">{DARK_STYLE}", 1)
 
 
-def _plot(axes: Axes, lines: Sequence[Line], figure: Figure) -> None:
+def _plot(axes: "Axes", lines: Sequence[Line], figure: Figure) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.spines[["top", "right", "left"]].set_visible(False)

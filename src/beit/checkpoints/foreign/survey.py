@@ -1,7 +1,5 @@
 """From a foreign state dict under our names to a model: its architecture is read off the shapes of its weights."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -72,7 +70,7 @@ class Survey(NamedTuple):
             **{name: list(getattr(self, name)) for name in ("notes", "unknown", "missing")},
         }
 
-    def is_alike(self, other: Survey) -> bool:
+    def is_alike(self, other: "Survey") -> bool:
         """Whether both are read as the same model."""
         own, others = ((x.config, options_of(x.model), x.extra) for x in (self, other))
         return own == others

@@ -7,8 +7,6 @@ built-in scenes.
 run; damaged files are left out like any others.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -133,7 +131,7 @@ class PairSource(Subset):
         self.palette = table.palette
         self.notes += table.notes
 
-    def chosen(self, indices: Sequence[int]) -> PairSource:
+    def chosen(self, indices: Sequence[int]) -> "PairSource":
         return PairSource(self._source, self._maps, self.table, self._indices[list(indices)].tolist())
 
     def size(self, index: int) -> tuple[int, int]:

@@ -4,8 +4,6 @@ Both kinds give the same thing, a sorted list of members with paths relative to 
 classes are decided once, on paths alone. Nothing is ever extracted: tar members are read in place by offset.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import tarfile
@@ -70,7 +68,7 @@ class Listing:
         kinds = ", ".join(f"{count} {suffix or 'without extension'}" for suffix, count in most)
         return [*self.omissions, f"{self.root}: {self.others.total():,} other files ignored ({kinds})"]
 
-    def using(self, path: str) -> Listing:
+    def using(self, path: str) -> "Listing":
         """This listing, of whose other files `path` is used, if it is one of them."""
         inside = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.root))
         return replace(self, others=self.others - Counter({_suffix(path): int(inside)}))

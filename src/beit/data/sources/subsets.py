@@ -1,7 +1,5 @@
 """Sources made of other sources, and the choices that make them: seeded, balanced, or evenly spaced."""
 
-from __future__ import annotations
-
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -65,7 +63,7 @@ class Subset(_Joined):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def chosen(self, indices: Sequence[int]) -> Subset:
+    def chosen(self, indices: Sequence[int]) -> "Subset":
         """Some of them."""
         return Subset(self, indices)
 
@@ -137,7 +135,7 @@ def limited(source: Source, count: int | None, seed: int) -> Source:
     return select(source, seeded_choice(source, count, seed))
 
 
-def select(source: Source, indices: Sequence[int]) -> Subset:
+def select(source: Source, indices: Sequence[int]) -> "Subset":
     """Some images of `source`, as what it is."""
     return source.chosen(indices) if isinstance(source, Subset) else Subset(source, indices)
 

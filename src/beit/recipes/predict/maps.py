@@ -5,8 +5,6 @@ for in 8 bits 255 stands for "no class". Its numbers are those of the training m
 stands for "no class" there (`reduce_zero_label`), which is never predicted. classes.tsv says what they mean.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -55,7 +53,7 @@ class Legend(NamedTuple):
     """The number of class 0."""
 
     @classmethod
-    def from_description(cls, description: Mapping[str, Any], num_classes: int) -> Legend:
+    def from_description(cls, description: Mapping[str, Any], num_classes: int) -> "Legend":
         """That of a segmenter with this model.json; numbers for names where it has none."""
         names = tuple(map(str, description.get("classes") or range(num_classes)))
         palette = description.get("palette") or generated_palette(len(names))

@@ -1,7 +1,5 @@
 """The parts of a journey, ordinary runs of the verbs, and how its time is divided among them."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import io
@@ -80,7 +78,7 @@ class Part(NamedTuple):
     def run(self, *, dry_run: bool = False, overwrite: bool = False) -> Outcome:
         return VERBS[type(self.config)](self.config, dry_run=dry_run, overwrite=overwrite)
 
-    def plan(self) -> Part:
+    def plan(self) -> "Part":
         """This part with every value of its configuration, and the time that it takes here, by a rehearsal."""
         with contextlib.redirect_stdout(io.StringIO()):
             outcome = self.run(dry_run=True, overwrite=True)  # whatever lies there
