@@ -3,10 +3,12 @@
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from beit.config.errors import require
-from beit.config.files import layered
+from beit.config.files import layered, read_values
 from beit.config.run import TrainingConfig
 
 AUTO = "auto"
@@ -29,12 +31,6 @@ class Preset:
     source: str = "ours"
     cost: str = "not measured"
     expected: str = "not measured"
-
-
-def for_large(base: Preset, values: Values, expected: str) -> Preset:
-    """The recipe of the base model with the `values` that the large one has instead."""
-    summary, cost = base.summary.replace("base", "large"), "3.5 times base for each image"
-    return replace(base, values={**base.values, **values}, summary=summary, cost=cost, expected=expected)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,24 +68,21 @@ class Choice(NamedTuple):
     reason: str
 
 
-# Encoders. Base and large: paper table 12. Small and tiny: the DeiT family's widths at BEiT's depth.
-ENCODERS: Mapping[str, Values] = {
-    "tiny": {"width": 192, "depth": 12, "num_heads": 3},
-    "small": {"width": 384, "depth": 12, "num_heads": 6},
-    "base": {"width": 768, "depth": 12, "num_heads": 12},
-    "large": {"width": 1024, "depth": 24, "num_heads": 16, "layer_scale_init": 1e-5, "clip_grad": 1.0},
-}
-
-# The paper's own backbone (main tables): plain ViT with learned positions, ImageNet statistics.
-PLAIN: Values = {"position": "absolute", "layer_scale_init": None, "normalization": "imagenet"}
+ENCODERS = ("tiny", "small", "base", "large")
+"""The sizes of encoders, by which recipes are named."""
 
 VERBS = ("tokenizer", "pretrain", "finetune", "segment", "probe")
 """The verbs that have recipes."""
 
 
+@cache
 def recipes_of(verb: str) -> Mapping[str, Preset]:
-    """The recipes of one of :data:`VERBS` by name."""
-    recipes: Mapping[str, Preset] = importlib.import_module(f"beit.presets.{verb}").RECIPES
+    """The recipes of one of :data:`VERBS` by name, as VERB.yaml has them: `like` names another recipe in the file, of
+    which one has all that it does not say itself."""
+    path, recipes = Path(__file__).with_name(f"{verb}.yaml"), dict[str, Preset]()
+    for name, said in read_values(path, str(path)).items():
+        base = recipes[said.pop("like")] if "like" in said else Preset({}, "")
+        recipes[name] = replace(base, **{**said, "values": {**base.values, **said.get("values", {})}})
     return recipes
 
 
