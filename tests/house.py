@@ -44,8 +44,10 @@ class House:
         return sum(len(self.texts[module].splitlines()) for module in modules)
 
     def lines_of_code(self) -> int:
-        """Lines that are not blank, comment or docstring."""
-        return sum(self._lines_of_code(module) for module in self.texts)
+        """Lines that are not blank, comment or docstring, the recipes' among them, which are data."""
+        recipes = [line.strip() for path in self.package.rglob("*.yaml") for line in path.read_text().splitlines()]
+        code = sum(self._lines_of_code(module) for module in self.texts)
+        return code + sum(bool(line) and not line.startswith("#") for line in recipes)
 
     def _lines_of_code(self, module: str) -> int:
         docstrings: set[int] = set()
