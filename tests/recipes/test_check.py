@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ from PIL import Image
 from rich.console import Console
 
 from beit.config.errors import UserError
+from beit.config.run import TrainingConfig
 from beit.config.use import CheckConfig
+from beit.data.label_maps.pairs import open_pairs
 from beit.recipes.check.maps import inspect_maps
-from beit.recipes.check.report import show
+from beit.recipes.check.report import show, verdicts
 from beit.recipes.check.run import check, inspect
+from beit.stages.session import open_images
+from beit.stages.tasks.labels import open_with_labels
 
 REAL = os.environ.get("BEIT_REAL_DATA")
 
@@ -143,3 +148,37 @@ def test_what_segmentation_refuses_is_not_called_ready(
     last = page.getvalue().splitlines()[-1]
     assert report.maps is not None and last.startswith("not ready" if mistake else "ready")
     assert all(mistake in line for line in report.maps.mistakes) if mistake else not report.maps.mistakes
+
+
+@pytest.mark.parametrize("kind", ["a file", "folders", "label maps"])
+def test_what_is_ready_is_what_training_takes(kind: str, tmp_path: Path) -> None:
+    """Where only some images have labels, those are counted for the verbs that need them, and all for the others."""
+    photos = tmp_path / "photos"
+    for index in range(20):
+        save(photos / ("" if kind == "folders" and index < 6 else "ab"[index % 2]) / f"{index}.png", index)
+    save(photos / "b" / "copy.png", 13)
+    options: dict[str, Any] = {}
+    if kind == "a file":
+        rows = [f"{'ab'[index % 2]}/{index}.png,{'xy'[index % 2]}\n" for index in range(9)]
+        (tmp_path / "labels.csv").write_text("".join(rows))
+        options = {"labels": str(tmp_path / "labels.csv")}
+    elif kind == "label maps":
+        halves = np.repeat(np.array([[0, 1]], dtype=np.uint8), 20, axis=1).repeat(40, axis=0)
+        for index in range(7):
+            path = tmp_path / "maps" / "ab"[index % 2] / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(halves).save(path)
+        options = {"label_maps": str(tmp_path / "maps")}
+    training = TrainingConfig(data=str(photos), out="", **options)
+    if kind == "label maps":
+        labeled = open_images(training, partial(open_pairs, label_maps=options["label_maps"]))
+    else:
+        labeled, _ = open_with_labels(training)
+    everything = open_images(training)
+    report = inspect(config(photos, **options))
+    lines = [line for line in verdicts(report, 0.05) if "alike" not in line]
+    for line, images in zip(lines, (everything, labeled), strict=True):
+        train, val = len(images.train), len(images.held_back)
+        assert line.endswith(f": {train:,} images to train on, {val:,} (val) to evaluate on"), line
+    assert (len(everything.train) + len(everything.held_back), lines[1][:9]) == (21, "ready for")
+    assert len(labeled.train) + len(labeled.held_back) == {"a file": 9, "folders": 15, "label maps": 7}[kind]

@@ -23,6 +23,8 @@ from beit.stages.session import holdout_of, open_data
 class MapReport:
     """What the label maps of a set hold."""
 
+    images: set[str] = field(default_factory=set)
+    """The names of those that have one."""
     pixels: dict[Split, Counter[str]] = field(default_factory=dict)
     """How many pixels have a class, in each split."""
     mistakes: list[str] = field(default_factory=list)
@@ -52,6 +54,7 @@ def inspect_maps(config: CheckConfig) -> MapReport:
             report.mistakes.append(str(error))
             continue
         report.notes.extend(pairs.notes)
+        report.images.update(map(pairs.name, range(len(pairs))))
         report.pixels[split] = Counter()
         for counts, mistake in fetch_each(_inspect, pairs, config.workers):
             report.pixels[split].update({(*pairs.classes, "no class")[index]: counts[index] for index in counts})

@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -118,25 +118,36 @@ def sections(report: DataReport) -> list[Section]:
 
 def verdicts(report: DataReport, max_bad: float) -> list[str]:
     """What the verbs will do with the images, one line each, after what flatters a score."""
-    images, refusals = report.images, dict(report.refusals)
-    whole, damaged = (Counter(x.split for x in images.values() if bool(x.damage) == bad) for bad in (False, True))
-    bad, total = damaged["train"], whole["train"] + damaged["train"]
-    if total and ((bad >= HANDFUL and bad > max_bad * total) or bad == total):
-        stop = f"{bad / total:.1%} damaged files exceed --max-bad {max_bad:g}"
-        refusals = dict.fromkeys((UNLABELED, LABELED, SEGMENT), stop)
-    elif report.maps and report.maps.mistakes:
-        mistakes = len(report.maps.mistakes)
-        refusals[SEGMENT] = f"mend the {mistakes:,} mistakes in label maps and classes listed above"
-    copies = [x for group in report.across(report.duplicates) for x in group if images[x].split == "train"]
-    once = f", {whole['test']:,} (test) to judge on once at the end" if "test" in report.splits else ""
-    about = f"{whole['train'] - len(copies):,} images to train on, {whole['val']:,} (val) to evaluate on{once}"
-    tasks = (UNLABELED, SEGMENT if report.maps else LABELED)
-    lines = [f"not ready for {x}: {refusals[x]}" if x in refusals else f"ready for {x}: {about}" for x in tasks]
+    labeled = {name for name, image in report.images.items() if image.classes}
+    task, known = (SEGMENT, report.maps.images) if report.maps else (LABELED, labeled)
+    lines = [
+        _verdict(report, verbs, names, max_bad) for verbs, names in ((UNLABELED, {*report.images}), (task, known))
+    ]
     if across := report.across(report.alike):
-        judged = sum(images[name].split != "train" for group in across for name in group)
+        judged = sum(report.images[name].split != "train" for group in across for name in group)
         flatters = f"warning: {counted(judged, 'image')} of val or test with one that looks alike in training"
         lines.insert(0, f"{flatters}, which flatters scores; keep both on one side (--group-by), or take them out")
     return lines
+
+
+def _verdict(report: DataReport, verbs: str, names: Set[str], max_bad: float) -> str:
+    """What `verbs` will do, which use the images of these names."""
+    images = {name: report.images[name] for name in names}
+    whole, damaged = (Counter(x.split for x in images.values() if bool(x.damage) == bad) for bad in (False, True))
+    bad, total = damaged["train"], whole["train"] + damaged["train"]
+    refusal = report.refusals.get(verbs)
+    if total and ((bad >= HANDFUL and bad > max_bad * total) or bad == total):
+        refusal = f"{bad / total:.1%} damaged files exceed --max-bad {max_bad:g}"
+    elif verbs == SEGMENT and report.maps and report.maps.mistakes:
+        refusal = f"mend the {len(report.maps.mistakes):,} mistakes in label maps and classes listed above"
+    if refusal:
+        return f"not ready for {verbs}: {refusal}"
+    copies = [
+        x for group in report.across(report.duplicates) for x in group if x in images and images[x].split == "train"
+    ]
+    once = f", {whole['test']:,} (test) to judge on once at the end" if "test" in report.splits else ""
+    about = f"{whole['train'] - len(copies):,} images to train on, {whole['val']:,} (val) to evaluate on{once}"
+    return f"ready for {verbs}: {about}"
 
 
 # ------------------------------------------------------------------------------------------------------------

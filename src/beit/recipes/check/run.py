@@ -15,7 +15,8 @@ from beit.data.base import Source, Split, grouped
 from beit.data.decode import ImageError
 from beit.data.label_file import classes_in_file
 from beit.data.label_maps.pairs import IMAGES
-from beit.data.sources.holdout import Pool
+from beit.data.sources.files import path_of
+from beit.data.sources.holdout import ClassesOf, Pool
 from beit.data.sources.opening import classes_of_images, open_splits
 from beit.data.sources.subsets import limited, origin
 from beit.data.workers import fetch_each
@@ -33,20 +34,21 @@ def check(config: CheckConfig) -> Outcome:
     :class:`DataReport`, `results` by its fields."""
     if config.html is not None:
         require_writable_file(config.html, "--html")
-    sources = open_labeled(config)
+    sources = open_all(config)
     report = inspect(config, sources)
     present(report, config, sources)
     return Outcome(config, vars(report))
 
 
 def inspect(config: CheckConfig, sources: Mapping[Split, Source] | None = None) -> DataReport:
-    """Decode every image of all splits, by default those that :func:`open_labeled` opens; prints nothing but a bar on
-    a terminal.
+    """Decode every image of all splits, by default those that :func:`open_all` opens; prints nothing but a bar on a
+    terminal.
 
     Raises :class:`UserError` for what no verb opens: no such folder, no image, a compressed tar.
     """
-    sources = sources or open_labeled(config)
-    classes_of = None if config.labels is None else classes_in_file(config.labels)
+    sources = sources or open_all(config)
+    labeled = _open_labeled(config)
+    classes_of = classes_in_file(config.labels) if config.labels else _classes_in_folders(labeled)
     images: dict[str, CheckedImage] = {}
     with bar("reading images", sum(map(len, sources.values()))) as progress:
         for split, source in sources.items():
@@ -55,7 +57,7 @@ def inspect(config: CheckConfig, sources: Mapping[Split, Source] | None = None) 
                 images[source.name(image.number)] = image._replace(split=split, classes=row)
                 progress.move()
     groups = grouped(images, lambda name: images[name].digest)
-    classes: dict[str, Counter[Split]] = {x: Counter() for source in sources.values() for x in source.classes or ()}
+    classes: dict[str, Counter[Split]] = {x: Counter() for source in labeled.values() for x in source.classes or ()}
     for image in images.values():
         for name in image.classes:
             classes.setdefault(name, Counter())[image.split] += 1
@@ -67,20 +69,32 @@ def inspect(config: CheckConfig, sources: Mapping[Split, Source] | None = None) 
         duplicates=[group for group in groups if len(group) > 1],
         alike=groups_alike({name: look for *_, name in groups if (look := images[name].look) is not None}),
         refusals=_refusals(config),
-        notes=list(dict.fromkeys(note for source in sources.values() for note in source.notes)),
+        notes=list(dict.fromkeys(note for of in (sources, labeled) for part in of.values() for note in part.notes)),
         maps=inspect_maps(config) if has_maps else None,
     )
 
 
-def open_labeled(config: CheckConfig) -> dict[Split, Source]:
-    """The splits that have images, with labels where there are any. UserError where none has."""
-    holdout = holdout_of(config)
-    sources = dict(open_data(config, open_splits, holdout))
-    labeled = open_data(config, partial(open_splits, labeled=True), holdout)
-    for split in labeled:
-        with suppress(UserError):  # no labels, or wrong ones
-            sources[split] = labeled[split]
-    return {split: limited(source, config.limit, 0) for split, source in sources.items()}
+def open_all(config: CheckConfig) -> dict[Split, Source]:
+    """The splits that have images, labelled or not. UserError where none has."""
+    splits = open_data(config, open_splits, holdout_of(config))
+    return {split: limited(source, config.limit, 0) for split, source in splits.items()}
+
+
+def _open_labeled(config: CheckConfig) -> dict[Split, Source]:
+    """The splits whose images have labels by where they lie."""
+    sources: dict[Split, Source] = {}
+    with suppress(UserError):  # no labels, or wrong ones
+        splits = open_data(config, partial(open_splits, labeled=True), holdout_of(config))
+        for split in splits:
+            with suppress(UserError):
+                sources[split] = splits[split]
+    return sources
+
+
+def _classes_in_folders(labeled: Mapping[Split, Source]) -> ClassesOf:
+    """The class of an image of `labeled`, told by where it lies; none of others."""
+    rows = {path_of(s, i): row for s in labeled.values() for i, row in enumerate(classes_of_images(s, None))}
+    return lambda _, place: rows.get(place, ())
 
 
 def _refusals(config: CheckConfig) -> dict[str, str]:
