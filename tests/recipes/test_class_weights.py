@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -58,11 +59,18 @@ def test_weights_of_sets_of_labels_and_of_a_file(unequal: Path, tmp_path: Path) 
     targets = torch.tensor([[1.0, 0, 0], [1, 1, 0]])
     each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     torch.testing.assert_close(loss, (each * torch.tensor([0.5, 1, 4])).mean())
-    for text in ("a,1\nb,1\n", "a,1\nb,0\nc,1\n", "a,1\nb,-2\nc,nan\n"):
+    lacks, others = "has no line `class,weight`, above 0, for {}; add it", "names {}, which is no class here or there"
+    for text, fault in (
+        ("a,1\nb,1\n", lacks.format("c")),
+        ("a,1\nb,0\nc,1\n", lacks.format("b")),
+        ("a,1\nb,-2\nc,nan\n", lacks.format("b, c")),
+        ("a,1\nb,1e400\nc,1\n", lacks.format("b")),
+        ("class;weight\na;1\nb;1\nc;1\n", lacks.format("a, b, c")),
+        ("class,weight\na,1\nb,1\nc,1\nd,9\n", others.format("d")),
+        ("a,1\nb,1\nc,1\na,3\n", others.format("a")),
+    ):
         file.write_text(text)
-        with pytest.raises(
-            UserError, match=r"--class-weights .*weights.csv has no line `class,weight`, above 0, for"
-        ):
+        with pytest.raises(UserError, match=re.escape(f"--class-weights {file} {fault}")):
             finetune(finetune_config(unequal, tmp_path / "none", **config))
     assert not (tmp_path / "none").exists()
 

@@ -31,6 +31,7 @@ from beit.recipes.pretrain import pretrain
 from beit.recipes.probe import probe
 from beit.recipes.tokenizer.run import tokenizer
 from beit.stages.session import open_images
+from beit.stages.tasks.labels import open_with_labels
 from beit.training.run.directory import LAYOUT
 
 RULE = {"holdout": None, "eval_images": 4}
@@ -249,3 +250,28 @@ def test_flags_about_what_is_held_back_say_where_they_are_idle(
     assert open_splits(["imagenette"], holdout=Holdout())["train"].notes == []
     with_other = notes(tested, group_by=r"(\d)\.png", eval_data=str(colours / "val"))
     assert with_other == [f"{tested}: --group-by without effect, because no image is held back"]
+
+
+@pytest.mark.parametrize(
+    ("folders", "reason"),
+    [
+        (None, "no such folder"),
+        ((), "holds no image"),
+        (("",), "has no class folders"),
+        (("red", "pink"), "has classes that are unknown to the model: 'pink'"),
+        (("a/train", "a/val", "b/train", "b/val"), "a/ has train, val inside"),
+    ],
+)
+def test_mistakes_in_other_data_to_judge_on_are_those_of_its_flag(
+    folders: tuple[str, ...] | None, reason: str, colours: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    if folders is not None:
+        other.mkdir()
+    for number, folder in enumerate(folders or ()):
+        (other / folder).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (number, 9, 9)).save(other / folder / f"{number}.png")
+    config = finetune_config(colours / "train", tmp_path / "run", eval_data=str(other), holdout=None)
+    with pytest.raises(UserError) as error:
+        open_with_labels(config)
+    assert str(error.value).startswith("--eval-data") and reason in str(error.value)

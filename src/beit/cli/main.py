@@ -90,8 +90,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _complain(message: object, everywhere: bool = False) -> None:
     """One line on standard error; of what all ranks meet alike only the first speaks, unless `everywhere`."""
-    rank = os.environ.get("RANK", "0")
-    if rank == "0" or everywhere:
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "")
+    others_speak = rank.isdecimal() and world.isdecimal() and 0 < int(rank) < int(world)
+    if everywhere or not others_speak:
         print(f"beit{f' (rank {rank})' if rank != '0' else ''}: {in_lines(str(message))}", file=sys.stderr)
 
 

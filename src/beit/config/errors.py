@@ -33,9 +33,13 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def given_by(flag: str) -> Iterator[None]:
-    """Names `flag` in front of a :class:`UserError` about what it gave, unless that begins with a flag itself."""
+def given_by(flag: str, instead_of: str = "") -> Iterator[None]:
+    """Names `flag` in front of a :class:`UserError` about what it gave, unless that begins with a flag itself, other
+    than the one that it stands for here."""
     try:
         yield
     except UserError as error:
-        raise error if str(error).startswith("--") else UserError(f"{flag}: {error}") from error
+        text = str(error)
+        if instead_of and text.startswith(instead_of):
+            text = flag + text.removeprefix(instead_of)
+        raise UserError(text if text.startswith("--") else f"{flag}: {text}") from error

@@ -151,8 +151,8 @@ def world_size() -> int:
     values = [os.environ.get(name, "") for name in names]
     if values[1] == "1" or not any(values):
         return 1
-    match = re.fullmatch(r"(\d+) (\d+) \S+ \d+", " ".join(values))
-    if match is None or int(match[1]) >= int(match[2]):
+    match = re.fullmatch(r"(\d+) (\d+) \S+ (\d+)", " ".join(values))
+    if match is None or int(match[1]) >= int(match[2]) or not 0 < int(match[3]) < 65536:
         there = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True) if value)
         raise UserError(f"{there} alone start no ranks ({', '.join(names)} do); use torchrun, or unset them")
     return int(match[2])

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import beit.data.label_maps.table as tables
-from beit.config.errors import UserError, require
+from beit.config.errors import UserError, given_by, require
 from beit.config.segment import IGNORE
 from beit.config.values import counted
 from beit.data.base import SPLITS, Source, Split, Splits
@@ -225,9 +225,9 @@ def split_pairs(listings: Sequence[Listing], holdout: Holdout, apart: Listing | 
     own = replace(holdout, share=0) if holdout.eval_data else holdout
     parts = dict(split_listings(listings, own, paired=apart is None))
     if holdout.eval_data:
-        others = split_listings(
-            _listings(holdout.eval_data, apart), Holdout(0, layout=holdout.layout), paired=apart is None
-        )
+        with given_by("--eval-data", instead_of="--data"):
+            listings = _listings(holdout.eval_data, apart)
+            others = split_listings(listings, Holdout(0, layout=holdout.layout), paired=apart is None)
         parts["val"] = others.get("val") or others.get("test") or others["train"]
     if apart is not None:
         parts = {split: [_mapped(part, apart) for part in of_split] for split, of_split in parts.items()}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 
-from beit.config.errors import require
+from beit.config.errors import given_by, require
 from beit.data.base import SPLITS, Source, Split, Splits
 from beit.data.decode import USUAL, Decoding
 from beit.data.sources.files import Files, FileSource, path_of
@@ -43,8 +43,9 @@ def open_splits(
         def open_val() -> Source:
             known = classes or (splits["train"].classes if labeled and "train" in splits else None)
             plain = Holdout(share=0, layout=holdout.layout)
-            others, _ = _open_roots(holdout.eval_data, plain, labeled, decoding, known)
-            return next(others[split]() for split in ("val", "test", "train") if split in others)
+            with given_by("--eval-data", instead_of="--data"):
+                others, _ = _open_roots(holdout.eval_data, plain, labeled, decoding, known)
+                return next(others[split]() for split in ("val", "test", "train") if split in others)
 
         openers["val"] = open_val
     splits = Splits(openers)

@@ -1,7 +1,9 @@
 """What the images of a run are labelled by, the folders they lie in or a file, and how classes are weighed."""
 
 import csv
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -72,7 +74,7 @@ def class_weights(
 ) -> Tensor | None:
     """Weights of the classes in the loss, (C,), as --class-weights has `stated` them: balanced, on average 1 over
     labels of which there are `count` (C,); or those of a file. None for all alike; UserError for a file that does not
-    name each class with a number above 0."""
+    name each class once, and no other, with a number above 0."""
     if stated is None:
         return None
     if stated == "balanced":
@@ -80,7 +82,10 @@ def class_weights(
         return (counts.sum() / (counts > 0).sum() / counts.clamp(min=1)).float().to(device)
     rows = csv.reader(read_text(stated, flag := f"--class-weights {stated}").splitlines())
     number = re.compile(r"\s*\d*\.?\d+(e[-+]?\d+)?\s*")
-    weights = {row[0]: float(row[1]) for row in rows if len(row) == 2 and number.fullmatch(row[1])}
-    wrong = [name for name in classes if not weights.get(name, 0) > 0]
+    lines = [(row[0], float(row[1])) for row in rows if len(row) == 2 and number.fullmatch(row[1])]
+    weights = dict(lines)
+    wrong = [name for name in classes if not 0 < weights.get(name, 0) < math.inf]
     require(not wrong, f"{flag} has no line `class,weight`, above 0, for {listed(wrong)}; add it")
+    others = [name for name, count in Counter(name for name, _ in lines).items() if count > 1 or name not in classes]
+    require(not others, f"{flag} names {listed(others)}, which is no class here or there twice; take it out")
     return torch.tensor([weights[name] for name in classes], device=device)
