@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from beit.config.errors import UserError, require
+from beit.config.errors import require
 
 GRAY = (0.299, 0.587, 0.114)
 """The parts of red, green and blue in gray (ITU-R 601), as Pillow and torchvision weigh colours."""
@@ -20,8 +20,7 @@ def white(images: Tensor) -> float:
     """The value of white in `images`; UserError for numbers of which none is agreed to be white."""
     if images.dtype == torch.uint8:
         return 255.0
-    if not images.is_floating_point():
-        raise UserError(f"images are of {images.dtype}; give uint8, or floats in [0, 1]")
+    require(images.is_floating_point(), f"images are of {images.dtype}; give uint8, or floats in [0, 1]")
     return 1.0
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -153,3 +156,131 @@ def test_dicom_that_cannot_be_read_is_refused_by_name(monkeypatch: pytest.Monkey
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
     with pytest.raises(ImageError, match=r"DICOM needs `pip install beit\[dicom\]`"):
         pixels(dicom(stored))
+
+
+def sliced(**options: Any) -> bytes:
+    """A stack of which the file names one page."""
+    with tifffile.TiffWriter(buffer := io.BytesIO(), **options) as file:
+        file.write(BANDS, photometric="minisblack", truncate=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [sliced(), sliced(imagej=True), tiff(BANDS, photometric="minisblack", volumetric=True)],
+    ids=["pages behind the first", "ImageJ", "slices"],
+)
+def test_a_volume_within_a_page_is_refused(data: bytes) -> None:
+    with pytest.raises(ImageError, match="a volume within one page; write each slice as a page or as a file"):
+        pixels(data, channels=1, bits=16)
+
+
+GRAY = BANDS[..., 0]
+OTHER_TIFFS: dict[str, tuple[np.ndarray, dict[str, Any]]] = {
+    f"{name}, {bits} bits": (values, options)
+    for name, options in {
+        "big endian, large": {"bigtiff": True, "byteorder": ">"},
+        "JPEG XL": {"compression": "jpegxl"},
+        "JPEG 2000": {"compression": "jpeg2000", "byteorder": "<"},
+        "predicted and packed": {"compression": "packbits", "predictor": True},
+        "LZW, predicted": {"compression": "lzw", "predictor": True},
+        "Zstandard": {"compression": "zstd"},
+        "tiles": {"tile": (16, 16), "compression": "zlib"},
+    }.items()
+    for bits, values in ((8, (GRAY >> 8).astype(np.uint8)), (16, GRAY))
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_TIFFS)
+def test_what_pillow_lacks_of_tiff_is_read_by_its_own_library(kind: str) -> None:
+    values, options = OTHER_TIFFS[kind]
+    data = tiff(values, photometric="minisblack", **options)
+    np.testing.assert_array_equal(tifffile.imread(io.BytesIO(data)), values)
+    found = pixels(data, channels=1, bits=16).astype(np.float64) * np.iinfo(values.dtype).max
+    np.testing.assert_array_equal(np.rint(found)[..., 0], values)
+
+
+@pytest.mark.parametrize("stated", [(0, 4095), (1000, 3000)])
+def test_a_stated_range_is_of_the_stored_numbers_where_less_is_lighter(stated: tuple[int, int]) -> None:
+    twelve = GRAY >> 4
+    shown = 1 - np.clip((twelve - float(stated[0])) / (stated[1] - stated[0]), 0, 1)
+    signed = (twelve.astype(np.int16) - 2048).astype(np.int16)
+    inverted = {"PhotometricInterpretation": "MONOCHROME1"}
+    for data, shift in (
+        (tiff(twelve, photometric="miniswhite"), 0),
+        (tiff(twelve.astype(np.float32), photometric="miniswhite"), 0),
+        (dicom(twelve, **inverted), 0),
+        (dicom(signed, **inverted), 2048),
+        (dicom(twelve, RescaleSlope=1, RescaleIntercept=-100, **inverted), 100),
+    ):
+        ends = tuple(float(end - shift) for end in stated)
+        np.testing.assert_allclose(pixels(data, channels=1, bits=16, value_range=ends)[..., 0], shown, atol=1e-6)
+
+
+def test_a_color_that_is_transparent_in_16_bits() -> None:
+    gray, colours = GRAY.copy(), BANDS[..., :3].copy()
+    gray[::3], colours[::3] = 1234, (1, 2, 3)
+    for values, kind, key in ((gray[..., None], 0, [1234]), (colours, 2, [1, 2, 3])):
+        data = png16(values, kind, (b"tRNS", np.array(key, ">u2").tobytes()))
+        clear = (values == key).all(2, keepdims=True)
+        found = pixels(data, channels=values.shape[2], bits=16)
+        np.testing.assert_allclose(found, np.where(clear, 1, values / 65535), atol=1e-7)
+        assert clear.any() and (pixels(data)[clear[..., 0]] == 255).all()
+
+
+def png16(values: np.ndarray, kind: int, *more: tuple[bytes, bytes]) -> bytes:
+    """A PNG of 16 bits, of a colour type, with chunks."""
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    chunks = [(b"IHDR", head), *more, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    packed = (struct.pack(">I", len(x)) + n + x + struct.pack(">I", zlib.crc32(n + x)) for n, x in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+@pytest.mark.parametrize("bits", [9, 12, 15, 16])
+def test_numbers_that_pillow_spreads_are_those_that_are_stored(bits: int) -> None:
+    import imagecodecs
+
+    values, most = BANDS[..., :3] >> (16 - bits), 2**bits - 1
+    netpbm = b"%b\n# by hand\n19 16 %d\n"
+    gray = [netpbm % (b"P5", most) + values[..., 0].astype(">u2").tobytes()]
+    packed = [
+        imagecodecs.jpeg2k_encode(part.copy(), level=0, bitspersample=bits, codecformat="jp2")
+        for part in (values, values[..., 0])
+    ]
+    gray += packed[1:] if bits > 9 else []
+    for data in gray:
+        np.testing.assert_allclose(pixels(data, channels=1, bits=16)[..., 0], values[..., 0] / most, atol=1e-6)
+        stated = pixels(data, channels=1, bits=16, value_range=(0, 300))[..., 0]
+        np.testing.assert_allclose(stated, np.clip(values[..., 0] / 300, 0, 1), atol=1e-6)
+    data = netpbm % (b"P6", most) + values.astype(">u2").tobytes()
+    np.testing.assert_allclose(pixels(data, channels=3, bits=16), values / most, atol=1e-6)
+    for data in packed if bits == 9 else packed[:1]:
+        with pytest.raises(ImageError, match=rf"JPEG 2000 of {bits} bits, . channels is not read; write TIFF"):
+            pixels(data)
+
+
+def test_colours_above_their_opacity_are_white() -> None:
+    values = np.full((4, 4, 4), 200, np.uint8)
+    values[..., :3] += 3
+    planes = np.moveaxis(values, 2, 0).copy()
+    for data in (
+        tiff(values, photometric="rgb", extrasamples=["assocalpha"]),
+        tiff(planes, photometric="rgb", planarconfig="separate", extrasamples=["assocalpha"]),
+    ):
+        assert (pixels(data) == 255).all()
+
+
+def test_dicom_of_a_palette_and_a_window_of_no_width() -> None:
+    indices, shades = RNG.integers(0, 256, (5, 7), dtype=np.uint8), RNG.integers(0, 256, (3, 256), dtype=np.uint16)
+    tags: dict[str, Any] = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0}
+    for name, shade in zip(("Red", "Green", "Blue"), shades, strict=True):
+        tags[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        tags[f"{name}PaletteColorLookupTableData"] = (shade * 257).astype("<u2").tobytes()
+    data = dicom(indices, PhotometricInterpretation="PALETTE COLOR", **tags)
+    np.testing.assert_array_equal(pixels(data), shades.T[indices])
+    stored = RNG.integers(0, 4096, (5, 7), dtype=np.uint16)
+    for width in (0, 1):
+        none = pixels(dicom(stored, WindowCenter=1000, WindowWidth=width), channels=1, bits=16)[..., 0]
+        np.testing.assert_allclose(none, stored / 4095, atol=1e-6)

@@ -39,7 +39,5 @@ def given_by(flag: str, instead_of: str = "") -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        text = str(error)
-        if instead_of and text.startswith(instead_of):
-            text = flag + text.removeprefix(instead_of)
+        text = re.sub(rf"^{instead_of or flag}\b", flag, str(error))
         raise UserError(text if text.startswith("--") else f"{flag}: {text}") from error

@@ -3,6 +3,7 @@
 import io
 import logging
 import math
+import re
 import struct
 import zlib
 from collections.abc import Sequence
@@ -15,20 +16,27 @@ from PIL import Image, ImageOps
 
 from beit.pixels import GRAY, Limits
 
-TIFF, PNG = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), b"\x89PNG"
+TIFF, PNG, NPY = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), b"\x89PNG", b"\x93NUMPY"
+_JPEG2000 = b"\xff\x4f\xff\x51"
+"""Before the size of a picture, in the middle of some files."""
+_PREDICTED = 5, 8, 32946, 34925, 50000
+_PLAIN = 1, 2, 3, 4, 6, 7, 32773, *_PREDICTED
+"""Compressions of TIFF that Pillow has: those that know predictors (LZW, deflate, LZMA, Zstandard), and all."""
 
 
 class Raster(NamedTuple):
     """The numbers of a picture, upright."""
 
     values: NDArray[Any]
-    """(H, W, channels), as they are stored, but that more is always lighter."""
+    """(H, W, channels), as they are stored."""
     span: tuple[float, float] | None
     """The numbers that are black and white; None where there are no agreed ones."""
     opacity: str = ""
     """What the last channel is: "straight" opacity, "associated" (colours multiplied by it), or, "", no opacity."""
     pages: int = 1
     """Of the file, of which `values` are the first."""
+    is_inverted: bool = False
+    """Whether less is lighter."""
 
     @property
     def bands(self) -> int:
@@ -42,16 +50,23 @@ class Raster(NamedTuple):
 
 
 def read_raster(data: bytes, limits: Limits, channels: int | None = None) -> Raster | None:
-    """The numbers in a TIFF, a PNG of 16 bits, an NPY or a DICOM file, None for any other file. Each page of a TIFF
-    that has as many as `channels` is a channel. Raises whatever a parser can."""
+    """The numbers in a TIFF, an NPY or a DICOM file, or in a PNG, JPEG 2000 or PPM of more than 8 bits, None for any
+    other file. Each page of a TIFF that has as many as `channels` is a channel. Raises whatever a parser can."""
     if data[:4] in TIFF:
         return read_tiff(data, limits, channels)
-    if data[:6] == b"\x93NUMPY":
+    if data[:6] == NPY:
         return read_npy(data, limits, channels)
     if data[128:132] == b"DICM":
         return read_dicom(data, limits)
-    if data[:4] != PNG or data[24:25] != b"\x10":  # where the header has the bit depth
-        return None
+    if data[:4] == PNG:
+        return read_png(data, limits) if data[24:25] == b"\x10" else None  # where the header has the bit depth
+    if data[:1] == b"P":
+        return read_ppm(data, limits)
+    return read_jpeg2000(data, limits) if data[:4] == _JPEG2000 or data[4:8] == b"jP  " else None
+
+
+def read_png(data: bytes, limits: Limits) -> Raster:
+    """A PNG of 16 bits."""
     from torchvision.io import ImageReadMode, decode_image
 
     width, height = struct.unpack(">II", data[16:24])
@@ -59,7 +74,14 @@ def read_raster(data: bytes, limits: Limits, channels: int | None = None) -> Ras
     pixels = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     decoded = decode_image(pixels, ImageReadMode.UNCHANGED, apply_exif_orientation=True)
     values = decoded.permute(1, 2, 0).numpy()
-    return Raster(values, (0, png_white(data, values)), "straight" if values.shape[2] in (2, 4) else "")
+    white = png_white(data, values)
+    if (place := data.find(b"tRNS", 0, data.find(b"IDAT"))) > 0 and values.shape[2] in (
+        1,
+        3,
+    ):  # one color is no picture
+        seen = (values != np.frombuffer(data, ">u2", values.shape[2], place + 4)).any(2, keepdims=True)
+        values = np.concatenate([values, (seen * white).astype(np.uint16)], axis=2)
+    return Raster(values, (0, white), "straight" if values.shape[2] in (2, 4) else "")
 
 
 def raster_size(data: bytes, limits: Limits) -> tuple[int, int] | None:
@@ -87,11 +109,13 @@ def pixels_of(raster: Raster, channels: int, bits: int, value_range: Sequence[fl
     opacity: NDArray[Any] = values[..., -1:] / np.float32(raster.span[1] if raster.span else 1)
     values = _fitted(values[..., :-1] if is_seen_through else values, channels)
     if is_byte and bits == 8 and tuple(span) == (0, 255) and not is_seen_through:
-        return np.ascontiguousarray(np.rint(values).astype(np.uint8))
+        return np.ascontiguousarray(np.rint(255 - values if raster.is_inverted else values).astype(np.uint8))
     black, white = np.array(span, dtype=np.float32).reshape(-1, 2).T
     unit: NDArray[np.float32] = np.clip((values - black) / (white - black), 0, 1).astype(np.float32)
+    unit = 1 - unit if raster.is_inverted else unit
     if is_seen_through:
         unit = unit * (opacity if raster.opacity == "straight" else np.float32(1)) + (1 - opacity)
+        unit = unit.clip(0, 1)  # colours may be lighter than their opacity allows, by rounding
     return np.rint(unit * 255).astype(np.uint8) if bits == 8 else unit
 
 
@@ -146,13 +170,38 @@ def read_npy(data: bytes, limits: Limits, channels: int | None) -> Raster:
     return Raster(values, spans.get(values.dtype))
 
 
+def read_ppm(data: bytes, limits: Limits) -> Raster | None:
+    """A PGM or PPM of more than 8 bits, else None."""
+    match = re.match(rb"P[56]" + rb"(?:\s|#[^\n]*\n)+(\d+)" * 3 + rb"\s", data)
+    if match is None or int(match[3]) < 256:
+        return None
+    width, height, most = map(int, match.groups())
+    shape = height, width, 1 if data[:2] == b"P5" else 3
+    limits.check(height, width, 2 * shape[2])
+    values = np.frombuffer(data, ">u2", math.prod(shape), match.end())
+    return Raster(values.reshape(shape).astype(np.uint16), (0, most))
+
+
+def read_jpeg2000(data: bytes, limits: Limits) -> Raster | None:
+    """A JPEG 2000 of more than 8 bits, else None. Pillow spreads gray of fewer bits over 16; colours wrap round."""
+    place = data.find(_JPEG2000)
+    if place < 0 or data[place + 42] % 128 < 8:
+        return None
+    channels, depth = struct.unpack_from(">HB", data, place + 40)
+    if channels > 1 or depth == 8 or depth >= 128:  # of 9 bits Pillow keeps 8
+        raise ValueError(f"JPEG 2000 of {depth % 128 + 1} bits, {channels} channels is not read; write TIFF or PNG")
+    with Image.open(io.BytesIO(data), formats=["JPEG2000"]) as image:
+        limits.check(image.height, image.width, 4)
+        return Raster((np.asarray(image) >> (15 - depth))[..., None], (0, 2.0 ** (depth + 1) - 1))
+
+
 def read_dicom(data: bytes, limits: Limits) -> Raster:
     """The first frame of a DICOM file, its values rescaled as it says (Hounsfield units of a CT), and its window as
     black and white (DICOM PS3.3, C.11.1 and C.11.2). ValueError for a compression that nothing here reads."""
     try:
         from pydicom import dcmread
         from pydicom.pixels.decoders.base import get_decoder
-        from pydicom.pixels.processing import apply_modality_lut
+        from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
         from pydicom.pixels.utils import pixel_array
     except ImportError as error:
         raise ValueError("DICOM needs `pip install beit[dicom]`") from error
@@ -165,23 +214,23 @@ def read_dicom(data: bytes, limits: Limits) -> Raster:
     if syntax.is_compressed and not (decoder := get_decoder(syntax)).is_available:
         raise ValueError(f"{syntax.name} compression needs one of {'; '.join(decoder.missing_dependencies)}")
     stored = pixel_array(file, index=0)
+    if file.PhotometricInterpretation == "PALETTE COLOR":
+        return Raster(values := apply_color_lut(stored, file), (0, np.iinfo(values.dtype).max), pages=frames)
     values = apply_modality_lut(stored, file)
     is_plain = not file.PixelRepresentation and np.array_equal(values, stored)
     span = (_window(file) if samples == 1 else None) or ((0.0, most) if is_plain else None)
-    values = stored if is_plain else values.astype(np.float32)
-    if file.PhotometricInterpretation == "MONOCHROME1":  # where less is lighter
-        values, span = (most - values).astype(values.dtype), span and (most - span[1], most - span[0])
-    return Raster(values.reshape(*values.shape[:2], -1), span, pages=frames)
+    values = (stored if is_plain else values.astype(np.float32)).reshape(*stored.shape[:2], -1)
+    return Raster(values, span, pages=frames, is_inverted=file.PhotometricInterpretation == "MONOCHROME1")
 
 
 def _window(file: Any) -> tuple[float, float] | None:
-    """The numbers that are black and white by the first window, if there is one."""
+    """The numbers that are black and white by the first window, if there is one of any width."""
     if file.get("WindowWidth") is None or file.get("WindowCenter") is None:
         return None
     center, width = (float(np.ravel(file[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
     # The linear function of the standard ends half a step early at either side, unless it is called exact.
     early = 0 if file.get("VOILUTFunction") == "LINEAR_EXACT" else 0.5
-    return center - width / 2, center + width / 2 - 2 * early
+    return (center - width / 2, center + width / 2 - 2 * early) if width > 2 * early else None
 
 
 def read_tiff(data: bytes, limits: Limits, channels: int | None = None) -> Raster:
@@ -194,7 +243,11 @@ def read_tiff(data: bytes, limits: Limits, channels: int | None = None) -> Raste
         pixels = max(first.imagelength * first.imagewidth, 1)
         tiles = max(1, first.tilelength * first.tilewidth / pixels)
         limits.check(first.imagelength, first.imagewidth, len(used) * tiles * first.nbytes / pixels)
-        if any((page.shape, page.dtype) != (first.shape, first.dtype) for page in used):
+        # ImageJ and others write of a long stack the first page alone, and the rest behind it.
+        hidden = (file.is_imagej or file.is_shaped) and file.series[0].size > len(file.pages) * first.size
+        if hidden or first.imagedepth > 1:
+            raise ValueError("it is a volume within one page; write each slice as a page or as a file of its own")
+        if len({(page.shape, page.dtype, page.photometric) for page in used}) > 1:
             raise ValueError("its pages are not alike, and so no channels of one image")
         rasters = [_read_page(data, page) for page in used]
         values = np.concatenate([raster.values for raster in rasters], axis=2)
@@ -208,17 +261,15 @@ def _read_page(data: bytes, page: Any) -> Raster:
             image.load()
             return raster_of_picture(ImageOps.exif_transpose(image))
     if page.photometric not in (0, 1, 2):
-        raise ValueError(f"{page.photometric!s} of {page.bitspersample} bits is not read; make it gray or RGB")
+        kind = f"{getattr(page.photometric, 'name', 'a colour')} of {page.bitspersample} bits"
+        raise ValueError(f"{kind} is not read; make it gray or RGB")
     values, span = _values(data, page), None
     if values.dtype.kind == "u" and page.bitspersample <= 16:
         most = 2**page.bitspersample - 1
         stated = page.tags.valueof(281, most)  # of each sample, or of all
-        white = float(np.max(stated)) if 0 < np.max(stated) < most else float(most)
-        span = 0.0, white
-        if page.photometric == 0:
-            values = (white - np.minimum(values, white)).astype(values.dtype)
-    extra = int(page.extrasamples[-1]) if page.extrasamples else 0
-    return Raster(values, span, {1: "associated", 2: "straight"}.get(extra, ""))
+        span = 0.0, float(np.max(stated)) if 0 < np.max(stated) < most else float(most)
+    opacity = {1: "associated", 2: "straight"}.get(int(page.extrasamples[-1]) if page.extrasamples else 0, "")
+    return Raster(values, span, opacity, is_inverted=page.photometric == 0)
 
 
 def _open_tiff(data: bytes) -> Any:
@@ -229,7 +280,10 @@ def _open_tiff(data: bytes) -> Any:
 
 
 def _is_plain(page: Any) -> bool:
-    """Whether Pillow reads a page as it is. It knows every compression; tifffile needs imagecodecs for most."""
+    """Whether Pillow reads a page as it is. It has most compressions, for which tifffile needs imagecodecs."""
+    is_big = page.parent.is_bigtiff and page.parent.byteorder == ">"
+    if is_big or page.compression not in (_PLAIN if page.predictor == 1 else _PREDICTED):
+        return False
     if page.bitspersample == 16:
         return page.dtype == np.uint16 and page.photometric == page.samplesperpixel == 1 and 281 not in page.tags
     kind = page.bitspersample in (1, 2, 4, 8) and page.dtype in (np.uint8, np.bool_) and page.photometric < 7
