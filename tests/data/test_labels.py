@@ -134,7 +134,11 @@ def numbered(values: Sequence[object], tmp_path: Path) -> list[str]:
         ([f"{index}e-3" for index in range(40)], "values cannot be learned, but classes: join them to a few"),
         ([f'"{index},5"' for index in range(40)], "values cannot be learned"),
         ([-index for index in range(40)], "values cannot be learned"),
-        (["nan", "word", *range(40)], None),
+        (["word", *range(40)], None),
+        ([f"2020-01-{index:02d}" for index in range(1, 29)], "values cannot be learned"),
+        ([f"{index} mm" for index in range(30)], "values cannot be learned"),
+        ([f"0.{index:02d} mm" for index in range(30)], "values cannot be learned"),
+        ([f"7{index % 25:02d}-200" for index in range(100)], "25 numbers for labels"),
     ],
 )
 def test_labels_that_are_numbers(values: Sequence[object], expected: str | None, tmp_path: Path) -> None:
@@ -160,6 +164,15 @@ def test_as_many_classes_as_imagenet_22k_take_no_time(tmp_path: Path) -> None:
     [
         ("l.csv", "a.png,x;y\nb.png,x\n", "gives a.png 2 classes; add --multilabel"),
         ("l.csv", "a.png,\nb.png,x\nc.png,y\n", "gives a.png no classes; add --multilabel"),
+        ("l.csv", "a.png,NaN\nb.png,x\nc.png,y\n", "gives a.png no classes; add --multilabel"),
+        (
+            "l.jsonl",
+            "".join(f'{{"image": "{x}.png", "label": {y}}}\n' for x, y in zip("abc", ("NaN", 1, 2), strict=True)),
+            "gives a.png no classes; add --multilabel",
+        ),
+        ("l.jsonl", '{"image": "a.png", "label": null}\n', "line 1 must look like"),
+        ("l.jsonl", '{"image": "a.png", "label": ["x"]}\n', "line 1 must look like"),
+        ("l.jsonl", '{"image": "a.png", "label": true}\n', "line 1 must look like"),
         ("l.csv", "a.png,x\nb.png,x\n", r"one class only \('x'\)"),
         ("l.csv", "a.png,x\na.png,y\n", "line 2: a.png is there already; join the two"),
         ("l.csv", "a.png,x\n./a.png,y\n", r"gives ./a.png two times, and not the same classes; keep one"),

@@ -453,3 +453,12 @@ def test_ade20k_is_read_as_it_is_published() -> None:
     expected = {"wall", "building;edifice", "sky", "tree", "road;route", "grass", "plant;flora;plant;life"}
     assert names == expected
     assert "numbers its classes from 1" in mistake(Path(f"{REAL}/ade20k_sample"), "val")
+
+
+@pytest.mark.parametrize("options", [{}, {"quality": 100}])
+def test_a_map_that_was_a_jpeg_within_a_tiff_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    write_pairs(tmp_path, "training/0", "training/1")
+    for path in sorted((tmp_path / "annotations/training").iterdir()):
+        path.unlink()
+        save(path.with_suffix(".tif"), Image.fromarray(NUMBERS), compression="jpeg", **options)
+    assert ".tif is a TIFF whose compression changes numbers; write" in mistake(tmp_path)

@@ -27,7 +27,7 @@ from beit.untrusted import display
 
 _HEADINGS = {"id", "image", "image_id", "image_path", "img", "path", "file", "filename", "file_name", "name"}
 _SEPARATORS = {"\t": "a tab", ";": "a semicolon"}
-_NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d+)?", re.IGNORECASE)
+_NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d+)?([ :/%-].*)?", re.IGNORECASE)
 FEW_NUMBERS = 20
 """Labels that are numbers and may well be classes."""
 _Row = tuple[str, str, Sequence[str]]
@@ -118,7 +118,7 @@ def classes_in_file(path: str) -> Callable[[str, str], Sequence[str]]:
 def _notes_on_numbers(classes: Sequence[str], images: int, origin: str) -> list[str]:
     """What is said of classes that are called by numbers. UserError where these are measured values, not classes:
     many with fractions, or whole ones of which few occur twice."""
-    whole = all(map(str.isdecimal, classes))
+    whole = all(re.fullmatch(r"\d+([ :/%-].*)?", name) for name in classes)  # dates and shares, too
     if not all(map(_NUMBER.fullmatch, classes)) or (whole and len(classes) <= FEW_NUMBERS):
         return []
     text = f"{origin} has {len(classes):,} numbers for labels, such as {classes[-1]}, each a class of its own"
@@ -175,7 +175,7 @@ def read_label_rows(path: Path) -> Mapping[str, Sequence[str]]:
     text = read_text(path, name, errors="surrogateescape", newline="")
     for place, image, classes in readers[path.suffix.lower()](name, text):
         require(image not in rows, f"{place}: {display(image)} is there already; join the two")
-        rows[image] = [text for text in classes if text.strip()]
+        rows[image] = [text for text in classes if text.strip().lower() not in ("", "nan")]
     require(bool(rows), f"{name} is empty; write a line `image,class;class` for each image")
     return rows
 
@@ -236,6 +236,6 @@ def _json_lines(name: str, text: str) -> Iterator[_Row]:
         place = f"{name}, line {number}"
         try:
             row = json.loads(line)
-            yield place, str(row["image"]), [str(row["label"])]
+            yield place, str(row["image"]), [{str: str, int: str, float: str}[type(row["label"])](row["label"])]
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f'{place} must look like {{"image": "a.jpg", "label": "class"}}') from error

@@ -16,7 +16,7 @@ from beit.data.sources.listing import Listing
 from beit.data.sources.subsets import spread
 from beit.pixels import Limits
 
-_LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF", "HEIF")
+_LOSSY = {"JPEG", "MPO", "JPEG2000", "AVIF", "HEIF", "jpeg", "tiff_jpeg"}  # the last ones within TIFF
 
 
 class MapFiles(FileSource):
@@ -62,8 +62,8 @@ def decode_label_map(data: bytes, name: str, limits: Limits, key: ColorKey) -> N
     Raises :class:`ImageError` for a damaged file, and :class:`UserError` for a picture that is no label map.
     """
     image = open_pillow(data, name, limits)
-    reason = f"{name} is a {image.format} file, which changes the numbers of classes"
-    require(image.format not in _LOSSY, f"{reason}; write label maps as PNG from their source")
+    reason = f"{name} is a {image.format} whose compression changes numbers; write maps as PNG from their source"
+    require(_LOSSY.isdisjoint((image.format, image.info.get("compression"))), reason)
     raw_mode, white = _storage(image)
     colored = image.mode in ("RGB", "RGBA") and "16" not in raw_mode
     fits = colored or image.mode in ("1", "L", "P", "I") or image.mode.startswith("I;16")
