@@ -42,19 +42,6 @@ SMALL = {
 }
 UNTOLD = ("mean of normed", "no query, key and value bias")
 """Of which the weights alone do not tell the pooling, or that they are no BEiT's."""
-HUGGING_FACE: dict[str, dict[str, Any]] = {
-    "ViTModel": {"intermediate_size": 64},
-    "ViTForImageClassification": {"intermediate_size": 64, "qkv_bias": False},
-    "DeiTModel": {"intermediate_size": 64},
-    "DeiTForImageClassification": {"intermediate_size": 64},
-    "ViTMAEModel": {"intermediate_size": 64, "mask_ratio": 0.0},
-    "Dinov2Model": {"mlp_ratio": 2},
-    "Dinov2ForImageClassification": {"mlp_ratio": 2},
-    "Dinov2WithRegistersModel": {"mlp_ratio": 2, "num_register_tokens": 4},
-    "Dinov2WithRegistersForImageClassification": {"mlp_ratio": 2, "num_register_tokens": 2},
-}
-
-
 SMALL_TIMM: dict[str, Any] = {"img_size": (32, 32), "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
 """The knobs of a ViT of timm."""
 
@@ -116,35 +103,6 @@ def test_features_and_logits_of_timm(name: str, bare: bool, tmp_path: Path) -> N
     assert_same(load_model(path).double()(images), theirs(normalised))
 
 
-@pytest.mark.parametrize("name", HUGGING_FACE)
-@torch.no_grad()
-def test_features_and_logits_of_transformers(name: str, tmp_path: Path) -> None:
-    theirs = transformers_model(name, tmp_path, **HUGGING_FACE[name]).double()
-    encoder = load_encoder(tmp_path)
-    images, normalised = images_of(encoder)
-    order = {"noise": torch.arange(16.0).expand(2, -1)} if "MAE" in name else {}
-    base = getattr(theirs, theirs.base_model_prefix) if "Image" in name else theirs
-    assert_same(encoder.normed(encoder(images)), base(normalised, **order).last_hidden_state)
-    if "Image" in name:
-        assert_same(load_model(tmp_path).double()(images), theirs(normalised).logits)
-
-
-@pytest.mark.parametrize("qkv_bias", [True, False])
-@torch.no_grad()
-def test_a_beit_of_both_kinds_of_positions_with_and_without_biases(qkv_bias: bool, tmp_path: Path) -> None:
-    variant = {"use_abs_pos_emb": True, "use_rel_pos_bias": True, "qkv_bias": qkv_bias, "num_classes": 5}
-    theirs = coarse(timm.create_model("beit_base_patch16_224", **SMALL_TIMM, **variant))
-    save_for_hf(theirs, str(tmp_path), model_args={**SMALL_TIMM, **variant})
-    torch.save({"model": theirs.state_dict()}, tmp_path / "weights.pth")
-    theirs.double()
-    for path in (tmp_path, tmp_path / "weights.pth"):
-        ours = load_model(path).double()
-        assert ours.encoder.config.positions == "absolute and block_bias"
-        assert ours.encoder.config.qv_bias is qkv_bias
-        images, normalised = images_of(ours.encoder)
-        assert_same(ours(images), theirs(normalised))
-
-
 def test_averaged_weights_are_read_where_they_are_asked_for_or_alone(tmp_path: Path) -> None:
     weights = timm_model(tmp_path / "a").state_dict()
     average = {name: x + 1 for name, x in weights.items()}
@@ -189,21 +147,66 @@ def test_what_the_layout_allows_is_converted_back(tmp_path: Path) -> None:
         convert(tmp_path / "c", tmp_path / "d", to="timm")
 
 
+STRANGE: list[tuple[str, dict[str, Any], str]] = [
+    ("vit_giant_patch14_dinov2", {"mlp_ratio": 4}, "SwiGLU"),
+    ("eva02_base_patch16_clip_224", {}, "SwiGLU"),
+    ("vit_base_patch16_rope_224", {}, "rotary positions"),
+    ("vit_base_patch16_rope_mixed_224", {}, "rotary positions"),
+    ("vit_base_patch16_dinov3", {}, "rotary positions"),
+    ("vit_base_patch16_224", {"qk_norm": True}, "norms of queries and keys"),
+    ("vit_base_patch16_clip_224", {}, "a norm before the blocks"),
+    ("vit_base_patch16_224", {"global_pool": "map"}, "pooling by attention"),
+    ("samvit_base_patch16", {}, "windows"),
+    ("deit_tiny_distilled_patch16_224", {}, "a second head, of distillation"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "word"), STRANGE)
+def test_what_no_encoder_here_has_is_refused_by_name(
+    name: str, changes: dict[str, Any], word: str, tmp_path: Path
+) -> None:
+    """Whether timm's configuration lies beside the weights or not."""
+    arguments = {**SMALL_TIMM, "num_classes": 5, **changes}
+    theirs = timm.create_model(name, **arguments)
+    save_for_hf(theirs, str(tmp_path), model_args=arguments)
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    for path in (tmp_path, f"{tmp_path}/weights.pth@num_heads=4"):
+        with pytest.raises(UserError, match=f"{word} .*which no encoder here has; give a plain ViT or BEiT"):
+            load_model(path)
+
+
+def test_rotary_positions_beside_others_are_known_by_the_name_of_their_model(tmp_path: Path) -> None:
+    theirs = timm.create_model("vit_base_patch16_rope_ape_224", **SMALL_TIMM)
+    save_for_hf(theirs, str(tmp_path), model_args=SMALL_TIMM)
+    with pytest.raises(UserError, match="has rotary positions"):
+        load_model(tmp_path)
+
+
 @pytest.mark.parametrize(
-    ("part", "word"),
+    ("name", "changes", "message"),
     [
-        ("blocks.0.attn.q_norm.weight", "norms of queries and keys"),
-        ("norm_pre.weight", "a norm before the blocks"),
-        ("blocks.0.mlp.w12.weight", "SwiGLU"),
-        ("rope.freqs", "rotary positions"),
-        ("head_dist.weight", "a second head, of distillation"),
+        ("Dinov2Model", {"use_swiglu_ffn": True}, "has SwiGLU"),
+        ("DINOv3ViTModel", {"intermediate_size": 64}, "has rotary positions"),
+        ("CLIPVisionModel", {"intermediate_size": 64}, "has a norm before the blocks"),
+        ("VitDetModel", {"window_size": 2, "use_relative_position_embeddings": True}, "has windows"),
+        ("ViTMSNModel", {"intermediate_size": 64}, "is a vit_msn of Hugging Face; give a BEiT or a plain ViT"),
     ],
 )
-def test_what_no_encoder_here_has_is_refused_by_name(part: str, word: str, tmp_path: Path) -> None:
-    weights = timm_model(tmp_path).state_dict()
-    torch.save({**weights, part: torch.zeros(3, 3)}, tmp_path / "weights.pth")
-    with pytest.raises(UserError, match=word):
-        load_model(f"{tmp_path}/weights.pth@num_heads=4")
+def test_models_of_transformers_that_are_refused(
+    name: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    transformers_model(name, tmp_path, **changes)
+    with pytest.raises(UserError, match=message):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_whole_model_is_refused_with_the_remedy(inner: bool, tmp_path: Path) -> None:
+    """Nothing of it is executed, whichever library it is of."""
+    for number, model in enumerate([timm_model(tmp_path / "a"), transformers_model("ViTModel", tmp_path / "b")]):
+        torch.save({"model": model} if inner else model, tmp_path / f"{number}.pth")
+        with pytest.raises(UserError, match=r"save its weights alone, torch\.save\(model\.state_dict\(\), FILE\)"):
+            load_model(f"{tmp_path}/{number}.pth")
 
 
 def test_a_distilled_deit_is_refused_by_name_and_its_encoder_is_read(tmp_path: Path) -> None:

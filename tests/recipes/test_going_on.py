@@ -12,7 +12,15 @@ import pytest
 import timm
 import torch
 from run_results import log, metrics, same_weights, stopped_in_step, weights
-from tiny_runs import SHORT, finetune_config, pretrain_config, probe_config, segment_config, tokenizer_config
+from tiny_runs import (
+    SHORT,
+    finetune_config,
+    going_on,
+    pretrain_config,
+    probe_config,
+    segment_config,
+    tokenizer_config,
+)
 
 import beit
 from beit.checkpoints.adapt import change_channels
@@ -35,14 +43,8 @@ from beit.tokenizers.dvae import DiscreteVAE
 pytestmark = pytest.mark.slow
 
 
-def going_on(images: Path, out: Path, init: Path | str, **values: Any) -> PretrainConfig:
-    """A run of two steps of the network of `init`, none of whose knobs is given."""
-    length = {"steps": 2, "epochs": None, **SHORT}
-    return PretrainConfig(**{"data": str(images), "out": str(out), "init": str(init), **length, **values})
-
-
 def started(images: Path, out: Path, init: Path | str, **values: Any) -> str:
-    """What such a run says."""
+    """What a run says that goes on from `init`."""
     pretrain(going_on(images, out, init, **values))
     return log(out)
 
@@ -161,6 +163,13 @@ def test_a_released_file_goes_on_with_the_tokenizer_of_its_kind(
     assert "norm, mask token and head kept" in said
     loaded = beit.load_model(tmp_path / "run")
     torch.testing.assert_close(loaded.state_dict(), model.state_dict())
+    # BEiT v2 has as many tokens, which another tokenizer made.
+    contents = torch.load(tmp_path / "beit.pth")
+    contents["model"] |= {"cls_pt_layers.0.gamma_1": torch.zeros(16)}
+    torch.save(contents, tmp_path / "beit2.pth")
+    said = started(images, tmp_path / "second", f"{tmp_path}/beit2.pth@num_heads=2", **given)
+    assert "norm and mask token kept, new head" in said and "cls_pt_layers.0.gamma_1: left out" in said
+    assert beit.load_encoder(tmp_path / "second").config.pixel_mean == (0.485, 0.456, 0.406)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,12 @@ def pretrain_config(images: Path, out: Path, **values: Any) -> PretrainConfig:
     return PretrainConfig(data=str(images), out=str(out), **{**small, "steps": 4, "epochs": None, **SHORT, **values})
 
 
+def going_on(images: Path, out: Path, init: Path | str, **values: Any) -> PretrainConfig:
+    """Two steps of the network of `init`, none of whose knobs is given."""
+    length = {"steps": 2, "epochs": None, **SHORT}
+    return PretrainConfig(**{"data": str(images), "out": str(out), "init": str(init), **length, **values})
+
+
 def finetune_config(data: Path, out: Path, **values: Any) -> FinetuneConfig:
     """Four steps of a classifier; from scratch the encoder of :func:`pretrain_config`."""
     small = {"image_size": 32, "patch_size": 8, "width": 16, "depth": 2, "num_heads": 2}

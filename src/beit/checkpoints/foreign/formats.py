@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from beit.checkpoints.foreign import dalle, huggingface, timm, unilm
+from beit.checkpoints.foreign.plain import refuse_strange
 from beit.checkpoints.foreign.survey import Foreign, Survey, survey_encoder
 from beit.checkpoints.reading.torch_file import INDEX, TensorFile, open_shards, open_tensor_file
 from beit.checkpoints.reference import Stated
@@ -55,8 +56,9 @@ def _configured(path: Path, file: TensorFile) -> Foreign | None:
         ("model_type", "Hugging Face", huggingface.is_config),
         ("architecture", "timm", timm.is_config),
     ):
-        if key in config and not is_config(config):
-            raise UserError(f"{path} is a {printable(str(config[key]), 40)} of {library}, not a beit")
+        if name := printable(str(config.get(key, "")), 40):
+            refuse_strange(path, [*file.tensors(file.contents), name])  # some rotary positions have a name alone
+            require(is_config(config), f"{path} is a {name} of {library}; give a BEiT or a plain ViT")
     try:
         if timm.is_config(config):
             return timm.open_folder(file, config)

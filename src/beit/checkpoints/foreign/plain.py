@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beit.config.architecture import PIXEL_STATISTICS
-from beit.config.errors import UserError
+from beit.config.errors import require
 from beit.untrusted import Facts
 
 TABLE = "relative_position_bias_table"
@@ -21,17 +21,19 @@ _STRANGE = {
     **dict.fromkeys(("mlp.w12", "mlp.w1.", "mlp.fc1_g", "weights_in"), "SwiGLU"),
     **dict.fromkeys(("q_norm", "k_norm"), "norms of queries and keys"),
     **dict.fromkeys(("norm_pre", "pre_layrnorm"), "a norm before the blocks"),
-    **dict.fromkeys(("rope", "rotary"), "rotary positions"),
+    **dict.fromkeys(("rope", "rotary", "dinov3"), "rotary positions"),
     **{"attn_pool": "pooling by attention", "rel_pos_h": "windows"},
     **dict.fromkeys(("head_dist", "distillation_classifier"), "a second head, of distillation"),
 }
 
 
-def refuse_strange(path: Path, names: Iterable[str]) -> None:
+def refuse_strange(path: Path, names: Collection[str]) -> None:
     """UserError where `names` of weights are those of a part that no encoder here has."""
-    for part, words in _STRANGE.items():
-        if any(part in key for key in names):
-            raise UserError(f"{path} has {words} ({part}), which no encoder here has; give a plain ViT or BEiT")
+    found = [f"{words} ({part})" for part, words in _STRANGE.items() if any(part in key for key in names)]
+    # DINOv3 keeps nothing of its rotary positions in a file.
+    is_plain = any(key.endswith((".qkv.bias", "reg_token", EMBEDDED)) for key in names)
+    found += ["rotary positions (no pos_embed)"] if is_plain and not any("pos" in key for key in names) else []
+    require(not found, f"{path} has {', '.join(found)}, which no encoder here has; give a plain ViT or BEiT")
 
 
 def renamed(weights: Facts) -> tuple[dict[str, Any], list[str]]:
@@ -47,10 +49,11 @@ def converted(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights under our names, some of them as plain ViTs have them -> ours, equal in every output; on any device.
 
     The bias of keys is dropped: it adds a constant to all scores of a query, which cancels in the softmax. Tokens
-    with positions become registers that contain them; a table without a class token's row gets one of zeros. A
-    position bias of all blocks beside one of each, which no model here has, is added to these.
+    with positions become registers that contain them; a table without a class token's row (DeiT III) gets one of
+    zeros. A position bias of all blocks beside one of each, which no model here has, is added to these.
     """
     ours = dict(weights)
+    is_plain = any(name.endswith((".qkv.bias", EMBEDDED)) for name in ours)
     tables = [name for name in ours if name.endswith(f".attn.{TABLE}")]
     if shared := [name for name in ours if name.endswith(f"rel_pos_bias.{TABLE}")] if tables else []:
         table = ours.pop(shared[0])
@@ -59,15 +62,15 @@ def converted(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         query, _, value = ours.pop(name).chunk(3)
         ours |= {name.replace("qkv.bias", "q_bias"): query.clone()}
         ours |= {name.replace("qkv.bias", "v_bias"): value.clone()}
-    for name in [name for name in ours if name.endswith(EMBEDDED)]:
-        stem = name.removesuffix(EMBEDDED)
-        tokens, table = ours.pop(name), ours[f"{stem}pos_embed"]
-        first, rows = 1 + tokens.shape[1], table.shape[1]
+    for name in [name for name in ours if is_plain and name.endswith("pos_embed")]:
+        stem, table = name.removesuffix("pos_embed"), ours[name]
+        tokens, rows = ours.pop(stem + EMBEDDED, table[:, :0]), table.shape[1]
+        first = 1 + tokens.shape[1]
         if math.isqrt(rows) ** 2 == rows:  # of patches alone
             table = F.pad(table, (0, 0, 1, 0))
         else:
             tokens, table = tokens + table[:, 1:first], table[:, [0, *range(first, rows)]]
-        ours |= {f"{stem}register_tokens": tokens, f"{stem}pos_embed": table}
+        ours |= {name: table} | ({f"{stem}register_tokens": tokens} if first > 1 else {})
     return ours
 
 

@@ -122,6 +122,8 @@ def _width_and_patch(shapes: Mapping[str, Shape]) -> tuple[int, int]:
         found = f"cls_token {token}, patch_embed.proj.weight {patches} and mlp.fc1.weight {hidden}"
         raise UserError(f"{found} are not those of an encoder of square patches of RGB images")
     require(0 not in (*token, *patches, *hidden), "it has weights without numbers")
+    gated = hidden[0] == 2 * shapes.get("encoder.blocks.0.mlp.fc2.weight", (0,))[-1]
+    require(not gated, "it has SwiGLU (mlp.fc1 with gates), which no encoder here has; give a plain ViT or BEiT")
     return token[2], patches[2]
 
 

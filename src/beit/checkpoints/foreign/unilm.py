@@ -22,13 +22,12 @@ from beit.checkpoints.foreign.shapes import with_table
 from beit.checkpoints.foreign.survey import Foreign
 from beit.checkpoints.reading.safe_pickle import Inert
 from beit.checkpoints.reading.torch_file import TensorFile
-from beit.config.architecture import PIXEL_STATISTICS
 from beit.config.errors import require
 from beit.config.values import as_type
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.position import relative_position_index
 from beit.models.segmentation import SemanticSegmenter
-from beit.untrusted import Facts
+from beit.untrusted import Facts, listed
 
 NAME = "unilm"
 _TABLE = "relative_position_bias_table"
@@ -63,6 +62,8 @@ _CONTAINERS = ("model", "module", "state_dict", "model_state_dict", "net", "netw
 """Keys that trainers keep the weights under."""
 AVERAGES = ("model_ema", "state_dict_ema")
 """Those of averaged weights."""
+SECOND = "VQ-KD, of BEiT v2"
+"""What made the tokens that its pre-training files predict, in place of the hash of a tokenizer."""
 _WRAPPERS = ("module.", "model.", "net.", "network.", "_orig_mod.")
 """What stands before all names where a wrapper's weights were saved."""
 _BACKBONE = "backbone."
@@ -84,32 +85,33 @@ def open_file(file: TensorFile, averaged: bool) -> Foreign:
     """A model of the released code, of mmsegmentation, or of another trainer; its weights, or those `averaged`."""
     contents, weights = file.contents, _weights(file.contents, averaged) or {}
     plain = "blocks.0.attn.qkv.bias" in weights
+    second = sorted(name for name in weights if name.startswith("cls_pt_"))
+    weights = {name: x for name, x in weights.items() if name not in second}
     weights, notes = renamed(weights) if plain else (weights, [])
+    notes += [f"{listed(second)}: left out, BEiT v2 trains its class token by them alone"] if second else []
     segments = _is_segmenter(weights)
     arguments, meta = contents.get("args"), contents.get("meta") if segments else None
     run = arguments.attributes if isinstance(arguments, Inert) else {}
     meta = meta if isinstance(meta, dict) else {}
     # All segmentation of the released code has ImageNet's, although its encoders were trained with 0.5.
-    imagenet = segments or run.get("imagenet_default_mean_and_std")
-    statistics = zip(("pixel_mean", "pixel_std"), PIXEL_STATISTICS["imagenet" if imagenet else "half"], strict=True)
+    imagenet = segments or bool(second) or (plain and "head.weight" not in weights)
+    pixels, doubts = pixels_of(bool(run.get("imagenet_default_mean_and_std", imagenet)))
     palette = _as(Sequence[tuple[int, int, int]], meta.get("PALETTE"))
     in_bytes = all(0 <= x < 256 for color in palette for x in color)
+    extra: dict[str, Any] = {"palette": [list(color) for color in palette]} if palette and in_bytes else {}
     origin = {name: run.get(name) for name in ("model", "epochs")}
     words = {True: "the averaged weights are read", False: "not read, the weights as trained are"}
-    facts = dict(statistics) if isinstance(imagenet, bool) else {}
-    if plain:
-        facts, doubts = pixels_of(imagenet="head.weight" not in weights)
-        notes += doubts
+    notes += [f"{x}: {words[x == _place(contents, averaged)]}" for x in AVERAGES if x in contents]
     return Foreign(
         format="vit" if plain else NAME,
         file=file,
         tensors=file.tensors(weights),
         table=SEGMENTER_KEYS if segments else PLAIN_KEYS if plain else KEYS,
-        facts=facts,
+        facts=pixels,
         classes=[*_as(Sequence[str], meta.get("CLASSES"))] or None,
         provenance={name: value for name, value in origin.items() if isinstance(value, str | int)},
-        extra={"palette": [list(color) for color in palette]} if palette and in_bytes else {},
-        notes=notes + [f"{x}: {words[x == _place(contents, averaged)]}" for x in AVERAGES if x in contents],
+        extra=extra | ({"tokenizer": SECOND} if second else {}),
+        notes=notes + (doubts if plain else []),
     )
 
 

@@ -166,7 +166,8 @@ def _features(encoder: BeitEncoder, layer: int) -> Reading:
     """The class token and the mean of the patches after block `layer`."""
 
     def features(batch: ImageBatch) -> dict[str, Tensor]:
-        tokens = encoder.normed(encoder.states(batch.image, [layer])[0].float())
+        tokens = encoder.normed(encoder.states(batch.image, [layer])[0])
+        tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
         return {"mean": tokens[:, encoder.num_prefix_tokens :].mean(dim=1), "cls": tokens[:, 0]}
 
     view = EvaluationView(encoder.config.image_size)
