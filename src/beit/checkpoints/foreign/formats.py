@@ -52,13 +52,10 @@ def _configured(path: Path, file: TensorFile) -> Foreign | None:
     """A model of timm or of Hugging Face, with the configuration beside its weights if there is one."""
     names = ("config.json", "preprocessor_config.json") if file.path.name in WEIGHT_FILES else ()
     config, processor = [read_json(file.path.with_name(name)) or {} for name in names] or ({}, {})
-    for key, library, is_config in (
-        ("model_type", "Hugging Face", huggingface.is_config),
-        ("architecture", "timm", timm.is_config),
-    ):
+    for key, library, its in (("model_type", "Hugging Face", huggingface), ("architecture", "timm", timm)):
         if name := printable(str(config.get(key, "")), 40):
             refuse_strange(path, [*file.tensors(file.contents), name])  # some rotary positions have a name alone
-            require(is_config(config), f"{path} is a {name} of {library}; give a BEiT or a plain ViT")
+            require(its.is_config(config), f"{path} is a {name} of {library}; give a BEiT or a plain ViT")
     try:
         if timm.is_config(config):
             return timm.open_folder(file, config)

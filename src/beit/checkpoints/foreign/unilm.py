@@ -17,7 +17,7 @@ from torch import nn
 
 from beit.checkpoints.foreign import upernet
 from beit.checkpoints.foreign.key_map import KeyMap
-from beit.checkpoints.foreign.plain import EMBEDDED, pixels_of, renamed
+from beit.checkpoints.foreign.plain import EMBEDDED, TABLE, pixels_of, renamed
 from beit.checkpoints.foreign.shapes import with_table
 from beit.checkpoints.foreign.survey import Foreign
 from beit.checkpoints.reading.safe_pickle import Inert
@@ -30,12 +30,11 @@ from beit.models.segmentation import SemanticSegmenter
 from beit.untrusted import Facts, listed
 
 NAME = "unilm"
-_TABLE = "relative_position_bias_table"
 ENCODER = [
-    *("cls_token", "pos_embed", "patch_embed.proj.*", f"rel_pos_bias.{_TABLE}"),
+    *("cls_token", "pos_embed", "patch_embed.proj.*", f"rel_pos_bias.{TABLE}"),
     *("blocks.{}.norm1.*", "blocks.{}.norm2.*", "blocks.{}.gamma_1", "blocks.{}.gamma_2"),
     *("blocks.{}.attn.qkv.weight", "blocks.{}.attn.q_bias", "blocks.{}.attn.v_bias", "blocks.{}.attn.proj.*"),
-    *(f"blocks.{{}}.attn.{_TABLE}", "blocks.{}.mlp.fc1.*", "blocks.{}.mlp.fc2.*"),
+    *(f"blocks.{{}}.attn.{TABLE}", "blocks.{}.mlp.fc1.*", "blocks.{}.mlp.fc2.*"),
 ]
 """Our encoder has the released names."""
 INDICES = ("rel_pos_bias.relative_position_index", "blocks.{}.attn.relative_position_index")
@@ -62,13 +61,9 @@ _CONTAINERS = ("model", "module", "state_dict", "model_state_dict", "net", "netw
 """Keys that trainers keep the weights under."""
 AVERAGES = ("model_ema", "state_dict_ema")
 """Those of averaged weights."""
-SECOND = "VQ-KD, of BEiT v2"
-"""What made the tokens that its pre-training files predict, in place of the hash of a tokenizer."""
 _WRAPPERS = ("module.", "model.", "net.", "network.", "_orig_mod.")
 """What stands before all names where a wrapper's weights were saved."""
 _BACKBONE = "backbone."
-_PYRAMIDS = (8, 16)
-"""Patch sizes that the released code has a pyramid for."""
 SEGMENTER_KEYS = KeyMap(
     [*((f"encoder.{name}", _BACKBONE + name) for name in ENCODER), *upernet.rows(_BACKBONE, "conv_seg")],
     ignored=[_BACKBONE + name for name in INDICES],
@@ -110,7 +105,8 @@ def open_file(file: TensorFile, averaged: bool) -> Foreign:
         facts=pixels,
         classes=[*_as(Sequence[str], meta.get("CLASSES"))] or None,
         provenance={name: value for name, value in origin.items() if isinstance(value, str | int)},
-        extra=extra | ({"tokenizer": SECOND} if second else {}),
+        # In place of the hash of the tokenizer that made the tokens which its head predicts.
+        extra=extra | ({"tokenizer": "VQ-KD, of BEiT v2"} if second else {}),
         notes=notes + (doubts if plain else []),
     )
 
@@ -152,15 +148,13 @@ def write(model: nn.Module, destination: Path, classes: Sequence[str] | None, ex
     assert isinstance(model, MaskedImageModel | ImageClassifier | SemanticSegmenter)
     encoder, segments = model.encoder, isinstance(model, SemanticSegmenter)
     patch = encoder.config.patch_size
-    fits = not segments or patch in _PYRAMIDS
     lacking = f"the released code has pyramids for patches of 8 and 16: it cannot hold one for patches of {patch}"
-    require(fits, lacking)
+    require(not segments or patch in (8, 16), lacking)
     weights, notes = with_table(model)
     weights = (SEGMENTER_KEYS if segments else KEYS).write(weights, NAME)
     # The released code wants the index of its tables beside them; all blocks share one.
     index = relative_position_index(encoder.grid)
-    tables = [key for key in weights if key.endswith(_TABLE)]
-    weights |= {key.replace(_TABLE, "relative_position_index"): index for key in tables}
+    weights |= {key.replace(TABLE, "relative_position_index"): index for key in [*weights] if key.endswith(TABLE)}
     meta = {"CLASSES": tuple(classes or ()) or None, "PALETTE": extra.get("palette")}
     with destination.open("wb") as file:
         torch.save({"meta": meta, "state_dict": weights} if segments else {"model": weights}, file)
