@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from beit.stages.tasks import labels
 from beit.stages.train import RunBatches
 from beit.training import loop
 from beit.training.method import Method, Noise, StepOutput
-from beit.training.plan import Plan
+from beit.training.plan import Job, Plan
 from beit.training.state import TrainingState
 
 WATCHED = (
@@ -84,11 +84,9 @@ def arrive(recipe: Callable[[Any], None], config: Any) -> Arrived:
     arrived: list[Arrived] = []
     arguments: dict[str, dict[str, Any]] = {}
 
-    def fit(
-        method: Method, batches: RunBatches, plan: Plan, run: Any, compute: Any, precision: str, *others: Any
-    ) -> None:
-        state = loop.initial_state(method, plan, compute)
-        arrived.append(Arrived(method, batches, plan, state, precision, arguments))
+    def fit(job: Job, *others: Any) -> None:
+        state = loop.initial_state(job)
+        arrived.append(Arrived(job.method, cast(RunBatches, job.batches), job.plan, state, job.precision, arguments))
         raise Reached
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Reached):

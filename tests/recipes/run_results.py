@@ -40,7 +40,7 @@ def stopped_in_step(number: int, run: str | None = None) -> Iterator[None]:
 
     class Interrupted(Stepper):
         def take_step(self, micro_batches: Any) -> None:
-            if self.state.step == number - 1 and run in (None, Path(self.plan.config.out).name):
+            if self.state.step == number - 1 and run in (None, Path(self.job.plan.config.out).name):
                 raise KeyboardInterrupt
             super().take_step(micro_batches)
 

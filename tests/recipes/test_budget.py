@@ -23,7 +23,7 @@ from beit.recipes.probe import probe
 from beit.recipes.tokenizer.run import tokenizer
 from beit.stages import train as train_stage
 from beit.stages.scores.features import FeatureSource
-from beit.training.plan import Pace
+from beit.training.plan import Job, Pace
 
 pytestmark = pytest.mark.slow
 
@@ -167,8 +167,8 @@ def test_a_step_too_long_to_rehearse_is_told_by_a_few_images(
 ) -> None:
     batches = list[int]()
 
-    def timed(method: Any, source: Any, plan: Any, *arguments: Any, **options: Any) -> Pace:
-        batches.append(plan.config.batch_size)
+    def timed(job: Job, **options: Any) -> Pace:
+        batches.append(job.plan.config.batch_size)
         return Pace(step=60.0)
 
     monkeypatch.setattr(train_stage, "measure", timed)

@@ -24,11 +24,11 @@ from toy_recipe import Toy, ToyBatches, train
 from beit.config.errors import RunFailed, UserError
 from beit.training.device import Compute, Precision, choose_device, choose_precision, open_compute, seed_of
 from beit.training.evaluation import Evaluator
-from beit.training.method import Evaluation
+from beit.training.method import Evaluation, Learner, Method
 from beit.training.metrics import MetricWindow, json_ready, line_of
 from beit.training.nonfinite import NonFiniteGuard
 from beit.training.optim import adamw
-from beit.training.plan import Pace, Plan
+from beit.training.plan import Job, Pace, Plan
 from beit.training.signals import StopRequested, StopSignals
 from beit.training.state import TrainingState
 
@@ -196,7 +196,9 @@ def test_ranks_leave_a_measurement_together(asked: bool) -> None:
     stop.requested = asked
     state = TrainingState(nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1)]), {}, None, "stop")
     evaluation = Evaluation(evaluate_batch=lambda model, batch: {})
-    evaluator = Evaluator(evaluation, ToyBatches(SPLIT, compute, lambda: None), state, compute, "float32", 0, stop)
+    method = Method(learner=Learner(model=state.model), evaluation=evaluation)
+    job = Job(method, ToyBatches(SPLIT, compute, lambda: None), Plan(SPLIT, 8), compute, "float32")
+    evaluator = Evaluator(job, state, stop)
     with pytest.raises(StopRequested):
         evaluator.measure(measure)
     assert questions == [asked]

@@ -26,7 +26,7 @@ from beit.training.console import Console
 from beit.training.device import Compute, choose_precision, open_compute
 from beit.training.loop import fit
 from beit.training.method import Evaluation, EvaluationSplit, Learner, Method, Noise, StepOutput
-from beit.training.plan import Plan
+from beit.training.plan import Job, Plan
 from beit.training.run.directory import Request
 from beit.training.run.opening import open_run, stored_run
 
@@ -123,7 +123,7 @@ def train(
     with open_run(out, request, compute=compute, console=console, overwrite=overwrite) as run:
         batches = ToyBatches(toy, compute, on_evaluation)
         precision = choose_precision(toy.precision, compute.device)
-        return fit(toy_method(toy, compute), batches, Plan(toy, IMAGES), run, compute, precision, save_model)
+        return fit(Job(toy_method(toy, compute), batches, Plan(toy, IMAGES), compute, precision), run, save_model)
 
 
 class ToyBatches:

@@ -30,7 +30,7 @@ from beit.training.console import Console, duration
 from beit.training.device import to_device
 from beit.training.loop import fit
 from beit.training.method import EvaluationSplit, Method, Product
-from beit.training.plan import Pace, Plan
+from beit.training.plan import Job, Pace, Plan
 from beit.training.run.directory import SKIPPED, TRAINED_ON
 from beit.training.run.opening import open_run
 from beit.training.signals import StopRequested, stop_signals
@@ -84,8 +84,8 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
             _prepare(method, batches, machine)
         save = partial(_save, session, method.product)
         verdict = partial(batches.judgement.verdict, run.path, method)
-        shown = with_page(method, run)
-        results = fit(shown, batches, plan, run, compute, machine.precision, save, session.pace, verdict)
+        job = Job(with_page(method, run), batches, plan, compute, machine.precision)
+        results = fit(job, run, save, session.pace, verdict)
         conclude(session, method.notes, results, run.damaged())
         if run.budget is not None and config.extend_to is None:
             console.say(f"took {duration(run.elapsed)} of a budget of {run.budget}")
@@ -148,11 +148,10 @@ def rehearse(session: Session[Any], method: Method, feed: Feed, seconds: float) 
     held_back, test = (math.ceil(len(images) / together) for images in judged)
     if method.evaluation.measure is not None:  # which shows the network about as many images again
         held_back *= 2
-    run = method, batches, feed.images.plan(config), compute, machine.precision
-    pace, few = measure(*run, passes=(held_back, test), seconds=seconds), batches.few_to_train_on(FEW_IMAGES)
+    job = Job(method, batches, feed.images.plan(config), compute, machine.precision)
+    pace, few = measure(job, passes=(held_back, test), seconds=seconds), batches.few_to_train_on(FEW_IMAGES)
     if few is not None:
-        work = work_of_an_image(method, few, config, compute, machine.precision)
-        pace = pace._replace(image=work / rate_of(compute, machine.precision))
+        pace = pace._replace(image=work_of_an_image(job, few) / rate_of(compute, machine.precision))
     return pace
 
 

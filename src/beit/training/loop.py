@@ -14,12 +14,11 @@ from torch import nn
 from beit.config.errors import Interrupted, RunFailed, out_of_memory
 from beit.patience import Silence
 from beit.training.console import Bar, bar, duration
-from beit.training.device import Compute, Precision
+from beit.training.device import Compute
 from beit.training.evaluation import Evaluator
-from beit.training.method import Batches, Method
 from beit.training.metrics import MEASURED, brief_line, line_of
 from beit.training.optim import set_learning_rate
-from beit.training.plan import Pace, Plan
+from beit.training.plan import Job, Pace, Plan
 from beit.training.run.directory import SAMPLES, RunDirectory
 from beit.training.run.saver import Saver
 from beit.training.run.trackers import Track, open_trackers
@@ -36,17 +35,9 @@ Conclude = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 def fit(
-    method: Method,
-    batches: Batches,
-    plan: Plan,
-    run: RunDirectory,
-    compute: Compute,
-    precision: Precision,
-    save_model: SaveModel,
-    pace: Pace | None = None,
-    conclude: Conclude = lambda results: {},
+    job: Job, run: RunDirectory, save_model: SaveModel, pace: Pace | None = None, conclude: Conclude = dict
 ) -> dict[str, Any]:
-    """Train the model of `method` from wherever `run` stands to the end of `plan`. Returns what results.json holds.
+    """Train the model of `job` from wherever `run` stands to the end of its plan. Returns what results.json holds.
 
     Killed anywhere and called again with the same arguments, it ends with the same weights, bit for bit on a CPU,
     if the step draws random numbers from torch alone, and the batches of the same steps have the same data.
@@ -57,22 +48,21 @@ def fit(
         Interrupted: asked to stop by a signal, and saved.
         RunFailed: a loss or gradient that is not finite, no memory, saves that fail, ranks that are gone.
     """
-    state = initial_state(method, plan, compute)
+    plan, compute, state = job.plan, job.compute, initial_state(job)
     restore(state, run, plan, compute)
-    saver = Saver(state, plan, run, compute, save_model)
+    saver = Saver(job, state, run, save_model)
     # Killed between a state and its model-best/, or gone back to an older state: the best is found again.
-    if method.evaluation.keep_best and not compute.from_main(saver.holds_best):
+    if job.method.evaluation.keep_best and not compute.from_main(saver.holds_best):
         state.best = {}
     run.write_status(step=state.step, steps=plan.steps)
     with (
         stop_signals(distributed=compute.world > 1) as stop,
-        explained(saver, compute),
+        explained(saver),
         open_trackers(plan.config, run, state.step, compute) as trackers,
         bar("steps", plan.steps, done=state.step, shown=compute.main, file=sys.stdout) as progress,
     ):
-        stepper = Stepper(method.learner, plan, state, compute, precision)
-        evaluator = Evaluator(method.evaluation, batches, state, compute, precision, plan.config.seed, stop)
-        loop = Loop(method, batches, plan, run, saver, stepper, evaluator, trackers, progress, pace or Pace())
+        evaluator = Evaluator(job, state, stop)
+        loop = Loop(job, run, saver, Stepper(job, state), evaluator, trackers, progress, pace or Pace())
         try:
             loop.train()
             return loop.finish(conclude)
@@ -98,19 +88,19 @@ def restore(state: TrainingState, run: RunDirectory, plan: Plan, compute: Comput
 
 
 @contextmanager
-def explained(saver: Saver, compute: Compute) -> Iterator[None]:
+def explained(saver: Saver) -> Iterator[None]:
     """Turn a lack of memory and the loss of another rank into a RunFailed that says what to do."""
     try:
         yield
     except (RunFailed, Interrupted):
         raise
     except (RuntimeError, MemoryError) as error:
-        step, config, text = saver.state.step + 1, saver.plan.config, str(error).lower()
+        step, config, compute = saver.state.step + 1, saver.job.plan.config, saver.job.compute
         if out_of_memory(error):
             sizes = f"--batch-size {config.batch_size} and --accumulate {config.accumulate}"
             mend = f"double --accumulate or lower --batch-size; {saver.last_resort}"
             raise RunFailed(f"out of memory in step {step}, with {sizes}: {mend}") from error
-        if compute.world > 1 and any(sign in text for sign in LOST_RANK):
+        if compute.world > 1 and any(sign in str(error).lower() for sign in LOST_RANK):
             lost = f"rank {compute.rank} lost touch with another rank in step {step}"
             raise RunFailed(f"{lost}; {saver.last_resort}") from error
         raise
@@ -120,9 +110,7 @@ def explained(saver: Saver, compute: Compute) -> Iterator[None]:
 class Loop:
     """One call of :func:`fit`, on its way."""
 
-    method: Method
-    batches: Batches
-    plan: Plan
+    job: Job
     run: RunDirectory
     saver: Saver
     stepper: Stepper
@@ -134,13 +122,13 @@ class Loop:
     """The last step that was followed by an evaluation."""
 
     def __post_init__(self) -> None:
+        self.method, self.plan, self.compute = self.job.method, self.job.plan, self.job.compute
         self.learner, self.state, self.stop = self.method.learner, self.saver.state, self.evaluator.stop
-        self.compute = self.saver.compute
 
     def train(self) -> None:
         """From the step after `state.step` to the last one."""
         state, plan = self.state, self.plan
-        micro_batches = iter(self.batches.train(state.step, plan.steps))
+        micro_batches = iter(self.job.batches.train(state.step, plan.steps))
         self.stepper.network.train()
         while True:
             if state.step == 0 < plan.steps:

@@ -6,6 +6,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 from beit.config.run import TrainingConfig
+from beit.training.device import Compute, Precision
+from beit.training.method import Batches, Method
 from beit.training.optim import Rates, Schedule, constant_schedule, cool_down_start
 
 
@@ -83,6 +85,16 @@ class Plan:
     @cached_property
     def _eval_every(self) -> int:
         return math.ceil(self.steps / self.config.evaluations)
+
+
+class Job(NamedTuple):
+    """What is trained, or rehearsed: a method and its images, for how long, and where."""
+
+    method: Method
+    batches: Batches
+    plan: Plan
+    compute: Compute
+    precision: Precision
 
 
 class Pace(NamedTuple):

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from beit.training.device import Compute, Precision, autocast, reseed, seed_of, to_device
-from beit.training.method import Learner, Method, Noise
+from beit.training.device import Compute, autocast, reseed, seed_of, to_device
+from beit.training.method import Noise
 from beit.training.metrics import MetricWindow, accumulate
 from beit.training.nonfinite import NonFiniteGuard
 from beit.training.optim import adamw, parameter_groups
-from beit.training.plan import Plan
+from beit.training.plan import Job
 
 
 @dataclass(eq=False)
@@ -108,9 +108,9 @@ class TrainingState:
         self.first = dict(state.get("first", {}))  # runs of 0.1 have none
 
 
-def initial_state(method: Method, plan: Plan, compute: Compute) -> TrainingState:
+def initial_state(job: Job) -> TrainingState:
     """All of a run before its first step, on the device."""
-    learner, config = method.learner, plan.config
+    learner, config, compute = job.method.learner, job.plan.config, job.compute
     for module in (learner.model, *learner.companions.values()):
         module.to(compute.device)
     groups = parameter_groups(
@@ -119,7 +119,7 @@ def initial_state(method: Method, plan: Plan, compute: Compute) -> TrainingState
         layer_decay=learner.layer_decay,
         layer_groups=learner.layer_groups,
     )
-    optimizer = adamw(groups, lr=plan.peak, betas=(config.beta1, config.beta2))
+    optimizer = adamw(groups, lr=job.plan.peak, betas=(config.beta1, config.beta2))
     split = compute.world, config.accumulate
     return TrainingState(learner.model, optimizer, learner.companions, config.ema_decay, config.nonfinite, split)
 
@@ -128,20 +128,18 @@ def initial_state(method: Method, plan: Plan, compute: Compute) -> TrainingState
 class Stepper:
     """Takes the optimiser steps of a run, and of its rehearsal."""
 
-    learner: Learner
-    plan: Plan
+    job: Job
     state: TrainingState
-    compute: Compute
-    precision: Precision
 
     def __post_init__(self) -> None:
-        self.network = self.compute.distribute(self.state.model)
+        self.network = self.job.compute.distribute(self.state.model)
         """The model as the step calls it: wrapped when there are several ranks."""
         self.parameters = [p for group in self.state.optimizer.param_groups for p in group["params"]]
 
     def take_step(self, micro_batches: Iterator[Any]) -> None:
         """One optimiser step: all its passes, and the update if everything is finite."""
-        state, config, compute, step = self.state, self.plan.config, self.compute, self.learner.step
+        job, state, step = self.job, self.state, self.job.method.learner.step
+        config, compute = job.plan.config, job.compute
         assert step is not None, "a run of no steps takes none"
         size = config.batch_size // (compute.world * config.accumulate)
         started, waited = time.perf_counter(), 0.0
@@ -157,7 +155,7 @@ class Stepper:
             noise = Noise(config.seed, state.step, range(place * size, (place + 1) * size), compute.device)
             is_last = index == config.accumulate - 1
             with nullcontext() if is_last else compute.no_sync(self.network):
-                with autocast(compute.device, self.precision):
+                with autocast(compute.device, job.precision):
                     output = step(self.network, batch, state.step, noise)
                 torch.autograd.backward(output.loss / config.accumulate)
             metrics = output.metrics | {"loss": output.loss}
@@ -170,9 +168,9 @@ class Stepper:
 
     def update(self, totals: dict[str, Tensor]) -> None:
         """Change the weights by the gradients at hand, and count the step's figures."""
-        state, clip_grad = self.state, self.plan.config.clip_grad
+        state, clip_grad = self.state, self.job.plan.config.clip_grad
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        bad = self.compute.any_rank(~(torch.isfinite(totals["loss"]) & torch.isfinite(norm)))
+        bad = self.job.compute.any_rank(~(torch.isfinite(totals["loss"]) & torch.isfinite(norm)))
         if clip_grad is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, clip_grad, norm)
         state.guard.update(state.optimizer, bad)

@@ -18,6 +18,7 @@ from beit.stages.session import Session
 from beit.tokenizers.dvae import Layers
 from beit.training.device import Compute, Precision, autocast, memory_of
 from beit.training.method import Method, Noise, StepOutput
+from beit.training.plan import Job
 
 FEW = 2
 """Images of the smaller pass that is measured: batch norms need two."""
@@ -77,15 +78,13 @@ def bytes_for_an_image(method: Method, batch: Any, compute: Compute, precision: 
     return (some - few) / FEW
 
 
-def work_of_an_image(
-    method: Method, batch: Any, config: TrainingConfig, compute: Compute, precision: Precision
-) -> float:
-    """Multiply-adds of a training step for each of its images, without what `config` has computed a second time. The
+def work_of_an_image(job: Job, batch: Any) -> float:
+    """Multiply-adds of a training step for each of the images of `batch`, without what is computed a second time. The
     method is left as it was."""
-    model = method.learner.model
+    method, compute, config, model = job.method, job.compute, job.plan.config, job.method.learner.model
     checkpoint_activations(model, replace(config, checkpoint_activations="off"))
     with untouched(method), torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
-        with autocast(compute.device, precision):
+        with autocast(compute.device, job.precision):
             output = _pass(method, batch, FEW, compute)()
         torch.autograd.backward(output.loss)
     checkpoint_activations(model, config)

@@ -13,10 +13,10 @@ from tempfile import TemporaryDirectory
 import torch
 
 from beit.config.run import TrainingConfig
-from beit.training.device import Compute, Precision, eval_mode
-from beit.training.method import Batches, Method
+from beit.training.device import Compute, eval_mode
+from beit.training.method import Method
 from beit.training.optim import set_learning_rate
-from beit.training.plan import Pace, Plan
+from beit.training.plan import Job, Pace
 from beit.training.state import Stepper, initial_state
 
 WARM_UP, TIMED = 1, 1
@@ -43,22 +43,13 @@ def fit_into(seconds: float, pace: Pace, config: TrainingConfig) -> tuple[int, i
     return max(1, math.floor(left / step)), evaluations
 
 
-def measure(
-    method: Method,
-    batches: Batches,
-    plan: Plan,
-    compute: Compute,
-    precision: Precision,
-    *,
-    passes: tuple[int, int],
-    seconds: float,
-) -> Pace:
-    """The pace of `method`, whose evaluation and final test take so many `passes`, on this machine; about `seconds`
-    are spent on steps. The method is left as it was."""
-    with untouched(method), torch.random.fork_rng(devices=[]):
-        step, size = _time_steps(method, batches, plan, compute, precision, seconds)
-        with eval_mode(compute.device, precision):
-            a_pass, drawing = _time_evaluation(method, batches, compute)
+def measure(job: Job, *, passes: tuple[int, int], seconds: float) -> Pace:
+    """The pace of `job`, whose evaluation and final test take so many `passes`, on this machine; about `seconds` are
+    spent on steps. The method is left as it was."""
+    with untouched(job.method), torch.random.fork_rng(devices=[]):
+        step, size = _time_steps(job, seconds)
+        with eval_mode(job.compute.device, job.precision):
+            a_pass, drawing = _time_evaluation(job)
     evaluation, test = (count * a_pass for count in passes)
     return Pace(step, evaluation + drawing, size / WRITING, test)
 
@@ -81,17 +72,15 @@ def companion_bytes(method: Method) -> int:
     return sum(x.nbytes for module in method.learner.companions.values() for x in module.state_dict().values())
 
 
-def _time_steps(
-    method: Method, batches: Batches, plan: Plan, compute: Compute, precision: Precision, seconds: float
-) -> tuple[float, int]:
+def _time_steps(job: Job, seconds: float) -> tuple[float, int]:
     """Seconds of a step, the loading of its images among them, and bytes of the state after it."""
-    state = initial_state(method, plan, compute)
+    compute, state = job.compute, initial_state(job)
     set_learning_rate(state.optimizer, 0.0)  # without the warm-up of the run its first rates might diverge
-    stepper = Stepper(method.learner, plan, state, compute, precision)
+    stepper = Stepper(job, state)
     stepper.network.train()
-    micro_batches = iter(batches.train(0, 10**6))  # a rehearsal may be longer than its run
+    micro_batches = iter(job.batches.train(0, 10**6))  # a rehearsal may be longer than its run
     began = start = time.monotonic()
-    done, least, most = 0, WARM_UP + TIMED, SHARE * plan.steps
+    done, least, most = 0, WARM_UP + TIMED, SHARE * job.plan.steps
     while not compute.largest(int(done >= least and (time.monotonic() > began + seconds or done > most))):
         if done == WARM_UP:
             start = time.monotonic()
@@ -99,13 +88,14 @@ def _time_steps(
         _wait_for(compute)
         done += 1
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    size = parameters * (16 if state.ema is None else 20) + companion_bytes(method)
+    size = parameters * (16 if state.ema is None else 20) + companion_bytes(job.method)
     return (time.monotonic() - start) / (done - WARM_UP), size
 
 
-def _time_evaluation(method: Method, batches: Batches, compute: Compute) -> tuple[float, float]:
+def _time_evaluation(job: Job) -> tuple[float, float]:
     """Seconds of a pass over held-back images, the second one, and of a drawing."""
-    evaluation, model = method.evaluation, method.learner.model.eval()
+    evaluation, model = job.method.evaluation, job.method.learner.model.eval()
+    batches, compute = job.batches, job.compute
     sums = batches.evaluate("held_back", partial(evaluation.evaluate_batch, model), evaluation.batch_size) or ()
     times = [time.monotonic()]
     for _ in itertools.islice(sums, 2):

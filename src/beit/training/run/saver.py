@@ -12,8 +12,7 @@ from torch import nn
 
 from beit.atomic import remove
 from beit.config.errors import RunFailed, UserError
-from beit.training.device import Compute
-from beit.training.plan import Plan
+from beit.training.plan import Job
 from beit.training.run.directory import MODEL, MODEL_BEST, RunDirectory
 from beit.training.state import TrainingState
 from beit.untrusted import read_json
@@ -25,10 +24,9 @@ MOST_FAILED_SAVES = 3
 class Saver:
     """Keeps checkpoints, model/ and model-best/ of `run` up with `state`."""
 
+    job: Job
     state: TrainingState
-    plan: Plan
     run: RunDirectory
-    compute: Compute
     save_model: Callable[[nn.Module, Path, int], None]
 
     def __post_init__(self) -> None:
@@ -46,7 +44,7 @@ class Saver:
 
     def is_due(self) -> bool:
         """Whether the plan asks for a save after the step just done."""
-        return self.plan.should_save(self.state.step, time.monotonic() - self._saved_at)
+        return self.job.plan.should_save(self.state.step, time.monotonic() - self._saved_at)
 
     def save(self) -> None:
         """Save if this step is not saved yet; called on every rank.
@@ -57,8 +55,8 @@ class Saver:
         step = self.state.step
         if self.saved_step == step:
             return
-        content = self.state.state_dict(self.compute)
-        has_state, problem = self.compute.from_main(lambda: self._write(content))
+        content = self.state.state_dict(self.job.compute)
+        has_state, problem = self.job.compute.from_main(lambda: self._write(content))
         self._saved_at = time.monotonic()
         if has_state:
             self.saved_step = step
@@ -68,13 +66,13 @@ class Saver:
         self._failures += 1
         part = "model/ of step" if has_state else "step"
         message = f"{part} {step} could not be saved: {problem}; {self.last_resort}"
-        if step == self.plan.steps or self._failures == MOST_FAILED_SAVES:
+        if step == self.job.plan.steps or self._failures == MOST_FAILED_SAVES:
             raise RunFailed(message)
         self.run.console.say(message)
 
     def _write(self, content: Mapping[str, Any]) -> tuple[bool, str | None]:
         """Checkpoint first, then model/: whether the checkpoint is written, and what went wrong, if anything did."""
-        step, plan = self.state.step, self.plan
+        step, plan = self.state.step, self.job.plan
         problem = self._attempt(lambda: self.run.save(step, content, plan.config.keep, plan.branch))
         return problem is None, problem or self._attempt(self.write_model)
 
@@ -97,7 +95,7 @@ class Saver:
         """
         if self.saved_step != self.state.step:
             return False
-        problem = self.compute.from_main(lambda: self._attempt(lambda: self._replace(MODEL_BEST)))
+        problem = self.job.compute.from_main(lambda: self._attempt(lambda: self._replace(MODEL_BEST)))
         if problem is not None:
             self.run.console.say(f"model-best/ of step {self.state.step} could not be saved: {problem}")
         return problem is None
