@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from beit.config.errors import UserError
-from beit.config.values import EXCLUSIVE, typed
+from beit.config.values import EXCLUSIVE, defaults_of, typed
 
 ALTERNATIVES = (("steps", "epochs", "budget"), ("warmup_steps", "warmup_epochs"), *EXCLUSIVE)
 """Ways to say one thing: a layer that says one of them silences the others in the layers below."""
@@ -98,12 +98,7 @@ def fields_of(values: Mapping[str, Any], config_type: type, name: str) -> dict[s
 
 def layered(config_type: type, layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The defaults of `config_type` overlaid with each of `layers` in turn; later ones win."""
-    values: dict[str, Any] = {
-        field.name: field.default
-        for field in dataclasses.fields(config_type)
-        if field.default is not dataclasses.MISSING
-    }
-    return overlaid([values, *layers])
+    return overlaid([defaults_of(config_type), *layers])
 
 
 def overlaid(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

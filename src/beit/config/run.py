@@ -4,7 +4,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -233,8 +233,7 @@ class TrainingConfig(DevicesConfig, DataConfig):
     @property
     def typed(self) -> dict[str, Any]:
         """What a user gave, by name; the rest comes from a preset, a choice, or the defaults."""
-        typed: dict[str, Any] = self.__dict__["_typed"]
-        return typed
+        return dict(self.__dict__["_typed"])
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -282,7 +281,7 @@ class TrainingConfig(DevicesConfig, DataConfig):
     @classmethod
     def changed(cls, names: Collection[str], values: Mapping[str, Any]) -> list[str]:
         """The knobs in `names` that `values` gives, and not as they are by default."""
-        defaults = {field.name: field.default for field in fields(cls)}
+        defaults = knobs.defaults_of(cls)
         return sorted(name for name in {*names}.intersection(values) if values[name] != defaults[name])
 
     def num_steps(self, images: int) -> int:

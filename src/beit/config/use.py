@@ -1,12 +1,12 @@
 """Verbs that train nothing themselves: they are made of those that do, look data over, or use what was trained."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
+import beit.config.values as knobs
 from beit.config.errors import require
 from beit.config.run import DataConfig, DecodingConfig, DevicesConfig, MachineConfig, seconds_of
 from beit.config.run import Outcome as Outcome
-from beit.config.values import FILE_ONLY, NonNegativeInt, PositiveFloat, PositiveInt, PositiveShare, check_limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +25,9 @@ class JourneyConfig(DevicesConfig, DataConfig):
     scratch: bool = True
     """Also train the same network from scratch, on the same labels for the same steps, to see what pre-training is
     worth."""
-    label_share: PositiveShare | None = None
+    label_share: knobs.PositiveShare | None = None
     """Learn from this share of the labels alone: a seeded choice, the same share of each class."""
-    labels_per_class: PositiveInt | None = None
+    labels_per_class: knobs.PositiveInt | None = None
     """Learn from this many labels of each class alone: a seeded choice."""
     multilabel: bool = False
     """An image may have several classes, or none, which a file of labels says."""
@@ -41,8 +41,8 @@ class JourneyConfig(DevicesConfig, DataConfig):
     def shared_with(self, config_type: type) -> dict[str, Any]:
         """The values, other than defaults, of the knobs that a verb's configuration has as well."""
         names = {knob.name for knob in fields(config_type)} - {"init", "budget", "out"}
-        values = {knob.name: (getattr(self, knob.name), knob.default) for knob in fields(self)}
-        return {name: value for name, (value, default) in values.items() if name in names and value != default}
+        defaults = {**dict.fromkeys(names, MISSING), **knobs.defaults_of(self)}
+        return {name: value for name, value in vars(self).items() if name in names and value != defaults[name]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class TrainConfig(JourneyConfig):
 
     out: str
     """Folder for the runs of all parts and the report. The same command on it continues what is there."""
-    parts: dict[str, dict[str, Any]] | None = field(default=None, metadata=FILE_ONLY)
+    parts: dict[str, dict[str, Any]] | None = field(default=None, metadata=knobs.FILE_ONLY)
     """Every knob of every part, as OUT/config.yaml has them; null: chosen."""
 
 
@@ -83,11 +83,11 @@ class EvaluateConfig(MachineConfig, DataConfig):
     multi_scale: bool = False
     """For a segmenter: average over six sizes of each image, from 0.5 to 1.75 but none smaller than a window, and
     their mirror images: some 17 times the work."""
-    baseline_images: PositiveInt = 2048
+    baseline_images: knobs.PositiveInt = 2048
     """For a pre-trained model: training images that the baselines count tokens on, at most."""
-    batch_size: PositiveInt = 64
+    batch_size: knobs.PositiveInt = 64
     """Images at a time."""
-    seed: NonNegativeInt = 0
+    seed: knobs.NonNegativeInt = 0
     """Seed of the masks, and of the choice that `limit` makes."""
     out: str | None = None
     """A .json file for all figures."""
@@ -112,17 +112,17 @@ class PredictConfig(MachineConfig, DecodingConfig):
     """For a segmenter: also write every image under the colours of its classes."""
     window: Literal["slide", "whole"] | None = None
     """For a segmenter: see images in overlapping windows, or in one pass; null as in training."""
-    top_k: PositiveInt = 5
+    top_k: knobs.PositiveInt = 5
     """Labels of each image, the likeliest first."""
     features: bool = False
     """Features of the encoder, also of a classifier or segmenter."""
     layer: int | None = None
     """Block whose features are written (0 the first, -1 the last); null for the last."""
-    batch_size: PositiveInt = 64
+    batch_size: knobs.PositiveInt = 64
     """Images at a time."""
 
     def __post_init__(self) -> None:
-        check_limits(self)
+        knobs.check_limits(self)
         require(bool(self.images), "--images names nothing; give image files or folders")
 
 
@@ -135,17 +135,17 @@ class SuggestConfig(MachineConfig):
     """Image files, folders of images at any depth, and tar shards."""
     model: str
     """A run or model with an encoder: pre-trained, a classifier, or a run of `beit train`."""
-    number: PositiveInt = 50
+    number: knobs.PositiveInt = 50
     """How many."""
     labels: str | None = None
     """File of the labels that are there already: its images are not suggested again."""
     out: str = "to-label.csv"
     """The file to fill in, which `--labels` of the other verbs reads; a page with the pictures is put beside it."""
-    seed: NonNegativeInt = 0
+    seed: knobs.NonNegativeInt = 0
     """Seed of the choice."""
 
     def __post_init__(self) -> None:
-        check_limits(self)
+        knobs.check_limits(self)
         require(self.out.endswith(".csv"), f"--out {self.out} must end in .csv")
 
 
@@ -165,14 +165,14 @@ class DemoConfig:
     """Folder for the demo's runs and its report.html."""
     seed: int = 0
     """Seed of everything random."""
-    scale: PositiveFloat = 1.0
+    scale: knobs.PositiveFloat = 1.0
     """Lengthen or shorten every training; 1 takes a few minutes on 2 CPU cores."""
 
     overwrite: bool = False
     """Delete the demo's runs in `out` and start afresh."""
 
     def __post_init__(self) -> None:
-        check_limits(self)
+        knobs.check_limits(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +183,7 @@ class CheckConfig(DataConfig):
     html: str | None = None
     """Also write all of it to this page, with pictures."""
 
-    workers: NonNegativeInt | Literal["auto"] = "auto"
+    workers: knobs.NonNegativeInt | Literal["auto"] = "auto"
     """Processes that read images."""
 
 
@@ -204,19 +204,19 @@ class BenchmarkConfig(MachineConfig):
 
     encoder: Literal["tiny", "small", "base", "large"] = "base"
     """A network of `beit presets pretrain`, by its width and depth."""
-    image_size: PositiveInt = 224
+    image_size: knobs.PositiveInt = 224
     """Side of the images in pixels."""
-    patch_size: PositiveInt = 16
+    patch_size: knobs.PositiveInt = 16
     """Side of a patch in pixels."""
-    batch_size: PositiveInt = 8
+    batch_size: knobs.PositiveInt = 8
     """Images of a step, two at least; a quarter of them in segmentation, but no less than two."""
-    seconds: PositiveFloat = 3.0
+    seconds: knobs.PositiveFloat = 3.0
     """Time for each stage; one step after the first takes place in any case."""
     json: str | None = None
     """A .json file for all figures."""
 
     def __post_init__(self) -> None:
-        check_limits(self)
+        knobs.check_limits(self)
         require(self.batch_size > 1, "--batch-size 1 is too few for batch norms; give 2 or more")
         require(self.json is None or self.json.endswith(".json"), f"--json {self.json} must end in .json")
 

@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import astuple
+from dataclasses import MISSING, astuple, fields
 from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -41,6 +41,11 @@ def counted(number: int, noun: str) -> str:
     """A number of things: 1 image, 2,048 images, 3 classes."""
     plural = "" if number == 1 else "es" if noun.endswith(("s", "x", "ch")) else "s"
     return f"{number:,} {noun}{plural}"
+
+
+def defaults_of(config_type: Any) -> dict[str, Any]:
+    """The values of a configuration's fields that have a default, by name."""
+    return {field.name: field.default for field in fields(config_type) if field.default is not MISSING}
 
 
 def check_limits(config: object) -> None:

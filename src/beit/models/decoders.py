@@ -7,6 +7,7 @@ released ADE20K models. Convolutions with a batch norm have no bias of their own
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -80,8 +81,7 @@ class UPerHead(nn.Module):
         levels = [conv(x) for conv, x in zip(self.fpn_convs, laterals[:3], strict=True)]
         size = levels[0].shape[-2:]
         joined = torch.cat([resize_map(x, size) for x in (*levels, laterals[3])], dim=1)
-        logits: Tensor = self.conv_seg(self.dropout(self.fpn_bottleneck(joined)))
-        return logits
+        return cast(Tensor, self.conv_seg(self.dropout(self.fpn_bottleneck(joined))))
 
 
 class FCNHead(nn.Module):
@@ -94,8 +94,7 @@ class FCNHead(nn.Module):
         self.conv_seg = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.conv_seg(self.dropout(self.convs[0](features)))
-        return logits
+        return cast(Tensor, self.conv_seg(self.dropout(self.convs[0](features))))
 
 
 class PupHead(nn.Module):
@@ -137,8 +136,7 @@ class PupHead(nn.Module):
                 height, width = features.shape[-2:]
                 features = resize_map(features, (2 * height, 2 * width))
             features = conv(features)
-        logits: Tensor = self.conv_seg(self.dropout(features))
-        return logits
+        return cast(Tensor, self.conv_seg(self.dropout(features)))
 
 
 def resize_map(features: Tensor, size: Sequence[int]) -> Tensor:

@@ -54,11 +54,8 @@ class BeitEncoder(nn.Module):
         registers = config.num_registers
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, width)) if registers else None
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.final_norm else None
-        self.pos_embed = (
-            nn.Parameter(torch.zeros(1, position.CLS_TOKENS + math.prod(grid), width))
-            if config.position == "absolute"
-            else None
-        )
+        places = position.CLS_TOKENS + math.prod(grid)
+        self.pos_embed = nn.Parameter(torch.zeros(1, places, width)) if config.position == "absolute" else None
         self.rel_pos_bias = position.RelativePositionBias(grid, config.num_heads) if config.bias == "shared" else None
         self.blocks = nn.ModuleList(
             Block(
@@ -84,8 +81,7 @@ class BeitEncoder(nn.Module):
         """(B, C, H, W) -> patches (B, N, D), row by row, or those at `places` (B, K), int64; without positions."""
         self.grid_of(images)
         images = checked(images, self.value_range, look=not self.training)
-        patches: Tensor = self.patch_embed(self.normalize(images), places)
-        return patches
+        return cast(Tensor, self.patch_embed(self.normalize(images), places))
 
     def transform(self, patches: Tensor, grid: Grid, places: Tensor | None = None) -> Tensor:
         """Patches of `grid`, all N or those at `places` (B, K) -> class token and patches after the last block,
@@ -122,9 +118,8 @@ class BeitEncoder(nn.Module):
     def normalize(self, images: Tensor) -> Tensor:
         """uint8, or float in [0, 1] -> (x - pixel_mean) / pixel_std in the precision of the weights."""
         weight, scale = self.patch_embed.proj.weight, white(images)
-        mean, std = (
-            scale * per_channel(values, weight) for values in (self.config.pixel_mean, self.config.pixel_std)
-        )
+        constants = self.config.pixel_mean, self.config.pixel_std
+        mean, std = (scale * per_channel(values, weight) for values in constants)
         return (images.to(weight.dtype) - mean) / std
 
     def grid_of(self, images: Tensor) -> Grid:
@@ -132,10 +127,9 @@ class BeitEncoder(nn.Module):
         height, width = images.shape[-2:]
         side, count = self.patch_embed.patch_size, self.patch_embed.proj.in_channels
         if images.dim() != 4 or images.shape[1] != count or height % side or width % side or not height * width:
-            wrong = (
-                f"images of shape {tuple(images.shape)} do not fit an encoder with patches of {side}x{side} pixels"
-            )
-            raise UserError(f"{wrong}; give (batch, {count}, height, width) with sides that are multiples of {side}")
+            given, mend = tuple(images.shape), f"give (batch, {count}, height, width) with sides that are multiples"
+            patches = f"patches of {side}x{side} pixels"
+            raise UserError(f"images of shape {given} do not fit an encoder with {patches}; {mend} of {side}")
         return height // side, width // side
 
     def layer_groups(self) -> list[list[nn.Parameter]]:

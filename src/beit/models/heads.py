@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -104,8 +104,7 @@ class MaskedImageModel(EncoderWithHead):
         # The norm works on each token alone, so only the predicted ones go through it.
         features = norm(states.flatten(0, 1).index_select(0, rows + prefix * (1 + rows // patches)))
         if tokens is None:
-            logits: Tensor = self.token_head(features)
-            return logits
+            return cast(Tensor, self.token_head(features))
         return linear_cross_entropy(features, self.token_head, tokens.flatten()[rows])
 
     def _all_tokens(self, images: Tensor, mask: Tensor, grid: Grid) -> Tensor:
@@ -120,8 +119,7 @@ class MaskedImageModel(EncoderWithHead):
         assert self.num_masked is not None
         places = _first_places(~mask, mask.shape[1] - self.num_masked)
         seen = self.encoder.transform(self.encoder.embed(images, places), grid, places)
-        tokens: Tensor = decoder(self.norm(seen), places, self.mask_token, grid)
-        return tokens
+        return cast(Tensor, decoder(self.norm(seen), places, self.mask_token, grid))
 
     def _require_counts(self, mask: Tensor, predict: Tensor, count: int | None) -> None:
         """ValueError where a row of `mask` or `predict` (B, N) has another number of patches than is said."""
@@ -182,8 +180,7 @@ class ImageClassifier(EncoderWithHead):
             pooled = pooled if norm is None else norm(pooled)
         # Near classes tie in bfloat16: with its 8 bits in the last product five times as many decisions change.
         with torch.autocast(pooled.device.type, enabled=False):
-            logits: Tensor = self.head(pooled.to(self.head.weight.dtype))
-        return logits
+            return cast(Tensor, self.head(pooled.to(self.head.weight.dtype)))
 
 
 class LinearProbe(nn.Module):
@@ -206,8 +203,7 @@ class LinearProbe(nn.Module):
         """(B, 3, H, W), float in [0, 1] or uint8 -> logits (B, num_classes)."""
         features = layer_features(self.encoder, images, [self.layer], self.pool)[:, 0]
         with torch.autocast(features.device.type, enabled=False):  # as the probe was trained
-            logits: Tensor = self.head(features)
-        return logits
+            return cast(Tensor, self.head(features))
 
 
 class LayerProbes(nn.Module):
@@ -263,9 +259,8 @@ def rows_of(mask: Tensor, count: int | None = None) -> Tensor:
     row, where that is known."""
     if count is None:
         return mask.flatten().nonzero().squeeze(1)
-    return (
-        _first_places(mask, count) + mask.shape[1] * torch.arange(len(mask), device=mask.device)[:, None]
-    ).flatten()
+    before = mask.shape[1] * torch.arange(len(mask), device=mask.device)[:, None]
+    return (before + _first_places(mask, count)).flatten()
 
 
 def _first_places(mask: Tensor, count: int) -> Tensor:

@@ -103,9 +103,8 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width)) if qv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(width)) if qv_bias else None
-        self.relative_position_bias_table = (
-            None if bias_rows is None else nn.Parameter(torch.zeros(bias_rows, num_heads))
-        )
+        table = None if bias_rows is None else nn.Parameter(torch.zeros(bias_rows, num_heads))
+        self.relative_position_bias_table = table
         self.proj = nn.Linear(width, width)
         self.drop = nn.Dropout(dropout)
 
@@ -172,11 +171,9 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio), dropout)
         self.drop_path = DropPath(drop_path_rate)
         self.layer_scale_init = layer_scale_init or 0.0
-        self.gamma_1: nn.Parameter | None = None
-        self.gamma_2: nn.Parameter | None = None
-        if layer_scale_init is not None:
-            self.gamma_1 = nn.Parameter(torch.full((width,), layer_scale_init))
-            self.gamma_2 = nn.Parameter(torch.full((width,), layer_scale_init))
+        scales = layer_scale_init is not None
+        self.gamma_1 = nn.Parameter(torch.full((width,), self.layer_scale_init)) if scales else None
+        self.gamma_2 = nn.Parameter(torch.full((width,), self.layer_scale_init)) if scales else None
 
     def forward(self, tokens: Tensor, bias: Tensor | None) -> Tensor:
         """(B, T, D) and a bias (1, H, T, T), (B, H, T, T) or None -> (B, T, D)."""

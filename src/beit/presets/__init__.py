@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from beit.config.errors import require
 from beit.config.files import layered, read_values
+from beit.config.pretrain import PretrainConfig
 from beit.config.run import TrainingConfig
 
 AUTO = "auto"
@@ -71,6 +72,12 @@ class Choice(NamedTuple):
 ENCODERS = ("tiny", "small", "base", "large")
 """The sizes of encoders, by which recipes are named."""
 
+NETWORK = (
+    *("patch_size", "width", "depth", "num_heads", "mlp_ratio"),
+    *("position", "bias", "layer_scale_init", "init_scheme", "normalization"),
+)
+"""The knobs of an encoder, of pre-training as of a task that starts from scratch."""
+
 VERBS = ("tokenizer", "pretrain", "finetune", "segment", "probe")
 """The verbs that have recipes."""
 
@@ -127,7 +134,22 @@ def resolve(config: Config, facts: Facts = NOTHING_KNOWN) -> tuple[Config, list[
     else:
         layers = [find(config_type, config.preset).values]
         if typed.get("from_scratch"):
-            scratch = importlib.import_module("beit.presets.scratch")
-            layers.insert(0, scratch.network_of(config.preset, config_type))
+            layers.insert(0, network_of(config.preset, config_type))
     values = layered(config_type, [*layers, network, typed, {"preset": None}])
     return config_type(**values).as_typed(typed), choices
+
+
+def network_of(preset: str, config_type: type[TrainingConfig]) -> Values:
+    """The encoder of the pre-training preset of that name, where there is one, as a task states it."""
+    if preset not in (recipes := recipes_of("pretrain")):
+        return {}
+    return task_network(layered(PretrainConfig, [recipes[preset].values]), config_type)
+
+
+def task_network(values: Values, config_type: type[TrainingConfig]) -> Values:
+    """The encoder of a pre-training of these `values`, as a task that starts from scratch states it."""
+    size = "crop" if verb_of(config_type) == "segment" else "image_size"
+    network = {name: values[name] for name in NETWORK} | {size: values["image_size"]}
+    if network["position"] == "shared_bias":
+        network["position"] = None  # a task has one for each block, as after pre-training
+    return network | {"layer_scale_init": network["layer_scale_init"] or 0.0}

@@ -5,7 +5,7 @@ patch on the size of the image) follows what was typed. The steps are not chosen
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from beit.config.tokenizer import IDLE, TRAINED, TokenizerConfig
@@ -187,9 +187,8 @@ def _tokens(kind: str, facts: Facts, typed: Values) -> Iterable[Choice]:
 def _finetune(facts: Facts, typed: Values) -> Iterable[Choice]:
     yield from _encoder(facts, typed, "image_size")
     width, per_class = _width(facts, typed), facts.labels_per_class or 0
-    tuning = next(
-        row for row in TUNINGS if facts.side <= row.side and width <= row.width and per_class <= row.per_class
-    )
+    rows = (row for row in TUNINGS if facts.side <= row.side and width <= row.width and per_class <= row.per_class)
+    tuning = next(rows)
     yield from _batch(tuning.batch, tuning.lr, facts, typed)
     yield Choice(
         {"layer_decay": 0.75, "label_smoothing": 0.1, "warmup_steps": 0.1, "log_every": 20, **tuning.values},
@@ -231,13 +230,7 @@ def _probe(facts: Facts, typed: Values) -> Iterable[Choice]:
         yield Choice({"steps": 2000, "epochs": None}, "a linear classifier has learned what it can by then")
 
 
-_CHOOSERS: Mapping[str, Callable[[Facts, Values], Iterable[Choice]]] = {
-    "tokenizer": _tokenizer,
-    "pretrain": _pretrain,
-    "finetune": _finetune,
-    "segment": _segment,
-    "probe": _probe,
-}
+_CHOOSERS = {chooser.__name__[1:]: chooser for chooser in (_tokenizer, _pretrain, _finetune, _segment, _probe)}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -298,9 +291,8 @@ def _masks(typed: Values) -> Iterable[Choice]:
     fixed = typed.get("mask_count", "exact") == "exact" and typed.get("masking") != "none"
     if not fixed or typed.get("encoder_sees") == "all":
         return
-    masks = (
-        {} if {"masking", "min_block", "block_aspect"} & typed.keys() else {"masking": "random", "num_masked": "75%"}
-    )
+    in_blocks = {"masking", "min_block", "block_aspect"} & typed.keys()
+    masks = {} if in_blocks else {"masking": "random", "num_masked": "75%"}
     yield Choice({"encoder_sees": "visible", **masks}, "more images in the time, and a harder task")
 
 

@@ -92,9 +92,8 @@ def _measure(stage: Stage, machine: Machine, seconds: float) -> dict[str, float]
     """Images a second of a stage, the best of some calls; multiply-adds of an image; GiB of weights, gradients,
     moments and what a training pass keeps."""
     device, model = machine.compute.device, stage.model
-    optimizer = (
-        None if model is None else adamw(parameter_groups(model.to(device).train(), weight_decay=0.05), lr=1e-5)
-    )
+    groups = [] if model is None else parameter_groups(model.to(device).train(), weight_decay=0.05)
+    optimizer = adamw(groups, lr=1e-5) if groups else None
 
     def run() -> None:
         with (eval_mode if optimizer is None else autocast)(device, machine.precision):

@@ -66,8 +66,7 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
         evaluation=replace(judging, yardsticks=beside_classifier(images, labels)),
         product=Product(classes=labels.classes, description=description, facts=encoder_facts(model.encoder.config)),
         notes=Notes(
-            about=[*about, rates(config, model.encoder)],
-            next_command=f"beit predict --model {config.out} IMAGE...",
+            about=[*about, rates(config, model.encoder)], next_command=f"beit predict --model {config.out} IMAGE..."
         ),
     )
     return train(session, method, feed)

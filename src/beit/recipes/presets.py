@@ -29,9 +29,8 @@ def presets(config: PresetsConfig) -> None:
         rate = rate_of(compute, choose_precision("auto", compute.device))
     for verb in VERBS if config.verb is None else {config.verb} & {*VERBS}:
         print(f"beit {verb} --preset NAME\n")
-        for name, preset in sorted(
-            recipes_of(verb).items(), key=lambda recipe: [*ENCODERS].index(size_of(recipe[0]))
-        ):
+        recipes = sorted(recipes_of(verb).items(), key=lambda recipe: ENCODERS.index(size_of(recipe[0])))
+        for name, preset in recipes:
             print(f"  {name}")
             _print(preset.summary)
             _print(", ".join(f"{key} {'none' if x is None else x}" for key, x in preset.values.items()))

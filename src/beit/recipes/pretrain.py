@@ -164,7 +164,4 @@ def notes(config: PretrainConfig, model: MaskedImageModel, about: str) -> Notes:
         hidden, depth, width = model.num_masked or 0, model.decoder_depth, model.decoder_width
         seen = f"the encoder sees {patches - hidden} of {patches} patches"
         lines.append(f"{seen}; a decoder {depth} deep and {width} wide predicts the others")
-    return Notes(
-        about=lines,
-        next_command=f"beit finetune --data ... --init {config.out} --out ...",
-    )
+    return Notes(about=lines, next_command=f"beit finetune --data ... --init {config.out} --out ...")

@@ -66,12 +66,7 @@ class Probing:
     """The encoder, the features it gave, and what the layers scored."""
 
     def __init__(
-        self,
-        config: ProbeConfig,
-        session: Session[ProbeConfig],
-        encoder: BeitEncoder,
-        images: Images,
-        labels: Labels,
+        self, config: ProbeConfig, session: Session[ProbeConfig], encoder: BeitEncoder, images: Images, labels: Labels
     ) -> None:
         self.config, self.session, self.encoder, self.images = config, session, encoder, images
         self.labels, self.classes, self.num_classes = labels, labels.classes, len(labels.classes)
@@ -102,9 +97,7 @@ class Probing:
         crops = TokenizerViews(self.size, crop="random_resized", min_scale=config.min_crop, flip=config.flip)
         return Feed(
             images=self.images._replace(
-                train=self.images.train if config.augment else self.bank,
-                held_back=self.held_back,
-                test=self.test,
+                train=self.images.train if config.augment else self.bank, held_back=self.held_back, test=self.test
             ),
             view=LabeledView(crops) if config.augment else feature_view,
             evaluation_view=feature_view,
@@ -114,9 +107,7 @@ class Probing:
     def method(self) -> Method:
         return Method(
             learner=Learner(
-                model=self.model,
-                step=self.step,
-                summarise=lambda means: {"top1": float(means["top1"].max())},
+                model=self.model, step=self.step, summarise=lambda means: {"top1": float(means["top1"].max())}
             ),
             evaluation=Evaluation(
                 evaluate_batch=self.evaluate,
@@ -244,11 +235,7 @@ class Probing:
             {"layer": layer, **{name: round(float(column[layer]), 6) for name, column in columns.items()}}
             for layer in self.layers
         ]
-        return {
-            "best_layer": best_layer(self.scores),
-            "knn_best_layer": self.best_knn_layer(),
-            "layers": rows,
-        }
+        return {"best_layer": best_layer(self.scores), "knn_best_layer": self.best_knn_layer(), "layers": rows}
 
 
 def feature_view(features: Tensor, label: int, rng: np.random.Generator) -> LabeledBatch:

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError
 from beit.config.segment import IGNORE, SegmentConfig
 from beit.data.batches import SegmentationBatch
@@ -20,7 +21,6 @@ from beit.data.label_maps.pairs import PairSource, open_pairs
 from beit.data.views.segmentation import SegmentationEvaluationView, SegmentationView
 from beit.metrics.segmentation import by_class, confusion, pixel_loss, segmentation_figures
 from beit.models.layers import draw_paths
-from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import Inference
 from beit.stages.auto.choices import settle
 from beit.stages.scores.yardsticks import beside_segmenter
@@ -32,7 +32,7 @@ from beit.stages.tasks.segmentation import evaluate_batch, predict_classes, requ
 from beit.stages.train import train
 from beit.training.console import bar
 from beit.training.device import Compute
-from beit.training.method import Evaluation, Learner, Method, Noise, Notes, Product, StepOutput
+from beit.training.method import Evaluation, Learner, Method, Noise, Notes, Product, Step, StepOutput
 from beit.training.optim import polynomial_schedule
 from beit.visualize.drawings import draw_label_maps
 
@@ -59,7 +59,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
             require_memory_for_all(model, inference, judged, session.compute.device)
     feed = Feed(
         images=images,
-        view=training_view(config, model),
+        view=training_view(config, encoder),
         evaluation_view=SegmentationEvaluationView(inference.input_side),
         labeled=True,
     )
@@ -68,7 +68,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
     method = Method(
         learner=Learner(
             model=model,
-            step=partial(step, config.auxiliary_weight, weights),
+            step=segmentation_step(config.auxiliary_weight, weights),
             summarise=segmentation_figures,
             schedule=partial(polynomial_schedule, power=config.power),
             layer_decay=config.decay_of_layers,
@@ -82,8 +82,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
             facts=encoder_facts(encoder),
         ),
         notes=Notes(
-            about=[*about, inference.words()],
-            next_command=f"beit predict --model {config.out} --out MAPS IMAGE...",
+            about=[*about, inference.words()], next_command=f"beit predict --model {config.out} --out MAPS IMAGE..."
         ),
     )
     return train(session, method, feed)
@@ -108,28 +107,24 @@ def evaluation_of(inference: Inference, source: PairSource) -> tuple[Evaluation,
     return evaluation, lambda: by_class(last_confusion, source.classes)
 
 
-def step(
-    auxiliary_weight: float,
-    weights: Tensor | None,
-    model: nn.Module,
-    batch: SegmentationBatch,
-    index: int,
-    noise: Noise,
-) -> StepOutput:
+def segmentation_step(auxiliary_weight: float, weights: Tensor | None) -> Step:
     """Cross-entropy of the decoder, and of the auxiliary heads at their weight, with the `weights` of the classes."""
-    draw_paths(model, noise.uniform)
-    main, *auxiliary = model(batch.image, auxiliary=True)
-    loss = pixel_loss(main, batch.label_map, weights)
-    for logits in auxiliary:
-        loss = loss + auxiliary_weight * pixel_loss(logits, batch.label_map, weights)
-    # Every fourth pixel tells how training goes.
-    main, truth = main.detach()[:, :, ::2, ::2], batch.label_map[:, ::2, ::2]
-    return StepOutput(loss, {"confusion": confusion(main.argmax(1), truth, main.shape[1])})
+
+    def step(model: nn.Module, batch: SegmentationBatch, index: int, noise: Noise) -> StepOutput:
+        draw_paths(model, noise.uniform)
+        main, *auxiliary = model(batch.image, auxiliary=True)
+        loss = pixel_loss(main, batch.label_map, weights)
+        for logits in auxiliary:
+            loss = loss + auxiliary_weight * pixel_loss(logits, batch.label_map, weights)
+        # Every fourth pixel tells how training goes.
+        main, truth = main.detach()[:, :, ::2, ::2], batch.label_map[:, ::2, ::2]
+        return StepOutput(loss, {"confusion": confusion(main.argmax(1), truth, main.shape[1])})
+
+    return step
 
 
-def training_view(config: SegmentConfig, model: SemanticSegmenter) -> SegmentationView:
+def training_view(config: SegmentConfig, encoder: EncoderConfig) -> SegmentationView:
     """The augmented view that the configuration describes."""
-    encoder = model.encoder.config
     return SegmentationView(
         encoder.image_size,
         base=config.resize,

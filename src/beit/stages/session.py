@@ -18,6 +18,7 @@ from beit.config.errors import UserError, require
 from beit.config.files import fields_of, read_record
 from beit.config.run import AdaptsChannels, DataConfig, DecodingConfig, TrainingConfig
 from beit.config.run import Outcome as Outcome
+from beit.config.values import defaults_of
 from beit.data.base import Source, Splits
 from beit.data.decode import Decoding
 from beit.data.loaders import View
@@ -76,9 +77,8 @@ class Session(NamedTuple, Generic[Config]):
 def finished(config: TrainingConfig) -> Outcome:
     """That of a run that was finished before."""
     stored, _ = read_record(Path(config.out) / CONFIG, type(config))
-    return Outcome(
-        type(config)(**{**stored, "preset": None, "out": config.out}), read_json(Path(config.out) / RESULTS) or {}
-    )
+    config = type(config)(**{**stored, "preset": None, "out": config.out})
+    return Outcome(config, read_json(Path(config.out) / RESULTS) or {})
 
 
 def open_session(verb: str, config: Config, *, dry_run: bool, overwrite: bool) -> Session[Config] | None:
@@ -132,11 +132,7 @@ def _starts(config: object) -> dict[str, str]:
 
 def run_request(verb: str, config: TrainingConfig, facts: Mapping[str, str] = {}) -> Request:
     """The run that `config`, which has every value, asks for; it also depends on `facts`."""
-    defaults = {
-        field.name: field.default
-        for field in dataclasses.fields(config)
-        if field.default is not dataclasses.MISSING and field.name not in ("preset", "budget")
-    }
+    defaults = {key: value for key, value in defaults_of(config).items() if key not in ("preset", "budget")}
     name = config.typed.get("preset", AUTO)
     typed = {key: value for key, value in config.typed.items() if (key, value) != ("preset", AUTO)}
     values = {**dataclasses.asdict(config), "preset": None if name == AUTO else name}

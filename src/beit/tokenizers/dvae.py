@@ -41,8 +41,7 @@ class PixelAutoencoder(VisualTokenizer):
     def encoded(self, images: Tensor) -> Tensor:
         """What the encoder makes of images, (B, channels, h, w), float32 for float32 weights even under autocast."""
         pixels = map_pixels(self.whole_tokens(images), next(self.parameters()).dtype)
-        channels: Tensor = self.encoder(pixels.contiguous(memory_format=torch.channels_last))
-        return channels
+        return cast(Tensor, self.encoder(pixels.contiguous(memory_format=torch.channels_last)))
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
@@ -87,8 +86,7 @@ class DiscreteVAE(PixelAutoencoder, CategoricalTokenizer):
 
     def statistics(self, tokens: Tensor) -> Tensor:
         codes = F.embedding(tokens, self.codebook).permute(0, 3, 1, 2)
-        statistics: Tensor = self.decoder.blocks[1:](codes)
-        return statistics
+        return cast(Tensor, self.decoder.blocks[1:](codes))
 
 
 class Layers(nn.Module):
@@ -143,13 +141,7 @@ class ResidualBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        n_in: int,
-        n_out: int,
-        *,
-        kernels: tuple[int, int, int, int],
-        gain: float,
-        upsample: bool = False,
+        self, n_in: int, n_out: int, *, kernels: tuple[int, int, int, int], gain: float, upsample: bool = False
     ) -> None:
         super().__init__()
         n_hidden = n_out // 4
@@ -198,12 +190,7 @@ def _group_widths(config: DiscreteVAEConfig) -> list[int]:
 
 
 def _group(
-    n_in: int,
-    n_out: int,
-    config: DiscreteVAEConfig,
-    *,
-    kernels: tuple[int, int, int, int],
-    upsample: bool = False,
+    n_in: int, n_out: int, config: DiscreteVAEConfig, *, kernels: tuple[int, int, int, int], upsample: bool = False
 ) -> OrderedDict[str, nn.Module]:
     num_layers = (int(math.log2(config.stride)) + 1) * config.blocks_per_group
     blocks: OrderedDict[str, nn.Module] = OrderedDict()

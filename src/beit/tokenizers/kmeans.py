@@ -19,6 +19,8 @@ from beit.config.tokenizer import PatchKMeansConfig
 from beit.pixels import cut_patches, to_unit
 from beit.tokenizers.base import VisualTokenizer
 
+Poll = Callable[[], None]
+"""Called now and then; may raise, to leave."""
 ITERATIONS = 100
 """Of Lloyd's algorithm, at most: it ends where no vector changes its centre, or little is gained."""
 LEAST_GAIN = 1e-3
@@ -54,9 +56,7 @@ class KMeansTokenizer(VisualTokenizer):
     def scale(self, vectors: Tensor) -> Tensor:
         """What `read` gave, (..., D), as distances are taken of it."""
 
-    def fit(
-        self, vectors: Tensor, patches: Tensor, rng: torch.Generator, poll: Callable[[], None] = lambda: None
-    ) -> None:
+    def fit(self, vectors: Tensor, patches: Tensor, rng: torch.Generator, poll: Poll = lambda: None) -> None:
         """Compute the codebook from a sample of patches: vectors (M, D) as `read` gives them, and the patches
         themselves (M, C, stride, stride) in [0, 1], all on the CPU. `poll` is called now and then, and may raise.
 
@@ -112,9 +112,7 @@ class PatchKMeans(KMeansTokenizer):
 # k-means
 
 
-def kmeans(
-    vectors: Tensor, count: int, rng: torch.Generator, poll: Callable[[], None] = lambda: None
-) -> tuple[Tensor, Tensor]:
+def kmeans(vectors: Tensor, count: int, rng: torch.Generator, poll: Poll = lambda: None) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm from the seeds of k-means++: centres (count, D), and the nearest one of each of the vectors
     (M, D), int64 (M,). The same generator gives the same centres.
 
@@ -134,9 +132,7 @@ def kmeans(
     return centers, tokens
 
 
-def first_centers(
-    vectors: Tensor, count: int, rng: torch.Generator, poll: Callable[[], None] = lambda: None
-) -> Tensor:
+def first_centers(vectors: Tensor, count: int, rng: torch.Generator, poll: Poll = lambda: None) -> Tensor:
     """k-means++ (Arthur and Vassilvitskii 2007): each of the vectors (M, D) that become centres (count, D) is drawn
     with a probability in proportion to its squared distance to the nearest one before it."""
     rows = torch.randint(len(vectors), (1,), generator=rng)
@@ -153,7 +149,7 @@ def first_centers(
     return vectors[rows]
 
 
-def nearest(vectors: Tensor, centers: Tensor, poll: Callable[[], None]) -> tuple[Tensor, Tensor]:
+def nearest(vectors: Tensor, centers: Tensor, poll: Poll) -> tuple[Tensor, Tensor]:
     """Of each of the vectors (M, D): the nearest of the centres (V, D), int64 (M,), and its squared distance (M,)."""
     found = []
     for part in torch.split(vectors, CHUNK):

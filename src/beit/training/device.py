@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -91,18 +91,12 @@ class Compute:
         if not shapes:
             return {}
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        flat = torch.cat(
-            [
-                tensors[name].detach().flatten().to(self.device, dtype)
-                if name in tensors
-                else torch.zeros(shape.numel(), dtype=dtype, device=self.device)
-                for name, shape in shapes.items()
-            ]
-        )
+        parts = {name: torch.zeros(shape) for name, shape in shapes.items()} | dict(tensors)
+        flat = torch.cat([part.detach().flatten().to(self.device, dtype) for part in parts.values()])
         if self.world > 1:
             dist.all_reduce(flat)
-        parts = torch.split(flat.cpu(), [shape.numel() for shape in shapes.values()])
-        return {name: part.view(shape) for part, (name, shape) in zip(parts, shapes.items(), strict=True)}
+        sums = torch.split(flat.cpu(), [shape.numel() for shape in shapes.values()])
+        return {name: part.view(shape) for part, (name, shape) in zip(sums, shapes.items(), strict=True)}
 
     def exchange(self, value: Result) -> list[Result]:
         """`value` of every rank, in their order."""
@@ -124,8 +118,7 @@ class Compute:
         dist.broadcast_object_list(outcome, src=0, group=self.host_group)
         if outcome[1] is not None:
             raise outcome[1]
-        result: Result = outcome[0]
-        return result
+        return cast(Result, outcome[0])
 
 
 def open_compute(device: str = "auto", timeout: float = DEFAULT) -> Compute:

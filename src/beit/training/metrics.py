@@ -53,8 +53,7 @@ class MetricWindow:
         """Add one step's `values`; nothing of them where `counts`, a bool scalar, is False."""
         values = {**values, "count": torch.ones((), device=counts.device)}
         accumulate(
-            self._sums,
-            {name: torch.where(counts, value.detach().float(), 0.0) for name, value in values.items()},
+            self._sums, {name: torch.where(counts, value.detach().float(), 0.0) for name, value in values.items()}
         )
         self.steps += 1
 

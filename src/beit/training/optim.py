@@ -1,7 +1,7 @@
 """Which parameters learn how fast: weight decay, layer-wise learning-rate decay, schedules over steps."""
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -35,12 +35,11 @@ def parameter_groups(
     weight_decay: float,
     layer_decay: float = 1.0,
     layer_groups: Sequence[Sequence[nn.Parameter]] | None = None,
-    no_decay: Collection[str] = NO_DECAY,
 ) -> list[dict[str, Any]]:
     """The trainable parameters of `model` as optimiser groups, each parameter in exactly one.
 
     Args:
-        weight_decay: for every parameter but vectors, biases and those whose own name is in `no_decay`.
+        weight_decay: for every parameter but vectors, biases and those whose own name is in `NO_DECAY`.
         layer_decay: group i of the n in `layer_groups` learns at `layer_decay ** (n - 1 - i)` of the rate.
         layer_groups: the model's own parameters from input to output, the head in the last group.
 
@@ -64,7 +63,7 @@ def parameter_groups(
     for name, parameter in named.items():
         layer = layer_of[id(parameter)]
         own_name = name.rpartition(".")[2]
-        is_decayed = parameter.ndim > 1 and own_name != "bias" and own_name not in no_decay
+        is_decayed = parameter.ndim > 1 and own_name != "bias" and own_name not in NO_DECAY
         group = {
             "params": [],
             "weight_decay": weight_decay if is_decayed else 0.0,
@@ -75,16 +74,10 @@ def parameter_groups(
     return [groups[key] for key in sorted(groups)]
 
 
-def adamw(
-    groups: list[dict[str, Any]],
-    *,
-    lr: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-) -> torch.optim.AdamW:
+def adamw(groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.AdamW:
     """AdamW over the groups of :func:`parameter_groups`, in one kernel where torch has it. There may be none."""
     kinds = {parameter.device.type for group in groups for parameter in group["params"]}
-    return torch.optim.AdamW(groups or [{"params": []}], lr=lr, betas=betas, eps=eps, fused=kinds <= {"cpu", "cuda"})
+    return torch.optim.AdamW(groups or [{"params": []}], lr=lr, betas=betas, fused=kinds <= {"cpu", "cuda"})
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import InitVar, dataclass, field
+from itertools import compress
 from typing import Any, Literal
 
 import torch
@@ -58,15 +59,12 @@ class TrainingState:
             return
         # A young average follows closely, or a short run would average mostly its first step.
         decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
-        average: list[Tensor] = list(self.ema.parameters())
-        current: list[Tensor] = list(self.model.parameters())
-        for ema, buffer in zip(self.ema.buffers(), self.model.buffers(), strict=True):
-            if ema.is_floating_point():
-                average.append(ema)
-                current.append(buffer)
-            else:
-                ema.copy_(buffer)
-        torch._foreach_lerp_(average, current, 1 - decay)
+        averages, current = ([*x.parameters(), *x.buffers()] for x in (self.ema, self.model))
+        for average, tensor in zip(averages, current, strict=True):
+            if not average.is_floating_point():
+                average.copy_(tensor)
+        moving = [x.is_floating_point() for x in averages]
+        torch._foreach_lerp_([*compress(averages, moving)], [*compress(current, moving)], 1 - decay)
 
     def is_best(self, figures: Mapping[str, float], monitor: str, mode: Literal["min", "max"]) -> bool:
         """Whether an evaluation's figures are the best so far, by the figure `monitor`; the earlier of equals is."""
@@ -84,11 +82,7 @@ class TrainingState:
             "companions": {name: module.state_dict() for name, module in self.companions.items()},
             "window": self.window.state_dict(compute),
             "guard": self.guard.state_dict(),
-            "step": self.step,
-            "split": self.split,
-            "last": self.last,
-            "first": self.first,
-            "best": self.best,
+            **{name: getattr(self, name) for name in ("step", "split", "last", "first", "best")},
         }
 
     def load_state_dict(self, state: Mapping[str, Any], compute: Compute) -> None:

@@ -14,11 +14,7 @@ from beit.visualize.pictures import Color, captioned_grid, contact_sheet, save_p
 
 
 def draw_predictions(
-    labels: Labels,
-    model: nn.Module,
-    batches: Sequence[LabeledBatch],
-    folder: Path,
-    step: int,
+    labels: Labels, model: nn.Module, batches: Sequence[LabeledBatch], folder: Path, step: int
 ) -> None:
     """Images with the classes predicted for them and, where these are wrong, the true ones."""
     [batch] = batches

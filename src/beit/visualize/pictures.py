@@ -30,10 +30,8 @@ def to_uint8(image: Tensor) -> Tensor:
     red, green and blue, one as gray, two as red and green."""
     if image.ndim != 3:
         raise ValueError(f"expected an image (C, H, W), got {tuple(image.shape)}")
-    image = image.detach().cpu()
-    image = (
-        image.expand(3, -1, -1) if len(image) == 1 else functional.pad(image[:3], (0, 0, 0, 0, 0, 3 - len(image[:3])))
-    )
+    image, missing = image.detach().cpu(), max(0, 3 - len(image))
+    image = image.expand(3, -1, -1) if len(image) == 1 else functional.pad(image[:3], (0, 0, 0, 0, 0, missing))
     if image.is_floating_point():
         return image.float().clamp(0, 1).mul(255).round().to(torch.uint8)
     if image.dtype != torch.uint8:

@@ -97,9 +97,8 @@ def _galleries(views: Sequence[RunView]) -> dict[str, list[tuple[RunView, list[P
 def key_picture(runs: Sequence[RunView]) -> Picture | None:
     """The picture that shows what it came to: the last one of the first run of a task, else of the last run."""
     tasks = [run for run in runs if run.record.verb in ("finetune", "segment")]
-    pictures = [
-        picture for run in [*runs, *tasks[:1]] for picture in run.record.pictures if picture.kind != "mistakes"
-    ]
+    drawn = [picture for run in (*runs, *tasks[:1]) for picture in run.record.pictures]
+    pictures = [picture for picture in drawn if picture.kind != "mistakes"]
     return pictures[-1] if pictures else None
 
 

@@ -123,11 +123,7 @@ def segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine: Machine
             none = f"no pixel of the {len(source):,} label maps has a class"
             why = f"{IGNORE}{' and 0' * reduce_zero} stand for none"
             raise UserError(f"--data: {none} ({why}); choose --data or --split with labelled pixels")
-        return {
-            "inference": inference.words(),
-            **segmentation_figures(sums),
-            **by_class(sums["confusion"], names),
-        }
+        return {"inference": inference.words(), **segmentation_figures(sums), **by_class(sums["confusion"], names)}
 
     test_set = TestSet(split, source, SegmentationEvaluationView(inference.input_side), True, inference.windows)
     evaluation = Evaluation(evaluate_batch=partial(evaluate_batch, inference), summarise=summarise, batch_size=1)

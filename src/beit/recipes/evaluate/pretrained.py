@@ -41,7 +41,7 @@ def pretrained(model: MaskedImageModel, config: EvaluateConfig, machine: Machine
         )
     tokenizer = matching_tokenizer(recipe, config, machine)
     size = token_image_size(recipe, tokenizer)
-    baselines = count_tokens(tokenizer, size, model, config, machine)
+    baselines = count_tokens(tokenizer, size, config, machine)
     chance = {"vocab_size": model.vocab_size, "chance_loss": math.log(model.vocab_size)}
     bound = Bound(tokenizer, recipe.predict, config.seed)
 
@@ -51,8 +51,7 @@ def pretrained(model: MaskedImageModel, config: EvaluateConfig, machine: Machine
         return {**facts, **best_mixtures_of_sums(of_patches), **chance, "bound": bound.words(), **terms}
 
     return TestSet(split, source, evaluation_view(recipe, size)), Evaluation(
-        evaluate_batch=partial(token_sums, recipe, tokenizer, baselines, besides=bound.sums),
-        summarise=summarise,
+        evaluate_batch=partial(token_sums, recipe, tokenizer, baselines, besides=bound.sums), summarise=summarise
     )
 
 
@@ -68,11 +67,9 @@ def recipe_of(model: MaskedImageModel, config: EvaluateConfig) -> PretrainConfig
         values = {"out": "-", "image_size": encoder.image_size, "patch_size": encoder.patch_size}
         if model.num_masked is not None:  # the one number that it can be asked about
             values |= {"encoder_sees": "visible", "masking": "random", "num_masked": model.num_masked}
-        if (
-            model.vocab_size == encoder.channels * encoder.patch_size**2
-            and describe(config.model).get("tokenizer") is None
-        ):
-            values |= {"target": "pixels", "pixel_norm": describe(config.model).get("pixel_norm", "none")}
+        pixels, about = encoder.channels * encoder.patch_size**2, describe(config.model)
+        if model.vocab_size == pixels and about.get("tokenizer") is None:
+            values |= {"target": "pixels", "pixel_norm": about.get("pixel_norm", "none")}
     if values.get("target") != "pixels":
         values["tokenizer"] = config.tokenizer or values.get("tokenizer")
         if values["tokenizer"] is None:
@@ -99,11 +96,7 @@ def matching_tokenizer(recipe: PretrainConfig, config: EvaluateConfig, machine: 
 
 
 def count_tokens(
-    tokenizer: VisualTokenizer,
-    size: tuple[int, int],
-    model: MaskedImageModel,
-    config: EvaluateConfig,
-    machine: Machine,
+    tokenizer: VisualTokenizer, size: tuple[int, int], config: EvaluateConfig, machine: Machine
 ) -> TokenBaselines | None:
     """Baselines that know the tokens of training images; None where the data has none."""
     try:
@@ -111,7 +104,8 @@ def count_tokens(
     except UserError:
         print("no baselines: --data holds no training images to count tokens on")
         return None
-    baselines = TokenBaselines(model.encoder.config.grid, tokenizer.vocab_size).to(machine.compute.device)
+    grid = size[0] // tokenizer.stride, size[1] // tokenizer.stride
+    baselines = TokenBaselines(grid, tokenizer.vocab_size).to(machine.compute.device)
     passes = each_batch(
         lambda batch: tokenizer.encode(batch.image),
         source,

@@ -19,13 +19,14 @@ from beit.config.run import TrainingConfig, seconds_of
 from beit.config.segment import SegmentConfig
 from beit.config.tokenizer import PatchKMeansConfig, TokenizerConfig
 from beit.config.use import JourneyConfig, Outcome
+from beit.config.values import flag_of
 from beit.data.base import Source
 from beit.data.label_file import read_label_rows
 from beit.data.label_maps.pairs import IMAGES
 from beit.data.sources.listing import list_maps
 from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import Subset
-from beit.presets import scratch
+from beit.presets import NETWORK, task_network
 from beit.presets.auto import crop_of
 from beit.presets.trials import FEW_IMAGES, prospect
 from beit.recipes.finetune import finetune
@@ -44,19 +45,14 @@ and what stands beside its score."""
 PRETRAINING = {"classifier": 0.7, "segmenter": 0.5, None: 1.0}
 """Share of the time for pre-training, and for the task once; its training from scratch comes on top of both."""
 
-VERBS: Mapping[type[TrainingConfig], Callable[..., Outcome]] = {
-    TokenizerConfig: tokenizer,
-    PretrainConfig: pretrain,
-    FinetuneConfig: finetune,
-    SegmentConfig: segment,
-}
-TYPES: Mapping[str, type[TrainingConfig]] = {
-    "tokenizer": TokenizerConfig,
-    "pretrain": PretrainConfig,
-    "classifier": FinetuneConfig,
-    "segmenter": SegmentConfig,
+VERBS: Mapping[str, tuple[type[TrainingConfig], Callable[..., Outcome]]] = {
+    "tokenizer": (TokenizerConfig, tokenizer),
+    "pretrain": (PretrainConfig, pretrain),
+    "classifier": (FinetuneConfig, finetune),
+    "segmenter": (SegmentConfig, segment),
 }
 """The parts in their order; `scratch`, the task without pre-training, comes after it."""
+TYPES = {name: config_type for name, (config_type, _) in VERBS.items()}
 TASKS = {"classify": "classifier", "segment": "segmenter", "none": None}
 STARTS = {
     "pretrain": ("tokenizer", "tokenizer"),
@@ -76,7 +72,7 @@ class Part(NamedTuple):
     """What it is expected to take."""
 
     def run(self, *, dry_run: bool = False, overwrite: bool = False) -> Outcome:
-        return VERBS[type(self.config)](self.config, dry_run=dry_run, overwrite=overwrite)
+        return dict(VERBS.values())[type(self.config)](self.config, dry_run=dry_run, overwrite=overwrite)
 
     def plan(self) -> "Part":
         """This part with every value of its configuration, and the time that it takes here, by a rehearsal."""
@@ -132,9 +128,7 @@ def begin(config: JourneyConfig, folder: Path) -> Journey:
     task = found if config.task == "auto" else TASKS[config.task]
     few = [name for name in ("label_share", "labels_per_class") if getattr(config, name) is not None]
     if few and task != "classifier":
-        raise UserError(
-            f"--{few[0].replace('_', '-')} is for a classifier; give --labels or one folder for each class"
-        )
+        raise UserError(f"{flag_of(few[0])} is for a classifier; give --labels or one folder for each class")
     if task is None and config.init is not None:
         raise UserError(f"--init {config.init} leaves nothing to train without a task; give --labels, or drop --init")
     return Journey(config, task, folder, images)
@@ -182,7 +176,7 @@ def choose_parts(journey: Journey, make: Callable[[Journey], Part]) -> list[Part
         return [tokens, plan("pretrain", left())]
     unit = left() / (share + (1 - share) * trainings)
     network = journey.network(share * unit)
-    start = scratch.task_network(dataclasses.asdict(network), TYPES[task])
+    start = task_network(dataclasses.asdict(network), TYPES[task])
     crop = {}
     if task == "segmenter":
         encoder = network.architecture()
@@ -191,7 +185,7 @@ def choose_parts(journey: Journey, make: Callable[[Journey], Part]) -> list[Part
     # The same recipe from the encoder that is not there yet.
     own = {**dict.fromkeys(start), "init_scheme": start["init_scheme"], "from_scratch": False, **crop}
     taught = journey.part(task, **{**own_values(alone.config), **own})._replace(seconds=alone.seconds)
-    typed = {name: getattr(network, name) for name in (*scratch.NETWORK, "image_size")}
+    typed = {name: getattr(network, name) for name in (*NETWORK, "image_size")}
     last = plan("pretrain", left() - trainings * alone.seconds, **typed)
     return [tokens, last, taught, *([alone] if config.scratch else [])]
 

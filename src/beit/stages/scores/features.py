@@ -44,13 +44,7 @@ class FeatureSource(Subset):
         self.features.zero_()
         self.whole.zero_()
         passes = each_batch(
-            apply,
-            self._source,
-            view,
-            machine,
-            batch_size=batch_size,
-            on_bad=self._reasons.__setitem__,
-            title=title,
+            apply, self._source, view, machine, batch_size=batch_size, on_bad=self._reasons.__setitem__, title=title
         )
         with suppress(StopRequested), closing(passes):
             for numbers, _, features in passes:

@@ -52,10 +52,7 @@ def starting_segmenter(config: SegmentConfig, classes: tuple[str, ...]) -> tuple
     if layers[-1] != last:  # blocks above those that the decoder reads would never learn
         raise UserError(f"--layers {' '.join(blocks)} must end with the last block of the encoder, {last}")
     about = f"{channels} channels on blocks {', '.join(blocks)}, {len(classes):,} classes"
-    return model, [
-        *notes,
-        _take_over_decoder(model, start, config, classes, f"{config.decoder} decoder of {about}"),
-    ]
+    return model, [*notes, _take_over_decoder(model, start, config, classes, f"{config.decoder} decoder of {about}")]
 
 
 @torch.no_grad()
@@ -70,7 +67,6 @@ def _take_over_head(
         return f"norm kept, new head for {len(classes):,} classes, on the class token"
     if not isinstance(start, ImageClassifier):
         return f"new head for {len(classes):,} classes"
-    assert config.init is not None
     if start.pool != model.pool:
         return f"new norm and head for {len(classes):,} classes: --pool {model.pool} instead of {start.pool}"
     take_over(model, start, ("norm.", "fc_norm."))
@@ -85,22 +81,13 @@ def _take_over_head(
 
 
 def _take_over_decoder(
-    model: SemanticSegmenter,
-    start: nn.Module | None,
-    config: SegmentConfig,
-    classes: tuple[str, ...],
-    decoder: str,
+    model: SemanticSegmenter, start: nn.Module | None, config: SegmentConfig, classes: tuple[str, ...], decoder: str
 ) -> str:
     """Keep the decoder of a segmenter that has the same one for the same classes. `decoder` is its name in words."""
     if not isinstance(start, SemanticSegmenter):
         return f"new {decoder}"
-    assert config.init is not None
-    different = [
-        name
-        for name in ("decoder", "layers", "channels", "transposed", "auxiliary")
-        if getattr(start, name) != getattr(model, name)
-    ]
-    if different:
+    shape = ("decoder", "layers", "channels", "transposed", "auxiliary")
+    if different := [name for name in shape if getattr(start, name) != getattr(model, name)]:
         return f"new {decoder}, for that of --init differs in {', '.join(different)}"
     if _classes_of(config.init) != classes:
         return f"new {decoder}, for that of --init has other classes"
@@ -108,7 +95,7 @@ def _take_over_decoder(
     return f"kept {decoder}"
 
 
-def _classes_of(init: str) -> tuple[str, ...] | None:
+def _classes_of(init: str | None) -> tuple[str, ...] | None:
     """The class names of a model, where it has them."""
-    names = describe(init).get("classes")
+    names = describe(str(init)).get("classes")
     return None if names is None else tuple(map(str, names))

@@ -18,6 +18,9 @@ from beit.models.encoder import BeitEncoder
 from beit.models.heads import MaskedImageModel
 from beit.tokenizers.base import VisualTokenizer
 
+Encode = Callable[[PretrainBatch], Tensor]
+"""A batch -> its tokens (B, h, w), by a frozen tokenizer."""
+
 
 class TokenCache(nn.Module):
     """Tokens of the views that come again, on a grid of h w patches; alike on all ranks, part of a run's state."""
@@ -46,11 +49,7 @@ class TokenCache(nn.Module):
 
 
 def masked_image_modelling(
-    model: nn.Module,
-    encode: Callable[[PretrainBatch], Tensor],
-    batch: PretrainBatch,
-    predict: Tensor,
-    count: int | None,
+    model: nn.Module, encode: Encode, batch: PretrainBatch, predict: Tensor, count: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The method: the visual tokens (B, h, w) of the images, which `encode` has of the frozen tokenizer, and of the
     predicted ones the loss and the share right.
@@ -65,7 +64,7 @@ def masked_image_modelling(
     return tokens, loss, share
 
 
-def tokens_by(tokenizer: VisualTokenizer) -> Callable[[PretrainBatch], Tensor]:
+def tokens_by(tokenizer: VisualTokenizer) -> Encode:
     """What gives the tokens of a batch."""
     return lambda batch: tokenizer.encode(batch.token_image)
 
@@ -90,15 +89,10 @@ def token_image_size(config: PretrainConfig, tokenizer: VisualTokenizer) -> tupl
 
 def masked_image_model(config: PretrainConfig, encoder: BeitEncoder, vocab_size: int) -> MaskedImageModel:
     """The model around `encoder` that the configuration describes."""
-    visible = config.encoder_sees == "visible"
-    return MaskedImageModel(
-        encoder,
-        vocab_size,
-        encoder_sees=config.encoder_sees,
-        num_masked=masking_of(config).num_masked if visible else None,
-        decoder_depth=config.decoder_depth if visible else None,
-        decoder_width=config.decoder_width if visible else None,
-    )
+    if config.encoder_sees == "all":
+        return MaskedImageModel(encoder, vocab_size)
+    num_masked, decoder = masking_of(config).num_masked, (config.decoder_depth, config.decoder_width)
+    return MaskedImageModel(encoder, vocab_size, config.encoder_sees, num_masked, *decoder)
 
 
 def masking_of(config: PretrainConfig) -> BlockwiseMasking | RandomMasking | NoMasking:

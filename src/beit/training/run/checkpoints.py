@@ -108,8 +108,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def read_state(root: Path, step: int) -> dict[str, Any]:
     """The state in `root/step-N`, tensors on the CPU; its manifest has been checked before."""
-    state: dict[str, Any] = torch.load(root / f"step-{step}" / STATE, map_location="cpu", weights_only=True)
-    return state
+    return dict(torch.load(root / f"step-{step}" / STATE, map_location="cpu", weights_only=True))
 
 
 def prune(

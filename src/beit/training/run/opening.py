@@ -105,9 +105,8 @@ def _require_same_version(path: Path, request: Request, status: Mapping[str, Any
     if version != RNG_VERSION:
         release = RELEASES.get(version, "the release that began it")
         with_init = f"from its model with --init {path}" if "init" in request.config else "in another --out"
-        drawn = (
-            f"random numbers were drawn and images held back in another way (version {version}, now {RNG_VERSION})"
-        )
+        versions = f"(version {version}, now {RNG_VERSION})"
+        drawn = f"random numbers were drawn and images held back in another way {versions}"
         mend = f"finish it with {release}, or begin a new run {with_init}"
         raise UserError(f"--out {path} began when {drawn}: {mend}")
 
@@ -197,16 +196,10 @@ def _compare(
     then = {} if is_whole else status.get("typed", {})
     # A release that did not store what was typed had other presets.
     compared = [key for key in now if key not in changeable and (key != "preset" or key in stored)]
-    differences = [
-        f"{key} was {then.get(key, stored.get(key))!r} and is now {now[key]!r}"
-        for key in compared
-        if now[key] != then.get(key, stored.get(key))
-    ]
-    differences += [
-        f"{key} was {then[key]!r} and is now left out"
-        for key in then
-        if key not in directory.CHANGEABLE and key not in now
-    ]
+    before = {key: then.get(key, stored.get(key)) for key in compared}
+    differences = [f"{key} was {x!r} and is now {now[key]!r}" for key, x in before.items() if now[key] != x]
+    gone = {key: x for key, x in then.items() if key not in directory.CHANGEABLE and key not in now}
+    differences += [f"{key} was {x!r} and is now left out" for key, x in gone.items()]
     changed = changeable & (now.keys() | then.keys())
     return config | stored | {key: config[key] for key in changed if key in config}, differences
 
