@@ -22,7 +22,7 @@ GROUPS = {
     "mask": "num_masked masking encoder_sees target pixel_norm predict min_block mask_count block_aspect "
     "decoder_depth decoder_width",
     "training": "preset config budget steps epochs batch_size accumulate lr freeze layer_decay token_cache",
-    "machine": "device devices precision workers checkpoint_activations",
+    "machine": "device devices precision workers checkpoint_activations compile",
     "output": "out overwrite dry_run print_config save_every keep log_every evaluations overlays tensorboard wandb",
 }
 """What no group names comes last in `training`, where schedules and augmentations are."""

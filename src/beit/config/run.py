@@ -170,6 +170,9 @@ class TrainingConfig(DevicesConfig, DataConfig):
     checkpoint_activations: Literal["auto", "on", "off"] = "auto"
     """Compute the activations of blocks again in the backward pass, to save memory for a third more time; auto: where
     they do not fit otherwise. Does not change the result."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the passes of training by torch.compile, which rounds otherwise; auto: where the run is long enough for
+    it, and a rehearsal shows that its steps get faster."""
 
     lr: knobs.PositiveFloat = 1.5e-3
     """Peak learning rate at a batch of `lr_batch_size`."""

@@ -169,7 +169,8 @@ class BeitEncoder(nn.Module):
             return position.resize_position_embedding(self.pos_embed, self.grid, grid)
         if self.config.position == "sincos":
             token, trained = self.cls_token, self.config.position_grid or self.grid
-            return position.sincos_embedding(grid, trained, self.config.width, token.dtype, token.device)
+            table: Tensor = position.sincos_embedding(grid, trained, self.config.width, token.dtype, token.device)
+            return table
         return None
 
     def _tokens(self, patches: Tensor, grid: Grid, places: Tensor | None = None) -> Tensor:

@@ -65,7 +65,7 @@ class RelativePositionBias(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros(bias_table_rows(grid), num_heads))
 
 
-@lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def sincos_embedding(grid: Grid, trained: Grid, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Sine-cosine position embeddings of the patches of `grid`, (1, 1 + N, width); the class token's is zero.
 
@@ -73,6 +73,11 @@ def sincos_embedding(grid: Grid, trained: Grid, width: int, dtype: torch.dtype, 
     10000**(-k / quarter) (MAE's; the formula is of "Attention is all you need"). Coordinates are patches of the
     `trained` grid: (i + .5) trained / grid - .5, so that another image size keeps their range.
     """
+    return _sincos_embedding(grid, trained, width, dtype, device)
+
+
+@lru_cache(maxsize=64)
+def _sincos_embedding(grid: Grid, trained: Grid, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     quarter = width // 4
     frequencies = 10000.0 ** (-np.arange(quarter) / quarter)
     row, column = (

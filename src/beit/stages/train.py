@@ -20,6 +20,7 @@ from beit.data.sources.subsets import Subset, spread
 from beit.presets import Choice
 from beit.stages.announcement import announce, conclude, with_page
 from beit.stages.auto.choices import rate_of
+from beit.stages.auto.compilation import require_compiler, settle_compilation
 from beit.stages.auto.memory import FEW as FEW_IMAGES
 from beit.stages.auto.memory import checkpoint_activations, fit_memory, work_of_an_image
 from beit.stages.auto.rehearsal import fit_into, measure
@@ -52,6 +53,8 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
     machine = machine._replace(precision=compute.from_main(lambda: machine.precision))
     settled = dataclasses.replace(session.config, precision=machine.precision)  # for this start and all others
     session = session._replace(config=settled.as_typed(session.config.typed))
+    if session.config.compile == "on":
+        require_compiler(compute.device)
     rehearsal = RunBatches(session, feed, machine._replace(workers=0))
     is_prepared = method.prepare is None
     if is_prepared:  # what must be prepared can only be judged after that, and timed
@@ -64,7 +67,7 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
         session = _fit_memory(session, method, feed)
     checkpoint_activations(method.learner.model, session.config)
     if is_prepared and session.pace is None:
-        session = session._replace(pace=estimate(session, method, feed))
+        session = _paced(session, method, feed)
     config, plan = session.config, feed.images.plan(session.config)
     if session.dry_run:
         announce(session, method, feed, plan, machine.precision)
@@ -120,6 +123,18 @@ def _fit_memory(session: Session[Config], method: Method, feed: Feed) -> Session
     return session if batch is None else fit_memory(session, method, batch, machine.precision)
 
 
+def _paced(session: Session[Any], method: Method, feed: Feed) -> Session[Any]:
+    """`session` with the pace of its run, where that can be told, and with the choice of `--compile`."""
+    pace, plan = estimate(session, method, feed), feed.images.plan(session.config)
+    if pace is None or session.has_begun:
+        return session._replace(pace=pace)
+
+    def rehearse_as(config: Any) -> Pace:
+        return rehearse(session._replace(config=config), method, feed, LONGEST_REHEARSAL / 2)
+
+    return settle_compilation(session, pace, sum(pace.left(plan)), rehearse_as)
+
+
 def estimate(session: Session[Any], method: Method, feed: Feed) -> Pace | None:
     """The pace of a run whose steps are given, by a rehearsal of seconds, however large it is; None without steps
     and on several ranks. What is wrong with the run is left to it to say."""
@@ -129,7 +144,7 @@ def estimate(session: Session[Any], method: Method, feed: Feed) -> Pace | None:
         return None
     try:
         if compute.device.type == "cpu" and config.batch_size > FEW * config.accumulate:
-            few = session._replace(config=dataclasses.replace(config, batch_size=FEW, accumulate=1))
+            few = session._replace(config=dataclasses.replace(config, batch_size=FEW, accumulate=1, compile="off"))
             pace, times = rehearse(few, method, feed, 0.0), config.batch_size / FEW
             if times * pace.step > LONGEST_REHEARSAL:
                 return pace._replace(step=times * pace.step)
@@ -167,13 +182,18 @@ def set_steps(session: Session[Config], make_method: Callable[[Config], Method],
     budget = config.budget_seconds()
     if budget is None:
         return session
-    long = dataclasses.replace(config, steps=10**6, budget=None)  # the rehearsal may not come to its end
+    seconds = min(LONGEST_REHEARSAL, REHEARSAL * budget)
+
+    def rehearse_as(config: Config) -> Pace:
+        long = dataclasses.replace(config, steps=10**6, budget=None)  # the rehearsal may not come to its end
+        return rehearse(session._replace(config=long), method, feed, seconds)
+
     with torch.random.fork_rng(devices=[]):
-        method = make_method(long)
+        method = make_method(dataclasses.replace(config, steps=10**6, budget=None))
         session = _fit_memory(session, method, feed)
-        config = session.config
-        seconds = min(LONGEST_REHEARSAL, REHEARSAL * budget)
-        pace = rehearse(session._replace(config=long), method, feed, seconds)
+        session = settle_compilation(session, rehearse_as(session.config), budget, rehearse_as)
+    config, pace = session.config, session.pace
+    assert pace is not None
     left = max(0.0, budget - (time.monotonic() - session.began))
     steps, evaluations = compute.from_main(lambda: fit_into(left, pace, config))
     steps, remark = within_epochs(session.verb, len(feed.images.train), config.batch_size, steps)
@@ -184,7 +204,7 @@ def set_steps(session: Session[Config], make_method: Callable[[Config], Method],
     values = {"steps": steps, "evaluations": evaluations}
     settled = dataclasses.replace(config, steps=steps, evaluations=evaluations, budget=None).as_typed(config.typed)
     choices = (*session.choices, Choice(values, reason))
-    return session._replace(config=settled, choices=choices, budget=config.budget, pace=pace)
+    return session._replace(config=settled, choices=choices, budget=config.budget)
 
 
 def _save(session: Session[Any], product: Product, model: nn.Module, folder: Path, step: int) -> None:

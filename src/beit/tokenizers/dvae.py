@@ -73,7 +73,9 @@ class DiscreteVAE(PixelAutoencoder, CategoricalTokenizer):
         convolution = cast(nn.Conv2d, self.decoder.blocks.get_submodule("input"))
         return convolution.weight[:, :, 0, 0].t() + cast(Tensor, convolution.bias)
 
-    def forward(self, images: Tensor, temperature: float, uniform: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, temperature: float | Tensor, uniform: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The training pass: logits, and the pixel statistics (B, 6, H, W) that tokens relaxed by Gumbel-softmax at
         `temperature` are decoded to: three means, then three log-scales of p(x | z). Both are float32.
         `uniform` as in :func:`beit.tokenizers.objective.gumbel_softmax`."""

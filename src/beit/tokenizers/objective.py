@@ -60,7 +60,7 @@ def median_images(statistics: Tensor) -> Tensor:
     return unmap_pixels(statistics.chunk(2, dim=1)[0].sigmoid())
 
 
-def gumbel_softmax(logits: Tensor, temperature: float, uniform: Tensor | None = None) -> Tensor:
+def gumbel_softmax(logits: Tensor, temperature: float | Tensor, uniform: Tensor | None = None) -> Tensor:
     """A relaxed sample of softmax(logits) over dimension 1, always in float32 or wider: (B, V, h, w).
 
     At temperature 0+ it is a one-hot sample of the exact distribution (Gumbel-max). `uniform`: (B, h, w, V) in

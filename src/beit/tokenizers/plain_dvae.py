@@ -24,7 +24,9 @@ class PlainDVAE(CategoricalTokenizer):
         self.encoder = nn.Sequential(*(_module(layer, up=False) for layer in config.encoder))
         self.decoder = nn.Sequential(*(_module(layer, up=True) for layer in config.decoder))
 
-    def forward(self, images: Tensor, temperature: float, uniform: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, temperature: float | Tensor, uniform: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The training pass: logits, and the normalised pixels (B, 3, H, W) that tokens relaxed by Gumbel-softmax at
         `temperature` are decoded to. `uniform` as in :func:`beit.tokenizers.objective.gumbel_softmax`."""
         logits = self.logits(images)

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import InitVar, dataclass, field
 from itertools import compress
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch._logging import set_logs  # type: ignore[attr-defined]  # documented at torch._logging
 
 from beit.training.device import Compute, autocast, reseed, seed_of, to_device
 from beit.training.method import Noise
@@ -126,8 +127,12 @@ class Stepper:
     state: TrainingState
 
     def __post_init__(self) -> None:
-        self.network = self.job.compute.distribute(self.state.model)
-        """The model as the step calls it: wrapped when there are several ranks."""
+        model = self.state.model
+        if self.job.plan.config.compile == "on":
+            set_logs(recompiles=True)  # shapes are the same in all steps; of others it is told
+            model = cast(nn.Module, torch.compile(model, dynamic=False))
+        self.network = self.job.compute.distribute(model)
+        """The model as the step calls it: compiled, or wrapped when there are several ranks."""
         self.parameters = [p for group in self.state.optimizer.param_groups for p in group["params"]]
 
     def take_step(self, micro_batches: Iterator[Any]) -> None:

@@ -81,17 +81,18 @@ def reconstruction_step(config: TokenizerConfig, steps: int, network: DiscreteVA
     def step(model: nn.Module, batch: ImageBatch, index: int, noise: Noise) -> StepOutput:
         height, width = (side // config.stride for side in batch.image.shape[-2:])
         uniform = noise.uniform(height, width, config.vocab_size)
-        logits, statistics = model(batch.image, temperature(index), uniform)
-        tokens, heat = logits.argmax(dim=1), {"temperature": torch.tensor(temperature(index))}
+        heat = torch.tensor(temperature(index))  # as a number it would be compiled anew at every step
+        logits, statistics = model(batch.image, heat, uniform)
+        tokens = logits.argmax(dim=1)
         if isinstance(network, PlainDVAE):
             figures = reconstruction_metrics(config, batch, tokens, network.images_of(statistics.detach()))
-            return StepOutput(F.mse_loss(statistics, network.normalize(batch.image)), figures | heat)
+            return StepOutput(F.mse_loss(statistics, network.normalize(batch.image)), figures | {"temperature": heat})
         loss, nll, kl = objective.elbo_loss(batch.image, logits, statistics, kl_weight(index))
         metrics = {
             "nll": nll / batch.image[0].numel(),
             "kl": kl / logits[0, 0].numel(),
             **reconstruction_metrics(config, batch, tokens, objective.median_images(statistics.detach())),
-            **heat,
+            "temperature": heat,
             "kl_weight": torch.tensor(kl_weight(index)),
         }
         return StepOutput(loss, metrics)

@@ -79,9 +79,9 @@ def _time_steps(job: Job, seconds: float) -> tuple[float, int]:
     stepper = Stepper(job, state)
     stepper.network.train()
     micro_batches = iter(job.batches.train(0, 10**6))  # a rehearsal may be longer than its run
-    began = start = time.monotonic()
+    start = time.monotonic()
     done, least, most = 0, WARM_UP + TIMED, SHARE * job.plan.steps
-    while not compute.largest(int(done >= least and (time.monotonic() > began + seconds or done > most))):
+    while not compute.largest(int(done >= least and (time.monotonic() > start + seconds or done > most))):
         if done == WARM_UP:
             start = time.monotonic()
         stepper.take_step(micro_batches)

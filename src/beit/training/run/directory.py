@@ -37,9 +37,9 @@ SKIPPED = "skipped "
 LAYOUT = (*FILES, SAMPLES, MODEL, MODEL_BEST, CHECKPOINTS, *TRACKERS, STATUS, CONFIG)
 """All that is a run's own, in the order in which it is deleted: what marks the folder as a run goes last."""
 
-_OF_MACHINE = {"accumulate", "checkpoint_activations", "device", "devices", "max_bad", "timeout", "workers"}
+_OF_MACHINE = {"accumulate", "checkpoint_activations", "compile", "device", "devices", "timeout", "workers"}
 _OF_OUTPUT = {"keep", "log_every", "out", "save_every", "tensorboard", "wandb"}
-CHANGEABLE = frozenset(_OF_MACHINE | _OF_OUTPUT)
+CHANGEABLE = frozenset(_OF_MACHINE | _OF_OUTPUT | {"max_bad"})
 """Knobs that may differ when a run continues."""
 PLACES = frozenset({"data", "eval_data", "labels", "label_maps"})
 """Where its images lie, which may move until it is done: the facts tell whether they are the same."""
