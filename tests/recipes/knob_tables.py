@@ -35,7 +35,7 @@ SHARED: Knobs = {
     "batch_size": Knob(6, lambda a: a.arguments["Loader"]["batch_size"]),
     "accumulate": Knob(2, lambda a: a.arguments["Loader"]["accumulate"]),
     "checkpoint_activations": Knob("on", lambda a: a.model.encoder.checkpoint_activations, True),
-    "compile": Knob("on", lambda a: a.arguments["Stepper"]["plan"].config.compile),
+    "compile": Knob("on", lambda a: a.plan.config.compile),
     "lr": Knob(2e-3, lambda a: max(map(a.rate, range(STEPS))), PEAK),
     "lr_batch_size": Knob(12, lambda a: a.state.optimizer.defaults["lr"], PEAK),
     "lr_scaling": Knob("sqrt", lambda a: a.rate(5), PEAK),
