@@ -22,6 +22,7 @@ from beit.data.decode import ImageError
 from beit.data.sources import files
 from beit.data.sources.files import FileSource
 from beit.data.sources.holdout import Holdout
+from beit.data.sources.listing import list_images
 from beit.data.sources.opening import open_images, open_splits
 from beit.data.sources.subsets import limited
 
@@ -159,20 +160,17 @@ def test_limit_is_a_fixed_spread_choice(tmp_path: Path) -> None:
     assert min([some.label(i) for i in range(40)].count(c) for c in range(4)) >= 3
 
 
-def test_images_that_fit_into_memory_together_are_decoded_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_that_fit_into_memory_together_are_decoded_once(tmp_path: Path) -> None:
     write_images(tmp_path, "a.png", "b.png")
-    source = open_splits([str(tmp_path)], holdout=Holdout(0))["train"]
-    monkeypatch.setattr(files, "MEMORY", 2 * 3 * 6 * 4)
-    before = source.image(0)
-    monkeypatch.setattr(files, "MEMORY", 2 * 3 * 6 * 4 - 1)
-    source.image(1)
+    listed = files.Files([list_images(str(tmp_path))], [])
+    enough, short = (FileSource(listed, memory=2 * 3 * 6 * 4 - less) for less in (0, 1))
+    before, _ = enough.image(0), short.image(0)
+    usual = open_splits([str(tmp_path)], holdout=Holdout(0))["train"]
+    usual.image(0)
     (tmp_path / "a.png").unlink()
-    (tmp_path / "b.png").unlink()
-    assert torch.equal(source.image(0), before)
+    assert torch.equal(enough.image(0), before) and torch.equal(usual.image(0), before)
     with pytest.raises(ImageError):
-        source.image(1)
+        short.image(0)
 
 
 def test_fingerprint_tells_when_files_come_or_go(tmp_path: Path) -> None:

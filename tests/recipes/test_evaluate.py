@@ -247,10 +247,10 @@ def test_a_run_of_another_version_is_judged_with_what_is_known_of_it(
     run = tmp_path / "run"
     shutil.copytree(pretrained, run)
     with open(run / "config.yaml", "a") as file:
-        file.write("compile: false\nmasking_of_2031: spiral\n")
+        file.write("fusing: false\nmasking_of_2031: spiral\n")
     figures = evaluate(config(run, images, **SAME)).results
     assert figures["loss"] == pytest.approx(last_evaluation(pretrained)["loss"], rel=1e-5)
-    assert f"{run / 'config.yaml'}: compile, masking_of_2031 unknown to this version" in capsys.readouterr().err
+    assert f"{run / 'config.yaml'}: fusing, masking_of_2031 unknown to this version" in capsys.readouterr().err
     (run / "config.yaml").write_text("masking: spiral\n")
     with pytest.raises(UserError, match=rf"^{run / 'config.yaml'}: masking is 'spiral'"):
         evaluate(config(run, images, **SAME))

@@ -40,24 +40,25 @@ def states(run: Path) -> list[str]:
 
 
 def test_a_constant_run_that_is_extended_ends_as_if_it_had_been_as_long_from_the_start(
-    images: Path, tmp_path: Path
+    images: Path, trained_tokenizer: Path, tmp_path: Path
 ) -> None:
-    constant = {"schedule": "constant", "warmup_steps": 2, "ema_decay": 0.9}
-    train(images, tmp_path / "once", steps=20, **constant)
-    train(images, tmp_path / "run", steps=10, **constant)
-    assert states(tmp_path / "run") == ["step-10", "step-9"]
-    longer = {**constant, "steps": 10, "extend_to": "20"}
-    with stopped_in_step(15):
+    constant = {"schedule": "constant", "warmup_steps": 5, "ema_decay": 0.9}
+    constant |= {"target": "tokens", "tokenizer": str(trained_tokenizer)}
+    train(images, tmp_path / "once", steps=200, **constant)
+    train(images, tmp_path / "run", steps=100, **constant)
+    assert states(tmp_path / "run") == ["step-100", "step-90"]
+    longer = {**constant, "steps": 100, "extend_to": "200"}
+    with stopped_in_step(150):
         train(images, tmp_path / "run", **longer)
-    assert status(tmp_path / "run")["state"] == "interrupted" and states(tmp_path / "run") == ["step-9"]
+    assert status(tmp_path / "run")["state"] == "interrupted" and states(tmp_path / "run") == ["step-90"]
     train(images, tmp_path / "run", **longer)
-    assert "continuing after step 9 of 20" in log(tmp_path / "run")
+    assert "continuing after step 90 of 200" in log(tmp_path / "run")
     assert same_weights(tmp_path / "once", tmp_path / "run")
     assert rates(tmp_path / "once") == rates(tmp_path / "run")
-    assert states(tmp_path / "run") == ["step-18", "step-20"]
+    assert states(tmp_path / "run") == ["step-180", "step-200"]
     done = status(tmp_path / "run")
-    assert (done["state"], done["step"], done["steps"]) == ("done", 20, 20)
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 20
+    assert (done["state"], done["step"], done["steps"]) == ("done", 200, 200)
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 200
 
 
 def test_a_run_whose_rate_has_fallen_is_warmed_up_again(images: Path, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -76,6 +78,29 @@ def test_with_the_same_tokenizer_pretraining_goes_on_where_it_stood(
     before, after = (beit.load_model(tmp_path / run) for run in ("before", "after"))
     assert before.encoder.config == after.encoder.config
     assert not before.token_head.weight.equal(after.token_head.weight)  # it has learned
+
+
+def test_the_first_loss_from_weights_alone_is_that_of_the_last_evaluation(
+    images: Path, trained_tokenizer: Path, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"tokenizer": str(trained_tokenizer), "min_crop": 1.0, "color_jitter": 0.0, "lr": 5e-3}
+    pretrain(pretrain_config(images, tmp_path / "before", **given, eval_images=100, steps=150))
+    evaluated, model = last(tmp_path / "before", "eval/loss"), beit.load_model(tmp_path / "before")
+
+    def first_losses(start: Path) -> list[float]:
+        """Of one step for each of eight seeds, which draw images and masks: before it changes the weights."""
+        runs = [tmp_path / f"{start.name}-{seed}" for seed in range(8)]
+        for seed, run in enumerate(runs):
+            started(images, run, start, **given, steps=1, log_every=1, seed=seed, batch_size=16)
+        return [next(line["loss"] for line in metrics(run) if "loss" in line) for run in runs]
+
+    kept = first_losses(tmp_path / "before")
+    error = stdev(kept) / math.sqrt(len(kept))
+    assert abs(mean(kept) - evaluated) < 4 * error
+    # A lost mask token shows less, and in the first evaluation, which is compared to 1e-5 above.
+    model.token_head.weight.data.zero_()
+    save_model(model, tmp_path / "lost", provenance={}, tokenizer_hash=model.description["tokenizer"])
+    assert abs(mean(first_losses(tmp_path / "lost")) - evaluated) > 4 * error
 
 
 def test_a_run_that_goes_on_is_killed_and_continued_as_any_other(

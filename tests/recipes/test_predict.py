@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tarfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import beit
 from beit.cli.main import main
 from beit.data.decode import decode_image
 from beit.data.label_file import classes_in_file, read_label_rows
+from beit.data.sources.files import FileSource
 from beit.data.views.evaluation import EvaluationView
+from beit.recipes.predict import run as prediction
 
 REAL = os.environ.get("BEIT_REAL_DATA")
 
@@ -100,6 +103,49 @@ def test_lines_can_be_piped_on(folder: Path, probed: Path, tmp_path: Path, capsy
     record = json.loads((tmp_path / "x.jsonl").read_text())
     assert record["label"] == record["top"][0]["label"] == "red"
     assert record["probability"] == pytest.approx(float(lines[1][2]), abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["folder", "shard"])
+def test_features_take_no_more_memory_for_more_images(
+    kind: str, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither images nor features of more than two batches are there at once."""
+    place = tmp_path / "photos"
+    place.mkdir()
+    for number in range(40):
+        Image.new("RGB", (40, 40), (6 * number, 90, 90)).save(place / f"{number:02d}.png")
+    if kind == "shard":
+        with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+            tar.add(place, "photos")
+        place = tmp_path / "photos.tar"
+    images, features = Alive(), Alive()
+    decode, ask = FileSource.image, prediction.each_batch
+    monkeypatch.setattr(FileSource, "image", lambda source, index: images.watch(decode(source, index)))
+
+    def watched_batches(apply: Any, *arguments: Any, **options: Any) -> Any:
+        def applied(batch: Any) -> Any:
+            return {name: features.watch(x) for name, x in apply(batch).items()}
+
+        return ask(applied, *arguments, **options)
+
+    monkeypatch.setattr(prediction, "each_batch", watched_batches)
+    out, flags = tmp_path / "f.npz", ("--features", "--batch-size", "4", "--workers", "0")
+    assert run("predict", place, "--model", pretrained, "--out", out, *flags) == 0
+    assert np.load(out)["mean"].shape == (40, 16) and images.seen == 40 and features.seen == 20
+    assert images.most <= 2 * 4 and features.most <= 2 * 2
+
+
+class Alive:
+    """Counts the tensors that it was shown, and how many of them there were at once."""
+
+    def __init__(self) -> None:
+        self.seen = self.most = 0
+        self._references: list[weakref.ref[torch.Tensor]] = []
+
+    def watch(self, tensor: torch.Tensor) -> torch.Tensor:
+        self._references = [x for x in self._references if x() is not None] + [weakref.ref(tensor)]
+        self.seen, self.most = self.seen + 1, max(self.most, len(self._references))
+        return tensor
 
 
 def test_tokens_and_features_are_the_models_own(

@@ -80,11 +80,12 @@ class Located(NamedTuple):
 
 PARTS: Mapping[str, tuple[str, ...]] = {
     "model": ("classifier", "segmenter", "pretrain"),
-    "init": ("pretrain",),
+    "init": ("pretrain", "classifier", "segmenter"),
     "teacher": ("pretrain",),
     "tokenizer": ("tokenizer",),
 }
-"""The parts of a run of `beit train` that stand for it, by what it is given as."""
+"""The parts of a run of `beit train` that stand for it, by what it is given as: the first that is there, for one that
+has a start of its own is not pre-trained."""
 
 
 def part_of(reference: str, use: str) -> str:

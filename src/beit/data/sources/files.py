@@ -39,14 +39,16 @@ NEED = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 """Trouble of a file system that may pass, and what a machine is short of: no damage of the file."""
 SAMPLE, ENDING = 1000, 1 << 14
 """Files of which the fingerprint knows the last bytes, and how many."""
-MEMORY = 512 << 20
-"""Bytes of decoded images that are kept at most, in all the loader processes of a device together."""
 
 
 class FileSource:
-    """Image files on disk or inside tars. All tables are tensors, so that loader processes share them."""
+    """Image files on disk or inside tars. All tables are tensors, so that loader processes share them.
 
-    def __init__(self, files: Files, decoding: Decoding = USUAL) -> None:
+    `memory`: bytes of decoded images that are kept at most, in all the loader processes of a device together; 0 for
+    images that are read once.
+    """
+
+    def __init__(self, files: Files, decoding: Decoding = USUAL, memory: int = 512 << 20) -> None:
         members = [member for listing in files.listings for member in listing.members]
         self._paths = _Strings([member.path for member in members])
         spans = [(member.shard, member.offset, member.size) for member in members]
@@ -56,7 +58,7 @@ class FileSource:
         self._roots = [listing.root for listing in files.listings]
         self._tars = [listing.tars for listing in files.listings]
         self._labels = torch.tensor(files.labels or [], dtype=torch.int64)
-        self.decoding = decoding
+        self.decoding, self._memory = decoding, memory
         self._decoded: dict[int, Tensor] = {}
         self.classes = files.classes
         self.notes = list(files.notes)
@@ -130,7 +132,7 @@ class FileSource:
         if image is None:
             image = decode_image(self.read(index), self.name(index), self.decoding)
             worker = get_worker_info()  # every one of which has images of its own
-            if len(self) * image.nbytes * (worker.num_workers if worker else 1) <= MEMORY:
+            if len(self) * image.nbytes * (worker.num_workers if worker else 1) <= self._memory:
                 self._decoded[index] = image
         return image
 

@@ -100,13 +100,13 @@ def _require_classes(source: Source, classes: Sequence[str] | None, names: str) 
 
 def open_images(values: Sequence[str], decoding: Decoding = USUAL) -> FileSource:
     """The image files, and every image in the folders and tar shards that `values` name, in their order, whatever the
-    layout."""
+    layout; each is decoded as often as it is asked for."""
     listings = [list_images(value) for value in ([values] if isinstance(values, str) else values)]
     from beit.data.sources.measure import look_over
 
     files = Files(listings, [note for listing in listings for note in listing.notes])
     decoding, about = look_over(FileSource(files, decoding))
-    return FileSource(files._replace(notes=[*files.notes, *about]), decoding)
+    return FileSource(files._replace(notes=[*files.notes, *about]), decoding, memory=0)
 
 
 def _is_set(value: str) -> bool:

@@ -17,10 +17,14 @@ from torch import Tensor, nn
 
 import beit
 from beit.checkpoints import convert
+from beit.config.use import TrainConfig
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
 from beit.recipes.probe import probe
 from beit.recipes.segment import segment
+from beit.recipes.train.run import train
+from beit.stages import train as train_stage
+from beit.training.plan import Pace
 
 pytestmark = pytest.mark.slow
 
@@ -236,3 +240,19 @@ def test_a_source_gives_its_librarys_outputs_and_starts_every_verb(
             # It began with the weights of the source, and learned unless it was only read.
             moved = float((learned(view) - before).norm() / before.norm())
             assert moved < 0.02 and (moved > 0) == (verb != "probe"), verb
+
+
+def test_the_journey_starts_from_a_released_encoder(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`beit train --init`: pre-training is left out, and the classifier begins at the source's weights."""
+    monkeypatch.setattr(train_stage, "measure", lambda *arguments, **options: Pace(60.0, 1.0, 0.0))
+    source = of_timm(tmp_path / "source", "vit_tiny_patch16_224")
+    out = tmp_path / "run"
+    train(TrainConfig(data=str(colours), init=str(source.path), out=str(out), budget="6m", workers=0))
+    assert sorted(file.parent.name for file in out.glob("*/config.yaml")) == ["classifier"]
+    start, end = beit.load_encoder(source.path), beit.load_encoder(out)
+    assert start.config.width == end.config.width and end.config.final_norm
+    for name, weights in start.state_dict().items():
+        if "blocks" in name:  # a few steps at a small rate, and no other weights
+            torch.testing.assert_close(end.state_dict()[name], weights, rtol=0, atol=0.1)
