@@ -78,6 +78,23 @@ def test_a_file_of_one_class_each_numbers_classes_in_order(photos: Path, tmp_pat
     assert labels.labels.targets(torch.tensor([2])).tolist() == [[False, False, True]]
 
 
+ALIKE = {"capitals": ("Cat", "cat"), "accents": ("caf\u00e9", "cafe\u0301"), "a mark": ("cat", "c\u200bat")}
+
+
+@pytest.mark.parametrize("names", ALIKE.values(), ids=ALIKE)
+def test_classes_that_look_alike_are_noted(names: tuple[str, str], tmp_path: Path) -> None:
+    """In folders and in files; they stay two."""
+    write_images(tmp_path / "photos", dict.fromkeys((*names, "dog"), 2))
+    folders = open_splits([str(tmp_path / "photos")], holdout=Holdout(0), labeled=True)["train"]
+    file = tmp_path / "labels.csv"
+    file.write_text("".join(f"{names[0]}/{i}.png,{name}\n" for i, name in enumerate(names)))
+    named = LabelFile(file, multilabel=False).apply(folders)
+    for source, origin in ((folders, "--data"), (named, f"--labels {file}")):
+        [note] = [note for note in source.notes if "look alike" in note and note.startswith(origin)]
+        assert all(ascii(name) in note for name in names) and "dog" not in note
+    assert {*names} == {*(named.classes or ())}
+
+
 @pytest.mark.parametrize("heading", ["image_id,species", "img,label", "path,class"])
 def test_a_heading_is_no_image(heading: str, photos: Path, tmp_path: Path) -> None:
     file = tmp_path / "labels.csv"

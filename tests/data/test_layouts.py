@@ -129,9 +129,18 @@ def test_alike_folders_of_one_level_are_no_classes_for_sure(tmp_path: Path) -> N
     assert open_splits([str(tmp_path)], holdout=Holdout(0), labeled=True, classes=known)["train"].classes == known
 
 
+def test_folders_within_the_only_one_are_looked_at_too(tmp_path: Path) -> None:
+    """As sets are unpacked whose archives hold a folder of their own name."""
+    write_images(
+        tmp_path, *(f"{x}/{x}/{kind}/{i}.png" for x in ("seg_learn", "seg_look") for kind in KINDS for i in "01")
+    )
+    assert "each of seg_learn, seg_look holds the folders cat, dog" in refusal(tmp_path, labeled=True)
+
+
 @pytest.mark.parametrize(
     "paths",
     [
+        [f"{kind}/{kind}s/{i}.png" for kind in KINDS for i in range(2)],
         [f"{kind}/images/{i}.png" for kind in KINDS for i in range(2)],
         ["cat/indoor/0.png", "cat/outdoor/0.png", "dog/indoor/0.png"],
         [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def test_an_image_is_the_same_in_any_form(probed: Path, photo: Path) -> None:
     found = [beit.predict(model, form) for form in forms]
     assert all(isinstance(one, beit.Prediction) and one.label == "red" for one in found)
     assert {one.probabilities == found[0].probabilities for one in found} == {True}  # type: ignore[union-attr]
+    half = beit.predict(model, (tensor / 255).bfloat16().requires_grad_())
+    assert half.label == "red"  # type: ignore[union-attr]
     gray = pixels[..., 0], pixels[..., :1], tensor[0], tensor[:1]
     assert len({beit.predict(model, form).probabilities["red"] for form in gray}) == 1  # type: ignore[union-attr, index]
     assert found[0].image == str(photo) and found[2].image is None  # type: ignore[union-attr]
@@ -43,7 +46,22 @@ def test_an_image_is_the_same_in_any_form(probed: Path, photo: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "image", [np.zeros((3, 40, 40), np.uint8), np.zeros((40, 40, 3), np.int64), np.full((40, 40, 3), 255.0)]
+    "image",
+    [
+        np.zeros((3, 40, 40), np.uint8),
+        np.zeros((40, 40, 3), np.int64),
+        np.full((40, 40, 3), 255.0),
+        np.zeros((0, 40, 3), np.uint8),
+        np.full((40, 40, 3), None),
+        np.zeros((40, 40, 3), complex),
+        torch.zeros(3, 0, 40),
+        None,
+        7,
+        b"bytes of a file",
+        io.BytesIO(b"an open file"),
+        [None],
+    ],
+    ids=str,
 )
 def test_what_is_no_image_is_refused(image: Any, probed: Path) -> None:
     with pytest.raises(UserError, match="give "):

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import unicodedata
 from collections import UserDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -114,6 +115,19 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[list
         groups[key(item)].append(item)
     groups.pop(None, None)
     return list(groups.values())
+
+
+def notes_on_names(classes: Iterable[str], origin: str) -> list[str]:
+    """A line about classes that differ in capitals, spaces, invisible marks or the spelling of accents alone."""
+
+    def look(name: str) -> str:
+        seen = unicodedata.normalize("NFKC", name).casefold()
+        return "".join(x for x in seen if not x.isspace() and unicodedata.category(x) != "Cf")
+
+    alike = [listed(map(ascii, group)) for group in grouped(classes, look) if group[1:]]
+    return [
+        f"{origin} has classes that look alike: {'; '.join(alike[:3])}; give them one name if they are one"
+    ] * bool(alike)
 
 
 def stable_hash(text: str) -> int:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beit.config.errors import UserError, require
-from beit.data.base import Source, Split, check_classes, read_text
+from beit.data.base import Source, Split, check_classes, notes_on_names, read_text
 from beit.data.sources.files import path_of
 from beit.data.sources.listing import IMAGE_SUFFIXES
 from beit.data.sources.subsets import Subset
@@ -59,7 +59,8 @@ class LabelFile:
         own_names = sorted({name for row in rows.values() for name in row})
         names = tuple(own_names if classes is None else classes)
         check_classes(names, own_names, f"--labels {path}", "the model")
-        self._notes = _notes_on_numbers(names, len(rows), f"--labels {path}") if classes is None else []
+        self._notes = notes_on_names(own_names, f"--labels {path}")
+        self._notes += _notes_on_numbers(names, len(rows), f"--labels {path}") if classes is None else []
         for image, own in rows.items():
             if not multilabel and len(set(own)) != 1:
                 count = len(set(own)) or "no"

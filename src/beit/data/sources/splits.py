@@ -11,7 +11,7 @@ from typing import NamedTuple
 from beit.config.errors import UserError, given_by, require
 from beit.config.run import LayoutName
 from beit.config.values import counted
-from beit.data.base import SPLITS, Split, check_classes, split_of
+from beit.data.base import SPLITS, Split, check_classes, notes_on_names, split_of
 from beit.data.sources.files import Files, FileSource
 from beit.data.sources.holdout import Holdout, hold_back, idle_note
 from beit.data.sources.listing import Listing, Member
@@ -130,7 +130,9 @@ def find_splits(paths: Sequence[str], *, paired: bool, layout: LayoutName | None
         notes += [f"{at} ignored ({counted(rest[at], 'image')})" for at in rest if at not in folders.values()]
         return Layout(folders, notes)
     notes += [f"{base}{name}/ is a class like what lies beside (else say --layout splits)" for name in alike]
-    return Layout({"train": base}, notes, "" if layout else _doubt_about_classes(inner))
+    return Layout(
+        {"train": base}, notes, "" if layout else _doubt_about_classes(_within_the_only(paths, base, inner))
+    )
 
 
 def _two_readings(inner: Mapping[str, set[str]], names: Mapping[str, int], base: str) -> str:
@@ -154,6 +156,12 @@ def _doubt_about_classes(inner: Mapping[str, set[str]]) -> str:
     some, within = (", ".join(sorted(folders)[:3]) for folders in (inner, first))
     remedy = "if the outer ones are the classes, say --layout classes; if they are splits, call them train, val, test"
     return f"each of {some} holds the folders {within}: {remedy}"
+
+
+def _within_the_only(paths: Sequence[str], base: str, inner: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """The `inner` folders, and for an only one those that it holds, as archives unpack: train/train/cat."""
+    only = {name: f"{base}{name}/{next(iter(within))}/" for name, within in inner.items() if len(within) == 1}
+    return {**inner, **{name: {*children(paths, only[name])} for name in only if not only[name].endswith("//")}}
 
 
 def _base_of_splits(paths: Sequence[str]) -> str:
@@ -212,7 +220,7 @@ def label_members(parts: Parts, split: Split, classes: Sequence[str] | None) -> 
     own = parts[split]
     rows, names = label(own, classes, origin)
     listings = [replace(part.listing, members=list(row)) for part, row in zip(own, rows, strict=True)]
-    notes = unlabeled(own).notes
+    notes = [*unlabeled(own).notes, *notes_on_names(names, f"--data {_where(own)}")]
     if unused := sum(len(part.members) - len(row) for part, row in zip(own, rows, strict=True)):
         reason = "without a .cls number" if by_number else "outside the class folders"
         notes.append(f"{_where(own)}: {counted(unused, 'image')} {reason} ignored")

@@ -1,7 +1,8 @@
 """What a model says of images that a program has in its hands."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import IOBase
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ def _each(images: Any, decoding: Decoding) -> Iterator[tuple[str | None, Tensor]
         yield None, pixels_of_picture(images, decoding)
     elif isinstance(images, np.ndarray | Tensor) and images.ndim < 4:
         yield None, _pixels(images, decoding)
+    elif not isinstance(images, Iterable) or isinstance(images, bytes | IOBase):
+        raise UserError(f"{type(images).__name__} is no image; give paths, PIL images, arrays or tensors")
     else:
         for image in images:
             yield from _each(image, decoding)
@@ -93,13 +96,15 @@ def _each(images: Any, decoding: Decoding) -> Iterator[tuple[str | None, Tensor]
 
 def _pixels(image: NDArray[Any] | Tensor, decoding: Decoding) -> Tensor:
     """The same of an array (H, W) or (H, W, C), or a tensor (H, W) or (C, H, W); gray is made RGB."""
+    if not isinstance(image, Tensor) and np.asarray(image).dtype.kind not in "buif":
+        raise UserError(f"an array of {image.dtype} is no image; give uint8, or floats in [0, 1]")
     # Copied, for torch takes no view that runs backwards, as BGR -> RGB is, nor what may not be written.
     pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.atleast_3d(np.array(image))).movedim(-1, 0)
     pixels, channels = pixels[None] if pixels.ndim == 2 else pixels, decoding.channels or 3
     pixels = pixels.expand(3, -1, -1) if channels == 3 and len(pixels) == 1 else pixels
-    if pixels.ndim != 3 or len(pixels) != channels:
+    if pixels.ndim != 3 or len(pixels) != channels or not pixels.numel():
         shapes = f"arrays (H, W, {channels}) or tensors ({channels}, H, W)"
         raise UserError(f"an image of shape {tuple(image.shape)}; give {shapes}")
     if decoding.bits == 8:
-        return from_unit(to_unit(checked(pixels)).detach().cpu(), torch.uint8)
+        return from_unit(to_unit(checked(pixels)).detach().float().cpu(), torch.uint8)
     return to_unit(checked(pixels, decoding.value_range or (0, 0xFFFF))).clamp(0, 1)
