@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from dall_e import Decoder, Encoder
 from run_results import log, metrics, same_weights, stopped_in_step, weights
 from tiny_runs import (
     SHORT,
@@ -285,6 +286,31 @@ def test_a_tokenizer_goes_on_where_it_stood(kind: str, images: Path, tmp_path: P
     assert f"({kind}), whose weights are all kept" in log(tmp_path / "after")
     with pytest.raises(UserError, match="--vocab-size 512 contradicts --init"):
         tokenizer(TokenizerConfig(**{**config.typed, "out": str(tmp_path / "no"), "vocab_size": 512, "kind": kind}))
+
+
+def test_a_tokenizer_of_openai_goes_on(images: Path, tmp_path: Path) -> None:
+    sizes, place = {"n_hid": 8, "n_blk_per_group": 1, "vocab_size": 16}, tmp_path / "openai"
+    place.mkdir()
+    for half, network in (("encoder", Encoder(**sizes)), ("decoder", Decoder(n_init=8, **sizes))):
+        torch.save(network.state_dict(), place / f"{half}.pkl")
+    values: dict[str, Any] = {
+        **SHORT,
+        "preset": "auto",
+        "image_size": 32,
+        "steps": 2,
+        "min_lr": 0.0,
+        "init": str(place),
+    }
+    for run, rate in (("still", 1e-12), ("moved", 1e-2)):
+        tokenizer(TokenizerConfig(data=str(images), out=str(tmp_path / run), lr=rate, **values))
+        assert "(dvae), whose weights are all kept" in log(tmp_path / run)
+    start, moved = beit.load_tokenizer(place).state_dict(), weights(tmp_path / "moved")
+    for name, tensor in weights(tmp_path / "still").items():
+        torch.testing.assert_close(tensor, start[name], rtol=1e-5, atol=1e-8)
+    assert all(moved[name].dtype == start[name].dtype for name in start)
+    assert any(not moved[name].equal(start[name]) for name in start)
+    errors = [first(tmp_path / run, "eval/reconstruction_mae") for run in ("still", "moved")]
+    assert errors[0] == errors[1]  # both began as the files are
 
 
 def dalle_pytorch(file: Path) -> None:
