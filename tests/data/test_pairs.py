@@ -462,3 +462,30 @@ def test_a_map_that_was_a_jpeg_within_a_tiff_is_refused(tmp_path: Path, options:
         path.unlink()
         save(path.with_suffix(".tif"), Image.fromarray(NUMBERS), compression="jpeg", **options)
     assert ".tif is a TIFF whose compression changes numbers; write" in mistake(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "expected"),
+    [("tif", "has 2 pages or frames"), ("gif", "has 2 pages or frames"), ("png", "has 2 pages or frames")],
+)
+def test_a_map_of_several_pages_is_refused(suffix: str, expected: str, tmp_path: Path) -> None:
+    """Of which all but the first would be dropped."""
+    write_pairs(tmp_path, "training/0", "training/1")
+    for path in sorted((tmp_path / "annotations/training").iterdir()):
+        path.unlink()
+        page, other = Image.fromarray(NUMBERS), Image.fromarray(NUMBERS + 1)
+        save(path.with_suffix(f".{suffix}"), page, save_all=True, append_images=[other])
+    assert expected in mistake(tmp_path)
+
+
+@pytest.mark.parametrize(("compression", "predictor"), [("packbits", 2), ("packbits", 1), ("lzw", 2), ("deflate", 2)])
+def test_maps_of_differences_are_read_or_refused(compression: str, predictor: int, tmp_path: Path) -> None:
+    write_pairs(tmp_path, "training/0", "training/1")
+    for path in sorted((tmp_path / "annotations/training").iterdir()):
+        path.unlink()
+        options: dict[str, Any] = {"compression": compression, "predictor": predictor if predictor > 1 else None}
+        tifffile.imwrite(path.with_suffix(".tif"), NUMBERS, photometric="minisblack", **options)
+    if (compression, predictor) == ("packbits", 2):
+        assert "is a TIFF of differences" in mistake(tmp_path)
+    else:
+        assert np.array_equal(pairs(tmp_path).label(0), NUMBERS)

@@ -45,24 +45,23 @@ def test_an_image_is_the_same_in_any_form(probed: Path, photo: Path) -> None:
     assert sum(many[0].probabilities.values()) == pytest.approx(1, abs=1e-4)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(
-    "image",
-    [
-        np.zeros((3, 40, 40), np.uint8),
-        np.zeros((40, 40, 3), np.int64),
-        np.full((40, 40, 3), 255.0),
-        np.zeros((0, 40, 3), np.uint8),
-        np.full((40, 40, 3), None),
-        np.zeros((40, 40, 3), complex),
-        torch.zeros(3, 0, 40),
-        None,
-        7,
-        b"bytes of a file",
-        io.BytesIO(b"an open file"),
-        [None],
-    ],
-    ids=str,
-)
+NO_IMAGES: dict[str, Any] = {
+    "channels first": np.zeros((3, 40, 40), np.uint8),
+    "int64": np.zeros((40, 40, 3), np.int64),
+    "floats to 255": np.full((40, 40, 3), 255.0),
+    "empty": np.zeros((0, 40, 3), np.uint8),
+    "objects": np.full((40, 40, 3), None),
+    "complex": np.zeros((40, 40, 3), complex),
+    "empty tensor": torch.zeros(3, 0, 40),
+    "None": None,
+    "a number": 7,
+    "bytes": b"bytes of a file",
+    "an open file": io.BytesIO(b"its bytes"),
+    "a list of None": [None],
+}
+
+
+@pytest.mark.parametrize("image", NO_IMAGES.values(), ids=NO_IMAGES)
 def test_what_is_no_image_is_refused(image: Any, probed: Path) -> None:
     with pytest.raises(UserError, match="give "):
         beit.predict(probed, image)

@@ -19,8 +19,8 @@ from beit.pixels import GRAY, Limits
 TIFF, PNG, NPY = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), b"\x89PNG", b"\x93NUMPY"
 _JPEG2000 = b"\xff\x4f\xff\x51"
 """Before the size of a picture, in the middle of some files."""
-_PREDICTED = 5, 8, 32946, 34925, 50000
-_PLAIN = 1, 2, 3, 4, 6, 7, 32773, *_PREDICTED
+PREDICTED = 5, 8, 32946, 34925, 50000
+_PLAIN = 1, 2, 3, 4, 6, 7, 32773, *PREDICTED
 """Compressions of TIFF that Pillow has: those that know predictors (LZW, deflate, LZMA, Zstandard), and all."""
 
 
@@ -282,7 +282,7 @@ def _open_tiff(data: bytes) -> Any:
 def _is_plain(page: Any) -> bool:
     """Whether Pillow reads a page as it is. It has most compressions, for which tifffile needs imagecodecs."""
     is_big = page.parent.is_bigtiff and page.parent.byteorder == ">"
-    if is_big or page.compression not in (_PLAIN if page.predictor == 1 else _PREDICTED):
+    if is_big or page.compression not in (_PLAIN if page.predictor == 1 else PREDICTED):
         return False
     if page.bitspersample == 16:
         return page.dtype == np.uint16 and page.photometric == page.samplesperpixel == 1 and 281 not in page.tags

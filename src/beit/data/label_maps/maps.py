@@ -11,6 +11,7 @@ from PIL import Image
 from beit.config.errors import require
 from beit.data.decode import Decoding, ImageError, open_pillow, reading, upright
 from beit.data.label_maps.colors import ColorKey
+from beit.data.rasters import PREDICTED
 from beit.data.sources.files import Files, FileSource
 from beit.data.sources.listing import Listing
 from beit.data.sources.subsets import spread
@@ -64,6 +65,10 @@ def decode_label_map(data: bytes, name: str, limits: Limits, key: ColorKey) -> N
     image = open_pillow(data, name, limits)
     reason = f"{name} is a {image.format} whose compression changes numbers; write maps as PNG from their source"
     require(_LOSSY.isdisjoint((image.format, image.info.get("compression"))), reason)
+    pages, predictor = getattr(image, "n_frames", 1), getattr(image, "tag_v2", {}).get(317, 1)
+    require(pages == 1, f"{name} has {pages} pages or frames, and a label map is one; write each as PNG")
+    known = predictor == 1 or image.tag_v2.get(259) in PREDICTED  # type: ignore[attr-defined]
+    require(known, f"{name} is a TIFF of differences that is not read right; write maps as PNG from their source")
     raw_mode, white = _storage(image)
     colored = image.mode in ("RGB", "RGBA") and "16" not in raw_mode
     fits = colored or image.mode in ("1", "L", "P", "I") or image.mode.startswith("I;16")
