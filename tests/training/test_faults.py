@@ -305,7 +305,10 @@ def note(number, frame):
     heard.append(number)
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
     signal.signal(number, note)
-open("{folder}/ready-" + os.environ["RANK"], "w").write(str(os.getpid()))
+place = "{folder}/ready-" + os.environ["RANK"]
+with open(place + ".part", "w") as file:  # whole when it is there
+    file.write(str(os.getpid()))
+os.rename(place + ".part", place)
 while not heard:
     time.sleep(0.02)
 time.sleep(0.5)
