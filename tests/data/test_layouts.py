@@ -3,6 +3,7 @@ things. And what beit itself has written is no data."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from beit.config.use import CheckConfig
 from beit.data.label_maps.pairs import open_pairs
 from beit.data.sources.holdout import Holdout
 from beit.data.sources.opening import open_images, open_splits
+from beit.data.sources.splits import find_splits
 from beit.recipes.check.run import inspect
 
 KINDS = ("cat", "dog")
@@ -135,6 +137,14 @@ def test_folders_within_the_only_one_are_looked_at_too(tmp_path: Path) -> None:
         tmp_path, *(f"{x}/{x}/{kind}/{i}.png" for x in ("seg_learn", "seg_look") for kind in KINDS for i in "01")
     )
     assert "each of seg_learn, seg_look holds the folders cat, dog" in refusal(tmp_path, labeled=True)
+
+
+def test_many_classes_with_a_folder_of_their_own_take_no_time() -> None:
+    """One pass over the paths, and none for each class: .4 s of processor time; 19 s by a pass for each."""
+    paths = [f"n{number:04d}/images/{i}.jpg" for number in range(1000) for i in range(200)]
+    began = time.process_time()
+    assert not find_splits(paths, paired=False).doubt
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(

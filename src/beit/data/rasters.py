@@ -75,10 +75,8 @@ def read_png(data: bytes, limits: Limits) -> Raster:
     decoded = decode_image(pixels, ImageReadMode.UNCHANGED, apply_exif_orientation=True)
     values = decoded.permute(1, 2, 0).numpy()
     white = png_white(data, values)
-    if (place := data.find(b"tRNS", 0, data.find(b"IDAT"))) > 0 and values.shape[2] in (
-        1,
-        3,
-    ):  # one color is no picture
+    place = data.find(b"tRNS", 0, data.find(b"IDAT"))
+    if place > 0 and values.shape[2] in (1, 3):  # one colour is no picture
         seen = (values != np.frombuffer(data, ">u2", values.shape[2], place + 4)).any(2, keepdims=True)
         values = np.concatenate([values, (seen * white).astype(np.uint16)], axis=2)
     return Raster(values, (0, white), "straight" if values.shape[2] in (2, 4) else "")

@@ -160,8 +160,13 @@ def _doubt_about_classes(inner: Mapping[str, set[str]]) -> str:
 
 def _within_the_only(paths: Sequence[str], base: str, inner: Mapping[str, set[str]]) -> dict[str, set[str]]:
     """The `inner` folders, and for an only one those that it holds, as archives unpack: train/train/cat."""
-    only = {name: f"{base}{name}/{next(iter(within))}/" for name, within in inner.items() if len(within) == 1}
-    return {**inner, **{name: {*children(paths, only[name])} for name in only if not only[name].endswith("//")}}
+    alone = {name: next(iter(within)) for name, within in inner.items() if len(within) == 1}
+    only = {name: f"{base}{name}/{folder}/" for name, folder in alone.items() if folder}
+    below = defaultdict[str, set[str]](set)
+    for path in paths if only else ():  # once, however many classes there are
+        if path.startswith(base) and (name := folder_of(path, base)) in only:
+            below[name].add(folder_of(path, only[name]))
+    return {**inner, **below}
 
 
 def _base_of_splits(paths: Sequence[str]) -> str:
