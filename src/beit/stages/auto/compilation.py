@@ -24,10 +24,10 @@ GAIN = 0.97
 def require_compiler(device: torch.device) -> None:
     """UserError where torch has nothing to compile with."""
     if device.type == "cuda":
-        require(find_spec("triton") is not None, "--compile on needs Triton (pip install triton), or drop it")
+        require(find_spec("triton") is not None, "--compile on needs Triton (pip install triton), or --compile off")
     else:
         found = any(map(which, (os.environ.get("CXX", "g++"), "clang++")))
-        require(found, "--compile on needs a C++ compiler, as g++, and there is none: install one, or drop it")
+        require(found, "--compile on needs a C++ compiler, as g++, and there is none: install one, or --compile off")
 
 
 def settle_compilation(
