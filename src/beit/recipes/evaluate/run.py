@@ -21,8 +21,7 @@ from beit.data.loaders import HANDFUL
 from beit.data.sources.subsets import Subset
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
-from beit.recipes.evaluate.kinds import Kind, TestSet, classifier, segmenter, tokenizer
-from beit.recipes.evaluate.pretrained import pretrained
+from beit.recipes.evaluate.kinds import Kind, TestSet, classifier, pretrained, segmenter, tokenizer
 from beit.recipes.evaluate.tables import show
 from beit.stages.batches import Machine, each_batch, report_skipped
 from beit.stages.inference import open_machine_alone, print_notes, require_writable_file
