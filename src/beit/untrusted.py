@@ -36,6 +36,12 @@ def checksum_of(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def file_hash(path: Path) -> str:
+    """SHA-256 of the content of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _is_deep(content: object) -> bool:
     """Whether lists and objects lie deeper within one another than whatever walks them can follow."""
     level = [content] if isinstance(content, dict | list) else []

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, BeitConfig, BeitForSemanticSegmentation
 
 from beit import SemanticSegmenter, UserError, load_encoder, load_model
-from beit.checkpoints import convert
+from beit.checkpoints import convert, remote
 from beit.checkpoints.own import save_model
 from beit.checkpoints.reference import Stated
-from beit.checkpoints.remote import hub
 from beit.checkpoints.store import describe
 
 pytestmark = pytest.mark.slow
@@ -165,7 +164,7 @@ def test_the_released_taps_in_a_configuration_are_doubted_and_can_be_stated(
     assert_equal_outputs(as_they_read, theirs)
     assert_same(load_model(f"{tmp_path / 'hf'}@layers=3:5:7:11,pixel_mean=imagenet,pixel_std=imagenet"), model)
     # By name it needs no statement.
-    monkeypatch.setattr(hub, "fetched", lambda place: tmp_path / "hf")
+    monkeypatch.setattr(remote, "fetched_from_hub", lambda place: tmp_path / "hf")
     for name in (
         "microsoft/beit-base-finetuned-ade-640-640",
         "hf://microsoft/beit-base-finetuned-ade-640-640",

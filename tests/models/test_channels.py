@@ -20,9 +20,8 @@ from beit.models.windows import whole_image
 from beit.pixels import cut_patches, to_unit
 from beit.tokenizers.base import VisualTokenizer
 from beit.tokenizers.dvae import DiscreteVAE
-from beit.tokenizers.features import FeatureKMeans
 from beit.tokenizers.fsq import FiniteScalarVAE
-from beit.tokenizers.kmeans import PatchKMeans
+from beit.tokenizers.kmeans import FeatureKMeans, PatchKMeans
 from beit.tokenizers.objective import cell_mean_mae, elbo_loss, reconstruction_mae
 
 BANDS = 13

@@ -17,9 +17,8 @@ from beit.config.errors import UserError
 from beit.config.run import TrainingConfig
 from beit.config.use import CheckConfig
 from beit.data.label_maps.pairs import open_pairs
-from beit.recipes.check.maps import inspect_maps
 from beit.recipes.check.report import show, verdicts
-from beit.recipes.check.run import check, inspect
+from beit.recipes.check.run import check, inspect, inspect_maps
 from beit.stages.session import open_images
 from beit.stages.tasks.labels import open_with_labels
 

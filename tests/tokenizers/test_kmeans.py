@@ -12,8 +12,7 @@ from beit.config.tokenizer import PatchKMeansConfig
 from beit.models.encoder import BeitEncoder
 from beit.pixels import cut_patches, to_unit
 from beit.tokenizers.base import CategoricalTokenizer
-from beit.tokenizers.features import FeatureKMeans
-from beit.tokenizers.kmeans import PatchKMeans, kmeans
+from beit.tokenizers.kmeans import FeatureKMeans, PatchKMeans, kmeans
 from beit.tokenizers.objective import reconstruction_sums
 
 

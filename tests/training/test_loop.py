@@ -23,14 +23,13 @@ from toy_recipe import Toy, ToyBatches, train
 
 from beit.config.errors import RunFailed, UserError
 from beit.training.device import Compute, Precision, choose_device, choose_precision, open_compute, seed_of
-from beit.training.evaluation import Evaluator
 from beit.training.method import Evaluation, Learner, Method
 from beit.training.metrics import MetricWindow, json_ready, line_of
 from beit.training.nonfinite import NonFiniteGuard
 from beit.training.optim import adamw
 from beit.training.plan import Job, Pace, Plan
 from beit.training.signals import StopRequested, StopSignals
-from beit.training.state import TrainingState
+from beit.training.state import Evaluator, TrainingState
 
 HERE = Path(__file__).parent
 SPLIT = Toy(batch_norm=False, accumulate=2)

@@ -9,8 +9,7 @@ import pytest
 
 from beit.figures import headlines
 from beit.metrics.intervals import wilson
-from beit.training.run.curves import Curve
-from beit.training.run.record import RunRecord
+from beit.training.run.record import Curve, RunRecord
 from beit.verdicts.rules import Verdict, few_images, verdicts
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from beit.figures import BASELINES, FIGURES
-from beit.training.run.curves import Curve, read_curves
+from beit.training.run.record import Curve, read_curves
 from beit.visualize.curves import MAX_POINTS, draw_charts
 
 

@@ -69,7 +69,7 @@ def tokenizer_of_kind(name: str) -> Kind:
 
         return Kind(PatchKMeans, config=PatchKMeansConfig, pixels=UNIT_PIXELS)
     if name == "features":
-        from beit.tokenizers.features import FeatureKMeans
+        from beit.tokenizers.kmeans import FeatureKMeans
 
         return Kind(FeatureKMeans, ("vocab_size", "layer"))
     raise UserError(f"tokenizer_kind is {printable(name)}, which this release does not know; update beit")

@@ -122,11 +122,11 @@ def locate(reference: str | Path, stated: Stated | None = None) -> Located:
     if release and release.stated:
         stated = stated.combine(parse(f"{place}@{release.stated}")[1])
     if release or place.startswith(HUB):
-        from beit.checkpoints.remote import fetch, hub
+        from beit.checkpoints import remote
 
         if release and not release.hub and not place.startswith(HUB):
-            return Located(fetch.fetched(place, release.files), stated)
-        return Located(hub.fetched(place), stated)
+            return Located(remote.fetched(place, release.files), stated)
+        return Located(remote.fetched_from_hub(place), stated)
     if near := difflib.get_close_matches(place, RELEASED, n=1, cutoff=0.9):
         raise UserError(f"{place} does not exist; did you mean {near[0]}?")
     return Located(path, stated)

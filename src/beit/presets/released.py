@@ -2,7 +2,7 @@
 
 Sources: the README of microsoft/unilm (beit/), openai/DALL-E, timm 1.0, and the pages of microsoft and timm on the
 Hugging Face Hub. None of the authors of the plain files has published a checksum, so none stands here: the first
-download is trusted, its SHA-256 kept beside it and checked from then on (:mod:`beit.checkpoints.remote.fetch`).
+download is trusted, its SHA-256 kept beside it and checked from then on (:mod:`beit.checkpoints.remote`).
 """
 
 from collections.abc import Mapping

@@ -18,9 +18,8 @@ from beit.metrics.intervals import FIGURES, bootstrap, wilson
 from beit.stages.overlap import image_hashes
 from beit.training.device import Compute
 from beit.training.method import Method
-from beit.training.run.curves import Curve
 from beit.training.run.directory import SAMPLES
-from beit.training.run.record import RunRecord, read_run
+from beit.training.run.record import Curve, RunRecord, read_run
 from beit.verdicts.comparison import Judged
 from beit.verdicts.rules import verdicts
 from beit.visualize.drawings import draw_mistakes

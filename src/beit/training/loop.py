@@ -15,7 +15,6 @@ from beit.config.errors import Interrupted, RunFailed, out_of_memory
 from beit.patience import Silence
 from beit.training.console import Bar, bar, duration
 from beit.training.device import Compute
-from beit.training.evaluation import Evaluator
 from beit.training.metrics import MEASURED, brief_line, line_of
 from beit.training.optim import set_learning_rate
 from beit.training.plan import Job, Pace, Plan
@@ -23,7 +22,7 @@ from beit.training.run.directory import SAMPLES, RunDirectory
 from beit.training.run.saver import Saver
 from beit.training.run.trackers import Track, open_trackers
 from beit.training.signals import StopRequested, stop_signals
-from beit.training.state import Stepper, TrainingState, initial_state
+from beit.training.state import Evaluator, Stepper, TrainingState, initial_state
 
 GO_ON, SAVE, STOP = 0, 1, 2
 LOST_RANK = ("timed out", "timeout", "connection closed", "connection reset", "broken pipe")

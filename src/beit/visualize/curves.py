@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from beit.figures import Figure, figure_of
-from beit.training.run.curves import Curve
+from beit.training.run.record import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from beit.figures import Figure, figure_of, headlines, plain
-from beit.training.run.curves import NOT_FIGURES, Curve
-from beit.training.run.record import RunRecord, find, flatten
+from beit.training.run.record import NOT_FIGURES, Curve, RunRecord, find, flatten
 from beit.verdicts.rules import interval_of
 
 NOT_RESULTS = NOT_FIGURES | {"epochs", "knn_images", "parameters", "skipped_steps", "steps", "vocab_size"}

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from beit.checkpoints.foreign import dalle, huggingface, timm, unilm
-from beit.checkpoints.foreign.plain import refuse_strange
+from beit.checkpoints.foreign.shapes import refuse_strange
 from beit.checkpoints.foreign.survey import Foreign, Survey, survey_encoder
 from beit.checkpoints.reading.torch_file import INDEX, TensorFile, open_shards, open_tensor_file
 from beit.checkpoints.reference import Stated

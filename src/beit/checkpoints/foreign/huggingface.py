@@ -15,8 +15,7 @@ from beit.checkpoints.foreign import huggingface_images as images
 from beit.checkpoints.foreign import huggingface_segmentation as segmentation
 from beit.checkpoints.foreign import upernet
 from beit.checkpoints.foreign.key_map import KeyMap, write_folder
-from beit.checkpoints.foreign.plain import pixels_of, renamed
-from beit.checkpoints.foreign.shapes import flags_of, positions_of, with_table
+from beit.checkpoints.foreign.shapes import flags_of, pixels_of, positions_of, renamed, with_table
 from beit.checkpoints.foreign.survey import Foreign, ModelKind
 from beit.checkpoints.kinds import kind_of
 from beit.checkpoints.preparation import preparation

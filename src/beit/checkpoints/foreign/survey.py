@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from beit.checkpoints.foreign import upernet
 from beit.checkpoints.foreign.key_map import KeyMap, in_float32
-from beit.checkpoints.foreign.plain import converted, refuse_strange
-from beit.checkpoints.foreign.shapes import BLOCK_BIAS, SHARED_BIAS, Shape, infer
+from beit.checkpoints.foreign.shapes import BLOCK_BIAS, SHARED_BIAS, Shape, converted, infer, refuse_strange
 from beit.checkpoints.kinds import KINDS, options_of
 from beit.checkpoints.own import differences, without_weights
 from beit.checkpoints.reading.safe_pickle import StoredTensor

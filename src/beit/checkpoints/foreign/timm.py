@@ -11,8 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from beit.checkpoints.foreign.key_map import write_folder
-from beit.checkpoints.foreign.plain import renamed
-from beit.checkpoints.foreign.shapes import flags_of, positions_of, with_table
+from beit.checkpoints.foreign.shapes import flags_of, positions_of, renamed, with_table
 from beit.checkpoints.foreign.survey import Foreign
 from beit.checkpoints.foreign.unilm import KEYS, PLAIN_KEYS
 from beit.checkpoints.preparation import Preparation, preparation, stated_preparation

@@ -17,8 +17,7 @@ from torch import nn
 
 from beit.checkpoints.foreign import upernet
 from beit.checkpoints.foreign.key_map import KeyMap
-from beit.checkpoints.foreign.plain import EMBEDDED, TABLE, pixels_of, renamed
-from beit.checkpoints.foreign.shapes import with_table
+from beit.checkpoints.foreign.shapes import EMBEDDED, TABLE, pixels_of, renamed, with_table
 from beit.checkpoints.foreign.survey import Foreign
 from beit.checkpoints.reading.safe_pickle import Inert
 from beit.checkpoints.reading.torch_file import TensorFile

@@ -3,7 +3,7 @@
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,6 @@ from beit.config.values import counted
 from beit.data.base import SPLITS, Source, Split, grouped
 from beit.data.loaders import HANDFUL
 from beit.recipes.check.alike import Look
-from beit.recipes.check.maps import MapReport, shares
 from beit.untrusted import markup
 from beit.visualize.page import Section, write_page
 from beit.visualize.pictures import to_pil
@@ -44,6 +43,19 @@ class CheckedImage(NamedTuple):
     def place(self) -> str:
         """Its split and its classes."""
         return ", ".join([self.split, *self.classes])
+
+
+@dataclass(frozen=True)
+class MapReport:
+    """What the label maps of a set hold."""
+
+    images: set[str] = field(default_factory=set)
+    """The names of those that have one."""
+    pixels: dict[Split, Counter[str]] = field(default_factory=dict)
+    """How many pixels have a class, in each split."""
+    mistakes: list[str] = field(default_factory=list)
+    """What segmentation would refuse, or leave out as damaged, one line each."""
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -114,6 +126,13 @@ def sections(report: DataReport) -> list[Section]:
         lines = [" = ".join(f"{name} ({place})" for name, place in row) for row in rows]
         parts.append(Section(title, lines, [row[:BESIDE] for row in rows[:ROWS]]))
     return parts
+
+
+def shares(report: MapReport) -> list[str]:
+    """The share of each class of `report` in the pixels of each split, one line each."""
+    names = dict.fromkeys(name for counts in report.pixels.values() for name in sorted(counts))
+    parts = {split: (counts, max(1, counts.total())) for split, counts in report.pixels.items()}
+    return [f"{x}: {', '.join(f'{n[x] / total:.2%} {split}' for split, (n, total) in parts.items())}" for x in names]
 
 
 def verdicts(report: DataReport, max_bad: float) -> list[str]:

@@ -8,21 +8,25 @@ from dataclasses import fields
 from functools import partial
 from typing import cast
 
+import numpy as np
+
 from beit.config.errors import UserError
 from beit.config.run import DataConfig, TrainingConfig
+from beit.config.segment import IGNORE
 from beit.config.use import CheckConfig, Outcome
-from beit.data.base import Source, Split, grouped
+from beit.data.base import SPLITS, Source, Split, grouped
 from beit.data.decode import ImageError
 from beit.data.label_file import classes_in_file
-from beit.data.label_maps.pairs import IMAGES
+from beit.data.label_maps.pairs import IMAGES, PairSource, open_pairs
+from beit.data.label_maps.table import find_class_table, read_class_rows
 from beit.data.sources.files import path_of
 from beit.data.sources.holdout import ClassesOf, Pool
+from beit.data.sources.listing import list_data, list_maps
 from beit.data.sources.opening import classes_of_images, open_splits
 from beit.data.sources.subsets import limited, origin
 from beit.data.workers import fetch_each
 from beit.recipes.check.alike import groups_alike, look_of
-from beit.recipes.check.maps import inspect_maps
-from beit.recipes.check.report import LABELED, UNLABELED, CheckedImage, DataReport, present
+from beit.recipes.check.report import LABELED, UNLABELED, CheckedImage, DataReport, MapReport, present
 from beit.stages.inference import require_writable_file
 from beit.stages.session import holdout_of, open_data, open_images
 from beit.stages.tasks.labels import open_with_labels
@@ -118,3 +122,49 @@ def _inspect(source: Source, index: int) -> CheckedImage:
         return image._replace(shorter_side=min(pixels.shape[1:]), look=look_of(pixels))
     except ImageError as error:
         return image._replace(damage=error.reason)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Label maps
+
+
+def inspect_maps(config: CheckConfig) -> MapReport:
+    """Read every label map of `config.data` as segmentation would."""
+    report = MapReport()
+    try:
+        apart = [list_maps(config.label_maps)] if config.label_maps else []
+        path = find_class_table([*list_data(config.sources), *apart]) if "demo" not in config.sources else None
+        numbers = [] if path is None else [number for number, _, _ in read_class_rows(path)]
+        from_one = bool(numbers) and 0 not in numbers
+        if from_one:
+            report.notes.append(f"{path} numbers its classes from 1: segment with --reduce-zero-label")
+        opener = partial(open_pairs, label_maps=config.label_maps, reduce_zero_label=from_one)
+        splits = open_data(config, opener, holdout_of(config))
+    except UserError as error:
+        report.mistakes.append(str(error))
+        return report
+    for split in filter(splits.__contains__, SPLITS):
+        try:
+            pairs = cast(PairSource, splits[split])
+        except UserError as error:
+            report.mistakes.append(str(error))
+            continue
+        report.notes.extend(pairs.notes)
+        report.images.update(map(pairs.name, range(len(pairs))))
+        report.pixels[split] = Counter()
+        for counts, mistake in fetch_each(_inspect_map, pairs, config.workers):
+            report.pixels[split].update({(*pairs.classes, "no class")[index]: counts[index] for index in counts})
+            report.mistakes.extend(filter(None, [mistake]))
+    # What is wrong with a listing is said for each split.
+    report.mistakes[:] = dict.fromkeys(report.mistakes)
+    return report
+
+
+def _inspect_map(pairs: PairSource, index: int) -> tuple[dict[int, int], str]:
+    """Pixels of every class in a map, -1 for none, or what is wrong with it."""
+    try:
+        numbers, counts = np.unique(pairs.label(index).numpy(), return_counts=True)
+    except (ImageError, UserError) as error:
+        return {}, str(error)
+    found = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+    return {-1 if number == IGNORE else number: count for number, count in found.items()}, ""

@@ -5,8 +5,7 @@ import dataclasses
 from beit.config.tokenizer import TokenizerConfig
 from beit.data.views.evaluation import EvaluationView
 from beit.data.views.tokenizer import TokenizerViews
-from beit.recipes.tokenizer.codebook import codebook_method
-from beit.recipes.tokenizer.trained import reconstruction_method
+from beit.recipes.tokenizer.methods import codebook_method, reconstruction_method
 from beit.stages.auto.choices import settle
 from beit.stages.session import Feed, Outcome, finished, open_images, open_session
 from beit.stages.train import set_steps, train

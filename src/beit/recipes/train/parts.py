@@ -32,7 +32,7 @@ from beit.presets.trials import FEW_IMAGES, prospect
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
 from beit.recipes.segment import segment
-from beit.recipes.tokenizer.codebook import VIEWS
+from beit.recipes.tokenizer.methods import VIEWS
 from beit.recipes.tokenizer.run import tokenizer
 from beit.stages.auto.choices import SAMPLE, median_side, settle
 from beit.stages.scores.tokens import BANK

@@ -4,7 +4,6 @@ checkpoints/step-N/state.pt        tensors and primitives only, so that no pickl
 checkpoints/step-N/manifest.json   what it is, size and sha256 of every file, and a checksum of itself
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from beit.atomic import replace_folder
-from beit.untrusted import checksum_of
+from beit.untrusted import checksum_of, file_hash
 
 FORMAT = 1
 STATE, MANIFEST = "state.pt", "manifest.json"
@@ -123,9 +122,3 @@ def prune(
             continue
         except OSError as error:
             report(f"the old checkpoint of step {step} could not be deleted: {error}")
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of the content of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

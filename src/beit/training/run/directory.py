@@ -23,8 +23,9 @@ from beit.config.files import to_yaml
 from beit.training.console import Console
 from beit.training.device import Compute, describe_machine, describe_versions
 from beit.training.metrics import json_ready
-from beit.training.run.checkpoints import file_hash, newest_checkpoint, prune, read_state, write_checkpoint
+from beit.training.run.checkpoints import newest_checkpoint, prune, read_state, write_checkpoint
 from beit.training.run.lock import RunLock
+from beit.untrusted import file_hash
 
 CONFIG, STATUS, LOG = "config.yaml", "status.json", "log.txt"
 METRICS, RESULTS, REPORT = "metrics.jsonl", "results.json", "report.html"

@@ -1,27 +1,49 @@
-"""A run directory as the report sees it: everything that is there, whatever the state the run is in."""
+"""A run directory as the report sees it: everything that is there, the curve of every figure among it,
+whatever the state the run is in."""
 
 import io
+import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from beit.config.errors import UserError
 from beit.config.files import read_values
 from beit.training.console import duration
-from beit.training.run.curves import Curve, read_curves
 from beit.training.run.lock import RunLock
 from beit.untrusted import read_json
 
+LARGEST = sys.float_info.max
+NOT_FIGURES = {"step", "epoch", "images", "seconds", "time"}
 MIME_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 PICTURE_NAME = re.compile(r"step-(?P<step>\d+)-(?P<kind>.+)")
 ANSI_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 LOG_LINES = 60
 MAX_PICTURE_BYTES = 12_000_000
 GONE = "its process is gone without a word: killed, out of memory, or a power cut"
+
+
+class Curve(NamedTuple):
+    """Values of one figure at increasing steps; all finite."""
+
+    steps: NDArray[np.float64]
+    values: NDArray[np.float64]
+
+    @property
+    def last(self) -> float:
+        return float(self.values[-1])
+
+    @property
+    def recent(self) -> float:
+        """Mean of the last tenth: the last value of a noisy curve says little."""
+        return float(self.values[-max(1, len(self.values) // 10) :].mean())
 
 
 @dataclass(frozen=True)
@@ -197,3 +219,28 @@ def _read_pictures(folder: Path, problems: list[str]) -> Iterator[Picture]:
         step = int(match["step"]) if match else None
         pictures.append(Picture(path, match["kind"] if match else path.stem, step, size))
     yield from sorted(pictures, key=lambda picture: (picture.step or 0, picture.path.name))
+
+
+def read_curves(path: Path) -> tuple[dict[str, Curve], int]:
+    """Every figure of a `metrics.jsonl` by name, and the number of lines that could not be read.
+
+    A last line without its newline is still being written and is not counted. A step that was logged twice, before a
+    kill and again after it, counts as it was logged last. Values that are not finite numbers are left out.
+    """
+    if not path.is_file():
+        return {}, 0
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    points: dict[str, dict[float, float]] = {}
+    unreadable = 0
+    for line in filter(str.strip, lines):
+        try:
+            record = json.loads(line)
+            step = float(record["step"])
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            unreadable += 1
+            continue
+        for name, value in record.items():
+            if name not in NOT_FIGURES and type(value) in (int, float) and abs(value) <= LARGEST:
+                points.setdefault(name, {})[step] = value
+    curves = {name: Curve(*np.array(sorted(of_name.items()), float).T) for name, of_name in points.items()}
+    return curves, unreadable

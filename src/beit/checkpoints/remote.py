@@ -1,10 +1,12 @@
-"""Files of released models by name: fetched once, whole or not at all, and checked whenever they are used.
+"""Files of released models by name, and the Hugging Face Hub: fetched once, whole or not at all, and checked whenever
+they are used.
 
 A checksum is written beside the file when it is fetched first (trust on first use); one that stands there holds.
 """
 
 import hashlib
 import logging
+import re
 import sys
 import urllib.error
 import urllib.request
@@ -22,6 +24,8 @@ from beit.atomic import replace_file, write_text
 from beit.checkpoints.reading.torch_file import MAX_FILE
 from beit.config.errors import UserError, require
 from beit.config.files import cache_folder
+from beit.presets.released import HUB
+from beit.untrusted import file_hash
 
 logger = logging.getLogger(__name__)
 TIMEOUT = 30.0
@@ -51,8 +55,7 @@ def fetched(name: str, addresses: Sequence[str]) -> Path:
 
 def check(file: Path, sha256: str | None) -> None:
     """UserError unless `file` has this checksum; None passes."""
-    with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest() if sha256 else None
+    digest = file_hash(file) if sha256 else None
     mend = "delete it and what is kept beside it, and fetch it again"
     require(digest == sha256, f"{file} is not what it was: its sha256 is {digest}, not {sha256}; {mend}")
 
@@ -89,3 +92,36 @@ def _copy(name: str, response: HTTPResponse, file: IO[bytes]) -> str:
     if length and file.tell() != length:
         raise OSError(f"it ended after {file.tell():,} of {length:,} bytes")
     return digest.hexdigest()
+
+
+_SMALL = ("config.json", "preprocessor_config.json", "model.json")
+_WEIGHTS = (
+    ("model.safetensors.index.json", "model.safetensors", "model-*.safetensors"),
+    ("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model-*.bin"),
+)
+"""The first kind that a repository has: in one file, or in several with their index."""
+
+
+def fetched_from_hub(text: str) -> Path:
+    """The folder that the files of hf://owner/name were fetched to (or lie in, when there is no network).
+
+    The Hub names the SHA-256 of every large file, and its cache calls the file so: what has another is refused.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    name = text.removeprefix(HUB)
+    try:
+        for patterns in _WEIGHTS:
+            folder = Path(snapshot_download(name, allow_patterns=[*_SMALL, *patterns]))
+            if files := [file for pattern in patterns[1:] for file in folder.glob(pattern)]:
+                break
+    except RepositoryNotFoundError:
+        raise UserError(f"{text} does not exist, or is private and `hf auth login` has not been run") from None
+    except Exception as error:  # whatever a network, its client and the library's checks of names raise
+        reason = f"{error}".strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"{text} cannot be fetched ({reason}); download its files, give their folder") from None
+    for file in files:
+        called = file.resolve().name
+        check(file, called if re.fullmatch("[0-9a-f]{64}", called) else None)
+    return folder

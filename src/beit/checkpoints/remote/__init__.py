@@ -1,1 +1,0 @@
-"""Weights that lie elsewhere: released files and the Hugging Face Hub."""
