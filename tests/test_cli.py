@@ -18,9 +18,8 @@ import yaml
 
 import beit
 from beit import UserError, presets
-from beit.cli.docs import field_docs
 from beit.cli.flags import CommonFlags, _read
-from beit.cli.help import GROUPS
+from beit.cli.help import GROUPS, field_docs
 from beit.cli.main import VERBS, main
 from beit.config.files import layered, plain, read_record, read_yaml, to_yaml
 from beit.config.pretrain import PretrainConfig

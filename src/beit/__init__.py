@@ -20,7 +20,7 @@ def __getattr__(name: str) -> object:
         return importlib.import_module(f"beit.{name}")
     found = getattr(importlib.import_module(_HOMES[name]), name)
     if name.endswith("Config"):  # help(beit.PretrainConfig) shows the text of every field
-        importlib.import_module("beit.cli.docs").documented(found)
+        importlib.import_module("beit.cli.help").documented(found)
     return found
 
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from tiny_runs import pretrain_config, probe_config, segment_config, tokenizer_config
 
+import beit.recipes.tokenizer.run as recipe
 from beit.recipes.pretrain import pretrain
 from beit.recipes.probe import probe
 from beit.recipes.segment import segment
-from beit.recipes.tokenizer import methods
 from beit.recipes.tokenizer.run import tokenizer
 from beit.stages.auto import choices
 
@@ -23,7 +23,7 @@ def short_looks() -> Iterator[None]:
     """Codebooks of a few thousand patches, for these images have no more to tell; and a short look at the
     machine's rate, which each run takes twice."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(methods, "VIEWS", 128)
+        patch.setattr(recipe, "VIEWS", 128)
         patch.setattr(choices, "PRODUCTS_FOR", 0.02)
         yield
 

@@ -14,6 +14,7 @@ import torch
 from tiny_runs import pretrain_config, tokenizer_config
 
 import beit
+import beit.recipes.tokenizer.run as recipe
 from beit import presets
 from beit.checkpoints.conversion import convert
 from beit.checkpoints.store import describe, weights_sha256
@@ -24,7 +25,6 @@ from beit.config.use import EvaluateConfig, PredictConfig
 from beit.recipes.evaluate.run import evaluate
 from beit.recipes.predict.run import predict
 from beit.recipes.pretrain import pretrain
-from beit.recipes.tokenizer import methods
 from beit.recipes.tokenizer.run import tokenizer
 from beit.tokenizers import kmeans
 
@@ -149,7 +149,7 @@ def test_a_codebook_that_was_stopped_is_made_again_to_the_bit(
     whole, run = tmp_path / "whole", tmp_path / "run"
     tokenizer(tokenizer_config(colours, whole, kind="kmeans"))
     module, name = {
-        "sample": (methods, "cut_patches"),
+        "sample": (recipe, "cut_patches"),
         "kmeans": (kmeans, "first_centers"),
         "measure": (kmeans, "means_of"),
     }[place]

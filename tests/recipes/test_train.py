@@ -177,7 +177,7 @@ def test_a_plan_makes_no_tokenizer_and_is_of_the_time_that_is_given(
     def refuse(*_: object) -> None:
         raise AssertionError("made for a plan")
 
-    monkeypatch.setattr("beit.recipes.tokenizer.methods.sample", refuse)
+    monkeypatch.setattr("beit.recipes.tokenizer.run.sample", refuse)
     begun = begin(TrainConfig(data=str(colours), out=str(journey), budget="40m", workers=0), journey)
     monkeypatch.setattr("beit.recipes.train.parts.save_model", lambda *_, **options: None)
     tokenizer, pretraining, classifier, scratch = choose_parts(begun, imagined_tokenizer)

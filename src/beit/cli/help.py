@@ -1,5 +1,7 @@
-"""`beit VERB --help`: the flags in groups, the common ones first."""
+"""`beit VERB --help`: the flags in groups, the common ones first; and what the knobs mean, for Python's `help`."""
 
+import ast
+import inspect
 import re
 import shutil
 import textwrap
@@ -7,9 +9,10 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
-from typing import Any, Literal
+from functools import cache
+from itertools import pairwise
+from typing import Any, Literal, TypeVar
 
-from beit.cli.docs import field_docs
 from beit.config.values import FILE_ONLY, alternatives, flag_of
 
 GROUPS = {
@@ -77,3 +80,36 @@ def _value(hint: object) -> str:
         return KINDS[hint]
     said = "|".join(dict.fromkeys(_value(option) for option in alternatives(hint) if option is not types.NoneType))
     return SHORT.get(said, said)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What the knobs mean: the docstrings behind the fields of a configuration
+
+
+FIELDS = "\n\nFields:\n\n"
+Config = TypeVar("Config", bound=type)
+
+
+@cache
+def field_docs(config_type: type) -> Mapping[str, str]:
+    """The docstring of every field in one line, a class's own before that of its base."""
+    docs: dict[str, str] = {}
+    for base in reversed(config_type.__mro__):
+        if "__dataclass_fields__" not in vars(base):
+            continue
+        for node in ast.parse(textwrap.dedent(inspect.getsource(base))).body:
+            for knob, text in pairwise(node.body if isinstance(node, ast.ClassDef) else ()):
+                match knob, text:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(said))):
+                        docs[name] = " ".join(said.split())
+    return docs
+
+
+def documented(config_type: Config) -> Config:
+    """`config_type`, whose docstring now says what its fields are."""
+    said = inspect.cleandoc(str(config_type.__doc__))
+    if FIELDS not in said:
+        entries = (f"{name}: {text}" for name, text in field_docs(config_type).items())
+        lines = (textwrap.fill(entry, 90, subsequent_indent="    ") for entry in entries)
+        config_type.__doc__ = said + FIELDS + "\n".join(lines)
+    return config_type

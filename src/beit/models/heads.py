@@ -11,8 +11,7 @@ from beit.config.architecture import InitScheme
 from beit.config.errors import require
 from beit.config.pretrain import PixelNorm
 from beit.models.encoder import BeitEncoder, init_weights
-from beit.models.layers import linear_cross_entropy, patch_statistics
-from beit.models.patch_decoder import PatchDecoder, default_decoder_width
+from beit.models.layers import PatchDecoder, default_decoder_width, linear_cross_entropy, patch_statistics
 from beit.models.position import Grid
 from beit.pixels import cut_patches
 

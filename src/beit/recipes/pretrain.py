@@ -27,7 +27,7 @@ from beit.stages.session import Feed, Images, Outcome, finished, open_images, op
 from beit.stages.train import set_steps, train
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.method import Evaluation, Learner, Method, Noise, Notes, Product, StepOutput
-from beit.visualize.masked import draw_pixels, draw_tokens
+from beit.visualize.drawings import draw_pixels, draw_tokens
 
 
 def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool = False) -> Outcome:

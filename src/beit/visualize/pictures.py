@@ -1,4 +1,4 @@
-"""Tensors -> pictures: contact sheets, hidden patches, grids of visual tokens.
+"""Tensors -> pictures: contact sheets, hidden patches, grids of visual tokens, label maps.
 
 An `image` is a Tensor (C, H, W), uint8 or float in [0, 1]; see :func:`to_uint8` for its colours. Functions between
 tensors return uint8 (3, H, W).
@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
 from beit.atomic import replace_file
+from beit.config.segment import IGNORE
 
 Color = tuple[int, int, int]
 PAPER, INK = (255, 255, 255), (38, 40, 45)
@@ -140,3 +141,39 @@ def _fit(image: Tensor, size: tuple[int, int]) -> Image.Image:
     picture = to_pil(image)
     grows = size[0] >= picture.width and size[1] >= picture.height
     return picture.resize(size, Image.Resampling.NEAREST if grows else Image.Resampling.LANCZOS)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Label maps: classes in their colours, over the image, with a legend
+
+
+SWATCH = 14
+"""Width of a legend's patch of colour."""
+OPACITY = 0.55
+"""Of the colours over an image."""
+
+
+def paint(label_map: Tensor, palette: Sequence[Color]) -> Tensor:
+    """Class indices (H, W) in the colours of `palette`, uint8 (3, H, W); light grey where there is no class."""
+    colors = torch.tensor([*palette, *[HIDDEN] * (IGNORE + 1 - len(palette))], dtype=torch.uint8)
+    return colors[label_map.cpu().long()].permute(2, 0, 1)
+
+
+def overlay(image: Tensor, label_map: Tensor, palette: Sequence[Color]) -> Tensor:
+    """An image (3, H, W) under the colours of its classes (H, W); uint8 (3, H, W)."""
+    colors = paint(label_map, palette).float()
+    return torch.lerp(to_uint8(image).float(), colors, OPACITY).round().to(torch.uint8)
+
+
+def with_legend(sheet: Image.Image, classes: Sequence[tuple[str, Color]]) -> Image.Image:
+    """`sheet` with the names and colours of `classes` below it."""
+    entries = []
+    for name, color in classes:
+        text = ImageOps.expand(write(name, NAME_SIZE, sheet.width), (6, 0, 0, 0), PAPER)
+        entries.append(ImageOps.expand(text, (SWATCH, 0, 0, 0), color))
+    columns = max(1, sheet.width // (max(entry.width for entry in entries) + GAP))
+    legend = lay_out([entries[start : start + columns] for start in range(0, len(entries), columns)])
+    both = Image.new("RGB", (max(sheet.width, legend.width), sheet.height + legend.height), PAPER)
+    both.paste(sheet)
+    both.paste(legend, (0, sheet.height))
+    return both

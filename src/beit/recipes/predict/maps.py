@@ -26,8 +26,7 @@ from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import Inference
 from beit.recipes.predict.output import Reading, Record, name_in_line, write_errors
 from beit.stages.tasks.segmentation import TooLarge, predict_classes
-from beit.visualize.label_maps import overlay
-from beit.visualize.pictures import Color, to_pil
+from beit.visualize.pictures import Color, overlay, to_pil
 
 CLASSES_SHOWN = 4
 """Classes that are named for each image."""

@@ -32,8 +32,7 @@ from beit.presets.trials import FEW_IMAGES, prospect
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
 from beit.recipes.segment import segment
-from beit.recipes.tokenizer.methods import VIEWS
-from beit.recipes.tokenizer.run import tokenizer
+from beit.recipes.tokenizer.run import VIEWS, tokenizer
 from beit.stages.auto.choices import SAMPLE, median_side, settle
 from beit.stages.scores.tokens import BANK
 from beit.stages.session import Images, holdout_of, open_data, open_session
