@@ -19,12 +19,12 @@ import yaml
 import beit
 from beit import UserError, presets
 from beit.cli.flags import CommonFlags, _read
-from beit.cli.help import GROUPS, field_docs
+from beit.cli.help import GROUPS
 from beit.cli.main import VERBS, main
 from beit.config.files import layered, plain, read_record, read_yaml, to_yaml
 from beit.config.pretrain import PretrainConfig
 from beit.config.tokenizer import TokenizerConfig
-from beit.config.values import FILE_ONLY, counted, flag_of
+from beit.config.values import FILE_ONLY, counted, field_docs, flag_of
 from beit.presets import configure, find, recipes_of
 from beit.presets.released import RELEASED
 from beit.recipes.presets import time_here

@@ -1,8 +1,10 @@
 """What each named figure of a run means, how it is written, and what it is compared with. One table."""
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from beit.config.values import field_docs
 
 BASELINES = ("unigram_loss", "position_unigram_loss", "copy_neighbour_loss")
 """Losses of what predicts tokens without a model."""
@@ -25,6 +27,8 @@ HEADLINES = (
 """What matters most, in order: a terminal shows the first three of them that there are."""
 CONSTANT = ("knn_chance", "effective_rank_ceiling", "class_agreement_chance")
 """The same at every evaluation of a run."""
+BESIDE = tuple(f"{rival}_{{}}" for rival in RIVALS)
+"""The references of a score from 0 to 1, the higher the better, that stands among what needs no network."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +36,23 @@ class Figure:
     """One figure under its name in `metrics.jsonl`; `eval/NAME` is the same figure on held-back images, `test/NAME`
     on the test images."""
 
-    name: str
     title: str
-    meaning: str = ""
-    """Plain words for a reader who does not know the method."""
     style: Literal["number", "percent", "count"] = "number"
     """`percent` figures are stored as shares in [0, 1]."""
     references: tuple[str, ...] = ()
-    """Figures that are drawn with this one, and never alone."""
+    """Figures that are drawn with this one, and never alone; {} in their names stands for its own."""
     group: Literal["result", "process"] = "result"
     """`process`: says how the training went rather than what came of it."""
+    name: str = ""
+
+    def named(self, name: str) -> "Figure":
+        """This figure under its name."""
+        return replace(self, name=name, references=tuple(other.format(name) for other in self.references))
+
+    @property
+    def meaning(self) -> str:
+        """Plain words for a reader who does not know the method; none for some."""
+        return {getattr(Known, name).title: text for name, text in field_docs(Known).items()}.get(self.title, "")
 
     def phrase(self, value: float) -> str:
         """Name and value for a line of plain text."""
@@ -66,119 +77,97 @@ class Figure:
         return self.group == "process", names.index(self.name)
 
 
-def _score(name: str, title: str, meaning: str) -> Figure:
-    """A figure from 0 to 1, the higher the better, among what needs no network."""
-    return Figure(name, title, meaning, "percent", tuple(f"{rival}_{name}" for rival in RIVALS))
+class Known:
+    """The figures that have titles, in their order; below each, what it means."""
+
+    loss = Figure("Loss")
+    """What training makes smaller."""
+    unigram_loss = Figure("Baseline: token frequencies")
+    """The loss of guessing from how frequent tokens are."""
+    position_unigram_loss = Figure("Baseline: frequencies by position")
+    """The same at each place of the grid."""
+    copy_neighbour_loss = Figure("Baseline: copying the nearest patch")
+    """The loss of the best mixture of the token of the nearest visible patch and the overall frequencies."""
+    token_accuracy = Figure("Masked-token accuracy", "percent", BESIDE)
+    """Share of hidden patches whose visual token is named exactly. Many tokens look alike, so a low share can still
+    be a good model; compare it with other runs on the same tokenizer."""
+    top1 = Figure("Top-1 accuracy", "percent", BESIDE)
+    """Share of images whose most likely class is the right one."""
+    top5 = Figure("Top-5 accuracy", "percent", BESIDE)
+    """Share with the right class among the five likeliest, if there are more."""
+    f1 = Figure("F1 over all classes", "percent", BESIDE)
+    """Harmonic mean of precision and recall, a class named from 50 % on."""
+    mean_average_precision = Figure("Mean average precision (mAP)", "percent", BESIDE)
+    """How well the images of a class stand before the others, averaged over the classes that occur."""
+    knn_top1 = Figure("Top-1 accuracy by k-NN", "percent", ("knn_last_block", "knn_chance"))
+    """Share of images that the nearest training images name right, on the best layer."""
+    knn_last_block = Figure("On the last block", "percent")
+    knn_chance = Figure("Chance", "percent")
+    """One in as many as there are classes."""
+    knn_best_block = Figure("Best block by k-NN", "count")
+    """The block that neighbours read best, from 0."""
+    effective_rank = Figure("Effective rank", references=("effective_rank_ceiling",))
+    """How many dimensions the features of the last block fill. Near 1 all images look alike to the encoder."""
+    effective_rank_ceiling = Figure("Ceiling: images or width")
+    """The rank cannot be higher."""
+    best_layer = Figure("Best layer", "count")
+    """The layer that linear classifiers read best, from 0."""
+    class_agreement = Figure("Agreement of tokens with classes", "percent", BESIDE)
+    """Share of images whose class those training images name that have the most similar tokens, counted without their
+    places. Much above chance: tokens carry meaning before any pre-training."""
+    class_agreement_chance = Figure("Baseline: the commonest class", "percent")
+    mean_class_accuracy = Figure("Mean accuracy of a class", "percent", BESIDE)
+    """Every class counts the same."""
+    elbo_reconstruction = Figure("Bound: reconstruction")
+    """log p(image | its likeliest tokens)."""
+    elbo_reconstruction_sampled = Figure("Bound: reconstruction from drawn tokens")
+    """The mean of 8 draws."""
+    elbo_prior = Figure("Bound: prior")
+    """log p(likeliest tokens | what the encoder sees)."""
+    elbo_prior_sampled = Figure("Bound: prior of drawn tokens")
+    """Minus the divergence from the tokenizer's."""
+    elbo_prior_unigram = Figure("Bound: prior of token frequencies")
+    """What guessing by frequency gives."""
+    elbo_prior_uniform = Figure("Bound: prior of knowing nothing")
+    """What even guessing gives."""
+    chance_loss = Figure("Loss of knowing nothing (ln V)")
+    miou = Figure("Mean intersection over union", "percent", BESIDE)
+    """Overlap of true and predicted regions, averaged by class."""
+    macc = Figure("Mean pixel accuracy of a class", "percent", BESIDE)
+    """Every class counts the same."""
+    aacc = Figure("Pixel accuracy", "percent", BESIDE)
+    """Share of all pixels that are named right."""
+    reconstruction_mae = Figure("Reconstruction error", references=("cell_mean_mae",))
+    """Mean absolute difference between an image and its reconstruction from tokens, with pixels in [0, 1]."""
+    cell_mean_mae = Figure("Baseline: mean colour of each cell")
+    """Each token's square in its mean colour."""
+    nll = Figure("Misfit of the pixels")
+    """Negative log-likelihood of a pixel value under the decoder, in nats; below zero once the decoder is sure."""
+    perplexity = Figure("Codebook perplexity", "count", ("codes_used",))
+    """How many tokens are in effective use: 1 means a collapsed codebook, the vocabulary size means all equally."""
+    predictability = Figure("Predictability of tokens", "percent")
+    """Share of the surprise at a hidden token that copying the nearest visible one saves. High means that copying
+    suffices, not that the tokens are good."""
+    codes_used = Figure("Codes used", "count")
+    """Entries of the codebook that occur at all."""
+    kl = Figure("Distance from even token use")
+    """Kullback-Leibler divergence from it, in nats."""
+    lr = Figure("Learning rate", group="process")
+    temperature = Figure("Gumbel-softmax temperature", group="process")
+    kl_weight = Figure("Weight of the distance from even use", group="process")
+    grad_norm = Figure("Gradient norm", group="process")
+    images_per_second = Figure("Images per second", group="process")
+    data_wait = Figure("Share of time waiting for data", "percent", group="process")
+    mfu = Figure("Share of the machine's rate of matrix products", "percent", group="process")
+    masked_token_loss = Figure("Masked-token loss", references=BASELINES)
+    """The surprise, in nats, at the true token of a hidden patch. Knowing nothing costs ln V; the baselines know only
+    frequencies or the nearest visible patch. A model that is under all of them has learned to use context."""
 
 
-_TABLE = (
-    Figure("loss", "Loss", "What training makes smaller."),
-    Figure("unigram_loss", "Baseline: token frequencies", "The loss of guessing from how frequent tokens are."),
-    Figure("position_unigram_loss", "Baseline: frequencies by position", "The same at each place of the grid."),
-    Figure(
-        "copy_neighbour_loss",
-        "Baseline: copying the nearest patch",
-        "The loss of the best mixture of the token of the nearest visible patch and the overall frequencies.",
-    ),
-    _score(
-        "token_accuracy",
-        "Masked-token accuracy",
-        "Share of hidden patches whose visual token is named exactly. Many tokens look alike, so a low share can "
-        "still be a good model; compare it with other runs on the same tokenizer.",
-    ),
-    _score("top1", "Top-1 accuracy", "Share of images whose most likely class is the right one."),
-    _score("top5", "Top-5 accuracy", "Share with the right class among the five likeliest, if there are more."),
-    _score("f1", "F1 over all classes", "Harmonic mean of precision and recall, a class named from 50 % on."),
-    _score(
-        "mean_average_precision",
-        "Mean average precision (mAP)",
-        "How well the images of a class stand before the others, averaged over the classes that occur.",
-    ),
-    Figure(
-        "knn_top1",
-        "Top-1 accuracy by k-NN",
-        "Share of images that the nearest training images name right, on the best layer.",
-        "percent",
-        references=("knn_last_block", "knn_chance"),
-    ),
-    Figure("knn_last_block", "On the last block", style="percent"),
-    Figure("knn_chance", "Chance", "One in as many as there are classes.", "percent"),
-    Figure("knn_best_block", "Best block by k-NN", "The block that neighbours read best, from 0.", "count"),
-    Figure(
-        "effective_rank",
-        "Effective rank",
-        "How many dimensions the features of the last block fill. Near 1 all images look alike to the encoder.",
-        references=("effective_rank_ceiling",),
-    ),
-    Figure("effective_rank_ceiling", "Ceiling: images or width", "The rank cannot be higher."),
-    Figure("best_layer", "Best layer", "The layer that linear classifiers read best, from 0.", "count"),
-    _score(
-        "class_agreement",
-        "Agreement of tokens with classes",
-        "Share of images whose class those training images name that have the most similar tokens, counted without "
-        "their places. Much above chance: tokens carry meaning before any pre-training.",
-    ),
-    Figure("class_agreement_chance", "Baseline: the commonest class", style="percent"),
-    _score("mean_class_accuracy", "Mean accuracy of a class", "Every class counts the same."),
-    Figure("elbo_reconstruction", "Bound: reconstruction", "log p(image | its likeliest tokens)."),
-    Figure("elbo_reconstruction_sampled", "Bound: reconstruction from drawn tokens", "The mean of 8 draws."),
-    Figure("elbo_prior", "Bound: prior", "log p(likeliest tokens | what the encoder sees)."),
-    Figure("elbo_prior_sampled", "Bound: prior of drawn tokens", "Minus the divergence from the tokenizer's."),
-    Figure("elbo_prior_unigram", "Bound: prior of token frequencies", "What guessing by frequency gives."),
-    Figure("elbo_prior_uniform", "Bound: prior of knowing nothing", "What even guessing gives."),
-    Figure("chance_loss", "Loss of knowing nothing (ln V)"),
-    _score("miou", "Mean intersection over union", "Overlap of true and predicted regions, averaged by class."),
-    _score("macc", "Mean pixel accuracy of a class", "Every class counts the same."),
-    _score("aacc", "Pixel accuracy", "Share of all pixels that are named right."),
-    Figure(
-        "reconstruction_mae",
-        "Reconstruction error",
-        "Mean absolute difference between an image and its reconstruction from tokens, with pixels in [0, 1].",
-        references=("cell_mean_mae",),
-    ),
-    Figure("cell_mean_mae", "Baseline: mean colour of each cell", "Each token's square in its mean colour."),
-    Figure(
-        "nll",
-        "Misfit of the pixels",
-        "Negative log-likelihood of a pixel value under the decoder, in nats; below zero once the decoder is sure.",
-    ),
-    Figure(
-        "perplexity",
-        "Codebook perplexity",
-        "How many tokens are in effective use: 1 means a collapsed codebook, the vocabulary size means all equally.",
-        "count",
-        references=("codes_used",),
-    ),
-    Figure(
-        "predictability",
-        "Predictability of tokens",
-        "Share of the surprise at a hidden token that copying the nearest visible one saves. High means that copying "
-        "suffices, not that the tokens are good.",
-        "percent",
-    ),
-    Figure("codes_used", "Codes used", "Entries of the codebook that occur at all.", "count"),
-    Figure("kl", "Distance from even token use", "Kullback-Leibler divergence from it, in nats."),
-    *(
-        Figure(f"{rival}_{score}", f"Baseline: {words}", style="percent")
-        for rival, words in RIVALS.items()
-        for score in SCORES
-    ),
-    Figure("lr", "Learning rate", group="process"),
-    Figure("temperature", "Gumbel-softmax temperature", group="process"),
-    Figure("kl_weight", "Weight of the distance from even use", group="process"),
-    Figure("grad_norm", "Gradient norm", group="process"),
-    Figure("images_per_second", "Images per second", group="process"),
-    Figure("data_wait", "Share of time waiting for data", style="percent", group="process"),
-    Figure("mfu", "Share of the machine's rate of matrix products", style="percent", group="process"),
-)
-FIGURES = {figure.name: figure for figure in _TABLE}
-MASKED_TOKEN_LOSS = Figure(
-    "loss",
-    "Masked-token loss",
-    "The surprise, in nats, at the true token of a hidden patch. Knowing nothing costs ln V; the baselines know "
-    "only frequencies or the nearest visible patch. A model that is under all of them has learned to use context.",
-    references=BASELINES,
-)
+FIGURES = {name: figure.named(name) for name, figure in vars(Known).items() if isinstance(figure, Figure)}
+MASKED_TOKEN_LOSS = FIGURES.pop("masked_token_loss").named("loss")
+_TITLES = {f"{rival}_{score}": f"Baseline: {words}" for rival, words in RIVALS.items() for score in SCORES}
+FIGURES |= {name: Figure(title, "percent", name=name) for name, title in _TITLES.items()}
 
 
 def plain(name: str) -> str:
@@ -194,7 +183,7 @@ def figure_of(name: str, present: Container[str] = ()) -> Figure:
     name = plain(name)
     if name == "loss" and any(baseline in present for baseline in BASELINES):
         return MASKED_TOKEN_LOSS
-    return FIGURES.get(name) or Figure(name, name)
+    return FIGURES.get(name) or Figure(name, name=name)
 
 
 def headlines(figures: Mapping[str, float]) -> dict[str, float]:

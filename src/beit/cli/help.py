@@ -1,6 +1,5 @@
 """`beit VERB --help`: the flags in groups, the common ones first; and what the knobs mean, for Python's `help`."""
 
-import ast
 import inspect
 import re
 import shutil
@@ -9,11 +8,9 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
-from functools import cache
-from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
-from beit.config.values import FILE_ONLY, alternatives, flag_of
+from beit.config.values import FILE_ONLY, alternatives, field_docs, flag_of
 
 GROUPS = {
     "data": "data eval_data labels label_maps label_share labels_per_class multilabel classes reduce_zero_label "
@@ -88,21 +85,6 @@ def _value(hint: object) -> str:
 
 FIELDS = "\n\nFields:\n\n"
 Config = TypeVar("Config", bound=type)
-
-
-@cache
-def field_docs(config_type: type) -> Mapping[str, str]:
-    """The docstring of every field in one line, a class's own before that of its base."""
-    docs: dict[str, str] = {}
-    for base in reversed(config_type.__mro__):
-        if "__dataclass_fields__" not in vars(base):
-            continue
-        for node in ast.parse(textwrap.dedent(inspect.getsource(base))).body:
-            for knob, text in pairwise(node.body if isinstance(node, ast.ClassDef) else ()):
-                match knob, text:
-                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(said))):
-                        docs[name] = " ".join(said.split())
-    return docs
 
 
 def documented(config_type: Config) -> Config:

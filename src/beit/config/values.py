@@ -1,6 +1,8 @@
 """Values of configurations: the limits that stand in their types, and YAML and JSON read as those types."""
 
+import ast
 import functools
+import inspect
 import math
 import operator
 import types
@@ -8,6 +10,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, astuple, fields
+from itertools import pairwise
 from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -46,6 +49,22 @@ def counted(number: int, noun: str) -> str:
 def defaults_of(config_type: Any) -> dict[str, Any]:
     """The values of a configuration's fields that have a default, by name."""
     return {field.name: field.default for field in fields(config_type) if field.default is not MISSING}
+
+
+@functools.cache
+def field_docs(of: type) -> Mapping[str, str]:
+    """The docstring below every attribute of a class, in one line, its own before that of its base."""
+    docs: dict[str, str] = {}
+    for base in reversed(of.__mro__):
+        for node in ast.parse(inspect.getsource(base)).body if base is not object else ():
+            for knob, text in pairwise(node.body if isinstance(node, ast.ClassDef) else ()):
+                match knob, text:
+                    case (
+                        (ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)])),
+                        ast.Expr(value=ast.Constant(value=str(said))),
+                    ):
+                        docs[name] = " ".join(said.split())
+    return docs
 
 
 def check_limits(config: object) -> None:

@@ -55,11 +55,11 @@ def facts(records: Sequence[RunRecord]) -> list[Line]:
 
 def facts_of(record: RunRecord) -> dict[str, str]:
     """What a run is, by the name of the fact."""
-    status, skipped = record.status, find(record.results, "skipped_steps")
+    status, skipped, size = record.status, find(record.results, "skipped_steps"), record.number("parameters")
     known = {
         "State": record.state,
         "Steps": " of ".join(_count(status.get(name)) for name in ("step", "steps") if name in status),
-        "Model": record.parameters and f"{record.parameters:,} parameters",
+        "Model": size and f"{size:,} parameters",
         "Data": record.config.get("data"),
         "Images seen": _count(find(record.results, "images")),
         "Steps skipped": skipped and f"{skipped} with a loss that was not finite",
@@ -169,7 +169,7 @@ def class_table(records: Sequence[RunRecord]) -> ClassTable | None:
 
 
 def _percent(value: object) -> str:
-    return Figure("share", "", style="percent").format(value) if isinstance(value, int | float) else "–"
+    return Figure("", "percent").format(value) if isinstance(value, int | float) else "–"
 
 
 def _colors(record: RunRecord) -> dict[str, str]:
