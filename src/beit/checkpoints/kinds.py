@@ -1,12 +1,13 @@
 """The kinds of models that our own format holds: their classes, and what each is built from."""
 
+import importlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from torch import nn
 
-from beit.config.architecture import DALLE_PIXELS, UNIT_PIXELS, DiscreteVAEConfig, EncoderConfig, TokenArchitecture
-from beit.config.errors import UserError
+from beit.config.architecture import DALLE_PIXELS, UNIT_PIXELS, EncoderConfig, TokenArchitecture
+from beit.config.errors import require
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
@@ -23,12 +24,16 @@ class Kind(NamedTuple):
     model: type[nn.Module]
     options: tuple[str, ...] = ()
     """Attributes that it is built with besides its architecture; keys of model.json."""
-    config: type[Architecture] = EncoderConfig
-    """Its architecture."""
     later: tuple[str, ...] = ()
     """More such attributes, which may be None, and which files lack that were written before there were any."""
     pixels: tuple[tuple[float, float, float], tuple[float, float, float]] = DALLE_PIXELS
     """Mean and deviation of pixels, of a kind without an encoder, which has its own."""
+
+    @property
+    def config(self) -> type[Architecture]:
+        """Its architecture: what it is made of, or that of its encoder."""
+        architecture: type[Architecture] = get_type_hints(self.model.__init__).get("config", EncoderConfig)
+        return architecture
 
     def build(self, config: Architecture, options: Facts) -> nn.Module:
         """The model, with first values."""
@@ -36,7 +41,7 @@ class Kind(NamedTuple):
 
 
 KINDS: Mapping[str, Kind] = {
-    "tokenizer": Kind(DiscreteVAE, config=DiscreteVAEConfig),
+    "tokenizer": Kind(DiscreteVAE),
     "pretrained": Kind(
         MaskedImageModel,
         ("vocab_size",),
@@ -46,6 +51,13 @@ KINDS: Mapping[str, Kind] = {
     "segmenter": Kind(SemanticSegmenter, ("num_classes", "decoder", "layers", "channels", "transposed", "auxiliary")),
     "probe": Kind(LinearProbe, ("num_classes", "layer", "pool")),
 }
+TOKENIZERS = {
+    "fsq": "beit.tokenizers.fsq.FiniteScalarVAE",
+    "plain": "beit.tokenizers.plain_dvae.PlainDVAE",
+    "kmeans": "beit.tokenizers.kmeans.PatchKMeans",
+    "features": "beit.tokenizers.kmeans.FeatureKMeans",
+}
+"""Where tokenizers other than the discrete VAE are, by their kind."""
 
 
 def tokenizer_of_kind(name: str) -> Kind:
@@ -53,26 +65,11 @@ def tokenizer_of_kind(name: str) -> Kind:
     others are imported where there is one. UserError for an unknown name."""
     if name == "dvae":
         return KINDS["tokenizer"]
-    if name == "fsq":
-        from beit.config.tokenizer import FiniteScalarVAEConfig
-        from beit.tokenizers.fsq import FiniteScalarVAE
-
-        return Kind(FiniteScalarVAE, config=FiniteScalarVAEConfig)
-    if name == "plain":
-        from beit.config.tokenizer import PlainVAEConfig
-        from beit.tokenizers.plain_dvae import PlainDVAE
-
-        return Kind(PlainDVAE, config=PlainVAEConfig)
-    if name == "kmeans":
-        from beit.config.tokenizer import PatchKMeansConfig
-        from beit.tokenizers.kmeans import PatchKMeans
-
-        return Kind(PatchKMeans, config=PatchKMeansConfig, pixels=UNIT_PIXELS)
-    if name == "features":
-        from beit.tokenizers.kmeans import FeatureKMeans
-
-        return Kind(FeatureKMeans, ("vocab_size", "layer"))
-    raise UserError(f"tokenizer_kind is {printable(name)}, which this release does not know; update beit")
+    require(name in TOKENIZERS, f"tokenizer_kind is {printable(name)}, which this release does not know; update beit")
+    module, _, model = TOKENIZERS[name].rpartition(".")
+    options = ("vocab_size", "layer") if name == "features" else ()
+    pixels = UNIT_PIXELS if name == "kmeans" else DALLE_PIXELS
+    return Kind(getattr(importlib.import_module(module), model), options, pixels=pixels)
 
 
 def kind_of(model: nn.Module) -> str:

@@ -64,8 +64,6 @@ class FinetuneConfig(StartConfig):
     lr_batch_size: int = 1024
     min_lr: float = 1e-6
     warmup_epochs: float | None = 20.0
-    clip_grad: float | None = None
-    eval_images: int = 50_000
 
     def check(self) -> None:
         super().check()

@@ -88,6 +88,8 @@ class PretrainConfig(network.EncoderKnobs, AdaptsChannels, TrainingConfig):
     """fast: crop, then jitter, on tensors; exact: the released order and resampling, on PIL images."""
 
     epochs: float | None = 800.0
+    clip_grad: float | None = 3.0
+    eval_images: int = 2048
 
     def check(self) -> None:
         super().check()

@@ -50,5 +50,3 @@ class ProbeConfig(TrainingConfig):
     min_lr: float = 0.0
     warmup_epochs: float | None = 0.0
     weight_decay: float = 1e-4
-    clip_grad: float | None = None
-    eval_images: int = 50_000

@@ -198,7 +198,7 @@ class TrainingConfig(DevicesConfig, DataConfig):
     """AdamW first moment."""
     beta2: knobs.ShareBelowOne = 0.999
     """AdamW second moment."""
-    clip_grad: knobs.PositiveFloat | None = 3.0
+    clip_grad: knobs.PositiveFloat | None = None
     """Largest norm of the gradient; null for no clipping."""
     ema_decay: knobs.ShareBelowOne | None = None
     """Decay of the moving average of the weights, reached as min(decay, (1 + t) / (10 + t)); null for none."""
@@ -216,7 +216,7 @@ class TrainingConfig(DevicesConfig, DataConfig):
     """Steps between lines of metrics.jsonl."""
     evaluations: knobs.PositiveInt = 10
     """Evaluations on `val` (held-back images where the data has none) over the run, the last one included."""
-    eval_images: knobs.PositiveInt = 2048
+    eval_images: knobs.PositiveInt = 50_000
     """Images of `val` to evaluate on, at most; a `test` is judged whole, once, at the end."""
     tensorboard: bool = False
     """Also log to TensorBoard, in the run directory (needs `pip install beit[tensorboard]`)."""

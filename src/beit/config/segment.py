@@ -63,7 +63,6 @@ class SegmentConfig(StartConfig):
     stride: PositiveInt | Sides | None = None
     """Steps between windows, down and across; null for two thirds of a window."""
 
-    epochs: float | None = None
     steps: int | None = 160_000
     batch_size: int = 16
     lr: float = 7e-4
@@ -74,8 +73,6 @@ class SegmentConfig(StartConfig):
     """The learning rate falls as (1 - share of the run) to this power; 1 is a straight line."""
     warmup_epochs: float | None = None
     warmup_steps: int | float | None = 1500
-    clip_grad: float | None = None
-    eval_images: int = 50_000
 
     SIZE = "crop"
 

@@ -132,8 +132,8 @@ class TokenizerConfig(DiscreteVAEKnobs, TrainingConfig):
     lr_steps: int | float = 1_200_000
     warmup_epochs: float | None = 0.0
     weight_decay: float = 1e-4
-    clip_grad: float | None = None
     ema_decay: float | None = 0.999
+    eval_images: int = 2048
 
     def as_typed(self, typed: Mapping[str, Any]) -> Self:
         return super().as_typed({key: value for key, value in typed.items() if (key, value) != ("kind", "auto")})

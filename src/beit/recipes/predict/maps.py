@@ -26,7 +26,8 @@ from beit.models.segmentation import SemanticSegmenter
 from beit.models.windows import Inference
 from beit.recipes.predict.output import Reading, Record, name_in_line, write_errors
 from beit.stages.tasks.segmentation import TooLarge, predict_classes
-from beit.visualize.pictures import Color, overlay, to_pil
+from beit.visualize.label_maps import overlay
+from beit.visualize.pictures import Color, to_pil
 
 CLASSES_SHOWN = 4
 """Classes that are named for each image."""
@@ -82,7 +83,7 @@ def map_reading(model: SemanticSegmenter, description: Mapping[str, Any], config
         return {**columns, "classes": shares(columns["label_map"], legend.names)}
 
     def folder(source: FileSource) -> Callable[[Record], None]:
-        return MapFolder(Path(str(config.out)), legend, source, overlays=config.overlays).write
+        return map_writer(Path(str(config.out)), legend, source, overlays=config.overlays)
 
     return Reading("label maps", (), view, apply, record, folder)
 
@@ -104,24 +105,23 @@ def show(record: Record) -> None:
 # Files
 
 
-class MapFolder:
-    """Takes records of label maps, each written to its file in `folder` and shown as a line."""
+def map_writer(folder: Path, legend: Legend, source: FileSource, *, overlays: bool) -> Callable[[Record], None]:
+    """Takes records of label maps of the images in `source`, each written to its file in `folder`, with `overlays`
+    also under the colours of its classes, and shown as a line."""
+    files = {source.path(index): file for index, file in enumerate(file_names(source))}
+    write_legend(legend, folder / "classes.tsv")
 
-    def __init__(self, folder: Path, legend: Legend, source: FileSource, *, overlays: bool) -> None:
-        """`source` has the images; with `overlays` each is also written under the colours of its classes."""
-        self._folder, self._legend, self._overlays = folder, legend, overlays
-        self._files = {source.path(index): file for index, file in enumerate(file_names(source))}
-        write_legend(legend, folder / "classes.tsv")
-
-    def write(self, record: Record) -> None:
-        file, classes = self._files[record["image"]], torch.from_numpy(record["label_map"])
-        write_map(classes, self._legend, self._folder / "maps" / f"{file}.png")
-        if self._overlays:
-            picture = to_pil(overlay(torch.from_numpy(record["picture"]), classes, self._legend.palette))
+    def write(record: Record) -> None:
+        file, classes = files[record["image"]], torch.from_numpy(record["label_map"])
+        write_map(classes, legend, folder / "maps" / f"{file}.png")
+        if overlays:
+            picture = to_pil(overlay(torch.from_numpy(record["picture"]), classes, legend.palette))
             picture.thumbnail((LONGEST_OVERLAY, LONGEST_OVERLAY))
-            path = self._folder / "overlays" / f"{file}.jpg"
+            path = folder / "overlays" / f"{file}.jpg"
             _write(path, lambda draft: picture.save(draft, "JPEG", quality=90))
         show(record)
+
+    return write
 
 
 def file_names(source: FileSource) -> list[str]:
