@@ -167,7 +167,7 @@ def test_a_name_is_fetched_once_and_checked_from_then_on(
         load_model("beit_tiny")
     assert sorted(path.name for path in file.parent.iterdir()) == [".lock", record.name]
     # A local file of that name is meant first.
-    assert locate(tmp_path / "own").path == tmp_path / "own"
+    assert locate(tmp_path / "own")[0] == tmp_path / "own"
 
 
 @pytest.mark.parametrize(

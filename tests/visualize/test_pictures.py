@@ -86,7 +86,7 @@ def test_a_sheet_puts_pictures_in_rows_and_columns() -> None:
 def test_a_picture_is_saved_whole_in_the_place_of_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "samples" / "step-000010-masked.webp"
     for picture in (pictures.to_pil(images(1, side=100)[0]), Image.new("RGB", (200, 200), "white")):
-        pictures.save_picture(picture, path)
+        pictures.save_picture(picture, path.parent, 10, "masked")
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     with Image.open(path) as written:
         assert written.size == (200, 200) and written.getpixel((99, 99)) == (255, 255, 255)

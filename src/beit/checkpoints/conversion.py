@@ -55,7 +55,7 @@ def convert(source: str | Path, destination: str | Path, to: Target) -> list[str
     source: as in :func:`beit.load_model`; PATH@NAME=VALUE says what its file cannot tell.
     """
     target = _destination(destination, to)
-    model, about, notes = open_model(locate(source))
+    model, about, notes = open_model(*locate(source))
     if to not in (formats := holders(model)):
         what = _of_our_own(model) or f"a {type(model).__name__}"
         remedy = f"choose --to {' or '.join(formats)}" if formats else "no format can"

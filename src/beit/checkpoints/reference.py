@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from beit.config.architecture import PIXEL_STATISTICS
 from beit.config.errors import UserError, require
@@ -71,13 +71,6 @@ class Stated:
         return Stated(**values, strict=self.strict and other.strict)
 
 
-class Located(NamedTuple):
-    """Files on this machine, and what is said of them."""
-
-    path: Path
-    stated: Stated
-
-
 PARTS: Mapping[str, tuple[str, ...]] = {
     "model": ("classifier", "segmenter", "pretrain"),
     "init": ("pretrain", "classifier", "segmenter"),
@@ -104,7 +97,7 @@ def part_of(reference: str, use: str) -> str:
     raise UserError(f"{reference} is a run of `beit train` without a {missing}; continue it with its command")
 
 
-def locate(reference: str | Path, stated: Stated | None = None) -> Located:
+def locate(reference: str | Path, stated: Stated | None = None) -> tuple[Path, Stated]:
     """Where the files of `reference` lie, fetched when need be, and what it and `stated` say together; of a run of
     `beit train` its classifier or segmenter, else its encoder.
 
@@ -115,7 +108,7 @@ def locate(reference: str | Path, stated: Stated | None = None) -> Located:
     stated = statement if stated is None else statement.combine(stated)
     path = Path(place)
     if path.exists():
-        return Located(path, stated)
+        return path, stated
     from beit.presets.released import HUB, RELEASED
 
     release = RELEASED.get(place.removeprefix(HUB))
@@ -125,11 +118,11 @@ def locate(reference: str | Path, stated: Stated | None = None) -> Located:
         from beit.checkpoints import remote
 
         if release and not release.hub and not place.startswith(HUB):
-            return Located(remote.fetched(place, release.files), stated)
-        return Located(remote.fetched_from_hub(place), stated)
+            return remote.fetched(place, release.files), stated
+        return remote.fetched_from_hub(place), stated
     if near := difflib.get_close_matches(place, RELEASED, n=1, cutoff=0.9):
         raise UserError(f"{place} does not exist; did you mean {near[0]}?")
-    return Located(path, stated)
+    return path, stated
 
 
 def parse(reference: str) -> tuple[str, Stated]:

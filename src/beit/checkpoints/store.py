@@ -15,7 +15,7 @@ from beit.checkpoints.kinds import kind_of as kind_of
 from beit.checkpoints.own import DESCRIPTION, is_own, load_own, read_description
 from beit.checkpoints.own import save_model as save_model
 from beit.checkpoints.own import weights_sha256 as weights_sha256
-from beit.checkpoints.reference import Located, Pixel, Stated, locate, part_of
+from beit.checkpoints.reference import Pixel, Stated, locate, part_of
 from beit.config.architecture import Sides, sides
 from beit.config.errors import UserError, require
 from beit.models.encoder import BeitEncoder
@@ -46,8 +46,7 @@ def load_model(
     num_heads, grid, pixel_mean, pixel_std: see :class:`beit.checkpoints.reference.Stated`. All that it has can stand
         behind the path: "weights.pth@num_heads=6", see :mod:`beit.checkpoints.reference`.
     """
-    located = locate(path, Stated(num_heads, sides(grid), pixel_mean, pixel_std))
-    model, description, notes = open_model(located)
+    model, description, notes = open_model(*locate(path, Stated(num_heads, sides(grid), pixel_mean, pixel_std)))
     names = description.get("classes")
     vars(model).update(description=description, classes=names and tuple(map(str, names)))
     for note in notes:
@@ -80,18 +79,18 @@ def describe(path: str | Path) -> dict[str, Any]:
     files parameters, and unknown, missing, notes: what :func:`beit.load_model` would refuse, or leave out and say.
     Raises :class:`UserError` for what is no model.
     """
-    located = locate(path)
-    contents = _survey(*located)
-    return {"format": "beit", **read_description(located.path)} if contents is None else contents.description()
+    place, stated = locate(path)
+    contents = _survey(place, stated)
+    return {"format": "beit", **read_description(place)} if contents is None else contents.description()
 
 
-def open_model(located: Located) -> tuple[nn.Module, dict[str, Any], list[str]]:
+def open_model(path: Path, stated: Stated) -> tuple[nn.Module, dict[str, Any], list[str]]:
     """The model, what :func:`describe` says of it, and a line for whatever was adapted."""
-    contents = _survey(*located)
+    contents = _survey(path, stated)
     if contents is None:
-        model, description = load_own(located.path)
+        model, description = load_own(path)
         return model, {"format": "beit", **description}, []
-    model, notes = contents.assemble(located.stated.strict)
+    model, notes = contents.assemble(stated.strict)
     return model, contents.description(), notes
 
 

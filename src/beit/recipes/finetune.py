@@ -45,31 +45,19 @@ def finetune(config: FinetuneConfig, *, dry_run: bool = False, overwrite: bool =
     model, about = starting_classifier(config, labels.classes)
     encoder = model.encoder.config
     crop_pct = default_crop(encoder.image_size) if config.crop_pct is None else config.crop_pct
-    feed = Feed(
-        images=images,
-        view=training_view(config, encoder),
-        evaluation_view=LabeledView(EvaluationView(encoder.image_size, crop_share=crop_pct)),
-        labeled=True,
-        repeats=config.repeats,
-    )
+    view, shown = training_view(config, encoder), EvaluationView(encoder.image_size, crop_share=crop_pct)
+    feed = Feed(images=images, view=view, evaluation_view=LabeledView(shown), labeled=True, repeats=config.repeats)
     counts = partial(count_labels, images.train, labels)
     weights = class_weights(config.class_weights, labels.classes, counts, session.compute.device)
     description = {"interpolation": "bicubic", "crop_pct": crop_pct, "multilabel": config.multilabel}
-    judging = evaluation(config.multilabel, labels.to(session.compute.device))
-    method = Method(
-        learner=Learner(
-            model=model,
-            step=classification_step(config, labels.to(session.compute.device), weights),
-            layer_decay=config.decay_of_layers,
-            layer_groups=model.layer_groups(),
-        ),
-        evaluation=replace(judging, yardsticks=beside_classifier(images, labels)),
-        product=Product(classes=labels.classes, description=description, facts=encoder_facts(model.encoder.config)),
-        notes=Notes(
-            about=[*about, rates(config, model.encoder)], next_command=f"beit predict --model {config.out} IMAGE..."
-        ),
-    )
-    return train(session, method, feed)
+    product = Product(classes=labels.classes, description=description, facts=encoder_facts(model.encoder.config))
+    yardsticks, labels = beside_classifier(images, labels), labels.to(session.compute.device)
+    step, decay = classification_step(config, labels, weights), config.decay_of_layers
+    learner = Learner(model=model, step=step, layer_decay=decay, layer_groups=model.layer_groups())
+    judging = replace(evaluation(config.multilabel, labels), yardsticks=yardsticks)
+    about.append(rates(config, model.encoder))
+    notes = Notes(about=about, next_command=f"beit predict --model {config.out} IMAGE...")
+    return train(session, Method(learner=learner, evaluation=judging, product=product, notes=notes), feed)
 
 
 def few_labels(config: FinetuneConfig, images: Images) -> Images:

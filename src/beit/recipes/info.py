@@ -20,7 +20,7 @@ Facts = dict[str, Any]
 
 def info(config: InfoConfig) -> Outcome:
     """Print what is at `config.path`, and return it: `results` has the facts about a `run`, a `model`, or both."""
-    path = locate(config.path).path
+    path, _ = locate(config.path)
     require(path.exists(), f"{path} does not exist; {REMEDY}")
     facts: dict[str, Facts] = {}
     for run in (Path(config.path), path):  # a run of `beit train`, and the part that stands for it

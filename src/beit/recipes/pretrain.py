@@ -27,7 +27,7 @@ from beit.stages.session import Feed, Images, Outcome, finished, open_images, op
 from beit.stages.train import set_steps, train
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.method import Evaluation, Learner, Method, Noise, Notes, Product, StepOutput
-from beit.visualize.drawings import draw_pixels, draw_tokens
+from beit.visualize.masked import draw_pixels, draw_tokens
 
 
 def pretrain(config: PretrainConfig, *, dry_run: bool = False, overwrite: bool = False) -> Outcome:
@@ -90,16 +90,11 @@ def token_method(
         f"predicts {tokenizer.vocab_size} tokens of {config.tokenizer}, read from a second view of "
         f"{token_size[0]}x{token_size[1]} px"
     )
-    return Method(
-        learner=Learner(model=model, step=step, summarise=best_mixtures, companions=companions),
-        evaluation=Evaluation(
-            evaluate_batch=partial(task.token_sums, config, tokenizer, baselines),
-            summarise=best_mixtures_of_sums,
-            draw=partial(draw_tokens, tokenizer),
-        ),
-        product=Product(tokenizer_hash=identity),
-        notes=notes(config, model, about),
-    )
+    learner = Learner(model=model, step=step, summarise=best_mixtures, companions=companions)
+    sums, draw = partial(task.token_sums, config, tokenizer, baselines), partial(draw_tokens, tokenizer)
+    judging = Evaluation(evaluate_batch=sums, summarise=best_mixtures_of_sums, draw=draw)
+    product = Product(tokenizer_hash=identity)
+    return Method(learner=learner, evaluation=judging, product=product, notes=notes(config, model, about))
 
 
 def pixel_method(config: PretrainConfig, network: MaskedImageModel) -> Method:
@@ -113,14 +108,11 @@ def pixel_method(config: PretrainConfig, network: MaskedImageModel) -> Method:
     about = f"predicts the normalised pixels of {config.patch_size}x{config.patch_size} patches"
     if config.pixel_norm == "patch":
         about += ", each by its own mean and deviation"
-    return Method(
-        learner=Learner(model=network, step=step),
-        evaluation=Evaluation(
-            evaluate_batch=partial(task.pixel_sums, config, network), draw=partial(draw_pixels, config.pixel_norm)
-        ),
-        product=Product(description={"pixel_norm": config.pixel_norm}),
-        notes=notes(config, network, about),
-    )
+    learner = Learner(model=network, step=step)
+    sums, draw = partial(task.pixel_sums, config, network), partial(draw_pixels, config.pixel_norm)
+    judging = Evaluation(evaluate_batch=sums, draw=draw)
+    product = Product(description={"pixel_norm": config.pixel_norm})
+    return Method(learner=learner, evaluation=judging, product=product, notes=notes(config, network, about))
 
 
 def first_model(
@@ -139,21 +131,11 @@ def first_model(
 def feed(config: PretrainConfig, images: Images, token_size: tuple[int, int]) -> Feed:
     """The images in views for the encoder, with its mask, and for the tokenizer, `token_size` (H, W) large."""
     size = sides(config.image_size)
-    return Feed(
-        images=images._replace(test=None),
-        view=PretrainViews(
-            size,
-            token_size,
-            task.masking_of(config),
-            task.num_hidden(config),
-            min_scale=config.min_crop,
-            flip=config.flip,
-            color_jitter=config.color_jitter,
-            mode=config.views,
-        ),
-        evaluation_view=task.evaluation_view(config, token_size),
-        cycle=config.token_cache,
-    )
+    masking, hidden = task.masking_of(config), task.num_hidden(config)
+    changes = {"min_scale": config.min_crop, "flip": config.flip, "color_jitter": config.color_jitter}
+    view = PretrainViews(size, token_size, masking, hidden, mode=config.views, **changes)
+    shown = task.evaluation_view(config, token_size)
+    return Feed(images=images._replace(test=None), view=view, evaluation_view=shown, cycle=config.token_cache)
 
 
 def notes(config: PretrainConfig, model: MaskedImageModel, about: str) -> Notes:

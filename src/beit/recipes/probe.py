@@ -95,37 +95,27 @@ class Probing:
         """Features, or with `augment` images to train on."""
         config = self.config
         crops = TokenizerViews(self.size, crop="random_resized", min_scale=config.min_crop, flip=config.flip)
-        return Feed(
-            images=self.images._replace(
-                train=self.images.train if config.augment else self.bank, held_back=self.held_back, test=self.test
-            ),
-            view=LabeledView(crops) if config.augment else feature_view,
-            evaluation_view=feature_view,
-            labeled=True,
-        )
+        view = LabeledView(crops) if config.augment else feature_view
+        images = self.images._replace(held_back=self.held_back, test=self.test)
+        images = images if config.augment else images._replace(train=self.bank)
+        return Feed(images=images, view=view, evaluation_view=feature_view, labeled=True)
 
     def method(self) -> Method:
+        learner = Learner(model=self.model, step=self.step, summarise=best_accuracy)
+        evaluation = Evaluation(
+            evaluate_batch=self.evaluate,
+            summarise=self.summarise,
+            summarise_test=self.summarise_test,
+            yardsticks=beside_classifier(self.images, self.labels),
+            monitor="top1",
+            monitor_mode="max",
+        )
+        said = {"interpolation": "bicubic", "crop_pct": self.crop_pct}
+        identity = {"encoder": weights_sha256(self.encoder)}
+        given: dict[str, Any] = {"export": self.best_probe, "details": self.details}
+        product = Product(classes=self.classes, description=said, facts=identity, **given)
         return Method(
-            learner=Learner(
-                model=self.model, step=self.step, summarise=lambda means: {"top1": float(means["top1"].max())}
-            ),
-            evaluation=Evaluation(
-                evaluate_batch=self.evaluate,
-                summarise=self.summarise,
-                summarise_test=self.summarise_test,
-                yardsticks=beside_classifier(self.images, self.labels),
-                monitor="top1",
-                monitor_mode="max",
-            ),
-            product=Product(
-                export=self.best_probe,
-                classes=self.classes,
-                description={"interpolation": "bicubic", "crop_pct": self.crop_pct},
-                details=self.details,
-                facts={"encoder": weights_sha256(self.encoder)},
-            ),
-            notes=self.notes(),
-            prepare=self.prepare,
+            learner=learner, evaluation=evaluation, product=product, notes=self.notes(), prepare=self.prepare
         )
 
     def notes(self) -> Notes:
@@ -246,6 +236,11 @@ def feature_view(features: Tensor, label: int, rng: np.random.Generator) -> Labe
 def shares(totals: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Sums over a count of images as means."""
     return {name: total / totals["count"] for name, total in totals.items() if name != "count"}
+
+
+def best_accuracy(means: Mapping[str, Tensor]) -> dict[str, float]:
+    """Of the layers, in training."""
+    return {"top1": float(means["top1"].max())}
 
 
 def best_layer(scores: Mapping[str, Tensor]) -> int:

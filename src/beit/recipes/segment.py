@@ -57,35 +57,24 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, overwrite: bool = F
         for judged in filter(None, (held_back, cast(PairSource | None, images.test))):
             judged.count_pixels(len(judged))  # reads all, so that a mistake shows before it costs anything
             require_memory_for_all(model, inference, judged, session.compute.device)
-    feed = Feed(
-        images=images,
-        view=training_view(config, encoder),
-        evaluation_view=SegmentationEvaluationView(inference.input_side),
-        labeled=True,
-    )
+    view, shown = training_view(config, encoder), SegmentationEvaluationView(inference.input_side)
+    feed = Feed(images=images, view=view, evaluation_view=shown, labeled=True)
     weights = class_weights(config.class_weights, source.classes, source.count_pixels, session.compute.device)
     evaluation, details = evaluation_of(inference, source)
-    method = Method(
-        learner=Learner(
-            model=model,
-            step=segmentation_step(config.auxiliary_weight, weights),
-            summarise=segmentation_figures,
-            schedule=partial(polynomial_schedule, power=config.power),
-            layer_decay=config.decay_of_layers,
-            layer_groups=model.layer_groups(),
-        ),
-        evaluation=replace(evaluation, yardsticks=beside_segmenter(images)),
-        product=Product(
-            classes=source.classes,
-            description=description(config, source, inference),
-            details=details,
-            facts=encoder_facts(encoder),
-        ),
-        notes=Notes(
-            about=[*about, inference.words()], next_command=f"beit predict --model {config.out} --out MAPS IMAGE..."
-        ),
+    learner = Learner(
+        model=model,
+        step=segmentation_step(config.auxiliary_weight, weights),
+        summarise=segmentation_figures,
+        schedule=partial(polynomial_schedule, power=config.power),
+        layer_decay=config.decay_of_layers,
+        layer_groups=model.layer_groups(),
     )
-    return train(session, method, feed)
+    judging = replace(evaluation, yardsticks=beside_segmenter(images))
+    said, facts = description(config, source, inference), encoder_facts(encoder)
+    product = Product(classes=source.classes, description=said, details=details, facts=facts)
+    about.append(inference.words())
+    notes = Notes(about=about, next_command=f"beit predict --model {config.out} --out MAPS IMAGE...")
+    return train(session, Method(learner=learner, evaluation=judging, product=product, notes=notes), feed)
 
 
 def evaluation_of(inference: Inference, source: PairSource) -> tuple[Evaluation, Callable[[], Mapping[str, Any]]]:

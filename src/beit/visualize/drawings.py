@@ -1,30 +1,16 @@
-"""What models make of held-back images while they are trained: classes, label maps, hidden patches."""
+"""What models make of held-back images while they are trained: classes, and label maps."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from beit.config.pretrain import PixelNorm
 from beit.config.segment import IGNORE
-from beit.data.batches import LabeledBatch, PretrainBatch, SegmentationBatch
+from beit.data.batches import LabeledBatch, SegmentationBatch
 from beit.data.label_file import Labels
-from beit.models.heads import MaskedImageModel
-from beit.models.layers import patch_statistics
-from beit.tokenizers.base import VisualTokenizer
-from beit.visualize.pictures import (
-    Color,
-    captioned_grid,
-    contact_sheet,
-    paint,
-    save_columns,
-    save_picture,
-    shade_hidden,
-    with_legend,
-)
+from beit.visualize.label_maps import paint, with_legend
+from beit.visualize.pictures import Color, captioned_grid, contact_sheet, save_picture
 
 
 def draw_predictions(
@@ -43,14 +29,14 @@ def draw_predictions(
             caption += f" {100 * float(share):.0f} %"
         right = torch.equal(answer, truth)
         captions.append((caption if right else f"{caption}, is {class_names(labels, truth)}", right))
-    save_picture(captioned_grid(batch.image, captions), folder / f"step-{step:06d}-predictions.webp")
+    save_picture(captioned_grid(batch.image, captions), folder, step, "predictions")
 
 
 def draw_mistakes(images: Sequence[tuple[Tensor, str]], folder: Path, step: int) -> None:
     """Images (3, H, W) with what is wrong about their answers."""
     pictures = [image for image, _ in images]
     sheet = captioned_grid(pictures, [(text, False) for _, text in images])
-    save_picture(sheet, folder / f"step-{step:06d}-mistakes.webp")
+    save_picture(sheet, folder, step, "mistakes")
 
 
 def class_names(labels: Labels, members: Tensor) -> str:
@@ -77,50 +63,4 @@ def draw_label_maps(
     }
     present = {index for maps in (*truths, *answers) for index in maps.unique().tolist()} - {IGNORE}  # type: ignore[no-untyped-call]
     sheet = with_legend(contact_sheet(columns), [(names[i], palette[i]) for i in sorted(present)])
-    save_picture(sheet, folder / f"step-{step:06d}-segmentation.webp")
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Masked image modelling: hidden patches beside what the model expects behind them
-
-
-def draw_tokens(
-    tokenizer: VisualTokenizer, model: nn.Module, batches: Sequence[PretrainBatch], folder: Path, step: int
-) -> None:
-    """Images, their hidden patches, their tokens decoded, and decoded again with the hidden tokens predicted."""
-    [batch] = batches
-    tokens = tokenizer.encode(batch.token_image)
-    predicted = tokens.clone()
-    predicted[batch.mask] = model(batch.image, batch.mask).argmax(dim=1)
-    decoded = {
-        "all tokens decoded": tokenizer.decode(tokens).float(),
-        "hidden tokens predicted, then decoded": tokenizer.decode(predicted).float(),
-    }
-    save_columns({**seen(batch), **decoded}, folder, step, "masked")
-
-
-def draw_pixels(norm: PixelNorm, model: nn.Module, batches: Sequence[PretrainBatch], folder: Path, step: int) -> None:
-    """Images, their hidden patches, and the predicted pixels in their place.
-
-    With norm "patch" a prediction has the true patch's mean and deviation, which the model is not asked for.
-    """
-    [batch] = batches
-    network = cast(MaskedImageModel, model)
-    config = network.encoder.config
-    patches = network.pixel_targets(batch.image, torch.ones_like(batch.mask)).float()
-    predicted = model(batch.image, batch.mask).float()
-    if norm == "patch":
-        mean, deviation = patch_statistics(patches[batch.mask.flatten()])
-        predicted = predicted * deviation + mean
-    patches[batch.mask.flatten()] = predicted
-    columns = patches.view(len(batch.image), -1, patches.shape[1]).transpose(1, 2)
-    rebuilt = F.fold(columns, config.image_size, config.patch_size, stride=config.patch_size)
-    mean, std = (rebuilt.new_tensor(value).view(-1, 1, 1) for value in (config.pixel_mean, config.pixel_std))
-    predicted = (rebuilt * std + mean).clamp(0, 1)
-    save_columns({**seen(batch), "hidden pixels predicted": predicted}, folder, step, "masked")
-
-
-def seen(batch: PretrainBatch) -> dict[str, Sequence[Tensor] | Tensor]:
-    """Every image, and with its hidden patches shaded."""
-    shaded = [shade_hidden(image, mask) for image, mask in zip(batch.image, batch.mask, strict=True)]
-    return {"image": batch.image, "what the encoder sees": shaded}
+    save_picture(sheet, folder, step, "segmentation")

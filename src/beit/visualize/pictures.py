@@ -1,4 +1,4 @@
-"""Tensors -> pictures: contact sheets, hidden patches, grids of visual tokens, label maps.
+"""Tensors -> pictures: contact sheets, hidden patches, grids of visual tokens.
 
 An `image` is a Tensor (C, H, W), uint8 or float in [0, 1]; see :func:`to_uint8` for its colours. Functions between
 tensors return uint8 (3, H, W).
@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional
 
 from beit.atomic import replace_file
-from beit.config.segment import IGNORE
 
 Color = tuple[int, int, int]
 PAPER, INK = (255, 255, 255), (38, 40, 45)
@@ -117,14 +116,10 @@ def lay_out(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
     return sheet
 
 
-def save_columns(columns: Mapping[str, Sequence[Tensor] | Tensor], folder: Path, step: int, kind: str) -> None:
-    """Write a contact sheet of a run, as it is after `step` steps."""
-    save_picture(contact_sheet(columns), folder / f"step-{step:06d}-{kind}.webp")
-
-
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture as `path`, which ends in `.webp`, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def save_picture(picture: Image.Image, folder: Path, step: int, kind: str) -> None:
+    """Write a picture of a run, as it is after `step` steps, to `folder`, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:06d}-{kind}.webp"
     replace_file(path, lambda draft: picture.save(draft, "WEBP", quality=90, method=2), durable=False)
 
 
@@ -141,39 +136,3 @@ def _fit(image: Tensor, size: tuple[int, int]) -> Image.Image:
     picture = to_pil(image)
     grows = size[0] >= picture.width and size[1] >= picture.height
     return picture.resize(size, Image.Resampling.NEAREST if grows else Image.Resampling.LANCZOS)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Label maps: classes in their colours, over the image, with a legend
-
-
-SWATCH = 14
-"""Width of a legend's patch of colour."""
-OPACITY = 0.55
-"""Of the colours over an image."""
-
-
-def paint(label_map: Tensor, palette: Sequence[Color]) -> Tensor:
-    """Class indices (H, W) in the colours of `palette`, uint8 (3, H, W); light grey where there is no class."""
-    colors = torch.tensor([*palette, *[HIDDEN] * (IGNORE + 1 - len(palette))], dtype=torch.uint8)
-    return colors[label_map.cpu().long()].permute(2, 0, 1)
-
-
-def overlay(image: Tensor, label_map: Tensor, palette: Sequence[Color]) -> Tensor:
-    """An image (3, H, W) under the colours of its classes (H, W); uint8 (3, H, W)."""
-    colors = paint(label_map, palette).float()
-    return torch.lerp(to_uint8(image).float(), colors, OPACITY).round().to(torch.uint8)
-
-
-def with_legend(sheet: Image.Image, classes: Sequence[tuple[str, Color]]) -> Image.Image:
-    """`sheet` with the names and colours of `classes` below it."""
-    entries = []
-    for name, color in classes:
-        text = ImageOps.expand(write(name, NAME_SIZE, sheet.width), (6, 0, 0, 0), PAPER)
-        entries.append(ImageOps.expand(text, (SWATCH, 0, 0, 0), color))
-    columns = max(1, sheet.width // (max(entry.width for entry in entries) + GAP))
-    legend = lay_out([entries[start : start + columns] for start in range(0, len(entries), columns)])
-    both = Image.new("RGB", (max(sheet.width, legend.width), sheet.height + legend.height), PAPER)
-    both.paste(sheet)
-    both.paste(legend, (0, sheet.height))
-    return both

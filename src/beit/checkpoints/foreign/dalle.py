@@ -100,16 +100,10 @@ def survey_plain(file: TensorFile, stated: Stated) -> Survey:
     own = (side >> strides,) * 2 if isinstance(side, int) and 1 << strides <= side < MAX_SIDE else None
     rows, columns = agreed("grid", stated.grid, own) or (max(1, 112 >> strides),) * 2
     mean, std = PIXEL_STATISTICS["half"]
-    config = PlainVAEConfig(
-        vocab_size=codebook[0],
-        code_width=codebook[1],
-        stride=1 << strides,
-        image_size=(rows << strides, columns << strides),
-        encoder=encoder,
-        decoder=decoder,
-        pixel_mean=stated.pixel_mean or mean,
-        pixel_std=stated.pixel_std or std,
-    )
+    sizes = {"vocab_size": codebook[0], "code_width": codebook[1], "stride": 1 << strides}
+    pixels = {"pixel_mean": stated.pixel_mean or mean, "pixel_std": stated.pixel_std or std}
+    size = rows << strides, columns << strides
+    config = PlainVAEConfig(image_size=size, encoder=encoder, decoder=decoder, **sizes, **pixels)
     with torch.device("meta"):
         model = PlainDVAE(config)
     sources = [(file, {name: [tensor] for name, tensor in tensors.items()})]

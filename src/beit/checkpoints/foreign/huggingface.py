@@ -137,17 +137,9 @@ def open_folder(file: TensorFile, config: Facts, processor: Facts) -> Foreign:
         pixels, doubts = pixels_of(imagenet=config.get("model_type", "vit") != "vit")
         notes += doubts
     notes += undecoded
-    return Foreign(
-        format=NAME,
-        file=file,
-        tensors=tensors,
-        table=_PLAIN_KEYS if plain else _MASKED_KEYS if masked else _CLASSIFIER_KEYS,
-        facts={**facts, **pixels},
-        notes=notes,
-        classes=classes,
-        provenance={key: config[key] for key in ("_name_or_path",) if key in config},
-        extra=extra,
-    )
+    table = _PLAIN_KEYS if plain else _MASKED_KEYS if masked else _CLASSIFIER_KEYS
+    provenance = {key: config[key] for key in ("_name_or_path",) if key in config}
+    return Foreign(NAME, file, tensors, table, {**facts, **pixels}, classes, provenance, extra, notes)
 
 
 def _in_4x(key: str) -> str:

@@ -84,7 +84,7 @@ def infer(shapes: Mapping[str, Shape], facts: Facts, stated: Stated) -> EncoderC
         # Weights do not tell; and hub files of ADE20K models name other constants than they were trained with.
         pixel = getattr(stated, name) or facts.pop(name, None)
         facts |= {} if pixel is None else {name: tuple(pixel)}
-    seen = {
+    seen: dict[str, Any] = {
         "depth": number_of(shapes, "encoder.blocks.{}.mlp.fc1.weight"),
         "position": "absolute" if EMBEDDING in rows else "none",
         "bias": "block" if BLOCK_BIAS in rows else "shared" if SHARED_BIAS in rows else "none",
@@ -93,15 +93,10 @@ def infer(shapes: Mapping[str, Shape], facts: Facts, stated: Stated) -> EncoderC
         "qv_bias": any(name.endswith((".q_bias", ".v_bias")) for name in shapes),
         "final_norm": "encoder.norm.weight" in shapes,
     }
-    return EncoderConfig(
-        image_size=(grid[0] * patch, grid[1] * patch),
-        patch_size=patch,
-        width=width,
-        num_heads=heads,
-        # Such that int(width * ratio) is `hidden` again.
-        mlp_ratio=ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf),
-        **seen | facts,
-    )
+    # Such that int(width * ratio) is `hidden` again.
+    ratio = ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+    seen |= {"image_size": (grid[0] * patch, grid[1] * patch), "patch_size": patch, "width": width}
+    return EncoderConfig(num_heads=heads, mlp_ratio=ratio, **seen | facts)
 
 
 def _heads(width: int, *accounts: int | None) -> int:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -105,8 +104,7 @@ def _joined(pieces: Sequence[Tensor]) -> Tensor:
 # Encoders and what stands on them
 
 
-@dataclass(kw_only=True)
-class Foreign:
+class Foreign(NamedTuple):
     """An open foreign checkpoint of an encoder, and what its format tells about it."""
 
     format: str
@@ -114,13 +112,13 @@ class Foreign:
     tensors: Mapping[str, Stored]
     """Under the names of the file."""
     table: KeyMap
-    facts: Facts = field(default_factory=dict)
+    facts: Facts
     """What a configuration says of the encoder, see :func:`beit.checkpoints.foreign.shapes.infer`; and the `kind` of
     model on it, a classifier's `pool`, the `layers` that a segmenter's decoder reads, whether it has an `auxiliary`
     head, and all position `biases` that it names. None: it does not say."""
-    classes: Sequence[str] | None = None
-    provenance: Facts = field(default_factory=dict)
-    extra: Facts = field(default_factory=dict)
+    classes: Sequence[str] | None
+    provenance: Facts
+    extra: Facts
     """Further keys of model.json that the configuration tells: interpolation, crop_pct, multilabel, palette."""
     notes: Sequence[str] = ()
     """What is odd about it, or is not read."""
@@ -183,19 +181,8 @@ def survey_encoder(foreign: Foreign, stated: Stated) -> Survey:
     unknown += [key for name in spare if name not in idle for key in keys.get(name, (name,))]
     notes += [f"{listed(idle)}: left out, {words} has none"] if idle else []
     weights = {name: [tensors[key] for key in parts] for name, parts in keys.items() if name not in spare}
-    return Survey(
-        format=foreign.format,
-        kind=kind,
-        config=config,
-        model=model,
-        sources=[(foreign.file, weights)],
-        unknown=unknown,
-        missing=missing,
-        notes=notes,
-        classes=foreign.classes,
-        provenance=foreign.provenance,
-        extra=extra,
-    )
+    read = Survey(foreign.format, kind, config, model, [(foreign.file, weights)], unknown, missing, notes)
+    return read._replace(classes=foreign.classes, provenance=foreign.provenance, extra=extra)
 
 
 def _options(kind: ModelKind, shapes: Mapping[str, Shape], pool: str | None, stated: Stated) -> dict[str, Any]:

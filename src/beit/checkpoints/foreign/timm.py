@@ -56,17 +56,13 @@ def open_folder(file: TensorFile, config: Facts) -> Foreign:
     }
     # None is no LayerScale there.
     scale = {"layer_scale_init": arguments["init_values"]} if "init_values" in arguments and not plain else {}
+    told = {name: value for name, value in facts.items() if value is not None} | scale
     names = config.get("label_names", inner.get("label_names"))
-    return Foreign(
-        format=NAME,
-        file=file,
-        tensors=file.tensors(renamed(file.contents)[0] if plain else file.contents),
-        table=PLAIN_KEYS if plain else KEYS,
-        facts={name: value for name, value in facts.items() if value is not None} | scale,
-        classes=list(as_type(names, Sequence[str])) if isinstance(names, list) else None,
-        provenance={"architecture": config["architecture"]},
-        extra=stated_preparation(*(inner.get(name) for name in Preparation._fields)),
-    )
+    classes = list(as_type(names, Sequence[str])) if isinstance(names, list) else None
+    tensors = file.tensors(renamed(file.contents)[0] if plain else file.contents)
+    provenance = {"architecture": config["architecture"]}
+    extra = stated_preparation(*(inner.get(name) for name in Preparation._fields))
+    return Foreign(NAME, file, tensors, PLAIN_KEYS if plain else KEYS, told, classes, provenance, extra)
 
 
 def write(model: nn.Module, folder: Path, classes: Sequence[str] | None, extra: Facts) -> list[str]:

@@ -96,18 +96,13 @@ def open_file(file: TensorFile, averaged: bool) -> Foreign:
     origin = {name: run.get(name) for name in ("model", "epochs")}
     words = {True: "the averaged weights are read", False: "not read, the weights as trained are"}
     notes += [f"{x}: {words[x == _place(contents, averaged)]}" for x in AVERAGES if x in contents]
-    return Foreign(
-        format="vit" if plain else NAME,
-        file=file,
-        tensors=file.tensors(weights),
-        table=SEGMENTER_KEYS if segments else PLAIN_KEYS if plain else KEYS,
-        facts=pixels,
-        classes=[*_as(Sequence[str], meta.get("CLASSES"))] or None,
-        provenance={name: value for name, value in origin.items() if isinstance(value, str | int)},
-        # In place of the hash of the tokenizer that made the tokens which its head predicts.
-        extra=extra | ({"tokenizer": "VQ-KD, of BEiT v2"} if second else {}),
-        notes=notes + (doubts if plain else []),
-    )
+    notes += doubts if plain else []
+    # In place of the hash of the tokenizer that made the tokens which its head predicts.
+    extra |= {"tokenizer": "VQ-KD, of BEiT v2"} if second else {}
+    classes = [*_as(Sequence[str], meta.get("CLASSES"))] or None
+    provenance = {name: value for name, value in origin.items() if isinstance(value, str | int)}
+    name, table = ("vit" if plain else NAME), SEGMENTER_KEYS if segments else PLAIN_KEYS if plain else KEYS
+    return Foreign(name, file, file.tensors(weights), table, pixels, classes, provenance, extra, notes)
 
 
 def _place(contents: Facts, averaged: bool) -> str | None:

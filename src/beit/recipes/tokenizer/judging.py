@@ -16,7 +16,7 @@ from beit.tokenizers.objective import reconstruction_figures, reconstruction_sum
 from beit.training.device import Precision
 from beit.training.method import Evaluation, Notes
 from beit.training.signals import StopSignals
-from beit.visualize.pictures import save_columns, token_picture
+from beit.visualize.pictures import contact_sheet, save_picture, token_picture
 
 LARGEST_PASS = 256
 """Images whose tokens are sought at once, at most."""
@@ -33,18 +33,13 @@ def evaluation(config: TokenizerConfig, session: Session[Any], images: Images) -
         return scoring.scores(cast(VisualTokenizer, model), machine, stop)
 
     return Evaluation(
-        evaluate_batch=evaluate,
+        evaluate_batch=lambda model, batch: reconstruction_sums(cast(VisualTokenizer, model), batch.image),
         summarise=reconstruction_figures,
         monitor="reconstruction_mae",
         keep_best=config.is_trained,  # what is computed at once is judged once
         draw=draw,
         measure=measure,
     )
-
-
-def evaluate(model: nn.Module, batch: ImageBatch) -> dict[str, Tensor]:
-    """What the tokenizer keeps of a batch, as sums over it."""
-    return reconstruction_sums(cast(VisualTokenizer, model), batch.image)
 
 
 def notes(config: TokenizerConfig, model: VisualTokenizer, *further: str) -> Notes:
@@ -54,11 +49,8 @@ def notes(config: TokenizerConfig, model: VisualTokenizer, *further: str) -> Not
         f"{model.vocab_size} codes, one for each {stride}x{stride} pixels: "
         f"{size} px become {size // stride}x{size // stride} tokens"
     )
-    return Notes(
-        about=[about, *further],
-        next_command=f"beit pretrain --data {' '.join(config.sources)} --tokenizer {config.out} "
-        f"--out {Path(config.out).parent / 'pretrain'}",
-    )
+    told = f"--data {' '.join(config.sources)} --tokenizer {config.out} --out {Path(config.out).parent / 'pretrain'}"
+    return Notes(about=[about, *further], next_command=f"beit pretrain {told}")
 
 
 def draw(model: nn.Module, batches: Sequence[ImageBatch], folder: Path, step: int) -> None:
@@ -72,4 +64,4 @@ def draw(model: nn.Module, batches: Sequence[ImageBatch], folder: Path, step: in
         "visual tokens": [token_picture(grid, model.vocab_size, cell) for grid in tokens],
         "decoded tokens": model.decode(tokens).float(),
     }
-    save_columns(columns, folder, step, "reconstructions")
+    save_picture(contact_sheet(columns), folder, step, "reconstructions")

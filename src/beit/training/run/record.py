@@ -95,14 +95,10 @@ class RunRecord:
         return {str(key): entry for key, entry in entries if isinstance(entry, Mapping)}
 
     @property
-    def parameters(self) -> int | None:
-        return self._number("parameters")
-
-    @property
     def vocab_size(self) -> int | None:
-        return self._number("vocab_size")
+        return self.number("vocab_size")
 
-    def _number(self, name: str) -> int | None:
+    def number(self, name: str) -> int | None:
         """The first whole number of this name."""
         values = (find(source, name) for source in (self.results, self.status, self.model, self.config))
         return next((value for value in values if isinstance(value, int)), None)
