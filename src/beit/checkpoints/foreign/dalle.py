@@ -5,7 +5,7 @@ A plain one is the released code's "customized" tokenizer (pytorch_model.bin) or
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -100,10 +100,10 @@ def survey_plain(file: TensorFile, stated: Stated) -> Survey:
     own = (side >> strides,) * 2 if isinstance(side, int) and 1 << strides <= side < MAX_SIDE else None
     rows, columns = agreed("grid", stated.grid, own) or (max(1, 112 >> strides),) * 2
     mean, std = PIXEL_STATISTICS["half"]
-    sizes = {"vocab_size": codebook[0], "code_width": codebook[1], "stride": 1 << strides}
-    pixels = {"pixel_mean": stated.pixel_mean or mean, "pixel_std": stated.pixel_std or std}
+    sizes: dict[str, Any] = {"vocab_size": codebook[0], "code_width": codebook[1], "stride": 1 << strides}
+    sizes |= {"pixel_mean": stated.pixel_mean or mean, "pixel_std": stated.pixel_std or std}
     size = rows << strides, columns << strides
-    config = PlainVAEConfig(image_size=size, encoder=encoder, decoder=decoder, **sizes, **pixels)
+    config = PlainVAEConfig(image_size=size, encoder=encoder, decoder=decoder, **sizes)
     with torch.device("meta"):
         model = PlainDVAE(config)
     sources = [(file, {name: [tensor] for name, tensor in tensors.items()})]
