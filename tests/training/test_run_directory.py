@@ -433,13 +433,21 @@ def test_a_terminal_gets_a_display_of_its_width_and_the_log_gets_lines(
             judging.move(512)
             judging.display.refresh()
             console.say("evaluated [all]")
+            console.say(
+                "data       2,048 built-in scenes of 64x64 pixels, of which 1,024 are to be looked at", hang=11
+            )
             console.report("held-back images: loss 3", "held-back: loss 3", training=False)
     console.close()
     assert (tmp_path / "log.txt").read_text().splitlines() == [
-        *("step 1,250 of 5,000: loss 2", "evaluated [all]", "held-back images: loss 3")
+        "step 1,250 of 5,000: loss 2",
+        "evaluated [all]",
+        "data       2,048 built-in scenes of 64x64 pixels, of which 1,024 are to be looked at",
+        "held-back images: loss 3",
     ]
     lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split("[\r\n]", terminal.getvalue())]
     assert max(map(len, lines)) <= width
+    below = lines[next(i for i, line in enumerate(lines) if line.startswith("data")) + 1 :]
+    assert any(line.startswith(" " * 11) and line.endswith("looked at") for line in below) == (width < 84)
     shown = " ".join(" ".join(lines).split())
     assert (
         "1,250 of 5,000 12 min 05 s left" in shown

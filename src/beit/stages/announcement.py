@@ -52,7 +52,7 @@ def announce(session: Session[Any], method: Method, feed: Feed, plan: Plan, prec
     }
     for heading, lines in rows.items():
         for number, line in enumerate(lines):
-            session.console.say(f"{'' if number else heading:<11}{line}")
+            session.console.say(f"{'' if number else heading:<11}{line}", hang=11)
 
 
 def conclude(session: Session[Any], notes: Notes, results: Mapping[str, Any], bad_files: int) -> None:

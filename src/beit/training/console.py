@@ -26,17 +26,21 @@ class Console:
         self._log: IO[str] | None = None
         self._unlogged: list[str] = []
 
-    def say(self, text: str = "") -> None:
-        """Print `text`, above the bars where there are any, and log it."""
+    def say(self, text: str = "", hang: int = 0) -> None:
+        """Print `text`, above the bars where there are any, and log it. Of a terminal's lines that it takes, all but
+        the first begin `hang` columns in."""
         if not self._main:
             return
         text = in_lines(text)
-        if sys.stdout.isatty():  # lines break between words, but for commands, which may be copied
+        self.log(text)
+        if sys.stdout.isatty():
             terminal = Terminal() if _display is None else _display.console
-            terminal.print(text, markup=False, highlight=False, soft_wrap=text.startswith("next: "))
+            if not text.startswith("next: "):  # a command may be copied, and stays whole
+                lines = Text(text[hang:]).wrap(terminal, terminal.width - hang)
+                text = text[:hang] + ("\n" + " " * hang).join(line.plain for line in lines)
+            terminal.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, flush=True)
-        self.log(text)
 
     def log(self, text: str) -> None:
         """Write `text` to the log file alone, or keep it until there is one, which other ranks do not have."""
