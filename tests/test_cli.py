@@ -24,7 +24,7 @@ from beit.cli.main import VERBS, main
 from beit.config.files import layered, plain, read_record, read_yaml, to_yaml
 from beit.config.pretrain import PretrainConfig
 from beit.config.tokenizer import TokenizerConfig
-from beit.config.values import FILE_ONLY, counted, field_docs, flag_of
+from beit.config.values import FILE_ONLY, field_docs, flag_of
 from beit.presets import configure, find, recipes_of
 from beit.presets.released import RELEASED
 from beit.recipes.presets import time_here
@@ -406,14 +406,6 @@ def test_a_flag_without_effect_is_refused(words: str, message: str, capsys: pyte
     where = ["--data", "photos", "--out", "run"] + ["--tokenizer", "t"] * ("pixels" not in words)
     assert run("pretrain", *where, *words.split()) == 2
     assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("number", "noun", "words"),
-    [(1, "image", "1 image"), (2048, "image", "2,048 images"), (0, "class", "0 classes")],
-)
-def test_things_are_counted_in_english(number: int, noun: str, words: str) -> None:
-    assert counted(number, noun) == words
 
 
 def test_a_reader_that_leaves_is_no_mistake() -> None:

@@ -17,7 +17,7 @@ RIVALS = {
 """What needs no network: its scores are called `commonest_top1` and so on."""
 SCORES = {
     "f1": "F1 over all classes is {} on {}",
-    "top1": "{} of {} are named right",
+    "top1": "{} of {} {are} named right",
     "miou": "Predicted and true regions overlap by {} on average over the classes (mIoU), on {}",
 }
 HEADLINES = (

@@ -120,7 +120,7 @@ def test_nothing_can_be_gone_unnoticed(name: str, to: str, tmp_path: Path) -> No
         ("segmenter", "huggingface", {"out_indices": [2, 3, 4]}, "but UPerNet reads four"),
         ("segmenter", "huggingface", {"out_indices": [2, 3, 4, 9]}, "give ascending numbers from 0 to 3"),
         ("segmenter", "huggingface", {"out_indices": "all"}, "out_indices is all"),
-        ("segmenter", "huggingface", {"id2label": {"0": "x"}}, "names 1 classes, and its head has 3"),
+        ("segmenter", "huggingface", {"id2label": {"0": "x"}}, "names 1 class, and its head has 3"),
         ("mean", "timm", {"architecture": "beit3_base_patch16_224"}, "a beit3_base_patch16_224 of timm"),
         ("mean", "timm", {"architecture": "vit_base_patch16_224"}, r"unknown blocks\.0\.attn\.q_bias"),
         ("mean", "timm", {"label_names": [{"a": 1}, 2, 3, 4, 5]}, "not one of BEiT's"),

@@ -262,7 +262,7 @@ def test_what_is_dropped_is_said_once(tmp_path: Path) -> None:
     photo().save(tmp_path / "e.png")
     notes = open_images([str(tmp_path)]).notes
     assert "3 of 5 files looked at hold more pages than the first, of which 9 are dropped" in notes
-    assert "1 of 5 files looked at hold more bands than the first, of which 2 are dropped" in notes
+    assert "1 of 5 files looked at holds more bands than the first, of which 2 are dropped" in notes
     assert any(f"nearly black; --value-range 0 {dark.max()} " in note for note in notes)
     stated = open_images([str(tmp_path)], Decoding(value_range=(0, 255))).notes
     assert len(stated) == 2 and not any("nearly black" in note for note in stated)

@@ -44,7 +44,7 @@ def test_few_labels_are_balanced_seeded_and_nested(tmp_path: Path) -> None:
     five = labels_per_class(source, 5, seed=0)
     assert Counter(five.label(i) for i in range(len(five))) == {0: 5, 1: 5, 2: 3}
     assert keys(labels_per_class(source, 2, seed=0)) < keys(five)
-    assert any("1 classes have fewer than 5 images, the first being 'c' with 3" in note for note in five.notes)
+    assert any("1 class has fewer than 5 images, the first being 'c' with 3" in note for note in five.notes)
     assert five.fingerprint != labels_per_class(source, 5, seed=1).fingerprint
 
 
@@ -66,7 +66,7 @@ def test_a_csv_labels_images_wherever_they_lie(photos: Path, tmp_path: Path) -> 
     assert [train.key(i) for i in range(len(train))] == ["train/0.png", "train/1.png", "train/3.png"]
     assert rows.tolist() == [[True, True], [False, False], [True, True]]
     assert labels.labels.targets(torch.tensor([held_back.label(0)])).tolist() == [[False, True]]
-    assert any("1 images are not in" in note for note in train.notes)
+    assert any("1 image is not in" in note for note in train.notes)
 
 
 def test_a_file_of_one_class_each_numbers_classes_in_order(photos: Path, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_table_in_use_is_named_and_not_counted_among_what_is_ignored(tmp_path:
 
 def test_a_table_of_many_more_classes_than_the_maps_have_is_doubted(tmp_path: Path) -> None:
     write_pairs(tmp_path, "training/a", "training/b", "validation/c")
-    doubted = "of {} classes occur in none of the 2 label maps looked at, nor any number above 3; is {} their table?"
+    doubted = "of {} classes occur in none of 2 label maps looked at, nor any number above 3; is {} their table?"
     for classes, unused in ((7, None), (8, None), (9, 5), (150, 146)):
         path = table_file(tmp_path, "value,name\n" + "".join(f"{i},c{i}\n" for i in range(classes)))
         found = [note for note in pairs(tmp_path).notes if "their table?" in note]
@@ -157,7 +157,7 @@ def test_a_model_may_have_other_names_for_the_same_classes(tmp_path: Path, class
         ),
         (
             ["wall", "floor", "sky", "door"],
-            "number 2 is 'door' there and 'sky' in the model, and 1 more differ",
+            "number 2 is 'door' there and 'sky' in the model, and 1 other differs",
         ),
         (["wall", "floor", "door"], "has 4 classes, the model 3: the number 3 is 'sky' there and nothing in"),
         (["wall", "floor", "car door", "sky"], "number 2 is 'door' there and 'car door' in"),
@@ -216,4 +216,4 @@ def test_maps_of_less_than_two_classes_are_refused(
 def test_maps_that_nobody_can_read_are_not_those_of_one_class(tmp_path: Path) -> None:
     write_pairs(tmp_path, "training/a")
     (tmp_path / "annotations/training/a.png").write_bytes(b"no picture")
-    assert mistake(tmp_path).startswith("none of 1 label maps can be read; `beit check`")
+    assert mistake(tmp_path).startswith("of 1 label map none can be read; `beit check`")

@@ -85,7 +85,7 @@ def test_flat_nested_hidden_and_upper_case(tmp_path: Path) -> None:
     source = everything(tmp_path)
     assert keys(source) == ["a.png", "b.JPG", "deep/er/c.Tiff"]
     assert source.image(0).shape == (3, 4, 6) and source.classes is None
-    assert any("1 other files ignored (1 .txt)" in note for note in source.notes)
+    assert any("1 other file ignored (1 .txt)" in note for note in source.notes)
     assert source.name(2) == str(tmp_path / "deep/er/c.Tiff")
     assert "3 images" in source.describe()
 
@@ -335,7 +335,7 @@ def test_ranges_of_shards_that_number_from_zero(tmp_path: Path) -> None:
     assert len(source) == len(set(keys(source))) == 12 and source.classes == ("0", "1", "2")
     shades = {(int(source.image(i)[0, 0, 0]) // 10, source.label(i)) for i in range(12)}
     assert shades == {(0, 0), (1, 1), (2, 2)}
-    assert "1 of 4 shards do not exist" in mistake(f"{tmp_path}/s-{{00..03}}.tar")
+    assert "1 of 4 shards missing" in mistake(f"{tmp_path}/s-{{00..03}}.tar")
 
 
 def test_more_shards_than_a_process_can_have_open(tmp_path: Path) -> None:

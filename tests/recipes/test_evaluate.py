@@ -134,7 +134,7 @@ def test_what_is_left_out_is_told(classifier: Path, tmp_path: Path, capsys: Any)
     assert figures["images"] == 14
     assert figures["data"].startswith(f"14 chosen of 44 images: 1 image, from {data}; 43 images, from {data}, ")
     notes = capsys.readouterr().err
-    assert f"30 images are not in {file} and are left out\n7 images that {file} names are not" in notes
+    assert f"30 images are not in {file} and left out\n7 images that {file} names are not" in notes
     assert "other/ ignored" in notes
 
 

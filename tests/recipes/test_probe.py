@@ -95,7 +95,7 @@ def test_labels_may_stand_in_a_file(probed: Path, colours: Path, pretrained: Pat
     file.write_text("".join(f"{path},{path.parent.name}\n" for path in images if path.parent.name != "red"))
     probe(probe_config(colours, tmp_path / "two", pretrained, labels=str(file), steps=1))
     assert read(tmp_path / "two", "model/model.json")["classes"] == ["blue", "green"]
-    assert f"21 images are not in {file} and are left out" in (tmp_path / "two" / "log.txt").read_text()
+    assert f"21 images are not in {file} and left out" in (tmp_path / "two" / "log.txt").read_text()
 
 
 def test_a_stopped_run_continues_to_the_same_weights(

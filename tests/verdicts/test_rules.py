@@ -168,3 +168,12 @@ def test_what_matters_most_is_of_images_that_were_not_trained_on() -> None:
     for names in (("top1", "eval/top1"), ("eval/top1", "top1")):
         assert headlines(dict.fromkeys(names, 0.5)) == {"eval/top1": 0.5}
     assert headlines({"test/top1": 0.5, "eval/top1": 0.6, "top1": 0.7}) == {"test/top1": 0.5}
+
+
+def test_one_of_a_kind_is_said_in_the_singular() -> None:
+    [verdict] = score(1.0, 1, commonest=0.5)
+    assert "100.0 % of 1 held-back image is named right (95 % interval" in verdict.text
+    assert "(1 of 1 right stands for" in verdict.text
+    classes = {name: {"iou": overlap, "share": 0.3} for name, overlap in (("a", 0.0), ("b", 0.5), ("c", 0.6))}
+    assert "1 of 3 classes is never found: a." in said({"classes": classes}, eval_miou=[0.4])
+    assert "The codebook has collapsed: 1 code occurs, 1.0 in" in said(eval_perplexity=[1.0], eval_codes_used=[1.0])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.config.architecture import EncoderConfig, Sides, sides
+from beit.config.values import counted
 from beit.models.encoder import BeitEncoder
 from beit.models.position import resize_bias_table, resize_position_embedding
 
@@ -64,7 +65,7 @@ def change_channels(encoder: BeitEncoder, channels: int) -> BeitEncoder:
     weights[key] = kernel + (weights[key].sum(1, keepdim=True) - kernel.sum(1, keepdim=True)) / channels
     constants = (torch.tensor(x, dtype=torch.float64) for x in (config.pixel_mean, config.pixel_std))
     mean, std = ([float(x.mean())] if channels == 1 else x[turn].tolist() for x in constants)
-    logger.info("patches of %d channels projected as those of %d, summed or in turn", channels, before)
+    logger.info("patches of %s projected as those of %d, summed or in turn", counted(channels, "channel"), before)
     changed = dataclasses.replace(config, pixel_mean=tuple(mean), pixel_std=tuple(std))
     return _encoder_with(changed, weights, encoder)
 
@@ -77,7 +78,7 @@ def expand_shared_bias(encoder: BeitEncoder) -> BeitEncoder:
     table = weights.pop(f"rel_pos_bias.{_TABLE}")
     for layer in range(config.depth):
         weights[f"blocks.{layer}.attn.{_TABLE}"] = table
-    logger.info("the shared position bias copied into %d blocks", config.depth)
+    logger.info("the shared position bias copied into %s", counted(config.depth, "block"))
     return _encoder_with(config, weights, encoder)
 
 

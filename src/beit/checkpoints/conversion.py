@@ -17,6 +17,7 @@ from beit.checkpoints.preparation import in_full
 from beit.checkpoints.reference import Stated, locate
 from beit.checkpoints.store import open_model
 from beit.config.errors import UserError, require
+from beit.config.values import counted
 from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
 from beit.tokenizers.base import VisualTokenizer
@@ -97,7 +98,7 @@ def _of_our_own(model: nn.Module) -> str | None:
     if isinstance(model, VisualTokenizer) and model.kind not in ("", "dvae"):
         return f"a {type(model).__name__}"
     channels = 3 if entry_of(model) is None else config_of(model).channels
-    return f"{channels} channels, for it is of RGB images" if channels != 3 else None
+    return f"{counted(channels, 'channel')}, for it is of RGB images" if channels != 3 else None
 
 
 def _lost(model: nn.Module, about: Facts, extra: Facts, path: Path, to: Target) -> list[str]:

@@ -24,7 +24,7 @@ from beit.atomic import replace_file, write_text
 from beit.checkpoints.kinds import KINDS, config_of, entry_of, kind_of, options_of, tokenizer_of_kind
 from beit.config.errors import UserError, require
 from beit.config.files import plain
-from beit.config.values import typed
+from beit.config.values import counted, typed
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.device import describe_versions
 from beit.untrusted import Facts, checksum_of, listed, printable, read_json
@@ -198,7 +198,8 @@ def _open(path: Path) -> tuple[Path, dict[str, Any], nn.Module]:
         model = _model_of(description)
     classes, outputs = description.get("classes"), getattr(model, "num_classes", None)
     named = len(classes) if classes is not None else outputs
-    require(outputs in (None, named), f"{file} names {named} classes, and its head has {outputs}; mend classes")
+    names = counted(named or 0, "class")
+    require(outputs in (None, named), f"{file} names {names}, and its head has {outputs}; mend classes")
     checksum = description.pop("checksum", None)  # older releases wrote none
     if checksum not in (None, checksum_of(description)):
         raise UserError(f"{file} was damaged or changed since it was saved; drop its `checksum` if that was you")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 from annotated_types import Ge, Le
 
 from beit.config.errors import require
-from beit.config.values import NonNegativeFloat, PositiveFloat, PositiveInt, ShareBelowOne, check_limits
+from beit.config.values import NonNegativeFloat, PositiveFloat, PositiveInt, ShareBelowOne, check_limits, counted
 
 PIXEL_STATISTICS = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -120,7 +120,7 @@ class EncoderConfig(EncoderKnobs):
         quarters = self.position != "sincos" or self.width % 4 == 0
         require(quarters, f"--position sincos needs a --width that is a multiple of 4, not {self.width}")
         alike = 0 < self.channels == len(self.pixel_std)
-        require(alike, f"--pixel-mean has {self.channels} channels, --pixel-std {len(self.pixel_std)}")
+        require(alike, f"--pixel-mean has {counted(self.channels, 'channel')}, --pixel-std {len(self.pixel_std)}")
         placed = not self.num_registers or self.bias == "none"
         require(placed, "registers have no place in a relative position bias; choose bias none")
         for name, pixel, least in (("mean", self.pixel_mean, -math.inf), ("std", self.pixel_std, 0)):

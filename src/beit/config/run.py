@@ -300,7 +300,8 @@ class TrainingConfig(DevicesConfig, DataConfig):
         steps = self._steps_of(number, images) if unit else int(number)
         done = max(first, *(self.ends or (0,)))
         is_more = steps > done or images == 0
-        require(is_more, f"--extend-to {self.extend_to} is {steps:,} steps, and the run has {done:,}; ask for more")
+        asked = f"--extend-to {self.extend_to} is {knobs.counted(steps, 'step')}"
+        require(is_more, f"{asked}, and the run has {done:,}; ask for more")
         return steps
 
     def num_warmup_steps(self, steps: int, images: int) -> int:

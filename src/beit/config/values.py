@@ -40,10 +40,11 @@ def flag_of(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
-def counted(number: int, noun: str) -> str:
-    """A number of things: 1 image, 2,048 images, 3 classes."""
-    plural = "" if number == 1 else "es" if noun.endswith(("s", "x", "ch")) else "s"
-    return f"{number:,} {noun}{plural}"
+def counted(number: int, noun: str, verbs: str = "") -> str:
+    """A number of things, and which of two verbs they have: 1 image, 2,048 images; 1 class is, 3 classes are."""
+    plural = "" if number == 1 else "es" if noun.endswith(("s", "x", "tch")) else "s"
+    one, _, several = verbs.partition("/")
+    return f"{number:,} {noun}{plural} {one if number == 1 else several}".rstrip()
 
 
 def defaults_of(config_type: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beit.config.errors import UserError, require
+from beit.config.values import counted
 from beit.data.base import Source, Split, check_classes, notes_on_names, read_text
 from beit.data.sources.files import path_of
 from beit.data.sources.listing import IMAGE_SUFFIXES
@@ -90,7 +91,7 @@ class LabelFile:
             return None
         none, some = f"--labels {self.path} names none of the", bool(images) or not len(source)
         mend = "label some of them, or name labelled ones with --eval-data"
-        require(some or split != "val", f"{none} {len(source):,} images of val; {mend}")
+        require(some or split != "val", f"{none} {counted(len(source), 'image')} of val; {mend}")
         if not images and split == "train":
             both = f"it has '{display(next(iter(self._labels)))}', and an image there is '{display(source.key(0))}'"
             raise UserError(f"{none} images of --data ({both}); write paths relative to --data")
@@ -98,14 +99,15 @@ class LabelFile:
         labels = [self._labels[image] for image in images.values()]
         relabeled = Subset(source, list(images), labels, self.labels.classes)
         if missing := len(source) - len(images):
-            relabeled.notes.append(f"{missing:,} images are not in {self.path} and are left out")
+            relabeled.notes.append(f"{counted(missing, 'image', 'is/are')} not in {self.path} and left out")
         relabeled.notes += self._notes if split == "train" else []
         return relabeled
 
     def unused(self) -> list[str]:
         """A note about images that the file names and no source so far has, where there are any."""
         rest = [image for image in self._labels if image not in self._used]
-        about = f"{len(rest):,} images that {self.path} names are not among those used, the first being "
+        are = "is" if len(rest) == 1 else "are"
+        about = f"{counted(len(rest), 'image')} that {self.path} names {are} not among those used, the first being "
         return [f"{about}'{display(rest[0])}'"] if rest else []
 
 

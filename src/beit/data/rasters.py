@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from beit.config.values import counted
 from beit.pixels import GRAY, Limits
 
 TIFF, PNG, NPY = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), b"\x89PNG", b"\x93NUMPY"
@@ -126,7 +127,7 @@ def _fitted(values: NDArray[Any], channels: int) -> NDArray[Any]:
         return values[..., :3] if count > 2 else values[..., [0, 0, 0]]
     if channels == 1 and count <= 3:
         return values @ np.array([GRAY], dtype=np.float32).T if count == 3 else values[..., :1]
-    raise ValueError(f"it has {count} channels and not {channels}; leave it out, or see --image-channels")
+    raise ValueError(f"it has {counted(count, 'channel')} and not {channels}; leave it out, or see --image-channels")
 
 
 def turn(values: NDArray[Any], orientation: int) -> NDArray[Any]:
@@ -187,7 +188,8 @@ def read_jpeg2000(data: bytes, limits: Limits) -> Raster | None:
         return None
     channels, depth = struct.unpack_from(">HB", data, place + 40)
     if channels > 1 or depth == 8 or depth >= 128:  # of 9 bits Pillow keeps 8
-        raise ValueError(f"JPEG 2000 of {depth % 128 + 1} bits, {channels} channels is not read; write TIFF or PNG")
+        kind = f"{depth % 128 + 1} bits, {counted(channels, 'channel')}"
+        raise ValueError(f"JPEG 2000 of {kind} is not read; write TIFF or PNG")
     with Image.open(io.BytesIO(data), formats=["JPEG2000"]) as image:
         limits.check(image.height, image.width, 4)
         return Raster((np.asarray(image) >> (15 - depth))[..., None], (0, 2.0 ** (depth + 1) - 1))
@@ -259,7 +261,7 @@ def _read_page(data: bytes, page: Any) -> Raster:
             image.load()
             return raster_of_picture(ImageOps.exif_transpose(image))
     if page.photometric not in (0, 1, 2):
-        kind = f"{getattr(page.photometric, 'name', 'a colour')} of {page.bitspersample} bits"
+        kind = f"{getattr(page.photometric, 'name', 'a colour')} of {counted(page.bitspersample, 'bit')}"
         raise ValueError(f"{kind} is not read; make it gray or RGB")
     values, span = _values(data, page), None
     if values.dtype.kind == "u" and page.bitspersample <= 16:

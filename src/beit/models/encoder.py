@@ -226,7 +226,7 @@ class BeitEncoder(nn.Module):
         """A block counted from the first (0, 1, ...) or from the last (-1, -2, ...) -> from the first."""
         depth = self.config.depth
         if not -depth <= layer < depth:
-            raise UserError(f"layer {layer} is not one of the {depth} blocks; give {-depth} to {depth - 1}")
+            raise UserError(f"layer {layer} is not one of the blocks; give {-depth} to {depth - 1}")
         return layer % depth
 
 

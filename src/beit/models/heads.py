@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from beit.config.architecture import InitScheme
 from beit.config.errors import require
 from beit.config.pretrain import PixelNorm
+from beit.config.values import counted
 from beit.models.encoder import BeitEncoder, init_weights
 from beit.models.layers import PatchDecoder, default_decoder_width, linear_cross_entropy, patch_statistics
 from beit.models.position import Grid
@@ -127,7 +128,7 @@ class MaskedImageModel(EncoderWithHead):
             return
         for name, patches, number in (("num_masked", mask, num_masked), ("count", predict, count)):
             if number is not None and (others := set(patches.sum(dim=1).tolist()) - {number}):
-                wrong = f"mask has {min(others)} patches of an image, but {name} is {number}"
+                wrong = f"mask has {counted(min(others), 'patch')} of an image, but {name} is {number}"
                 raise ValueError(f"{wrong}; give masks that have as many of every image")
 
     def pixel_targets(self, images: Tensor, predict: Tensor, norm: PixelNorm = "none") -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import beit.models.decoders as decoders
 from beit.config.architecture import MAX_DEPTH
 from beit.config.errors import require
+from beit.config.values import counted
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import EncoderWithHead
 
@@ -112,7 +113,7 @@ def _require_fit(decoder: str, layers: Sequence[int], depth: int, transposed: bo
     flag = f"--layers {' '.join(map(str, layers))}"
     ascending = [*layers] == sorted(layers) and 0 < len(layers) <= MAX_DEPTH
     fitting = ascending and 0 <= layers[0] <= layers[-1] < depth
-    require(fitting, f"{flag} of {depth} blocks; give ascending numbers from 0 to {depth - 1}")
+    require(fitting, f"{flag} of {counted(depth, 'block')}; give ascending numbers from 0 to {depth - 1}")
     if decoder == "upernet":
-        require(len(layers) == 4, f"{flag} names {len(layers)} blocks, but UPerNet reads four; give four")
+        require(len(layers) == 4, f"{flag} names {counted(len(layers), 'block')}, but UPerNet reads four; give four")
         require(not transposed, "--transposed is for --decoder pup; drop it")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from beit.config.tokenizer import IDLE, TRAINED, TokenizerConfig
-from beit.config.values import flag_of
+from beit.config.values import counted, flag_of
 from beit.presets import BUDGET, Choice, Facts, Values
 
 HEAD = 64
@@ -110,7 +110,7 @@ def within_epochs(verb: str, images: int, batch_size: int, steps: int) -> tuple[
     epochs = next((epochs for most, epochs in EPOCHS.get(verb, ()) if images <= most), math.inf)
     if steps <= (last := epochs * images / batch_size):
         return steps, ""
-    return max(1, round(last)), f"; stops at {epochs:.0f} epochs: {images:,} labelled images"
+    return max(1, round(last)), f"; stops at {epochs:.0f} epochs: {counted(images, 'labelled image')}"
 
 
 def crop_of(side: float, size: tuple[int, int], patch: int) -> tuple[int, int]:
@@ -192,7 +192,7 @@ def _finetune(facts: Facts, typed: Values) -> Iterable[Choice]:
     yield from _batch(tuning.batch, tuning.lr, facts, typed)
     yield Choice(
         {"layer_decay": 0.75, "label_smoothing": 0.1, "warmup_steps": 0.1, "log_every": 20, **tuning.values},
-        f"{per_class:,.0f} labelled images of a class, an encoder of width {width}",
+        f"{counted(round(per_class), 'labelled image')} of a class, an encoder of width {width}",
     )
     if width <= SMALL_WIDTH:
         yield Choice({"init_scale": 1.0}, "a short training has no time to grow a head that begins near zero")
@@ -224,7 +224,7 @@ def _probe(facts: Facts, typed: Values) -> Iterable[Choice]:
     lr = next(lr for most, lr in PROBE_RATES if facts.images <= most)
     yield Choice(
         {"batch_size": 256, "lr": lr, "lr_batch_size": 256, "log_every": 200, "evaluations": 4},
-        f"linear classifiers of {facts.images:,} images learn in seconds; the fewer, the sooner they learn by heart",
+        f"linear classifiers of {counted(facts.images, 'image')} learn in seconds; the fewer, the sooner by heart",
     )
     if not lasts(typed):
         yield Choice({"steps": 2000, "epochs": None}, "a linear classifier has learned what it can by then")
@@ -300,7 +300,7 @@ def _batch(most: int, lr: float, facts: Facts, typed: Values) -> Iterable[Choice
     """The batch size, and a learning rate that is meant for `most` images."""
     batch = min(most, 2 ** max(1, math.floor(math.log2(max(facts.images / 4, 2)))))
     batch *= typed.get("accumulate") or 1
-    yield Choice({"batch_size": batch}, f"{facts.images:,} training images")
+    yield Choice({"batch_size": batch}, counted(facts.images, "training image"))
     yield Choice({"lr": lr, "lr_batch_size": most, "lr_scaling": "sqrt"}, "the best of the trials at this size")
 
 

@@ -18,6 +18,7 @@ from beit.checkpoints.store import load_encoder, weights_sha256
 from beit.config.architecture import default_crop, sides
 from beit.config.errors import UserError, given_by, require
 from beit.config.probe import ProbeConfig
+from beit.config.values import counted
 from beit.data.batches import ImageBatch, LabeledBatch
 from beit.data.label_file import Labels
 from beit.data.sources.subsets import Subset, spread
@@ -122,12 +123,13 @@ class Probing:
         config = self.config
         sources = [source for source in (self.bank, self.held_back, self.test) if source]
         images, memory = sum(map(len, sources)), sum(source.features.nbytes for source in sources) / 2**30
+        bank = min(len(self.bank), config.knn_images)
         return Notes(
             about=[
-                f"on each of the {len(self.layers)} layers of the frozen encoder of {config.init}, "
+                f"on each layer of the frozen encoder of {config.init}, {len(self.layers)} in all, "
                 f"at {self.size[0]}x{self.size[1]} px",
-                f"{config.knn} neighbours vote, among {min(len(self.bank), config.knn_images):,} training images",
-                f"the features of {images:,} images take {memory:.1f} GiB",
+                f"{counted(config.knn, 'neighbour', 'votes/vote')}, among {counted(bank, 'training image')}",
+                f"the features of {counted(images, 'image')} take {memory:.1f} GiB",
             ],
             conclusion=conclusion,
             next_command=f"beit predict --model {config.out} IMAGE...",
@@ -174,7 +176,7 @@ class Probing:
         for source, title in ((self.bank, "training"), (self.held_back, "held-back"), (self.test, "test")):
             if source is None:
                 continue
-            say(f"computing the features of {len(source):,} {title} images")
+            say(f"computing the features of {counted(len(source), f'{title} image')}")
             source.compute(self.features, view, machine, batch_size=batch_size, title=title, stop=stop)
             if not source.whole.any():
                 raise UserError(f"--data: none of the {title} images can be read; `beit check` lists them")

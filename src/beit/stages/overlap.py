@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from beit.atomic import replace_file, write_text
 from beit.config.errors import UserError
+from beit.config.values import counted
 from beit.data.base import Source, read_text, stable_hash
 from beit.data.sources.files import full_name
 from beit.training.run.directory import HELD_BACK, TRAINED_ON, run_of
@@ -55,7 +56,7 @@ def notes_on_start(flag: str, model: str, judged: Mapping[str, Source]) -> list[
     counts = {name: count_trained_on(model, source) for name, source in judged.items()}
     if not counts or None in counts.values():
         return [f"{flag} {model}: which images it was trained on is not known"] if counts else []
-    shares = [f"{counts[name]:,} of the {len(source):,} {name} images" for name, source in judged.items()]
+    shares = [f"{counts[name]:,} of {counted(len(source), f'{name} image')}" for name, source in judged.items()]
     return [f"{flag} {model} was trained on {' and '.join(shares)}, by their paths"]
 
 

@@ -137,7 +137,7 @@ class FeatureKMeans(KMeansTokenizer):
     def __init__(self, encoder: Teacher, vocab_size: int, layer: int) -> None:
         config = encoder.config
         if not 0 <= layer < config.depth:
-            raise UserError(f"layer {layer} is not one of the {config.depth} blocks; give 0 to {config.depth - 1}")
+            raise UserError(f"layer {layer} is not one of the blocks; give 0 to {config.depth - 1}")
         super().__init__(vocab_size, config.width, config.patch_size, config.image_size, config.channels)
         self.encoder = cast(nn.Module, encoder)
         self.layer = layer

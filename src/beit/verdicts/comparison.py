@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.atomic import replace_file
+from beit.config.values import counted
 from beit.metrics.intervals import FIGURES, bootstrap
 from beit.training.run.record import RunRecord, distinct_names
 
@@ -69,7 +70,8 @@ def _compare(name: str, first: Judged, other_name: str, second: Judged) -> str:
     one, other = figure(a.sum(0)), figure(b.sum(0))
     low, high = bootstrap(lambda one, other: figure(one) - figure(other), a, b, units=first.unit[rows])
     effect = "is better than" if low > 0 else "is worse than" if high < 0 else "cannot be told apart from"
+    same = f"the same {counted(len(images), 'image')}"
     return (
-        f"{name} {effect} {other_name}: {100 * one:.1f} and {100 * other:.1f} % on the same {len(images):,} images, "
+        f"{name} {effect} {other_name}: {100 * one:.1f} and {100 * other:.1f} % on {same}, "
         f"a difference of {100 * (one - other):.1f} points (95 % interval {100 * low:.1f} to {100 * high:.1f})"
     )

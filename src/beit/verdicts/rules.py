@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
+from beit.config.values import counted
 from beit.figures import BASELINES, RIVALS, SCORES
 from beit.metrics.intervals import wilson
 from beit.training.run.record import RunRecord
@@ -47,12 +48,14 @@ def few_images(count: int) -> str:
     if not 0 < count < FEW:
         return ""
     low, high = map(percent, wilson(right := round(2 * count / 3), count))
-    return f"few images tell little ({right} of {count} right stand for {low} to {high}): hold more back (--holdout)"
+    stand = f"{right} of {count} right {'stands' if right == 1 else 'stand'} for {low} to {high}"
+    return f"few images tell little ({stand}): hold more back (--holdout)"
 
 
 def collapse(perplexity: float, used: float, vocab_size: int | None) -> Verdict | None:
     """What is wrong with a codebook of which so few codes are in effective use that they say nothing."""
-    text = f"The codebook has collapsed: {used:,.0f} codes occur, {perplexity:.1f} in effective use."
+    occur = counted(round(used), "code", "occurs/occur")
+    text = f"The codebook has collapsed: {occur}, {perplexity:.1f} in effective use."
     mend = "--overwrite with --kind kmeans, or with a lower --lr, a higher --kl-weight or fewer codes"
     return Verdict("bad", text, mend) if perplexity < max(2.0, COLLAPSED * (vocab_size or 0)) else None
 
@@ -202,7 +205,8 @@ def _codebook(run: RunRecord) -> Iterator[Verdict]:
     if perplexity is None or used is None:
         return
     of = f" of {run.vocab_size:,}" if run.vocab_size else ""
-    text = f"Codebook: {used:,.0f}{of} codes occur, {perplexity:,.1f} in effective use."
+    occur = f"{used:,.0f}{of} codes occur" if of else counted(round(used), "code", "occurs/occur")
+    text = f"Codebook: {occur}, {perplexity:,.1f} in effective use."
     yield collapse(perplexity, used, run.vocab_size) or Verdict("plain", text)
 
 
@@ -232,9 +236,10 @@ def _score(run: RunRecord) -> Iterator[Verdict]:
     rivals = {words: rival for words, rival in known.items() if rival is not None}
     if not rivals and name == "top1" and run.classes:
         rivals = {"guessing": 1 / len(run.classes)}
-    text, few = SCORES[name].format(percent(value), _images(run, name)), ""
+    are = "is" if interval.get("images") == 1 else "are"
+    text, few = SCORES[name].format(percent(value), _images(run, name), are=are), ""
     if interval:
-        groups = f" over {interval['units']:,} groups" * (interval["units"] != interval["images"])
+        groups = f" over {counted(interval['units'], 'group')}" * (interval["units"] != interval["images"])
         text += f" (95 % interval {percent(interval['low'])} to {percent(interval['high'])}{groups})"
         few = few_images(interval["images"])
     beside = (f"{words} {percent(rival)}" for words, rival in rivals.items())
@@ -255,7 +260,8 @@ def _score(run: RunRecord) -> Iterator[Verdict]:
 def _dead_classes(run: RunRecord) -> Iterator[Verdict]:
     overlaps = _overlaps(run)
     if dead := [name for name, overlap in overlaps.items() if overlap < DEAD]:
-        text = f"{len(dead)} of {len(overlaps)} classes are never found: {', '.join(dead[:12])}."
+        are = "is" if len(dead) == 1 else "are"
+        text = f"{len(dead)} of {counted(len(overlaps), 'class')} {are} never found: {', '.join(dead[:12])}."
         most = 2 * len(dead) >= len(overlaps)
         yield Verdict("bad", text, "a longer run, or more images of them") if most else Verdict("open", text)
 
@@ -279,4 +285,5 @@ def _images(run: RunRecord, name: str) -> str:
     kinds = {"test/": "test", "eval/": "held-back"}
     kind = next((kind for prefix, kind in kinds.items() if f"{prefix}{name}" in run.curves), "training")
     count = interval_of(run).get("images")
-    return f"{f'{count:,}' if count else 'the'} {run.results.get('split', kind)} images"
+    noun = f"{run.results.get('split', kind)} image"
+    return counted(count, noun) if count else f"the {noun}s"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from beit.config.values import counted
 from beit.figures import Figure, figure_of, headlines, plain
 from beit.training.run.record import NOT_FIGURES, Curve, RunRecord, find, flatten
 from beit.verdicts.rules import interval_of
@@ -130,7 +131,7 @@ def key_figure(record: RunRecord) -> tuple[str, str, str] | None:
     remark = ", ".join(f"{other.title} {other.format(value)}" for other, value in beside[-1:])
     if interval.get("figure") in (name, None) and interval:
         low, high = figure.format(interval["low"]), figure.format(interval["high"])
-        remark = f"95 % interval {low} to {high}, on {interval['images']:,.0f} images"
+        remark = f"95 % interval {low} to {high}, on {counted(round(interval['images']), 'image')}"
     return figure.title, figure.format(values[name]), remark
 
 

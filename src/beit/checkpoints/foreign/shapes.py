@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from beit.checkpoints.reference import Stated, agreed
 from beit.config.architecture import MAX_DEPTH, PIXEL_STATISTICS, EncoderConfig
 from beit.config.errors import UserError, require
-from beit.config.values import typed
+from beit.config.values import counted, typed
 from beit.models.encoder import BeitEncoder
 from beit.models.position import CLS_ROWS, CLS_TOKENS, Grid, bias_table_rows
 from beit.untrusted import Facts
@@ -147,7 +147,7 @@ def _grid(grid: Grid | None, kinds: Mapping[str, int]) -> Grid:
             grid = ((math.isqrt(max(rows - CLS_ROWS, 0)) + 1) // 2,) * 2
         needed = CLS_TOKENS + math.prod(grid) if kind == EMBEDDING else bias_table_rows(grid)
         needs = f"a grid of {grid[0]}x{grid[1]} patches needs {needed}; state grid (PATH@grid=ROWSxCOLUMNS)"
-        require(min(grid) > 0 and needed == rows, f"its position information has {rows} rows, and {needs}")
+        require(min(grid) > 0 and needed == rows, f"its position information has {counted(rows, 'row')}, and {needs}")
     return grid or DEFAULT_GRID
 
 

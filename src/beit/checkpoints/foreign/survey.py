@@ -18,6 +18,7 @@ from beit.checkpoints.reading.torch_file import TensorFile
 from beit.checkpoints.reference import Stated
 from beit.config.architecture import DALLE_PIXELS, EncoderConfig, TokenArchitecture
 from beit.config.errors import UserError, require
+from beit.config.values import counted
 from beit.models.encoder import BeitEncoder
 from beit.untrusted import Facts, listed
 
@@ -205,7 +206,8 @@ def _require_agreement(foreign: Foreign, kind: ModelKind, expected: ModelKind | 
         lacks = f"{path} lacks {head}: it holds {_KINDS[kind].words}, and its configuration says {words}"
         raise UserError(f"{lacks}; copy or download both again")
     if classes is not None and outputs not in (None, len(classes)):
-        raise UserError(f"{path}: its configuration names {len(classes)} classes, and its head has {outputs}")
+        named = counted(len(classes), "class")
+        raise UserError(f"{path}: its configuration names {named}, and its head has {outputs}")
 
 
 def compare(path: Path, shapes: Mapping[str, Shape], model: nn.Module) -> tuple[list[str], list[str]]:

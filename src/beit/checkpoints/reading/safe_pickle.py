@@ -14,6 +14,7 @@ from typing import IO, Any, NamedTuple
 import torch
 
 from beit.checkpoints.reading import pickle_names as names
+from beit.config.values import counted
 
 MAX_DIMENSIONS = 8
 MAX_OPERATIONS = 2**20
@@ -261,5 +262,5 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> StoredTensor:
         raise Refused("it holds a tensor of an impossible shape")
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     if count and (last >= storage.numel or count > storage.numel):
-        raise Refused(f"it holds a tensor of shape {shape} in a storage of {storage.numel} numbers")
+        raise Refused(f"it holds a tensor of shape {shape} in a storage of {counted(storage.numel, 'number')}")
     return StoredTensor(storage, offset, shape, stride)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.config.errors import require
+from beit.config.values import counted
 from beit.data.label_maps.table import read_class_rows
 
 _PLACES = np.array([1 << 16, 1 << 8, 1])
@@ -45,8 +46,9 @@ class ColorKey:
         most = ((code >> 16, code >> 8 & 255, code & 255) for code, _ in counts.most_common(3))
         more = f" and {len(counts) - 3:,} more" if len(counts) > 3 else ""
         smooth = " (resize maps without smoothing, and write no JPEG)" if len(counts) > len(self._numbers) else ""
+        where = f"{more} in {counted(len(unknown), 'pixel')}"
         return (
-            f"the colours {', '.join(map(str, most))}{more} in {len(unknown):,} pixels, which {self._path} gives to "
+            f"the colours {', '.join(map(str, most))}{where}, which {self._path} gives to "
             f"no class, or to two; name them in the table, or correct the map{smooth}"
         )
 

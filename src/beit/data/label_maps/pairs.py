@@ -65,7 +65,7 @@ def open_map_files(
         missing += [(part.listing.root, path) for stem, path in stems.items() if stem not in map_of]
     if missing:
         root, path = missing[0]
-        more = f", and {len(missing) - 1:,} others have none" if len(missing) > 1 else ""
+        more = f", and {counted(len(missing) - 1, 'other', 'has/have')} none" if len(missing) > 1 else ""
         lacks = f"the image {path} has no label map {MAPS}{_stem(path, IMAGES)}.png{more}"
         raise UserError(f"--data {root}: {lacks}; add it, or take the image away")
     images = FileSource(unlabeled(parts), decoding)
@@ -246,7 +246,7 @@ def _mapped(part: Part, maps: Listing) -> Part:
     members = [member for member in part.members if _stem(member.path, "") in map_of]
     images = counted(len(part.members), "image")
     return part._replace(
-        members=members, notes=[*part.notes, f"{len(members):,} of {images} have a label map in {maps.root}"]
+        members=members, notes=[*part.notes, f"{len(members):,} of {images} with a label map in {maps.root}"]
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from beit.config.errors import UserError, require
 from beit.config.segment import IGNORE
+from beit.config.values import counted
 from beit.data.base import read_text
 from beit.data.sources.listing import Listing
 
@@ -207,8 +208,9 @@ def table_of_data(path: str, reduce_zero_label: bool, numbers: Sequence[int], co
     notes = [f"classes from {path}", *table.notes, table.zero]
     highest = max((number for number in numbers if number <= table.last), default=0)
     if table.last - highest > len(table.names) / 2 or highest == 0:  # as black and white masks have it
-        absent = f"{table.last - highest} of {len(table.names)} classes occur in none of the {count} label maps"
-        notes.append(f"{absent} looked at, nor any number above {highest}; is {path} their table?")
+        absent = f"{table.last - highest} of {len(table.names)} classes occur in none"
+        maps = f"{counted(count, 'label map')} looked at"
+        notes.append(f"{absent} of {maps}, nor any number above {highest}; is {path} their table?")
     return replace(table, notes=tuple(notes))
 
 
@@ -220,7 +222,8 @@ def counted_table(
 
     Raises :class:`UserError` where those cannot be classes, nor where they are `shades` in the map of that name.
     """
-    require(bool(file_of), f"none of {count:,} label maps can be read; `beit check` says what is wrong with them")
+    none = f"of {counted(count, 'label map')} none can be read"
+    require(bool(file_of), f"{none}; `beit check` says what is wrong with them")
     highest = max(file_of.keys() - {IGNORE}, default=0)
     most = f"{MAX_CLASSES} classes at most can be told apart"
     require(highest <= MAX_CLASSES, f"{file_of[max(file_of)]} holds the number {highest}; {most}")
@@ -238,12 +241,13 @@ def counted_table(
     numbers = sorted(file_of.keys() - {IGNORE, *range(int(reduce_zero_label))})
     if highest > 4 * len(numbers):
         listed = ", ".join(map(str, numbers[:4])) + (" ..." if len(numbers) > 4 else "")
-        few = f"{count:,} maps hold {len(numbers)} numbers alone ({listed}), like shades of gray"
+        hold = f"{counted(count, 'map', 'holds/hold')} {counted(len(numbers), 'number')} alone"
+        few = f"{hold} ({listed}), like shades of gray"
         mend = f"write {', '.join(map(str, range(len(numbers))[:3]))} ... for them in their order"
         mend += f", or name the classes up to {highest} in a table (--classes)"
         raise UserError(f"{file_of[highest]} holds the number {highest}, but {few}; {mend}")
     names = [str(number) for number in range(int(reduce_zero_label), highest + 1)]
-    table = named_table(names, reduce_zero_label, f"{count:,} of {total:,} label maps")
+    table = named_table(names, reduce_zero_label, f"{count:,} of {counted(total, 'label map')}")
     note = f"{len(names)} classes, the numbers in {table.origin}; --classes FILE gives them names"
     return replace(table, notes=(note, table.zero))
 
@@ -267,11 +271,12 @@ def reconcile(table: ClassTable, classes: Sequence[str]) -> ClassTable:
     ours, theirs = (f"'{name}'" if name else "nothing" for name in names)
     first = f"the number {number} is {ours} there and {theirs} in the model"
     if different:
-        more = f", and {len(different) - 1:,} more differ" if len(different) > 1 else ""
+        more = f", and {counted(len(different) - 1, 'other', 'differs/differ')}" if different[1:] else ""
         counts = f"{table.origin} has {len(table.names)} classes, the model {len(classes)}: {first}{more}"
         zero = reading_of_zero(classes, table.reduce_zero_label)
         raise UserError(f"{counts}; {zero}; choose data with the model's classes")
-    note = f"{table.origin}: {len(renamed):,} classes have other names in the model, which are used; {first}"
+    others = counted(len(renamed), "class", "has another name/have other names")
+    note = f"{table.origin}: {others} in the model, as used here; {first}"
     return replace(table, names=tuple(classes), notes=(*table.notes, note))
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from beit.config.errors import UserError, require
+from beit.config.values import counted
 from beit.data.base import split_of
 
 IMAGE_SUFFIXES = frozenset(
@@ -66,7 +67,7 @@ class Listing:
             return self.omissions
         most = self.others.most_common(4)
         kinds = ", ".join(f"{count} {suffix or 'without extension'}" for suffix, count in most)
-        return [*self.omissions, f"{self.root}: {self.others.total():,} other files ignored ({kinds})"]
+        return [*self.omissions, f"{self.root}: {counted(self.others.total(), 'other file')} ignored ({kinds})"]
 
     def using(self, path: str) -> "Listing":
         """This listing, of whose other files `path` is used, if it is one of them."""
@@ -144,7 +145,7 @@ def _tar_paths(value: str) -> list[tuple[str, str]] | None:
         missing = [path for path in paths if not os.path.exists(path)]
         first = f"the first being {[*missing, value][0]}; correct the range or fetch the missing shards"
         whole = bool(paths) and not missing
-        require(whole, f"{value}: {len(missing)} of {len(paths)} shards do not exist, {first}")
+        require(whole, f"{value}: {len(missing)} of {counted(len(paths), 'shard')} missing, {first}")
         return [(path, "") for path in paths]
     require(os.path.exists(value), f"{value}: no such folder or file; check the path")
     if os.path.isfile(value):
@@ -186,7 +187,7 @@ def _scan_folder(root: str) -> Listing:
     omissions: list[str] = []
     others: Counter[str] = Counter()
     paths = sorted(_walk(root, others, omissions))
-    content = f" (it holds {others.total()} other files)" if others else ""
+    content = f" (it holds {counted(others.total(), 'other file')})" if others else ""
     mend = "name a folder with files such as .jpg or .png, or tar shards"
     require(bool(paths), f"{root} holds no image{content}; {mend}")
     return Listing(root, [Member(path) for path in paths], omissions=omissions, others=others)

@@ -57,10 +57,10 @@ def _remarks(rasters: Sequence[Raster], decoding: Decoding) -> list[str]:
     bands = [raster.bands for raster in rasters if raster.bands != decoding.channels]
     pages, bands = [raster.pages - 1 for raster in rasters], [n - min(n, 3 if n > 2 else 1) for n in bands]
     lines = [
-        f"{sum(map(bool, counts))} of {len(rasters)} files looked at hold more {what} than the first, of which "
-        f"{sum(counts):,} are dropped"
+        f"{some} of {len(rasters)} files looked at hold{'s' * (some == 1)} more {what} than the first, of which "
+        f"{sum(counts):,} {'is' if sum(counts) == 1 else 'are'} dropped"
         for what, counts in (("pages", pages), ("bands", bands))
-        if any(counts)
+        if (some := sum(map(bool, counts)))
     ]
     highest = max((int(raster.values.max()) for raster in rasters if raster.span == (0, 0xFFFF)), default=0)
     if 0 < highest < 0x10000 / 8 and decoding.bits == 8 and decoding.value_range is None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from beit.config.errors import require
+from beit.config.values import counted
 from beit.data.base import Source, grouped, stable_hash
 
 
@@ -158,7 +159,8 @@ def labels_per_class(source: Source, count: int, seed: int) -> Subset:
     if short := [label for label in sorted(sizes) if sizes[label] < count]:
         name = source.classes[short[0]] if source.classes else str(short[0])
         first = f"the first being '{name}' with {sizes[short[0]]}"
-        subset.notes.append(f"{len(short)} classes have fewer than {count} images, {first}")
+        few = counted(len(short), "class", "has/have")
+        subset.notes.append(f"{few} fewer than {counted(count, 'image')}, {first}")
     return subset
 
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from beit.config.errors import require
+from beit.config.values import counted
 from beit.data.batches import PretrainBatch
 from beit.data.views.colors import Jitter, apply_jitter, draw_jitter, from_pillow, to_pillow
 from beit.data.views.geometry import Box, Size, center_view, draw_box, render
@@ -32,7 +33,7 @@ class _TwoSizes:
         """Draws one, bool (rows, columns). Looked at here, on the host: a GPU would have to be waited for."""
         mask = torch.from_numpy(self.masking(rng))
         if self.num_masked not in (None, hidden := int(mask.sum())):
-            raise ValueError(f"a mask hides {hidden} patches, and its rule says {self.num_masked}")
+            raise ValueError(f"a mask hides {counted(hidden, 'patch')}, and its rule says {self.num_masked}")
         return mask
 
     def __post_init__(self) -> None:

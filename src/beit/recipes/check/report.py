@@ -158,14 +158,15 @@ def _verdict(report: DataReport, verbs: str, names: Set[str], max_bad: float) ->
     if total and ((bad >= HANDFUL and bad > max_bad * total) or bad == total):
         refusal = f"{bad / total:.1%} damaged files exceed --max-bad {max_bad:g}"
     elif verbs == SEGMENT and report.maps and report.maps.mistakes:
-        refusal = f"mend the {len(report.maps.mistakes):,} mistakes in label maps and classes listed above"
+        refusal = f"mend {counted(len(report.maps.mistakes), 'mistake')} in label maps and classes, listed above"
     if refusal:
         return f"not ready for {verbs}: {refusal}"
     copies = [
         x for group in report.across(report.duplicates) for x in group if x in images and images[x].split == "train"
     ]
     once = f", {whole['test']:,} (test) to judge on once at the end" if "test" in report.splits else ""
-    about = f"{whole['train'] - len(copies):,} images to train on, {whole['val']:,} (val) to evaluate on{once}"
+    to_train = counted(whole["train"] - len(copies), "image")
+    about = f"{to_train} to train on, {whole['val']:,} (val) to evaluate on{once}"
     return f"ready for {verbs}: {about}"
 
 

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 from beit.config.errors import require
 from beit.config.use import EvaluateConfig
+from beit.config.values import counted
 from beit.data.base import SPLITS, Source, Split
 from beit.data.sources.holdout import Holdout
 from beit.data.sources.opening import open_splits
@@ -35,7 +36,7 @@ def judged_images(config: EvaluateConfig, opener: OpenSplits = open_splits, *, l
     is_all = split == "all" and config.split is None
     source.notes.insert(0, f"judged on {'all images: the data have no test and no val' if is_all else split}")
     if count := count_trained_on(config.model, source):
-        source.notes.insert(1, f"the model was trained on {count:,} of these {len(source):,} images")
+        source.notes.insert(1, f"the model was trained on {count:,} of these {counted(len(source), 'image')}")
     return Judged(split, source)
 
 

@@ -15,6 +15,7 @@ from beit.config.files import read_record
 from beit.config.pretrain import PretrainConfig
 from beit.config.segment import IGNORE
 from beit.config.use import EvaluateConfig
+from beit.config.values import counted
 from beit.data.base import Source
 from beit.data.batches import LabeledBatch
 from beit.data.label_file import LabelFile, Labels
@@ -128,7 +129,7 @@ def segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine: Machine
 
     def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
         if not sums["count"]:
-            none = f"no pixel of the {len(source):,} label maps has a class"
+            none = f"no pixel of {counted(len(source), 'label map')} has a class"
             why = f"{IGNORE}{' and 0' * reduce_zero} stand for none"
             raise UserError(f"--data: {none} ({why}); choose --data or --split with labelled pixels")
         return {"inference": inference.words(), **segmentation_figures(sums), **by_class(sums["confusion"], names)}

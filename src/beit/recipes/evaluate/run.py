@@ -98,7 +98,7 @@ def measure(
         accumulate(sums, part)
     images, bad = len(source), len(damaged)
     if bad == images:
-        raise RunFailed(f"none of the {images:,} images could be read")
+        raise RunFailed(f"of {counted(images, 'image')} none could be read")
     if bad >= HANDFUL and bad > config.max_bad * images:
         read = f"{bad:,} of {images:,} images are damaged"
         raise UserError(f"--data: {read}, more than --max-bad {config.max_bad:g} allows; `beit check` lists them")
@@ -141,7 +141,7 @@ COLUMNS = {
 
 def show(figures: Mapping[str, Any], console: Console) -> None:
     """Print what :func:`beit.recipes.evaluate.run.evaluate` found."""
-    damaged = f"; {figures['damaged']:,} damaged files left out" if figures["damaged"] else ""
+    damaged = f"; {counted(figures['damaged'], 'damaged file')} left out" if figures["damaged"] else ""
     console.print(f"model  {markup(figures['model'])} ({figures['kind']})", soft_wrap=True, highlight=False)
     console.print(f"data   {markup(figures['data'])} ({figures['split']}){damaged}", soft_wrap=True, highlight=False)
     for heading, name in (("shown", "inference"), ("bound", "bound")):

@@ -211,7 +211,7 @@ def feature_kmeans(config: TokenizerConfig) -> tuple[KMeansTokenizer, list[str],
     depth = encoder.config.depth
     layer = -(-2 * depth // 3) - 1 if config.teacher_layer is None else config.teacher_layer
     if not -depth <= layer < depth:
-        raise UserError(f"--teacher-layer {layer} is none of its {depth} blocks; give {-depth} to {depth - 1}")
+        raise UserError(f"--teacher-layer {layer} is none of its blocks; give {-depth} to {depth - 1}")
     model = FeatureKMeans(encoder, config.vocab_size, layer % depth)
     about = f"k-means of the features after block {layer % depth} of {depth} of {config.teacher}"
     return model, [about, *adapting], {"teacher": weights_sha256(encoder)}

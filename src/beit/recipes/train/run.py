@@ -90,7 +90,7 @@ def in_words(parts: Sequence[Part]) -> list[str]:
         if isinstance(config, TokenizerConfig):
             what = f"{config.kind}, {config.vocab_size} codes"
         elif isinstance(config, PretrainConfig):
-            what += f", an encoder of width {config.width} and {config.depth} blocks"
+            what += f", an encoder of width {config.width} and {counted(config.depth, 'block')}"
         lines.append(f"{part.name:<{width}}  {what}, {duration(part.seconds)}")
     return lines
 

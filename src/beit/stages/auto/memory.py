@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from beit.config.errors import UserError
 from beit.config.run import TrainingConfig
+from beit.config.values import counted
 from beit.models.encoder import BeitEncoder
 from beit.presets import Choice
 from beit.stages.auto.rehearsal import companion_bytes, untouched
@@ -49,7 +50,7 @@ def fit_memory(session: Session[Any], method: Method, batch: Any, precision: Pre
         if needed[-1] <= memory:
             break
     if needed[1:]:
-        reason = f"passes of {images:.0f} images take {_gib(needed[0])} else, of {_gib(memory)}"
+        reason = f"passes of {counted(round(images), 'image')} take {_gib(needed[0])} else, of {_gib(memory)}"
         choices = (*choices, Choice({"checkpoint_activations": choice}, reason))
     if needed[-1] > whole and not (session.dry_run or session.has_begun):
         passes = (config.accumulate * part for part in range(2, config.batch_size + 1) if images % part == 0)

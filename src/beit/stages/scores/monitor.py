@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from beit.config.architecture import EncoderConfig, default_crop
 from beit.config.pretrain import PretrainConfig
+from beit.config.values import counted
 from beit.data.batches import ImageBatch
 from beit.data.sources.subsets import Subset, labels_per_class, seeded_choice
 from beit.data.views.evaluation import EvaluationView
@@ -73,7 +74,7 @@ class FeatureMonitor:
         return compute.from_main(self._figures)
 
     def _about(self) -> str:
-        bank, queries = f"{len(self._bank):,} training images", f"{len(self._queries):,} held-back ones"
+        bank, queries = counted(len(self._bank), "training image"), counted(len(self._queries), "held-back one")
         if not self._classes:
             needs = "held-back images, each of one class by its folder or --labels"
             return f"each evaluation takes the rank of {bank} (k-NN needs {needs})"

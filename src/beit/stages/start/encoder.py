@@ -9,6 +9,7 @@ from beit.config.errors import UserError, given_by, require
 from beit.config.run import TrainingConfig
 from beit.config.segment import SegmentConfig
 from beit.config.start import StartConfig
+from beit.config.values import counted
 from beit.models.encoder import BeitEncoder, init_weights
 from beit.stages.network import require_equal
 from beit.stages.session import PLAIN_PIXELS
@@ -66,7 +67,8 @@ def encoder_facts(config: EncoderConfig) -> dict[str, str]:
     """What a run that continues needs of the model it started from: architecture and pixels. Weights are in its
     checkpoints."""
     pixels = f"pixels around {config.pixel_mean} by {config.pixel_std}"
-    return {"encoder": f"{_in_words(config)}, {config.num_heads} heads, {config.positions} positions, {pixels}"}
+    heads = counted(config.num_heads, "head")
+    return {"encoder": f"{_in_words(config)}, {heads}, {config.positions} positions, {pixels}"}
 
 
 def rates(config: StartConfig, encoder: BeitEncoder) -> str:
@@ -84,6 +86,6 @@ def rates(config: StartConfig, encoder: BeitEncoder) -> str:
 def _in_words(config: EncoderConfig) -> str:
     height, width = config.image_size
     return (
-        f"{config.depth} blocks of width {config.width}, {height}x{width} px in {config.patch_size}x"
+        f"{counted(config.depth, 'block')} of width {config.width}, {height}x{width} px in {config.patch_size}x"
         f"{config.patch_size} patches"
     )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from beit.atomic import replace_folder
+from beit.config.values import counted
 from beit.untrusted import checksum_of, file_hash
 
 FORMAT = 1
@@ -93,7 +94,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         for name, expected in content["files"].items():
             size = (folder / name).stat().st_size
             if size != expected["bytes"]:
-                raise BrokenCheckpoint(f"{name} has {size:,} bytes instead of {expected['bytes']:,}")
+                raise BrokenCheckpoint(f"{name} has {counted(size, 'byte')} instead of {expected['bytes']:,}")
             if file_hash(folder / name) != expected["sha256"]:
                 raise BrokenCheckpoint(f"{name} does not match its checksum")
     except FileNotFoundError as error:

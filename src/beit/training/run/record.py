@@ -16,6 +16,7 @@ from PIL import Image
 
 from beit.config.errors import UserError
 from beit.config.files import read_values
+from beit.config.values import counted
 from beit.training.console import duration
 from beit.training.run.lock import RunLock
 from beit.untrusted import read_json
@@ -120,7 +121,7 @@ def read_run(folder: Path) -> RunRecord:
     problems: list[str] = []
     curves, unreadable = read_curves(folder / "metrics.jsonl")
     if unreadable:
-        problems.append(f"{unreadable} lines of metrics.jsonl could not be read")
+        problems.append(f"{counted(unreadable, 'line')} of metrics.jsonl could not be read")
     config_text = _read_text(folder / "config.yaml")
     config: dict[str, Any] = {}
     try:
