@@ -19,6 +19,9 @@ from pair_files import NUMBERS, keys, mistake, pairs, save, table_file, write_pa
 from PIL import Image, ImageFilter
 
 from beit.config.errors import UserError
+from beit.data.decode import ImageError
+from beit.data.label_maps.colors import ColorKey
+from beit.data.label_maps.maps import decode_label_map
 from beit.data.label_maps.pairs import PairSource, open_pairs
 from beit.data.label_maps.table import named_table
 from beit.data.loaders import Loader, evaluation_batches
@@ -26,6 +29,7 @@ from beit.data.sources.demo import DemoSource
 from beit.data.sources.holdout import Holdout
 from beit.data.sources.subsets import limited
 from beit.data.views.segmentation import SegmentationEvaluationView, SegmentationView
+from beit.pixels import Limits
 
 REAL = os.environ.get("BEIT_REAL_DATA")
 FOUR_CLASSES = "value,name\n0,a\n1,b\n2,c\n3,d\n"
@@ -326,8 +330,8 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         _replace_map(Image.new("RGB", (6, 4))),
         r"training/b\.png is a colour picture and no label map",
     ),
-    "alpha": (_replace_map(Image.new("LA", (6, 4))), r"training/b\.png is a colour picture \(mode LA\)"),
-    "float": (_replace_map(Image.new("F", (6, 4)), ".tif"), r"training/b\.tif .*\(mode F\)"),
+    "alpha": (_replace_map(Image.new("LA", (6, 4))), r"training/b\.png is a picture of mode LA and no"),
+    "float": (_replace_map(Image.new("F", (6, 4)), ".tif"), r"training/b\.tif holds float32 numbers in 1 band"),
     "jpeg": (_replace_map(Image.fromarray(NUMBERS), ".jpg"), r"training/b\.jpg is a JPEG"),
     "number": (
         _replace_map(Image.new("L", (6, 4), 9)),
@@ -478,14 +482,64 @@ def test_a_map_of_several_pages_is_refused(suffix: str, expected: str, tmp_path:
     assert expected in mistake(tmp_path)
 
 
-@pytest.mark.parametrize(("compression", "predictor"), [("packbits", 2), ("packbits", 1), ("lzw", 2), ("deflate", 2)])
-def test_maps_of_differences_are_read_or_refused(compression: str, predictor: int, tmp_path: Path) -> None:
+STORED = [np.bool_, np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.uint64, np.int64]
+
+
+def stored(path: Path, dtype: Any, **options: Any) -> NDArray[Any]:
+    """A map of numbers of this kind, as .npy or .tif, and what it holds."""
+    numbers = NUMBERS.astype(dtype)
+    if path.suffix == ".npy":
+        np.save(path, numbers.astype(numbers.dtype.newbyteorder(options.get("byteorder", "<"))))
+    else:
+        tifffile.imwrite(path, numbers, **{"photometric": "minisblack", **options})
+    return numbers
+
+
+@pytest.mark.parametrize("dtype", STORED)
+@pytest.mark.parametrize("suffix", [".npy", ".tif"])
+def test_numbers_of_any_width_and_order_are_read_as_they_are(suffix: str, dtype: Any, tmp_path: Path) -> None:
+    kinds: list[dict[str, Any]] = [{"byteorder": order} for order in "<>"]
+    if suffix == ".tif":
+        kinds = [{**kind, "bigtiff": big} for kind in kinds for big in (False, True)]
+        kinds += [{**kind, "photometric": "miniswhite"} for kind in kinds]
+        kinds += [{"compression": "zlib"}, {"compression": "lzw", "tile": (16, 16)}]
+        # Differences, which Pillow does not undo in every compression.
+        packed = ("packbits", "lzw", "zlib") if dtype not in (np.bool_, np.uint64, np.int64) else ()
+        kinds += [{"compression": compression, "predictor": True} for compression in packed]
+    for kind in kinds:
+        file = tmp_path / f"a{suffix}"
+        expected = stored(file, dtype, **kind)
+        found = decode_label_map(file.read_bytes(), "a", Limits(), ColorKey(None))
+        assert np.array_equal(found, expected), kind
     write_pairs(tmp_path, "training/0", "training/1")
     for path in sorted((tmp_path / "annotations/training").iterdir()):
         path.unlink()
-        options: dict[str, Any] = {"compression": compression, "predictor": predictor if predictor > 1 else None}
-        tifffile.imwrite(path.with_suffix(".tif"), NUMBERS, photometric="minisblack", **options)
-    if (compression, predictor) == ("packbits", 2):
-        assert "is a TIFF of differences" in mistake(tmp_path)
-    else:
-        assert np.array_equal(pairs(tmp_path).label(0), NUMBERS)
+        expected = stored(path.with_suffix(suffix), dtype, byteorder=">")
+    assert np.array_equal(pairs(tmp_path).label(0), expected)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".tif"])
+def test_numbers_of_floats_or_of_several_bands_are_refused_by_name(suffix: str, tmp_path: Path) -> None:
+    write_pairs(tmp_path, "training/0", "training/1")
+    for path in sorted((tmp_path / "annotations/training").iterdir()):
+        path.unlink()
+        stored(path.with_suffix(suffix), np.float64)
+    assert f"{suffix} holds float64 numbers in 1 band and is no label map; write the number" in mistake(tmp_path)
+    for dtype, bands in ((np.uint16, 3), (np.int64, 2)):
+        values = np.zeros((4, 6, bands), dtype)
+        if suffix == ".npy":
+            np.save(tmp_path / "a.npy", values)
+        else:
+            tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack", planarconfig="contig")
+        with pytest.raises(UserError, match=f"holds {values.dtype} numbers in {bands} bands and is no label map"):
+            decode_label_map((tmp_path / f"a{suffix}").read_bytes(), "a", Limits(), ColorKey(None))
+
+
+def test_maps_that_a_compression_may_have_changed_are_refused_by_its_name(tmp_path: Path) -> None:
+    for compression in ("jpegxl", "jpeg2000", "webp"):
+        colored = {"photometric": "rgb"} if compression == "webp" else {}
+        tifffile.imwrite(tmp_path / "a.tif", np.zeros((16, 16, 3), np.uint8), compression=compression, **colored)
+        with pytest.raises(
+            ImageError, match=f"(?i){compression}.* compression may change numbers; write maps as PNG"
+        ):
+            decode_label_map((tmp_path / "a.tif").read_bytes(), "a", Limits(), ColorKey(None))

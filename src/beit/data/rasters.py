@@ -157,7 +157,7 @@ def read_npy(data: bytes, limits: Limits, channels: int | None) -> Raster:
     is_first = formats.read_magic(stream) == (1, 0)
     read_header = formats.read_array_header_1_0 if is_first else formats.read_array_header_2_0
     shape, is_fortran, dtype = read_header(stream)
-    if len(shape) not in (2, 3) or dtype.kind not in "uif" or 0 in shape:
+    if len(shape) not in (2, 3) or dtype.kind not in "buif" or 0 in shape:
         raise ValueError(f"it is no array of images: {dtype} of shape {shape}")
     order: Literal["C", "F"] = "F" if is_fortran else "C"
     values = np.frombuffer(data, dtype, math.prod(shape), stream.tell()).reshape(shape, order=order)
@@ -165,8 +165,8 @@ def read_npy(data: bytes, limits: Limits, channels: int | None) -> Raster:
         values = np.moveaxis(values, 0, 2)
     values = values.reshape(*values.shape[:2], -1).astype(dtype.newbyteorder("="))
     limits.check(values.shape[0], values.shape[1], values.shape[2] * dtype.itemsize)
-    spans = {np.dtype(np.uint8): (0.0, 255.0), np.dtype(np.uint16): (0.0, 65535.0)}
-    return Raster(values, spans.get(values.dtype))
+    spans = {"bool": (0.0, 1.0), "uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
+    return Raster(values, spans.get(values.dtype.name))
 
 
 def read_ppm(data: bytes, limits: Limits) -> Raster | None:
@@ -277,6 +277,20 @@ def _open_tiff(data: bytes) -> Any:
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters is raised
     return tifffile.TiffFile(io.BytesIO(data))
+
+
+def is_odd_tiff(data: bytes) -> bool:
+    """Whether Pillow does not read a TIFF, or other numbers than it holds; ValueError where these are not the ones
+    that were written."""
+    if data[:4] not in TIFF:
+        return False
+    with _open_tiff(data) as file:
+        page = file.pages[0]
+        if _is_plain(page):
+            return False
+        if page.compression not in (1, 32773, *PREDICTED):
+            raise ValueError(f"{page.compression.name} compression may change numbers; write maps as PNG")
+        return True
 
 
 def _is_plain(page: Any) -> bool:

@@ -9,15 +9,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.config.errors import require
+from beit.config.values import counted
 from beit.data.decode import Decoding, ImageError, open_pillow, reading, upright
 from beit.data.label_maps.colors import ColorKey
-from beit.data.rasters import PREDICTED
+from beit.data.rasters import NPY, Raster, is_odd_tiff, read_raster
 from beit.data.sources.files import Files, FileSource
 from beit.data.sources.listing import Listing
 from beit.data.sources.subsets import spread
 from beit.pixels import Limits
 
 _LOSSY = {"JPEG", "MPO", "JPEG2000", "AVIF", "HEIF", "jpeg", "tiff_jpeg"}  # the last ones within TIFF
+_MEND = "write the number of its class for each pixel, as a gray or palette PNG"
 
 
 class MapFiles(FileSource):
@@ -62,18 +64,16 @@ def decode_label_map(data: bytes, name: str, limits: Limits, key: ColorKey) -> N
 
     Raises :class:`ImageError` for a damaged file, and :class:`UserError` for a picture that is no label map.
     """
+    if (raster := _raster_beyond_pillow(data, name, limits)) is not None:
+        return _numbers_of_raster(raster, name, key)
     image = open_pillow(data, name, limits)
     reason = f"{name} is a {image.format} whose compression changes numbers; write maps as PNG from their source"
     require(_LOSSY.isdisjoint((image.format, image.info.get("compression"))), reason)
-    pages, predictor = getattr(image, "n_frames", 1), getattr(image, "tag_v2", {}).get(317, 1)
-    require(pages == 1, f"{name} has {pages} pages or frames, and a label map is one; write each as PNG")
-    known = predictor == 1 or image.tag_v2.get(259) in PREDICTED  # type: ignore[attr-defined]
-    require(known, f"{name} is a TIFF of differences that is not read right; write maps as PNG from their source")
+    _require_one_page(getattr(image, "n_frames", 1), name)
     raw_mode, white = _storage(image)
     colored = image.mode in ("RGB", "RGBA") and "16" not in raw_mode
     fits = colored or image.mode in ("1", "L", "P", "I") or image.mode.startswith("I;16")
-    mend = "write the number of its class for each pixel, as a gray or palette PNG"
-    require(fits, f"{name} is a colour picture (mode {image.mode}) and no label map; {mend}")
+    require(fits, f"{name} is a picture of mode {image.mode} and no label map; {_MEND}")
     with reading(name):
         image.load()
         pixels = np.array(upright(image))
@@ -82,6 +82,26 @@ def decode_label_map(data: bytes, name: str, limits: Limits, key: ColorKey) -> N
     if image.mode == "P":
         key.require_same_palette(np.unique(pixels).tolist(), image.getpalette() or [], name)
     return _as_stored(pixels, raw_mode, white)
+
+
+def _raster_beyond_pillow(data: bytes, name: str, limits: Limits) -> Raster | None:
+    """An array, a DICOM file, or a TIFF that Pillow does not read, or not right; None for what it does."""
+    with reading(name):
+        return read_raster(data, limits) if data[:6] == NPY or data[128:132] == b"DICM" or is_odd_tiff(data) else None
+
+
+def _numbers_of_raster(raster: Raster, name: str, key: ColorKey) -> NDArray[np.integer[Any]]:
+    values = raster.values.view(np.uint8) if raster.values.dtype == np.bool_ else raster.values
+    _require_one_page(raster.pages, name)
+    if values.dtype == np.uint8 and values.shape[2] in (3, 4):
+        return key.numbers(values, name)
+    fits, bands = values.dtype.kind in "ui" and values.shape[2] == 1, counted(values.shape[2], "band")
+    require(fits, f"{name} holds {values.dtype} numbers in {bands} and is no label map; {_MEND}")
+    return values[..., 0]
+
+
+def _require_one_page(pages: int, name: str) -> None:
+    require(pages == 1, f"{name} has {pages} pages or frames, and a label map is one; write each as PNG")
 
 
 def _storage(image: Image.Image) -> tuple[str, int | None]:
