@@ -98,6 +98,39 @@ def test_what_takes_more_memory_than_there_is_is_refused_before_it_begins(
         finetune(config)
 
 
+def test_auto_makes_the_fewest_passes_that_fit_once(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of what fits less than all 32 images at once; a restart where there is more memory goes on as it began."""
+    run, config_of = tmp_path / "run", {"batch_size": 32, "accumulate": "auto", "checkpoint_activations": "off"}
+    config = finetune_config(colours, run, **config_of)
+    finetune(config, dry_run=True)
+    said = capsys.readouterr().out
+    assert "accumulate 1: passes of 32 images take" in said
+    gib = float(said.partition(", about ")[2].partition(" GiB")[0])
+    monkeypatch.setattr(memory, "memory_of", lambda device: 0.9 * gib * 2**30 / (1 - memory.SPARE))
+    with monkeypatch.context() as patch:
+        patch.setattr("beit.training.loop.Loop.finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            finetune(config)
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    assert (
+        f"accumulate {values['accumulate']}: passes of {32 // values['accumulate']} images take"
+        in (run / "log.txt").read_text()
+    )
+    assert values["accumulate"] in (2, 4, 8, 16)
+    monkeypatch.setattr(memory, "memory_of", lambda device: 2**40)
+    finetune(config)
+    assert yaml.safe_load((run / "config.yaml").read_text())["accumulate"] == values["accumulate"]
+    assert "continuing after step" in (run / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(("repeats", "share", "splits"), [(1, 12, [1, 2, 3, 6]), (2, 16, [1, 2, 4]), (1, 5, [1])])
+def test_a_pass_has_whole_pairs_of_images(repeats: int, share: int, splits: list[int], tmp_path: Path) -> None:
+    config = finetune_config(tmp_path, tmp_path / "run", repeats=repeats)
+    assert memory._splits(config, share) == splits
+
+
 @pytest.mark.parametrize("recompute", ["on", "off"])
 def test_the_share_of_the_machines_rate_is_in_the_log(
     recompute: str, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -165,8 +165,9 @@ class TrainingConfig(DevicesConfig, DataConfig):
     """The steps at which the run was finished before it was extended, the first first; null for none."""
     batch_size: knobs.PositiveInt = 2048
     """Images per optimiser step over all devices and accumulation steps."""
-    accumulate: knobs.PositiveInt = 1
-    """Split every device's share of the batch into this many passes, whose losses are averaged, to save memory."""
+    accumulate: knobs.PositiveInt | Literal["auto"] = 1
+    """Split every device's share of the batch into this many passes, whose losses are averaged, to save memory; auto:
+    as few as fit, by the memory that a few images take."""
     checkpoint_activations: Literal["auto", "on", "off"] = "auto"
     """Compute the activations of blocks again in the backward pass, to save memory for a third more time; auto: where
     they do not fit otherwise. Does not change the result."""
@@ -259,6 +260,11 @@ class TrainingConfig(DevicesConfig, DataConfig):
     def budget_seconds(self) -> float | None:
         """`budget` in seconds."""
         return None if self.budget is None else seconds_of(self.budget)
+
+    @property
+    def passes(self) -> int:
+        """`accumulate` as a number: 1 until it is chosen."""
+        return 1 if self.accumulate == "auto" else self.accumulate
 
     def timeout_seconds(self) -> float:
         """`timeout` in seconds."""

@@ -299,7 +299,8 @@ def _masks(typed: Values) -> Iterable[Choice]:
 def _batch(most: int, lr: float, facts: Facts, typed: Values) -> Iterable[Choice]:
     """The batch size, and a learning rate that is meant for `most` images."""
     batch = min(most, 2 ** max(1, math.floor(math.log2(max(facts.images / 4, 2)))))
-    batch *= typed.get("accumulate") or 1
+    passes = typed.get("accumulate")
+    batch *= passes if isinstance(passes, int) else 1
     yield Choice({"batch_size": batch}, counted(facts.images, "training image"))
     yield Choice({"lr": lr, "lr_batch_size": most, "lr_scaling": "sqrt"}, "the best of the trials at this size")
 

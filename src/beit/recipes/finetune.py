@@ -72,7 +72,7 @@ def few_labels(config: FinetuneConfig, images: Images) -> Images:
 
 def require_pairs(config: FinetuneConfig, world: int) -> None:
     """UserError where a pass does not hold whole pairs of images to mix."""
-    whole = world * config.accumulate * 2 * distance(config.repeats)
+    whole = world * config.passes * 2 * distance(config.repeats)
     pairs = config.batch_size % whole == 0 or not (config.mixup or config.cutmix)
     advice = f"--batch-size {config.batch_size} must be a multiple of {whole}, or add --mixup 0 --cutmix 0"
     require(pairs, f"images are mixed in pairs, of which each pass holds whole ones: {advice}")

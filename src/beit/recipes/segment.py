@@ -139,11 +139,11 @@ def description(config: SegmentConfig, source: PairSource, inference: Inference)
 
 def norms(config: SegmentConfig, compute: Compute) -> list[str]:
     """Over which images batch norms average, where that is not plain. UserError where they have too few."""
-    images = config.batch_size // (compute.world * config.accumulate)
+    images = config.batch_size // (compute.world * config.passes)
     together = compute.world > 1 and compute.device.type == "cuda"
     if config.decoder == "upernet" and images * (compute.world if together else 1) < 2:
         few = f"--batch-size {config.batch_size} leaves one image to a pass, and the batch norms of UPerNet need two"
-        raise UserError(f"{few}; raise it, or lower --accumulate {config.accumulate}")
+        raise UserError(f"{few}; raise it, or lower --accumulate {config.passes}")
     if compute.world == 1:
         return []
     where = "on all devices" if together else "on each process alone, and those of the first are kept"

@@ -143,7 +143,7 @@ def estimate(session: Session[Any], method: Method, feed: Feed) -> Pace | None:
     if method.learner.step is None or compute.world > 1 or feed.images.plan(config).steps < FEWEST:
         return None
     try:
-        if compute.device.type == "cpu" and config.batch_size > FEW * config.accumulate:
+        if compute.device.type == "cpu" and config.batch_size > FEW * config.passes:
             few = session._replace(config=dataclasses.replace(config, batch_size=FEW, accumulate=1, compile="off"))
             pace, times = rehearse(few, method, feed, 0.0), config.batch_size / FEW
             if times * pace.step > LONGEST_REHEARSAL:
@@ -236,7 +236,7 @@ class RunBatches:
             seed=config.seed,
             rank=compute.rank,
             world=compute.world,
-            accumulate=config.accumulate,
+            accumulate=config.passes,
             workers=machine.workers,
             max_bad=config.max_bad,
             on_bad=self._report_bad,
@@ -250,7 +250,7 @@ class RunBatches:
     @property
     def per_pass(self) -> int:
         """Images of a pass on this rank."""
-        passes: int = self.machine.compute.world * self._config.accumulate
+        passes: int = self.machine.compute.world * self._config.passes
         return int(self._config.batch_size // passes)
 
     def train(self, start: int, stop: int) -> Iterator[Any]:

@@ -69,7 +69,7 @@ def fit(
             loop.save_and_leave()  # an evaluation is done again when the run goes on
         except Silence:
             # Of a run that was asked to stop, unless part of the next step is done, the last one is kept.
-            if not stop.requested or compute.world * plan.config.accumulate > 1:
+            if not stop.requested or compute.world * plan.config.passes > 1:
                 raise
             loop.save_and_leave()
 
@@ -96,7 +96,7 @@ def explained(saver: Saver) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         step, config, compute = saver.state.step + 1, saver.job.plan.config, saver.job.compute
         if out_of_memory(error):
-            sizes = f"--batch-size {config.batch_size} and --accumulate {config.accumulate}"
+            sizes = f"--batch-size {config.batch_size} and --accumulate {config.passes}"
             mend = f"double --accumulate or lower --batch-size; {saver.last_resort}"
             raise RunFailed(f"out of memory in step {step}, with {sizes}: {mend}") from error
         if compute.world > 1 and any(sign in str(error).lower() for sign in LOST_RANK):

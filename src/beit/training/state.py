@@ -122,7 +122,7 @@ def initial_state(job: Job) -> TrainingState:
         layer_groups=learner.layer_groups,
     )
     optimizer = adamw(groups, lr=job.plan.peak, betas=(config.beta1, config.beta2))
-    split = compute.world, config.accumulate
+    split = compute.world, config.passes
     return TrainingState(learner.model, optimizer, learner.companions, config.ema_decay, config.nonfinite, split)
 
 
@@ -147,10 +147,10 @@ class Stepper:
         job, state, step = self.job, self.state, self.job.method.learner.step
         config, compute = job.plan.config, job.compute
         assert step is not None, "a run of no steps takes none"
-        size = config.batch_size // (compute.world * config.accumulate)
+        size = config.batch_size // (compute.world * config.passes)
         started, waited = time.perf_counter(), 0.0
         totals: dict[str, Tensor] = {}
-        for index in range(config.accumulate):
+        for index in range(config.passes):
             asked_at = time.perf_counter()
             batch = to_device(next(micro_batches), compute.device)
             waited += time.perf_counter() - asked_at
@@ -159,13 +159,13 @@ class Stepper:
             place = index * compute.world + compute.rank
             reseed(seed_of(config.seed, state.step, place), compute.device)
             noise = Noise(config.seed, state.step, range(place * size, (place + 1) * size), compute.device)
-            is_last = index == config.accumulate - 1
+            is_last = index == config.passes - 1
             with nullcontext() if is_last else compute.no_sync(self.network):
                 with autocast(compute.device, job.precision):
                     output = step(self.network, batch, state.step, noise)
-                torch.autograd.backward(output.loss / config.accumulate)
+                torch.autograd.backward(output.loss / config.passes)
             metrics = output.metrics | {"loss": output.loss}
-            shares = {name: value.detach().float() / config.accumulate for name, value in metrics.items()}
+            shares = {name: value.detach().float() / config.passes for name, value in metrics.items()}
             accumulate(totals, shares)
         self.update(totals)
         state.step += 1

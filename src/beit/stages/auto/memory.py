@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from beit.config.errors import UserError
 from beit.config.run import TrainingConfig
 from beit.config.values import counted
+from beit.data.views.mixing import distance
 from beit.models.encoder import BeitEncoder
 from beit.presets import Choice
 from beit.stages.auto.rehearsal import companion_bytes, untouched
@@ -28,8 +29,9 @@ SPARE = 0.25
 
 
 def fit_memory(session: Session[Any], method: Method, batch: Any, precision: Precision) -> Session[Any]:
-    """`session` with the memory that training takes; `--checkpoint-activations auto` becomes on where a pass does not
-    fit otherwise. UserError where a run that has not begun takes more than there is.
+    """`session` with the memory that training takes; `--accumulate auto` becomes the fewest passes that fit, and
+    `--checkpoint-activations auto` on where none fits otherwise. UserError where a run that has not begun takes more
+    than there is.
 
     batch: a few training images on the device.
     """
@@ -39,25 +41,40 @@ def fit_memory(session: Session[Any], method: Method, batch: Any, precision: Pre
     whole: float = compute.from_main(lambda: memory_of(compute.device))
     whole /= compute.world if compute.device.type == "cpu" else 1
     memory = (1 - SPARE) * whole
-    images: float = config.batch_size / (compute.world * config.accumulate)
+    share = config.batch_size // compute.world
     wish, needed, choices = config.checkpoint_activations, list[float](), session.choices
+    splits = _splits(config, share) if config.accumulate == "auto" else [config.passes]
     fixed = state_bytes(model, averaged=config.ema_decay is not None) + companion_bytes(method)
     for choice in ("off", "on") if wish == "auto" else (wish,):
         config = replace(config, checkpoint_activations=choice).as_typed(config.typed)
         checkpoint_activations(model, config)
         an_image = bytes_for_an_image(method, batch, compute, precision)
-        needed.append(images * an_image + fixed)
+        takes = {split: share / split * an_image + fixed for split in splits}
+        split = next((split for split in splits if takes[split] <= memory), splits[-1])
+        needed.append(takes[split])
         if needed[-1] <= memory:
             break
+    images = counted(share // split, "image")
+    if config.accumulate == "auto":
+        config = replace(config, accumulate=split).as_typed(config.typed)
+        reason = f"passes of {images} take {_gib(needed[-1])} of {_gib(memory)}"
+        choices = (*choices, Choice({"accumulate": split}, reason))
     if needed[1:]:
-        reason = f"passes of {counted(round(images), 'image')} take {_gib(needed[0])} else, of {_gib(memory)}"
+        reason = f"passes of {images} take {_gib(needed[0])} else, of {_gib(memory)}"
         choices = (*choices, Choice({"checkpoint_activations": choice}, reason))
     if needed[-1] > whole and not (session.dry_run or session.has_begun):
-        passes = (config.accumulate * part for part in range(2, config.batch_size + 1) if images % part == 0)
-        fits = next((x for x in passes if images * an_image * config.accumulate / x + fixed <= memory), None)
+        passes = (n for n in range(split + 1, share + 1) if share % n == 0 and n % split == 0)
+        fits = next((n for n in passes if share / n * an_image + fixed <= memory), None)
         mend = f"--accumulate {fits} takes fewer images at a time" if fits else "choose a smaller network or image"
         raise UserError(f"this run takes about {_gib(needed[-1])} of memory, and there are {_gib(whole)}; {mend}")
     return session._replace(config=config, memory=needed[-1], choices=choices)
+
+
+def _splits(config: TrainingConfig, share: int) -> list[int]:
+    """The numbers of passes, rising, that a device's share of a batch can be made in: of whole pairs of images, which
+    are mixed, and which batch norms need."""
+    pairs = 2 * distance(getattr(config, "repeats", 1))
+    return [split for split in range(1, share + 1) if share % split == 0 and share // split % pairs == 0] or [1]
 
 
 def _gib(count: float) -> str:

@@ -68,7 +68,7 @@ class FeatureMonitor:
         def features(batch: ImageBatch) -> Tensor:
             return layer_features(model.encoder, batch.image, range(self._encoder.depth), "mean")
 
-        batch_size = max(1, min(256, config.batch_size // (compute.world * config.accumulate)))
+        batch_size = max(1, min(256, config.batch_size // (compute.world * config.passes)))
         for source in (self._bank, self._queries):
             source.compute(features, view, machine, batch_size=batch_size, title="features", stop=stop)
         return compute.from_main(self._figures)

@@ -201,6 +201,7 @@ def _compare(
     gone = {key: x for key, x in then.items() if key not in directory.CHANGEABLE and key not in now}
     differences += [f"{key} was {x!r} and is now left out" for key, x in gone.items()]
     changed = changeable & (now.keys() | then.keys())
+    changed -= {"accumulate"} if config.get("accumulate") == "auto" else set()  # which was chosen, and is stored
     return config | stored | {key: config[key] for key in changed if key in config}, differences
 
 
