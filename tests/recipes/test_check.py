@@ -112,7 +112,7 @@ def test_label_maps_are_counted_and_wrong_ones_named(tmp_path: Path) -> None:
     text = page.getvalue()
     assert "[sky]" in text and "50.00%" in text
     assert "label maps and classes that segmentation would not take: 3" in text
-    assert "not ready for segmentation: mend the 3 mistakes" in text.splitlines()[-1]
+    assert "not ready for segmentation: mend 3 mistakes" in text.splitlines()[-1]
     (tmp_path / "annotations/training/4.png").unlink()
     report = inspect(config(tmp_path))
     assert report.maps and not report.maps.pixels

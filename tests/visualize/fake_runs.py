@@ -126,7 +126,7 @@ def fake_run(
         (folder / "results.json").write_text(json.dumps(results))
     if pictures:
         for step in (reached // 4, reached // 2, reached):
-            save_picture(fake_sheet(verb, step / steps), folder / "samples" / f"step-{step:06d}-{KINDS[verb]}.webp")
+            save_picture(fake_sheet(verb, step / steps), folder / "samples", step, KINDS[verb])
     return folder
 
 
