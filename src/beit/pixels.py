@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from beit.config.errors import require
+from beit.config.errors import UserError, require
 
 GRAY = (0.299, 0.587, 0.114)
 """The parts of red, green and blue in gray (ITU-R 601), as Pillow and torchvision weigh colours."""
@@ -54,14 +54,17 @@ def checked(images: Tensor, value_range: Sequence[float] | None = None, *, look:
     """`images` (..., C, H, W) as networks take them: those of uint16 as float32 in [0, 1], by the numbers that are
     black and white, of all channels or of one after another; others, and with no such numbers, as they are.
 
-    UserError for floats that are not finite, or further outside [0, 1] than interpolation takes them. It costs a
-    `look` at all of them, so that training does without; nothing is looked at where a graph is recorded.
+    UserError for an empty batch, and for floats that are not finite, or further outside [0, 1] than interpolation
+    takes them. The latter costs a `look` at all of them, so that training does without; nothing is looked at where a
+    graph is recorded.
     """
     if images.dtype == torch.uint16 and value_range is not None:
         values = images.float()
         black, white = (per_channel(ends, values) for ends in (value_range[::2], value_range[1::2]))
         return ((values - black) / (white - black)).clamp(0, 1)
     recorded = torch.compiler.is_compiling() or images.is_meta
+    if not (recorded or images.shape[0]):
+        raise UserError("the batch is empty; give one image or more")
     if look and not recorded and images.is_floating_point() and images.numel():
         low, high = map(float, images.detach().aminmax())
         require(math.isfinite(high - low), "images hold numbers that are not finite; give uint8, or floats in [0, 1]")

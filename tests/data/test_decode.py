@@ -101,6 +101,34 @@ def test_the_package_that_reads_heic_is_named(monkeypatch: pytest.MonkeyPatch) -
         pixels(data)
 
 
+def test_bits_that_a_picture_has_beyond_eight_are_told_once(tmp_path: Path) -> None:
+    import imagecodecs
+    import pillow_heif
+
+    deep = np.random.default_rng(0).integers(0, 1024, (64, 96, 3), dtype=np.uint16)
+    for name, bits in (("a", 8), ("b", 10), ("c", 12)):
+        values = (deep >> max(0, 10 - bits) if bits <= 10 else deep << 2).astype(np.uint8 if bits == 8 else np.uint16)
+        (tmp_path / f"{name}.avif").write_bytes(imagecodecs.avif_encode(values, level=90, bitspersample=bits))
+    heif = pillow_heif.from_bytes("RGB;16", (96, 64), (deep << 6).tobytes())
+    heif.save(tmp_path / "d.heic")
+    photo(64, 96).save(tmp_path / "e.heic", "HEIF")
+    photo(64, 96).save(tmp_path / "f.png")
+    lines = [note for note in open_images([str(tmp_path)]).notes if "bits" in note]
+    assert lines == ["3 of 6 files looked at are AVIF or HEIC of more than 8 bits, read as 8"]
+
+
+def test_a_jpeg_of_other_bits_is_refused_by_name() -> None:
+    import imagecodecs
+
+    twelve = (np.arange(64 * 64).reshape(64, 64)).astype(np.uint16)
+    for encoded in (
+        imagecodecs.jpeg_encode(twelve, bitspersample=12),
+        imagecodecs.ljpeg_encode(twelve, bitspersample=12),
+    ):
+        with pytest.raises(ImageError, match="a JPEG of 12 bits, which is not read; write PNG or TIFF"):
+            pixels(encoded)
+
+
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
 def test_both_jpeg_decoders_agree(options: dict[str, object]) -> None:
     data = encode(photo(), "JPEG", quality=95, **options)

@@ -284,3 +284,30 @@ def test_dicom_of_a_palette_and_a_window_of_no_width() -> None:
     for width in (0, 1):
         none = pixels(dicom(stored, WindowCenter=1000, WindowWidth=width), channels=1, bits=16)[..., 0]
         np.testing.assert_allclose(none, stored / 4095, atol=1e-6)
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
+def test_dicom_of_a_table_of_shades_and_of_a_curve(photometric: str) -> None:
+    stored = RNG.integers(0, 4096, (5, 7), dtype=np.uint16)
+    shades = np.sort(RNG.integers(0, 1024, 2000, dtype=np.uint16))
+    table = pydicom.Dataset()
+    table.LUTDescriptor, table.LUTData = [2000, 1000, 10], shades.tobytes()
+    tags: dict[str, Any] = {"VOILUTSequence": [table], "PhotometricInterpretation": photometric}
+    # DICOM PS3.3, C.11.2.1.1: numbers before the table's first have its first shade, those behind its last the last.
+    shown = shades[np.clip(stored.astype(int) - 1000, 0, 1999)] / 1023
+    shown = 1 - shown if photometric == "MONOCHROME1" else shown
+    for more, shift in ((tags, 0), ({**tags, "RescaleSlope": 1, "RescaleIntercept": -500}, -500)):
+        table.LUTDescriptor[1] = 1000 + shift
+        found = pixels(dicom(stored, **more), channels=1, bits=16)[..., 0]
+        np.testing.assert_allclose(found, shown, atol=1e-6)
+    window = {"WindowCenter": 2048, "WindowWidth": 1000}
+    linear = pixels(dicom(stored, PhotometricInterpretation=photometric, **window), channels=1, bits=16)
+    np.testing.assert_array_equal(pixels(dicom(stored, **window, **tags), channels=1, bits=16), linear)
+    with pytest.raises(ImageError, match="its window is a SIGMOID function, which is not applied; write it as PNG"):
+        pixels(dicom(stored, VOILUTFunction="SIGMOID", **window), channels=1, bits=16)
+
+
+def test_an_array_of_bits_is_black_and_white() -> None:
+    seen = GRAY > 30000
+    np.testing.assert_array_equal(pixels(npy(seen))[..., 1], seen * 255)
+    np.testing.assert_array_equal(pixels(npy(seen), channels=1, bits=16)[..., 0], seen)

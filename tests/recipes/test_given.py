@@ -13,6 +13,7 @@ from PIL import Image
 
 import beit
 from beit.config.errors import UserError
+from beit.data.decode import ImageError
 
 pytestmark = pytest.mark.slow
 
@@ -58,6 +59,8 @@ NO_IMAGES: dict[str, Any] = {
     "bytes": b"bytes of a file",
     "an open file": io.BytesIO(b"its bytes"),
     "a list of None": [None],
+    "an empty PIL image": Image.new("RGB", (0, 5)),
+    "an empty PIL image of 16 bits": Image.new("I;16", (5, 0)),
 }
 
 
@@ -65,6 +68,36 @@ NO_IMAGES: dict[str, Any] = {
 def test_what_is_no_image_is_refused(image: Any, probed: Path) -> None:
     with pytest.raises(UserError, match="give "):
         beit.predict(probed, image)
+
+
+def test_a_pil_image_is_read_as_its_file(probed: Path, tmp_path: Path) -> None:
+    """Numbers of 16 bits have a white, those of 32 bits and floats have none, in a program and in a file."""
+    model, gray = beit.load_model(probed), np.linspace(0, 250, 40 * 48).reshape(40, 48)
+    for suffix, dtype, factor in ((".png", np.uint16, 257), (".ppm", np.uint16, 257), (".png", np.uint8, 1)):
+        file = tmp_path / f"a{suffix}"
+        Image.fromarray((gray * factor).astype(dtype)).save(file)
+        found = [beit.predict(model, one) for one in (file, Image.open(file), gray / 255)]
+        named = [one.probabilities["red"] for one in found]  # type: ignore[union-attr, index]
+        assert max(named[:2]) - min(named[:2]) < 1e-6 and abs(named[0] - named[2]) < 0.02, suffix
+    for number in (np.int32, np.float32):
+        Image.fromarray(gray.astype(number)).save(tmp_path / "a.tif")
+        for one in (tmp_path / "a.tif", Image.open(tmp_path / "a.tif"), Image.fromarray(gray.astype(number))):
+            with pytest.raises(
+                ImageError, match=r"(a\.tif|48x40 of mode [IF]): .*no agreed range; .*, or give bytes"
+            ):
+                beit.predict(model, one)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:-40])
+    with Image.open(tmp_path / "cut.png") as cut, pytest.raises(ImageError, match="a PIL image 48x40 of mode L: "):
+        beit.predict(model, cut)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_an_empty_batch_is_refused(training: bool, probed: Path) -> None:
+    model = beit.load_model(probed).train(training)
+    for dtype in (torch.uint8, torch.float32):
+        with pytest.raises(UserError, match="the batch is empty; give one image or more"):
+            model(torch.zeros(0, 3, *model.encoder.config.image_size, dtype=dtype))
+    assert beit.predict(model, []) == []
 
 
 def test_a_map_is_that_of_the_command(segmenter: Path, regions: Path) -> None:

@@ -91,8 +91,12 @@ def test_what_takes_more_memory_than_there_is_is_refused_before_it_begins(
     monkeypatch.setattr(memory, "memory_of", lambda device: 0.8 * gib * 2**30)
     with pytest.raises(UserError, match=r"takes about .* GiB of memory, .*; --accumulate (2|4|8) takes fewer"):
         finetune(config)
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run").exists() and "will be refused" not in capsys.readouterr().out
     finetune(config, dry_run=True)
+    told = capsys.readouterr().out
+    assert told.count("here it will be refused: this run takes about") == 1 and "--accumulate" in told
+    finetune(finetune_config(colours, tmp_path / "run", batch_size=2 * (10**9 + 7)), dry_run=True)  # of a prime
+    assert "there are 0.0 GiB; " in capsys.readouterr().out
     monkeypatch.setattr(memory, "memory_of", lambda device: 1)
     with pytest.raises(UserError, match="choose a smaller network"):
         finetune(config)

@@ -7,6 +7,7 @@ because a 300 KB file can hold gigabytes of pixels.
 """
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,7 +105,7 @@ def pixels_of_picture(image: Image.Image, decoding: Decoding) -> Tensor:
     if (channels, bits) == (3, 8) and image.mode[0] not in "IF":
         return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
     image.load()
-    pixels = pixels_of(raster_of_picture(upright(image)), channels, bits, decoding.value_range)
+    pixels = pixels_of(raster_of_picture(upright(image), image.format), channels, bits, decoding.value_range)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -121,9 +122,19 @@ def open_pillow(data: bytes, name: str, limits: Limits) -> Image.Image:
             limit = f"--max-megapixels {limits.megapixels:g}"
             raise ValueError(f"larger than {limit} allows, or than Pillow opens") from error
         except UnidentifiedImageError as error:
-            raise ValueError("not an image in a known format") from error
+            # Start of frame: marker, length, bits.
+            frame = data[:2] == b"\xff\xd8" and re.search(rb"\xff[\xc0-\xc3]\0[\x0b\x11\x14](.)", data, re.DOTALL)
+            kind = f"a JPEG of {frame[1][0]} bits, which is not read; write" if frame else "not an image in a known"
+            raise ValueError(f"{kind} {'PNG or TIFF' if frame else 'format'}") from error
         limits.check(image.height, image.width, bytes_per_pixel=4)
         return image
+
+
+def depth_of(data: bytes) -> int:
+    """Bits of a channel in an AVIF or HEIC file, by its boxes called `pixi`; 8 of any other."""
+    return max(
+        (box[1][0] for box in re.finditer(rb"pixi\0{4}.(.)", data, re.DOTALL) if data[4:8] == b"ftyp"), default=8
+    )
 
 
 def upright_size(data: bytes, name: str, limits: Limits) -> tuple[int, int]:

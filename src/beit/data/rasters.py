@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from beit.config.errors import require
 from beit.config.values import counted
 from beit.pixels import GRAY, Limits
 
@@ -38,6 +39,8 @@ class Raster(NamedTuple):
     """Of the file, of which `values` are the first."""
     is_inverted: bool = False
     """Whether less is lighter."""
+    depth: int = 8
+    """Bits that the file has, of which 8 are read, where the format knows more (AVIF, HEIC)."""
 
     @property
     def bands(self) -> int:
@@ -101,7 +104,7 @@ def pixels_of(raster: Raster, channels: int, bits: int, value_range: Sequence[fl
     is_byte = values.dtype == np.uint8
     span = raster.span if is_byte or value_range is None else value_range
     if span is None or not (value_range or 0 <= values.min() <= values.max() <= 0xFFFF or raster.is_stated):
-        raise ValueError("its numbers have no agreed range; state it, as --value-range BLACK WHITE")
+        raise ValueError("its numbers have no agreed range; state it, as --value-range BLACK WHITE, or give bytes")
     if not np.isfinite(values).all():
         raise ValueError("it holds numbers that are not finite")
     is_seen_through = raster.opacity != "" and values.shape[2] != channels
@@ -137,11 +140,13 @@ def turn(values: NDArray[Any], orientation: int) -> NDArray[Any]:
     return values[::-1] if orientation in (3, 4, 7, 8) else values
 
 
-def raster_of_picture(image: Image.Image) -> Raster:
-    """What Pillow reads as it is stored: gray of 8 or 16 bits, and RGB of 8; it makes RGB of all else."""
+def raster_of_picture(image: Image.Image, kind: str | None = None) -> Raster:
+    """What Pillow reads as it is stored: gray of 8 or 16 bits, and RGB of 8; it makes RGB of all else. `kind` is the
+    format of the file, as Pillow calls it."""
     opaque = "transparency" not in image.info and image.mode not in ("RGBA", "LA", "PA", "La", "RGBa")
     if opaque and image.mode[0] in "IF":
-        return Raster(np.asarray(image)[..., None], None if image.mode == "F" else (0, 0xFFFF))
+        is_agreed = image.mode[1:] or (image.mode, kind) == ("I", "PPM")
+        return Raster(np.asarray(image)[..., None], (0, 0xFFFF) if is_agreed else None)
     mode = "RGBA" if not opaque else "L" if image.mode in ("1", "L") else "RGB"
     values = np.asarray(image.convert(mode))
     return Raster(values.reshape(*values.shape[:2], -1), (0, 255), "" if opaque else "straight")
@@ -201,7 +206,7 @@ def read_dicom(data: bytes, limits: Limits) -> Raster:
     try:
         from pydicom import dcmread
         from pydicom.pixels.decoders.base import get_decoder
-        from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+        from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
         from pydicom.pixels.utils import pixel_array
     except ImportError as error:
         raise ValueError("DICOM needs `pip install beit[dicom]`") from error
@@ -218,13 +223,18 @@ def read_dicom(data: bytes, limits: Limits) -> Raster:
         return Raster(values := apply_color_lut(stored, file), (0, np.iinfo(values.dtype).max), pages=frames)
     values = apply_modality_lut(stored, file)
     is_plain = not file.PixelRepresentation and np.array_equal(values, stored)
-    span = (_window(file) if samples == 1 else None) or ((0.0, most) if is_plain else None)
-    values = (stored if is_plain else values.astype(np.float32)).reshape(*stored.shape[:2], -1)
+    window = _window(file) if samples == 1 else None
+    if window is None and (tables := file.get("VOILUTSequence")):
+        values, is_plain, most = apply_voi(values.astype(np.int64), file), True, 2.0 ** tables[0].LUTDescriptor[2] - 1
+    span = window or ((0.0, most) if is_plain else None)
+    values = (values if is_plain else values.astype(np.float32)).reshape(*stored.shape[:2], -1)
     return Raster(values, span, pages=frames, is_inverted=file.PhotometricInterpretation == "MONOCHROME1")
 
 
 def _window(file: Any) -> tuple[float, float] | None:
     """The numbers that are black and white by the first window, if there is one of any width."""
+    is_curve = file.get("VOILUTFunction") == "SIGMOID"
+    require(not is_curve, "its window is a SIGMOID function, which is not applied; write it as PNG or TIFF")
     if file.get("WindowWidth") is None or file.get("WindowCenter") is None:
         return None
     center, width = (float(np.ravel(file[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))

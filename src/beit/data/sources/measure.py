@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from beit.config.errors import require
 from beit.config.values import counted
 from beit.data.base import Source
-from beit.data.decode import Decoding, ImageError, open_pillow, reading
+from beit.data.decode import Decoding, ImageError, depth_of, open_pillow, reading
 from beit.data.rasters import Raster, read_raster
 from beit.data.sources.files import FileSource
 from beit.data.sources.splits import Parts, unlabeled
@@ -62,6 +62,8 @@ def _remarks(rasters: Sequence[Raster], decoding: Decoding) -> list[str]:
         for what, counts in (("pages", pages), ("bands", bands))
         if (some := sum(map(bool, counts)))
     ]
+    if deep := sum(raster.depth > 8 for raster in rasters):
+        lines.append(f"{deep} of {len(rasters)} files looked at are AVIF or HEIC of more than 8 bits, read as 8")
     highest = max((int(raster.values.max()) for raster in rasters if raster.span == (0, 0xFFFF)), default=0)
     if 0 < highest < 0x10000 / 8 and decoding.bits == 8 and decoding.value_range is None:
         dark = "the images of 16 bits that were looked at stay under an eighth of their range, nearly black"
@@ -92,7 +94,7 @@ def _rasters(source: FileSource, channels: int | None) -> list[Raster]:
             raster = read_raster(data, limits, channels)
             if raster is None:
                 is_gray = open_pillow(data, source.name(index), limits).mode[0] in "1LIF"
-                raster = Raster(np.empty((0, 0, 1 if is_gray else 3), np.uint8), (0, 255))
+                raster = Raster(np.empty((0, 0, 1 if is_gray else 3), np.uint8), (0, 255), depth=depth_of(data))
             pixels = raster.values.reshape(1, -1, raster.values.shape[2])
             rasters.append(raster._replace(values=pixels[:, :: 1 + pixels.shape[1] // PIXELS].copy()))
     return rasters

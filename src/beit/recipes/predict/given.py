@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from beit.config.errors import UserError
-from beit.data.decode import Decoding, pixels_of_picture
+from beit.config.errors import UserError, require
+from beit.data.decode import Decoding, pixels_of_picture, reading
 from beit.data.sources.opening import open_images
 from beit.pixels import checked, from_unit, to_unit
 from beit.recipes.predict.output import Reading
@@ -52,7 +52,7 @@ def predict_given(reading: Reading, images: Any, model: nn.Module) -> Prediction
 
     Raises:
         UserError: something is no image.
-        ImageError: a file is damaged.
+        ImageError: a file is damaged, or a PIL image does not say what is black and white.
         RunFailed: the memory does not suffice for an image.
     """
     predicted, decoding = [], decoding_by(getattr(model, "description", {}))
@@ -84,7 +84,11 @@ def _each(images: Any, decoding: Decoding) -> Iterator[tuple[str | None, Tensor]
         source = open_images([str(images)], decoding)
         yield from ((source.path(index), source.image(index)) for index in range(len(source)))
     elif isinstance(images, Image.Image):
-        yield None, pixels_of_picture(images, decoding)
+        name = "a PIL image {}x{} of mode {}".format(*images.size, images.mode)
+        require(min(images.size) > 0, f"{name} has no pixels; give one that has")
+        with reading(name):
+            pixels = pixels_of_picture(images, decoding)
+        yield None, pixels
     elif isinstance(images, np.ndarray | Tensor) and images.ndim < 4:
         yield None, _pixels(images, decoding)
     elif not isinstance(images, Iterable) or isinstance(images, bytes | IOBase):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from beit.config.errors import UserError
+from beit.config.errors import require
 from beit.config.run import TrainingConfig
 from beit.config.values import counted
 from beit.data.views.mixing import distance
@@ -62,11 +62,13 @@ def fit_memory(session: Session[Any], method: Method, batch: Any, precision: Pre
     if needed[1:]:
         reason = f"passes of {images} take {_gib(needed[0])} else, of {_gib(memory)}"
         choices = (*choices, Choice({"checkpoint_activations": choice}, reason))
-    if needed[-1] > whole and not (session.dry_run or session.has_begun):
-        passes = (n for n in range(split + 1, share + 1) if share % n == 0 and n % split == 0)
+    if needed[-1] > whole and not session.has_begun:
+        passes = (n for n in range(split + 1, min(share, 10**6) + 1) if share % n == 0 and n % split == 0)
         fits = next((n for n in passes if share / n * an_image + fixed <= memory), None)
         mend = f"--accumulate {fits} takes fewer images at a time" if fits else "choose a smaller network or image"
-        raise UserError(f"this run takes about {_gib(needed[-1])} of memory, and there are {_gib(whole)}; {mend}")
+        refusal = f"this run takes about {_gib(needed[-1])} of memory, and there are {_gib(whole)}; {mend}"
+        require(session.dry_run, refusal)
+        session.console.say(f"here it will be refused: {refusal}")
     return session._replace(config=config, memory=needed[-1], choices=choices)
 
 
