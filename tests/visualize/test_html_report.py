@@ -193,7 +193,7 @@ def test_a_run_that_has_just_begun_or_been_damaged(tmp_path: Path) -> None:
     pictures[1].write_bytes(b"<svg onload=alert(1)>")
     page = Page(write_report([read_run(run)]))
     assert_self_contained(page)
-    assert "status.json could not be read" in page.text and "1 lines of metrics.jsonl" in page.text
+    assert "status.json could not be read" in page.text and "1 line of metrics.jsonl" in page.text
     assert page.text.count("could not be read; what could be read is shown") == 4
 
 
