@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from beit.config.errors import UserError
+from beit.data.base import notes_on_names
 from beit.data.label_file import LabelFile
 from beit.data.sources.holdout import Holdout
 from beit.data.sources.opening import open_splits
@@ -78,21 +79,47 @@ def test_a_file_of_one_class_each_numbers_classes_in_order(photos: Path, tmp_pat
     assert labels.labels.targets(torch.tensor([2])).tolist() == [[False, False, True]]
 
 
-ALIKE = {"capitals": ("Cat", "cat"), "accents": ("caf\u00e9", "cafe\u0301"), "a mark": ("cat", "c\u200bat")}
+ALIKE = {
+    "capitals": ("Cat", "cat"),
+    "accents": ("caf\u00e9", "cafe\u0301"),
+    "a mark": ("cat", "c\u200bat"),
+    "numbers": ("1", "01", "1.0"),
+}
 
 
 @pytest.mark.parametrize("names", ALIKE.values(), ids=ALIKE)
-def test_classes_that_look_alike_are_noted(names: tuple[str, str], tmp_path: Path) -> None:
-    """In folders and in files; they stay two."""
+def test_classes_that_look_alike_are_noted(names: tuple[str, ...], tmp_path: Path) -> None:
+    """In folders and in files; they stay apart."""
     write_images(tmp_path / "photos", dict.fromkeys((*names, "dog"), 2))
     folders = open_splits([str(tmp_path / "photos")], holdout=Holdout(0), labeled=True)["train"]
     file = tmp_path / "labels.csv"
-    file.write_text("".join(f"{names[0]}/{i}.png,{name}\n" for i, name in enumerate(names)))
+    file.write_text("".join(f"{name}/0.png,{name}\n" for name in names))
     named = LabelFile(file, multilabel=False).apply(folders)
     for source, origin in ((folders, "--data"), (named, f"--labels {file}")):
         [note] = [note for note in source.notes if "look alike" in note and note.startswith(origin)]
         assert all(ascii(name) in note for name in names) and "dog" not in note
     assert {*names} == {*(named.classes or ())}
+
+
+def test_numbers_that_differ_are_not_noted() -> None:
+    others = [
+        "1",
+        "10",
+        "100",
+        "1.5",
+        "1.05",
+        "-1",
+        "+",
+        "1e1",
+        "1.0.0",
+        "0",
+        "v1",
+        "\u00b2",
+        "123456789012345678901",
+    ]
+    assert not notes_on_names([*others, "123456789012345678902"], "x")
+    for alike in (("0", "00"), ("10", "10.0"), ("1.50", "1.5"), ("0007", "7."), ("\uff11", "1")):
+        assert notes_on_names(alike, "x"), alike
 
 
 @pytest.mark.parametrize("heading", ["image_id,species", "img,label", "path,class"])

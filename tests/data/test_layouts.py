@@ -117,9 +117,11 @@ def test_two_readings_are_refused_by_every_verb_until_one_is_stated(
 
 
 def test_alike_folders_of_one_level_are_no_classes_for_sure(tmp_path: Path) -> None:
-    """Training without labels takes them; who needs classes must say so, and check says that."""
+    """Training without labels takes them, and says so; who needs classes must say so, and check says that."""
     write_images(tmp_path, *classed("fold_a", "fold_b", "fold_c"))
     assert len(opened(tmp_path)["train"]) == 12
+    notes = open_splits([str(tmp_path)], holdout=Holdout(0))["train"].notes
+    assert any("one pool to train on, though each of fold_a, fold_b, fold_c holds" in note for note in notes)
     message = refusal(tmp_path, labeled=True)
     assert "each of fold_a, fold_b, fold_c holds the folders cat, dog" in message and "--layout classes" in message
     report = inspect(CheckConfig(data=str(tmp_path), workers=0, holdout=0))
@@ -129,6 +131,35 @@ def test_alike_folders_of_one_level_are_no_classes_for_sure(tmp_path: Path) -> N
     assert splits["train"].classes == ("fold_a", "fold_b", "fold_c")
     known = ("fold_a", "fold_b", "fold_c", "fold_d")
     assert open_splits([str(tmp_path)], holdout=Holdout(0), labeled=True, classes=known)["train"].classes == known
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("tr", "va"), ("my_train", "my_val"), ("TR", "TE"), ("train_x", "held"), ("x-test", "y"), ("cv_dev", "cv_rest")],
+)
+def test_folders_that_are_rather_splits_are_refused_by_every_verb(names: tuple[str, str], tmp_path: Path) -> None:
+    """They would be one pool, those to judge on among it, to a verb without labels."""
+    write_images(tmp_path, *classed(*names))
+    for labeled in (False, True):
+        assert "holds the folders cat, dog: if the outer ones are the classes" in refusal(tmp_path, labeled)
+    assert len(opened(tmp_path, layout="classes")["train"]) == 8
+
+
+@pytest.mark.parametrize("names", [("valley", "trail"), ("tree", "tent"), ("fold_1", "fold_2"), ("trains", "teams")])
+def test_folders_of_other_names_are_one_pool(names: tuple[str, str], tmp_path: Path) -> None:
+    write_images(tmp_path, *classed(*names))
+    assert len(opened(tmp_path)["train"]) == 8
+
+
+@pytest.mark.parametrize("others", [(), ("val",), ("Val", "test")])
+def test_a_split_in_two_spellings_is_refused(others: tuple[str, ...], tmp_path: Path) -> None:
+    """One of the two would be left out."""
+    write_images(tmp_path, *classed("train", *others), *classed("Train"))
+    if sorted(path.name for path in tmp_path.iterdir())[0] == "train":
+        pytest.skip("the file system takes both for one")
+    for labeled in (False, True):
+        assert "rain/ are one split by their names; join them, or say --layout" in refusal(tmp_path, labeled)
+    assert len(opened(tmp_path, layout="classes")["train"]) == 4 * (2 + len(others))
 
 
 def test_folders_within_the_only_one_are_looked_at_too(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections import UserDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, cast
 
@@ -118,11 +119,13 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[list
 
 
 def notes_on_names(classes: Iterable[str], origin: str) -> list[str]:
-    """A line about classes that differ in capitals, spaces, invisible marks or the spelling of accents alone."""
+    """A line about classes that differ in capitals, spaces, invisible marks, or the spelling of accents or numbers
+    alone."""
 
     def look(name: str) -> str:
         seen = unicodedata.normalize("NFKC", name).casefold()
-        return "".join(x for x in seen if not x.isspace() and unicodedata.category(x) != "Cf")
+        plain = "".join(x for x in seen if not x.isspace() and unicodedata.category(x) != "Cf")
+        return str(Decimal(plain).normalize()) if re.fullmatch(r"\d+(\.\d*)?", plain, re.ASCII) else plain
 
     alike = [listed(map(ascii, group)) for group in grouped(classes, look) if group[1:]]
     return [

@@ -2,6 +2,7 @@
 for what is held back."""
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import NamedTuple
 from beit.config.errors import UserError, given_by, require
 from beit.config.run import LayoutName
 from beit.config.values import counted
-from beit.data.base import SPLITS, Split, check_classes, notes_on_names, split_of
+from beit.data.base import SPLITS, Split, check_classes, grouped, notes_on_names, split_of
 from beit.data.sources.files import Files, FileSource
 from beit.data.sources.holdout import Holdout, hold_back, idle_note
 from beit.data.sources.listing import Listing, Member
@@ -92,6 +93,12 @@ def _class_names(part: Part) -> list[Sequence[str]]:
 # Folders
 
 
+_RATHER_SPLITS = re.compile(
+    r"(?i)(?:\b|_)(?:tr|train(?:ing)?|va|val(?:id(?:ation)?)?|te|test(?:ing)?|dev)\d*(?:\b|_)"
+)
+"""What in names says that folders which hold the same ones are splits, beyond those that are called so."""
+
+
 class Layout(NamedTuple):
     """Where the images of each split lie."""
 
@@ -119,6 +126,9 @@ def find_splits(paths: Sequence[str], *, paired: bool, layout: LayoutName | None
     names, inner = children(paths, base), _inner_folders(paths, base)
     alike = sorted(filter(split_of, names), key=lambda name: (len(name), name))
     named = {split_of(name): name for name in reversed(alike)}  # train/ rather than train_images/
+    for twins in grouped(alike if layout != "classes" else (), str.casefold):
+        both = " and ".join(f"{base}{name}/" for name in twins)
+        require(len(twins) < 2, f"{both} are one split by their names; join them, or say --layout classes")
     if layout == "splits" and not alike:
         raise UserError("holds no folder called train, val or test; name one so, or drop --layout splits")
     if layout is None and len(named) < 2 and (doubt := _two_readings(inner, names, base)):
@@ -130,9 +140,10 @@ def find_splits(paths: Sequence[str], *, paired: bool, layout: LayoutName | None
         notes += [f"{at} ignored ({counted(rest[at], 'image')})" for at in rest if at not in folders.values()]
         return Layout(folders, notes)
     notes += [f"{base}{name}/ is a class like what lies beside (else say --layout splits)" for name in alike]
-    return Layout(
-        {"train": base}, notes, "" if layout else _doubt_about_classes(_within_the_only(paths, base, inner))
-    )
+    doubt = "" if layout else _doubt_about_classes(_within_the_only(paths, base, inner))
+    require(not (doubt and any(map(_RATHER_SPLITS.search, names))), doubt)
+    notes += [f"one pool to train on, though {doubt}"] if doubt else []
+    return Layout({"train": base}, notes, doubt)
 
 
 def _two_readings(inner: Mapping[str, set[str]], names: Mapping[str, int], base: str) -> str:
