@@ -56,7 +56,7 @@ def notes_on_start(flag: str, model: str, judged: Mapping[str, Source]) -> list[
     counts = {name: count_trained_on(model, source) for name, source in judged.items()}
     if not counts or None in counts.values():
         return [f"{flag} {model}: which images it was trained on is not known"] if counts else []
-    shares = [f"{counts[name]:,} of {counted(len(source), f'{name} image')}" for name, source in judged.items()]
+    shares = [f"{counts[name]:,} of the {counted(len(source), f'{name} image')}" for name, source in judged.items()]
     return [f"{flag} {model} was trained on {' and '.join(shares)}, by their paths"]
 
 
