@@ -129,7 +129,7 @@ def segmenter(model: SemanticSegmenter, config: EvaluateConfig, machine: Machine
 
     def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
         if not sums["count"]:
-            none = f"no pixel of {counted(len(source), 'label map')} has a class"
+            none = f"no pixel of the {counted(len(source), 'label map')} has a class"
             why = f"{IGNORE}{' and 0' * reduce_zero} stand for none"
             raise UserError(f"--data: {none} ({why}); choose --data or --split with labelled pixels")
         return {"inference": inference.words(), **segmentation_figures(sums), **by_class(sums["confusion"], names)}
