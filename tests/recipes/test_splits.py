@@ -20,7 +20,8 @@ from beit.config.errors import UserError
 from beit.config.use import CheckConfig, EvaluateConfig
 from beit.data.base import Source
 from beit.data.label_maps.pairs import PairSource, open_pairs
-from beit.data.sources import named
+from beit.data.sources import holdout, named
+from beit.data.sources.cache import ImageCache
 from beit.data.sources.holdout import Holdout
 from beit.data.sources.listing import list_data
 from beit.data.sources.opening import open_splits
@@ -30,6 +31,7 @@ from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
 from beit.recipes.probe import probe
 from beit.recipes.tokenizer.run import tokenizer
+from beit.stages.scores import monitor
 from beit.stages.session import open_images
 from beit.stages.tasks.labels import open_with_labels
 from beit.training.run.directory import LAYOUT
@@ -161,7 +163,7 @@ def test_a_deletion_that_is_cut_short_leaves_no_pictures_to_train_on(left: int, 
         Image.new("RGB", (4, 4)).save(tmp_path / path, "PNG")
     for name in LAYOUT[:left]:
         remove(tmp_path / "run" / name)
-    keys = [member.path for listing in list_data([str(tmp_path)]) for member in listing.members]
+    keys = [member.path for listing in list_data([str(tmp_path)], ImageCache()) for member in listing.members]
     assert keys == ["0.png"]
 
 
@@ -275,3 +277,30 @@ def test_mistakes_in_other_data_to_judge_on_are_those_of_its_flag(
     with pytest.raises(UserError) as error:
         open_with_labels(config)
     assert str(error.value).startswith("--eval-data") and reason in str(error.value)
+
+
+def test_a_start_takes_what_the_run_found_out_about_its_images(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is chosen or compared again where a run goes on, by a verb that opens its images twice; a file that is
+    touched has all of it found out again, and the run goes on."""
+    shutil.copytree(colours / "train", tmp_path / "data")
+    config = pretrain_config(tmp_path / "data", tmp_path / "run", target="pixels")
+    calls: list[str] = []
+    for place, name in ((holdout, "choose_held_back"), (holdout, "equal_images"), (monitor, "labels_per_class")):
+        whole = getattr(place, name)
+        monkeypatch.setattr(
+            place, name, lambda *given, whole=whole, name=name: (calls.append(name), whole(*given))[1]
+        )
+    with stopped_in_step(2):
+        pretrain(config)
+    assert {*calls} == {"choose_held_back", "equal_images", "labels_per_class"}
+    chosen = held_back(tmp_path / "run")
+    calls.clear()
+    with stopped_in_step(2):
+        pretrain(config)
+    assert not calls and held_back(tmp_path / "run") == chosen
+    next((tmp_path / "data").rglob("*.png")).touch()
+    pretrain(config)
+    assert {*calls} == {"choose_held_back", "equal_images", "labels_per_class"}
+    assert held_back(tmp_path / "run") == chosen

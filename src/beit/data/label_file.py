@@ -21,8 +21,7 @@ from torch import Tensor
 from beit.config.errors import UserError, require
 from beit.config.values import counted
 from beit.data.base import Source, Split, check_classes, notes_on_names, read_text
-from beit.data.sources.files import path_of
-from beit.data.sources.listing import IMAGE_SUFFIXES
+from beit.data.sources.files import IMAGE_SUFFIXES, path_of
 from beit.data.sources.subsets import Subset
 from beit.untrusted import display
 

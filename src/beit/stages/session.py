@@ -22,15 +22,16 @@ from beit.config.values import defaults_of
 from beit.data.base import Source, Splits
 from beit.data.decode import Decoding
 from beit.data.loaders import View
+from beit.data.sources.cache import ImageCache
 from beit.data.sources.holdout import Holdout, without_copies
 from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import Subset, limited
 from beit.pixels import Limits
 from beit.presets import AUTO, NOTHING_KNOWN, Choice, Facts, resolve
-from beit.training.console import Console, bar
+from beit.training.console import Console, track
 from beit.training.device import Compute, open_compute
 from beit.training.plan import Pace, Plan
-from beit.training.run.directory import CONFIG, RESULTS, Request
+from beit.training.run.directory import CONFIG, LISTING, RESULTS, Request
 from beit.training.run.opening import stored_run
 from beit.training.run.trackers import require_trackers
 from beit.untrusted import read_json
@@ -154,6 +155,8 @@ class Images(NamedTuple):
     """What is judged once, at the end."""
     all_held_back: Source | None = None
     """What `held_back` is a choice of, which nothing is trained on."""
+    holdout: Holdout = Holdout()
+    """How they were chosen, with what was found out of them."""
 
     @property
     def fingerprint(self) -> str:
@@ -165,9 +168,11 @@ class Images(NamedTuple):
         return Plan(config, len(self.train))
 
 
-def open_images(config: TrainingConfig, opener: OpenSplits = open_splits) -> Images:
-    """The images of `config.data`. Nothing is written yet, so that a mistake in the data leaves no trace."""
-    splits = open_data(config, opener, holdout_of(config))
+def open_images(config: TrainingConfig, opener: OpenSplits = open_splits, holdout: Holdout | None = None) -> Images:
+    """The images of `config.data`, `holdout` being theirs where they are opened again. Nothing is written yet, so
+    that a mistake in the data leaves no trace."""
+    holdout = holdout or holdout_of(config)
+    splits = open_data(config, opener, holdout)
     names = ", ".join(config.sources)
     mend = "name that folder itself to train on it"
     require("train" in splits, f"--data {names} holds images for evaluation alone; {mend}")
@@ -175,16 +180,15 @@ def open_images(config: TrainingConfig, opener: OpenSplits = open_splits) -> Ima
     require(judges, f"--data {names} leaves no image for evaluation; add images, or --holdout 0")
     val = splits.get("val") or Subset(train, [])
     test = splits.get("test")
-    train = without_copies(train, [val, *([test] if test else [])])
+    train = without_copies(train, [val, *([test] if test else [])], holdout.cache)
     require(len(train) > 0, f"--data {names} leaves no image to train on but those to judge on; add others")
     judged = limited(val, config.eval_images, config.seed)
-    return Images(train, judged, test, val)
+    return Images(train, judged, test, val, holdout)
 
 
 def open_data(config: DataConfig, opener: OpenSplits, holdout: Holdout) -> Splits[Source]:
     """The images of `config.data` by split."""
-    with bar("looking for images", None, shown=os.environ.get("RANK", "0") == "0"):
-        return opener(config.sources, holdout=holdout, decoding=decoding_of(config))
+    return opener(config.sources, holdout=holdout, decoding=decoding_of(config))
 
 
 def decoding_of(config: DecodingConfig) -> Decoding:
@@ -227,7 +231,7 @@ def decoding_by(description: Mapping[str, Any]) -> Decoding:
 
 
 def holdout_of(config: DataConfig) -> Holdout:
-    """What takes the place of `val`."""
+    """What takes the place of `val`, by what a run has found out before."""
     classes_of = None
     if config.labels is not None:
         from beit.data.label_file import classes_in_file
@@ -237,7 +241,11 @@ def holdout_of(config: DataConfig) -> Holdout:
         from beit.data.label_maps.pairs import mapped_in
 
         classes_of = mapped_in(config.label_maps)
-    return Holdout(config.holdout, config.group_by, classes_of, config.eval_sources, config.layout)
+    from beit.data.sources.listing import list_images
+
+    about = [list_images(place).members.digest for place in (config.labels, config.label_maps) if place]
+    cache = ImageCache(Path(config.out, LISTING) if isinstance(config, TrainingConfig) else None, about, track)
+    return Holdout(config.holdout, config.group_by, classes_of, config.eval_sources, config.layout, cache=cache)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ from beit.training.device import to_device
 from beit.training.loop import fit
 from beit.training.method import EvaluationSplit, Method, Product
 from beit.training.plan import Job, Pace, Plan
-from beit.training.run.directory import SKIPPED, TRAINED_ON
+from beit.training.run.directory import LISTING, SKIPPED, TRAINED_ON
 from beit.training.run.opening import open_run
 from beit.training.signals import StopRequested, stop_signals
 
@@ -82,6 +82,7 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
         announce(session, method, feed, plan, machine.precision)
         if compute.main and not (run.path / TRAINED_ON).exists():
             write_images(run.path, feed.images.train, feed.images.all_held_back or feed.images.held_back)
+        run.bear(LISTING, lambda: feed.images.holdout.cache.save(run.path / LISTING))
         batches = RunBatches(session, feed, machine)
         if not is_prepared:
             _prepare(method, batches, machine)

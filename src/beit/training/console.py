@@ -3,8 +3,9 @@
 A terminal has one live display, at its bottom: a bar for each piece of work under way, and lines below them.
 """
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -16,6 +17,8 @@ from rich.table import Column
 from rich.text import Text
 
 from beit.untrusted import in_lines
+
+TRACKED = 1000  # items that go by before a bar moves
 
 
 class Console:
@@ -99,7 +102,8 @@ class Standing(ProgressColumn):
     """How much of a piece of work is done, and how long the rest will take."""
 
     def render(self, task: Task) -> Text:
-        done = f"{task.completed:,.0f} of {task.total:,.0f}" if task.total is not None else ""
+        total = f" of {task.total:,.0f}" if task.total is not None else ""
+        done = f"{task.completed:,.0f}{total}" if task.completed or total else ""
         left = task.fields.get("left", task.time_remaining)
         return Text(done if left is None or task.finished else f"{done}  {duration(left)} left")
 
@@ -161,6 +165,15 @@ def bar(
         if not display.tasks and not display.disable:
             display.stop()
             _display = None
+
+
+def track(items: Iterable[Any], title: str) -> Iterator[Any]:
+    """The `items`; a bar on the first rank shows how many went by."""
+    with bar(title, None, shown=os.environ.get("RANK", "0") == "0") as progress:
+        for number, item in enumerate(items, 1):
+            yield item
+            if number % TRACKED == 0:
+                progress.move(TRACKED)
 
 
 def duration(seconds: float) -> str:

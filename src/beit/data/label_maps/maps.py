@@ -13,8 +13,7 @@ from beit.config.values import counted
 from beit.data.decode import Decoding, ImageError, open_pillow, reading, upright
 from beit.data.label_maps.colors import ColorKey
 from beit.data.rasters import NPY, Raster, is_odd_tiff, read_raster
-from beit.data.sources.files import Files, FileSource
-from beit.data.sources.listing import Listing
+from beit.data.sources.files import Files, FileSource, Listing
 from beit.data.sources.subsets import spread
 from beit.pixels import Limits
 

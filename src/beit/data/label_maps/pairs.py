@@ -27,9 +27,9 @@ from beit.data.decode import USUAL, Decoding, ImageError
 from beit.data.label_maps.colors import ColorKey
 from beit.data.label_maps.maps import MapFiles
 from beit.data.sources.demo import DemoSource
-from beit.data.sources.files import FileSource
+from beit.data.sources.files import FileSource, Listing, Member, tabulate
 from beit.data.sources.holdout import MAPPED, ClassesOf, Holdout
-from beit.data.sources.listing import Listing, Member, list_data, list_maps
+from beit.data.sources.listing import list_data, list_maps
 from beit.data.sources.measure import settled
 from beit.data.sources.opening import is_named_set, open_splits
 from beit.data.sources.splits import Part, Parts, split_listings, unlabeled
@@ -61,7 +61,7 @@ def open_map_files(
         _by_stem(part.alone(), top)
         listing, map_of = apart or part.listing, _by_stem(apart, "") if apart else _by_stem(part.listing, MAPS)
         stems = {_stem(image.path, top): image.path for image in part.members}
-        maps.append(replace(listing, members=[map_of[stem] for stem in stems if stem in map_of]))
+        maps.append(replace(listing, members=tabulate(map_of[stem] for stem in stems if stem in map_of)))
         missing += [(part.listing.root, path) for stem, path in stems.items() if stem not in map_of]
     if missing:
         root, path = missing[0]
@@ -132,7 +132,7 @@ class PairSource(Subset):
         self.notes += table.notes
 
     def chosen(self, indices: Sequence[int]) -> "PairSource":
-        return PairSource(self._source, self._maps, self.table, self._indices[list(indices)].tolist())
+        return PairSource(self._source, self._maps, self.table, self.indices[list(indices)].tolist())
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of an image's label map, from its header alone; raises :class:`ImageError`."""
@@ -188,7 +188,7 @@ def open_pairs(
         require(not holdout.eval_data, "--eval-data is for folders; demo has its own")
         return _open_scenes(holdout, reduce_zero_label, classes)
     apart = None if label_maps is None else list_maps(label_maps)
-    listings = _listings(data, apart)
+    listings = _listings(data, apart, holdout)
     path = class_table or tables.find_class_table([*listings, *([apart] if apart else [])])
     if path is not None:
         listings = [listing.using(path) for listing in listings]
@@ -226,7 +226,7 @@ def split_pairs(listings: Sequence[Listing], holdout: Holdout, apart: Listing | 
     parts = dict(split_listings(listings, own, paired=apart is None))
     if holdout.eval_data:
         with given_by("--eval-data", instead_of="--data"):
-            listings = _listings(holdout.eval_data, apart)
+            listings = _listings(holdout.eval_data, apart, holdout)
             others = split_listings(listings, Holdout(0, layout=holdout.layout), paired=apart is None)
         parts["val"] = others.get("val") or others.get("test") or others["train"]
     if apart is not None:
@@ -243,7 +243,7 @@ def split_pairs(listings: Sequence[Listing], holdout: Holdout, apart: Listing | 
 def _mapped(part: Part, maps: Listing) -> Part:
     """The images of a part that have a map, with a note."""
     map_of = _by_stem(maps, "")
-    members = [member for member in part.members if _stem(member.path, "") in map_of]
+    members = tabulate(member for member in part.members if _stem(member.path, "") in map_of)
     images = counted(len(part.members), "image")
     return part._replace(
         members=members, notes=[*part.notes, f"{len(members):,} of {images} with a label map in {maps.root}"]
@@ -269,11 +269,11 @@ def _open_scenes(holdout: Holdout, reduce_zero_label: bool, classes: Sequence[st
     return Splits({split: partial(open_split, split) for split in splits})
 
 
-def _listings(data: Sequence[str], apart: Listing | None) -> list[Listing]:
+def _listings(data: Sequence[str], apart: Listing | None, holdout: Holdout) -> list[Listing]:
     for value in data:
         if is_named_set(value) and not os.path.exists(value):
             raise UserError(f"--data {value} has no label maps; name a folder with images/ and annotations/")
-    listings = list_data(data)
+    listings = list_data(data, holdout.cache)
     for listing in listings if apart is None else ():
         check_layout(listing)
     return listings

@@ -18,7 +18,7 @@ from beit.config.errors import UserError, require
 from beit.config.segment import IGNORE
 from beit.config.values import counted
 from beit.data.base import read_text
-from beit.data.sources.listing import Listing
+from beit.data.sources.files import Listing
 
 Color = tuple[int, int, int]
 

@@ -7,18 +7,24 @@ those of one group; a class never loses its last training image.
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from beit.config.errors import UserError
 from beit.config.run import LayoutName
 from beit.config.values import counted
 from beit.data.base import Source, grouped, stable_hash
 from beit.data.decode import ImageError
+from beit.data.sources.cache import ImageCache
 from beit.data.sources.files import full_name
-from beit.data.sources.subsets import origin, select
+from beit.data.sources.subsets import Concatenation, origin, select
 
 SHARE, SHARE_OF_FEW, FEW = 0.05, 0.2, 2000
 """What is held back of the images; and of labelled images where a root has fewer of them than FEW."""
@@ -48,6 +54,8 @@ class Holdout:
     """Whether folders named like splits are splits, where names leave it open."""
     listed: frozenset[str] = frozenset()
     """The full names of the images to hold back, where a run has chosen some of them before."""
+    cache: ImageCache = field(default_factory=ImageCache)
+    """What has been found out about the images, in this start or an earlier one."""
 
 
 class Pool(Source, Protocol):
@@ -69,7 +77,7 @@ def hold_back(pool: Source, classes: Sequence[Sequence[str]], holdout: Holdout, 
     if holdout.share == 0 or size < 2:
         return [], idle_note(root, holdout, "no image is held back")
     keys = [pool.key(index) for index in range(size)]
-    together, about = equal_images([pool]), ""
+    together, about = equal_images([pool], bool, holdout.cache), ""
     if holdout.group_by is not None:
         groups = named_groups(keys, holdout.group_by)
         if not groups:
@@ -187,41 +195,41 @@ def units_of(size: int, together: Iterable[Sequence[int]]) -> list[int]:
     return [root(index) for index in range(size)]
 
 
-def without_copies(train: Source, judged: Sequence[Source]) -> Source:
+def without_copies(train: Source, judged: Sequence[Source], cache: ImageCache) -> Source:
     """`train` but for the images of the same bytes as one of `judged`, with a note."""
-    size = len(train)
-    groups = equal_images([train, *judged], lambda group: group[0] < size <= group[-1])
-    copies = {index for group in groups for index in group if index < size}
-    if not copies:
+    size, sources = len(train), [train, *judged]
+
+    def copies_in_train() -> Iterator[NDArray[np.int64]]:
+        groups = equal_images(sources, lambda group: group[0] < size <= group[-1], cache)
+        yield np.array(sorted({index for group in groups for index in group if index < size}), np.int64)
+
+    [copies] = cache.recall(("copies", *(source.fingerprint for source in sources)), copies_in_train)
+    if not len(copies):
         return train
-    rest = select(train, [index for index in range(size) if index not in copies])
-    first = f"the first being {train.name(min(copies))}"
+    rest = select(train, np.delete(np.arange(size), copies).tolist())
+    first = f"the first being {train.name(int(copies[0]))}"
     rest.notes.append(f"{counted(len(copies), 'image')} left out of training, being judged on too, {first}")
     return rest
 
 
-def equal_images(sources: Sequence[Source], matters: Callable[[list[int]], object] = bool) -> Members:
+def equal_images(sources: Sequence[Source], matters: Callable[[list[int]], object], cache: ImageCache) -> Members:
     """Sets of images with the same bytes that matter, numbered through all `sources`. Files of one length are
     compared by their ends, and only where these agree in whole: a large set costs a short read of each file."""
-    places = [cast(tuple[Pool, int], origin(source, i)) for source in sources for i in range(len(source))]
+    together = Concatenation(sources, labeled=False)
 
-    def content(number: int, last: int | None = None) -> bytes:
-        source, index = places[number]
-        return hashlib.blake2b(source.read(index, last), digest_size=16).digest()
-
-    groups: Members = [list(range(len(places)))]
-    for trait in (lambda n: places[n][0].length(places[n][1]), partial(content, last=_TAIL), content):
-        same = (group for group in groups for group in grouped(group, partial(_of_whole, trait)))
-        groups = [group for group in same if len(group) > 1 and matters(group)]
-    return groups
-
-
-def _of_whole(trait: Callable[[int], Hashable], number: int) -> Hashable:
-    """The trait of an image; a damaged one has none."""
-    try:
-        return trait(number)
-    except (ImageError, OSError):
+    def content(number: int, last: int | None) -> Hashable:
+        """That of an image as far as it is looked at; a damaged one has none."""
+        source, index = cast(tuple[Pool, int], origin(together, number))
+        with suppress(ImageError, OSError):
+            length = source.length(index)
+            return length, last == 0 or hashlib.blake2b(source.read(index, last), digest_size=16).digest()
         return None
+
+    groups: Members = [list(range(len(together)))]
+    for last in (0, _TAIL, None):
+        numbers = cache.track(chain.from_iterable(groups), "comparing images")
+        groups = [group for group in grouped(numbers, partial(content, last=last)) if group[1:] and matters(group)]
+    return groups
 
 
 def named_groups(keys: Sequence[str], pattern: str) -> Members:

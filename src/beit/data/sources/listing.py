@@ -6,88 +6,58 @@ classes are decided once, on paths alone. Nothing is ever extracted: tar members
 
 import os
 import re
+import stat
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from beit.config.errors import UserError, require
 from beit.config.values import counted
 from beit.data.base import split_of
-
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp"}
-    | {".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"}
-    | {".jpx", ".avif", ".heic", ".heif", ".hif", ".npy", ".dcm", ".dicom"}
+from beit.data.sources.cache import ImageCache
+from beit.data.sources.files import (
+    IMAGE_SUFFIXES,
+    NO_NUMBER,
+    WRONG_NUMBER,
+    Listing,
+    Member,
+    Members,
+    suffix_of,
+    tabulate,
 )
+
 # Folders of thumbnails and resource forks that file systems and archivers leave behind.
 _LITTER = frozenset(("__MACOSX", "@eaDir", "lost+found"))
 _RUN, _RESULTS = {"config.yaml", "status.json"}, {"maps", "classes.tsv"}
 """What is in the folder of every run, and in that of predicted label maps, which may have overlays too."""
+_MOST_CLASSES = 1_000_000  # a number beyond is damage, and a table of that length an attack
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
-class Member(NamedTuple):
-    """One file of a listing."""
-
-    path: str
-    """POSIX path relative to the root."""
-    shard: int = -1
-    """Which tar of the listing holds it; -1 for a plain file."""
-    offset: int = 0
-    """Where its bytes start in the tar."""
-    size: int = -1
-    """How many there are; -1 for a plain file: all of it."""
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The images of one root."""
-
-    root: str
-    """A folder as the user named it, or the tars' common description."""
-    members: list[Member]
-    """Sorted by path."""
-    tars: list[str] = field(default_factory=list)
-    numbers: dict[str, Member] = field(default_factory=dict)
-    """`KEY.cls` members of tars by their key prefixed with the shard: class numbers in ASCII."""
-    omissions: list[str] = field(default_factory=list)
-    """What would be an image, but is not used, and why, one line each."""
-    others: Counter[str] = field(default_factory=Counter)
-    """Files in a folder that are no images, by suffix."""
-
-    @property
-    def notes(self) -> list[str]:
-        """What is not used, one line each."""
-        if not self.others:
-            return self.omissions
-        most = self.others.most_common(4)
-        kinds = ", ".join(f"{count} {suffix or 'without extension'}" for suffix, count in most)
-        return [*self.omissions, f"{self.root}: {counted(self.others.total(), 'other file')} ignored ({kinds})"]
-
-    def using(self, path: str) -> "Listing":
-        """This listing, of whose other files `path` is used, if it is one of them."""
-        inside = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.root))
-        return replace(self, others=self.others - Counter({_suffix(path): int(inside)}))
-
-
-def list_data(values: Sequence[str]) -> list[Listing]:
-    """One listing for each folder among `values`, and one for all the tars together, in order of appearance."""
+def list_data(values: Sequence[str], cache: ImageCache) -> list[Listing]:
+    """One listing for each folder among `values`, and one for all the tars together, in order of appearance; once for
+    all who share the `cache`."""
+    if listings := cache.listings.get(tuple(values), []):
+        return listings
     with _about("--data"):
         for value in values:
             if run := _run_around(value):
                 raise UserError(f"{value}: what lies in the run {run} is no data; name a folder of images")
         shards = [_tar_paths(value) for value in values]
-        listings = [_scan_folder(value) for value, tars in zip(values, shards, strict=True) if tars is None]
+        listings = [_scan_folder(value, cache) for value, tars in zip(values, shards, strict=True) if tars is None]
         if tars := [tar for part in shards for tar in part or ()]:
             place = next(place for place, part in enumerate(shards) if part)
-            listings.insert(place, _scan_tars(tars))
+            listings.insert(place, _scan_tars(tars, cache))
         _require_apart([listing.root for listing in listings if not listing.tars])
         _require_apart([tar for listing in listings for tar in listing.tars])
+    cache.listings[tuple(values)] = listings
     return listings
 
 
@@ -112,16 +82,16 @@ def list_images(value: str) -> Listing:
         other_file = os.path.lexists(value) and not os.path.isdir(value)
         if other_file and not _is_tar_name(value) and not value.lower().endswith(".zip"):
             folder, name = os.path.split(value)
-            return Listing(folder, [Member(name)])
+            return Listing(folder, tabulate([_file(value, name) or Member(name)]))
         unpacked = os.path.isdir(value) and any(True for _ in _walk(value, Counter(), []))
         tars = None if unpacked else _tar_paths(value)
-        return _scan_folder(value) if tars is None else _scan_tars(tars)
+        return _scan_folder(value, ImageCache()) if tars is None else _scan_tars(tars, ImageCache())
 
 
 def list_maps(folder: str) -> Listing:
     """The label maps in a folder, at any depth."""
     with _about("--label-maps"):
-        return _scan_folder(folder)
+        return _scan_folder(folder, ImageCache())
 
 
 @contextmanager
@@ -154,7 +124,7 @@ def _tar_paths(value: str) -> list[tuple[str, str]] | None:
         require(_is_tar_name(value), f"{value} is {kind}")
         return [(value, "")]
     names = _visible_names(value)
-    if any(_suffix(name) in IMAGE_SUFFIXES for name in names):
+    if any(suffix_of(name) in IMAGE_SUFFIXES for name in names):
         return None
     splits = [name for name in names if split_of(name) and os.path.isdir(os.path.join(value, name))]
     folders = ["", *(f"{name}/" for name in splits)]
@@ -164,10 +134,6 @@ def _tar_paths(value: str) -> list[tuple[str, str]] | None:
         for name in _visible_names(os.path.join(value, folder))
         if _is_tar_name(name)
     ] or None
-
-
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
 
 
 def _visible_names(folder: str) -> list[str]:
@@ -182,76 +148,97 @@ def _is_tar_name(name: str) -> bool:
 # Folders
 
 
-def _scan_folder(root: str) -> Listing:
+def _scan_folder(root: str, cache: ImageCache) -> Listing:
     """Every image beneath `root`, at any depth. Links are followed, but never in a circle; hidden names are not."""
     omissions: list[str] = []
     others: Counter[str] = Counter()
-    paths = sorted(_walk(root, others, omissions))
+    members = tabulate(cache.track(_walk(root, others, omissions), "looking for images"))
     content = f" (it holds {counted(others.total(), 'other file')})" if others else ""
     mend = "name a folder with files such as .jpg or .png, or tar shards"
-    require(bool(paths), f"{root} holds no image{content}; {mend}")
-    return Listing(root, [Member(path) for path in paths], omissions=omissions, others=others)
+    require(bool(members), f"{root} holds no image{content}; {mend}")
+    return Listing(root, members, omissions=omissions, others=others)
 
 
 def _walk(
     folder: str, others: Counter[str], omissions: list[str], prefix: str = "", chain: tuple[str, ...] = ()
-) -> Iterator[str]:
-    chain = chain or (os.path.realpath(folder),)
-    entries = list(os.scandir(folder))
-    names = {entry.name for entry in entries}
-    if prefix and (names >= _RUN or names - {"overlays"} == _RESULTS):
-        omissions.append(f"{folder}: {'a run' if names >= _RUN else 'label maps of beit predict'}, ignored")
+) -> Iterator[Member]:
+    """The images, in the order of their paths."""
+    chain, place = chain or (os.path.realpath(folder),), os.path.join(folder, "")
+    with os.scandir(folder) as entries:
+        ends = {x.name: "/" * (os.path.isdir(x.path) if x.is_symlink() else x.is_dir()) for x in entries}
+    if prefix and (ends.keys() >= _RUN or ends.keys() - {"overlays"} == _RESULTS):
+        omissions.append(f"{folder}: {'a run' if ends.keys() >= _RUN else 'label maps of beit predict'}, ignored")
         return
-    for entry in entries:
-        name = entry.name
+    for name in sorted(ends, key=lambda name: name + ends[name]):
         if name.startswith(".") or name in _LITTER:
             continue
-        if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
-            real = os.path.realpath(entry.path) if entry.is_symlink() else f"{chain[-1]}{os.sep}{name}"
+        path = place + name
+        if ends[name]:
+            real = os.path.realpath(path) if os.path.islink(path) else f"{chain[-1]}{os.sep}{name}"
             if real in chain:
-                omissions.append(f"{entry.path}: a link to a folder that contains it, ignored")
+                omissions.append(f"{path}: a link to a folder that contains it, ignored")
                 continue
-            yield from _walk(entry.path, others, omissions, f"{prefix}{name}/", (*chain, real))
-        elif _suffix(name) not in IMAGE_SUFFIXES:
-            others[_suffix(name)] += 1
-        # A dangling link counts as an image, so that it is reported as damaged; a pipe would block its reader.
-        elif os.path.isfile(entry.path) or not os.path.exists(entry.path):
-            yield prefix + name
+            yield from _walk(path, others, omissions, f"{prefix}{name}/", (*chain, real))
+        elif suffix_of(name) not in IMAGE_SUFFIXES:
+            others[suffix_of(name)] += 1
+        elif member := _file(path, prefix + name):
+            yield member
+
+
+def _file(path: str, name: str) -> Member | None:
+    """The file at `path`; None for a pipe, which would block its reader. A dangling link counts as an image, so that
+    it is reported as damaged."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return Member(name)
+    is_file = stat.S_ISREG(status.st_mode)
+    return Member(name, -1, 0, status.st_size, status.st_mtime_ns) if is_file else None
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Tar shards (WebDataset convention: KEY.jpg beside KEY.cls)
 
 
-def _scan_tars(tars: Sequence[tuple[str, str]]) -> Listing:
+def _scan_tars(tars: Sequence[tuple[str, str]], cache: ImageCache) -> Listing:
     """Every image in the tars, its path prefixed as given. Links, devices and paths that lead outside the archive
     are left out with a note.
     """
-    members: list[Member] = []
-    numbers: dict[str, Member] = {}
-    omissions: list[str] = []
-    seen: set[str] = set()
-    for shard, (tar, prefix) in enumerate(tars):
-        ignored: Counter[str] = Counter()
-        contents = list(_tar_members(tar, shard, ignored, omissions))
-        # Shards that each number their members from 0: the shard's name keeps their paths apart.
-        mark = "" if seen.isdisjoint(member.path for member in contents) else f"{Path(tar).stem}~"
-        seen.update(member.path for member in contents)
-        for member in contents:
-            folder, name = os.path.split(prefix + member.path)
-            path = os.path.join(folder, mark + name)
-            stem, suffix = os.path.splitext(path)
-            if suffix.lower() in IMAGE_SUFFIXES:
-                members.append(member._replace(path=path))
-            elif suffix == ".cls":
-                numbers[f"{shard}:{stem}"] = member
-        if ignored:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.items())
-            omissions.append(f"{tar}: ignored {kinds}")
     paths = [tar for tar, _ in tars]
     root = paths[0] if len(paths) == 1 else f"{paths[0]} .. {os.path.basename(paths[-1])}"
-    require(bool(members), f"{root} holds no image; a shard is a tar of files such as KEY.jpg")
-    return Listing(root, sorted(members), paths, numbers, omissions)
+    state = [(*tar, _file(tar[0], "")) for tar in tars]
+    text, rows, omissions = cache.recall(("tars", state), lambda: _read_tars(tars, cache))
+    require(len(rows) > 0, f"{root} holds no image; a shard is a tar of files such as KEY.jpg")
+    return Listing(root, Members(text.tobytes(), rows), paths, omissions.tolist())
+
+
+def _read_tars(tars: Sequence[tuple[str, str]], cache: ImageCache) -> Iterator[NDArray[Any]]:
+    """The text and the rows of the members, sorted by path, and what is left out."""
+    omissions, seen = list[str](), set[str]()
+
+    def images() -> Iterator[Member]:
+        for shard, (tar, prefix) in enumerate(tars):
+            ignored: Counter[str] = Counter()
+            contents = list(_tar_members(tar, shard, ignored, omissions))
+            # Shards that each number their members from 0: the shard's name keeps their paths apart.
+            mark = "" if seen.isdisjoint(member.path for member in contents) else f"{Path(tar).stem}~"
+            seen.update(member.path for member in contents)
+            with open(tar, "rb") as file:
+                ends = ((x, *os.path.splitext(x.path)) for x in contents)
+                numbers = {key: _read_number(file, x) for x, key, end in ends if end == ".cls"}
+            for member in contents:
+                if suffix_of(member.path) in IMAGE_SUFFIXES:
+                    folder, name = os.path.split(member.path)
+                    # KEY ends at the last dot, or by WebDataset's rule at the first.
+                    keys = os.path.splitext(member.path)[0], os.path.join(folder, name.partition(".")[0])
+                    number = next((numbers[key] for key in keys if key in numbers), NO_NUMBER)
+                    yield member._replace(path=os.path.join(prefix + folder, mark + name), number=number)
+            if ignored:
+                kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.items())
+                omissions.append(f"{tar}: ignored {kinds}")
+
+    members = tabulate(sorted(cache.track(images(), "looking for images")))
+    yield from (np.frombuffer(members.text, np.uint8), members.rows, np.array(omissions, np.str_))
 
 
 def _tar_members(tar: str, shard: int, ignored: Counter[str], omissions: list[str]) -> Iterator[Member]:
@@ -288,3 +275,10 @@ def _tar_members(tar: str, shard: int, ignored: Counter[str], omissions: list[st
         raise
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{tar} is damaged or no tar ({error}); fetch it again") from error
+
+
+def _read_number(tar: IO[bytes], member: Member) -> int:
+    """The class number in ASCII that a member of a tar is."""
+    tar.seek(member.offset)
+    text = tar.read(min(member.size, 32)).strip()
+    return int(text) if text.isdigit() and int(text) < _MOST_CLASSES else WRONG_NUMBER

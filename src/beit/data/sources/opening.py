@@ -14,7 +14,6 @@ from beit.data.base import SPLITS, Source, Split, Splits
 from beit.data.decode import USUAL, Decoding
 from beit.data.sources.files import Files, FileSource, path_of
 from beit.data.sources.holdout import ClassesOf, Holdout, hold_back, idle_note
-from beit.data.sources.listing import list_data, list_images
 from beit.data.sources.splits import Parts, label_members, split_listings, unlabeled, without_unlabeled_test
 from beit.data.sources.subsets import Concatenation, Subset
 
@@ -42,7 +41,7 @@ def open_splits(
 
         def open_val() -> Source:
             known = classes or (splits["train"].classes if labeled and "train" in splits else None)
-            plain = Holdout(share=0, layout=holdout.layout)
+            plain = Holdout(share=0, layout=holdout.layout, cache=holdout.cache)
             with given_by("--eval-data", instead_of="--data"):
                 others, _ = _open_roots(holdout.eval_data, plain, labeled, decoding, known)
                 return next(others[split]() for split in ("val", "test", "train") if split in others)
@@ -59,9 +58,10 @@ def _open_roots(
     paths, sets = ([value for value in data if _is_set(value) == is_set] for is_set in (False, True))
     opened = [_open_set(value, holdout) for value in sets]
     if paths:
+        from beit.data.sources.listing import list_data  # which sets by name do without
         from beit.data.sources.measure import settled
 
-        parts = split_listings(list_data(paths), holdout)
+        parts = split_listings(list_data(paths, holdout.cache), holdout)
         parts = without_unlabeled_test(parts) if labeled else parts
         decoding = settled(parts, decoding)
         opened.append({split: partial(_open_files, parts, split, labeled, decoding, classes) for split in parts})
@@ -101,8 +101,10 @@ def _require_classes(source: Source, classes: Sequence[str] | None, names: str) 
 def open_images(values: Sequence[str], decoding: Decoding = USUAL) -> FileSource:
     """The image files, and every image in the folders and tar shards that `values` name, in their order, whatever the
     layout; each is decoded as often as it is asked for."""
-    listings = [list_images(value) for value in ([values] if isinstance(values, str) else values)]
+    from beit.data.sources.listing import list_images
     from beit.data.sources.measure import look_over
+
+    listings = [list_images(value) for value in ([values] if isinstance(values, str) else values)]
 
     files = Files(listings, [note for listing in listings for note in listing.notes])
     decoding, about = look_over(FileSource(files, decoding))

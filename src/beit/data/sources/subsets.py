@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from beit.config.errors import require
@@ -50,8 +49,8 @@ class Subset(_Joined):
         classes: tuple[str, ...] | None = None,
     ) -> None:
         self._source = source
-        self._indices = torch.tensor(indices, dtype=torch.int64)
-        self._labels = None if labels is None else torch.tensor(labels, dtype=torch.int64)
+        self.indices = np.array(indices, np.int64)
+        self._labels = None if labels is None else np.array(labels, np.int64)
         self.classes = source.classes if labels is None else classes
         self.notes = list(source.notes)
 
@@ -59,10 +58,10 @@ class Subset(_Joined):
         return super().label(index) if self._labels is None else int(self._labels[index])
 
     def _find(self, index: int) -> tuple[Source, int]:
-        return self._source, int(self._indices[index])
+        return self._source, int(self.indices[index])
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     def chosen(self, indices: Sequence[int]) -> "Subset":
         """Some of them."""
@@ -76,7 +75,7 @@ class Subset(_Joined):
     @property
     def fingerprint(self) -> str:
         own = [] if self._labels is None else [repr([self.classes, self._labels.tolist()]).encode()]
-        digests = (hashlib.blake2b(x, digest_size=16).hexdigest() for x in (self._indices.numpy().tobytes(), *own))
+        digests = (hashlib.blake2b(x, digest_size=16).hexdigest() for x in (self.indices.tobytes(), *own))
         return " ".join([self._source.fingerprint, *digests])
 
 

@@ -133,13 +133,14 @@ def inspect_maps(config: CheckConfig) -> MapReport:
     report = MapReport()
     try:
         apart = [list_maps(config.label_maps)] if config.label_maps else []
-        path = find_class_table([*list_data(config.sources), *apart]) if "demo" not in config.sources else None
+        holdout, is_demo = holdout_of(config), "demo" in config.sources
+        path = None if is_demo else find_class_table([*list_data(config.sources, holdout.cache), *apart])
         numbers = [] if path is None else [number for number, _, _ in read_class_rows(path)]
         from_one = bool(numbers) and 0 not in numbers
         if from_one:
             report.notes.append(f"{path} numbers its classes from 1: segment with --reduce-zero-label")
         opener = partial(open_pairs, label_maps=config.label_maps, reduce_zero_label=from_one)
-        splits = open_data(config, opener, holdout_of(config))
+        splits = open_data(config, opener, holdout)
     except UserError as error:
         report.mistakes.append(str(error))
         return report

@@ -39,8 +39,10 @@ class FeatureMonitor:
         labeled = labels_for_figures(config, images) if images.held_back else None
         self._classes = len(labeled.train.classes or ()) if labeled else 0
         bank, count = (labeled or images).train, min(BANK, most)
-        if labeled:
-            bank = labels_per_class(bank, max(1, count // self._classes), config.seed)
+        if labeled:  # whose choice takes a hash of every name
+            few, facts = (bank, max(1, count // self._classes), config.seed), (bank.fingerprint, count, config.seed)
+            [chosen] = images.holdout.cache.recall(("bank", *facts), lambda: [labels_per_class(*few).indices])
+            bank = Subset(bank, chosen.tolist())
         self._bank = FeatureSource(Subset(bank, seeded_choice(bank, count, config.seed)), shape)
         held_back = labeled.held_back if labeled else Subset(images.held_back, [])
         self._queries = FeatureSource(Subset(held_back, seeded_choice(held_back, most, config.seed)), shape)

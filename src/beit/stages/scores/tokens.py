@@ -13,8 +13,7 @@ from beit.config.errors import UserError
 from beit.config.run import DataConfig
 from beit.data.base import Source
 from beit.data.label_file import classes_in_file
-from beit.data.sources.files import path_of
-from beit.data.sources.opening import open_splits
+from beit.data.sources.opening import classes_of_images, open_splits
 from beit.data.sources.subsets import Subset, spread
 from beit.data.views.evaluation import EvaluationView
 from beit.masking import BlockwiseMasking
@@ -82,8 +81,7 @@ class Scoring:
         """The class of each image, by the file of labels or by where it lies; -1 for none, and for several."""
         if self.config.labels is None:
             return [self.classes.get(source.key(index), -1) for index in range(len(source))]
-        classes_of = classes_in_file(self.config.labels)
-        names = [classes_of(source.key(index), path_of(source, index)) for index in range(len(source))]
+        names = classes_of_images(source, classes_in_file(self.config.labels))
         return [self.classes.setdefault(name[0], len(self.classes)) if len(name) == 1 else -1 for name in names]
 
     @cached_property
@@ -93,11 +91,10 @@ class Scoring:
         if self.config.labels is not None:
             return {}
         try:
-            opened = open_data(self.config, partial(open_splits, labeled=True), holdout_of(self.config))
-            sources = [*opened.values()]
+            sources = open_data(self.config, partial(open_splits, labeled=True), holdout_of(self.config)).values()
+            return {source.key(index): source.label(index) for source in sources for index in range(len(source))}
         except UserError:  # which has no classes
             return {}
-        return {source.key(index): source.label(index) for source in sources for index in range(len(source))}
 
 
 def baseline_figures(bank: Tensor, tokens: Tensor, vocab_size: int) -> dict[str, float]:

@@ -45,14 +45,18 @@ def labels_for_figures(config: PretrainConfig, images: Images) -> Images | None:
     if images.train.classes is not None:
         return images
     try:
-        return open_images(config, partial(open_splits, labeled=True))
+        return open_images(config, partial(open_splits, labeled=True), images.holdout)
     except UserError:
         return None
 
 
 def count_labels(train: Source, labels: Labels) -> Tensor:
     """How many images are of each class, (C,)."""
-    return labels.targets(torch.tensor([train.label(i) for i in range(len(train))])).sum(0)
+    kinds = torch.arange(len(labels.classes if labels.sets is None else labels.sets))
+    numbers = torch.tensor([train.label(index) for index in range(len(train))], dtype=torch.int64)
+    return (
+        numbers.bincount(minlength=len(kinds)) @ labels.targets(kinds).long()
+    )  # a row for each image takes gigabytes
 
 
 def open_with_labels(

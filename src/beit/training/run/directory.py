@@ -1,7 +1,7 @@
 """The run directory: what a run leaves on disk, how it is opened again, and what may differ when it is.
 
-config.yaml  status.json  log.txt  metrics.jsonl  results.json  held-back.txt  trained-on.npy  samples/  model/
-checkpoints/step-N/
+config.yaml  status.json  log.txt  metrics.jsonl  results.json  held-back.txt  trained-on.npy  listing.npz
+samples/  model/  checkpoints/step-N/
 """
 
 import errno
@@ -29,10 +29,10 @@ from beit.untrusted import file_hash
 
 CONFIG, STATUS, LOG = "config.yaml", "status.json", "log.txt"
 METRICS, RESULTS, REPORT = "metrics.jsonl", "results.json", "report.html"
-HELD_BACK, TRAINED_ON, JUDGED = "held-back.txt", "trained-on.npy", "judged.npz"
+HELD_BACK, TRAINED_ON, LISTING, JUDGED = "held-back.txt", "trained-on.npy", "listing.npz", "judged.npz"
 SAMPLES, MODEL, MODEL_BEST, CHECKPOINTS = "samples", "model", "model-best", "checkpoints"
 TRACKERS = ("tensorboard", "wandb")
-FILES = (LOG, METRICS, RESULTS, REPORT, HELD_BACK, TRAINED_ON, JUDGED)
+FILES = (LOG, METRICS, RESULTS, REPORT, HELD_BACK, TRAINED_ON, LISTING, JUDGED)
 SKIPPED = "skipped "
 """How lines of the log begin that name an image."""
 LAYOUT = (*FILES, SAMPLES, MODEL, MODEL_BEST, CHECKPOINTS, *TRACKERS, STATUS, CONFIG)
