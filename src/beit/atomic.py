@@ -3,6 +3,7 @@
 What is half written is called `.tmp-NAME` and lies beside its place, so that one rename puts it there.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ from pathlib import Path
 
 def draft_of(path: Path) -> Path:
     """Where `path` is written before it is renamed."""
-    return path.with_name(f".tmp-{path.name}")
+    name = os.fsencode(path.name)  # a file system takes 255 bytes
+    return path.with_name(f".tmp-{path.name if len(name) < 250 else hashlib.blake2b(name).hexdigest()}")
 
 
 def replace_file(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from beit.checkpoints.own import read_description
 from beit.config.errors import UserError
 from beit.config.use import CheckConfig, EvaluateConfig, PredictConfig, ReportConfig
 from beit.data.label_file import LabelFile, classes_in_file
+from beit.data.label_maps.pairs import open_pairs
 from beit.data.sources.files import FileSource, full_name
 from beit.data.sources.holdout import Holdout
 from beit.data.sources.opening import open_images, open_splits
@@ -23,6 +25,7 @@ from beit.data.sources.subsets import Subset
 from beit.recipes.check.run import check
 from beit.recipes.evaluate.run import evaluate
 from beit.recipes.finetune import finetune
+from beit.recipes.predict.maps import Legend, map_writer
 from beit.recipes.predict.output import name_in_line, results_file
 from beit.recipes.predict.run import predict
 from beit.recipes.report import report
@@ -46,6 +49,21 @@ ODD = (
     "a;b,c.png",
     "back\\x5c.png",
     "plain.png",
+    "two\n\nlines.png",
+    "crlf\r\n.png",
+    "--flag.png",
+    "dots...png",
+    "trailing .png",
+    "\u00e9.png",  # beside the other form of it above
+    "\ufeffmark.png",
+    "=sum.png",
+    "a.tar:b.png",
+    "%20.png",
+    "null.png",
+    "\x1c.png",
+    os.fsdecode(b"\xff\xed\xa0\x80.png"),
+    "x" * 251 + ".png",  # as long as a name can be
+    "\u65e5" * 83 + ".png",
 )
 
 CLASSES = ("plain", "with; and space\u3000", os.fsdecode(b"caf\xe9\t"))
@@ -55,7 +73,7 @@ CLASSES = ("plain", "with; and space\u3000", os.fsdecode(b"caf\xe9\t"))
 def photos(tmp_path: Path) -> Path:
     """An image of each name, in folders of such names."""
     for number, name in enumerate(ODD):
-        folder = tmp_path / "photos" / f"{name[:-4]} {number}"
+        folder = tmp_path / "photos" / f"{name[:-4]} {number}"[:60]
         folder.mkdir(parents=True)
         Image.new("RGB", (4, 4), (number, 0, 0)).save(folder / name, "PNG")
     return tmp_path / "photos"
@@ -107,6 +125,27 @@ def test_files_of_results_hold_the_names_as_they_are(photos: Path, tmp_path: Pat
         for name in sorted(names):
             write({"image": name, "mean": np.zeros(2)})
     assert np.load(tmp_path / "x.npz")["image"].tolist() == sorted(names)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_maps_are_found_again_by_the_names_of_their_images(packed: bool, photos: Path, tmp_path: Path) -> None:
+    """What `beit predict` writes, --label-maps reads."""
+    data = tmp_path / "photos.tar" if packed else photos
+    if packed:
+        with tarfile.open(data, "w", format=tarfile.PAX_FORMAT) as archive:
+            archive.add(photos, "photos")
+    source = open_images([str(data)])
+    write = map_writer(
+        tmp_path / "out", Legend(("a", "b", "c"), [(0, 0, 0), (9, 9, 9), (5, 5, 5)], 0), source, overlays=False
+    )
+    for index in range(len(source)):
+        label_map = np.full((4, 4), index % 3, np.uint8)
+        write({"image": source.path(index), "label_map": label_map, "classes": {"a": 1.0}})
+    assert not [path for path in (tmp_path / "out").rglob(".*")]
+    found = open_pairs([str(data)], holdout=Holdout(0), label_maps=str(tmp_path / "out" / "maps"))["train"]
+    class_of = {source.key(index): index % 3 for index in range(len(source))}
+    assert {found.key(i): int(found.label(i)[0, 0]) for i in range(len(found))} == class_of
+    assert len(class_of) == len(ODD)
 
 
 @pytest.mark.slow
