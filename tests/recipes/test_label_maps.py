@@ -177,7 +177,7 @@ def test_what_does_not_go_together_is_refused(
     other = tmp_path / "other"
     shutil.copytree(regions, other)
     (other / "classes.tsv").write_text("value\tname\n1\tred\n2\tblue\n3\tgreen\n")
-    with pytest.raises(UserError, match="the number 2 is 'blue' there and 'green' in the model, and 1 more"):
+    with pytest.raises(UserError, match="the number 2 is 'blue' there and 'green' in the model, and 1 other"):
         evaluation(segmenter, other)
     (other / "classes.tsv").write_text("value\tname\n1\tred;crimson\n2\tGreen\n3\tblue\n")
     assert set(evaluation(segmenter, other)["classes"]) == {"red", "green", "blue"}

@@ -147,7 +147,7 @@ def test_maps_in_a_folder_apart_for_some_of_the_images(
     held_back = {x: {*(out / x / "held-back.txt").read_text().splitlines()} for x in ("pretrain", "segmenter")}
     stems = {Path(name).stem for name in held_back["segmenter"]}
     assert len(stems) == 2 and stems < {*map(str, range(10))} and held_back["segmenter"] <= held_back["pretrain"]
-    assert re.search(r"8 of 1\d images have a label map", capsys.readouterr().out)
+    assert re.search(r"8 of 1\d images with a label map", capsys.readouterr().out)
     found = beit.evaluate(beit.EvaluateConfig(model=str(out), data=str(photos), label_maps=str(maps), workers=0))
     assert found.results["images"] == 2 and "miou" in found.results
     assert cli("check", photos, "--label-maps", maps, "--workers", "0") == 0
