@@ -134,7 +134,7 @@ class Stepper:
     state: TrainingState
 
     def __post_init__(self) -> None:
-        model = self.state.model
+        model, self.passes = self.state.model, self.job.plan.config.passes
         if self.job.plan.config.compile == "on":
             set_logs(recompiles=True)  # shapes are the same in all steps; of others it is told
             model = cast(nn.Module, torch.compile(model, dynamic=False))
@@ -147,10 +147,10 @@ class Stepper:
         job, state, step = self.job, self.state, self.job.method.learner.step
         config, compute = job.plan.config, job.compute
         assert step is not None, "a run of no steps takes none"
-        size = config.batch_size // (compute.world * config.passes)
+        size = config.batch_size // (compute.world * self.passes)
         started, waited = time.perf_counter(), 0.0
         totals: dict[str, Tensor] = {}
-        for index in range(config.passes):
+        for index in range(self.passes):
             asked_at = time.perf_counter()
             batch = to_device(next(micro_batches), compute.device)
             waited += time.perf_counter() - asked_at
@@ -159,13 +159,13 @@ class Stepper:
             place = index * compute.world + compute.rank
             reseed(seed_of(config.seed, state.step, place), compute.device)
             noise = Noise(config.seed, state.step, range(place * size, (place + 1) * size), compute.device)
-            is_last = index == config.passes - 1
+            is_last = index == self.passes - 1
             with nullcontext() if is_last else compute.no_sync(self.network):
                 with autocast(compute.device, job.precision):
                     output = step(self.network, batch, state.step, noise)
-                torch.autograd.backward(output.loss / config.passes)
+                torch.autograd.backward(output.loss / self.passes)
             metrics = output.metrics | {"loss": output.loss}
-            shares = {name: value.detach().float() / config.passes for name, value in metrics.items()}
+            shares = {name: value.detach().float() / self.passes for name, value in metrics.items()}
             accumulate(totals, shares)
         self.update(totals)
         state.step += 1
