@@ -186,6 +186,8 @@ def test_what_does_not_go_together_is_refused(
         ({}, "say where to: --out FOLDER"),
         ({"out": "maps.csv"}, "written to a folder"),
         ({"out": "maps", "layer": 1}, "--layer is for features"),
+        ({"out": str(regions / "images")}, "name a folder for the label maps alone"),
+        ({"out": str(regions)}, "name a folder for the label maps alone"),
     ):
         with pytest.raises(UserError, match=expected):
             predict(PredictConfig(images=(str(regions / "images"),), model=str(segmenter), **values))

@@ -156,6 +156,36 @@ def test_a_run_inside_its_data_goes_on(images: Path, tmp_path: Path, monkeypatch
     assert "./runs/tok: a run, ignored" in opened.train.notes
 
 
+@pytest.mark.parametrize("place", ["run", "red/run", "a/b/c", ".hidden/run", "red/0/1", "val", "train", "samples"])
+@pytest.mark.parametrize("journey", [False, True])
+def test_a_run_anywhere_in_its_data_changes_nothing(place: str, journey: bool, colours: Path, tmp_path: Path) -> None:
+    """Whether of one verb or of several, written there or moved; nor do label maps that were predicted."""
+    data = tmp_path / "photos"
+    shutil.copytree(colours / "train", data)
+    before = open_splits([str(data)], labeled=True, holdout=Holdout(0.2))
+    for part in ("", "pretrain", "scratch") if journey else ("",):
+        run = data / place / part
+        (run / "samples").mkdir(parents=True)
+        for name in ("config.yaml", "status.json"):
+            (run / name).write_text("{}")
+        Image.new("RGB", (8, 8)).save(run / "samples/0.png")
+        (run / "report.html").write_text("")
+    (data / "results/maps/red").mkdir(parents=True)
+    (data / "results/overlays").mkdir()
+    (data / "results/classes.tsv").write_text("value\tname")
+    Image.new("L", (8, 8)).save(data / "results/maps/red/0.png")
+    Image.new("RGB", (8, 8)).save(data / "results/overlays/0.jpg")
+    after = open_splits([str(data)], labeled=True, holdout=Holdout(0.2))
+    assert {name: key_set(source) for name, source in before.items()} == {
+        name: key_set(source) for name, source in after.items()
+    }
+    assert after["train"].classes == before["train"].classes
+    notes = [note for note in after["train"].notes if note.endswith(": a run, ignored")]
+    assert notes == [] if ".hidden" in place else notes[0].startswith(f"{data / place}")
+    with pytest.raises(UserError, match="is no data"):
+        open_splits([str(data / place / "samples")], holdout=Holdout(0))
+
+
 @pytest.mark.parametrize("left", range(len(LAYOUT)))
 def test_a_deletion_that_is_cut_short_leaves_no_pictures_to_train_on(left: int, tmp_path: Path) -> None:
     for path in ("0.png", "run/samples/0.png", "run/config.yaml", "run/status.json"):

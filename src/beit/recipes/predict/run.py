@@ -30,6 +30,7 @@ from beit.stages.batches import each_batch, report_skipped
 from beit.stages.inference import classifier_view, open_machine_alone, print_notes, require_writable_file
 from beit.stages.session import decoding_of
 from beit.tokenizers.base import VisualTokenizer
+from beit.untrusted import in_lines
 
 
 def predict(
@@ -199,3 +200,6 @@ def _require_out(config: PredictConfig, reading: Reading) -> None:
         require_writable_file(config.out)
     elif path.is_file() or path.suffix in (*WRITERS, ".png"):
         raise UserError(f"--out {path}: {reading.noun} are written to a folder, a file for each image")
+    elif around := [x for x in config.images if path.resolve() in (Path(x).resolve(), *Path(x).resolve().parents)]:
+        # Where they lay among images, the next run would take them for images.
+        raise UserError(f"--out {path} holds {in_lines(around[0])}; name a folder for the {reading.noun} alone")
