@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 from typing import Any
 
@@ -125,20 +126,23 @@ def test_a_start_is_one_of_two(typed: dict[str, Any], message: str) -> None:
         resolve(FinetuneConfig(data="x", out="y", **typed))
 
 
-def test_few_labels_are_not_shown_for_the_whole_budget() -> None:
-    steps, remark = auto.within_epochs("finetune", 4500, 128, 10**6)
-    assert steps == round(4500 * 100 / 128) and remark == "; stops at 100 epochs: 4,500 labelled images"
-    assert auto.within_epochs("finetune", 4500, 128, 300) == (300, "")
-    assert auto.within_epochs("finetune", 3, 1024, 300)[0] == 1
-    assert auto.within_epochs("pretrain", 10, 128, 10**6) == (10**6, "")
+@pytest.mark.parametrize(("mixing", "passes"), [({"mixup": 0.0, "cutmix": 0.0}, 100), ({"mixup": 0.8}, 400)])
+def test_few_labels_are_not_shown_for_the_whole_budget(mixing: dict[str, float], passes: int) -> None:
+    """The more often, the more they are mixed."""
+    config = FinetuneConfig(data="x", out="y", init="i", batch_size=128, **mixing)
+    steps, remark = auto.within_epochs("finetune", config, 4500, 10**6)
+    assert steps == round(4500 * passes / 128) and remark == f"; stops at {passes} epochs: 4,500 labelled images"
+    assert auto.within_epochs("finetune", config, 4500, 300) == (300, "")
+    assert auto.within_epochs("finetune", dataclasses.replace(config, batch_size=1024), 2, 300)[0] == 1
+    assert auto.within_epochs("pretrain", config, 10, 10**6) == (10**6, "")
 
 
-@pytest.mark.parametrize(("labels", "mixing"), [(45, (0.0, 0.0, 0.05)), (450, (0.8, 1.0, 0.1))])
-def test_labels_decide_what_is_mixed(labels: int, mixing: tuple[float, float, float]) -> None:
-    facts = Facts(side=32, width=192, labels_per_class=labels)
+@pytest.mark.parametrize(("side", "mixing"), [(32, (0.8, 1.0, 0.1)), (224, (0.0, 0.0, 0.05))])
+def test_small_images_are_mixed(side: int, mixing: tuple[float, float, float]) -> None:
+    facts = Facts(side=side, width=192, labels_per_class=45)
     config, _ = resolve(FinetuneConfig(data="x", out="y", init="i", steps=1000), facts)
     assert (config.mixup, config.cutmix, config.drop_path_rate) == mixing
-    assert config.num_warmup_steps(1000, 10 * labels) == 100, "a share of the run"
+    assert config.num_warmup_steps(1000, 450) == 100, "a share of the run"
 
 
 def test_pretraining_takes_the_grid_of_its_tokenizer() -> None:

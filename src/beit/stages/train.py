@@ -197,7 +197,7 @@ def set_steps(session: Session[Config], make_method: Callable[[Config], Method],
     assert pace is not None
     left = max(0.0, budget - (time.monotonic() - session.began))
     steps, evaluations = compute.from_main(lambda: fit_into(left, pace, config))
-    steps, remark = within_epochs(session.verb, len(feed.images.train), config.batch_size, steps)
+    steps, remark = within_epochs(session.verb, config, len(feed.images.train), steps)
     reason = (
         f"{duration(left)} are left of {config.budget}; a step takes {pace.step:.3g} s, an evaluation "
         f"{pace.evaluation:.2g} s, a save {pace.save:.2g} s{remark}"
