@@ -118,3 +118,17 @@ def listens(process: int, port: int) -> bool:
             if words[1].endswith(f":{port:04X}") and words[3] == "0A" and f"socket:[{words[9]}]" in sockets:
                 return True
     return False
+
+
+def test_verbs_that_follow_one_another_meet_the_other_ranks_once() -> None:
+    """As the parts of `beit train` do, whatever patience each is given."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    script = (
+        "from beit.training.device import open_compute\n"
+        "first, second = open_compute('cpu', 60.0), open_compute('cpu', 70.0)\n"
+        "assert first.host_group is second.host_group and second.world == 2\n"
+    )
+    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [subprocess.Popen([sys.executable, "-c", script], env={**common, "RANK": str(n)}) for n in range(2)]
+    assert [rank.wait(timeout=100) for rank in ranks] == [0, 0]

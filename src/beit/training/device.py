@@ -1,7 +1,6 @@
 """The machine a run computes on: device, precision, and the ranks of a distributed run. Ranks are known here."""
 
 import atexit
-import functools
 import hashlib
 import os
 import platform
@@ -134,8 +133,10 @@ def open_compute(device: str = "auto", timeout: float = DEFAULT) -> Compute:
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)
-    host_group = _join_ranks("nccl" if chosen.type == "cuda" else "gloo", timeout)
-    return Compute(chosen, dist.get_rank(), dist.get_world_size(), host_group)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    if backend not in _groups:
+        _groups[backend] = _join_ranks(backend, timeout)
+    return Compute(chosen, dist.get_rank(), dist.get_world_size(), _groups[backend])
 
 
 def world_size() -> int:
@@ -151,9 +152,12 @@ def world_size() -> int:
     return int(match[2])
 
 
-@functools.cache
+_groups: dict[str, dist.ProcessGroup] = {}
+"""The ranks that this process has met, which it can do once: of verbs in a row the first one's patience counts."""
+
+
 def _join_ranks(backend: str, seconds: float) -> dist.ProcessGroup:
-    """Meet the other ranks, once in a process; the group for values on the host."""
+    """Meet the other ranks; the group for values on the host."""
     timeout = timedelta(seconds=seconds)
     store, rank, world = next(rendezvous("env://", timeout=timeout))
     # torchrun starts ranks again beside the store in which the addresses of those that are gone still stand. Several

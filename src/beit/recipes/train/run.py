@@ -11,9 +11,11 @@ from pathlib import Path
 
 from beit.config.files import read_record
 from beit.config.pretrain import PretrainConfig
+from beit.config.run import seconds_of
 from beit.config.tokenizer import TokenizerConfig
 from beit.config.use import Outcome, TrainConfig
 from beit.config.values import counted
+from beit.patience import DEFAULT
 from beit.presets.trials import seed_spread
 from beit.recipes.train.parts import Part, begin, choose_parts, made_tokenizer, own_values, planned, restored
 from beit.training.console import Console, duration
@@ -39,7 +41,10 @@ NO_GAIN = "Pre-training does not pay here. What would: a released encoder (--ini
 def train(config: TrainConfig, *, dry_run: bool = False, overwrite: bool = False) -> Outcome:
     """Everything from the images of `config.data` to a model and a report in `config.out`."""
     began, folder = time.monotonic(), Path(config.out)
-    compute = open_compute(config.device)
+    patience = [
+        seconds_of(part["timeout"], "--timeout") for part in (config.parts or {}).values() if "timeout" in part
+    ]
+    compute = open_compute(config.device, min(patience, default=DEFAULT))
     console = Console(compute.main)
     if not overwrite and (folder / RESULTS).exists():
         console.say(f"{folder} is finished; nothing to do (--overwrite starts afresh)")
