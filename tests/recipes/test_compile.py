@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +25,28 @@ from beit.training.device import Compute
 from beit.training.plan import Pace
 
 
+def apart(test: Callable[..., None]) -> Callable[..., None]:
+    """`test` in a process of its own: autograd has threads after compiling, and no child of the process may train."""
+
+    @functools.wraps(test)
+    def run(*arguments: Any, **values: Any) -> None:
+        process = os.fork()
+        if process == 0:
+            try:
+                test(*arguments, **values)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc(file=open(os.dup(2), "w"))  # noqa: SIM115
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+
+    return run
+
+
 @pytest.mark.parametrize("sees", ["all", "visible"])
 @pytest.mark.parametrize(("position", "bias"), [("sincos", "none"), ("none", "shared"), ("absolute", "block")])
+@apart
 def test_a_pass_is_one_graph(sees: Any, position: Any, bias: Any) -> None:
     config = EncoderConfig(
         image_size=(32, 32), patch_size=8, width=16, depth=2, num_heads=2,
@@ -83,6 +107,7 @@ def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.slow
+@apart
 def test_compiled_it_learns_the_same_and_goes_on_to_the_same_bits(
     images: Path, trained_tokenizer: Path, tmp_path: Path
 ) -> None:
