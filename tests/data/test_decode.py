@@ -105,6 +105,7 @@ def test_bits_that_a_picture_has_beyond_eight_are_told_once(tmp_path: Path) -> N
     import imagecodecs
     import pillow_heif
 
+    register_heif_opener()  # which another test may have taken away, or have made already
     deep = np.random.default_rng(0).integers(0, 1024, (64, 96, 3), dtype=np.uint16)
     for name, bits in (("a", 8), ("b", 10), ("c", 12)):
         values = (deep >> max(0, 10 - bits) if bits <= 10 else deep << 2).astype(np.uint8 if bits == 8 else np.uint16)

@@ -123,9 +123,10 @@ def open_pillow(data: bytes, name: str, limits: Limits) -> Image.Image:
             raise ValueError(f"larger than {limit} allows, or than Pillow opens") from error
         except UnidentifiedImageError as error:
             # Start of frame: marker, length, bits.
-            frame = data[:2] == b"\xff\xd8" and re.search(rb"\xff[\xc0-\xc3]\0[\x0b\x11\x14](.)", data, re.DOTALL)
-            kind = f"a JPEG of {frame[1][0]} bits, which is not read; write" if frame else "not an image in a known"
-            raise ValueError(f"{kind} {'PNG or TIFF' if frame else 'format'}") from error
+            frame = re.search(rb"\xff[\xc0-\xc3]\0[\x0b\x11\x14](.)", data, re.DOTALL)
+            if frame and data[:2] == b"\xff\xd8":
+                raise ValueError(f"a JPEG of {frame[1][0]} bits, which is not read; write PNG or TIFF") from error
+            raise ValueError("not an image in a known format") from error
         limits.check(image.height, image.width, bytes_per_pixel=4)
         return image
 

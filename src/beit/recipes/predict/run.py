@@ -197,9 +197,10 @@ def _require_out(config: PredictConfig, reading: Reading) -> None:
     path = Path(config.out)
     if reading.folder is None:
         require(path.suffix in reading.suffixes, f"--out {path}: {reading.noun} are written to {expected}")
-        require_writable_file(config.out)
-    elif path.is_file() or path.suffix in (*WRITERS, ".png"):
+        return require_writable_file(config.out)
+    if path.is_file() or path.suffix in (*WRITERS, ".png"):
         raise UserError(f"--out {path}: {reading.noun} are written to a folder, a file for each image")
-    elif around := [x for x in config.images if path.resolve() in (Path(x).resolve(), *Path(x).resolve().parents)]:
+    place = path.resolve()
+    if inner := next((image for image in config.images if Path(image).resolve().is_relative_to(place)), None):
         # Where they lay among images, the next run would take them for images.
-        raise UserError(f"--out {path} holds {in_lines(around[0])}; name a folder for the {reading.noun} alone")
+        raise UserError(f"--out {path} holds {in_lines(inner)}; name a folder for the {reading.noun} alone")

@@ -24,6 +24,8 @@ from beit.training.plan import Job
 
 FEW = 2
 """Images of the smaller pass that is measured: batch norms need two."""
+MOST_PASSES = 10**6
+"""That a batch is ever split into, of which all are looked through."""
 SPARE = 0.25
 """Share of the memory that is left to gradients on their way and to all that is not counted."""
 
@@ -63,7 +65,7 @@ def fit_memory(session: Session[Any], method: Method, batch: Any, precision: Pre
         reason = f"passes of {images} take {_gib(needed[0])} else, of {_gib(memory)}"
         choices = (*choices, Choice({"checkpoint_activations": choice}, reason))
     if needed[-1] > whole and not session.has_begun:
-        passes = (n for n in range(split + 1, min(share, 10**6) + 1) if share % n == 0 and n % split == 0)
+        passes = (n for n in range(split + 1, min(share, MOST_PASSES) + 1) if share % n == 0 and n % split == 0)
         fits = next((n for n in passes if share / n * an_image + fixed <= memory), None)
         mend = f"--accumulate {fits} takes fewer images at a time" if fits else "choose a smaller network or image"
         refusal = f"this run takes about {_gib(needed[-1])} of memory, and there are {_gib(whole)}; {mend}"
@@ -76,7 +78,7 @@ def _splits(config: TrainingConfig, share: int) -> list[int]:
     """The numbers of passes, rising, that a device's share of a batch can be made in: of whole pairs of images, which
     are mixed, and which batch norms need."""
     pairs = 2 * distance(getattr(config, "repeats", 1))
-    return [split for split in range(1, share + 1) if share % split == 0 and share // split % pairs == 0] or [1]
+    return [n for n in range(1, min(share, MOST_PASSES) + 1) if share % n == 0 and share // n % pairs == 0] or [1]
 
 
 def _gib(count: float) -> str:
