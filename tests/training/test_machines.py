@@ -120,15 +120,49 @@ def listens(process: int, port: int) -> bool:
     return False
 
 
-def test_verbs_that_follow_one_another_meet_the_other_ranks_once() -> None:
-    """As the parts of `beit train` do, whatever patience each is given."""
+def ranks_that_run(script: str, ranks: int = 2) -> list[subprocess.Popen[str]]:
+    """Processes of a world of two that open their Compute and then run `script`."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
+    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-c", script]
+    started = (
+        subprocess.Popen(command, env={**common, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(ranks)
+    )
+    return list(started)
+
+
+def test_verbs_that_follow_one_another_meet_the_other_ranks_once() -> None:
+    """As the parts of `beit train` do, whatever patience each is given."""
     script = (
         "from beit.training.device import open_compute\n"
         "first, second = open_compute('cpu', 60.0), open_compute('cpu', 70.0)\n"
         "assert first.host_group is second.host_group and second.world == 2\n"
     )
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [subprocess.Popen([sys.executable, "-c", script], env={**common, "RANK": str(n)}) for n in range(2)]
-    assert [rank.wait(timeout=100) for rank in ranks] == [0, 0]
+    assert [rank.communicate(timeout=100)[1] for rank in ranks_that_run(script)] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    "exchange", ["largest(1)", "exchange(1)", "from_main(int)", "distribute(torch.nn.Linear(1, 1))"]
+)
+@pytest.mark.parametrize("fate", ["os._exit(3)", "time.sleep(60)"])
+def test_a_rank_lost_outside_of_the_steps_is_said(exchange: str, fate: str) -> None:
+    """As between two parts of `beit train`, however the others wait for it."""
+    script = (
+        "import os, time, torch\n"
+        "from beit.training.device import open_compute\n"
+        "compute = open_compute('cpu', 3.0)\n"
+        f"compute.main and {fate}\n"
+        f"compute.{exchange}\n"
+    )
+    ranks = ranks_that_run(script)
+    said = ranks[1].communicate(timeout=100)[1].splitlines()[-1]
+    assert said.endswith("LostRank: rank 1 lost touch with another rank; start all ranks again")
+    ranks[0].kill()
+    ranks[0].communicate()
+
+
+def test_a_rank_that_never_comes_is_said() -> None:
+    [alone] = ranks_that_run("from beit.training.device import open_compute; open_compute('cpu', 2.0)", ranks=1)
+    assert "LostRank: rank 0 lost touch with another rank" in alone.communicate(timeout=100)[1]

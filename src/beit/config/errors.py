@@ -16,6 +16,10 @@ class RunFailed(RuntimeError):
     """A run that cannot go on, told in one line; exit status 1."""
 
 
+class LostRank(RunFailed):
+    """Another process of a distributed run is gone, or was waited for in vain."""
+
+
 class Interrupted(RuntimeError):
     """A run that was stopped from outside and saved its state; the same command continues it. Status 75."""
 

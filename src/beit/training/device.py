@@ -22,11 +22,26 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from beit.config.errors import UserError, require
+from beit.config.errors import Interrupted, LostRank, RunFailed, UserError, require
 from beit.patience import DEFAULT
 
 Precision = Literal["bf16", "float32"]
 Result = TypeVar("Result")
+LOST_RANK = re.compile("timed out|timeout|connection (closed|refused|reset)|broken pipe", re.IGNORECASE)
+"""What torch says of it when another rank is gone."""
+
+
+@contextmanager
+def in_touch(rank: int, world: int) -> Iterator[None]:
+    """Around what ranks do together: :class:`LostRank` inside, where torch says in its words that one is gone."""
+    try:
+        yield
+    except (RunFailed, Interrupted):
+        raise
+    except RuntimeError as error:
+        if world == 1 or LOST_RANK.search(str(error)) is None:
+            raise
+        raise LostRank(f"rank {rank} lost touch with another rank; start all ranks again") from error
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,12 @@ class Compute:
         # Gradients of 1x1 convolutions have other strides along axes of length one, which changes nothing.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        with self.in_touch():
+            return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+    def in_touch(self) -> AbstractContextManager[None]:
+        """Around what this rank does with the others: :class:`LostRank` where one is gone."""
+        return in_touch(self.rank, self.world)
 
     def no_sync(self, network: nn.Module) -> AbstractContextManager[None]:
         """No averaging of gradients inside: for all passes of an accumulated step but the last."""
@@ -69,7 +89,8 @@ class Compute:
         if self.world == 1:
             return value
         flag = torch.tensor(value)
-        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.host_group)
+        with self.in_touch():
+            dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.host_group)
         return int(flag)
 
     def any_rank(self, condition: Tensor) -> Tensor:
@@ -93,7 +114,8 @@ class Compute:
         parts = {name: torch.zeros(shape) for name, shape in shapes.items()} | dict(tensors)
         flat = torch.cat([part.detach().flatten().to(self.device, dtype) for part in parts.values()])
         if self.world > 1:
-            dist.all_reduce(flat)
+            with self.in_touch():
+                dist.all_reduce(flat)
         sums = torch.split(flat.cpu(), [shape.numel() for shape in shapes.values()])
         return {name: part.view(shape) for part, (name, shape) in zip(sums, shapes.items(), strict=True)}
 
@@ -101,7 +123,8 @@ class Compute:
         """`value` of every rank, in their order."""
         everyone = [value] * self.world
         if self.world > 1:
-            dist.all_gather_object(everyone, value, group=self.host_group)
+            with self.in_touch():
+                dist.all_gather_object(everyone, value, group=self.host_group)
         return everyone
 
     def from_main(self, produce: Callable[[], Result]) -> Result:
@@ -114,7 +137,8 @@ class Compute:
                 outcome[0] = produce()
             except Exception as error:
                 outcome[1] = error
-        dist.broadcast_object_list(outcome, src=0, group=self.host_group)
+        with self.in_touch():
+            dist.broadcast_object_list(outcome, src=0, group=self.host_group)
         if outcome[1] is not None:
             raise outcome[1]
         return cast(Result, outcome[0])
@@ -135,7 +159,8 @@ def open_compute(device: str = "auto", timeout: float = DEFAULT) -> Compute:
         torch.cuda.set_device(chosen)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     if backend not in _groups:
-        _groups[backend] = _join_ranks(backend, timeout)
+        with in_touch(int(os.environ["RANK"]), world_size()):
+            _groups[backend] = _join_ranks(backend, timeout)
     return Compute(chosen, dist.get_rank(), dist.get_world_size(), _groups[backend])
 
 

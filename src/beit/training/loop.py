@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from beit.config.errors import Interrupted, RunFailed, out_of_memory
+from beit.config.errors import Interrupted, LostRank, RunFailed, out_of_memory
 from beit.patience import Silence
 from beit.training.console import Bar, bar, duration
 from beit.training.device import Compute
@@ -25,8 +25,6 @@ from beit.training.signals import StopRequested, stop_signals
 from beit.training.state import Evaluator, Stepper, TrainingState, initial_state
 
 GO_ON, SAVE, STOP = 0, 1, 2
-LOST_RANK = ("timed out", "timeout", "connection closed", "connection reset", "broken pipe")
-"""What torch says of it when another rank is gone."""
 
 SaveModel = Callable[[nn.Module, Path, int], None]
 """`save_model(model, folder, step)`: writes the model to use; called on the main rank, with each checkpoint."""
@@ -88,21 +86,23 @@ def restore(state: TrainingState, run: RunDirectory, plan: Plan, compute: Comput
 
 @contextmanager
 def explained(saver: Saver) -> Iterator[None]:
-    """Turn a lack of memory and the loss of another rank into a RunFailed that says what to do."""
+    """Make of a lack of memory and of the loss of another rank a RunFailed that says what to do."""
+    compute = saver.job.compute
     try:
-        yield
+        with compute.in_touch():
+            yield
+    except LostRank as error:
+        lost = f"rank {compute.rank} lost touch with another rank in step {saver.state.step + 1}"
+        raise RunFailed(f"{lost}; {saver.last_resort}") from error
     except (RunFailed, Interrupted):
         raise
     except (RuntimeError, MemoryError) as error:
-        step, config, compute = saver.state.step + 1, saver.job.plan.config, saver.job.compute
-        if out_of_memory(error):
-            sizes = f"--batch-size {config.batch_size} and --accumulate {config.passes}"
-            mend = f"double --accumulate or lower --batch-size; {saver.last_resort}"
-            raise RunFailed(f"out of memory in step {step}, with {sizes}: {mend}") from error
-        if compute.world > 1 and any(sign in str(error).lower() for sign in LOST_RANK):
-            lost = f"rank {compute.rank} lost touch with another rank in step {step}"
-            raise RunFailed(f"{lost}; {saver.last_resort}") from error
-        raise
+        if not out_of_memory(error):
+            raise
+        config = saver.job.plan.config
+        sizes = f"--batch-size {config.batch_size} and --accumulate {config.passes}"
+        mend = f"double --accumulate or lower --batch-size; {saver.last_resort}"
+        raise RunFailed(f"out of memory in step {saver.state.step + 1}, with {sizes}: {mend}") from error
 
 
 @dataclass(eq=False)
