@@ -9,10 +9,10 @@ from beit.config.values import field_docs
 BASELINES = ("unigram_loss", "position_unigram_loss", "copy_neighbour_loss")
 """Losses of what predicts tokens without a model."""
 RIVALS = {
-    "commonest": "always the commonest class",
+    "commonest": "naming always the commonest class",
     "histogram": "a linear classifier of colour histograms",
     "pixels": "the nearest training images by their pixels",
-    "place": "the commonest class of each place",
+    "place": "naming the commonest class of each place",
 }
 """What needs no network: its scores are called `commonest_top1` and so on."""
 SCORES = {
@@ -108,11 +108,11 @@ class Known:
     """The block that neighbours read best, from 0."""
     effective_rank = Figure("Effective rank", references=("effective_rank_ceiling",))
     """How many dimensions the features of the last block fill. Near 1 all images look alike to the encoder."""
-    effective_rank_ceiling = Figure("Ceiling: images or width")
+    effective_rank_ceiling = Figure("Highest rank possible")
     """The rank cannot be higher."""
     best_layer = Figure("Best layer", "count")
     """The layer that linear classifiers read best, from 0."""
-    class_agreement = Figure("Agreement of tokens with classes", "percent", BESIDE)
+    class_agreement = Figure("Classes told by tokens alone", "percent", BESIDE)
     """Share of images whose class those training images name that have the most similar tokens, counted without their
     places. Much above chance: tokens carry meaning before any pre-training."""
     class_agreement_chance = Figure("Baseline: the commonest class", "percent")

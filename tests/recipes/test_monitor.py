@@ -77,7 +77,7 @@ def test_the_untrained_network_stands_beside_and_the_best_is_kept(run: Path) -> 
     assert json.loads((run / "model-best/model.json").read_text())["provenance"]["step"] == best["step"]
     assert isinstance(beit.load_model(run / "model-best"), beit.MaskedImageModel)
     text = log(run)
-    assert "61 training images name 22 held-back ones by k-NN" in text  # two of them are damaged
+    assert "names 22 held-back ones by k-NN, after the nearest of 61 training images" in text  # two are damaged
     before = 100 * first["eval/knn_top1"]
     assert f"of 21 held-back images right, {before:.1f} % before the first step; guessing would get 33.3 %" in text
     interval = results(run)["interval"]
@@ -121,7 +121,7 @@ def test_labels_from_a_file_change_no_weights(images: Path, tmp_path: Path) -> N
     pretrain(pretrain_config(images, tmp_path / "without", **PIXELS))
     pretrain(pretrain_config(images, tmp_path / "with", labels=str(file), **PIXELS))
     assert results(tmp_path / "with")["last"]["eval/knn_chance"] == 0.5
-    assert f"labels ({file}) serve that alone" in log(tmp_path / "with")
+    assert f"labels ({file}) are used for that alone" in log(tmp_path / "with")
     assert same_weights(tmp_path / "without", tmp_path / "with")
 
 

@@ -182,17 +182,25 @@ def test_a_line_of_figures_is_written_whole_or_not_at_all(tmp_path: Path, monkey
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
 
 
-def test_pictures_that_cannot_be_written_end_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_that_cannot_be_written_end_and_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an average of the weights the model that learns is drawn: it has dropout again after that."""
+
     def full(self: Path, *arguments: Any, **options: Any) -> Any:
         if self.parent.name == "samples":
             raise OSError(28, "No space left on device")
         return write(self, *arguments, **options)
 
     write = Path.write_text
+    plain = dataclasses.replace(SHORT, evaluations=2, ema_decay=None)
+    train(tmp_path / "whole", plain)
     monkeypatch.setattr(Path, "write_text", full)
-    train(tmp_path / "run", SHORT)
+    train(tmp_path / "run", plain)
     assert "samples could not be written: [Errno 28]" in (tmp_path / "run" / "log.txt").read_text()
     assert status_of(tmp_path / "run")["state"] == "done"
+    ours, theirs = (torch.load(tmp_path / name / "model" / "weights.pt") for name in ("run", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 # ------------------------------------------------------------------------------------------------------------

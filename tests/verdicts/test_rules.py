@@ -58,14 +58,26 @@ def test_two_classes_can_be_told_apart_well() -> None:
     assert "99.0 % of 200 held-back images are named right (95 % interval 96.4 to 99.7 %)" in verdict.text.replace(
         " % to", " to"
     )
-    assert "always the commonest class 50.0 %; a linear classifier of colour histograms 72.0 %" in verdict.text
+    assert "naming always the commonest class 50.0 %; a linear classifier of colour histograms 72.0 %" in verdict.text
 
 
 def test_a_result_within_chance_says_the_mend() -> None:
     """Ants and bees: 63.3 % of 30 photographs, which half right would give one time in ten."""
     [verdict] = score(19 / 30, 30, commonest=0.5, histogram=0.7, pixels=0.57)
-    assert verdict.tone == "bad" and verdict.text.startswith("Within chance of knowing nothing")
-    assert "few images tell little" in verdict.text and "more labels" in verdict.mend
+    assert verdict.tone == "bad" and verdict.text.startswith("Not shown to be better than naming always")
+    assert "few images tell little" in verdict.text and "more labels" in verdict.mend and "--holdout" in verdict.mend
+
+
+def test_what_is_worse_than_its_yardstick_is_called_so_and_a_start_is_advised_where_there_was_none() -> None:
+    [verdict] = score(0.4, 400, commonest=0.2, histogram=0.6)
+    assert verdict.tone == "bad" and verdict.text.startswith("Worse than a linear classifier of colour histograms")
+    assert "(--init)" in verdict.mend
+    curves = {
+        name: Curve(np.zeros(1), np.full(1, value)) for name, value in (("eval/top1", 0.4), ("eval/pixels_top1", 1))
+    }
+    results = {"interval": {"low": 0.3, "high": 0.5, "images": 400, "units": 400}}
+    [verdict] = verdicts(RunRecord(curves=curves, results=results, config={"init": "runs/pretrain"}))
+    assert verdict.text.startswith("Worse than the nearest training images") and "(--init)" not in verdict.mend
 
 
 def test_what_a_histogram_does_as_well_is_not_good() -> None:
@@ -78,8 +90,8 @@ def test_what_a_histogram_does_as_well_is_not_good() -> None:
 
 def test_few_images_are_never_good_and_say_what_they_stand_for() -> None:
     [verdict] = score(1.0, 20, commonest=0.5)
-    assert verdict.tone == "open" and "13 of 20 right stand for 43.3 % to 81.9 %" in verdict.text
-    assert few_images(0) == few_images(50) == ""
+    assert verdict.tone == "open" and "few images tell little" in verdict.text
+    assert "13 of 20 right stand for 43.3 % to 81.9 %" in few_images(20) and few_images(0) == few_images(50) == ""
 
 
 @pytest.mark.parametrize(("dead", "tones"), [(0, ["good"]), (2, ["open", "open"]), (9, ["open", "bad"])])
@@ -173,7 +185,7 @@ def test_what_matters_most_is_of_images_that_were_not_trained_on() -> None:
 def test_one_of_a_kind_is_said_in_the_singular() -> None:
     [verdict] = score(1.0, 1, commonest=0.5)
     assert "100.0 % of 1 held-back image is named right (95 % interval" in verdict.text
-    assert "(1 of 1 right stands for" in verdict.text
+    assert "(1 of 1 right stands for" in few_images(1)
     classes = {name: {"iou": overlap, "share": 0.3} for name, overlap in (("a", 0.0), ("b", 0.5), ("c", 0.6))}
     assert "1 of 3 classes is never found: a." in said({"classes": classes}, eval_miou=[0.4])
     assert "The codebook has collapsed: 1 code occurs, 1.0 in" in said(eval_perplexity=[1.0], eval_codes_used=[1.0])

@@ -44,6 +44,15 @@ class JourneyConfig(DevicesConfig, DataConfig):
         defaults = {**dict.fromkeys(names, MISSING), **knobs.defaults_of(self)}
         return {name: value for name, value in vars(self).items() if name in names and value != defaults[name]}
 
+    def flags(self) -> list[str]:
+        """What was said of images and task, as words of a command."""
+        said = {"data": self.data} | self.shared_with(JourneyConfig) | ({"init": self.init} if self.init else {})
+        words: list[str] = []
+        for name, value in said.items():
+            values = () if isinstance(value, bool) else value if isinstance(value, tuple) else (value,)
+            words += [knobs.flag_of(f"no_{name}" if value is False else name), *map(str, values)]
+        return words
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(JourneyConfig):

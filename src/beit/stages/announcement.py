@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from beit.training.run.directory import MODEL, MODEL_BEST, REPORT, RunDirectory
 
 SHORT, PAGE_EVERY = 20.0, 120.0
 """Seconds that a run takes without leaving a page, and between two pages of a longer one."""
+part_of_journey: ContextVar[bool] = ContextVar("part_of_journey", default=False)
+"""Whether another command goes on by itself where this one ends, and says what to do next."""
 
 
 def announce(session: Session[Any], method: Method, feed: Feed, plan: Plan, precision: Precision) -> None:
@@ -71,11 +74,13 @@ def conclude(session: Session[Any], notes: Notes, results: Mapping[str, Any], ba
         figure = brief_line({best["monitor"]: best[best["monitor"]]})
         say(
             f"{Path(out) / MODEL_BEST} holds that of the best evaluation: {figure} after step {best['step']:,}, "
-            f"{best['remark']}"
+            f"{best['remark']}, which flatters it"
         )
     page = Path(out) / REPORT
     if session.compute.main and (results["seconds"] > SHORT or page.exists()):
         _write_page(Path(out), say)
+    if part_of_journey.get():
+        return
     say(f"open {page} in a browser" if page.exists() else f"next: beit report {out}")
     mends = dict.fromkeys(verdict["mend"] for verdict in results["verdict"] if verdict["mend"])
     for mend in mends:

@@ -243,6 +243,8 @@ class Evaluator:
         device = self.job.compute.device
         reseed(seed_of(self.job.plan.config.seed, self.state.step, PLACE), device)
         self.state.result.eval()
-        with eval_mode(device, precision):
-            yield
-        self.state.model.train()
+        try:
+            with eval_mode(device, precision):
+                yield
+        finally:  # a drawing that fails is borne, and training goes on
+            self.state.model.train()

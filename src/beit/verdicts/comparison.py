@@ -67,11 +67,11 @@ def _compare(name: str, first: Judged, other_name: str, second: Judged) -> str:
     if first.score != second.score or not len(images):
         return f"{name} and {other_name} were not judged on the same images"
     figure, a, b = FIGURES[first.score], first.rows[rows], second.rows[other_rows]
-    one, other = figure(a.sum(0)), figure(b.sum(0))
+    one, other = (round(100 * figure(table.sum(0)), 1) for table in (a, b))  # and what is read is their difference
     low, high = bootstrap(lambda one, other: figure(one) - figure(other), a, b, units=first.unit[rows])
     effect = "is better than" if low > 0 else "is worse than" if high < 0 else "cannot be told apart from"
     same = f"the same {counted(len(images), 'image')}"
     return (
-        f"{name} {effect} {other_name}: {100 * one:.1f} and {100 * other:.1f} % on {same}, "
-        f"a difference of {100 * (one - other):.1f} points (95 % interval {100 * low:.1f} to {100 * high:.1f})"
+        f"{name} {effect} {other_name}: {one:.1f} and {other:.1f} % on {same}, "
+        f"a difference of {one - other:.1f} points (95 % interval {100 * low:.1f} to {100 * high:.1f})"
     )

@@ -241,18 +241,22 @@ def _score(run: RunRecord) -> Iterator[Verdict]:
     if interval:
         groups = f" over {counted(interval['units'], 'group')}" * (interval["units"] != interval["images"])
         text += f" (95 % interval {percent(interval['low'])} to {percent(interval['high'])}{groups})"
-        few = few_images(interval["images"])
+        few = "few images tell little" if interval["images"] < FEW else ""
     beside = (f"{words} {percent(rival)}" for words, rival in rivals.items())
     text = "; ".join(filter(None, (text, *beside, few))) + "."
     hardest = max(rivals, key=rivals.__getitem__, default="")
-    more = "more labels, a longer run, or a pre-trained start (--init); `beit check` looks labels over"
+    start = "" if run.config.get("init") else " or a pre-trained start (--init),"
+    more = f"a longer run,{start} or more labels; `beit check` finds damaged, equal and alike images among them"
+    more = f"hold more images back (--holdout), or label more, to know; {more}" if few else more
     if not interval or not rivals:
         yield Verdict("plain", text)
     elif interval["low"] > rivals[hardest]:
         good = not few and not any(overlap < DEAD for overlap in _overlaps(run).values())
         yield _good_if(good, f"Better than what needs no network, by more than chance: {text}")
+    elif interval["high"] < rivals[hardest]:
+        yield Verdict("bad", f"Worse than {hardest}, by more than chance: {text}", more)
     elif interval["low"] <= next(iter(rivals.values())):
-        yield Verdict("bad", f"Within chance of knowing nothing: {text}", more)
+        yield Verdict("bad", f"Not shown to be better than {next(iter(rivals))}: {text}", more)
     else:
         yield Verdict("open", f"Not shown to be better than {hardest}: {text}", more)
 
@@ -263,7 +267,9 @@ def _dead_classes(run: RunRecord) -> Iterator[Verdict]:
         are = "is" if len(dead) == 1 else "are"
         text = f"{len(dead)} of {counted(len(overlaps), 'class')} {are} never found: {', '.join(dead[:12])}."
         most = 2 * len(dead) >= len(overlaps)
-        yield Verdict("bad", text, "a longer run, or more images of them") if most else Verdict("open", text)
+        yield (
+            Verdict("bad", text, "more images of the classes that are never found") if most else Verdict("open", text)
+        )
 
 
 def _overlaps(run: RunRecord) -> dict[str, float]:

@@ -127,8 +127,10 @@ def key_figure(record: RunRecord) -> tuple[str, str, str] | None:
     if (name := next(iter(headlines(values)), None)) is None:
         return None
     figure, interval = figure_of(name, {*map(plain, values)}), interval_of(record)
-    beside = [(figure_of(other), value) for other, value in values.items() if plain(other) in figure.references]
-    remark = ", ".join(f"{other.title} {other.format(value)}" for other, value in beside[-1:])
+    prefix = name.removesuffix(plain(name))
+    beside = {values[prefix + other]: figure_of(other) for other in figure.references if prefix + other in values}
+    hardest = (max if figure.style == "percent" else min)(beside, default=0.0)
+    remark = f"{beside[hardest].title} {beside[hardest].format(hardest)}" if beside else ""
     if interval.get("figure") in (name, None) and interval:
         low, high = figure.format(interval["low"]), figure.format(interval["high"])
         remark = f"95 % interval {low} to {high}, on {counted(round(interval['images']), 'image')}"

@@ -65,12 +65,17 @@ class ClassTable:
         return self.first + len(self.names) - 1
 
     @property
+    def doubts_zero(self) -> bool:
+        """Whether the first class is called as if it were none."""
+        return not self.reduce_zero_label and any(word in self.names[0].lower() for word in _NO_CLASS)
+
+    @property
     def zero(self) -> str:
         """What 0 in a label map means, for the announcement of a run that may choose it."""
         if self.reduce_zero_label:
             return "0 in a label map: no class (--reduce-zero-label)"
         name = self.names[0]
-        if any(word in name.lower() for word in _NO_CLASS):
+        if self.doubts_zero:
             return f"0 in a label map: the class '{name}', learned like any other; --reduce-zero-label ignores it"
         return f"0 in a label map: the class '{name}' (--reduce-zero-label would ignore it)"
 

@@ -31,7 +31,7 @@ SHARE, SHARE_OF_FEW, FEW = 0.05, 0.2, 2000
 _TAIL = 1024
 """Bytes at the end of a file that tell most files of one length apart."""
 MAPPED = "label map"
-"""The one class of images that have a label map in a folder apart, so that some of these are held back."""
+"""The one class of images that have a label map, so that some of these are held back."""
 
 ClassesOf = Callable[[str, str], Sequence[str]]
 Members = list[list[int]]
@@ -87,7 +87,7 @@ def hold_back(pool: Source, classes: Sequence[Sequence[str]], holdout: Holdout, 
     units = units_of(size, together)
     rows = _true_classes(classes, units)
     held_back = choose_held_back(keys, rows, units, holdout.share)
-    if kinds := len({name for row in rows for name in row}):
+    if kinds := len({name for row in rows for name in row} - {MAPPED}):
         about = f", evenly of {counted(kinds, 'class')} (labels are read for this choice){about}"
     return held_back, f"{root}: {len(held_back):,} of {size:,} training images held back as val{about}"
 

@@ -16,7 +16,7 @@ from beit.config.run import LayoutName
 from beit.config.values import counted
 from beit.data.base import SPLITS, Split, check_classes, grouped, notes_on_names, split_of
 from beit.data.sources.files import NO_NUMBER, WRONG_NUMBER, Files, FileSource, Listing, Members
-from beit.data.sources.holdout import Holdout, hold_back, idle_note
+from beit.data.sources.holdout import MAPPED, Holdout, hold_back, idle_note
 
 
 class Part(NamedTuple):
@@ -86,7 +86,10 @@ def _hold_back(train: Part, holdout: Holdout) -> tuple[NDArray[np.int64], NDArra
     pool = FileSource(unlabeled([train]))
     if holdout.classes_of is None:
         names, codes = _classes(train)
-        rows = [(name,) if name else () for name in names]
+        # In ADE20K's layout images have a label map each; whether those can be read plays no part.
+        folders, _ = train.listing.members.folders
+        none = (MAPPED,) if "images/" in train.folder and any("annotations/" in name for name in folders) else ()
+        rows = [(name,) if name else none for name in names]
         classes = [rows[code] for code in codes.tolist()]
     else:
         classes = [holdout.classes_of(pool.key(index), pool.path(index)) for index in range(len(pool))]
@@ -296,7 +299,7 @@ def _label(
         number_of = {name: int(name) for name in known}
     else:
         places = ", ".join(os.path.join(part.listing.root, part.folder) for part in parts)
-        mend = "put the images of each class in a folder of its own"
+        mend = "put the images of each class in a folder of its own, or name their classes in a file (--labels)"
         require(bool(known), f"--data {places} has no class folders; {mend}")
         names = tuple(classes or sorted(known))
         check_classes(names, known, where, origin)

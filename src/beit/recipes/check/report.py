@@ -45,7 +45,7 @@ class CheckedImage(NamedTuple):
         return ", ".join([self.split, *self.classes])
 
 
-@dataclass(frozen=True)
+@dataclass
 class MapReport:
     """What the label maps of a set hold."""
 
@@ -56,6 +56,8 @@ class MapReport:
     mistakes: list[str] = field(default_factory=list)
     """What segmentation would refuse, or leave out as damaged, one line each."""
     notes: list[str] = field(default_factory=list)
+    ignores_zero: bool = False
+    """Whether 0 stands for no class, by numbers or names."""
 
 
 @dataclass(frozen=True)
@@ -207,4 +209,5 @@ def present(report: DataReport, config: CheckConfig, sources: Mapping[Split, Sou
     if any(line.startswith("ready") for line in lines):
         stated = {"--labels": config.labels, "--label-maps": config.label_maps}
         labels = [word for flag, value in stated.items() if value for word in (flag, value)]
+        labels += ["--reduce-zero-label"] * (report.maps is not None and report.maps.ignores_zero)
         print(f"next: beit plan {shlex.join([*config.sources, *labels])}")

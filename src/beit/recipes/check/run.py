@@ -136,7 +136,7 @@ def inspect_maps(config: CheckConfig) -> MapReport:
         holdout, is_demo = holdout_of(config), "demo" in config.sources
         path = None if is_demo else find_class_table([*list_data(config.sources, holdout.cache), *apart])
         numbers = [] if path is None else [number for number, _, _ in read_class_rows(path)]
-        from_one = bool(numbers) and 0 not in numbers
+        report.ignores_zero = from_one = bool(numbers) and 0 not in numbers
         if from_one:
             report.notes.append(f"{path} numbers its classes from 1: segment with --reduce-zero-label")
         opener = partial(open_pairs, label_maps=config.label_maps, reduce_zero_label=from_one)
@@ -151,6 +151,7 @@ def inspect_maps(config: CheckConfig) -> MapReport:
             report.mistakes.append(str(error))
             continue
         report.notes.extend(pairs.notes)
+        report.ignores_zero |= pairs.table.doubts_zero
         report.images.update(map(pairs.name, range(len(pairs))))
         report.pixels[split] = Counter()
         for counts, mistake in fetch_each(_inspect_map, pairs, config.workers):

@@ -22,17 +22,18 @@ from beit.config.use import JourneyConfig, Outcome
 from beit.config.values import flag_of
 from beit.data.base import Source
 from beit.data.label_file import read_label_rows
-from beit.data.label_maps.pairs import IMAGES
+from beit.data.label_maps.pairs import IMAGES, PairSource, open_pairs
 from beit.data.sources.listing import list_maps
 from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import Subset
 from beit.presets import NETWORK, task_network
 from beit.presets.auto import crop_of
-from beit.presets.trials import FEW_IMAGES, prospect
+from beit.presets.trials import FETCHED, FEW_IMAGES, RELEASED, prospect
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
 from beit.recipes.segment import segment
 from beit.recipes.tokenizer.run import VIEWS, tokenizer
+from beit.stages.announcement import part_of_journey
 from beit.stages.auto.choices import SAMPLE, median_side, settle
 from beit.stages.scores.tokens import BANK
 from beit.stages.session import Images, holdout_of, open_data, open_session
@@ -71,7 +72,11 @@ class Part(NamedTuple):
     """What it is expected to take."""
 
     def run(self, *, dry_run: bool = False, overwrite: bool = False) -> Outcome:
-        return dict(VERBS.values())[type(self.config)](self.config, dry_run=dry_run, overwrite=overwrite)
+        mark = part_of_journey.set(True)
+        try:
+            return dict(VERBS.values())[type(self.config)](self.config, dry_run=dry_run, overwrite=overwrite)
+        finally:
+            part_of_journey.reset(mark)
 
     def plan(self) -> "Part":
         """This part with every value of its configuration, and the time that it takes here, by a rehearsal."""
@@ -99,8 +104,11 @@ class Journey(NamedTuple):
         labels = round(min(labels, (config.labels_per_class or count) * classes or count) * (config.label_share or 1))
         asked = self.task, count, labels, median_side(images), seconds_of(config.budget) / 60
         lines = [f"expect: {prospect(*asked)}"]
+        if self.task == "segmenter":
+            opener = partial(open_pairs, label_maps=config.label_maps, reduce_zero_label=config.reduce_zero_label)
+            lines.append(cast(PairSource, open_data(config, opener, holdout_of(config))["train"]).table.zero)
         if self.task and config.init is None and count <= FEW_IMAGES:
-            lines.append("few images teach little; try a released encoder first: --init beit_base_patch16_224_pt22k")
+            lines.append(f"few images teach little; try a released encoder first: --init {RELEASED} ({FETCHED})")
         return lines
 
     def part(self, name: str, config_type: type[TrainingConfig] | None = None, **values: Any) -> Part:

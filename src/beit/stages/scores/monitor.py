@@ -79,9 +79,9 @@ class FeatureMonitor:
         bank, queries = counted(len(self._bank), "training image"), counted(len(self._queries), "held-back one")
         if not self._classes:
             needs = "held-back images, each of one class by its folder or --labels"
-            return f"each evaluation takes the rank of {bank} (k-NN needs {needs})"
-        how = f"k-NN, by which model-best/ is chosen; labels ({self._origin}) serve that alone"
-        return f"each evaluation has {bank} name {queries} by {how}"
+            return f"each evaluation takes the effective rank of the features of {bank} (k-NN needs {needs})"
+        figure = f"each evaluation names {queries} by k-NN, after the nearest of {bank}"
+        return f"{figure}; labels ({self._origin}) are used for that alone, and model-best/ is chosen by it"
 
     def _figures(self) -> dict[str, float]:
         bank, queries = self._bank, self._queries

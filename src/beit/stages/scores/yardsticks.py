@@ -50,7 +50,8 @@ def beside_classifier(images: Images, labels: Labels) -> Measure | None:
             return {}
         (pixels, numbers), (asked, answers) = (map(torch.stack, zip(*part, strict=True)) for part in parts)
         targets, truth = labels.targets(numbers), labels.targets(answers)
-        commonest = F.one_hot(targets.sum(0).argmax(), len(labels.classes)).expand(len(asked), -1) - 0.5
+        # Of those that are judged: where all classes have equally many labels, none of them is the commonest.
+        commonest = F.one_hot(truth.sum(0).argmax(), len(labels.classes)).expand(len(asked), -1) - 0.5
         histogram = _linear(_histogram(pixels), targets, _histogram(asked)) - 0.5
         logits = {"commonest": commonest, "histogram": histogram}
         if not multilabel:
