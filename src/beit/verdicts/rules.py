@@ -246,7 +246,7 @@ def _score(run: RunRecord) -> Iterator[Verdict]:
     text = "; ".join(filter(None, (text, *beside, few))) + "."
     hardest = max(rivals, key=rivals.__getitem__, default="")
     start = "" if run.config.get("init") else " or a pre-trained start (--init),"
-    more = f"a longer run,{start} or more labels; `beit check` finds damaged, equal and alike images among them"
+    more = f"a longer run,{start} or more labels; `beit check` lists damaged, equal and alike images"
     more = f"hold more images back (--holdout), or label more, to know; {more}" if few else more
     if not interval or not rivals:
         yield Verdict("plain", text)

@@ -31,7 +31,7 @@ from beit.stages.judgement import Judgement
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.console import duration
 from beit.training.method import Evaluation
-from beit.training.metrics import accumulate, short_number
+from beit.training.metrics import accumulate
 from beit.untrusted import in_lines, markup
 
 
@@ -149,8 +149,8 @@ def show(figures: Mapping[str, Any], console: Console) -> None:
             console.print(f"{heading}  {markup(figures[name])}", soft_wrap=True, highlight=False)
     table = Table(box=None, show_header=False)
     for name in sorted(FIGURES.keys() & figures, key=lambda name: figure_of(name, figures).order()):
-        figure, value = figure_of(name, figures), figures[name]
-        table.add_row(figure.title, f"{value:.2%}" if figure.style == "percent" else short_number(value))
+        figure = figure_of(name, figures)
+        table.add_row(figure.title, figure.format(figures[name]))
     console.print(table)
     if "classes" in figures:
         _show_classes(figures, console)

@@ -73,7 +73,7 @@ def train(config: TrainConfig, *, dry_run: bool = False, overwrite: bool = False
         for number, part in enumerate(steps, start=1):
             console.say(f"\n{number} of {len(steps)}: {TITLES[part.name]} ({part.config.out})\n")
             if budget is not None and part.name == "tokenizer":
-                console.say("made above")
+                console.say("made before the plan, above")
             else:
                 part.run(overwrite=overwrite)
         records = {part.name: read_standing(Path(part.config.out)) for part in steps}

@@ -243,7 +243,7 @@ class RunDirectory:
     def begin(self) -> None:
         """Clear away what a killed process left half written, and record that the run is running, here and now."""
         self._is_nameless = "id" not in self._status
-        origin = {"id": uuid.uuid4().hex[:12], "started": _now(), "step": 0, "steps": None}
+        origin = {"id": uuid.uuid4().hex[:12], "started": _now(self.elapsed), "step": 0, "steps": None}
         if self._status.get("state") == EXTENDED:  # or it would end where it ended before
             self._write_config()
         self._status = {"state": "running", "verb": self.request.verb, **origin, **self._status}
@@ -297,5 +297,5 @@ def run_of(path: str | Path) -> Path | None:
     return run if all((run / name).exists() for name in ("model", "config.yaml", "status.json")) else None
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+def _now(seconds_ago: float = 0.0) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() - seconds_ago))
