@@ -164,3 +164,18 @@ def test_no_knob_is_left_out(verb: str) -> None:
     tables = [table for name, table, _ in RUNS.values() if name == verb]
     seen = ELSEWHERE.union(knobs.SHARED, knobs.LENGTH, *tables)
     assert {field.name for field in dataclasses.fields(config_type)} <= seen
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong", "words"),
+    [
+        (pretrain_config, {"masking": "blocks"}, "--masking must be one of 'block', 'random', 'none', not 'blocks'"),
+        (segment_config, {"decoder": "UPerNet"}, "--decoder must be one of 'upernet', 'pup', not 'UPerNet'"),
+    ],
+)
+def test_a_word_that_is_none_is_refused_in_python_too(
+    make: Callable[..., Any], wrong: dict[str, str], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        make(tmp_path, tmp_path / "run", **wrong)
+    assert str(error.value) == words

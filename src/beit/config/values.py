@@ -72,7 +72,7 @@ def check_limits(config: object) -> None:
     """UserError naming the first field of a dataclass whose value, or a part of it, its type does not allow, and
     fields that exclude each other.
 
-    Only numbers have limits: null and words such as `auto` pass. Paths become text.
+    Numbers have limits, and where nothing but words is allowed these are looked up. Paths become text.
     """
     for name, value in vars(config).items():
         if isinstance(value, Path):
@@ -85,9 +85,19 @@ def check_limits(config: object) -> None:
         for number in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(number, Real) and (problem := _problem(number, limits)):
                 raise UserError(f"{flag_of(name)} {problem}")
+    for name, hint in _words_of(config_type).items():
+        value = getattr(config, name)
+        require(value in typing.get_args(hint), f"{flag_of(name)} must be {in_words(hint)}, not {value!r}")
     for group in EXCLUSIVE:
         given = [flag_of(name) for name in group if getattr(config, name, None) is not None]
         require(len(given) < 2, f"{' and '.join(given)} exclude each other; give one")
+
+
+@functools.cache
+def _words_of(config_type: type) -> dict[str, Any]:
+    """The fields that take nothing but words."""
+    hints = typing.get_type_hints(config_type)
+    return {name: hint for name, hint in hints.items() if typing.get_origin(hint) is Literal}
 
 
 @functools.cache
