@@ -136,6 +136,20 @@ def test_every_verb_holds_back_the_same(tmp_path: Path) -> None:
     assert first == keys(open_pairs([str(tmp_path)], holdout=Holdout())["val"])
 
 
+def test_images_with_a_label_map_count_as_labelled(tmp_path: Path) -> None:
+    """A fifth of few is held back, whether the maps are read or not; without maps it is a twentieth."""
+    paths = [f"images/training/{i:02d}.png" for i in range(40)]
+    write_images(tmp_path / "maps", *paths)
+    write_images(tmp_path / "none", *paths)
+    for path in paths:
+        save(tmp_path / "maps" / path.replace("images", "annotations"), Image.fromarray(NUMBERS))
+    chosen = held(tmp_path / "maps")
+    assert len(chosen) == 8 and len(held(tmp_path / "none")) == 2
+    paired = open_pairs([str(tmp_path / "maps")], holdout=Holdout())
+    assert chosen == keys(paired["val"])
+    assert any(note.endswith("8 of 40 training images held back as val") for note in paired["train"].notes)
+
+
 def test_equal_images_stay_together(tmp_path: Path) -> None:
     write_images(tmp_path, *(f"{i:02d}.png" for i in range(40)))
     for i in range(20, 40):

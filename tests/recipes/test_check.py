@@ -101,6 +101,7 @@ def test_label_maps_are_counted_and_wrong_ones_named(tmp_path: Path) -> None:
     report = inspect(config(tmp_path))
     assert report.maps is not None
     assert report.maps == inspect_maps(config(tmp_path, workers=2))
+    assert report.maps.ignores_zero, "0 is called void"
     assert report.maps.pixels == {"train": {"void": 68 * 800, "[sky]": 68 * 800}}
     size, colour, number = report.maps.mistakes
     assert "training/3.png has 30x40 pixels" in size and "training/69.png is a colour picture" in colour

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from beit.presets.trials import seed_spread
-from beit.recipes.train.run import verdict
+from beit.config.use import TrainConfig
+from beit.presets.trials import RELEASED, seed_spread
+from beit.recipes.train.run import next_steps, verdict
 from beit.training.run.record import RunRecord
 from beit.verdicts.comparison import JUDGED, Judged, comparisons, read_judged
 
@@ -51,6 +52,24 @@ def test_where_pre_training_does_not_pay_is_said_and_what_would(tmp_path: Path) 
         task = replace(run(tmp_path / str(place) / "classifier", numbers < right), results={"verdict": []})
         lines = verdict({"classifier": task, "scratch": replace(other, name="scratch")})
         assert [line for line in (worse, unsure) if line in " ".join(lines)] == [said] * bool(said), lines
+
+
+def test_a_journey_ends_with_commands_that_can_be_copied() -> None:
+    config = TrainConfig(data="my photos", out="runs/mine", labels_per_class=40, budget="15m")
+    good, poor = (
+        RunRecord(
+            status={"verb": "finetune"}, results={"verdict": [{"mend": mend}], "next": "beit predict --model x"}
+        )
+        for mend in ("", "more labels")
+    )
+    assert next_steps(config, good) == ["next: beit predict --model x"]
+    said = "beit train --data 'my photos' --labels-per-class 40"
+    mend, released, longer = next_steps(config, poor)
+    assert mend == "to mend first: more labels"
+    assert released.endswith(f"{said} --init {RELEASED} --budget 15m --out runs/mine-released")
+    assert longer == f"4 times as long: {said} --budget 60m --out runs/mine-60m"
+    [_, longer] = next_steps(replace(config, init="given"), poor)
+    assert longer.endswith("--labels-per-class 40 --init given --budget 60m --out runs/mine-60m")
 
 
 def test_what_cannot_be_compared_is_said_or_left_out(tmp_path: Path) -> None:

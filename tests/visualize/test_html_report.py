@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from fake_runs import fake_run
@@ -15,8 +16,9 @@ from fake_runs import fake_run
 from beit.config.errors import UserError
 from beit.config.use import ReportConfig
 from beit.recipes.report import report
-from beit.training.run.record import read_run
+from beit.training.run.record import Curve, RunRecord, read_run
 from beit.visualize.report import write_report
+from beit.visualize.tables import key_figure
 
 pytestmark = pytest.mark.slow
 
@@ -224,3 +226,10 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
 def test_the_report_starts_without_torch() -> None:
     code = "import sys, beit.recipes.report; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_first_figure_stands_beside_the_hardest_reference_of_the_same_images() -> None:
+    values = {"eval/loss": 4.1, "eval/unigram_loss": 5.2, "eval/copy_neighbour_loss": 4.9, "unigram_loss": 4.0}
+    curves = {name: Curve(np.zeros(1), np.full(1, value)) for name, value in values.items()}
+    figure = key_figure(RunRecord(curves=curves))
+    assert figure is not None and figure[1:] == ("4.100", "Baseline: copying the nearest patch 4.900")

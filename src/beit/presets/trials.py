@@ -44,10 +44,9 @@ TRIALS = (
 """On small CPUs: CIFAR-10 of ten classes, flowers of five, CamVid with eleven."""
 FEW_IMAGES = 5_000
 """Up to so many images a released encoder is the first advice."""
-RELEASED, FETCHED = (
-    "beit_base_patch16_224_pt22k",
-    "0.4 GB, fetched once; on a machine without a network give its file",
-)
+RELEASED = "beit_base_patch16_224_pt22k"
+FETCHED = "0.4 GB, fetched once; on a machine without a network give its file"
+"""What having it takes."""
 
 
 def prospect(task: str | None, images: int, labels: int, side: float, minutes: float) -> str:
