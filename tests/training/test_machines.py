@@ -144,9 +144,15 @@ def test_verbs_that_follow_one_another_meet_the_other_ranks_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "exchange", ["largest(1)", "exchange(1)", "from_main(int)", "distribute(torch.nn.Linear(1, 1))"]
+    ("exchange", "fate"),
+    [
+        ("largest(1)", "os._exit(3)"),
+        ("exchange(1)", "os._exit(3)"),
+        ("from_main(int)", "os._exit(3)"),
+        ("distribute(torch.nn.Linear(1, 1))", "os._exit(3)"),
+        ("exchange(1)", "time.sleep(60)"),
+    ],
 )
-@pytest.mark.parametrize("fate", ["os._exit(3)", "time.sleep(60)"])
 def test_a_rank_lost_outside_of_the_steps_is_said(exchange: str, fate: str) -> None:
     """As between two parts of `beit train`, however the others wait for it."""
     script = (

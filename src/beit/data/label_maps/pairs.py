@@ -20,12 +20,14 @@ from torch import Tensor
 
 import beit.data.label_maps.table as tables
 from beit.config.errors import UserError, given_by, require
+from beit.config.run import DataConfig
 from beit.config.segment import IGNORE
 from beit.config.values import counted
 from beit.data.base import SPLITS, Source, Split, Splits
 from beit.data.decode import USUAL, Decoding, ImageError
 from beit.data.label_maps.colors import ColorKey
 from beit.data.label_maps.maps import MapFiles
+from beit.data.sources.cache import ImageCache
 from beit.data.sources.demo import DemoSource
 from beit.data.sources.files import FileSource, Listing, Member, tabulate
 from beit.data.sources.holdout import MAPPED, ClassesOf, Holdout
@@ -211,6 +213,13 @@ def open_pairs(
         return PairSource(images, maps, table, range(len(images)))
 
     return Splits({split: partial(open_split, split) for split in SPLITS if split in parts})
+
+
+def names_beside(data: DataConfig, cache: ImageCache) -> tuple[str | None, dict[int, str]]:
+    """The class table beside the images or the label maps of `data`, where there is one, and its names by number."""
+    apart = [list_maps(data.label_maps)] if data.label_maps else []
+    path = None if "demo" in data.sources else tables.find_class_table([*list_data(data.sources, cache), *apart])
+    return path, {} if path is None else {number: name for number, name, _ in tables.read_class_rows(path)}
 
 
 def mapped_in(folder: str) -> ClassesOf:

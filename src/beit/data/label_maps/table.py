@@ -65,17 +65,12 @@ class ClassTable:
         return self.first + len(self.names) - 1
 
     @property
-    def doubts_zero(self) -> bool:
-        """Whether the first class is called as if it were none."""
-        return not self.reduce_zero_label and any(word in self.names[0].lower() for word in _NO_CLASS)
-
-    @property
     def zero(self) -> str:
         """What 0 in a label map means, for the announcement of a run that may choose it."""
         if self.reduce_zero_label:
             return "0 in a label map: no class (--reduce-zero-label)"
         name = self.names[0]
-        if self.doubts_zero:
+        if is_none(name):
             return f"0 in a label map: the class '{name}', learned like any other; --reduce-zero-label ignores it"
         return f"0 in a label map: the class '{name}' (--reduce-zero-label would ignore it)"
 
@@ -102,6 +97,11 @@ class ClassTable:
         known = f"the classes of {self.origin} run from {self.first} to {self.last} ({IGNORE}: no class)"
         fits = 0 <= number <= self.last or number == IGNORE
         require(fits, f"{name} holds the number {number}, but {known}; {self.remedy}")
+
+
+def is_none(name: str) -> bool:
+    """Whether a class is called as if it were none."""
+    return any(word in name.lower() for word in _NO_CLASS)
 
 
 def named_table(names: Sequence[str], reduce_zero_label: bool, origin: str) -> ClassTable:

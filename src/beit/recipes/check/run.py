@@ -17,11 +17,10 @@ from beit.config.use import CheckConfig, Outcome
 from beit.data.base import SPLITS, Source, Split, grouped
 from beit.data.decode import ImageError
 from beit.data.label_file import classes_in_file
-from beit.data.label_maps.pairs import IMAGES, PairSource, open_pairs
-from beit.data.label_maps.table import find_class_table, read_class_rows
+from beit.data.label_maps.pairs import IMAGES, PairSource, names_beside, open_pairs
+from beit.data.label_maps.table import is_none
 from beit.data.sources.files import path_of
 from beit.data.sources.holdout import ClassesOf, Pool
-from beit.data.sources.listing import list_data, list_maps
 from beit.data.sources.opening import classes_of_images, open_splits
 from beit.data.sources.subsets import limited, origin
 from beit.data.workers import fetch_each
@@ -132,11 +131,10 @@ def inspect_maps(config: CheckConfig) -> MapReport:
     """Read every label map of `config.data` as segmentation would."""
     report = MapReport()
     try:
-        apart = [list_maps(config.label_maps)] if config.label_maps else []
-        holdout, is_demo = holdout_of(config), "demo" in config.sources
-        path = None if is_demo else find_class_table([*list_data(config.sources, holdout.cache), *apart])
-        numbers = [] if path is None else [number for number, _, _ in read_class_rows(path)]
-        report.ignores_zero = from_one = bool(numbers) and 0 not in numbers
+        holdout = holdout_of(config)
+        path, names = names_beside(config, holdout.cache)
+        from_one = bool(names) and 0 not in names
+        report.ignores_zero = from_one or is_none(names.get(0, ""))
         if from_one:
             report.notes.append(f"{path} numbers its classes from 1: segment with --reduce-zero-label")
         opener = partial(open_pairs, label_maps=config.label_maps, reduce_zero_label=from_one)
@@ -151,7 +149,6 @@ def inspect_maps(config: CheckConfig) -> MapReport:
             report.mistakes.append(str(error))
             continue
         report.notes.extend(pairs.notes)
-        report.ignores_zero |= pairs.table.doubts_zero
         report.images.update(map(pairs.name, range(len(pairs))))
         report.pixels[split] = Counter()
         for counts, mistake in fetch_each(_inspect_map, pairs, config.workers):

@@ -22,7 +22,8 @@ from beit.config.use import JourneyConfig, Outcome
 from beit.config.values import flag_of
 from beit.data.base import Source
 from beit.data.label_file import read_label_rows
-from beit.data.label_maps.pairs import IMAGES, PairSource, open_pairs
+from beit.data.label_maps.pairs import IMAGES, names_beside
+from beit.data.label_maps.table import is_none
 from beit.data.sources.listing import list_maps
 from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import Subset
@@ -104,9 +105,10 @@ class Journey(NamedTuple):
         labels = round(min(labels, (config.labels_per_class or count) * classes or count) * (config.label_share or 1))
         asked = self.task, count, labels, median_side(images), seconds_of(config.budget) / 60
         lines = [f"expect: {prospect(*asked)}"]
-        if self.task == "segmenter":
-            opener = partial(open_pairs, label_maps=config.label_maps, reduce_zero_label=config.reduce_zero_label)
-            lines.append(cast(PairSource, open_data(config, opener, holdout_of(config))["train"]).table.zero)
+        if self.task == "segmenter" and not config.reduce_zero_label:
+            zero = names_beside(config, holdout_of(config).cache)[1].get(0, "")
+            if is_none(zero):
+                lines.append(f"0 in a label map is called '{zero}', and learned; --reduce-zero-label ignores it")
         if self.task and config.init is None and count <= FEW_IMAGES:
             lines.append(f"few images teach little; try a released encoder first: --init {RELEASED} ({FETCHED})")
         return lines
