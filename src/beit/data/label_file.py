@@ -72,10 +72,11 @@ class LabelFile:
         label_of = {row: label for label, row in enumerate(sets)}
         self._labels = {image: label_of[row] for image, row in members.items()}
         self._used: set[str] = set()
-        self._image_at = _images_at(rows, self.path)
+        self._image_at, folder = _images_at(rows, self.path), os.path.abspath(self.path.parent)
         for image, label in self._labels.items():
-            alike = all(self._labels[self._image_at[place]] == label for place in _places(image, self.path))
-            require(alike, f"--labels {path} gives {display(image)} two times, and not the same classes; keep one")
+            if any(self._labels[self._image_at[place]] != label for place in _places(image, folder)):
+                twice = f"--labels {path} gives {display(image)} two times, and not the same classes"
+                raise UserError(f"{twice}; keep one")
 
     def apply(self, source: Source, split: Split = "train") -> Subset | None:
         """The images of `source` that the file names, with their labels; the others are left out, with a note. None
@@ -132,16 +133,18 @@ def _notes_on_numbers(classes: Sequence[str], images: int, origin: str) -> list[
 def _images_at(images: Collection[str], file: Path) -> dict[str, str]:
     """The images that `file` names by where they may lie: beneath --data, or as seen from the file's folder; failing
     that from the current one, or without the space around the name."""
-    exact = ((place, image) for image in images for place in _places(image, file))
-    close = ((place, image) for image in images for place in _places(image.strip(), file))
+    folder = os.path.abspath(file.parent)
+    exact = ((place, image) for image in images for place in _places(image, folder))
+    spaced = (image for image in images if image != image.strip())
+    close = ((place, image) for image in spaced for place in _places(image.strip(), folder))
     image_at: dict[str, str] = {}
     for place, image in chain(exact, ((os.path.abspath(image), image) for image in images), close):
         image_at.setdefault(place, image)
     return image_at
 
 
-def _places(image: str, file: Path) -> tuple[str, str]:
-    return os.path.normpath(image), os.path.abspath(file.parent / image)
+def _places(image: str, folder: str) -> tuple[str, str]:
+    return os.path.normpath(image), os.path.normpath(os.path.join(folder, image))
 
 
 def _find(image_at: Mapping[str, str], key: str, path: str) -> str | None:
