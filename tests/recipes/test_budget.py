@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -100,11 +101,12 @@ def test_the_schedules_of_a_tokenizer_follow_the_steps_of_its_budget(images: Pat
 
 
 def test_a_budget_is_kept(images: Path, tmp_path: Path) -> None:
-    """The real thing, on any machine: what takes long is the rehearsal, not the run."""
-    run = tmp_path / "run"
+    """The real thing, on any machine: what takes long is the rehearsal, not the run. By processor time, also that of
+    loaders: on a busy machine the clock tells of what came in between."""
+    run, before = tmp_path / "run", sum(os.times()[:4])
     cli("tokenizer", "--data", images, "--out", run, "--budget", "20s", "--width", "8", "--batch-size", "4")
     status = json.loads((run / "status.json").read_text())
-    assert status["state"] == "done" and status["elapsed"] < 40
+    assert status["state"] == "done" and sum(os.times()[:4]) - before < 40
     assert config_of(run)["steps"] > 1
     assert status["typed"]["budget"] == status["budget"] == "20s"
 
