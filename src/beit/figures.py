@@ -157,8 +157,8 @@ class Known:
     kl_weight = Figure("Weight of the distance from even use", group="process")
     grad_norm = Figure("Gradient norm", group="process")
     images_per_second = Figure("Images per second", group="process")
-    data_wait = Figure("Share of time waiting for data", "percent", group="process")
-    mfu = Figure("Share of the machine's rate of matrix products", "percent", group="process")
+    data_wait = Figure("Waiting for data", "percent", group="process")
+    mfu = Figure("Share of the machine's peak rate", "percent", group="process")
     masked_token_loss = Figure("Masked-token loss", references=BASELINES)
     """The surprise, in nats, at the true token of a hidden patch. Knowing nothing costs ln V; the baselines know only
     frequencies or the nearest visible patch. A model that is under all of them has learned to use context."""

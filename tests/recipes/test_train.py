@@ -20,7 +20,7 @@ from beit.config.files import read_yaml
 from beit.config.finetune import FinetuneConfig
 from beit.config.use import PlanConfig, TrainConfig
 from beit.recipes.train import run as journey_run
-from beit.recipes.train.parts import begin, choose_parts, imagined_tokenizer
+from beit.recipes.train.parts import begin, choose_parts, fit_task, imagined_tokenizer
 from beit.recipes.train.run import train
 from beit.stages import train as train_stage
 from beit.stages.auto.rehearsal import Pace
@@ -34,7 +34,14 @@ PARTS = ("tokenizer", "pretrain", "classifier", "scratch")
 @pytest.fixture(autouse=True)
 def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which a step takes a minute; the real rehearsal is not waited for."""
-    monkeypatch.setattr(train_stage, "measure", lambda *arguments, **options: Pace(60.0, 1.0, 0.0))
+    as_on_it(monkeypatch)
+
+
+def as_on_it(patch: pytest.MonkeyPatch) -> None:
+    """Pre-training leaves time for more steps of the tasks than were planned."""
+    time_left = journey_run.time_left
+    patch.setattr(train_stage, "measure", lambda *arguments, **options: Pace(60.0, 1.0, 0.0))
+    patch.setattr(journey_run, "time_left", lambda run, names: time_left(run, names) and 560.0)
 
 
 def cli(*words: str | Path) -> int:
@@ -48,7 +55,7 @@ def journey(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A journey of 20 minutes."""
     out = tmp_path_factory.mktemp("journey") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_stage, "measure", lambda *arguments, **options: Pace(60.0, 1.0, 0.0))
+        as_on_it(patch)
         train(TrainConfig(data=str(colours), out=str(out), budget="20m", workers=0))
     return out
 
@@ -64,6 +71,7 @@ def test_the_parts_fit_one_another_and_the_budget(journey: Path) -> None:
     assert all((journey / name / "model/model.json").exists() for name in PARTS)
     steps = {name: read(journey / name / "config.yaml")["steps"] for name in PARTS[1:]}
     assert steps["classifier"] == steps["scratch"] and sum(steps.values()) in range(16, 20)
+    assert steps == {name: config["parts"][name]["steps"] for name in steps}
     taught, alone = (beit.load_model(journey / name).encoder.config for name in PARTS[2:])
     assert taught == alone
     assert beit.checkpoints.describe(journey / "classifier")["provenance"]["data"] == config["data"].split()
@@ -85,6 +93,22 @@ def test_killed_in_each_part_it_ends_with_the_weights_of_its_configuration(journ
     assert all(same_weights(journey / name, again / name) for name in PARTS)
 
 
+@pytest.mark.parametrize(("seconds", "steps"), [(1.0, 2), (500.0, 3), (730.0, 5)])
+def test_a_task_takes_what_pretraining_leaves_and_half_of_its_plan_at_least(
+    seconds: float, steps: int, journey: Path, colours: Path
+) -> None:
+    parts = read_yaml(journey / "config.yaml", TrainConfig)["parts"]
+    assert parts["classifier"]["steps"] == 4
+    config = TrainConfig(data=str(colours), out=str(journey), budget="20m", workers=0)
+    fitting = fit_task(begin(config, journey), parts, seconds, (said := list[str]()).append)
+    assert {name: values["steps"] for name, values in fitting.items() if name in ("classifier", "scratch")} == {
+        "classifier": steps,
+        "scratch": steps,
+    }
+    assert f"{steps} steps instead of the 4 of the plan" in said[0]
+    assert {**fitting, "classifier": 0, "scratch": 0} == {**parts, "classifier": 0, "scratch": 0}
+
+
 def test_a_stopped_journey_goes_on_with_the_parts_it_chose(
     colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,7 +119,7 @@ def test_a_stopped_journey_goes_on_with_the_parts_it_chose(
     def refuse(*_: object) -> None:
         raise AssertionError("chosen twice")
 
-    monkeypatch.setattr(journey_run, "choose_parts", refuse)
+    monkeypatch.setattr(journey_run.journeys, "choose_parts", refuse)
     assert "classifier" in train(config).results
     with pytest.raises(UserError, match="seed was 0 and is now 1"):
         (tmp_path / "run/results.json").unlink()

@@ -11,9 +11,10 @@ import pytest
 
 from beit.config.use import TrainConfig
 from beit.presets.trials import RELEASED, seed_spread
-from beit.recipes.train.run import next_steps, verdict
+from beit.recipes.train.run import TOO_FEW, next_steps, verdict
 from beit.training.run.record import RunRecord
 from beit.verdicts.comparison import JUDGED, Judged, comparisons, read_judged
+from beit.verdicts.rules import MORE_JUDGED
 
 
 def run(folder: Path, right: Any, *, first: int = 0, **config: Any) -> RunRecord:
@@ -67,9 +68,21 @@ def test_a_journey_ends_with_commands_that_can_be_copied() -> None:
     mend, released, longer = next_steps(config, poor)
     assert mend == "to mend first: more labels"
     assert released.endswith(f"{said} --init {RELEASED} --budget 15m --out runs/mine-released")
-    assert longer == f"4 times as long: {said} --budget 60m --out runs/mine-60m"
+    assert released.startswith("next, from a released encoder (")
+    assert longer == f"or 4 times as long: {said} --budget 60m --out runs/mine-60m"
     [_, longer] = next_steps(replace(config, init="given"), poor)
     assert longer.endswith("--labels-per-class 40 --init given --budget 60m --out runs/mine-60m")
+
+
+def test_where_few_images_are_judged_the_commands_hold_more_of_them_back(tmp_path: Path) -> None:
+    config = TrainConfig(data="photos", out="runs/mine")
+    poor = RunRecord(status={"verb": "finetune"}, results={"verdict": [{"mend": f"{MORE_JUDGED}; a longer run"}]})
+    assert all("--holdout 0.5" in line for line in next_steps(config, poor))
+    assert "--holdout 0.5" not in next_steps(replace(config, holdout=0.4), poor)[1]
+    numbers, of_few = np.arange(12), {"low": 0.1, "high": 0.9, "images": 12, "units": 12}
+    scratch, task = run(tmp_path / "scratch", numbers < 8), run(tmp_path / "classifier", numbers < 7)
+    task = replace(task, results={"verdict": [], "interval": of_few})
+    assert verdict({"classifier": task, "scratch": scratch})[-1].endswith(TOO_FEW)
 
 
 def test_what_cannot_be_compared_is_said_or_left_out(tmp_path: Path) -> None:

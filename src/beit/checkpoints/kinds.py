@@ -43,9 +43,7 @@ class Kind(NamedTuple):
 KINDS: Mapping[str, Kind] = {
     "tokenizer": Kind(DiscreteVAE),
     "pretrained": Kind(
-        MaskedImageModel,
-        ("vocab_size",),
-        later=("encoder_sees", "num_masked", "decoder_depth", "decoder_width"),
+        MaskedImageModel, ("vocab_size",), later=("encoder_sees", "num_masked", "decoder_depth", "decoder_width")
     ),
     "classifier": Kind(ImageClassifier, ("num_classes", "pool")),
     "segmenter": Kind(SemanticSegmenter, ("num_classes", "decoder", "layers", "channels", "transposed", "auxiliary")),

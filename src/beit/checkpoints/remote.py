@@ -70,7 +70,7 @@ def _fetch(name: str, address: str, record: Path, expected: str | None, target: 
     except (OSError, HTTPException, ValueError) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         failed = f"{name} cannot be fetched from {address} ({' '.join(str(reason).split())})"
-        raise UserError(f"{failed}; download it where there is a network, and give the file") from None
+        raise UserError(f"{failed}; download it where there is a network, and give its path instead") from None
     require(expected in (None, digest), f"{address} has the sha256 {digest}, not {expected} as stands in {record}")
     write_text(record, f"{digest}  {record.stem}\n")
     if expected is None:

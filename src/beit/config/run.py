@@ -114,7 +114,8 @@ class Outcome(NamedTuple):
     config: Any
     """The configuration; of a verb that trains, with every value."""
     results: Mapping[str, Any] = {}
-    """What came of it, by name. Of a verb that trains, the content of results.json; empty after a dry run."""
+    """What came of it, by name. Of a verb that trains, the content of results.json; of its dry run
+    `judged`, the labelled images that the verdict will be of."""
     seconds: float | None = None
     """Of a dry run with a budget: what the run is expected to take."""
 

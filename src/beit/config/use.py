@@ -70,7 +70,7 @@ class PlanConfig(JourneyConfig):
     """What `beit train` would do with these images on this machine: the commands, sizes and times, and what to
     expect. Nothing is written."""
 
-    out: str = "runs"
+    out: str = "runs/mine"
     """The folder that the commands name for their runs."""
 
 

@@ -133,9 +133,8 @@ def open_pillow(data: bytes, name: str, limits: Limits) -> Image.Image:
 
 def depth_of(data: bytes) -> int:
     """Bits of a channel in an AVIF or HEIC file, by its boxes called `pixi`; 8 of any other."""
-    return max(
-        (box[1][0] for box in re.finditer(rb"pixi\0{4}.(.)", data, re.DOTALL) if data[4:8] == b"ftyp"), default=8
-    )
+    depths = (box[1][0] for box in re.finditer(rb"pixi\0{4}.(.)", data, re.DOTALL) if data[4:8] == b"ftyp")
+    return max(depths, default=8)
 
 
 def upright_size(data: bytes, name: str, limits: Limits) -> tuple[int, int]:

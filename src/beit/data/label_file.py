@@ -107,8 +107,8 @@ class LabelFile:
         """A note about images that the file names and no source so far has, where there are any."""
         rest = [image for image in self._labels if image not in self._used]
         are = "is" if len(rest) == 1 else "are"
-        about = f"{counted(len(rest), 'image')} that {self.path} names {are} not among those used, the first being "
-        return [f"{about}'{display(rest[0])}'"] if rest else []
+        about = f"{counted(len(rest), 'image')} that {self.path} names {are} not among those that are used here"
+        return [f"{about}, the first being '{display(rest[0])}'"] if rest else []
 
 
 def classes_in_file(path: str) -> Callable[[str, str], Sequence[str]]:

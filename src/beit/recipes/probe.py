@@ -51,10 +51,8 @@ def probe(config: ProbeConfig, *, dry_run: bool = False, overwrite: bool = False
         return finished(config)
     config = session.config
     images, labels = open_with_labels(config)
-    require(
-        len(images.held_back) > 0,
-        "--holdout 0 leaves no image to choose the layer on; drop it, or name some with --eval-data",
-    )
+    none = "--holdout 0 leaves no image to choose the layer on; drop it, or name some with --eval-data"
+    require(len(images.held_back) > 0, none)
     session, config = settle(session, images)
     with given_by("--init"):
         encoder = load_encoder(config.init, sides(config.image_size))
@@ -115,9 +113,8 @@ class Probing:
         identity = {"encoder": weights_sha256(self.encoder)}
         given: dict[str, Any] = {"export": self.best_probe, "details": self.details}
         product = Product(classes=self.classes, description=said, facts=identity, **given)
-        return Method(
-            learner=learner, evaluation=evaluation, product=product, notes=self.notes(), prepare=self.prepare
-        )
+        parts: dict[str, Any] = {"learner": learner, "evaluation": evaluation, "product": product}
+        return Method(**parts, notes=self.notes(), prepare=self.prepare)
 
     def notes(self) -> Notes:
         config = self.config

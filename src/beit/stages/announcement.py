@@ -69,8 +69,8 @@ def conclude(session: Session[Any], notes: Notes, results: Mapping[str, Any], ba
         if (before := results["first"].get(name)) is not None:
             say(f"{name} {results['last'][name]:.4g}, and {before:.4g} before the first step")
     say(f"done in {duration(results['seconds'])}; the model is in {Path(out) / MODEL}")
-    if (Path(out) / MODEL_BEST).exists():
-        best = results["best"]
+    best = results["best"]
+    if (Path(out) / MODEL_BEST).exists() and best["step"] != results["steps"]:
         figure = brief_line({best["monitor"]: best[best["monitor"]]})
         say(
             f"{Path(out) / MODEL_BEST} holds that of the best evaluation: {figure} after step {best['step']:,}, "
@@ -119,7 +119,7 @@ def _in_words(feed: Feed) -> str:
     """What the run is judged on, and how little it tells where it is few."""
     from beit.verdicts.rules import few_images
 
-    few = few_images(len(feed.images.test or feed.images.held_back)) if feed.labeled else ""
+    few = few_images(feed.judged)
     val = len(feed.images.held_back)
     test = "" if feed.images.test is None else f", {len(feed.images.test):,} (test) once at the end"
     if not val:

@@ -263,3 +263,8 @@ class Feed:
     """Views of an image that stand together in a batch."""
     cycle: int | None = None
     """Epochs after which its views come again."""
+
+    @property
+    def judged(self) -> int:
+        """Images with a label that the verdict will be of."""
+        return len(self.images.test or self.images.held_back) if self.labeled else 0

@@ -72,7 +72,7 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
     if session.dry_run:
         announce(session, method, feed, plan, machine.precision)
         console.say("dry run: nothing was written")
-        return Outcome(config, seconds=session.expected_seconds(plan))
+        return Outcome(config, {"judged": feed.judged}, session.expected_seconds(plan))
     _require_meant(session, plan)
     facts = {"images": feed.images.fingerprint, **method.product.facts}
     if method.product.tokenizer_hash is not None:

@@ -52,9 +52,7 @@ class MetricWindow:
     def add(self, values: Mapping[str, Tensor], counts: Tensor) -> None:
         """Add one step's `values`; nothing of them where `counts`, a bool scalar, is False."""
         values = {**values, "count": torch.ones((), device=counts.device)}
-        accumulate(
-            self._sums, {name: torch.where(counts, value.detach().float(), 0.0) for name, value in values.items()}
-        )
+        accumulate(self._sums, {name: torch.where(counts, x.detach().float(), 0.0) for name, x in values.items()})
         self.steps += 1
 
     def means(self, compute: Compute) -> dict[str, Tensor]:

@@ -73,5 +73,5 @@ def _compare(name: str, first: Judged, other_name: str, second: Judged) -> str:
     same = f"the same {counted(len(images), 'image')}"
     return (
         f"{name} {effect} {other_name}: {one:.1f} and {other:.1f} % on {same}, "
-        f"a difference of {one - other:.1f} points (95 % interval {100 * low:.1f} to {100 * high:.1f})"
+        f"a difference of {one - other:.1f} points (95 % interval {100 * low:z.1f} to {100 * high:z.1f})"
     )

@@ -23,6 +23,7 @@ RISE, MEMORISED = 0.1, 0.02
 """Shares: of its beginning, or of 1, by which a training loss rises that diverges; of its lowest value, by which a
 held-back loss rises at least where training images are learned by heart."""
 
+MORE_JUDGED = "hold more of them back (--holdout 0.5), or label more"
 AGAIN = "the same command with --overwrite and a third of the --lr"
 
 Tone = Literal["good", "open", "bad", "plain"]
@@ -48,8 +49,7 @@ def few_images(count: int) -> str:
     if not 0 < count < FEW:
         return ""
     low, high = map(percent, wilson(right := round(2 * count / 3), count))
-    stand = f"{right} of {count} right {'stands' if right == 1 else 'stand'} for {low} to {high}"
-    return f"few images tell little ({stand}): hold more back (--holdout)"
+    return f"few images tell little ({right} of {count} right would stand for {low} to {high}): {MORE_JUDGED}"
 
 
 def collapse(perplexity: float, used: float, vocab_size: int | None) -> Verdict | None:
@@ -247,7 +247,7 @@ def _score(run: RunRecord) -> Iterator[Verdict]:
     hardest = max(rivals, key=rivals.__getitem__, default="")
     start = "" if run.config.get("init") else " or a pre-trained start (--init),"
     more = f"a longer run,{start} or more labels; `beit check` lists damaged, equal and alike images"
-    more = f"hold more images back (--holdout), or label more, to know; {more}" if few else more
+    more = f"{MORE_JUDGED}; {more}" if few else more
     if not interval or not rivals:
         yield Verdict("plain", text)
     elif interval["low"] > rivals[hardest]:
@@ -266,10 +266,8 @@ def _dead_classes(run: RunRecord) -> Iterator[Verdict]:
     if dead := [name for name, overlap in overlaps.items() if overlap < DEAD]:
         are = "is" if len(dead) == 1 else "are"
         text = f"{len(dead)} of {counted(len(overlaps), 'class')} {are} never found: {', '.join(dead[:12])}."
-        most = 2 * len(dead) >= len(overlaps)
-        yield (
-            Verdict("bad", text, "more images of the classes that are never found") if most else Verdict("open", text)
-        )
+        mend = "a longer run, or more images of the classes that are never found"
+        yield Verdict("bad", text, mend) if 2 * len(dead) >= len(overlaps) else Verdict("open", text)
 
 
 def _overlaps(run: RunRecord) -> dict[str, float]:

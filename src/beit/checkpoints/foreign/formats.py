@@ -10,9 +10,7 @@ from beit.checkpoints.reference import Stated
 from beit.config.errors import UserError, require
 from beit.untrusted import listed, printable, read_json
 
-WEIGHT_FILES = tuple(
-    f"{name}{ending}" for name in ("model.safetensors", "pytorch_model.bin") for ending in ("", INDEX)
-)
+WEIGHT_FILES = tuple(f"{name}{end}" for name in ("model.safetensors", "pytorch_model.bin") for end in ("", INDEX))
 
 
 def is_foreign(path: Path) -> bool:

@@ -42,10 +42,7 @@ _ROWS: list[tuple[str, str | tuple[str, ...]]] = [
     ("encoder.blocks.{}.norm2.*", f"{_BLOCK}.layernorm_after.*"),
     ("encoder.blocks.{}.gamma_1", f"{_BLOCK}.lambda_1"),
     ("encoder.blocks.{}.gamma_2", f"{_BLOCK}.lambda_2"),
-    (
-        "encoder.blocks.{}.attn.qkv.weight",
-        tuple(f"{_ATTENTION}.{part}.weight" for part in ("query", "key", "value")),
-    ),
+    ("encoder.blocks.{}.attn.qkv.weight", tuple(f"{_ATTENTION}.{part}.weight" for part in ("query", "key", "value"))),
     ("encoder.blocks.{}.attn.q_bias", f"{_ATTENTION}.query.bias"),
     ("encoder.blocks.{}.attn.v_bias", f"{_ATTENTION}.value.bias"),
     (f"encoder.blocks.{{}}.attn.{_BIAS}_table", f"{_ATTENTION}.{_BIAS}.{_BIAS}_table"),

@@ -83,9 +83,7 @@ class Survey(NamedTuple):
         require(not (self.missing or (strict and faults)), f"{path}: {'; '.join(faults)}; {remedy}")
         weights: dict[str, Tensor] = {}
         for file, stored in self.sources:
-            loaded = file.load(
-                {f"{place} {name}": x for name, pieces in stored.items() for place, x in enumerate(pieces)}
-            )
+            loaded = file.load({f"{at} {name}": x for name, pieces in stored.items() for at, x in enumerate(pieces)})
             # Taken out, so that what is joined or widened does not stay in memory beside the result.
             weights |= {
                 name: _joined([loaded.pop(f"{place} {name}") for place in range(len(pieces))])

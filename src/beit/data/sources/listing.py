@@ -18,20 +18,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+import beit.data.sources.files as files
 from beit.config.errors import UserError, require
 from beit.config.values import counted
 from beit.data.base import split_of
 from beit.data.sources.cache import ImageCache
-from beit.data.sources.files import (
-    IMAGE_SUFFIXES,
-    NO_NUMBER,
-    WRONG_NUMBER,
-    Listing,
-    Member,
-    Members,
-    suffix_of,
-    tabulate,
-)
 
 # Folders of thumbnails and resource forks that file systems and archivers leave behind.
 _LITTER = frozenset(("__MACOSX", "@eaDir", "lost+found"))
@@ -41,7 +32,7 @@ _MOST_CLASSES = 1_000_000  # a number beyond is damage, and a table of that leng
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
-def list_data(values: Sequence[str], cache: ImageCache) -> list[Listing]:
+def list_data(values: Sequence[str], cache: ImageCache) -> list[files.Listing]:
     """One listing for each folder among `values`, and one for all the tars together, in order of appearance; once for
     all who share the `cache`."""
     if listings := cache.listings.get(tuple(values), []):
@@ -73,7 +64,7 @@ def _run_around(place: str) -> Path | None:
     return next((run for run in (path, *path.parents) if all((run / name).is_file() for name in _RUN)), None)
 
 
-def list_images(value: str) -> Listing:
+def list_images(value: str) -> files.Listing:
     """What `value` means where layout plays no part: an image file, tar shards, or a folder with images at any depth.
 
     A folder is read as tar shards when there is no image in it.
@@ -82,13 +73,13 @@ def list_images(value: str) -> Listing:
         other_file = os.path.lexists(value) and not os.path.isdir(value)
         if other_file and not _is_tar_name(value) and not value.lower().endswith(".zip"):
             folder, name = os.path.split(value)
-            return Listing(folder, tabulate([_file(value, name) or Member(name)]))
+            return files.Listing(folder, files.tabulate([_file(value, name) or files.Member(name)]))
         unpacked = os.path.isdir(value) and any(True for _ in _walk(value, Counter(), []))
         tars = None if unpacked else _tar_paths(value)
         return _scan_folder(value, ImageCache()) if tars is None else _scan_tars(tars, ImageCache())
 
 
-def list_maps(folder: str) -> Listing:
+def list_maps(folder: str) -> files.Listing:
     """The label maps in a folder, at any depth."""
     with _about("--label-maps"):
         return _scan_folder(folder, ImageCache())
@@ -124,7 +115,7 @@ def _tar_paths(value: str) -> list[tuple[str, str]] | None:
         require(_is_tar_name(value), f"{value} is {kind}")
         return [(value, "")]
     names = _visible_names(value)
-    if any(suffix_of(name) in IMAGE_SUFFIXES for name in names):
+    if any(files.suffix_of(name) in files.IMAGE_SUFFIXES for name in names):
         return None
     splits = [name for name in names if split_of(name) and os.path.isdir(os.path.join(value, name))]
     folders = ["", *(f"{name}/" for name in splits)]
@@ -148,20 +139,20 @@ def _is_tar_name(name: str) -> bool:
 # Folders
 
 
-def _scan_folder(root: str, cache: ImageCache) -> Listing:
+def _scan_folder(root: str, cache: ImageCache) -> files.Listing:
     """Every image beneath `root`, at any depth. Links are followed, but never in a circle; hidden names are not."""
     omissions: list[str] = []
     others: Counter[str] = Counter()
-    members = tabulate(cache.track(_walk(root, others, omissions), "looking for images"))
+    members = files.tabulate(cache.track(_walk(root, others, omissions), "looking for images"))
     content = f" (it holds {counted(others.total(), 'other file')})" if others else ""
     mend = "name a folder with files such as .jpg or .png, or tar shards"
     require(bool(members), f"{root} holds no image{content}; {mend}")
-    return Listing(root, members, omissions=omissions, others=others)
+    return files.Listing(root, members, omissions=omissions, others=others)
 
 
 def _walk(
     folder: str, others: Counter[str], omissions: list[str], prefix: str = "", chain: tuple[str, ...] = ()
-) -> Iterator[Member]:
+) -> Iterator[files.Member]:
     """The images, in the order of their paths."""
     chain, place = chain or (os.path.realpath(folder),), os.path.join(folder, "")
     with os.scandir(folder) as entries:
@@ -179,28 +170,28 @@ def _walk(
                 omissions.append(f"{path}: a link to a folder that contains it, ignored")
                 continue
             yield from _walk(path, others, omissions, f"{prefix}{name}/", (*chain, real))
-        elif suffix_of(name) not in IMAGE_SUFFIXES:
-            others[suffix_of(name)] += 1
+        elif files.suffix_of(name) not in files.IMAGE_SUFFIXES:
+            others[files.suffix_of(name)] += 1
         elif member := _file(path, prefix + name):
             yield member
 
 
-def _file(path: str, name: str) -> Member | None:
+def _file(path: str, name: str) -> files.Member | None:
     """The file at `path`; None for a pipe, which would block its reader. A dangling link counts as an image, so that
     it is reported as damaged."""
     try:
         status = os.stat(path)
     except OSError:
-        return Member(name)
+        return files.Member(name)
     is_file = stat.S_ISREG(status.st_mode)
-    return Member(name, -1, 0, status.st_size, status.st_mtime_ns) if is_file else None
+    return files.Member(name, -1, 0, status.st_size, status.st_mtime_ns) if is_file else None
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Tar shards (WebDataset convention: KEY.jpg beside KEY.cls)
 
 
-def _scan_tars(tars: Sequence[tuple[str, str]], cache: ImageCache) -> Listing:
+def _scan_tars(tars: Sequence[tuple[str, str]], cache: ImageCache) -> files.Listing:
     """Every image in the tars, its path prefixed as given. Links, devices and paths that lead outside the archive
     are left out with a note.
     """
@@ -209,14 +200,14 @@ def _scan_tars(tars: Sequence[tuple[str, str]], cache: ImageCache) -> Listing:
     state = [(*tar, _file(tar[0], "")) for tar in tars]
     text, rows, omissions = cache.recall(("tars", state), lambda: _read_tars(tars, cache))
     require(len(rows) > 0, f"{root} holds no image; a shard is a tar of files such as KEY.jpg")
-    return Listing(root, Members(text.tobytes(), rows), paths, omissions.tolist())
+    return files.Listing(root, files.Members(text.tobytes(), rows), paths, omissions.tolist())
 
 
 def _read_tars(tars: Sequence[tuple[str, str]], cache: ImageCache) -> Iterator[NDArray[Any]]:
     """The text and the rows of the members, sorted by path, and what is left out."""
     omissions, seen = list[str](), set[str]()
 
-    def images() -> Iterator[Member]:
+    def images() -> Iterator[files.Member]:
         for shard, (tar, prefix) in enumerate(tars):
             ignored: Counter[str] = Counter()
             contents = list(_tar_members(tar, shard, ignored, omissions))
@@ -227,21 +218,21 @@ def _read_tars(tars: Sequence[tuple[str, str]], cache: ImageCache) -> Iterator[N
                 ends = ((x, *os.path.splitext(x.path)) for x in contents)
                 numbers = {key: _read_number(file, x) for x, key, end in ends if end == ".cls"}
             for member in contents:
-                if suffix_of(member.path) in IMAGE_SUFFIXES:
+                if files.suffix_of(member.path) in files.IMAGE_SUFFIXES:
                     folder, name = os.path.split(member.path)
                     # KEY ends at the last dot, or by WebDataset's rule at the first.
                     keys = os.path.splitext(member.path)[0], os.path.join(folder, name.partition(".")[0])
-                    number = next((numbers[key] for key in keys if key in numbers), NO_NUMBER)
+                    number = next((numbers[key] for key in keys if key in numbers), files.NO_NUMBER)
                     yield member._replace(path=os.path.join(prefix + folder, mark + name), number=number)
             if ignored:
                 kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.items())
                 omissions.append(f"{tar}: ignored {kinds}")
 
-    members = tabulate(sorted(cache.track(images(), "looking for images")))
+    members = files.tabulate(sorted(cache.track(images(), "looking for images")))
     yield from (np.frombuffer(members.text, np.uint8), members.rows, np.array(omissions, np.str_))
 
 
-def _tar_members(tar: str, shard: int, ignored: Counter[str], omissions: list[str]) -> Iterator[Member]:
+def _tar_members(tar: str, shard: int, ignored: Counter[str], omissions: list[str]) -> Iterator[files.Member]:
     try:
         if not os.path.isfile(tar):  # a pipe would block its reader
             raise tarfile.ReadError("it is no regular file")
@@ -265,7 +256,7 @@ def _tar_members(tar: str, shard: int, ignored: Counter[str], omissions: list[st
                 elif info.offset_data + info.size > length:
                     raise tarfile.ReadError(f"the member {path} is cut short")
                 else:
-                    yield Member(path, shard, info.offset_data, info.size)
+                    yield files.Member(path, shard, info.offset_data, info.size)
             # A whole tar ends with empty blocks; one that stops within a header was cut short.
             if 0 < length - archive.offset < tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("it ends within a header")
@@ -277,8 +268,8 @@ def _tar_members(tar: str, shard: int, ignored: Counter[str], omissions: list[st
         raise UserError(f"{tar} is damaged or no tar ({error}); fetch it again") from error
 
 
-def _read_number(tar: IO[bytes], member: Member) -> int:
+def _read_number(tar: IO[bytes], member: files.Member) -> int:
     """The class number in ASCII that a member of a tar is."""
     tar.seek(member.offset)
     text = tar.read(min(member.size, 32)).strip()
-    return int(text) if text.isdigit() and int(text) < _MOST_CLASSES else WRONG_NUMBER
+    return int(text) if text.isdigit() and int(text) < _MOST_CLASSES else files.WRONG_NUMBER

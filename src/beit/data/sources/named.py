@@ -31,8 +31,7 @@ NAMED_SETS = {
     "cifar10": NamedSet("CIFAR10", _CIFAR),
     "cifar100": NamedSet("CIFAR100", _CIFAR),
     "imagenette": NamedSet(
-        "Imagenette",
-        {"train": {"split": "train", "size": "320px"}, "val": {"split": "val", "size": "320px"}},
+        "Imagenette", {"train": {"split": "train", "size": "320px"}, "val": {"split": "val", "size": "320px"}}
     ),
     "flowers102": NamedSet(
         "Flowers102", {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}}

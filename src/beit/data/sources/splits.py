@@ -227,14 +227,12 @@ def label_members(parts: Parts, split: Split, classes: Sequence[str] | None) -> 
         classes = _label(parts["train"], by_number, None, origin)[1]
     own = parts[split]
     rows, names = _label(own, by_number, classes, origin)
-    listings = [
-        replace(part.listing, members=part.members.take(row >= 0)) for part, row in zip(own, rows, strict=True)
-    ]
+    used = [replace(part.listing, members=part.members.take(row >= 0)) for part, row in zip(own, rows, strict=True)]
     notes, labels = [*unlabeled(own).notes, *notes_on_names(names, f"--data {_where(own)}")], np.concatenate(rows)
     if unused := int((labels < 0).sum()):
         reason = "without a .cls number" if by_number else "outside the class folders"
         notes.append(f"{_where(own)}: {counted(unused, 'image')} {reason} ignored")
-    return Files(listings, notes, labels[labels >= 0], names)
+    return Files(used, notes, labels[labels >= 0], names)
 
 
 def without_unlabeled_test(parts: Parts) -> Parts:

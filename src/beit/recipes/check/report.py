@@ -16,6 +16,7 @@ from beit.data.base import SPLITS, Source, Split, grouped
 from beit.data.loaders import HANDFUL
 from beit.recipes.check.alike import Look
 from beit.untrusted import markup
+from beit.verdicts.rules import few_images
 from beit.visualize.page import Section, write_page
 from beit.visualize.pictures import to_pil
 
@@ -100,7 +101,8 @@ def introduction(report: DataReport) -> list[str]:
     """What each folder and the images were taken for."""
     lines = [f"{split}: {report.splits.get(split, 'no images')}" for split in SPLITS]
     if sides := sorted(image.shorter_side for image in report.images.values() if not image.damage):
-        lines.append(f"shorter sides of {sides[0]} to {sides[-1]} px, half of them up to {sides[len(sides) // 2]}")
+        spread = f" to {sides[-1]} px, half of them up to {sides[len(sides) // 2]}" if sides[0] < sides[-1] else " px"
+        lines.append(f"shorter sides of {sides[0]}{spread}")
     return [*lines, *dict.fromkeys([*report.notes, *(report.maps.notes if report.maps else [])])]
 
 
@@ -169,7 +171,8 @@ def _verdict(report: DataReport, verbs: str, names: Set[str], max_bad: float) ->
     once = f", {whole['test']:,} (test) to judge on once at the end" if "test" in report.splits else ""
     to_train = counted(whole["train"] - len(copies), "image")
     about = f"{to_train} to train on, {whole['val']:,} (val) to evaluate on{once}"
-    return f"ready for {verbs}: {about}"
+    few = "" if verbs == UNLABELED else few_images(whole["test"] or whole["val"])
+    return f"ready for {verbs}: {about}{few and f'; {few}'}"
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -81,10 +81,8 @@ def tokenizer(model: VisualTokenizer, config: EvaluateConfig, machine: Machine) 
         scoring = Scoring(config, Subset(train, others), source, config.batch_size)
         return figures | scoring.scores(model, machine, StopSignals())
 
-    evaluation = Evaluation(
-        evaluate_batch=lambda _, batch: reconstruction_sums(model, batch.image), summarise=summarise
-    )
-    return TestSet(split, source, EvaluationView(model.image_size)), evaluation
+    judging = Evaluation(evaluate_batch=lambda _, batch: reconstruction_sums(model, batch.image), summarise=summarise)
+    return TestSet(split, source, EvaluationView(model.image_size)), judging
 
 
 def classifier(model: ImageClassifier | LinearProbe, config: EvaluateConfig, machine: Machine) -> Kind:

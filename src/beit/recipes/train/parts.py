@@ -19,7 +19,7 @@ from beit.config.run import TrainingConfig, seconds_of
 from beit.config.segment import SegmentConfig
 from beit.config.tokenizer import PatchKMeansConfig, TokenizerConfig
 from beit.config.use import JourneyConfig, Outcome
-from beit.config.values import flag_of
+from beit.config.values import counted, flag_of
 from beit.data.base import Source
 from beit.data.label_file import read_label_rows
 from beit.data.label_maps.pairs import IMAGES, names_beside
@@ -39,6 +39,7 @@ from beit.stages.auto.choices import SAMPLE, median_side, settle
 from beit.stages.scores.tokens import BANK
 from beit.stages.session import Images, holdout_of, open_data, open_session
 from beit.tokenizers.kmeans import PatchKMeans
+from beit.training.console import duration
 
 RESERVE, BESIDE = 0.03, 10.0
 """Share of a budget that is left free, and seconds of each part that no rehearsal sees: its start, the last images,
@@ -71,6 +72,8 @@ class Part(NamedTuple):
     config: TrainingConfig
     seconds: float = 0.0
     """What it is expected to take."""
+    judged: int = 0
+    """Labelled images that it is judged on."""
 
     def run(self, *, dry_run: bool = False, overwrite: bool = False) -> Outcome:
         mark = part_of_journey.set(True)
@@ -83,7 +86,7 @@ class Part(NamedTuple):
         """This part with every value of its configuration, and the time that it takes here, by a rehearsal."""
         with contextlib.redirect_stdout(io.StringIO()):
             outcome = self.run(dry_run=True, overwrite=True)  # whatever lies there
-        return Part(self.name, outcome.config, outcome.seconds or 0.0)
+        return Part(self.name, outcome.config, outcome.seconds or 0.0, outcome.results.get("judged", 0))
 
 
 class Journey(NamedTuple):
@@ -197,6 +200,20 @@ def choose_parts(journey: Journey, make: Callable[[Journey], Part]) -> list[Part
     typed = {name: getattr(network, name) for name in (*NETWORK, "image_size")}
     last = plan("pretrain", left() - trainings * alone.seconds, **typed)
     return [tokens, last, taught, *([alone] if config.scratch else [])]
+
+
+def fit_task(journey: Journey, parts: dict[str, Any], seconds: float, say: Callable[..., None]) -> dict[str, Any]:
+    """`parts`, of which the task's have the steps that fit into so many seconds, and half of the planned ones at
+    least, which is said. For what was planned in seconds, pre-training may have taken more, or less."""
+    task = journey.task or ""
+    tasks, planned = [name for name in (task, "scratch") if name in parts], parts[task]["steps"]
+    each = f"{max(1.0, seconds / len(tasks) - BESIDE):.0f}s"
+    fitting = journey.part(task, **{**parts[task], "steps": None, "budget": each}).plan().config
+    steps = max(fitting.steps or 0, planned // 2)
+    changed = {name: {**parts[name], "steps": steps, "evaluations": fitting.evaluations} for name in tasks}
+    left = f"{duration(seconds)} are left of the budget"
+    say(f"{counted(steps, 'step')} instead of the {planned:,} of the plan: {left}\n")
+    return {**parts, **changed}
 
 
 def made_tokenizer(journey: Journey, *, overwrite: bool) -> Part:

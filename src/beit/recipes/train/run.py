@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import beit.recipes.train.parts as journeys
 from beit.config.files import read_record
 from beit.config.pretrain import PretrainConfig
 from beit.config.run import seconds_of
@@ -18,14 +19,14 @@ from beit.config.use import Outcome, TrainConfig
 from beit.config.values import counted
 from beit.patience import DEFAULT
 from beit.presets.trials import FETCHED, RELEASED, seed_spread
-from beit.recipes.train.parts import Part, begin, choose_parts, made_tokenizer, own_values, planned, restored
 from beit.training.console import Console, duration
 from beit.training.device import open_compute
-from beit.training.run.directory import CONFIG, REPORT, RESULTS, Request
+from beit.training.run.directory import CONFIG, REPORT, RESULTS, Request, RunDirectory
 from beit.training.run.opening import open_run
 from beit.training.run.record import RunRecord, read_standing
 from beit.untrusted import read_json
 from beit.verdicts.comparison import comparisons
+from beit.verdicts.rules import FEW, MORE_JUDGED, few_images, interval_of
 from beit.visualize.report import write_report
 
 TITLES = {
@@ -36,7 +37,8 @@ TITLES = {
     "scratch": "the same from scratch, to compare",
 }
 SAME = "Both had the same labels and steps, not the same time: pre-training took more."
-REMEDY = "What would: a released encoder (--init), more unlabelled images, or more time."
+REMEDY = "It may pay with a released encoder (--init), with more unlabelled images, or in more time."
+TOO_FEW = "So few held-back images tell small differences from chance hardly ever: --holdout 0.5, or more labels."
 LONGER = 4
 """How many times as long the run is that is advised where one was too short."""
 
@@ -44,49 +46,62 @@ LONGER = 4
 def train(config: TrainConfig, *, dry_run: bool = False, overwrite: bool = False) -> Outcome:
     """Everything from the images of `config.data` to a model and a report in `config.out`."""
     began, folder = time.monotonic(), Path(config.out)
-    patience = [
-        seconds_of(part["timeout"], "--timeout") for part in (config.parts or {}).values() if "timeout" in part
-    ]
-    compute = open_compute(config.device, min(patience, default=DEFAULT))
+    timeouts = [part["timeout"] for part in (config.parts or {}).values() if "timeout" in part]
+    compute = open_compute(config.device, min((seconds_of(x, "--timeout") for x in timeouts), default=DEFAULT))
     console = Console(compute.main)
     if not overwrite and (folder / RESULTS).exists():
         console.say(f"{folder} is finished; nothing to do (--overwrite starts afresh; for another --budget: --out)")
         return Outcome(config, read_json(folder / RESULTS) or {})
-    journey = begin(config, folder)
+    journey = journeys.begin(config, folder)
     parts, budget = config.parts, None
     if parts is None and not overwrite and (folder / CONFIG).exists():  # chosen at an earlier start
         parts = read_record(folder / CONFIG, TrainConfig)[0].get("parts")
     if parts is None:
         if not dry_run and config.init is None:
             console.say("first a visual tokenizer, by whose tokens and time the rest is planned\n")
-        chosen = planned(config) if dry_run else choose_parts(journey, partial(made_tokenizer, overwrite=overwrite))
-        parts, budget = {part.name: own_values(part.config) for part in chosen}, config.budget
+        chosen = (
+            journeys.planned(config)
+            if dry_run
+            else journeys.choose_parts(journey, partial(journeys.made_tokenizer, overwrite=overwrite))
+        )
+        parts, budget = {part.name: journeys.own_values(part.config) for part in chosen}, config.budget
         for line in ["" if dry_run else "\nthe plan", *in_words(chosen, config.budget), *journey.words()]:
             console.say(line)
     config = dataclasses.replace(config, parts=parts)
-    steps = restored(journey, parts)
+    names = [part.name for part in journeys.restored(journey, parts)]
     if dry_run:
         return Outcome(config)
     request = Request("train", dataclasses.asdict(config), began=began)
     with open_run(folder, request, compute=compute, console=console, overwrite=overwrite, parts=parts) as run:
         run.write_status(**({"budget": budget} if budget else {}))
-        for number, part in enumerate(steps, start=1):
-            console.say(f"\n{number} of {len(steps)}: {TITLES[part.name]} ({part.config.out})\n")
-            if budget is not None and part.name == "tokenizer":
+        for number, name in enumerate(names, start=1):
+            console.say(f"\n{number} of {len(names)}: {TITLES[name]} ({folder / name})\n")
+            if name == journey.task and (seconds := compute.from_main(partial(time_left, run, names))):
+                parts = journeys.fit_task(journey, parts, seconds, console.say)
+                run.change_config(parts=parts)
+            if budget is not None and name == "tokenizer":
                 console.say("made before the plan, above")
             else:
-                part.run(overwrite=overwrite)
-        records = {part.name: read_standing(Path(part.config.out)) for part in steps}
-        lines = verdict(records)
-        for line in lines:
+                journeys.restored(journey, parts)[number - 1].run(overwrite=overwrite)
+        records = {name: read_standing(folder / name) for name in names}
+        for line in (lines := verdict(records)):
             console.say(line)
-        results = {name: record.results.get("last", {}) for name, record in records.items()}
-        results |= {"verdict": lines, "seconds": run.elapsed}
+        last = {name: record.results.get("last", {}) for name, record in records.items()}
+        results = {**last, "verdict": lines, "seconds": run.elapsed}
         if compute.main:
             took = f"took {duration(run.elapsed)}{f' of a budget of {run.budget}' if run.budget else ''}"
             conclude(config, records, [*lines, f"It {took}."], console)
         run.finish(results)
     return Outcome(config, results)
+
+
+def time_left(run: RunDirectory, names: Sequence[str]) -> float | None:
+    """Seconds of the budget that pre-training has left for the task; None where the task has begun, or nothing was
+    planned for a budget."""
+    has_begun = any((run.path / name / CONFIG).exists() for name in names if name not in ("tokenizer", "pretrain"))
+    if run.budget is None or has_begun or "pretrain" not in names:
+        return None
+    return max(1.0, (1 - journeys.RESERVE) * seconds_of(run.budget) - run.elapsed)
 
 
 def conclude(config: TrainConfig, records: Mapping[str, RunRecord], notes: Sequence[str], console: Console) -> None:
@@ -109,11 +124,13 @@ def next_steps(config: TrainConfig, last: RunRecord) -> list[str]:
     if config.init is None and last.verb != "pretrain":
         released = ["--init", RELEASED, "--budget", config.budget, "--out", f"{config.out}-released"]
         ways = {f"from a released encoder ({FETCHED})": released, **ways}
-    commands = [f"{way}: {shlex.join(['beit', 'train', *config.flags(), *flags])}" for way, flags in ways.items()]
-    return [f"to mend first: {'; '.join(mends)}", *commands]
+    more = ["--holdout", "0.5"] if any(MORE_JUDGED in mend for mend in mends) and config.holdout is None else []
+    same = ["beit", "train", *config.flags(), *more]
+    commands = [f"{way}: {shlex.join([*same, *flags])}" for way, flags in ways.items()]
+    return [f"to mend first: {'; '.join(mends)}", f"next, {commands[0]}", *(f"or {other}" for other in commands[1:])]
 
 
-def in_words(parts: Sequence[Part], budget: str) -> list[str]:
+def in_words(parts: Sequence[journeys.Part], budget: str) -> list[str]:
     """What will be done, a line for each part, and how long it will take."""
     width, lines = max(len(part.name) for part in parts), list[str]()
     for part in parts:
@@ -125,7 +142,9 @@ def in_words(parts: Sequence[Part], budget: str) -> list[str]:
             what += f", an encoder of width {config.width} and {counted(config.depth, 'block')}"
         lines.append(f"{part.name:<{width}}  {what}, {duration(part.seconds)}")
     in_all = duration(sum(part.seconds for part in parts))
-    return [*lines, f"{'in all':<{width}}  about {in_all} of a budget of {budget}"]
+    lines.append(f"{'in all':<{width}}  about {in_all} of a budget of {budget}")
+    few = few_images(judged := max(part.judged for part in parts))
+    return [*lines, f"{'judged on':<{width}}  {counted(judged, 'held-back image')}; {few}"] if few else lines
 
 
 def verdict(records: Mapping[str, RunRecord]) -> list[str]:
@@ -133,10 +152,10 @@ def verdict(records: Mapping[str, RunRecord]) -> list[str]:
     tasks = [name for name in ("classifier", "segmenter") if name in records]
     lines = [f"{name}: {line['text']}" for name in tasks for line in records[name].results["verdict"]]
     compared = comparisons([*records.values()], seed_spread)
+    lines += [*compared, *([SAME] if compared else [])]
     if any(line.startswith("scratch is better") for line in compared):
-        compared += [SAME, f"Pre-training does not pay here. {REMEDY}"]
+        lines.append(f"Pre-training does not pay here. {REMEDY}")
     elif any("cannot be told apart" in line for line in compared):
-        compared += [SAME, f"That pre-training pays here is not shown. {REMEDY}"]
-    elif compared:
-        compared += [SAME]
-    return [*lines, *compared]
+        few = any(0 < interval_of(records[name]).get("images", 0) < FEW for name in tasks)
+        lines.append(f"That pre-training pays here is not shown. {TOO_FEW if few else REMEDY}")
+    return lines

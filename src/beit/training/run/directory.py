@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 
 from beit.atomic import remove, replace_folder, restore_folder, sync, write_text
 from beit.config.errors import Interrupted, RunFailed
-from beit.config.files import to_yaml
+from beit.config.files import plain, to_yaml
 from beit.training.console import Console
 from beit.training.device import Compute, describe_machine, describe_versions
 from beit.training.metrics import json_ready
@@ -118,6 +118,11 @@ class RunDirectory:
         self._status |= {**changes, "updated": _now(), "elapsed": round(self.elapsed, 1)}
         text = json.dumps(self._status, indent=2) + "\n"
         self.bear(STATUS, lambda: write_text(self._own(STATUS), text, durable=False))
+
+    def change_config(self, **values: Any) -> None:
+        """Store other `values` than the run began with, of what it has not come to yet."""
+        self.config |= plain(values)
+        self._write_config()
 
     def write_metrics(self, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
