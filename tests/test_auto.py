@@ -221,3 +221,30 @@ def test_a_segmenter_has_crops_of_most_of_an_image(side: float, size: Any, crop:
     config, _ = resolve(SegmentConfig(data="x", out="y", init="i"), facts)
     assert config.crop == crop
     assert resolve(SegmentConfig(data="x", out="y", init="i", crop=64), facts)[0].crop == 64
+
+
+def test_where_there_is_little_time_a_segmenter_sees_smaller_images() -> None:
+    facts = Facts(side=360, width=192, size=(112, 112), patch=14, work=5e12)
+    config, _ = resolve(SegmentConfig(data="x", out="y", init="i"), facts)
+    assert (config.crop, config.resize) == ((112, 112), 180)
+    whole, _ = resolve(SegmentConfig(data="x", out="y", init="i"), dataclasses.replace(facts, work=5e13))
+    assert (whole.crop, whole.resize) == ((224, 224), None)
+    small, _ = resolve(SegmentConfig(data="x", out="y", init="i"), dataclasses.replace(facts, side=112))
+    assert (small.crop, small.resize) == ((112, 112), None), "no detail to spare"
+
+
+@pytest.mark.parametrize(
+    ("verb", "batch", "steps", "smaller"),
+    [
+        ("pretrain", 128, 800, 128),
+        ("pretrain", 128, 799, 64),
+        ("pretrain", 128, 372, 32),
+        ("pretrain", 128, 1, 32),
+        ("pretrain", 16, 1, 16),
+        ("finetune", 32, 172, 32),
+        ("segment", 8, 78, 2),
+        ("tokenizer", 32, 5, 32),
+    ],
+)
+def test_few_steps_are_of_few_images(verb: str, batch: int, steps: int, smaller: int) -> None:
+    assert auto.batch_of_few_steps(verb, batch, steps) == smaller

@@ -90,6 +90,22 @@ def test_a_run_of_a_budget_is_that_of_its_configuration(
 
 
 @pytest.mark.usefixtures("steps_in_a_minute")
+def test_few_steps_are_of_fewer_images_unless_these_are_typed(
+    images: Path, trained_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One rehearsal finds how few they are, and another what those of so few images take."""
+    monkeypatch.setitem(auto.LEAST_BATCH, "pretrain", 2)
+    typed = {**SMALL, "data": str(images), "tokenizer": str(trained_tokenizer), "out": str(tmp_path / "run")}
+    del typed["batch_size"]
+    outcome = pretrain(PretrainConfig(**typed, depth=1, width=16, budget="60s"))
+    assert outcome.config.batch_size == 2 and 1 < outcome.config.steps <= 5
+    assert re.search(r"batch_size 2: \d steps of \d+ images would be few", text := log(tmp_path / "run"))
+    assert text.count(" batch_size") == 1
+    as_typed = PretrainConfig(**typed, batch_size=4, budget="60s")
+    assert pretrain(as_typed, dry_run=True, overwrite=True).config.batch_size == 4
+
+
+@pytest.mark.usefixtures("steps_in_a_minute")
 def test_the_schedules_of_a_tokenizer_follow_the_steps_of_its_budget(images: Path, tmp_path: Path) -> None:
     run, again = tmp_path / "run", tmp_path / "again"
     typed = {**SMALL, "data": str(images), "width": 8, "blocks_per_group": 1, "log_every": 1}

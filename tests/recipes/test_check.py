@@ -179,6 +179,7 @@ def test_what_is_ready_is_what_training_takes(kind: str, tmp_path: Path) -> None
     lines = [line for line in verdicts(report, 0.05) if "alike" not in line]
     for line, images in zip(lines, (everything, labeled), strict=True):
         train, val = len(images.train), len(images.held_back)
-        assert line.endswith(f": {train:,} images to train on, {val:,} (val) to evaluate on"), line
+        assert f": {train:,} images to train on, {val:,} (val) to evaluate on" in line
+        assert ("few images tell little" in line) == (images is labeled), line
     assert (len(everything.train) + len(everything.held_back), lines[1][:9]) == (21, "ready for")
     assert len(labeled.train) + len(labeled.held_back) == {"a file": 9, "folders": 15, "label maps": 7}[kind]

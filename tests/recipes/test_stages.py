@@ -20,11 +20,9 @@ from tiny_runs import finetune_config, pretrain_config, probe_config, tokenizer_
 import beit
 from beit.config.errors import UserError
 from beit.config.files import to_yaml
-from beit.config.pretrain import PretrainConfig
 from beit.config.tokenizer import TokenizerConfig
 from beit.config.use import InfoConfig
 from beit.config.values import counted
-from beit.presets import configure
 from beit.recipes.finetune import finetune
 from beit.recipes.info import info
 from beit.recipes.pretrain import pretrain
@@ -248,41 +246,16 @@ def test_a_run_is_never_all_warm_up(
 
 
 @pytest.mark.parametrize(
-    ("recipe", "config", "presets"),
-    [
-        (finetune, finetune_config, "small-data and tiny are"),
-        (probe, probe_config, "tiny is"),
-        (pretrain, pretrain_config, "tiny is"),
-    ],
+    ("recipe", "config"), [(finetune, finetune_config), (probe, probe_config), (pretrain, pretrain_config)]
 )
 def test_a_batch_larger_than_the_data_is_told(
-    recipe: Any,
-    config: Any,
-    presets: str,
-    colours: Path,
-    pretrained: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    recipe: Any, config: Any, colours: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A recipe for many images takes few steps on a handful of them."""
     start = {"target": "pixels"} if recipe is pretrain else {"init": str(pretrained)}
     recipe(config(colours, tmp_path / "run", **start), dry_run=True)
     assert "more than once" not in capsys.readouterr().out
     recipe(config(colours, tmp_path / "run", **{**start, "batch_size": 1024}), dry_run=True)
-    note = f"a batch of 1,024 shows some images more than once; --preset {presets} for few images"
-    assert note in capsys.readouterr().out
-
-
-def test_the_preset_in_use_is_not_recommended(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for preset, advice in (("tiny", ""), ("base", "; --preset tiny is for few images")):
-        where = {"data": str(images), "out": str(tmp_path / "run"), "target": "pixels", "batch_size": 64}
-        pretrain(
-            configure(PretrainConfig, preset, depth=1, width=64, num_heads=4, image_size=32, steps=1, **where),
-            dry_run=True,
-        )
-        assert f"shows some images more than once{advice}\n" in capsys.readouterr().out
+    assert "a batch of 1,024 shows some images more than once\n" in capsys.readouterr().out
 
 
 def test_a_tokenizer_of_another_grid_is_refused_with_the_remedy(

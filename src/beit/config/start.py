@@ -89,10 +89,8 @@ class StartConfig(AdaptsChannels, TrainingConfig):
             raise UserError(f"give --init a trained model, or {start}; {wants}")
         # Fine-tuning's form of the default architecture, so that both starts train the same network.
         pixels = network.pixel_constants(self.normalization, self.pixels)
-        values: dict[str, Any] = {"position": "block_bias", **self.stated(), **pixels}
-        return network.EncoderConfig(
-            image_size=size, drop_path_rate=self.drop_path_rate, dropout=self.dropout, **values
-        )
+        values: dict[str, Any] = {"position": "block_bias", **self.stated(), **pixels, "dropout": self.dropout}
+        return network.EncoderConfig(image_size=size, drop_path_rate=self.drop_path_rate, **values)
 
     def stated(self) -> dict[str, Any]:
         """The fields of an EncoderConfig that knobs of the architecture were given for."""

@@ -186,9 +186,7 @@ def _worker_error(error: BaseException, iterator: Any, task: Task[Any]) -> BaseE
         worker = workers[(number := iterator._task_info[iterator._rcvd_idx][0])]
         worker.kill()
         seen = int(task.progress[number % _LANES, 1])
-        return Silence(
-            f"loader process {worker.pid} is silent{task.place(seen)}: a disk hangs, or --timeout is short"
-        )
+        return Silence(f"loader process {worker.pid} is silent{task.place(seen)}: a disk hangs or --timeout is short")
     if not dead and "exited unexpectedly" not in reason:
         return error
     pids = ", ".join(str(worker.pid) for worker in workers if worker.sentinel in dead)

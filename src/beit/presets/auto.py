@@ -42,6 +42,7 @@ SIZES = (
     Size(128, 1.5e14, 64, 8, 64, (128, 4)),
     Size(128, 3e16, 64, 8, 256, (192, 6)),
     Size(128, math.inf, 96, 12, 256, (384, 12)),
+    Size(math.inf, 1.5e14, 112, 8, 256, (128, 4)),
     Size(math.inf, 3e15, 112, 8, 256, (192, 6)),
     Size(math.inf, 3e16, 112, 14, 256, (192, 6)),
     Size(math.inf, 1e19, 224, 14, 512, (384, 12)),
@@ -54,8 +55,14 @@ SMALL_IMAGES = 48
 TOKEN_STRIDE = 4
 """Pixels of a token along each side of the view of a tokenizer that is trained."""
 
-CROP_SHARE = 0.62
-"""Of the shorter side of an image, that a crop of a segmenter shows."""
+CROP_SHARE, LITTLE_WORK = 0.62, 2e13
+"""Of the shorter side of an image, that a crop of a segmenter shows; multiply-adds of a budget below which it learns
+more from images of a smaller size, that are more."""
+FEW_STEPS = 800
+LEAST_BATCH = {"pretrain": 32, "segment": 2}
+"""A run of fewer steps takes smaller batches, but no smaller ones, for twice as many."""
+SAME_RATE = ("segment",)
+"""Of which the learning rate then stays as it is, and does not follow the size of the batches."""
 
 PROBE_RATES = ((500, 1e-3), (10_000, 1e-2), (math.inf, 1e-1))
 """The learning rate of a linear probe for labelled images up to a number: 2,000 steps of 256 bring it to where L-BFGS
@@ -119,11 +126,21 @@ def within_epochs(verb: str, config: TrainingConfig, images: int, steps: int) ->
     return max(1, round(last)), f"; stops at {epochs:.0f} epochs: {counted(images, 'labelled image')}"
 
 
-def crop_of(side: float, size: tuple[int, int], patch: int) -> tuple[int, int]:
-    """Height and width of the crops of a segmenter on images with shorter sides of `side` pixels: most of an image,
-    as in the trials on CamVid, but no less than the `size` of the encoder's images and no more than twice that."""
+def shown(side: float, size: tuple[int, int], patch: int, work: float) -> Values:
+    """How a segmenter sees images with shorter sides of `side` pixels: in crops of most of an image, as in the trials
+    on CamVid, but no less than the `size` of the encoder's images and no more than twice that; where there is little
+    time, made smaller, so that a crop of that size shows as much."""
     height, width = (min(2 * own, max(own, round(CROP_SHARE * side / patch) * patch)) for own in size)
-    return height, width
+    small = work < LITTLE_WORK and height > size[0]
+    return {"crop": size, "resize": round(side * size[0] / height)} if small else {"crop": (height, width)}
+
+
+def batch_of_few_steps(verb: str, batch: int, steps: int) -> int:
+    """The size of the batches of a run that would have so many `steps` of `batch` images: as given, or smaller where
+    they are few."""
+    least = LEAST_BATCH.get(verb, batch)
+    enough = 2 ** round(math.log2(batch * steps / FEW_STEPS / 2))
+    return batch if steps >= FEW_STEPS or batch <= least else max(least, enough)
 
 
 def lasts(typed: Values) -> bool:
@@ -209,8 +226,8 @@ def _finetune(facts: Facts, typed: Values) -> Iterable[Choice]:
 def _segment(facts: Facts, typed: Values) -> Iterable[Choice]:
     yield from _encoder(facts, typed, "crop")
     if facts.size is not None and facts.patch is not None:
-        crop = crop_of(facts.side, facts.size, facts.patch)
-        yield Choice({"crop": crop}, f"images of {facts.side:.0f} px (median), an encoder of {max(facts.size)} px")
+        values = shown(facts.side, facts.size, facts.patch, facts.work)
+        yield Choice(values, f"images of {facts.side:.0f} px (median), an encoder of {max(facts.size)} px")
     width = _width(facts, typed)
     large = width >= 768
     yield from _batch(16 if large else 8, 2e-4 if large else 1e-3, facts, typed)

@@ -8,7 +8,6 @@ from typing import Any
 
 from beit.config.run import TrainingConfig
 from beit.config.values import counted
-from beit.presets import AUTO, recipes_of, verb_of
 from beit.stages.overlap import notes_on_start
 from beit.stages.session import Feed, Session
 from beit.training.console import duration
@@ -33,7 +32,10 @@ def announce(session: Session[Any], method: Method, feed: Feed, plan: Plan, prec
     parameters, learning = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
     frozen = "" if learning == parameters else f", of which {learning:,} learn"
     memory = f", about {session.memory / 2**30:.2g} GiB besides torch itself" if session.memory else ""
-    choices = [f"{', '.join(f'{name} {x}' for name, x in values.items())}: {why}" for values, why in session.choices]
+    last, choices = {name: why for values, why in session.choices for name in values}, list[str]()
+    for values, why in session.choices:
+        if said := [f"{name} {value}" for name, value in values.items() if last[name] == why]:
+            choices.append(f"{', '.join(said)}: {why}")
     if method.learner.step is not None:
         epochs = plan.steps * config.batch_size / plan.images
         warmup, stated = plan.warmup_steps, config.warmup_steps or 0
@@ -42,7 +44,11 @@ def announce(session: Session[Any], method: Method, feed: Feed, plan: Plan, prec
             f"{counted(plan.steps, 'step')} of {counted(config.batch_size, 'image')} ({epochs:.1f} epochs)",
             f"rate {plan.peak:.3g} at this batch size ({config.lr:.3g} at {config.lr_batch_size}, "
             f"{config.lr_scaling} scaling) after {counted(warmup, 'step')} of warm-up{shortened}",
-            *_few_images(config, plan.images),
+            *(
+                [f"a batch of {config.batch_size:,} shows some images more than once"]
+                if plan.images < config.batch_size
+                else []
+            ),
         ]
     rows = {
         "choices": choices and ["made for these images and this machine; what is typed binds them", *choices],
@@ -133,14 +139,3 @@ def _seen_before(config: TrainingConfig, feed: Feed) -> list[str]:
     named = {name: source for name, source in judged.items() if source}
     starts = {flag: getattr(config, flag, None) for flag in ("init", "tokenizer", "teacher")}
     return [line for flag, model in starts.items() if model for line in notes_on_start(f"--{flag}", model, named)]
-
-
-def _few_images(config: TrainingConfig, images: int) -> list[str]:
-    """A recipe for many images takes few steps on a handful of them: a line that says so, with the way out."""
-    if images >= config.batch_size:
-        return []
-    preset, recipes = config.typed.get("preset", AUTO), recipes_of(verb_of(type(config)))
-    others = [name for name in ("small-data", "tiny") if name in recipes and preset not in (name, AUTO)]
-    are = "are" if others[1:] else "is"
-    advice = f"; --preset {' and '.join(others)} {are} for few images" if others else ""
-    return [f"a batch of {config.batch_size:,} shows some images more than once{advice}"]

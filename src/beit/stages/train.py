@@ -177,7 +177,7 @@ def set_steps(session: Session[Config], make_method: Callable[[Config], Method],
     A rehearsal tells, of the method that is made of a configuration of many steps. It leaves the run's
     random numbers.
     """
-    from beit.presets.auto import within_epochs
+    from beit.presets.auto import SAME_RATE, batch_of_few_steps, within_epochs
 
     config, compute = session.config, session.compute
     budget = config.budget_seconds()
@@ -197,6 +197,14 @@ def set_steps(session: Session[Config], make_method: Callable[[Config], Method],
     assert pace is not None
     left = max(0.0, budget - (time.monotonic() - session.began))
     steps, evaluations = compute.from_main(lambda: fit_into(left, pace, config))
+    batch, chosen = config.batch_size, {name for choice in session.choices for name in choice.values}
+    if {"batch_size", "lr_batch_size"} <= chosen:
+        batch = batch_of_few_steps(session.verb, batch, steps)
+    if batch < config.batch_size and batch % (2 * compute.world * config.passes) == 0:
+        values = {"batch_size": batch, **({"lr_batch_size": batch} if session.verb in SAME_RATE else {})}
+        choice = Choice(values, f"{steps:,} steps of {config.batch_size} images would be few")
+        smaller = dataclasses.replace(config, **values).as_typed(config.typed)
+        return set_steps(session._replace(config=smaller, choices=(*session.choices, choice)), make_method, feed)
     steps, remark = within_epochs(session.verb, config, len(feed.images.train), steps)
     reason = (
         f"{duration(left)} are left of {config.budget}; a step takes {pace.step:.3g} s, an evaluation "
@@ -296,9 +304,8 @@ class RunBatches:
 
     def _each_once(self, source: Source, view: View, batch_size: int) -> Iterator[Any]:
         """The images of `source` on the device, damaged ones left out."""
-        batches = evaluation_batches(
-            source, view, batch_size=batch_size, seed=self._config.seed, labeled=self._feed.labeled
-        )
+        seed, labeled = self._config.seed, self._feed.labeled
+        batches = evaluation_batches(source, view, batch_size=batch_size, seed=seed, labeled=labeled)
         return (to_device(batch, self.machine.compute.device) for _, batch in batches)
 
     def _report_bad(self, name: str, reason: str) -> None:

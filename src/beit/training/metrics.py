@@ -104,6 +104,4 @@ def short_number(value: float) -> str:
 
 def json_ready(record: Mapping[str, Any]) -> dict[str, Any]:
     """`record` with null for what is not finite, which JSON cannot say."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
-    }
+    return {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in record.items()}

@@ -63,8 +63,6 @@ class ColorKey:
             number = self._numbers.get(color, index)
             earlier, file = self._palette.setdefault(index, (color, name))
             other = f"{self._path} gives to {number}" if number != index else f"is {earlier} in {file}"
-            mend = (
-                "write the maps in gray if their numbers mean the same, else in RGB colours, which a table of classes"
-            )
+            mend = "write the maps in gray if their numbers mean the same, else in RGB, which a table of classes"
             has = f"{name} has the colour {color} for the number {index}, which {other}"
             require(number == index and color == earlier, f"{has}; {mend} tells apart")

@@ -101,9 +101,7 @@ def _hold_back(train: Part, holdout: Holdout) -> tuple[NDArray[np.int64], NDArra
 # Folders
 
 
-_RATHER_SPLITS = re.compile(
-    r"(?i)(?:\b|_)(?:tr|train(?:ing)?|va|val(?:id(?:ation)?)?|te|test(?:ing)?|dev)\d*(?:\b|_)"
-)
+_LIKE_SPLITS = re.compile(r"(?i)(?:\b|_)(?:tr|train(?:ing)?|va|val(?:id(?:ation)?)?|te|test(?:ing)?|dev)\d*(?:\b|_)")
 """What in names says that folders which hold the same ones are splits, beyond those that are called so."""
 
 
@@ -149,7 +147,7 @@ def find_splits(folders: Mapping[str, int], *, paired: bool, layout: LayoutName 
         return Layout(chosen, notes)
     notes += [f"{base}{name}/ is a class like what lies beside (else say --layout splits)" for name in alike]
     doubt = "" if layout else _doubt_about_classes(folders, inner, base)
-    require(not (doubt and any(map(_RATHER_SPLITS.search, names))), doubt)
+    require(not (doubt and any(map(_LIKE_SPLITS.search, names))), doubt)
     notes += [f"one pool to train on, though {doubt}"] if doubt else []
     return Layout({"train": base}, notes, doubt)
 
@@ -286,9 +284,7 @@ def _label(
     rows, where = [_numbers(part) if by_number else _folders(part) for part in parts], f"--data {_where(parts)}"
     known = {name for own, _ in rows for name in own} - {""}
     if by_number:
-        require(
-            len(parts) == 1, f"{where}: tars labelled by .cls numbers cannot be joined with folders; name one kind"
-        )
+        require(len(parts) == 1, f"{where}: tars with .cls numbers cannot be joined with folders; name one kind")
         require(bool(known), f"{where} has images without .cls numbers; add KEY.cls beside each KEY.jpg")
         largest = max(map(int, known))
         names = tuple(classes or map(str, range(1 + largest)))

@@ -143,9 +143,8 @@ def verdicts(report: DataReport, max_bad: float) -> list[str]:
     """What the verbs will do with the images, one line each, after what flatters a score."""
     labeled = {name for name, image in report.images.items() if image.classes}
     task, known = (SEGMENT, report.maps.images) if report.maps else (LABELED, labeled)
-    lines = [
-        _verdict(report, verbs, names, max_bad) for verbs, names in ((UNLABELED, {*report.images}), (task, known))
-    ]
+    uses = (UNLABELED, {*report.images}), (task, known)
+    lines = [_verdict(report, verbs, names, max_bad) for verbs, names in uses]
     if across := report.across(report.alike):
         judged = sum(report.images[name].split != "train" for group in across for name in group)
         flatters = f"warning: {counted(judged, 'image')} of val or test with one that looks alike in training"
@@ -165,9 +164,8 @@ def _verdict(report: DataReport, verbs: str, names: Set[str], max_bad: float) ->
         refusal = f"mend {counted(len(report.maps.mistakes), 'mistake')} in label maps and classes, listed above"
     if refusal:
         return f"not ready for {verbs}: {refusal}"
-    copies = [
-        x for group in report.across(report.duplicates) for x in group if x in images and images[x].split == "train"
-    ]
+    alike = (name for group in report.across(report.duplicates) for name in group if name in images)
+    copies = [name for name in alike if images[name].split == "train"]
     once = f", {whole['test']:,} (test) to judge on once at the end" if "test" in report.splits else ""
     to_train = counted(whole["train"] - len(copies), "image")
     about = f"{to_train} to train on, {whole['val']:,} (val) to evaluate on{once}"

@@ -27,19 +27,20 @@ from beit.data.label_maps.table import is_none
 from beit.data.sources.listing import list_maps
 from beit.data.sources.opening import open_splits
 from beit.data.sources.subsets import Subset
-from beit.presets import NETWORK, task_network
-from beit.presets.auto import crop_of
+from beit.presets import NETWORK, Values, task_network
+from beit.presets.auto import shown
 from beit.presets.trials import FETCHED, FEW_IMAGES, RELEASED, prospect
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
 from beit.recipes.segment import segment
 from beit.recipes.tokenizer.run import VIEWS, tokenizer
 from beit.stages.announcement import part_of_journey
-from beit.stages.auto.choices import SAMPLE, median_side, settle
+from beit.stages.auto.choices import SAMPLE, median_side, rate_of, settle
 from beit.stages.scores.tokens import BANK
 from beit.stages.session import Images, holdout_of, open_data, open_session
 from beit.tokenizers.kmeans import PatchKMeans
 from beit.training.console import duration
+from beit.training.device import choose_precision
 
 RESERVE, BESIDE = 0.03, 10.0
 """Share of a budget that is left free, and seconds of each part that no rehearsal sees: its start, the last images,
@@ -125,13 +126,14 @@ class Journey(NamedTuple):
         config = config_type(**{**self.config.shared_with(config_type), "out": str(self.folder / name), **values})
         return Part(name, config)
 
-    def network(self, seconds: float) -> PretrainConfig:
-        """Pre-training in so many seconds, with every value but the steps."""
+    def network(self, seconds: float) -> tuple[PretrainConfig, float]:
+        """Pre-training in so many seconds, with every value but the steps; and multiply-adds a second here."""
         config = self.part("pretrain", budget=f"{max(1.0, seconds):.0f}s").config
         session = open_session("pretrain", cast(PretrainConfig, config), dry_run=True, overwrite=True)
         assert session is not None, "it begins afresh"
         images = Images(self.images, Subset(self.images, []))
-        return settle(session, images, load_tokenizer(str(session.config.tokenizer)))[1]
+        rate = rate_of(session.compute, choose_precision(session.config.precision, session.compute.device))
+        return settle(session, images, load_tokenizer(str(session.config.tokenizer)))[1], rate
 
 
 def begin(config: JourneyConfig, folder: Path) -> Journey:
@@ -187,12 +189,13 @@ def choose_parts(journey: Journey, make: Callable[[Journey], Part]) -> list[Part
     if task is None:
         return [tokens, plan("pretrain", left())]
     unit = left() / (share + (1 - share) * trainings)
-    network = journey.network(share * unit)
+    network, rate = journey.network(share * unit)
     start = task_network(dataclasses.asdict(network), TYPES[task])
-    crop = {}
+    crop: Values = {}
     if task == "segmenter":
         encoder = network.architecture()
-        crop = {"crop": crop_of(median_side(journey.images), encoder.image_size, encoder.patch_size)}
+        work = (1 - share) * unit * rate
+        crop = shown(median_side(journey.images), encoder.image_size, encoder.patch_size, work)
     alone = plan("scratch", (1 - share) * unit, TYPES[task], from_scratch=True, **{**start, **crop})
     # The same recipe from the encoder that is not there yet.
     own = {**dict.fromkeys(start), "init_scheme": start["init_scheme"], "from_scratch": False, **crop}

@@ -54,9 +54,8 @@ def count_labels(train: Source, labels: Labels) -> Tensor:
     """How many images are of each class, (C,)."""
     kinds = torch.arange(len(labels.classes if labels.sets is None else labels.sets))
     numbers = torch.tensor([train.label(index) for index in range(len(train))], dtype=torch.int64)
-    return (
-        numbers.bincount(minlength=len(kinds)) @ labels.targets(kinds).long()
-    )  # a row for each image takes gigabytes
+    # A row for each image would take gigabytes.
+    return numbers.bincount(minlength=len(kinds)) @ labels.targets(kinds).long()
 
 
 def open_with_labels(
