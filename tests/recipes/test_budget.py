@@ -99,7 +99,7 @@ def test_few_steps_are_of_fewer_images_unless_these_are_typed(
     del typed["batch_size"]
     outcome = pretrain(PretrainConfig(**typed, depth=1, width=16, budget="60s"))
     assert outcome.config.batch_size == 2 and 1 < outcome.config.steps <= 5
-    assert re.search(r"batch_size 2: \d steps of \d+ images would be few", text := log(tmp_path / "run"))
+    assert re.search(r"batch_size 2: \d+ would leave few steps \(\d\)", text := log(tmp_path / "run"))
     assert text.count(" batch_size") == 1
     as_typed = PretrainConfig(**typed, batch_size=4, budget="60s")
     assert pretrain(as_typed, dry_run=True, overwrite=True).config.batch_size == 4

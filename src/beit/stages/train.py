@@ -202,7 +202,7 @@ def set_steps(session: Session[Config], make_method: Callable[[Config], Method],
         batch = batch_of_few_steps(session.verb, batch, steps)
     if batch < config.batch_size and batch % (2 * compute.world * config.passes) == 0:
         values = {"batch_size": batch, **({"lr_batch_size": batch} if session.verb in SAME_RATE else {})}
-        choice = Choice(values, f"{steps:,} steps of {config.batch_size} images would be few")
+        choice = Choice(values, f"{config.batch_size} would leave few steps ({steps:,})")
         smaller = dataclasses.replace(config, **values).as_typed(config.typed)
         return set_steps(session._replace(config=smaller, choices=(*session.choices, choice)), make_method, feed)
     steps, remark = within_epochs(session.verb, config, len(feed.images.train), steps)
