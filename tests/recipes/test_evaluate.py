@@ -16,6 +16,7 @@ from tiny_runs import pretrain_config, tokenizer_config
 
 import beit
 from beit.checkpoints.store import save_model
+from beit.cli.main import main
 from beit.config.architecture import EncoderConfig
 from beit.config.errors import UserError
 from beit.config.use import EvaluateConfig
@@ -93,12 +94,26 @@ def test_a_classifier_scores_what_torchmetrics_says(classifier: Path, tmp_path: 
     assert json.loads((tmp_path / "out" / "figures.json").read_text()) == figures
 
 
-def test_several_processes_are_refused(classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each would print the figures of its own share as those of the whole."""
-    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="without torchrun"):
-        evaluate(config(classifier, labelled(tmp_path / "data")))
+@pytest.mark.parametrize("workers", [0, 1])
+def test_two_processes_find_what_one_finds(
+    workers: int, classifier: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An odd number of images, one of them damaged, of which the main rank alone speaks but for the damage."""
+    data = labelled(tmp_path / "data")
+    (data / "val/c/damaged.png").write_bytes(b"nothing")
+    alone = evaluate(config(classifier, data, workers=workers)).results
+    capfd.readouterr()
+    out = tmp_path / "figures.json"
+    given = ("--data", data, "--model", classifier, "--batch-size", "5", "--precision", "float32", "--out", out)
+    with pytest.raises(SystemExit) as leave:
+        main(["evaluate", *map(str, given), "--device", "cpu", "--devices", "2", "--workers", str(workers)])
+    assert not leave.value.code
+    together = json.loads(out.read_text())
+    assert together.keys() == alone.keys() and (together["images"], together["damaged"]) == (42, 1)
+    assert together["loss"] == pytest.approx(alone["loss"]) and together["interval"] == alone["interval"]
+    assert (together["confusion"], together["classes"]) == (alone["confusion"], alone["classes"])
+    text = capfd.readouterr()
+    assert text.out.count("Top-1 accuracy") == 1 and text.err.count("damaged.png") == 1
 
 
 def test_classes_are_matched_by_name(classifier: Path, tmp_path: Path) -> None:

@@ -75,6 +75,20 @@ def test_a_folder_with_broken_files(folder: Path, probed: Path, tmp_path: Path, 
         assert sum(shares) == pytest.approx(1, abs=1e-4)
 
 
+def test_two_processes_write_what_one_writes(folder: Path, probed: Path, tmp_path: Path, capfd: Any) -> None:
+    """In the order of the images, of which the second rank has one fewer; each names the damage that it meets."""
+    files = []
+    for devices in (1, 2):
+        out = tmp_path / f"{devices}.csv"
+        given = ("--batch-size", "2", "--workers", "0", "--device", "cpu", "--devices", devices)
+        assert run("predict", "--model", probed, folder, "--out", out, *given) == 0
+        text = capfd.readouterr()
+        assert text.out.count("labels for 5 of 9 images; 4 could not be read") == 1
+        assert all(text.err.count(f"{name}: ") == 1 for name in BROKEN)
+        files.append(out.read_text())
+    assert files[0] == files[1]
+
+
 def test_names_of_any_bytes_come_out_as_they_are(folder: Path, probed: Path, tmp_path: Path, capsys: Any) -> None:
     """And what is broken under such a name is told by one that a terminal can show."""
     odd = os.fsdecode(b"deep/caf\xe9\xe2\x80\xaf9.41\t.png")

@@ -41,7 +41,7 @@ def as_on_it(patch: pytest.MonkeyPatch) -> None:
     """Pre-training leaves time for more steps of the tasks than were planned."""
     time_left = journey_run.time_left
     patch.setattr(train_stage, "measure", lambda *arguments, **options: Pace(60.0, 1.0, 0.0))
-    patch.setattr(journey_run, "time_left", lambda run, names: time_left(run, names) and 560.0)
+    patch.setattr(journey_run, "time_left", lambda *arguments: time_left(*arguments) and 560.0)
 
 
 def cli(*words: str | Path) -> int:

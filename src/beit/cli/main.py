@@ -20,7 +20,7 @@ from beit.config.files import to_yaml
 from beit.config.finetune import FinetuneConfig
 from beit.config.pretrain import PretrainConfig
 from beit.config.probe import ProbeConfig
-from beit.config.run import TrainingConfig
+from beit.config.run import RanksConfig, TrainingConfig
 from beit.config.segment import SegmentConfig
 from beit.config.tokenizer import TokenizerConfig
 from beit.untrusted import in_lines, printable
@@ -134,7 +134,7 @@ def _dispatch(arguments: Arguments) -> int:
         return _train(name, arguments[1:])
     else:
         verb = VERBS[name]
-        _function(name)(parse(verb.config, f"beit {name}", arguments[1:], verb.words)[0])
+        return _run(name, parse(verb.config, f"beit {name}", arguments[1:], verb.words)[0], arguments[1:])
     return 0
 
 
@@ -148,7 +148,7 @@ def _overview() -> str:
 
 
 def _train(name: str, arguments: Arguments) -> int:
-    """Run a command that trains, in as many processes as it takes; the exit status."""
+    """Run a command that trains; the exit status."""
     _outlast_readers()
     config_type: type[TrainingConfig | use.TrainConfig] = VERBS[name].config
     config, common = parse(config_type, f"beit {name}", arguments)
@@ -158,21 +158,20 @@ def _train(name: str, arguments: Arguments) -> int:
         values = config if preset is None else {"preset": preset, **values}
         print(to_yaml(values, f"beit {name} --config THIS-FILE{unknown}"), end="")
         return 0
+    return _run(name, config, arguments, dry_run=common.dry_run, overwrite=common.overwrite)
+
+
+def _run(name: str, config: object, arguments: Arguments, **options: bool) -> int:
+    """Run a command, in as many processes as it takes; the exit status."""
     if (count := _ranks_to_start(config)) > 1:
         return launch(count, [name, *arguments])
-    _function(name)(config, dry_run=common.dry_run, overwrite=common.overwrite)
+    getattr(importlib.import_module(f"beit.recipes.{VERBS[name].module}"), name)(config, **options)
     return 0
 
 
-def _function(name: str) -> Callable[..., object]:
-    """What runs a command."""
-    function: Callable[..., object] = getattr(importlib.import_module(f"beit.recipes.{VERBS[name].module}"), name)
-    return function
-
-
-def _ranks_to_start(config: TrainingConfig | use.TrainConfig) -> int:
+def _ranks_to_start(config: object) -> int:
     """Processes to start for ``--devices``; 1 inside a rank that torchrun or :mod:`beit.cli.launch` has started."""
-    if "RANK" in os.environ:
+    if "RANK" in os.environ or not isinstance(config, RanksConfig):
         return 1
     if config.devices != "auto":
         return config.devices

@@ -99,11 +99,17 @@ class MachineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DevicesConfig(MachineConfig):
-    """What is trained on one device or several."""
+class RanksConfig(MachineConfig):
+    """What one device does, or several."""
 
     devices: knobs.PositiveInt | Literal["auto"] = "auto"
     """Processes to start on this machine, one per GPU; auto: every GPU, or one CPU process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevicesConfig(RanksConfig):
+    """What is trained on one device or several."""
+
     seed: knobs.NonNegativeInt = 0
     """Seed of everything random."""
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import beit.config.values as knobs
 from beit.config.errors import require
-from beit.config.run import DataConfig, DecodingConfig, DevicesConfig, MachineConfig, seconds_of
+from beit.config.run import DataConfig, DecodingConfig, DevicesConfig, MachineConfig, RanksConfig, seconds_of
 from beit.config.run import Outcome as Outcome
 
 
@@ -75,7 +75,7 @@ class PlanConfig(JourneyConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(MachineConfig, DataConfig):
+class EvaluateConfig(RanksConfig, DataConfig):
     """Judge a model on images: accuracy, mIoU, reconstruction error, or masked-token loss, as its kind asks."""
 
     model: str
@@ -107,7 +107,7 @@ class EvaluateConfig(MachineConfig, DataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(MachineConfig, DecodingConfig):
+class PredictConfig(RanksConfig, DecodingConfig):
     """What a model makes of images: labels, label maps, tokens, or features, as its kind asks."""
 
     images: tuple[str, ...]

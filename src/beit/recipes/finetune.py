@@ -111,14 +111,6 @@ def evaluation(multilabel: bool, labels: Labels) -> Evaluation:
 
 def training_view(config: FinetuneConfig, encoder: EncoderConfig) -> ClassificationView:
     """The augmented view that the configuration describes."""
-    return ClassificationView(
-        encoder.image_size,
-        min_scale=config.min_crop,
-        flip=config.flip,
-        color_jitter=config.color_jitter,
-        magnitude=config.randaugment,
-        magnitude_std=config.randaugment_std,
-        erasing=config.erasing,
-        mean=encoder.pixel_mean,
-        std=encoder.pixel_std,
-    )
+    stated = {name: getattr(config, name) for name in ("flip", "color_jitter", "erasing")}
+    stated |= {"magnitude": config.randaugment, "magnitude_std": config.randaugment_std, "min_scale": config.min_crop}
+    return ClassificationView(encoder.image_size, mean=encoder.pixel_mean, std=encoder.pixel_std, **stated)

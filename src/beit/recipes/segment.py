@@ -114,15 +114,8 @@ def segmentation_step(auxiliary_weight: float, weights: Tensor | None) -> Step:
 
 def training_view(config: SegmentConfig, encoder: EncoderConfig) -> SegmentationView:
     """The augmented view that the configuration describes."""
-    return SegmentationView(
-        encoder.image_size,
-        base=config.resize,
-        scale=config.scale,
-        category_share=config.category_share,
-        flip=config.flip,
-        photometric=config.photometric,
-        mean=encoder.pixel_mean,
-    )
+    stated = {name: getattr(config, name) for name in ("scale", "category_share", "flip", "photometric")}
+    return SegmentationView(encoder.image_size, base=config.resize, mean=encoder.pixel_mean, **stated)
 
 
 def description(config: SegmentConfig, source: PairSource, inference: Inference) -> dict[str, Any]:

@@ -25,6 +25,10 @@ class Machine(NamedTuple):
     timeout: float = DEFAULT
     """Seconds that any of them may be silent."""
 
+    def alone(self) -> "Machine":
+        """This rank's part of it, for what each rank does whole."""
+        return self._replace(compute=Compute(self.compute.device))
+
 
 def open_machine(config: MachineConfig, compute: Compute, precision: Precision | None = None) -> Machine:
     """What `config` asks for of the machine that `compute` has joined, at a `precision` that is chosen already."""

@@ -1,29 +1,34 @@
 """What the verbs that train nothing have in common: this machine, notes and files, and how images are shown."""
 
+import io
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from beit.checkpoints.preparation import preparation
 from beit.config.errors import UserError, require
-from beit.config.use import EvaluateConfig, PredictConfig
+from beit.config.run import RanksConfig
 from beit.data.views.evaluation import EvaluationView
 from beit.data.views.geometry import Filter
 from beit.stages.batches import Machine, open_machine
-from beit.training.device import open_compute, world_size
+from beit.training.device import open_compute
 from beit.untrusted import in_lines
 
 
-def open_machine_alone(config: EvaluateConfig | PredictConfig) -> Machine:
-    """This machine, for a verb that trains nothing. UserError for several ranks: each would judge its own share."""
-    require(world_size() == 1, "only training takes several processes; start this command alone, without torchrun")
-    return open_machine(config, open_compute(config.device))
+@contextmanager
+def open_ranks(config: RanksConfig) -> Iterator[Machine]:
+    """This machine, for a verb that trains nothing; what ranks print, the main one alone does."""
+    machine = open_machine(config, open_compute(config.device))
+    with redirect_stdout(sys.stdout if machine.compute.main else io.StringIO()):
+        yield machine
 
 
 def print_notes(notes: Iterable[str]) -> None:
     """What was ignored or decided, each line once, beside the output and not in it."""
-    for note in dict.fromkeys(notes):
+    for note in dict.fromkeys(notes) if os.environ.get("RANK", "0") == "0" else ():
         print(in_lines(note), file=sys.stderr, flush=True)
 
 

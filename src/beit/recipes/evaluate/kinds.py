@@ -1,5 +1,6 @@
 """What each kind of model is evaluated on, and how."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -104,7 +105,7 @@ def classifier(model: ImageClassifier | LinearProbe, config: EvaluateConfig, mac
         return {name: value.cpu().double() for name, value in sums.items()}
 
     def summarise(sums: Mapping[str, Tensor]) -> dict[str, Any]:
-        first, second = map(torch.cat, zip(*answers, strict=True))
+        first, second = map(torch.cat, zip(*itertools.chain(*machine.compute.exchange(answers)), strict=True))
         if multilabel:
             return with_f1(sums) | precision_by_class(first, second, names)
         return over_count(sums) | accuracy_by_class(first, second, names)
@@ -240,14 +241,7 @@ def count_tokens(
         return None
     grid = size[0] // tokenizer.stride, size[1] // tokenizer.stride
     baselines = TokenBaselines(grid, tokenizer.vocab_size).to(machine.compute.device)
-    passes = each_batch(
-        lambda batch: tokenizer.encode(batch.image),
-        source,
-        EvaluationView(size),
-        machine,
-        batch_size=config.batch_size,
-        title="counting tokens",
-    )
-    for *_, tokens in passes:
+    alone: dict[str, Any] = {"machine": machine.alone(), "batch_size": config.batch_size, "title": "counting tokens"}
+    for *_, tokens in each_batch(lambda batch: tokenizer.encode(batch.image), source, EvaluationView(size), **alone):
         baselines.count(tokens)
     return baselines

@@ -26,7 +26,7 @@ from beit.models.heads import ImageClassifier, LinearProbe, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter
 from beit.recipes.evaluate.kinds import Kind, TestSet, classifier, pretrained, segmenter, tokenizer
 from beit.stages.batches import Machine, each_batch, report_skipped
-from beit.stages.inference import open_machine_alone, print_notes, require_writable_file
+from beit.stages.inference import open_ranks, print_notes, require_writable_file
 from beit.stages.judgement import Judgement
 from beit.tokenizers.base import VisualTokenizer
 from beit.training.console import duration
@@ -43,16 +43,16 @@ def evaluate(config: EvaluateConfig) -> Outcome:
         config = replace(config, model=part_of(config.model, "model"))  # whose held-back images are judged
         model = load_model(config.model)
     _require_flags_for(model, config)
-    machine = open_machine_alone(config)
-    test_set, evaluation = evaluation_of(model.to(machine.compute.device), config, machine)
-    about = {"model": config.model, "kind": kind_of(model), "split": test_set.split}
-    figures = about | measure(model, test_set, evaluation, config, machine)
-    # A file or pipe has no width to keep to.
-    show(figures, Console(width=None if sys.stdout.isatty() else 200))
-    print(*(in_lines(verdict["text"]) for verdict in figures["verdict"]), sep="\n")
-    if config.out is not None:
-        write_text(Path(config.out), json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
-        print(f"wrote {config.out}")
+    with open_ranks(config) as machine:
+        test_set, evaluation = evaluation_of(model.to(machine.compute.device), config, machine)
+        about = {"model": config.model, "kind": kind_of(model), "split": test_set.split}
+        figures = about | measure(model, test_set, evaluation, config, machine)
+        # A file or pipe has no width to keep to.
+        show(figures, Console(width=None if sys.stdout.isatty() else 200))
+        print(*(in_lines(verdict["text"]) for verdict in figures["verdict"]), sep="\n")
+        if config.out is not None and machine.compute.main:
+            write_text(Path(config.out), json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+            print(f"wrote {config.out}")
     return Outcome(config, figures)
 
 
@@ -84,10 +84,11 @@ def measure(
     sums: dict[str, Tensor] = {}
     apply, view = partial(evaluation.evaluate_batch, model), test_set.view
     batch_size, labeled = evaluation.batch_size or config.batch_size, test_set.labeled
-    if test_set.windows is not None:
+    if test_set.windows is not None and machine.compute.main:
         alone, started = machine._replace(workers=0), time.monotonic()
         for _, batch, _ in each_batch(apply, Subset(source, [0]), view, alone, batch_size=1, labeled=labeled):
-            (height, width), seconds = batch.image.shape[2:], len(source) * (time.monotonic() - started)
+            (height, width), share = batch.image.shape[2:], len(source) / machine.compute.world
+            seconds = share * (time.monotonic() - started)
             windows, whole = test_set.windows((height, width)), counted(len(source), "image")
             seen = f"{counted(windows, 'window')} for an image of {width}x{height} px"
             print_notes([f"{seen}; {whole} take about {duration(seconds)}"])
@@ -96,7 +97,7 @@ def measure(
     judgement = Judgement(machine.compute, config.group_by)
     for part in judgement.keep(source, passes):
         accumulate(sums, part)
-    images, bad = len(source), len(damaged)
+    images, bad = len(source), sum(map(len, machine.compute.exchange(damaged)))
     if bad == images:
         raise RunFailed(f"of {counted(images, 'image')} none could be read")
     if bad >= HANDFUL and bad > config.max_bad * images:

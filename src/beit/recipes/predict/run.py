@@ -1,8 +1,9 @@
 """`beit predict`: images in, and out what the model's kind makes of them: labels, label maps, visual tokens, or
 features."""
 
+import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -26,10 +27,11 @@ from beit.models.segmentation import SemanticSegmenter
 from beit.recipes.predict.given import Prediction, predict_given
 from beit.recipes.predict.maps import map_reading
 from beit.recipes.predict.output import WRITERS, Reading, Record, results_file, show_labels
-from beit.stages.batches import each_batch, report_skipped
-from beit.stages.inference import classifier_view, open_machine_alone, print_notes, require_writable_file
+from beit.stages.batches import Machine, each_batch, open_machine, report_skipped
+from beit.stages.inference import classifier_view, open_ranks, print_notes, require_writable_file
 from beit.stages.session import decoding_of
 from beit.tokenizers.base import VisualTokenizer
+from beit.training.device import Compute, choose_device
 from beit.untrusted import in_lines
 
 
@@ -59,21 +61,22 @@ def predict(
 
 def _write(config: PredictConfig) -> Outcome:
     """The command: print and write what there is to say, and count it."""
-    reading, source, records = open_prediction(config)
-    _require_out(config, reading)
-    count, images = 0, counted(len(source), "image")
-    with _writer(config, reading, source) as write:
-        for count, record in enumerate(records, 1):  # noqa: B007
-            write(record)
-        if not count:
-            raise RunFailed(f"of {images} none could be read")
-    skipped = f"; {len(source) - count:,} could not be read and are named above" if count < len(source) else ""
-    message = f"{reading.noun} for {count:,} of {images}{skipped}"
-    prints = config.out is None or reading.folder is not None
-    # Where the lines of labels are the output, to be piped on, they are all of it.
-    to = sys.stderr if prints and not sys.stdout.isatty() else sys.stdout
-    print(f"{message}; wrote {config.out}" if config.out else message, file=to)
-    return Outcome(config, {"images": count, "damaged": len(source) - count})
+    with open_ranks(config) as machine:
+        reading, source, records = open_prediction(config, machine)
+        _require_out(config, reading)
+        count, images = 0, counted(len(source), "image")
+        with _writer(config, reading, source) if machine.compute.main else nullcontext(lambda _: None) as write:
+            for count, record in enumerate(records, 1):  # noqa: B007
+                write(record)
+            if not count:
+                raise RunFailed(f"of {images} none could be read")
+        skipped = f"; {len(source) - count:,} could not be read and are named above" if count < len(source) else ""
+        message = f"{reading.noun} for {count:,} of {images}{skipped}"
+        prints = config.out is None or reading.folder is not None
+        # Where the lines of labels are the output, to be piped on, they are all of it.
+        to = sys.stderr if prints and not sys.stdout.isatty() else sys.stdout
+        print(f"{message}; wrote {config.out}" if config.out else message, file=to)
+        return Outcome(config, {"images": count, "damaged": len(source) - count})
 
 
 def _writer(
@@ -95,14 +98,13 @@ def predictions(config: PredictConfig) -> Iterator[Record]:
     `picture`, uint8 (3, H, W); `tokens`, int64 (h, w); or `mean` and `cls`, float32 (D,). Damaged images are named
     on standard error and left out.
     """
-    return open_prediction(config)[2]
+    return open_prediction(config, open_machine(config, Compute(choose_device(config.device))))[2]
 
 
-def open_prediction(config: PredictConfig) -> tuple[Reading, FileSource, Iterator[Record]]:
+def open_prediction(config: PredictConfig, machine: Machine) -> tuple[Reading, FileSource, Iterator[Record]]:
     """Load the model and find the images; none of the records is computed yet."""
     with given_by("--model"):
         model = load_model(config.model)
-    machine = open_machine_alone(config)
     reading = reading_of(model.to(machine.compute.device), config)
     source = open_images(config.images, decoding_of(config))
     print_notes(source.notes)
@@ -117,7 +119,7 @@ def open_prediction(config: PredictConfig) -> tuple[Reading, FileSource, Iterato
         on_bad=report_skipped,
         title="predicting",
     )
-    return reading, source, _records(reading, source, passes)
+    return reading, source, _records(reading, source, passes, machine.compute)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -175,16 +177,22 @@ def _features(encoder: BeitEncoder, layer: int) -> Reading:
     return Reading("features", (".npz",), view, features)
 
 
-def _records(reading: Reading, source: FileSource, passes: Iterable[tuple[list[int], Any, Any]]) -> Iterator[Record]:
-    """The results of batches, image by image."""
-    for numbers, _, results in passes:
+def _records(reading: Reading, source: FileSource, passes: Iterator[Any], compute: Compute) -> Iterator[Record]:
+    """The results of the batches of all ranks, image by image in their order."""
+    pending, reach = dict[int, Record](), 0.0
+    while reach < math.inf:
+        numbers, _, results = next(passes, ([], None, {}))
+        last = max(numbers, default=math.inf)
         if isinstance(results, RunFailed):  # of one image alone
             report_skipped(source.name(numbers[0]), str(results))
-            continue
+            numbers, results = [], {}
         columns = {name: value.cpu().numpy() for name, value in results.items()}
-        for row, number in enumerate(numbers):
-            record = reading.record({name: column[row] for name, column in columns.items()})
-            yield {"image": source.path(number), **record}
+        own = {n: reading.record({name: x[row] for name, x in columns.items()}) for row, n in enumerate(numbers)}
+        for found, _ in (everyone := compute.exchange((own, last))):
+            pending |= found
+        reach = min(last for _, last in everyone)  # up to which no rank will bring another
+        for number in sorted(number for number in pending if number <= reach):
+            yield {"image": source.path(number), **pending.pop(number)}
 
 
 def _require_out(config: PredictConfig, reading: Reading) -> None:

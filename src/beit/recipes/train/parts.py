@@ -214,8 +214,9 @@ def fit_task(journey: Journey, parts: dict[str, Any], seconds: float, say: Calla
     fitting = journey.part(task, **{**parts[task], "steps": None, "budget": each}).plan().config
     steps = max(fitting.steps or 0, planned // 2)
     changed = {name: {**parts[name], "steps": steps, "evaluations": fitting.evaluations} for name in tasks}
-    left = f"{duration(seconds)} are left of the budget"
-    say(f"{counted(steps, 'step')} instead of the {planned:,} of the plan: {left}\n")
+    if steps != planned:
+        left = f"{duration(seconds)} are left of the budget"
+        say(f"{counted(steps, 'step')} instead of the {planned:,} of the plan: {left}\n")
     return {**parts, **changed}
 
 

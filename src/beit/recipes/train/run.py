@@ -59,11 +59,8 @@ def train(config: TrainConfig, *, dry_run: bool = False, overwrite: bool = False
     if parts is None:
         if not dry_run and config.init is None:
             console.say("first a visual tokenizer, by whose tokens and time the rest is planned\n")
-        chosen = (
-            journeys.planned(config)
-            if dry_run
-            else journeys.choose_parts(journey, partial(journeys.made_tokenizer, overwrite=overwrite))
-        )
+        make = partial(journeys.made_tokenizer, overwrite=overwrite)
+        chosen = journeys.planned(config) if dry_run else journeys.choose_parts(journey, make)
         parts, budget = {part.name: journeys.own_values(part.config) for part in chosen}, config.budget
         for line in ["" if dry_run else "\nthe plan", *in_words(chosen, config.budget), *journey.words()]:
             console.say(line)
@@ -76,7 +73,7 @@ def train(config: TrainConfig, *, dry_run: bool = False, overwrite: bool = False
         run.write_status(**({"budget": budget} if budget else {}))
         for number, name in enumerate(names, start=1):
             console.say(f"\n{number} of {len(names)}: {TITLES[name]} ({folder / name})\n")
-            if name == journey.task and (seconds := compute.from_main(partial(time_left, run, names))):
+            if name == journey.task and (seconds := compute.from_main(partial(time_left, run, names, overwrite))):
                 parts = journeys.fit_task(journey, parts, seconds, console.say)
                 run.change_config(parts=parts)
             if budget is not None and name == "tokenizer":
@@ -95,11 +92,11 @@ def train(config: TrainConfig, *, dry_run: bool = False, overwrite: bool = False
     return Outcome(config, results)
 
 
-def time_left(run: RunDirectory, names: Sequence[str]) -> float | None:
+def time_left(run: RunDirectory, names: Sequence[str], overwrite: bool) -> float | None:
     """Seconds of the budget that pre-training has left for the task; None where the task has begun, or nothing was
     planned for a budget."""
-    has_begun = any((run.path / name / CONFIG).exists() for name in names if name not in ("tokenizer", "pretrain"))
-    if run.budget is None or has_begun or "pretrain" not in names:
+    begun = [name for name in names if name not in ("tokenizer", "pretrain") and (run.path / name / CONFIG).exists()]
+    if run.budget is None or (begun and not overwrite) or "pretrain" not in names:
         return None
     return max(1.0, (1 - journeys.RESERVE) * seconds_of(run.budget) - run.elapsed)
 
