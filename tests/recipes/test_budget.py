@@ -177,7 +177,7 @@ def test_the_time_of_a_run_of_given_steps_is_told_before_it_starts(
     cli(*words, "--out", tmp_path / "run", "--dry-run")
     assert re.search(r"time +about 1 h 0\d min for the whole run", capsys.readouterr().out)
     cli("tokenizer", "--data", images, "--out", tmp_path / "codes", "--dry-run")
-    assert "time       not measured" in capsys.readouterr().out
+    assert "time  " not in capsys.readouterr().out, "k-means has no steps, and takes seconds"
 
 
 def test_a_step_too_long_to_rehearse_is_told_by_a_few_images(

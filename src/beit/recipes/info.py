@@ -46,7 +46,7 @@ def describe_run(path: Path) -> Facts:
         "run": str(path),
         "verb": run.verb,
         "state": run.state,
-        **{key: run.status.get(key) for key in ("reason", "step", "steps", "started", "updated")},
+        **{key: run.status.get(key) or None for key in ("reason", "step", "steps", "started", "updated")},
         "data": run.config.get("data"),
         # The figures of the end where there is one, else those logged last.
         "last": run.results.get("last") or {name: curve.last for name, curve in run.curves.items()},

@@ -56,7 +56,7 @@ def announce(session: Session[Any], method: Method, feed: Feed, plan: Plan, prec
         "model": [*([f"{parameters:,} parameters{frozen}"] if parameters else []), *method.notes.about],
         "training": training,
         "machine": [f"{session.compute.world} x {device}, {precision}{memory}"],
-        "time": ["not measured" if seconds is None else f"about {duration(seconds)} for the whole run"],
+        "time": [f"about {duration(seconds)} for the whole run"] if seconds else ["not measured"] * (training != []),
         "results": [config.out],
     }
     for heading, lines in rows.items():

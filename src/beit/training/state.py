@@ -2,6 +2,7 @@
 the model is asked on the way, as it is used and not as it learns."""
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -137,6 +138,7 @@ class Stepper:
         model, self.passes = self.state.model, self.job.plan.config.passes
         if self.job.plan.config.compile == "on":
             set_logs(recompiles=True)  # shapes are the same in all steps; of others it is told
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # of CUDA where there is none
             model = cast(nn.Module, torch.compile(model, dynamic=False))
         self.network = self.job.compute.distribute(model)
         """The model as the step calls it: compiled, or wrapped when there are several ranks."""

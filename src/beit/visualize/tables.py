@@ -59,10 +59,10 @@ def facts_of(record: RunRecord) -> dict[str, str]:
     status, skipped, size = record.status, find(record.results, "skipped_steps"), record.number("parameters")
     known = {
         "State": record.state,
-        "Steps": " of ".join(_count(status.get(name)) for name in ("step", "steps") if name in status),
+        "Steps": " of ".join(_count(status.get(name)) for name in ("step", "steps") if status.get("steps")),
         "Model": size and f"{size:,} parameters",
         "Data": record.config.get("data"),
-        "Images seen": _count(find(record.results, "images")),
+        "Images seen": _count(find(record.results, "images") or None),
         "Steps skipped": skipped and f"{skipped} with a loss that was not finite",
         "Time": record.time,
         "Date": _words(status.get("updated", "")).replace("T", " ")[:16],
