@@ -64,6 +64,7 @@ def test_a_journey_ends_with_commands_that_can_be_copied() -> None:
         for mend in ("", "more labels")
     )
     assert next_steps(config, good) == ["next: beit predict --model x"]
+    assert [line[:9] for line in next_steps(config, good, unsure=True)] == ["next: bei", "or from a", "or 4 time"]
     said = "beit train --data 'my photos' --labels-per-class 40"
     mend, released, longer = next_steps(config, poor)
     assert mend == "to mend first: more labels"

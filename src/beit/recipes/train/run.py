@@ -105,16 +105,16 @@ def conclude(config: TrainConfig, records: Mapping[str, RunRecord], notes: Seque
     """Write the page, with `notes` at its head, and say what to do next."""
     folder = Path(config.out)
     [*_, (model, last)] = [(name, record) for name, record in records.items() if name != "scratch"]
-    commands = next_steps(config, last)
+    commands = next_steps(config, last, unsure=any(REMEDY in note for note in notes))
     page = write_report([*records.values()], folder / REPORT, title=folder.name, notes=[*notes, *commands])
     for line in [notes[-1], f"{folder} stands for {folder / model}; open {page} in a browser", *commands]:
         console.say(line)
 
 
-def next_steps(config: TrainConfig, last: RunRecord) -> list[str]:
-    """What to type next, by the verdict on the model."""
+def next_steps(config: TrainConfig, last: RunRecord, unsure: bool = False) -> list[str]:
+    """What to type next, by the verdict on the model; where it is `unsure` that pre-training pays, by that too."""
     mends = dict.fromkeys(line["mend"] for line in last.results["verdict"] if line["mend"])
-    if not mends:
+    if not mends and not unsure:
         return [f"next: {last.results['next']}"]
     longer = f"{LONGER * seconds_of(config.budget) / 60:g}m"
     ways = {f"{LONGER} times as long": ["--budget", longer, "--out", f"{config.out}-{longer}"]}
@@ -124,6 +124,8 @@ def next_steps(config: TrainConfig, last: RunRecord) -> list[str]:
     more = ["--holdout", "0.5"] if any(MORE_JUDGED in mend for mend in mends) and config.holdout is None else []
     same = ["beit", "train", *config.flags(), *more]
     commands = [f"{way}: {shlex.join([*same, *flags])}" for way, flags in ways.items()]
+    if not mends:
+        return [f"next: {last.results['next']}", *(f"or {other}" for other in commands)]
     return [f"to mend first: {'; '.join(mends)}", f"next, {commands[0]}", *(f"or {other}" for other in commands[1:])]
 
 
