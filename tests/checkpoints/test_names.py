@@ -185,7 +185,7 @@ def test_what_arrives_damaged_is_not_kept(
         shelf.files["/beit_tiny.pth"] = content, headers
     with pytest.raises(UserError, match=message) as error:
         load_model("beit_tiny")
-    assert "download it where there is a network, and give the file" in str(error.value)
+    assert "download it where there is a network, and give its path instead" in str(error.value)
     assert "\n" not in str(error.value)
     assert [path.name for path in (tmp_path / "cache/beit_tiny").iterdir()] == [".lock"]
     shelf.files["/beit_tiny.pth"] = content, {}

@@ -55,7 +55,7 @@ SMALL_IMAGES = 48
 TOKEN_STRIDE = 4
 """Pixels of a token along each side of the view of a tokenizer that is trained."""
 
-CROP_SHARE, LITTLE_WORK = 0.62, 2e13
+CROP_SHARE, LITTLE_WORK = 0.62, 4e13
 """Of the shorter side of an image, that a crop of a segmenter shows; multiply-adds of a budget below which it learns
 more from images of a smaller size, that are more."""
 FEW_STEPS = 800
