@@ -44,11 +44,8 @@ def announce(session: Session[Any], method: Method, feed: Feed, plan: Plan, prec
             f"{counted(plan.steps, 'step')} of {counted(config.batch_size, 'image')} ({epochs:.1f} epochs)",
             f"rate {plan.peak:.3g} at this batch size ({config.lr:.3g} at {config.lr_batch_size}, "
             f"{config.lr_scaling} scaling) after {counted(warmup, 'step')} of warm-up{shortened}",
-            *(
-                [f"a batch of {config.batch_size:,} shows some images more than once"]
-                if plan.images < config.batch_size
-                else []
-            ),
+            *[f"a batch of {config.batch_size:,} shows some images more than once"]
+            * (plan.images < config.batch_size),
         ]
     rows = {
         "choices": choices and ["made for these images and this machine; what is typed binds them", *choices],
