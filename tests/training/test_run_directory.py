@@ -162,11 +162,11 @@ def test_a_run_of_a_release_before_what_is_typed_was_stored_is_compared_by_value
 
 def test_a_start_that_was_killed_before_its_choices_were_stored_is_a_first_start(tmp_path: Path) -> None:
     with typed(tmp_path, {"budget": "1h"}, steps=40) as run:
-        assert run.budget == "1h"
+        assert run.noted("budget") == "1h"
     (tmp_path / "config.yaml").unlink()
     (tmp_path / "samples").rmdir()
     with typed(tmp_path, {"lr": 0.3}, steps=50) as run:
-        assert (run.config["steps"], run.budget) == (50, None)
+        assert (run.config["steps"], run.noted("budget")) == (50, None)
 
 
 def test_time_stopped_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,7 +428,7 @@ def test_a_terminal_gets_a_display_of_its_width_and_the_log_gets_lines(
     console.log_to(tmp_path / "log.txt")
     with bar("steps", 5000, file=sys.stdout) as progress:
         progress.move_to(1250, 725.0)
-        console.report("step 1,250 of 5,000: loss 2", figures)
+        console.report("step 1,250 of 5,000: loss 2", figures, printed="never")
         with bar("evaluating", 2048) as judging:
             judging.move(512)
             judging.display.refresh()
@@ -436,7 +436,7 @@ def test_a_terminal_gets_a_display_of_its_width_and_the_log_gets_lines(
             console.say(
                 "data       2,048 built-in scenes of 64x64 pixels, of which 1,024 are to be looked at", hang=11
             )
-            console.report("held-back images: loss 3", "held-back: loss 3", training=False)
+            console.report("held-back images: loss 3", "held-back: loss 3")
     console.close()
     assert (tmp_path / "log.txt").read_text().splitlines() == [
         "step 1,250 of 5,000: loss 2",
@@ -454,7 +454,19 @@ def test_a_terminal_gets_a_display_of_its_width_and_the_log_gets_lines(
         and "512 of 2,048" in shown
         and figures in shown
         and "held-back: loss 3" in shown
+        and "never" not in shown
     )
+
+
+def test_a_pipe_gets_short_lines_and_the_log_gets_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    console.log_to(tmp_path / "log.txt")
+    console.report("step 50: loss 2, rate 1, norm 3", "loss 2", "step 50: loss 2")
+    console.report("held-back images: loss 3", "loss 3")
+    console.close()
+    assert capsys.readouterr().out.splitlines() == ["step 50: loss 2", "held-back images: loss 3"]
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert lines == ["step 50: loss 2, rate 1, norm 3", "held-back images: loss 3"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import beit.recipes.train.run as journey_run
 from beit.config.use import TrainConfig
 from beit.presets.trials import RELEASED, seed_spread
 from beit.recipes.train.run import TOO_FEW, next_steps, verdict
@@ -55,7 +56,8 @@ def test_where_pre_training_does_not_pay_is_said_and_what_would(tmp_path: Path) 
         assert [line for line in (worse, unsure) if line in " ".join(lines)] == [said] * bool(said), lines
 
 
-def test_a_journey_ends_with_commands_that_can_be_copied() -> None:
+def test_a_journey_ends_with_commands_that_can_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journey_run, "HF_HUB_OFFLINE", False)
     config = TrainConfig(data="my photos", out="runs/mine", labels_per_class=40, budget="15m")
     good, poor = (
         RunRecord(
@@ -73,6 +75,8 @@ def test_a_journey_ends_with_commands_that_can_be_copied() -> None:
     assert longer == f"or 4 times as long: {said} --budget 60m --out runs/mine-60m"
     [_, longer] = next_steps(replace(config, init="given"), poor)
     assert longer.endswith("--labels-per-class 40 --init given --budget 60m --out runs/mine-60m")
+    monkeypatch.setattr(journey_run, "HF_HUB_OFFLINE", True)
+    assert [line[:6] for line in next_steps(config, poor)] == ["to men", "next, "], "what must be fetched is advised"
 
 
 def test_where_few_images_are_judged_the_commands_hold_more_of_them_back(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_new_head_s_first_loss_is_no_yardstick() -> None:
     results = {"vocab_size": 256, "interval": {"low": 0.2, "high": 0.4, "images": 161, "units": 161}}
     head, features = verdicts(RunRecord(curves=curves, config={"init": "x"}, results=results))
     assert head.tone == "plain" and "its head was new" in head.text
-    assert features.text.startswith("Going on hurt") and "a lower --lr" in features.mend
+    assert features.text.startswith("Going on made the features worse") and "a lower --lr" in features.mend
 
 
 def test_two_classes_can_be_told_apart_well() -> None:
@@ -159,9 +159,9 @@ def test_pre_training_helped_where_k_nn_gained_more_than_chance_gives() -> None:
 
     assert verdict(500).tone == "good"
     assert verdict(500).text.startswith(
-        "Pre-training helped: neighbours name 41.0 % of 500 held-back images right, 24.1"
+        "Pre-training made the features better: neighbours name 41.0 % of 500 held-back images right, 24.1"
     )
-    assert verdict(40).text.startswith("Pre-training made no clear difference") and verdict(40).mend
+    assert verdict(40).text.startswith("Pre-training made the features not clearly better") and verdict(40).mend
 
 
 def test_reconstructions_are_judged_beside_the_mean_of_a_cell() -> None:

@@ -41,6 +41,7 @@ VIEWS = 32
 """Files that are decoded and rendered, of the usual size in ImageNet."""
 CLASSES, SEGMENT_CLASSES, IMAGENET = 1000, 150, 1_281_167
 """Of ImageNet-1k and ADE20K; training images of the former, which the recipes are for."""
+STEP = "pre-training step, {} patches seen"
 SEES: dict[str, Values] = {"all": {}, "visible": {"masking": "random", "num_masked": "75%"}}
 
 
@@ -76,7 +77,7 @@ def benchmark(config: BenchmarkConfig) -> Outcome:
         print(f"{stage.name:40} {rate:9,.1f} {shares}   {duration(1e6 / rate)}", flush=True)
     epochs = _pretraining(config).epochs or 0.0
     for sees, values in SEES.items():
-        figures = stages[_step_of(sees)]
+        figures = stages[STEP.format(sees)]
         seconds = epochs * IMAGENET / figures["images_per_second"] / (1 - figures["data_wait"])
         sizes = {"image_size": config.image_size, "patch_size": config.patch_size}
         flags = {"preset": config.encoder, "encoder_sees": sees, **sizes, **values}.items()
@@ -153,7 +154,7 @@ def _stages(config: BenchmarkConfig, device: torch.device) -> Iterator[Stage]:
         batch = PretrainBatch(images, token_images, torch.stack(masks).to(device))
         network = task.masked_image_model(training, BeitEncoder(architecture), tokenizer.vocab_size)
         method = partial(task.masked_image_modelling, network, task.tokens_by(tokenizer), batch, batch.mask)
-        yield Stage(_step_of(sees), size, lambda: method(task.num_predicted(training))[1], network)  # noqa: B023  # run at once
+        yield Stage(STEP.format(sees), size, lambda: method(task.num_predicted(training))[1], network)  # noqa: B023  # run at once
     labels = torch.randint(CLASSES, (size,), device=device)
     classifier = ImageClassifier(BeitEncoder(architecture), CLASSES)
     yield Stage("fine-tuning step", size, lambda: F.cross_entropy(classifier(images), labels), classifier)
@@ -172,10 +173,6 @@ def _stages(config: BenchmarkConfig, device: torch.device) -> Iterator[Stage]:
     models = {"features": classifier.encoder, "labels": classifier, "label maps": segmenter}
     for name, model in models.items():
         yield Stage(f"{name} of images", size, partial(model.eval().requires_grad_(False), images))
-
-
-def _step_of(sees: str) -> str:
-    return f"pre-training step, {sees} patches seen"
 
 
 def _pretraining(config: BenchmarkConfig, **values: Any) -> PretrainConfig:

@@ -2,14 +2,9 @@
 
 from typing import Any
 
-from beit.config.finetune import FinetuneConfig
-from beit.config.pretrain import PretrainConfig
-from beit.config.run import TrainingConfig
-from beit.config.segment import SegmentConfig
-from beit.config.tokenizer import TokenizerConfig
 from beit.config.use import DemoConfig, Outcome, TrainConfig
 from beit.presets import Facts, resolve
-from beit.recipes.train.parts import own_values
+from beit.recipes.train.parts import TYPES, own_values
 from beit.recipes.train.run import train
 
 LABELS = 100
@@ -24,13 +19,11 @@ def demo(config: DemoConfig) -> Outcome:
     Continues where it was stopped.
     """
     parts = {
-        "tokenizer": part(TokenizerConfig, config, eval_images=256),
-        "pretrain": part(PretrainConfig, config, 700, tokenizer="tokenizer", lr=2e-3, eval_images=256, evaluations=3),
-        "classifier": part(FinetuneConfig, config, 150, init="pretrain", evaluations=3),
-        "scratch": part(FinetuneConfig, config, 150, from_scratch=True, evaluations=3),
-        "segmenter": part(
-            SegmentConfig, config, 400, init="pretrain", window="whole", eval_images=128, evaluations=2
-        ),
+        "tokenizer": part("tokenizer", config, eval_images=256),
+        "pretrain": part("pretrain", config, 700, tokenizer="tokenizer", lr=2e-3, eval_images=256, evaluations=3),
+        "classifier": part("classifier", config, 150, init="pretrain", evaluations=3),
+        "scratch": part("classifier", config, 150, from_scratch=True, evaluations=3),
+        "segmenter": part("segmenter", config, 400, init="pretrain", window="whole", eval_images=128, evaluations=2),
     }
     journey = TrainConfig(data="demo", out=config.out, seed=config.seed, labels_per_class=LABELS, parts=parts)
     outcome = train(journey, overwrite=config.overwrite)
@@ -38,11 +31,9 @@ def demo(config: DemoConfig) -> Outcome:
     return outcome
 
 
-def part(
-    config_type: type[TrainingConfig], config: DemoConfig, steps: int | None = None, **typed: Any
-) -> dict[str, Any]:
-    """What auto chooses for the scenes, with so many steps times `config.scale`."""
+def part(name: str, config: DemoConfig, steps: int | None = None, **typed: Any) -> dict[str, Any]:
+    """What auto chooses for a part of a journey on the scenes, with so many steps times `config.scale`."""
     if steps is not None:
         typed["steps"] = max(1, round(steps * config.scale))
-    resolved, _ = resolve(config_type(data="demo", out=config.out, **typed), FACTS)
+    resolved, _ = resolve(TYPES[name](data="demo", out=config.out, **typed), FACTS)
     return own_values(resolved)

@@ -68,9 +68,6 @@ def conclude(session: Session[Any], notes: Notes, results: Mapping[str, Any], ba
         say(f"damaged files skipped: {bad_files:,}")
     for line in (*notes.conclusion(results), *(verdict["text"] for verdict in results["verdict"])):
         say(line)
-    for name in ("eval/loss", "eval/reconstruction_mae"):  # judged before the first step where a run goes on
-        if (before := results["first"].get(name)) is not None:
-            say(f"{name} {results['last'][name]:.4g}, and {before:.4g} before the first step")
     say(f"done in {duration(results['seconds'])}; the model is in {Path(out) / MODEL}")
     best = results["best"]
     if (Path(out) / MODEL_BEST).exists() and best["step"] != results["steps"]:

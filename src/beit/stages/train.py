@@ -91,8 +91,8 @@ def train(session: Session[Any], method: Method, feed: Feed) -> Outcome:
         job = Job(with_page(method, run), batches, plan, compute, machine.precision)
         results = fit(job, run, save, session.pace, verdict)
         conclude(session, method.notes, results, run.damaged())
-        if run.budget is not None and config.extend_to is None:
-            console.say(f"took {duration(run.elapsed)} of a budget of {run.budget}")
+        if (budget := run.noted("budget")) is not None and config.extend_to is None:
+            console.say(f"took {duration(run.elapsed)} of a budget of {budget}")
     return Outcome(config, results)
 
 

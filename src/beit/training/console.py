@@ -74,12 +74,14 @@ class Console:
                 self._log.close()
             self._log = None
 
-    def report(self, line: str, short: str, *, training: bool = True) -> None:
-        """The figures of a stretch of training, or of an evaluation: `short` below the bars, and `line`, of which a
-        terminal shows those of evaluations alone; the log gets all."""
+    def report(self, line: str, short: str, printed: str | None = None) -> None:
+        """The figures of an evaluation, or, where `printed` is given, of a stretch of training: `short` below the
+        bars, where there are any. `line` is said; of training it is for the log alone, and a pipe gets `printed`."""
         if _display is not None:
-            _display.figures["training" if training else "judged"] = short
-        (self.log if training and _display is not None else self.say)(line)
+            _display.figures["judged" if printed is None else "training"] = short
+        elif printed is not None and self._main:
+            print(in_lines(printed), flush=True)
+        (self.say if printed is None else self.log)(line)
 
 
 class Display(Progress):

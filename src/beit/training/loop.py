@@ -169,8 +169,9 @@ class Loop:
             **self.learner.summarise(means),
         }
         self.pace = self.pace.after(step=window.seconds / window.steps)
-        line = f"{self.record(figures)}; {duration(self.seconds_left)} left"
-        self.run.console.report(line, f"{brief_line(figures)}, {images_per_second:,.0f} images/s")
+        line, left = self.record(figures), f"{duration(self.seconds_left)} left"
+        short = f"{brief_line(figures)}, {images_per_second:,.0f} images/s"
+        self.run.console.report(f"{line}; {left}", short, f"step {state.step:,} of {plan.steps:,}: {short}; {left}")
         self.run.write_status(step=state.step)
         window.clear()
 
@@ -189,7 +190,7 @@ class Loop:
         """Record the figures of an evaluation, and say them."""
         if figures:
             short = f"held-back images, step {self.state.step:,}: {brief_line(figures)}"
-            self.run.console.report(self.record(figures), short, training=False)
+            self.run.console.report(self.record(figures), short)
 
     def measure_start(self) -> None:
         """Measure the model before its first step, and what needs none, where the recipe has a way to; or judge it

@@ -161,8 +161,10 @@ def _features(run: RunRecord) -> Iterator[Verdict]:
     before, mend = "Pre-training", "a longer run, more unlabelled images, or a released encoder (--init)"
     if run.config.get("init"):
         before, mend = "Going on", "a lower --lr, or more unlabelled images; the start as it is may be the better one"
-    effect = "helped" if helped else "hurt" if first - last > noise else "made no clear difference"
-    text = f"{before} {effect}: neighbours name {percent(last)} of {_images(run, 'knn_top1')} right, "
+    effect = "better" if helped else "worse" if first - last > noise else "not clearly better"
+    text = (
+        f"{before} made the features {effect}: neighbours name {percent(last)} of {_images(run, 'knn_top1')} right, "
+    )
     text += f"{percent(first)} before the first step; guessing would get {percent(chance.last)}."
     yield _good_if(helped, text, mend)
 

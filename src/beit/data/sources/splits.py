@@ -127,7 +127,7 @@ def find_splits(folders: Mapping[str, int], *, paired: bool, layout: LayoutName 
     top, base, notes = _children(folders, ""), _base_of_splits(folders), list[str]()
     if {"images", "annotations"} <= top.keys():
         base, number = "images/", counted(top["annotations"].total(), "image")
-        notes += [] if paired else [f"annotations/ (label maps for segmentation) ignored ({number})"]
+        notes += [] if paired else [f"annotations/: label maps, for segmentation alone ({number})"]
     inner = _children(folders, base)
     names = {name: within.total() for name, within in inner.items()}
     alike = sorted(filter(split_of, names), key=lambda name: (len(name), name))

@@ -110,12 +110,11 @@ def sections(report: DataReport) -> list[Section]:
     """What was found, part by part."""
     counts = {name: ", ".join(f"{n:,} {split}" for split, n in x.items()) for name, x in report.classes.items()}
     order = sorted(counts, key=lambda name: report.classes[name]["train"])
-    lists = {
-        "classes, the rarest in training first": [f"{name}: {counts[name] or 'none'}" for name in order],
-        "damaged files": [f"{name}: {reason}" for name, reason in report.broken],
-    }
+    rarest_first = [f"{name}: {counts[name] or 'none'}" for name in order]
+    lists = {"classes, the rarest in training first": rarest_first} if order else {}
+    lists |= {"damaged files": [f"{name}: {reason}" for name, reason in report.broken]}
     if report.maps:
-        lists |= {"share of pixels": shares(report.maps)}
+        lists |= {"classes by their share of pixels": shares(report.maps)}
         lists |= {"label maps and classes that segmentation would not take": report.maps.mistakes}
     groups = {
         "files with the same bytes": report.duplicates,
@@ -143,13 +142,15 @@ def verdicts(report: DataReport, max_bad: float) -> list[str]:
     """What the verbs will do with the images, one line each, after what flatters a score."""
     labeled = {name for name, image in report.images.items() if image.classes}
     task, known = (SEGMENT, report.maps.images) if report.maps else (LABELED, labeled)
-    uses = (UNLABELED, {*report.images}), (task, known)
-    lines = [_verdict(report, verbs, names, max_bad) for verbs, names in uses]
-    if across := report.across(report.alike):
-        judged = sum(report.images[name].split != "train" for group in across for name in group)
-        flatters = f"warning: {counted(judged, 'image')} of val or test with one that looks alike in training"
-        lines.insert(0, f"{flatters}, which flatters scores; keep both on one side (--group-by), or take them out")
-    return lines
+    ready = (_verdict(report, *use, max_bad) for use in ((UNLABELED, {*report.images}), (task, known)))
+    return [*flattery(report), *ready]
+
+
+def flattery(report: DataReport) -> list[str]:
+    """A warning of what flatters a score, if anything does."""
+    judged = sum(report.images[name].split != "train" for group in report.across(report.alike) for name in group)
+    alike = f"warning: {counted(judged, 'image')} of val or test with one that looks alike in training"
+    return [f"{alike}, which flatters scores; keep both on one side (--group-by), or take them out"] * (judged > 0)
 
 
 def _verdict(report: DataReport, verbs: str, names: Set[str], max_bad: float) -> str:

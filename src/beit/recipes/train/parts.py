@@ -18,7 +18,7 @@ from beit.config.pretrain import PretrainConfig
 from beit.config.run import TrainingConfig, seconds_of
 from beit.config.segment import SegmentConfig
 from beit.config.tokenizer import PatchKMeansConfig, TokenizerConfig
-from beit.config.use import JourneyConfig, Outcome
+from beit.config.use import CheckConfig, JourneyConfig, Outcome
 from beit.config.values import counted, flag_of
 from beit.data.base import Source
 from beit.data.label_file import read_label_rows
@@ -30,6 +30,8 @@ from beit.data.sources.subsets import Subset
 from beit.presets import NETWORK, Values, task_network
 from beit.presets.auto import shown
 from beit.presets.trials import FETCHED, FEW_IMAGES, RELEASED, prospect
+from beit.recipes.check.report import flattery
+from beit.recipes.check.run import inspect
 from beit.recipes.finetune import finetune
 from beit.recipes.pretrain import pretrain
 from beit.recipes.segment import segment
@@ -45,6 +47,8 @@ from beit.training.device import choose_precision
 RESERVE, BESIDE = 0.03, 10.0
 """Share of a budget that is left free, and seconds of each part that no rehearsal sees: its start, the last images,
 and what stands beside its score."""
+CHECKED = 10_000
+"""Up to so many images are looked through for those that look alike."""
 PRETRAINING = {"classifier": 0.7, "segmenter": 0.5, None: 1.0}
 """Share of the time for pre-training, and for the task once; its training from scratch comes on top of both."""
 
@@ -116,6 +120,11 @@ class Journey(NamedTuple):
         if self.task and config.init is None and count <= FEW_IMAGES:
             lines.append(f"few images teach little; try a released encoder first: --init {RELEASED} ({FETCHED})")
         return lines
+
+    def warnings(self) -> list[str]:
+        """What `beit check` says that flatters a score, of images that it takes seconds to read."""
+        is_checked = self.task is not None and len(self.images) <= CHECKED
+        return flattery(inspect(CheckConfig(**self.config.shared_with(CheckConfig)))) if is_checked else []
 
     def part(self, name: str, config_type: type[TrainingConfig] | None = None, **values: Any) -> Part:
         """A part with what was said of the journey, and `values` over it."""
@@ -215,8 +224,7 @@ def fit_task(journey: Journey, parts: dict[str, Any], seconds: float, say: Calla
     steps = max(fitting.steps or 0, planned // 2)
     changed = {name: {**parts[name], "steps": steps, "evaluations": fitting.evaluations} for name in tasks}
     if steps != planned:
-        left = f"{duration(seconds)} are left of the budget"
-        say(f"{counted(steps, 'step')} instead of the {planned:,} of the plan: {left}\n")
+        say(f"{counted(steps, 'step')} instead of the {planned:,} of the plan: {duration(seconds)} are left\n")
     return {**parts, **changed}
 
 

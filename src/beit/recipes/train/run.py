@@ -9,6 +9,9 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+from huggingface_hub.constants import HF_HUB_OFFLINE
 
 import beit.recipes.train.parts as journeys
 from beit.config.files import read_record
@@ -39,6 +42,8 @@ TITLES = {
 SAME = "Both had the same labels and steps, not the same time: pre-training took more."
 REMEDY = "It may pay with a released encoder (--init), with more unlabelled images, or in more time."
 TOO_FEW = "So few held-back images tell small differences from chance hardly ever: --holdout 0.5, or more labels."
+MUCH_MORE = 1.25
+"""How many times as much time as was planned for a task is worth a longer one."""
 LONGER = 4
 """How many times as long the run is that is advised where one was too short."""
 
@@ -53,16 +58,18 @@ def train(config: TrainConfig, *, dry_run: bool = False, overwrite: bool = False
         console.say(f"{folder} is finished; nothing to do (--overwrite starts afresh; for another --budget: --out)")
         return Outcome(config, read_json(folder / RESULTS) or {})
     journey = journeys.begin(config, folder)
-    parts, budget = config.parts, None
+    parts, notes = config.parts, dict[str, Any]()
     if parts is None and not overwrite and (folder / CONFIG).exists():  # chosen at an earlier start
         parts = read_record(folder / CONFIG, TrainConfig)[0].get("parts")
     if parts is None:
-        if not dry_run and config.init is None:
-            console.say("first a visual tokenizer, by whose tokens and time the rest is planned\n")
+        tokens = "a visual tokenizer, by whose tokens and time the rest is planned\n"
+        console.say(f"first {'some steps of each part, which tell its time' if dry_run or config.init else tokens}")
         make = partial(journeys.made_tokenizer, overwrite=overwrite)
         chosen = journeys.planned(config) if dry_run else journeys.choose_parts(journey, make)
-        parts, budget = {part.name: journeys.own_values(part.config) for part in chosen}, config.budget
-        for line in ["" if dry_run else "\nthe plan", *in_words(chosen, config.budget), *journey.words()]:
+        parts = {part.name: journeys.own_values(part.config) for part in chosen}
+        notes = {"budget": config.budget, "times": {part.name: part.seconds for part in chosen}}
+        notes["warnings"] = compute.from_main(journey.warnings)
+        for line in ["\nthe plan", *in_words(chosen, config.budget), *journey.words(), *notes["warnings"]]:
             console.say(line)
     config = dataclasses.replace(config, parts=parts)
     names = [part.name for part in journeys.restored(journey, parts)]
@@ -70,35 +77,39 @@ def train(config: TrainConfig, *, dry_run: bool = False, overwrite: bool = False
         return Outcome(config)
     request = Request("train", dataclasses.asdict(config), began=began)
     with open_run(folder, request, compute=compute, console=console, overwrite=overwrite, parts=parts) as run:
-        run.write_status(**({"budget": budget} if budget else {}))
+        run.write_status(**notes)
         for number, name in enumerate(names, start=1):
             console.say(f"\n{number} of {len(names)}: {TITLES[name]} ({folder / name})\n")
             if name == journey.task and (seconds := compute.from_main(partial(time_left, run, names, overwrite))):
                 parts = journeys.fit_task(journey, parts, seconds, console.say)
                 run.change_config(parts=parts)
-            if budget is not None and name == "tokenizer":
+            if notes and name == "tokenizer":
                 console.say("made before the plan, above")
             else:
                 journeys.restored(journey, parts)[number - 1].run(overwrite=overwrite)
         records = {name: read_standing(folder / name) for name in names}
-        for line in (lines := verdict(records)):
+        for line in (lines := [*verdict(records), *(run.noted("warnings") or [])]):
             console.say(line)
         last = {name: record.results.get("last", {}) for name, record in records.items()}
         results = {**last, "verdict": lines, "seconds": run.elapsed}
         if compute.main:
-            took = f"took {duration(run.elapsed)}{f' of a budget of {run.budget}' if run.budget else ''}"
-            conclude(config, records, [*lines, f"It {took}."], console)
+            of = f" of a budget of {budget}" if (budget := run.noted("budget")) else ""
+            conclude(config, records, [*lines, f"It took {duration(run.elapsed)}{of}."], console)
         run.finish(results)
     return Outcome(config, results)
 
 
 def time_left(run: RunDirectory, names: Sequence[str], overwrite: bool) -> float | None:
-    """Seconds of the budget that pre-training has left for the task; None where the task has begun, or nothing was
-    planned for a budget."""
-    begun = [name for name in names if name not in ("tokenizer", "pretrain") and (run.path / name / CONFIG).exists()]
-    if run.budget is None or (begun and not overwrite) or "pretrain" not in names:
+    """Seconds of the budget that pre-training has left for the task; None where the task has begun, nothing was
+    planned for a budget, or about as many are left as were planned."""
+    tasks = [name for name in names if name not in ("tokenizer", "pretrain")]
+    begun = [name for name in tasks if (run.path / name / CONFIG).exists()]
+    budget, times = run.noted("budget"), run.noted("times")
+    if budget is None or times is None or (begun and not overwrite) or "pretrain" not in names:
         return None
-    return max(1.0, (1 - journeys.RESERVE) * seconds_of(run.budget) - run.elapsed)
+    left = max(1.0, (1 - journeys.RESERVE) * seconds_of(budget) - run.elapsed)
+    planned = sum(journeys.BESIDE + times[name] for name in tasks)
+    return None if planned <= left <= MUCH_MORE * planned else left
 
 
 def conclude(config: TrainConfig, records: Mapping[str, RunRecord], notes: Sequence[str], console: Console) -> None:
@@ -118,12 +129,12 @@ def next_steps(config: TrainConfig, last: RunRecord, unsure: bool = False) -> li
         return [f"next: {last.results['next']}"]
     longer = f"{LONGER * seconds_of(config.budget) / 60:g}m"
     ways = {f"{LONGER} times as long": ["--budget", longer, "--out", f"{config.out}-{longer}"]}
-    if config.init is None and last.verb != "pretrain":
+    if config.init is None and last.verb != "pretrain" and not HF_HUB_OFFLINE:
         released = ["--init", RELEASED, "--budget", config.budget, "--out", f"{config.out}-released"]
         ways = {f"from a released encoder ({FETCHED})": released, **ways}
     more = ["--holdout", "0.5"] if any(MORE_JUDGED in mend for mend in mends) and config.holdout is None else []
-    same = ["beit", "train", *config.flags(), *more]
-    commands = [f"{way}: {shlex.join([*same, *flags])}" for way, flags in ways.items()]
+    same = shlex.join(["beit", "train", *config.flags(), *more])
+    commands = [f"{way}: {same} {shlex.join(flags)}" for way, flags in ways.items()]
     if not mends:
         return [f"next: {last.results['next']}", *(f"or {other}" for other in commands)]
     return [f"to mend first: {'; '.join(mends)}", f"next, {commands[0]}", *(f"or {other}" for other in commands[1:])]
@@ -140,8 +151,7 @@ def in_words(parts: Sequence[journeys.Part], budget: str) -> list[str]:
         elif isinstance(config, PretrainConfig):
             what += f", an encoder of width {config.width} and {counted(config.depth, 'block')}"
         lines.append(f"{part.name:<{width}}  {what}, {duration(part.seconds)}")
-    in_all = duration(sum(part.seconds for part in parts))
-    lines.append(f"{'in all':<{width}}  about {in_all} of a budget of {budget}")
+    lines.append(f"{'in all':<{width}}  about {duration(sum(x.seconds for x in parts))} of a budget of {budget}")
     few = few_images(judged := max(part.judged for part in parts))
     return [*lines, f"{'judged on':<{width}}  {counted(judged, 'held-back image')}; {few}"] if few else lines
 

@@ -102,10 +102,9 @@ class RunDirectory:
         """Seconds that the run has taken so far, all its starts together."""
         return self._elapsed_before + time.monotonic() - self._began
 
-    @property
-    def budget(self) -> str | None:
-        """The time that the steps were to fit in, as it was typed; None where they were given."""
-        return self._status.get("budget")
+    def noted(self, name: str) -> Any:
+        """What status.json says under `name`, from this start or one before it; None for nothing."""
+        return self._status.get(name)
 
     @property
     def checkpoints(self) -> Path:
