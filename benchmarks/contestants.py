@@ -1,14 +1,14 @@
 """What runs beside what in peers.py: for every stage, this package and what a user would run instead.
 
 A contestant is a function without arguments that does the stage's work once. "published" is the peer as its page
-shows it (float32, plain AdamW); "tuned" is the best that a user who knows torch makes of it: autocast to bfloat16,
-scaled-dot-product attention, channels-last convolutions, fused AdamW. Weights are random: the work is the same.
+shows it (float32, plain AdamW); "tuned" is the best that a user who knows torch makes of it: autocast to bfloat16
+where the machine is fast at it, scaled-dot-product attention, channels-last convolutions, fused AdamW. Weights are
+random: the work is the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -33,6 +33,7 @@ from beit.models.heads import ImageClassifier, MaskedImageModel
 from beit.models.segmentation import SemanticSegmenter, released_layers
 from beit.stages.tasks.masked_modelling import masked_image_modelling, tokens_by
 from beit.tokenizers.dvae import DiscreteVAE
+from beit.training.device import Precision
 from beit.training.optim import adamw, parameter_groups
 
 Work = Callable[[], object]
@@ -57,9 +58,11 @@ class Setting(NamedTuple):
     device: torch.device
     batch_size: int
     compiled: bool
+    precision: Precision
+    """Of this package and of what is tuned: bf16 where the machine is fast at it."""
 
-    def run(self, bf16: bool) -> torch.autocast | nullcontext[None]:
-        return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
+    def run(self, tuned: bool) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=tuned and self.precision == "bf16")
 
     def built(self, module: nn.Module, compiled: bool = False) -> nn.Module:
         module = module.to(self.device)
@@ -234,14 +237,13 @@ def _encoder_step(setting: Setting, size: str, image_size: int, patch_size: int,
 
     def ours() -> Work:
         model = setting.built(MaskedImageModel(BeitEncoder(config), TOKENS)).train()
-        return encoder_step.stopwatch(
-            model, lambda *_: model(batch, mask, mask, grid, count)[0], (batch, mask, grid), True
-        )
+        loss = lambda *_: model(batch, mask, mask, grid, count)[0]  # noqa: E731
+        return encoder_step.stopwatch(model, loss, (batch, mask, grid), setting.run(True))
 
     def peer(make: Callable[..., tuple[nn.Module, encoder_step.Loss]], bf16: bool, compiled: bool) -> Work:
         model, loss = make(config, TOKENS)
         model = setting.built(model, compiled).train()
-        return encoder_step.stopwatch(model, loss, (batch, mask, grid[mask]), bf16)
+        return encoder_step.stopwatch(model, loss, (batch, mask, grid[mask]), setting.run(bf16))
 
     return Stage(
         images,

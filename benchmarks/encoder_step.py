@@ -26,6 +26,7 @@ from beit.config.architecture import EncoderConfig
 from beit.models.encoder import BeitEncoder
 from beit.models.heads import MaskedImageModel
 from beit.presets import ENCODERS
+from beit.training.device import choose_precision
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each contestant")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--precision", choices=["auto", "bf16", "float32"], default="auto")
     parser.add_argument("--compile", action="store_true", help="torch.compile each model")
     parser.add_argument("--threads", type=int, help="CPU threads")
     options = parser.parse_args()
@@ -126,13 +127,15 @@ def main() -> None:
     mask = torch.rand(options.batch_size, *config.grid, device=device) < 75 / 196
     tokens = torch.randint(options.vocab_size, (int(mask.sum()),), device=device)
 
+    is_bf16 = choose_precision(options.precision, device) == "bf16"
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=is_bf16)
     steps: dict[str, Callable[[], float]] = {}
     for name, build in (("beit", ours), ("transformers", transformers), ("timm", timm)):
         model, loss = build(config, options.vocab_size)
         model.to(device).train()
         if options.compile:
             model.compile()
-        steps[name] = stopwatch(model, loss, (images, mask, tokens), options.precision == "bf16")
+        steps[name] = stopwatch(model, loss, (images, mask, tokens), autocast)
 
     memory: dict[str, float] = {}
     best = dict.fromkeys(steps, float("inf"))
@@ -149,7 +152,7 @@ def main() -> None:
                 memory[name] = (torch.cuda.max_memory_allocated() - held) / 2**30
     print(
         f"{options.encoder} at {options.image_size}, patch {options.patch_size}, batch {options.batch_size}, "
-        f"{options.precision}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        f"{'bf16' if is_bf16 else 'float32'}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
     for name, seconds in best.items():
         line = f"{name:13} {options.batch_size / seconds:9.1f} images/s  {seconds * 1e3:9.1f} ms"
@@ -157,15 +160,17 @@ def main() -> None:
         print(line + (f"  {memory[name]:6.2f} GiB above the weights" if memory else ""))
 
 
-def stopwatch(model: nn.Module, loss: Loss, batch: tuple[Tensor, Tensor, Tensor], bf16: bool) -> Callable[[], float]:
-    """A function that runs one step and returns its seconds."""
+def stopwatch(
+    model: nn.Module, loss: Loss, batch: tuple[Tensor, Tensor, Tensor], autocast: torch.autocast
+) -> Callable[[], float]:
+    """A function that runs one step, its forward pass in `autocast`, and returns its seconds."""
     device = batch[0].device
 
     def step() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with autocast:
             value = loss(*batch)
         value.backward()
         if device.type == "cuda":

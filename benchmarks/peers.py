@@ -32,7 +32,7 @@ from contestants import Setting, Stage, stages
 from torch.utils.flop_counter import FlopCounterMode
 
 from beit.stages.auto.choices import rate_of
-from beit.training.device import Compute, describe_machine
+from beit.training.device import Compute, choose_precision, describe_machine
 
 MEMORY = ("pre-training step, all", "pre-training step, visible", "fine-tuning step", "segmentation step")
 PACKAGES = ("beit", "torch", "torchvision", "transformers", "timm", "DALL-E", "numpy", "pillow")
@@ -49,13 +49,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=["auto", "bf16", "float32"], default="auto", help="of ours and tuned")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--only", nargs="+", metavar="STAGE", help="stages whose names begin so")
     parser.add_argument("--memory-of", nargs=2, metavar=("STAGE", "CONTESTANT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    setting = Setting(torch.device(options.device), options.batch_size, options.compile)
+    device = torch.device(options.device)
+    setting = Setting(device, options.batch_size, options.compile, choose_precision(options.precision, device))
     table = stages(setting)
     if options.memory_of:
         print(peak_of(table[options.memory_of[0]], options.memory_of[1], setting))
@@ -91,7 +93,7 @@ def race(stage: Stage, setting: Setting, seconds: float) -> dict[str, Any]:
         print(f"  {name}: ready", flush=True)
     began = time.perf_counter()
     while len(limits) < FEWEST or time.perf_counter() - began < seconds:
-        limits.append(rate_of(compute, "bf16"))
+        limits.append(rate_of(compute, setting.precision))
         for name, work in works.items():
             gc.collect()
             start = time.perf_counter()
@@ -134,6 +136,7 @@ def peak_in_a_process(options: argparse.Namespace, stage: str, contestant: str) 
     command += ["--batch-size", str(options.batch_size), "--device", options.device]
     command += ["--threads", str(options.threads)] if options.threads else []
     command += ["--compile"] if options.compile else []
+    command += ["--precision", options.precision]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return float(output.split()[-1])
 
@@ -143,7 +146,8 @@ def description(setting: Setting) -> dict[str, Any]:
     machine = describe_machine(Compute(setting.device))
     versions = {"python": platform.python_version(), **dict(_versions())}
     shown = {name: machine[name] for name in ("cpu", "gpu", "threads") if name in machine}
-    return {**shown, **versions, "batch_size": setting.batch_size, "compile": setting.compiled}
+    chosen = {"batch_size": setting.batch_size, "precision": setting.precision, "compile": setting.compiled}
+    return {**shown, **versions, **chosen}
 
 
 def _versions() -> Iterator[tuple[str, str]]:

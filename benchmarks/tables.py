@@ -21,7 +21,7 @@ def tables(figures: dict[str, Any]) -> Iterator[str]:
     about = figures["about"]
     machine = about.get("gpu") or about["cpu"]
     versions = ", ".join(f"{name} {about[name]}" for name in ("torch", "transformers", "timm") if name in about)
-    yield f"## {machine}, {about['threads']} threads, batches of {about['batch_size']}"
+    yield f"## {machine}, {about['threads']} threads, batches of {about['batch_size']}, {about['precision']}"
     yield ""
     yield f"{figures['date']}; {versions}. `python benchmarks/peers.py` with these settings."
     for name, stage in figures.get("stages", {}).items():
