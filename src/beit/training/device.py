@@ -205,8 +205,7 @@ def choose_device(device: str = "auto") -> torch.device:
         chosen = torch.device(device)
     except RuntimeError:
         raise UserError(f"--device {device} is not a device; choose auto, cpu, cuda or mps") from None
-    mps: bool = torch.backends.mps.is_available()
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": mps}
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     require(available.get(chosen.type, False), f"--device {device} is not available on this machine; choose auto")
     return chosen
 

@@ -93,8 +93,9 @@ def train(config: TrainConfig, *, dry_run: bool = False, overwrite: bool = False
         last = {name: record.results.get("last", {}) for name, record in records.items()}
         results = {**last, "verdict": lines, "seconds": run.elapsed}
         if compute.main:
-            of = f" of a budget of {budget}" if (budget := run.noted("budget")) else ""
-            conclude(config, records, [*lines, f"It took {duration(run.elapsed)}{of}."], console)
+            budget = run.noted("budget")
+            took = f"It took {duration(run.elapsed)}{f' of a budget of {budget}' if budget else ''}."
+            conclude(config, records, [*lines, took], console, bool(budget))
         run.finish(results)
     return Outcome(config, results)
 
@@ -112,21 +113,25 @@ def time_left(run: RunDirectory, names: Sequence[str], overwrite: bool) -> float
     return None if planned <= left <= MUCH_MORE * planned else left
 
 
-def conclude(config: TrainConfig, records: Mapping[str, RunRecord], notes: Sequence[str], console: Console) -> None:
+def conclude(
+    config: TrainConfig, records: Mapping[str, RunRecord], notes: Sequence[str], console: Console, planned: bool
+) -> None:
     """Write the page, with `notes` at its head, and say what to do next."""
     folder = Path(config.out)
     [*_, (model, last)] = [(name, record) for name, record in records.items() if name != "scratch"]
-    commands = next_steps(config, last, unsure=any(REMEDY in note for note in notes))
+    commands = next_steps(config, last, any(REMEDY in note for note in notes), planned)
     page = write_report([*records.values()], folder / REPORT, title=folder.name, notes=[*notes, *commands])
     for line in [notes[-1], f"{folder} stands for {folder / model}; open {page} in a browser", *commands]:
         console.say(line)
 
 
-def next_steps(config: TrainConfig, last: RunRecord, unsure: bool = False) -> list[str]:
-    """What to type next, by the verdict on the model; where it is `unsure` that pre-training pays, by that too."""
+def next_steps(config: TrainConfig, last: RunRecord, unsure: bool = False, planned: bool = True) -> list[str]:
+    """What to type next, by the verdict on the model; where it is `unsure` that pre-training pays, by that too. Of a
+    journey that was not `planned` for a budget no other budget is advised."""
     mends = dict.fromkeys(line["mend"] for line in last.results["verdict"] if line["mend"])
-    if not mends and not unsure:
-        return [f"next: {last.results['next']}"]
+    to_mend = [f"to mend first: {'; '.join(mends)}"] if mends else []
+    if not planned or not (mends or unsure):
+        return to_mend or [f"next: {last.results['next']}"]
     longer = f"{LONGER * seconds_of(config.budget) / 60:g}m"
     ways = {f"{LONGER} times as long": ["--budget", longer, "--out", f"{config.out}-{longer}"]}
     if config.init is None and last.verb != "pretrain" and not HF_HUB_OFFLINE:
@@ -135,9 +140,8 @@ def next_steps(config: TrainConfig, last: RunRecord, unsure: bool = False) -> li
     more = ["--holdout", "0.5"] if any(MORE_JUDGED in mend for mend in mends) and config.holdout is None else []
     same = shlex.join(["beit", "train", *config.flags(), *more])
     commands = [f"{way}: {same} {shlex.join(flags)}" for way, flags in ways.items()]
-    if not mends:
-        return [f"next: {last.results['next']}", *(f"or {other}" for other in commands)]
-    return [f"to mend first: {'; '.join(mends)}", f"next, {commands[0]}", *(f"or {other}" for other in commands[1:])]
+    first = f"next, {commands.pop(0)}" if mends else f"next: {last.results['next']}"
+    return [*to_mend, first, *(f"or {other}" for other in commands)]
 
 
 def in_words(parts: Sequence[journeys.Part], budget: str) -> list[str]:
