@@ -71,7 +71,9 @@ def test_runs_from_a_config_and_refuses_what_training_refuses(tmp_path: Path) ->
 def test_what_is_ready_is_followed_by_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plant(tmp_path)
     check(config(tmp_path / "train"))
-    assert capsys.readouterr().out.endswith(f"\nnext: beit plan {tmp_path / 'train'}\n")
+    assert capsys.readouterr().out.endswith(f"\nnext: beit plan --data {tmp_path / 'train'}\n")
+    check(config(tmp_path / "train", holdout=0.5, group_by="(.*)"))
+    assert capsys.readouterr().out.endswith(f"--data {tmp_path / 'train'} --holdout 0.5 --group-by '(.*)'\n")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "0.png").write_bytes(b"<html>")
     check(config(tmp_path / "bad", holdout=0.0))

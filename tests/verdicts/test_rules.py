@@ -91,6 +91,8 @@ def test_what_a_histogram_does_as_well_is_not_good() -> None:
 def test_few_images_are_never_good_and_say_what_they_stand_for() -> None:
     [verdict] = score(1.0, 20, commonest=0.5)
     assert verdict.tone == "open" and "few images tell little" in verdict.text
+    [verdict] = score(0.6, 20, commonest=0.5)
+    assert "--holdout 0.5" in verdict.mend
     assert (
         "13 of 20 right would stand for 43.3 % to 81.9 %" in few_images(20) and few_images(0) == few_images(50) == ""
     )
@@ -187,7 +189,7 @@ def test_what_matters_most_is_of_images_that_were_not_trained_on() -> None:
 def test_one_of_a_kind_is_said_in_the_singular() -> None:
     [verdict] = score(1.0, 1, commonest=0.5)
     assert "100.0 % of 1 held-back image is named right (95 % interval" in verdict.text
-    assert "(1 of 1 right would stand for" in few_images(1)
+    assert "1 of 1 right would stand for" in few_images(1)
     classes = {name: {"iou": overlap, "share": 0.3} for name, overlap in (("a", 0.0), ("b", 0.5), ("c", 0.6))}
     assert "1 of 3 classes is never found: a." in said({"classes": classes}, eval_miou=[0.4])
     assert "The codebook has collapsed: 1 code occurs, 1.0 in" in said(eval_perplexity=[1.0], eval_codes_used=[1.0])

@@ -70,7 +70,7 @@ def conclude(session: Session[Any], notes: Notes, results: Mapping[str, Any], ba
         say(line)
     say(f"done in {duration(results['seconds'])}; the model is in {Path(out) / MODEL}")
     best = results["best"]
-    if (Path(out) / MODEL_BEST).exists() and best["step"] != results["steps"]:
+    if (Path(out) / MODEL_BEST).exists() and best[best["monitor"]] != results["last"].get(best["monitor"]):
         figure = brief_line({best["monitor"]: best[best["monitor"]]})
         say(
             f"{Path(out) / MODEL_BEST} holds that of the best evaluation: {figure} after step {best['step']:,}, "

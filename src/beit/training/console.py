@@ -5,6 +5,7 @@ A terminal has one live display, at its bottom: a bar for each piece of work und
 
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +19,8 @@ from rich.text import Text
 
 from beit.untrusted import in_lines
 
-TRACKED = 1000  # items that go by before a bar moves
+TRACKED, QUIET = 1000, 10.0
+"""Items that go by before a bar moves; seconds between two lines of training in a pipe."""
 
 
 class Console:
@@ -28,6 +30,7 @@ class Console:
         self._main = main
         self._log: IO[str] | None = None
         self._unlogged: list[str] = []
+        self._quiet_until = 0.0
 
     def say(self, text: str = "", hang: int = 0) -> None:
         """Print `text`, above the bars where there are any, and log it. Of a terminal's lines that it takes, all but
@@ -79,8 +82,9 @@ class Console:
         bars, where there are any. `line` is said; of training it is for the log alone, and a pipe gets `printed`."""
         if _display is not None:
             _display.figures["judged" if printed is None else "training"] = short
-        elif printed is not None and self._main:
+        elif printed is not None and self._main and time.monotonic() > self._quiet_until:
             print(in_lines(printed), flush=True)
+            self._quiet_until = time.monotonic() + QUIET
         (self.say if printed is None else self.log)(line)
 
 

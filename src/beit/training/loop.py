@@ -170,8 +170,8 @@ class Loop:
         }
         self.pace = self.pace.after(step=window.seconds / window.steps)
         line, left = self.record(figures), f"{duration(self.seconds_left)} left"
-        short = f"{brief_line(figures)}, {images_per_second:,.0f} images/s"
-        self.run.console.report(f"{line}; {left}", short, f"step {state.step:,} of {plan.steps:,}: {short}; {left}")
+        short = f"training images: {brief_line(figures)}, {images_per_second:,.0f} images/s"
+        self.run.console.report(f"{line}; {left}", short, f"step {state.step:,} of {plan.steps:,}, {short}; {left}")
         self.run.write_status(step=state.step)
         window.clear()
 

@@ -23,7 +23,8 @@ RISE, MEMORISED = 0.1, 0.02
 """Shares: of its beginning, or of 1, by which a training loss rises that diverges; of its lowest value, by which a
 held-back loss rises at least where training images are learned by heart."""
 
-MORE_JUDGED = "hold more of them back (--holdout 0.5), or label more"
+LABEL_MORE = "label more images (`beit suggest` picks them)"
+MORE_JUDGED = f"{LABEL_MORE}, or judge on more of those with labels (--holdout 0.5)"
 AGAIN = "the same command with --overwrite and a third of the --lr"
 
 Tone = Literal["good", "open", "bad", "plain"]
@@ -49,7 +50,7 @@ def few_images(count: int) -> str:
     if not 0 < count < FEW:
         return ""
     low, high = map(percent, wilson(right := round(2 * count / 3), count))
-    return f"few images tell little ({right} of {count} right would stand for {low} to {high}): {MORE_JUDGED}"
+    return f"few images tell little (for example {right} of {count} right would stand for {low} to {high})"
 
 
 def collapse(perplexity: float, used: float, vocab_size: int | None) -> Verdict | None:
@@ -249,7 +250,7 @@ def _score(run: RunRecord) -> Iterator[Verdict]:
     hardest = max(rivals, key=rivals.__getitem__, default="")
     start = "" if run.config.get("init") else " or a pre-trained start (--init),"
     more = f"a longer run,{start} or more labels; `beit check` lists damaged, equal and alike images"
-    more = f"{MORE_JUDGED}; {more}" if few else more
+    more = f"{LABEL_MORE if run.config.get('holdout') else MORE_JUDGED}; then {more}" if few else more
     if not interval or not rivals:
         yield Verdict("plain", text)
     elif interval["low"] > rivals[hardest]:

@@ -3,14 +3,15 @@
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 from rich.console import Console
 
-from beit.config.use import CheckConfig
+from beit.config.run import DataConfig
+from beit.config.use import CheckConfig, JourneyConfig
 from beit.config.values import counted
 from beit.data.base import SPLITS, Source, Split, grouped
 from beit.data.loaders import HANDFUL
@@ -209,7 +210,6 @@ def present(report: DataReport, config: CheckConfig, sources: Mapping[Split, Sou
         write_page(Path(config.html), f"beit check {' '.join(config.sources)}", parts + sections(report), picture_of)
         print(f"wrote {config.html}")
     if any(line.startswith("ready") for line in lines):
-        stated = {"--labels": config.labels, "--label-maps": config.label_maps}
-        labels = [word for flag, value in stated.items() if value for word in (flag, value)]
-        labels += ["--reduce-zero-label"] * (report.maps is not None and report.maps.ignores_zero)
-        print(f"next: beit plan {shlex.join([*config.sources, *labels])}")
+        said = {field.name: getattr(config, field.name) for field in fields(DataConfig)}
+        journey = JourneyConfig(**said, reduce_zero_label=report.maps is not None and report.maps.ignores_zero)
+        print(f"next: {shlex.join(['beit', 'plan', *journey.flags()])}")

@@ -200,11 +200,9 @@ def choose_parts(journey: Journey, make: Callable[[Journey], Part]) -> list[Part
     unit = left() / (share + (1 - share) * trainings)
     network, rate = journey.network(share * unit)
     start = task_network(dataclasses.asdict(network), TYPES[task])
-    crop: Values = {}
-    if task == "segmenter":
-        encoder = network.architecture()
-        work = (1 - share) * unit * rate
-        crop = shown(median_side(journey.images), encoder.image_size, encoder.patch_size, work)
+    encoder, work = network.architecture(), (1 - share) * unit * rate
+    seen = median_side(journey.images), encoder.image_size, encoder.patch_size, work
+    crop: Values = shown(*seen) if task == "segmenter" else {}
     alone = plan("scratch", (1 - share) * unit, TYPES[task], from_scratch=True, **{**start, **crop})
     # The same recipe from the encoder that is not there yet.
     own = {**dict.fromkeys(start), "init_scheme": start["init_scheme"], "from_scratch": False, **crop}

@@ -29,7 +29,7 @@ from beit.training.run.opening import open_run
 from beit.training.run.record import RunRecord, read_standing
 from beit.untrusted import read_json
 from beit.verdicts.comparison import comparisons
-from beit.verdicts.rules import FEW, MORE_JUDGED, few_images, interval_of
+from beit.verdicts.rules import FEW, LABEL_MORE, MORE_JUDGED, few_images, interval_of
 from beit.visualize.report import write_report
 
 TITLES = {
@@ -41,7 +41,7 @@ TITLES = {
 }
 SAME = "Both had the same labels and steps, not the same time: pre-training took more."
 REMEDY = "It may pay with a released encoder (--init), with more unlabelled images, or in more time."
-TOO_FEW = "So few held-back images tell small differences from chance hardly ever: --holdout 0.5, or more labels."
+TOO_FEW = "On so few held-back images a small difference looks like chance."
 MUCH_MORE = 1.25
 """How many times as much time as was planned for a task is worth a longer one."""
 LONGER = 4
@@ -62,8 +62,7 @@ def train(config: TrainConfig, *, dry_run: bool = False, overwrite: bool = False
     if parts is None and not overwrite and (folder / CONFIG).exists():  # chosen at an earlier start
         parts = read_record(folder / CONFIG, TrainConfig)[0].get("parts")
     if parts is None:
-        tokens = "a visual tokenizer, by whose tokens and time the rest is planned\n"
-        console.say(f"first {'some steps of each part, which tell its time' if dry_run or config.init else tokens}")
+        console.say("first some steps of each part, whose time tells what fits into the budget\n")
         make = partial(journeys.made_tokenizer, overwrite=overwrite)
         chosen = journeys.planned(config) if dry_run else journeys.choose_parts(journey, make)
         parts = {part.name: journeys.own_values(part.config) for part in chosen}
@@ -157,7 +156,8 @@ def in_words(parts: Sequence[journeys.Part], budget: str) -> list[str]:
         lines.append(f"{part.name:<{width}}  {what}, {duration(part.seconds)}")
     lines.append(f"{'in all':<{width}}  about {duration(sum(x.seconds for x in parts))} of a budget of {budget}")
     few = few_images(judged := max(part.judged for part in parts))
-    return [*lines, f"{'judged on':<{width}}  {counted(judged, 'held-back image')}; {few}"] if few else lines
+    mend = LABEL_MORE if parts[0].config.holdout else MORE_JUDGED
+    return [*lines, f"{'judged on':<{width}}  {counted(judged, 'held-back image')}; {few}: {mend}"] if few else lines
 
 
 def verdict(records: Mapping[str, RunRecord]) -> list[str]:
