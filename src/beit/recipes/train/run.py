@@ -39,7 +39,7 @@ TITLES = {
     "segmenter": "a class for every pixel",
     "scratch": "the same from scratch, to compare",
 }
-SAME = "Both had the same labels and steps, not the same time: pre-training took more."
+SAME = "Both had the same labels and steps; the time of pre-training came on top of that."
 REMEDY = "It may pay with a released encoder (--init), with more unlabelled images, or in more time."
 TOO_FEW = "On so few held-back images a small difference looks like chance."
 MUCH_MORE = 1.25
