@@ -75,8 +75,8 @@ def test_a_journey_ends_with_commands_that_can_be_copied(monkeypatch: pytest.Mon
     assert longer == f"or 4 times as long: {said} --budget 60m --out runs/mine-60m"
     [_, longer] = next_steps(replace(config, init="given"), poor)
     assert longer.endswith("--labels-per-class 40 --init given --budget 60m --out runs/mine-60m")
-    assert next_steps(config, poor, planned=False) == ["to mend first: more labels"]
-    assert next_steps(config, good, unsure=True, planned=False) == ["next: beit predict --model x"]
+    assert next_steps(replace(config, parts={}), poor) == ["to mend first: more labels"]
+    assert next_steps(replace(config, parts={}), good, unsure=True) == ["next: beit predict --model x"]
     monkeypatch.setattr(journey_run, "HF_HUB_OFFLINE", True)
     assert [line[:6] for line in next_steps(config, poor)] == ["to men", "next, "], "what must be fetched is advised"
 

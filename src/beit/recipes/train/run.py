@@ -70,11 +70,11 @@ def train(config: TrainConfig, *, dry_run: bool = False, overwrite: bool = False
         notes["warnings"] = compute.from_main(journey.warnings)
         for line in ["\nthe plan", *in_words(chosen, config.budget), *journey.words(), *notes["warnings"]]:
             console.say(line)
-    config = dataclasses.replace(config, parts=parts)
+    whole = dataclasses.replace(config, parts=parts)
     names = [part.name for part in journeys.restored(journey, parts)]
     if dry_run:
-        return Outcome(config)
-    request = Request("train", dataclasses.asdict(config), began=began)
+        return Outcome(whole)
+    request = Request("train", dataclasses.asdict(whole), began=began)
     with open_run(folder, request, compute=compute, console=console, overwrite=overwrite, parts=parts) as run:
         run.write_status(**notes)
         for number, name in enumerate(names, start=1):
@@ -94,9 +94,9 @@ def train(config: TrainConfig, *, dry_run: bool = False, overwrite: bool = False
         if compute.main:
             budget = run.noted("budget")
             took = f"It took {duration(run.elapsed)}{f' of a budget of {budget}' if budget else ''}."
-            conclude(config, records, [*lines, took], console, bool(budget))
+            conclude(config, records, [*lines, took], console)
         run.finish(results)
-    return Outcome(config, results)
+    return Outcome(whole, results)
 
 
 def time_left(run: RunDirectory, names: Sequence[str], overwrite: bool) -> float | None:
@@ -112,24 +112,22 @@ def time_left(run: RunDirectory, names: Sequence[str], overwrite: bool) -> float
     return None if planned <= left <= MUCH_MORE * planned else left
 
 
-def conclude(
-    config: TrainConfig, records: Mapping[str, RunRecord], notes: Sequence[str], console: Console, planned: bool
-) -> None:
+def conclude(config: TrainConfig, records: Mapping[str, RunRecord], notes: Sequence[str], console: Console) -> None:
     """Write the page, with `notes` at its head, and say what to do next."""
     folder = Path(config.out)
     [*_, (model, last)] = [(name, record) for name, record in records.items() if name != "scratch"]
-    commands = next_steps(config, last, any(REMEDY in note for note in notes), planned)
+    commands = next_steps(config, last, any(REMEDY in note for note in notes))
     page = write_report([*records.values()], folder / REPORT, title=folder.name, notes=[*notes, *commands])
     for line in [notes[-1], f"{folder} stands for {folder / model}; open {page} in a browser", *commands]:
         console.say(line)
 
 
-def next_steps(config: TrainConfig, last: RunRecord, unsure: bool = False, planned: bool = True) -> list[str]:
-    """What to type next, by the verdict on the model; where it is `unsure` that pre-training pays, by that too. Of a
-    journey that was not `planned` for a budget no other budget is advised."""
+def next_steps(config: TrainConfig, last: RunRecord, unsure: bool = False) -> list[str]:
+    """What to type next, by the verdict on the model; where it is `unsure` that pre-training pays, by that too. Where
+    the parts were given, and not chosen for a budget, no other budget is advised."""
     mends = dict.fromkeys(line["mend"] for line in last.results["verdict"] if line["mend"])
     to_mend = [f"to mend first: {'; '.join(mends)}"] if mends else []
-    if not planned or not (mends or unsure):
+    if config.parts is not None or not (mends or unsure):
         return to_mend or [f"next: {last.results['next']}"]
     longer = f"{LONGER * seconds_of(config.budget) / 60:g}m"
     ways = {f"{LONGER} times as long": ["--budget", longer, "--out", f"{config.out}-{longer}"]}
