@@ -249,8 +249,9 @@ def _score(run: RunRecord) -> Iterator[Verdict]:
     text = "; ".join(filter(None, (text, *beside, few))) + "."
     hardest = max(rivals, key=rivals.__getitem__, default="")
     start = "" if run.config.get("init") else " or a pre-trained start (--init),"
-    more = f"a longer run,{start} or more labels; `beit check` lists damaged, equal and alike images"
-    more = f"{LABEL_MORE if run.config.get('holdout') else MORE_JUDGED}; then {more}" if few else more
+    label_more = LABEL_MORE if run.config.get("holdout") else MORE_JUDGED
+    more = f"{label_more}; then a longer run" if few else f"a longer run,{start} or more labels"
+    more += "; `beit check` lists damaged, equal and alike images"
     if not interval or not rivals:
         yield Verdict("plain", text)
     elif interval["low"] > rivals[hardest]:
