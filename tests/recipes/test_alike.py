@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.cli.main import main
-from beit.config.use import CheckConfig
+from beit.config.use import CheckConfig, TrainConfig
 from beit.recipes.check.alike import DISTANCE, LIKENESS, groups_alike, look_of
 from beit.recipes.check.run import inspect
+from beit.recipes.train import parts
 
 
 def scene(seed: int, side: int = 64) -> Image.Image:
@@ -121,3 +122,17 @@ def test_pictures_of_many_bands_are_shown(tmp_path: Path) -> None:
     assert "images of 13 channels, of more than 8 bits" in text and "for want of --value-range" in text
     first = text.partition("base64,")[2].partition('"')[0]
     assert np.asarray(Image.open(io.BytesIO(base64.b64decode(first)))).std() > 5
+
+
+def test_a_journey_warns_of_what_flatters_its_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "val"):
+        for number, name in enumerate(["cat", "dog"]):
+            for picture in range(3):
+                seed = 10 * number + picture + (100 if split == "val" and picture else 0)
+                save(scene(seed, 64 if split == "train" else 72), tmp_path / split / name / f"{picture}.png")
+    journey = parts.begin(TrainConfig(data=str(tmp_path), out=str(tmp_path / "run")), tmp_path / "run")
+    [warning] = journey.warnings()
+    assert warning.startswith("warning: 2 images of val or test with one that looks alike in training")
+    assert journey._replace(task=None).warnings() == []
+    monkeypatch.setattr(parts, "CHECKED", 5)
+    assert journey.warnings() == [], "reading all of so many images takes too long"

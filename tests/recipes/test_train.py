@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from beit.config.finetune import FinetuneConfig
 from beit.config.use import PlanConfig, TrainConfig
 from beit.recipes.train import run as journey_run
 from beit.recipes.train.parts import begin, choose_parts, fit_task, imagined_tokenizer
-from beit.recipes.train.run import train
+from beit.recipes.train.run import time_left, train
 from beit.stages import train as train_stage
 from beit.stages.auto.rehearsal import Pace
 from beit.stages.session import open_session
@@ -107,6 +108,17 @@ def test_a_task_takes_what_pretraining_leaves_and_half_of_its_plan_at_least(
     }
     assert f"{steps} steps instead of the 4 of the plan" in said[0]
     assert {**fitting, "classifier": 0, "scratch": 0} == {**parts, "classifier": 0, "scratch": 0}
+
+
+@pytest.mark.parametrize(("elapsed", "left"), [(500.0, 664.0), (650.0, None), (740.0, None), (800.0, 364.0)])
+def test_steps_stay_as_planned_while_their_time_is_there(elapsed: float, left: float | None, tmp_path: Path) -> None:
+    """420 s were planned for both trainings of the task."""
+    times = {"tokenizer": 1.0, "pretrain": 700.0, "classifier": 200.0, "scratch": 200.0}
+    noted = {"budget": "20m", "times": times}.get
+    run: Any = SimpleNamespace(path=tmp_path, elapsed=elapsed, noted=noted)
+    assert time_left(run, PARTS, False) == left
+    run.noted = {}.get
+    assert time_left(run, PARTS, False) is None, "nothing was planned for a budget"
 
 
 def test_a_stopped_journey_goes_on_with_the_parts_it_chose(

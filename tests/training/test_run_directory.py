@@ -462,11 +462,13 @@ def test_a_pipe_gets_short_lines_and_the_log_gets_all(tmp_path: Path, capsys: py
     console = Console()
     console.log_to(tmp_path / "log.txt")
     console.report("step 50: loss 2, rate 1, norm 3", "loss 2", "step 50: loss 2")
+    console.report("step 60: loss 1, rate 1, norm 3", "loss 1", "step 60: loss 1")  # too soon after it
     console.report("held-back images: loss 3", "loss 3")
     console.close()
     assert capsys.readouterr().out.splitlines() == ["step 50: loss 2", "held-back images: loss 3"]
-    lines = (tmp_path / "log.txt").read_text().splitlines()
-    assert lines == ["step 50: loss 2, rate 1, norm 3", "held-back images: loss 3"]
+    first, second, judged = (tmp_path / "log.txt").read_text().splitlines()
+    assert (first, second) == ("step 50: loss 2, rate 1, norm 3", "step 60: loss 1, rate 1, norm 3")
+    assert judged == "held-back images: loss 3"
 
 
 @pytest.mark.parametrize(
