@@ -94,6 +94,14 @@ def test_few_images_are_never_good_and_say_what_they_stand_for() -> None:
     assert verdict.tone == "open" and "few images tell little" in verdict.text
     [verdict] = score(0.6, 20, commonest=0.5)
     assert "--holdout 0.5" in verdict.mend
+    curves = {
+        "eval/top1": Curve(np.zeros(1), np.array([0.6])),
+        "eval/commonest_top1": Curve(np.zeros(1), np.array([0.5])),
+    }
+    interval = {"low": 0.4, "high": 0.8, "images": 20, "units": 20}
+    run = RunRecord(curves=curves, results={"interval": interval}, config={"holdout": 0.5})
+    assert [verdict.mend.split(" (")[0] for verdict in verdicts(run)] == ["label more images"]
+    assert "--holdout" not in verdicts(run)[0].mend, "it is given already"
     assert (
         "13 of 20 right would stand for 43.3 % to 81.9 %" in few_images(20) and few_images(0) == few_images(50) == ""
     )

@@ -163,10 +163,8 @@ def _features(run: RunRecord) -> Iterator[Verdict]:
     if run.config.get("init"):
         before, mend = "Going on", "a lower --lr, or more unlabelled images; the start as it is may be the better one"
     effect = "better" if helped else "worse" if first - last > noise else "not clearly better"
-    text = (
-        f"{before} made the features {effect}: neighbours name {percent(last)} of {_images(run, 'knn_top1')} right, "
-    )
-    text += f"{percent(first)} before the first step; guessing would get {percent(chance.last)}."
+    text = f"{before} made the features {effect}: neighbours name {percent(last)} of {_images(run, 'knn_top1')}"
+    text += f" right, {percent(first)} before the first step; guessing would get {percent(chance.last)}."
     yield _good_if(helped, text, mend)
 
 

@@ -201,8 +201,8 @@ def choose_parts(journey: Journey, make: Callable[[Journey], Part]) -> list[Part
     network, rate = journey.network(share * unit)
     start = task_network(dataclasses.asdict(network), TYPES[task])
     encoder, work = network.architecture(), (1 - share) * unit * rate
-    seen = median_side(journey.images), encoder.image_size, encoder.patch_size, work
-    crop: Values = shown(*seen) if task == "segmenter" else {}
+    as_shown = partial(shown, size=encoder.image_size, patch=encoder.patch_size, work=work)
+    crop: Values = as_shown(median_side(journey.images)) if task == "segmenter" else {}
     alone = plan("scratch", (1 - share) * unit, TYPES[task], from_scratch=True, **{**start, **crop})
     # The same recipe from the encoder that is not there yet.
     own = {**dict.fromkeys(start), "init_scheme": start["init_scheme"], "from_scratch": False, **crop}
